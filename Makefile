@@ -1,0 +1,67 @@
+# FedMTL. A bare `make` lists the targets.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+BUF    := npx --yes @bufbuild/buf@1.75.0
+
+PROTOS    := $(shell find protos -name '*.proto')
+GENERATED := generated/fedmtl/v1/federation_pb2.py
+PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local
+
+.DEFAULT_GOAL := help
+.PHONY: help install proto proto-check proto-lint lint format test demo real clean
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Make .venv and install FedMTL with its development tools.
+
+# torch first and alone: the constraints then keep every other package from replacing it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "FedMTL needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,real]'
+	@touch $@
+
+proto: $(STAMP) ## Write generated/ from protos/.
+	@rm -rf generated/fedmtl && mkdir -p generated
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
+	  --python_out=generated --pyi_out=generated --grpc_python_out=generated --mypy_grpc_out=generated $(PROTOS)
+	@echo "generated/ is written from $(words $(PROTOS)) proto file(s)"
+
+proto-check: $(STAMP) ## Fail when generated/ is not what protos/ gives.
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
+	  && PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
+	    --python_out=$$scratch --pyi_out=$$scratch --grpc_python_out=$$scratch --mypy_grpc_out=$$scratch $(PROTOS) \
+	  && diff -r -x __pycache__ -x '*.egg-info' $$scratch generated \
+	  || { echo "generated/ is stale: run 'make proto' and commit the result" >&2; exit 1; }
+	@echo "generated/ is up to date"
+
+proto-lint: ## Lint protos/ with buf (STANDARD); needs npm.
+	$(BUF) lint
+	$(BUF) format --diff --exit-code
+
+lint: $(STAMP) ## Run ruff and mypy.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+
+format: $(STAMP) ## Format the Python code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(STAMP) ## Run the tests.
+	$(BIN)/python -m pytest
+
+demo: $(STAMP) proto ## Train three tasks on built-in data: one server, three clients, on this machine.
+	$(BIN)/fedmtl-local --config configs/demo.yaml
+
+real: $(STAMP) ## The same on real rows and a pretrained encoder.
+	$(BIN)/fedmtl-local --config configs/real.yaml
+
+clean: ## Remove what was built; runs/ stays.
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,104 @@
+"""The command line of the client."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmtl_core import config as configuration
+from fedmtl_core import logs
+from fedmtl_core.cli import LogFormat, show_settings
+from fedmtl_core.config import Config, TaskConfig, parse_shard
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.tasks import PRESETS
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+def _client_id(value: str) -> str:
+    try:
+        return require_identifier("client id", value)
+    except Exception as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _shard(value: str) -> str:
+    try:
+        parse_shard(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return value
+
+
+@app.command()
+def take_part(
+    client_id: Annotated[
+        str, typer.Option(help="This client's name; no other client may have it.", callback=_client_id)
+    ],
+    task: Annotated[str, typer.Option("--task", "--tasks", help="The task this client has data for.")],
+    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the server listens.")] = "127.0.0.1:50051",
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The configuration, a YAML file: where this client's rows are.", show_default=False),
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(metavar="K/N", help="Use the K-th of N disjoint parts of the rows.", callback=_shard)
+    ] = "1/1",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; training.device.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.console,
+    settings: Annotated[
+        bool, typer.Option("--settings", callback=show_settings, is_eager=True, help="List every configuration key.")
+    ] = False,
+) -> None:
+    """Take part in a run with this machine's rows of one task, until the run is over.
+
+    Without a configuration the rows are the GLUE task's on the model hub, and the rest is what the server plans.
+    """
+    logs.configure(log_format.value)
+    overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])
+    settled = configuration.load(config, overrides)
+    section = _section(settled, task, config)
+
+    import torch  # takes seconds to import; --help needn't wait for it
+
+    from fedmtl_client.api import FederationApi
+    from fedmtl_client.data import load_task_data
+    from fedmtl_client.session import ClientSession, ClientSettings
+    from fedmtl_client.trainer import choose_device
+
+    if settled.client.num_threads:
+        torch.set_num_threads(settled.client.num_threads)
+    spec = section.spec(task)
+    client_settings = ClientSettings(
+        device=choose_device(settled.training.device),
+        model=_own_model(settled),
+        train_samples=section.train_samples or 0,
+        val_samples=section.val_samples or 0,
+    )
+    data = load_task_data(spec, section.data, parse_shard(shard))
+    api = FederationApi(server, client_id=client_id, task=task, reconnect_s=settled.client.reconnect_s)
+    ClientSession(api, spec, data, client_settings).run()
+
+
+def _section(config: Config, task: str, path: Path | None) -> TaskConfig:
+    if task in config.tasks:
+        return config.tasks[task]
+    if path is not None:
+        raise ConfigError(f"--task: {path} has the tasks {', '.join(config.tasks) or '(none)'}, got {task!r}")
+    if task in PRESETS:
+        return TaskConfig()
+    raise ConfigError(
+        f"--task: expected one of {', '.join(PRESETS)}, got {task!r}; describe another task under `tasks` in a --config file"
+    )
+
+
+def _own_model(config: Config) -> str | None:
+    """The model this client's own configuration names, if it names one."""
+    given = config.model.model_fields_set & {"server_model", "client_model"}
+    return (config.model.client_model or config.model.server_model) if given else None

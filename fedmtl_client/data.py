@@ -1,0 +1,201 @@
+"""A client's rows: from a hub data set, from files, or generated; its own shard of them, checked and tokenised once."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fedmtl_core import toy
+from fedmtl_core.config import DataConfig
+from fedmtl_core.errors import DataError
+from fedmtl_core.tasks import TaskSpec
+
+_SHARD_SEED = 0
+"""Rows are shuffled with one seed for all clients, so that their shards are disjoint."""
+
+_FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    ".tsv": ("csv", {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False}),
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Texts with their labels."""
+
+    texts: Sequence[tuple[str, ...]]
+    """One or two per row."""
+    labels: Sequence[float]
+    """Class numbers, or values."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def head(self, count: int) -> Rows:
+        """The first rows; all for 0."""
+        return Rows(self.texts[:count], self.labels[:count]) if count else self
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One client's rows."""
+
+    train: Rows
+    validation: Rows
+
+
+def load_task_data(spec: TaskSpec, source: DataConfig | None, shard: tuple[int, int] = (1, 1)) -> TaskData:
+    """Read a task's rows and take a client's part of them.
+
+    Args:
+        spec: the task; says which columns are text and label, and which labels there are.
+        source: where the rows are; the task's place on the hub if None.
+        shard: `(K, N)` for the K-th of N disjoint parts, of training and evaluation rows alike.
+
+    Raises:
+        DataError: there are no such rows, or they aren't what the task says; the message names the place.
+    """
+    if source is None and spec.hub is None:
+        raise DataError(f"tasks.{spec.name}.data: needed, since {spec.name!r} is not on the hub under a known name")
+    if source is None and spec.hub is not None:
+        source = DataConfig(hub=spec.hub[0], subset=spec.hub[1])
+    assert source is not None
+    splits = [_rows(spec, _split(spec, source, name), f"{spec.name}, {name} rows") for name in ("train", "validation")]
+    return TaskData(*(_shard(rows, shard, spec.name) for rows in splits))
+
+
+class EncodedRows(Dataset[dict[str, Any]]):
+    """Rows as token ids, made once.
+
+    Args:
+        rows: the texts.
+        spec: their task.
+        tokenizer: a `transformers` tokenizer.
+        max_length: longer inputs are cut, the longer text of a pair first.
+    """
+
+    def __init__(self, rows: Rows, spec: TaskSpec, tokenizer: Any, max_length: int):
+        columns = [list(column) for column in zip(*rows.texts, strict=True)]
+        self._features = tokenizer(*columns, truncation=True, max_length=max_length) if columns else {}
+        self._tokenizer = tokenizer
+        self._dtype = torch.float32 if spec.type == "regression" else torch.int64
+        self.labels = rows.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: values[index] for name, values in self._features.items()} | {"labels": self.labels[index]}
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
+        """One batch: token ids `(rows, longest)` and what goes with them, and labels `(rows,)`."""
+        labels = torch.tensor([row["labels"] for row in rows], dtype=self._dtype)
+        features = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+        return dict(self._tokenizer.pad(features, return_tensors="pt")), labels
+
+
+def _split(spec: TaskSpec, source: DataConfig, split: str) -> Mapping[str, Sequence[Any]]:
+    """One split's columns."""
+    if source.builtin:
+        return _builtin(source.builtin, split)
+    if source.hub:
+        default = spec.hub_splits[0 if split == "train" else 1]
+        return _from_hub(source.hub, source.subset, getattr(source, split) or default)
+    return _from_file(Path(getattr(source, split)), f"tasks.{spec.name}.data.{split}")
+
+
+def _builtin(name: str, split: str) -> Mapping[str, Sequence[Any]]:
+    if name not in toy.tasks():
+        raise DataError(f"there is no built-in task {name!r}; expected one of {', '.join(toy.tasks())}")
+    rows = toy.rows(name)[0 if split == "train" else 1]
+    return {column: [row[column] for row in rows] for column in rows[0]}
+
+
+def _from_file(path: Path, key: str) -> Mapping[str, Sequence[Any]]:
+    import datasets
+
+    if not path.is_file():
+        raise DataError(f"{key}: there is no file {str(path)!r} (looked for {path.absolute()})")
+    if path.suffix not in _FORMATS:
+        raise DataError(f"{key}: expected a file ending in {', '.join(_FORMATS)}, got {path.name!r}")
+    kind, options = _FORMATS[path.suffix]
+    try:
+        return _columns(datasets.load_dataset(kind, data_files=str(path), split="train", **options))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{key}: {path} can't be read as {kind}: {_first_line(error)}") from None
+
+
+def _from_hub(name: str, subset: str | None, split: str) -> Mapping[str, Sequence[Any]]:
+    import datasets
+
+    try:
+        return _columns(datasets.load_dataset(name, subset, split=split))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"data set {name!r}{f' ({subset})' if subset else ''}, split {split!r}, can't be had from the hub "
+            f"(no network, no such name, or no access): {_first_line(error)}. What to do instead: give the task files "
+            f"of its own (data: {{train: FILE, validation: FILE}}), or run with --config configs/demo.yaml, which "
+            f"needs no hub."
+        ) from None
+
+
+def _columns(dataset: Any) -> Mapping[str, Sequence[Any]]:
+    return {name: list(dataset[name]) for name in dataset.column_names}
+
+
+def _rows(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> Rows:
+    """Rows checked against their task."""
+    wanted = (*spec.text_columns, spec.label_column)
+    if missing := [column for column in wanted if column not in columns]:
+        raise DataError(
+            f"{place}: there is no column {missing[0]!r}; the columns are {', '.join(columns)}. "
+            f"Set tasks.{spec.name}.text_columns and tasks.{spec.name}.label_column"
+        )
+    texts = list(zip(*(columns[column] for column in spec.text_columns), strict=True))
+    for number, row in enumerate(texts, 1):
+        for column, text in zip(spec.text_columns, row, strict=True):
+            if not isinstance(text, str):
+                raise DataError(f"{place}: row {number}: {column}: expected text, got {text!r}")
+    labels = [
+        _label(spec, value, f"{place}: row {number}: {spec.label_column}")
+        for number, value in enumerate(columns[spec.label_column], 1)
+    ]
+    return Rows(texts, labels)
+
+
+def _label(spec: TaskSpec, value: Any, place: str) -> float:
+    if spec.type == "regression":
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise DataError(f"{place}: expected a number, got {value!r}") from None
+    if isinstance(value, str) and value in spec.labels:
+        return spec.labels.index(value)
+    number = int(value) if isinstance(value, (int, float)) or (isinstance(value, str) and value.isdigit()) else -1
+    if not 0 <= number < len(spec.labels) or number != float(value):
+        raise DataError(
+            f"{place}: expected one of {', '.join(spec.labels)}, or a number from 0 to {len(spec.labels) - 1}, got {value!r}"
+        )
+    return number
+
+
+def _shard(rows: Rows, shard: tuple[int, int], task: str) -> Rows:
+    part, whole = shard
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_SHARD_SEED)).tolist()[part - 1 :: whole]
+    if not order:
+        raise DataError(f"{task}: shard {part}/{whole} of {len(rows)} rows is empty")
+    return Rows([rows.texts[i] for i in order], [rows.labels[i] for i in order])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,42 @@
+"""Training progress for people: a bar on a terminal, a line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fedmtl_client.trainer import Step
+from fedmtl_core.logs import get_logger
+
+
+@contextmanager
+def training_progress(title: str) -> Iterator[Callable[[Step], None]]:
+    """Yields what is to be told of every step."""
+    if not sys.stderr.isatty():
+        yield lambda step: _log_epoch(title, step)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(title, total=None, loss=float("nan"))
+        yield lambda step: progress.update(
+            bar,
+            description=f"{title}, epoch {step.epoch}/{step.num_epochs}",
+            total=step.num_steps,
+            completed=step.step,
+            loss=step.loss,
+        )
+
+
+def _log_epoch(title: str, step: Step) -> None:
+    if step.epoch_ended:
+        get_logger().info("epoch.trained", progress=title, epoch=f"{step.epoch}/{step.num_epochs}", loss=step.loss)

@@ -1,0 +1,208 @@
+"""A client's life in a run: watch the rounds, and in each one fetch the slice, work on it, send the update."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from fedmtl.v1 import federation_pb2 as pb
+
+from fedmtl_client.api import FederationApi, Slice
+from fedmtl_client.data import EncodedRows, TaskData
+from fedmtl_client.progress import training_progress
+from fedmtl_client.synchronizer import ClientModelSynchronizer
+from fedmtl_client.trainer import Trainer, TrainingStopped
+from fedmtl_core.errors import FedMTLError, StaleRoundError, UnavailableError
+from fedmtl_core.logs import get_logger
+from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.plan import TrainingPlan
+from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.wire import UPDATE_KIND_TO_PROTO
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """What a client decides for itself; None and 0 leave it to the server's plan."""
+
+    device: torch.device
+    model: str | None = None
+    train_samples: int = 0
+    val_samples: int = 0
+
+
+@dataclass(frozen=True)
+class _Workbench:
+    """What stays from round to round."""
+
+    plan: TrainingPlan
+    model: MultiTaskModel
+    trainer: Trainer
+    train: EncodedRows
+    validation: EncodedRows
+
+
+class ClientSession:
+    """One client in one run.
+
+    Args:
+        api: the connection to the server.
+        spec: the client's task.
+        data: its rows.
+        settings: what it decides for itself.
+    """
+
+    def __init__(self, api: FederationApi, spec: TaskSpec, data: TaskData, settings: ClientSettings):
+        self._api = api
+        self._spec = spec
+        self._data = data
+        self._settings = settings
+        self._synchronizer = ClientModelSynchronizer(task=spec.name)
+        self._events: queue.SimpleQueue[pb.WatchRoundsResponse | FedMTLError] = queue.SimpleQueue()
+        self._newest: pb.WatchRoundsResponse | None = None
+        self._workbench: _Workbench | None = None
+        self._log = get_logger()
+
+    def run(self) -> None:
+        """Take part until the run is over. The connection is closed then.
+
+        Raises:
+            UnavailableError: the server stayed away for too long.
+            RequestError: the server refuses this client.
+        """
+        watcher = threading.Thread(target=self._watch, name="watch-rounds", daemon=True)
+        watcher.start()
+        try:
+            self._follow()
+        finally:
+            self._api.close()
+            watcher.join()
+
+    def _follow(self) -> None:
+        while True:
+            event = self._events.get()
+            if isinstance(event, FedMTLError):
+                raise event
+            if event.kind == pb.ROUND_EVENT_KIND_FINISHED:
+                self._log.info("run.finished", run_id=event.run_id, rounds=event.num_rounds)
+                return
+            if event.kind == pb.ROUND_EVENT_KIND_WAITING:
+                self._log.info("round.waiting", **_progress(event), waiting_for=event.waiting_for)
+            if event.kind == pb.ROUND_EVENT_KIND_OPENED and event.in_cohort and not event.reported:
+                self._take_part(event)
+
+    def _watch(self) -> None:
+        """Hand the run's events to `run`; the newest is at hand even while it trains."""
+        try:
+            for event in self._api.watch():
+                self._newest = event
+                self._events.put(event)
+        except FedMTLError as error:
+            self._events.put(error)
+
+    def _take_part(self, event: pb.WatchRoundsResponse) -> None:
+        """Do a round's work. A round that closes meanwhile is left; the next event says how it goes on."""
+        try:
+            slice_ = self._api.get_slice(event.round)
+            with _naming_progress(event):
+                self._work(slice_, event)
+        except StaleRoundError as error:
+            self._log.warning("round.missed", **_progress(event), reason=str(error))
+        except TrainingStopped:
+            self._log.warning("round.missed", **_progress(event), reason="it closed before training was done")
+
+    def _work(self, slice_: Slice, event: pb.WatchRoundsResponse) -> None:
+        bench = self._prepare(slice_.plan)
+        self._synchronizer.load(bench.model, slice_.components)
+        received = bench.trainer.evaluate(bench.model, bench.validation)
+        header = pb.UpdateHeader(
+            run_id=slice_.run_id,
+            client_id=self._api.client_id,
+            task=self._spec.name,
+            base_round=slice_.round,
+            update_id=uuid.uuid4().hex,
+            kind=pb.UPDATE_KIND_METRICS,
+            received_metrics=received,
+            num_eval_examples=len(bench.validation),
+        )
+        if slice_.purpose == "evaluate":
+            self._api.push_update(header)
+            self._log.info("model.evaluated", **_progress(event), metrics=received)
+            return
+        trained = self._train(bench, slice_, event)
+        header.kind = UPDATE_KIND_TO_PROTO[slice_.plan.update]
+        header.num_examples = len(bench.train)
+        header.trained_metrics.update(trained)
+        receipt = self._api.push_update(header, self._synchronizer.update(bench.model, slice_.plan.update))
+        self._log.info(
+            "update.sent", **_progress(event), received=received, trained=trained, bytes_sent=receipt.num_bytes
+        )
+
+    def _train(self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse) -> dict[str, float]:
+        with training_progress(_progress(event)["progress"]) as on_step:
+            result = bench.trainer.train(
+                bench.model,
+                bench.train,
+                slice_.round,
+                seed=_seed(slice_.plan.seed, self._api.client_id, slice_.round),
+                on_step=on_step,
+                should_stop=lambda: self._has_closed(event),
+            )
+        metrics = bench.trainer.evaluate(bench.model, bench.validation)
+        self._log.info("round.trained", **_progress(event), loss=result.loss, steps=result.num_steps, seconds=result.seconds)
+        return metrics | {"train_loss": result.loss}
+
+    def _prepare(self, plan: TrainingPlan) -> _Workbench:
+        """Model and tokenised rows, made at the first round and again only if the plan changes."""
+        if self._workbench and self._workbench.plan == plan:
+            return self._workbench
+        source = self._settings.model or plan.client_model
+        self._log.info("model.loading", source=source)
+        encoder, hidden_size = load_encoder(source, weights=False, num_hidden_layers=plan.num_hidden_layers or None)
+        model = MultiTaskModel(encoder, [self._spec], hidden_size=hidden_size, dropout=plan.head_dropout)
+        tokenizer = load_tokenizer(source)
+        train, validation = (
+            EncodedRows(rows.head(count), self._spec, tokenizer, plan.max_length)
+            for rows, count in (
+                (self._data.train, self._settings.train_samples or plan.train_samples),
+                (self._data.validation, self._settings.val_samples or plan.val_samples),
+            )
+        )
+        self._log.info("data.ready", task=self._spec.name, train_rows=len(train), validation_rows=len(validation))
+        trainer = Trainer(self._spec, plan, self._settings.device)
+        self._workbench = _Workbench(plan, model.to(self._settings.device), trainer, train, validation)
+        return self._workbench
+
+    def _has_closed(self, event: pb.WatchRoundsResponse) -> bool:
+        newest = self._newest
+        if newest is None or newest.run_id != event.run_id:
+            return newest is not None
+        return newest.round > event.round or newest.kind in (
+            pb.ROUND_EVENT_KIND_CLOSING,
+            pb.ROUND_EVENT_KIND_COMMITTED,
+            pb.ROUND_EVENT_KIND_FINISHED,
+        )
+
+
+def _progress(event: pb.WatchRoundsResponse) -> dict[str, str]:
+    if event.purpose == pb.ROUND_PURPOSE_EVALUATE:
+        return {"progress": "Final evaluation"}
+    return {"progress": f"Round {event.round}/{event.num_rounds}"}
+
+
+@contextmanager
+def _naming_progress(event: pb.WatchRoundsResponse) -> Iterator[None]:
+    """Say which round an unreachable server cost."""
+    try:
+        yield
+    except UnavailableError as error:
+        raise UnavailableError(f"{_progress(event)['progress']}: {error}") from None
+
+
+def _seed(seed: int, client_id: str, round_: int) -> int:
+    return (seed + zlib.crc32(f"{client_id}/{round_}".encode())) % 2**63

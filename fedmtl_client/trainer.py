@@ -1,0 +1,180 @@
+"""Local training and evaluation: a plain PyTorch loop over one task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import get_linear_schedule_with_warmup
+
+from fedmtl_client.data import EncodedRows
+from fedmtl_core import metrics
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.modeling import MultiTaskModel
+from fedmtl_core.plan import TrainingPlan
+from fedmtl_core.tasks import TaskSpec
+
+
+class TrainingStopped(Exception):
+    """Training was ended from outside; the model is somewhere on its way."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands after one optimiser step."""
+
+    step: int
+    """Counted from 1, in this round."""
+    num_steps: int
+    epoch: int
+    num_epochs: int
+    loss: float
+    """Mean over the epoch so far."""
+    epoch_ended: bool
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What one round of local training came to."""
+
+    loss: float
+    """Mean over the last epoch."""
+    num_steps: int
+    seconds: float
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a setting names; `auto` is the best there is.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = torch.device(name)
+    if not available[device.type] or (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise ConfigError(f"training.device: this machine has no {name}")
+    return device
+
+
+class Trainer:
+    """Trains one task's slice: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), linear schedule, clipping.
+
+    Args:
+        spec: the task.
+        plan: how to train.
+        device: where; the model must be there.
+    """
+
+    def __init__(self, spec: TaskSpec, plan: TrainingPlan, device: torch.device):
+        self._spec = spec
+        self._plan = plan
+        self._device = device
+
+    def train(
+        self,
+        model: MultiTaskModel,
+        rows: EncodedRows,
+        round_: int,
+        *,
+        seed: int,
+        on_step: Callable[[Step], None] = lambda step: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> TrainingResult:
+        """Train for one round, in place.
+
+        The learning rate follows one schedule over the whole run, taken up at this round's place in it, so that
+        a client may come at any round.
+
+        Args:
+            round_: counted from 1.
+            seed: of shuffling and dropout.
+            on_step: told after every optimiser step.
+            should_stop: asked before every step.
+
+        Raises:
+            TrainingStopped: `should_stop` said so.
+        """
+        plan, began = self._plan, time.monotonic()
+        torch.manual_seed(seed)
+        loader = DataLoader(
+            rows,
+            batch_size=plan.batch_size,
+            shuffle=True,
+            collate_fn=rows.collate,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        num_steps = plan.local_epochs * len(loader)
+        optimizer, schedule = self._optimizer(model, num_steps, round_)
+        model.train()
+        step, mean = 0, 0.0
+        for epoch in range(1, plan.local_epochs + 1):
+            for batch, (inputs, labels) in enumerate(loader, 1):
+                if should_stop():
+                    raise TrainingStopped
+                loss = self._loss(model, inputs, labels)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                if plan.max_grad_norm:
+                    nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
+                optimizer.step()
+                schedule.step()
+                step += 1
+                mean = loss.item() if batch == 1 else mean + (loss.item() - mean) / batch
+                on_step(Step(step, num_steps, epoch, plan.local_epochs, mean, batch == len(loader)))
+        return TrainingResult(mean, num_steps, time.monotonic() - began)
+
+    @torch.inference_mode()
+    def evaluate(self, model: MultiTaskModel, rows: EncodedRows) -> dict[str, float]:
+        """The task's metrics and the mean `loss` over all rows."""
+        model.eval()
+        outputs, losses = [], []
+        for inputs, labels in self._batches(rows):
+            logits = model(self._spec.name, self._there(inputs))
+            outputs.append(logits.float().cpu())
+            losses.append(self._loss_of(logits, labels.to(self._device), reduction="none").float().cpu())
+        logits, targets = torch.cat(outputs).numpy(), np.asarray(rows.labels, dtype=np.float64)
+        return metrics.compute(self._spec, logits.astype(np.float64), targets) | {
+            "loss": float(torch.cat(losses).mean())
+        }
+
+    def _optimizer(
+        self, model: MultiTaskModel, steps_per_round: int, round_: int
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        plan = self._plan
+        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+        others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]  # biases and norms
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=plan.learning_rate,
+        )
+        for group in optimizer.param_groups:
+            group["initial_lr"] = plan.learning_rate
+        total = plan.num_rounds * steps_per_round
+        schedule = get_linear_schedule_with_warmup(
+            optimizer,
+            num_warmup_steps=round(plan.warmup_ratio * total),
+            num_training_steps=total,
+            last_epoch=(round_ - 1) * steps_per_round - 1,
+        )
+        return optimizer, schedule
+
+    def _batches(self, rows: EncodedRows) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        return iter(DataLoader(rows, batch_size=2 * self._plan.batch_size, collate_fn=rows.collate))
+
+    def _loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+        return self._loss_of(model(self._spec.name, self._there(inputs)), labels.to(self._device))
+
+    def _loss_of(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+        if self._spec.type == "regression":
+            return nn.functional.mse_loss(logits[:, 0], labels, reduction=reduction)
+        return nn.functional.cross_entropy(logits, labels, reduction=reduction)
+
+    def _there(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self._device) for name, tensor in inputs.items()}

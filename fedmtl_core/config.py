@@ -1,0 +1,382 @@
+"""The configuration: one YAML file, read by the server, by clients and by `fedmtl-local` alike.
+
+Every key has a default, an unknown key is an error that names it, and `reference()` is the documentation.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedmtl_core.errors import ConfigError, InvalidRequestError
+from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.plan import TrainingPlan
+from fedmtl_core.tasks import METRICS, PRESETS, TaskSpec
+
+DEFAULT_MODEL = "prajjwal1/bert-tiny"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Section):
+    """The shared encoder and what sits on it."""
+
+    server_model: str = Field(
+        DEFAULT_MODEL, description="Encoder: a hub name, a local folder, `python:PACKAGE/FOLDER`, or `builtin:toy`"
+    )
+    client_model: str | None = Field(
+        None, description="Where clients take architecture and tokenizer from; `server_model` if not given"
+    )
+    num_hidden_layers: int | None = Field(None, ge=1, description="Keep only the encoder's first layers")
+    head_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout before each head")
+    random_init: bool = Field(False, description="Start from random values, where a folder has no weights")
+
+
+class TrainingConfig(_Section):
+    """How the run goes, and what clients do in a round; it reaches them in the slice's header."""
+
+    num_rounds: int = Field(10, ge=1, description="Rounds of training")
+    local_epochs: int = Field(3, ge=1, description="Passes over a client's rows in one round")
+    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of AdamW")
+    batch_size: int = Field(32, ge=1, description="Rows in one optimiser step")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
+    warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the run's steps with a rising learning rate")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 for no clipping")
+    max_length: int = Field(128, ge=2, description="Longest input in tokens")
+    seed: int = Field(42, ge=0, lt=2**63, description="Seed of everything random")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; a client's own setting")
+    update: Literal["parameters", "delta"] = Field("parameters", description="What clients send back")
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        name, _, index = device.partition(":")
+        if name not in ("auto", "cpu", "cuda", "mps") or (index and not (name == "cuda" and index.isdigit())):
+            raise ValueError("expected auto, cpu, cuda, cuda:N or mps")
+        return device
+
+
+class RoundsConfig(_Section):
+    """When a round opens and when it closes."""
+
+    deadline_s: float = Field(600.0, gt=0, description="A round closes this long after it opened, whoever is missing")
+    quorum_timeout_s: float = Field(
+        60.0, gt=0, description="After the first round, wait this long for a quorum, then go on with who is there"
+    )
+    rejoin_grace_s: float = Field(
+        10.0, ge=0, description="A client that disconnects is waited for this long before the round goes on without it"
+    )
+    transfer_timeout_s: float = Field(30.0, gt=0, description="A transfer without progress for this long is given up")
+    report_interval_s: float = Field(10.0, gt=0, description="How often the log says what a round is waiting for")
+
+
+class ServerConfig(_Section):
+    """Where the server listens and what it keeps."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 for any free one")
+    runs_dir: Path = Field(Path("runs"), description="Each run gets a folder of its own in here")
+    keep_checkpoints: int = Field(3, ge=1, description="Checkpoints kept, newest first")
+    staging_memory_mb: int = Field(
+        1024, ge=0, description="Updates are staged in memory up to this many MiB, then in files in the run's folder"
+    )
+
+
+class ClientConfig(_Section):
+    """How a client behaves on its own machine."""
+
+    reconnect_s: float = Field(300.0, ge=0, description="How long to try to reach a server that is away")
+    num_threads: int | None = Field(None, ge=1, description="Threads PyTorch may use; its own choice if not given")
+
+
+class DataConfig(_Section):
+    """Where a task's rows are: `builtin`, or `hub` (with `subset`), or the files `train` and `validation`."""
+
+    builtin: str | None = Field(None, description="A generated task of the toy language: `sst2`, `qqp` or `stsb`")
+    hub: str | None = Field(None, description="A data set on the hub")
+    subset: str | None = Field(None, description="Its configuration there")
+    train: str | None = Field(None, description="TSV, CSV, JSONL or Parquet file; with `hub`, the split's name")
+    validation: str | None = Field(None, description="Likewise, for evaluation")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if self.builtin and (self.hub or self.subset or self.train or self.validation):
+            raise ValueError("`builtin` takes no other key beside it")
+        if self.subset and not self.hub:
+            raise ValueError("`subset` needs `hub`")
+        if not self.builtin and not self.hub and not (self.train and self.validation):
+            raise ValueError("expected `builtin`, or `hub`, or both files `train` and `validation`")
+        return self
+
+
+class TaskConfig(_Section):
+    """One task. For a GLUE task (sst2, qqp, stsb, mrpc, cola, rte, qnli, mnli) every key is optional."""
+
+    type: Literal["classification", "regression"] | None = Field(None, description="Kind of problem")
+    labels: list[str] | int | None = Field(None, description="Names of the classes by number, or how many there are")
+    text_columns: list[str] | None = Field(None, description="One column of text, or two that are read as a pair")
+    label_column: str | None = Field(None, description="Column of the label")
+    metrics: list[str] | None = Field(None, description=f"Of {', '.join(METRICS)}; the first is the main one")
+    min_clients: int = Field(1, ge=1, description="Clients of this task that a round needs")
+    train_samples: int | None = Field(None, ge=1, description="Rows a client trains on, at most")
+    val_samples: int | None = Field(None, ge=1, description="Rows a client evaluates on, at most")
+    data: DataConfig | None = Field(None, description="Where the rows are; for a GLUE task the hub if not given")
+
+    def spec(self, name: str) -> TaskSpec:
+        """The task this section describes.
+
+        Raises:
+            ConfigError: something is missing or doesn't fit.
+        """
+        preset = PRESETS.get(name)
+        if preset is None:
+            for key in ("type", "text_columns", "label_column"):
+                if getattr(self, key) is None:
+                    raise ConfigError(
+                        f"tasks.{name}.{key}: needed, since {name!r} is not one of the GLUE tasks {', '.join(PRESETS)}"
+                    )
+        labels = tuple(map(str, range(self.labels))) if isinstance(self.labels, int) else self.labels
+        kind = self.type or (preset.type if preset else "classification")
+        same_kind = preset is not None and preset.type == kind and labels is None
+        return TaskSpec(
+            name=name,
+            type=kind,
+            text_columns=tuple(self.text_columns or (preset.text_columns if preset else ())),
+            label_column=self.label_column or (preset.label_column if preset else ""),
+            labels=tuple(labels or (preset.labels if preset and same_kind else ())),
+            metrics=tuple(self.metrics or (preset.metrics if preset and same_kind else ())),
+            hub=preset.hub if preset else None,
+            hub_splits=preset.hub_splits if preset else ("train", "validation"),
+        )
+
+
+class LocalClient(_Section):
+    """One client that `fedmtl-local` starts."""
+
+    client_id: str = Field(description="Its name")
+    task: str = Field(description="Its task")
+    shard: str = Field("1/1", description="`K/N`: the K-th of N disjoint parts of the task's rows")
+
+    @field_validator("client_id")
+    @classmethod
+    def _identifier(cls, client_id: str) -> str:
+        return _identifier(client_id)
+
+    @field_validator("shard")
+    @classmethod
+    def _valid_shard(cls, shard: str) -> str:
+        parse_shard(shard)
+        return shard
+
+
+class Config(_Section):
+    """A whole configuration file."""
+
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    server: ServerConfig = ServerConfig()
+    client: ClientConfig = ClientConfig()
+    tasks: dict[str, TaskConfig] = Field(default_factory=dict, description="The run's tasks by name")
+    clients: list[LocalClient] = Field(default_factory=list, description="What `fedmtl-local` starts")
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _empty_task(cls, tasks: Any) -> Any:
+        return {name: {} if task is None else task for name, task in tasks.items()} if isinstance(tasks, dict) else tasks
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for name in self.tasks:
+            _identifier(name, "a task's name")
+            if "." in name:
+                raise ValueError(f"a task's name can't have a '.', got {name!r}")
+        for client in self.clients:
+            if client.task not in self.tasks:
+                raise ValueError(f"client {client.client_id!r} has the task {client.task!r}, which isn't in `tasks`")
+        ids = [client.client_id for client in self.clients]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"client ids must differ, got {', '.join(ids)}")
+        return self
+
+    def task_specs(self) -> list[TaskSpec]:
+        """The run's tasks, in the file's order."""
+        return [task.spec(name) for name, task in self.tasks.items()]
+
+    def plan(self, task: str) -> TrainingPlan:
+        """What a client of this task is asked to do."""
+        training, section = self.training, self.tasks[task]
+        return TrainingPlan(
+            local_epochs=training.local_epochs,
+            batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            warmup_ratio=training.warmup_ratio,
+            max_grad_norm=training.max_grad_norm,
+            max_length=training.max_length,
+            seed=training.seed,
+            client_model=self.model.client_model or self.model.server_model,
+            num_hidden_layers=self.model.num_hidden_layers or 0,
+            head_dropout=self.model.head_dropout,
+            update=training.update,
+            train_samples=section.train_samples or 0,
+            val_samples=section.val_samples or 0,
+            num_rounds=training.num_rounds,
+        )
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`K/N` as `(K, N)`, with 1 <= K <= N.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    part, _, whole = text.partition("/")
+    if not (part.isdigit() and whole.isdigit() and 1 <= int(part) <= int(whole)):
+        raise ValueError(f"expected K/N with 1 <= K <= N, such as 1/2, got {text!r}")
+    return int(part), int(whole)
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file.
+
+    Args:
+        path: a YAML file, or None for defaults alone.
+        overrides: `KEY=VALUE` each, where KEY is a dotted path such as `training.num_rounds`; they win.
+
+    Raises:
+        ConfigError: the file can't be read, or a key or value is wrong; the message gives the key's path,
+            the value and what is allowed.
+    """
+    values = _read(path) if path else {}
+    source = str(path) if path else "the command line"
+    for override in overrides:
+        _apply(values, override)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: " + "\n".join(_explain(error))) from None
+    for spec in config.tasks:
+        config.tasks[spec].spec(spec)
+    return config
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML, defaults written out, such that `load` gives the same again."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
+
+
+class Setting(NamedTuple):
+    """One key of the configuration."""
+
+    key: str
+    default: str
+    description: str
+
+
+def reference() -> list[Setting]:
+    """Every key there is, with its default."""
+    return list(_settings(Config, ""))
+
+
+def _settings(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
+    nested: Mapping[str, tuple[type[BaseModel], str]] = {
+        "tasks": (TaskConfig, "tasks.NAME."),
+        "clients": (LocalClient, "clients[]."),
+        "data": (DataConfig, prefix + "data."),
+    }
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, _Section):
+            yield from _settings(type(field.default), f"{name}.")
+        elif name in nested:
+            yield from _settings(*nested[name])
+        else:
+            default = "required" if field.is_required() else "" if field.default is None else str(field.default)
+            yield Setting(prefix + name, default, field.description or "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't read the configuration: {_reason(error)}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as `training:`, got {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set: expected KEY=VALUE, such as training.num_rounds=5, got {override!r}")
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            inner = values[section] = {}
+        values = inner
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        values[last] = text
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        path = _path(problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            yield f"{path}: unknown key; {_suggest(problem['loc'])}"
+        elif problem["type"] == "missing":
+            yield f"{path}: needed, and not given"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(problem["input"], (dict, BaseModel)) else f" (got {problem['input']!r})"
+            yield f"{path + ': ' if path else ''}{message[:1].lower()}{message[1:]}{got}"
+
+
+def _suggest(location: tuple[int | str, ...]) -> str:
+    known = _keys_beside(location)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"Allowed: {', '.join(known)}"
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the keys allowed in the section that a location lies in."""
+    path = _path(location[:-1])
+    if not path:
+        return list(Config.model_fields)
+    parts = path.split(".")
+    if parts[0] == "tasks":
+        return list((DataConfig if parts[-1] == "data" and len(parts) > 2 else TaskConfig).model_fields)
+    if parts[0].startswith("clients"):
+        return list(LocalClient.model_fields)
+    return list(type(Config.model_fields[parts[0]].default).model_fields)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def _identifier(value: str, what: str = "a client id") -> str:
+    try:
+        return require_identifier(what, value)
+    except InvalidRequestError as error:
+        raise ValueError(str(error)) from None
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"

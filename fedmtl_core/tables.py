@@ -1,0 +1,32 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path) -> None:
+    """Print what a run came to, task by task, from the contents of its `results.json`."""
+    table = Table(title="Metric of the shared model on each task's evaluation rows", title_justify="left")
+    table.add_column("task")
+    table.add_column("metric")
+    for column in ("before round 1", "after the last", "best", "best round"):
+        table.add_column(column, justify="right")
+    for task, result in results.items():
+        table.add_row(
+            task, result["metric"], *(_number(result[key]) for key in ("first", "last", "best", "best_round"))
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"Run folder: {run_dir}", soft_wrap=True, highlight=False)
+
+
+def _number(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"

@@ -1,0 +1,113 @@
+"""Tasks: what kind of problem, over which columns, measured how. The GLUE tasks are presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from fedmtl_core.errors import ConfigError
+
+TaskType = Literal["classification", "regression"]
+
+METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
+"""The metrics a task may name (GLUE's own; Wang et al. 2019, arXiv:1804.07461)."""
+
+_METRICS_OF: dict[TaskType, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1", "matthews"),
+    "regression": ("pearson", "spearman"),
+}
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task, as server and clients both understand it."""
+
+    name: str
+    type: TaskType
+    text_columns: tuple[str, ...]
+    """One column of text, or two that are read as a pair."""
+    label_column: str
+    labels: tuple[str, ...] = ()
+    """Names of the classes, in the order of their numbers. Empty for regression."""
+    metrics: tuple[str, ...] = ()
+    """The first is the task's main metric: what tables, plots and early decisions look at. Higher is better."""
+    hub: tuple[str, str] | None = None
+    """Where the data set hub has it: repository and configuration."""
+    hub_splits: tuple[str, str] = ("train", "validation")
+    """Names of the training and evaluation splits there."""
+
+    def __post_init__(self) -> None:
+        if self.type == "classification" and len(self.labels) < 2:
+            raise ConfigError(f"tasks.{self.name}: a classification needs at least 2 labels, got {len(self.labels)}")
+        if self.type == "regression" and self.labels:
+            raise ConfigError(f"tasks.{self.name}: a regression has no labels, got {list(self.labels)}")
+        if len(self.text_columns) not in (1, 2):
+            raise ConfigError(f"tasks.{self.name}: expected 1 or 2 text columns, got {list(self.text_columns)}")
+        if not self.metrics:
+            object.__setattr__(self, "metrics", (_METRICS_OF[self.type][0],))
+        for metric in self.metrics:
+            if metric not in _METRICS_OF[self.type]:
+                raise ConfigError(
+                    f"tasks.{self.name}: metric {metric!r} doesn't fit a {self.type}; "
+                    f"expected {', '.join(_METRICS_OF[self.type])}"
+                )
+            if metric == "f1" and len(self.labels) != 2:
+                raise ConfigError(f"tasks.{self.name}: f1 is for 2 labels, got {len(self.labels)}")
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the task's head: its classes, or 1 for a regression."""
+        return len(self.labels) or 1
+
+    @property
+    def main_metric(self) -> str:
+        return self.metrics[0]
+
+    def with_columns(self, text_columns: tuple[str, ...] | None, label_column: str | None) -> TaskSpec:
+        """The same task over a data set that names its columns otherwise."""
+        return replace(
+            self,
+            text_columns=text_columns or self.text_columns,
+            label_column=label_column or self.label_column,
+        )
+
+
+def _glue(
+    name: str, text_columns: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...], validation: str
+) -> TaskSpec:
+    return TaskSpec(
+        name=name,
+        type="classification" if labels else "regression",
+        text_columns=text_columns,
+        label_column="label",
+        labels=labels,
+        metrics=metrics,
+        hub=("nyu-mll/glue", name),
+        hub_splits=("train", validation),
+    )
+
+
+_PAIR = ("sentence1", "sentence2")
+
+PRESETS: dict[str, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        _glue("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), "validation"),
+        _glue(
+            "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "validation"
+        ),
+        _glue("stsb", _PAIR, (), ("pearson", "spearman"), "validation"),
+        _glue("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1"), "validation"),
+        _glue("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews", "accuracy"), "validation"),
+        _glue("rte", _PAIR, ("entailment", "not_entailment"), ("accuracy",), "validation"),
+        _glue("qnli", ("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",), "validation"),
+        _glue(
+            "mnli",
+            ("premise", "hypothesis"),
+            ("entailment", "neutral", "contradiction"),
+            ("accuracy",),
+            "validation_matched",
+        ),
+    )
+}
+"""The GLUE tasks by name."""

@@ -1,0 +1,12 @@
+"""`python -m fedmtl_server`, and the command `fedmtl-server`."""
+
+from fedmtl_core.cli import run
+from fedmtl_server.cli import app
+
+
+def main() -> None:
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,548 @@
+"""One run: drives the round engine with time and events, and carries out what it decides.
+
+Everything here happens on one event loop; tensor arithmetic and file I/O run in threads. It knows no gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fedmtl_core.errors import (
+    ClientReplacedError,
+    LimitExceededError,
+    RequestError,
+    StaleRoundError,
+    UnavailableError,
+    UnknownTaskError,
+    WrongRunError,
+)
+from fedmtl_core.logs import get_logger
+from fedmtl_core.plan import Purpose, TrainingPlan
+from fedmtl_server.aggregator import Aggregate, ClientUpdate, MTLAggregator, RoundFold
+from fedmtl_server.model import MTLServerModel, ModelSummary
+from fedmtl_server.report import RefusedUpdate, RoundReport, component_reports, task_reports
+from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
+from fedmtl_server.slices import PublishedModel
+from fedmtl_server.staging import StagedUpdate, StagingPool
+from fedmtl_server.store import RunStore
+
+MAX_UNREAD_EVENTS = 256
+"""A watcher that leaves more events than this unread is cut off."""
+
+MAX_REFUSALS_REPORTED = 100
+
+
+class EventKind(Enum):
+    """What happened to the run."""
+
+    WAITING = "waiting"
+    OPENED = "opened"
+    CLOSING = "closing"
+    COMMITTED = "committed"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class RoundEvent:
+    """One event, as one watcher gets it."""
+
+    kind: EventKind
+    round: int
+    purpose: Purpose
+    cohort_size: int = 0
+    in_cohort: bool = False
+    reported: bool = False
+    deadline_s: float = 0.0
+    waiting_for: str = ""
+    report: RoundReport | None = None
+
+
+@dataclass(frozen=True)
+class TaskStatus:
+    """One task at this moment."""
+
+    task: str
+    min_clients: int
+    connected_clients: int
+    cohort_size: int
+    reported_clients: int
+    last_metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ClientStatus:
+    """One client at this moment."""
+
+    client_id: str
+    task: str
+    connected: bool
+    in_cohort: bool
+    reported: bool
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where the run stands."""
+
+    run_id: str
+    phase: Phase
+    round: int
+    num_rounds: int
+    waiting_for: str
+    tasks: Sequence[TaskStatus]
+    clients: Sequence[ClientStatus]
+    last_report: RoundReport | None
+    model: ModelSummary
+    uptime_s: float
+
+
+@dataclass(eq=False)
+class _Watcher:
+    client_id: str
+    task: str
+    queue: asyncio.Queue[RoundEvent | RequestError] = field(
+        default_factory=lambda: asyncio.Queue(MAX_UNREAD_EVENTS + 1)
+    )
+
+    def send(self, item: RoundEvent | RequestError) -> None:
+        if self.queue.qsize() < MAX_UNREAD_EVENTS or isinstance(item, RequestError):
+            with contextlib.suppress(asyncio.QueueFull):
+                self.queue.put_nowait(item)
+        elif not self.queue.full():
+            self.queue.put_nowait(LimitExceededError(f"{MAX_UNREAD_EVENTS} events are unread; watch again"))
+
+
+@dataclass
+class _RoundFacts:
+    """What is gathered for the report of the round in progress."""
+
+    opened_at_unix_ms: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    refused: list[RefusedUpdate] = field(default_factory=list)
+    num_refused: int = 0
+
+
+class Federation:
+    """One run over one model.
+
+    Args:
+        run_id: names the run for good.
+        model: the server's model; it is this object's alone from now on.
+        aggregator: how updates are averaged.
+        rules: when rounds open and close.
+        plans: what clients are asked to do, by task.
+        store: where commits go.
+        staging: where updates lie until they are averaged.
+        report_interval_s: how often the log says what the run waits for.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        model: MTLServerModel,
+        aggregator: MTLAggregator,
+        rules: RoundRules,
+        plans: Mapping[str, TrainingPlan],
+        store: RunStore,
+        staging: StagingPool,
+        report_interval_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.run_id = run_id
+        self.rules = rules
+        self.plans = plans
+        self.reports: list[RoundReport] = []
+        self._model = model
+        self._aggregator = aggregator
+        self._store = store
+        self._staging = staging
+        self._clock = clock
+        self._report_interval_s = report_interval_s
+        self._started_at = clock()
+        self._engine = RoundEngine(rules, self._started_at)
+        self._published = PublishedModel.publish(1, model.components)
+        self._fold: RoundFold | None = None
+        self._arrived: list[tuple[ClientUpdate, StagedUpdate]] = []
+        self._staged: dict[str, StagedUpdate] = {}
+        self._facts = _RoundFacts()
+        self._watchers: dict[_Watcher, None] = {}
+        self._wake = asyncio.Event()
+        self._stopped: UnavailableError | None = None
+        self._log = get_logger()
+
+    # What the servicer asks.
+
+    @property
+    def published(self) -> PublishedModel:
+        """The model as it goes out."""
+        return self._published
+
+    @property
+    def purpose(self) -> Purpose:
+        """What the round in progress, or the next, asks for."""
+        return self._engine.purpose
+
+    @property
+    def model(self) -> MTLServerModel:
+        return self._model
+
+    def require_run(self, run_id: str) -> None:
+        """Check that a request means this run; an empty id means whichever it is.
+
+        Raises:
+            WrongRunError: it means another.
+        """
+        if run_id not in ("", self.run_id):
+            raise WrongRunError(f"this server's run is {self.run_id!r}, the request is for {run_id!r}")
+
+    def require_task(self, task: str) -> None:
+        """Check that a task is one of the run's.
+
+        Raises:
+            UnknownTaskError: it isn't.
+        """
+        if task not in self._model.tasks:
+            raise UnknownTaskError(f"task: expected one of {', '.join(self._model.tasks)}, got {task!r}")
+
+    async def watch(self, client_id: str, task: str) -> AsyncIterator[RoundEvent]:
+        """The run's events from now on; with a client id, this is the client's presence.
+
+        Raises:
+            ClientReplacedError: another watcher took up the client id.
+            LimitExceededError: the events aren't read.
+            UnavailableError: the server is stopping.
+        """
+        watcher = _Watcher(client_id, task)
+        if self._stopped:
+            raise self._stopped
+        self._join(watcher)
+        try:
+            watcher.send(self._current_event(watcher))
+            while True:
+                item = await watcher.queue.get()
+                if isinstance(item, RequestError):
+                    raise item
+                yield item
+        finally:
+            self._leave(watcher)
+
+    def admit(self, claim: UpdateClaim) -> int | None:
+        """Check an update before its bytes are taken.
+
+        Returns:
+            None if the bytes are wanted, or the round in which the update already counts.
+
+        Raises:
+            StaleRoundError, InvalidRequestError: see `RoundEngine.check`.
+        """
+        counted_in = self._engine.counted_in(claim)
+        if counted_in is None:
+            self._engine.check(claim)
+        return counted_in
+
+    def stage(self, task: str) -> StagedUpdate:
+        """Memory for one update of a task."""
+        return self._staging.stage(self._model.layouts_for(task))
+
+    def progress(self, client_id: str) -> None:
+        """An upload of a client has received bytes."""
+        self._engine.progress(client_id, self._clock())
+
+    def count(self, claim: UpdateClaim, staged: StagedUpdate | None) -> int | None:
+        """Count an update whose bytes are complete and checked. It owns `staged` from here on, if it counts.
+
+        Returns:
+            None if it counts now, or the round in which it already did.
+
+        Raises:
+            StaleRoundError, InvalidRequestError: the round closed while the bytes came.
+        """
+        counted_in = self.admit(claim)
+        if counted_in is not None:
+            return counted_in
+        self._engine.count(claim)
+        if staged is not None:
+            components = dict(staged.components)
+            update = ClientUpdate(claim.client_id, claim.task, claim.num_examples, components, claim.kind)
+            self._staged[claim.client_id] = staged
+            self._arrived.append((update, staged))
+            self._facts.bytes_received += sum(component.layout.num_bytes for component in components.values())
+        self._wake.set()
+        return None
+
+    def refused(self, refusal: RefusedUpdate) -> None:
+        """Note a refused update for the round's report."""
+        self._facts.num_refused += 1
+        if len(self._facts.refused) < MAX_REFUSALS_REPORTED:
+            self._facts.refused.append(refusal)
+
+    def sent(self, num_bytes: int) -> None:
+        """Note bytes sent for the round's report."""
+        self._facts.bytes_sent += num_bytes
+
+    def require_round(self, round_: int) -> None:
+        """Check that a slice is wanted for the current round; 0 means whichever it is.
+
+        Raises:
+            StaleRoundError: it is wanted for another.
+        """
+        if round_ not in (0, self._published.round):
+            raise StaleRoundError(f"the slice is wanted for round {round_}, but the run is at round {self._published.round}")
+
+    def status(self) -> Status:
+        """Where the run stands."""
+        engine = self._engine
+        members, present = engine.cohort, engine.present
+        last_metrics = {
+            task.task: task.received_metrics for report in self.reports for task in report.tasks if task.received_metrics
+        }
+        return Status(
+            run_id=self.run_id,
+            phase=engine.phase,
+            round=engine.round,
+            num_rounds=self.rules.num_rounds,
+            waiting_for=engine.waiting_for(self._clock()),
+            tasks=[
+                TaskStatus(
+                    task=task,
+                    min_clients=self.rules.min_clients[task],
+                    connected_clients=sum(other == task for other in present.values()),
+                    cohort_size=sum(member.task == task for member in members.values()),
+                    reported_clients=sum(member.task == task and member.reported for member in members.values()),
+                    last_metrics=last_metrics.get(task, {}),
+                )
+                for task in self._model.tasks
+            ],
+            clients=[
+                ClientStatus(
+                    client_id=client_id,
+                    task=present.get(client_id) or members[client_id].task,
+                    connected=client_id in present,
+                    in_cohort=client_id in members,
+                    reported=client_id in members and members[client_id].reported,
+                )
+                for client_id in sorted(present.keys() | members.keys())
+            ],
+            last_report=self.reports[-1] if self.reports else None,
+            model=self._model.summary(),
+            uptime_s=self._clock() - self._started_at,
+        )
+
+    # The run itself.
+
+    async def run(self) -> None:
+        """Hold the run's rounds until it is finished.
+
+        Raises:
+            StoreError: a commit can't be written; the model is then still that of the last commit.
+        """
+        reporter = asyncio.create_task(self._report_waiting())
+        try:
+            while self._engine.phase is not Phase.FINISHED:
+                await self._step()
+        finally:
+            reporter.cancel()
+        self._log.info("run.finished", rounds=self.rules.num_rounds)
+        self._publish(EventKind.FINISHED)
+
+    async def stop(self, reason: str, patience_s: float = 0.0) -> None:
+        """End every watcher's stream, after waiting for them to leave by themselves."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while self._watchers:
+                    self._wake.clear()
+                    await self._wake.wait()
+        self._stopped = UnavailableError(reason)
+        for watcher in self._watchers:
+            watcher.send(self._stopped)
+
+    async def _step(self) -> None:
+        self._wake.clear()
+        step = self._engine.advance(self._clock())
+        if step is Step.OPENED:
+            self._open()
+        elif step is Step.CLOSED:
+            await self._close()
+        elif step is Step.ABANDONED:
+            self._log.warning("round.abandoned", **self._progress(), reason="no update arrived")
+            self._publish(EventKind.WAITING)
+        elif self._arrived:
+            await self._fold_arrived()
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._engine.next_wakeup(self._clock())):
+                    await self._wake.wait()
+
+    def _open(self) -> None:
+        cohort = self._engine.cohort
+        self._fold = self._aggregator.start_round(list(cohort), self._model.components)
+        self._facts = _RoundFacts(opened_at_unix_ms=time.time_ns() // 1_000_000)
+        self._log.info(
+            "round.opened",
+            **self._progress(),
+            cohort=", ".join(f"{member.client_id} ({member.task})" for member in cohort.values()),
+            deadline_s=self.rules.deadline_s,
+        )
+        self._publish(EventKind.OPENED)
+
+    async def _fold_arrived(self) -> None:
+        assert self._fold is not None
+        arrived, self._arrived = self._arrived, []
+        for update, _ in arrived:
+            for folded in await asyncio.to_thread(self._fold.offer, update):
+                self._staged.pop(folded.client_id).release()
+
+    async def _close(self) -> None:
+        self._publish(EventKind.CLOSING)
+        aggregate = await self._aggregate()
+        report = self._report(aggregate)
+        if self._engine.purpose == "train":
+            components = {**self._model.components, **aggregate.components}
+            await asyncio.to_thread(self._store.commit, components, report)
+            self._model.install(aggregate.components)
+            self._published = await asyncio.to_thread(
+                PublishedModel.publish,
+                self._engine.round + 1,
+                self._model.components,
+                self._published,
+                aggregate.components,
+            )
+        else:
+            await asyncio.to_thread(self._store.record, report)
+        self.reports.append(report)
+        self._log_commit(report)
+        committed = RoundEvent(
+            EventKind.COMMITTED, report.round, report.purpose, cohort_size=len(self._engine.cohort), report=report
+        )
+        self._engine.committed(self._clock())
+        for watcher in self._watchers:
+            watcher.send(committed)
+
+    async def _aggregate(self) -> Aggregate:
+        if self._engine.purpose == "evaluate":
+            return Aggregate()
+        assert self._fold is not None
+        await self._fold_arrived()
+        aggregate = await asyncio.to_thread(self._fold.close)
+        for staged in self._staged.values():
+            staged.release()
+        self._staged.clear()
+        return aggregate
+
+    def _report(self, aggregate: Aggregate) -> RoundReport:
+        engine, facts = self._engine, self._facts
+        changed = {scope for scope in aggregate.components}
+        return RoundReport(
+            round=engine.round,
+            purpose=engine.purpose,
+            opened_at_unix_ms=facts.opened_at_unix_ms,
+            duration_s=self._clock() - engine.opened_at,
+            components=component_reports(aggregate),
+            tasks=task_reports(self._model.tasks, engine.cohort.values(), aggregate),
+            missing_clients=[member.client_id for member in engine.cohort.values() if not member.reported],
+            refused=list(facts.refused),
+            num_refused=facts.num_refused,
+            bytes_received=facts.bytes_received,
+            bytes_sent=facts.bytes_sent,
+            unchanged_tasks=[task for task in self._model.tasks if self._model.scopes_for(task)[-1] not in changed],
+        )
+
+    # Watchers.
+
+    def _join(self, watcher: _Watcher) -> None:
+        if watcher.client_id:
+            for other in self._watchers:
+                if other.client_id == watcher.client_id:
+                    other.send(ClientReplacedError(f"another process watches as client {watcher.client_id!r}"))
+            self._engine.join(watcher.client_id, watcher.task)
+            self._log.info("client.joined", client_id=watcher.client_id, task=watcher.task)
+        self._watchers[watcher] = None
+        self._wake.set()
+
+    def _leave(self, watcher: _Watcher) -> None:
+        self._watchers.pop(watcher)
+        if watcher.client_id and not any(other.client_id == watcher.client_id for other in self._watchers):
+            self._engine.leave(watcher.client_id, self._clock())
+            self._log.info("client.left", client_id=watcher.client_id, task=watcher.task)
+        self._wake.set()
+
+    def _publish(self, kind: EventKind) -> None:
+        for watcher in self._watchers:
+            watcher.send(self._event(kind, watcher))
+
+    def _current_event(self, watcher: _Watcher) -> RoundEvent:
+        kinds = {
+            Phase.WAITING: EventKind.WAITING,
+            Phase.OPEN: EventKind.OPENED,
+            Phase.AGGREGATING: EventKind.CLOSING,
+            Phase.FINISHED: EventKind.FINISHED,
+        }
+        return self._event(kinds[self._engine.phase], watcher)
+
+    def _event(self, kind: EventKind, watcher: _Watcher) -> RoundEvent:
+        engine, now = self._engine, self._clock()
+        member = engine.cohort.get(watcher.client_id)
+        return RoundEvent(
+            kind=kind,
+            round=engine.round,
+            purpose=engine.purpose,
+            cohort_size=len(engine.cohort),
+            in_cohort=member is not None,
+            reported=member is not None and member.reported,
+            deadline_s=max(0.0, engine.deadline - now) if kind is EventKind.OPENED else 0.0,
+            waiting_for=engine.waiting_for(now) if kind is EventKind.WAITING else "",
+        )
+
+    # The log.
+
+    def _progress(self) -> dict[str, str]:
+        if self._engine.purpose == "evaluate":
+            return {"progress": "Final evaluation"}
+        return {"progress": f"Round {self._engine.round}/{self.rules.num_rounds}"}
+
+    async def _report_waiting(self) -> None:
+        while True:
+            await asyncio.sleep(self._report_interval_s)
+            text = self._engine.waiting_for(self._clock())
+            if text:
+                self._log.info("round.waiting", **self._progress(), waiting_for=text)
+
+    def _log_commit(self, report: RoundReport) -> None:
+        progress = self._progress()
+        for component in report.components:
+            self._log.info(
+                "component.averaged",
+                **progress,
+                scope=component.scope,
+                tensors=component.num_tensors,
+                clients=len(component.contributions),
+            )
+        for task in report.tasks:
+            self._log.info(
+                "task.reported",
+                **progress,
+                task=task.task,
+                updates=task.num_updates,
+                examples=task.num_examples,
+                encoder_share=task.encoder_share,
+                received=dict(task.received_metrics),
+                trained=dict(task.trained_metrics),
+            )
+        self._log.info(
+            "round.committed",
+            **progress,
+            seconds=report.duration_s,
+            bytes_in=report.bytes_received,
+            bytes_out=report.bytes_sent,
+            missing=list(report.missing_clients),
+            refused=report.num_refused,
+            heads_unchanged=list(report.unchanged_tasks),
+        )

@@ -1,0 +1,189 @@
+"""The server's own types as contract messages, and update headers from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from fedmtl.v1 import federation_pb2 as pb
+
+from fedmtl_core.errors import InvalidRequestError, LimitExceededError
+from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.layout import Layout, require_scopes
+from fedmtl_core.wire import PURPOSE_TO_PROTO, UPDATE_KIND_FROM_PROTO, layout_from_proto
+from fedmtl_server.federation import EventKind, RoundEvent, Status
+from fedmtl_server.report import RoundReport
+from fedmtl_server.rounds import Phase, UpdateClaim
+
+MAX_METRICS = 64
+MAX_METRIC_NAME = 64
+MAX_EXAMPLES = 2**53
+"""Beyond this a weight is no longer exact as a float."""
+
+_EVENT_KIND = {
+    EventKind.WAITING: pb.ROUND_EVENT_KIND_WAITING,
+    EventKind.OPENED: pb.ROUND_EVENT_KIND_OPENED,
+    EventKind.CLOSING: pb.ROUND_EVENT_KIND_CLOSING,
+    EventKind.COMMITTED: pb.ROUND_EVENT_KIND_COMMITTED,
+    EventKind.FINISHED: pb.ROUND_EVENT_KIND_FINISHED,
+}
+_PHASE = {
+    Phase.WAITING: pb.PHASE_WAITING,
+    Phase.OPEN: pb.PHASE_OPEN,
+    Phase.AGGREGATING: pb.PHASE_AGGREGATING,
+    Phase.FINISHED: pb.PHASE_FINISHED,
+}
+
+
+def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
+    """What an update's header says, its fields checked.
+
+    Raises:
+        InvalidRequestError: a field is missing or out of range.
+        LimitExceededError: there are too many metrics, or their names are too long.
+    """
+    kind = UPDATE_KIND_FROM_PROTO.get(header.kind)
+    if kind is None:
+        raise InvalidRequestError(f"kind: expected parameters, delta or metrics, got {header.kind}")
+    if kind != "metrics" and not 1 <= header.num_examples <= MAX_EXAMPLES:
+        raise InvalidRequestError(f"num_examples: expected 1 to {MAX_EXAMPLES}, got {header.num_examples}")
+    received, trained = (
+        _metrics(name, getattr(header, name)) for name in ("received_metrics", "trained_metrics")
+    )
+    if (received or trained) and not 1 <= header.num_eval_examples <= MAX_EXAMPLES:
+        raise InvalidRequestError(
+            f"num_eval_examples: expected 1 to {MAX_EXAMPLES} with metrics, got {header.num_eval_examples}"
+        )
+    return UpdateClaim(
+        client_id=require_identifier("client_id", header.client_id),
+        task=header.task,
+        base_round=header.base_round,
+        update_id=require_identifier("update_id", header.update_id),
+        kind=kind,
+        num_examples=header.num_examples if kind != "metrics" else 0,
+        num_eval_examples=header.num_eval_examples,
+        received_metrics=received,
+        trained_metrics=trained,
+    )
+
+
+def require_layouts(expected: Sequence[Layout], components: Sequence[pb.Component]) -> None:
+    """Check that an update's table of contents is that of its client's slice.
+
+    Raises:
+        LayoutMismatchError: it isn't.
+        InvalidRequestError: a component doesn't start at its first byte.
+    """
+    require_scopes([layout.scope for layout in expected], [component.scope for component in components])
+    for layout, component in zip(expected, components, strict=True):
+        layout.require_same(layout_from_proto(component))
+        if component.start_offset:
+            raise InvalidRequestError(f"{layout.scope}: start_offset: expected 0, got {component.start_offset}")
+
+
+def event_to_proto(event: RoundEvent, run_id: str, num_rounds: int) -> pb.WatchRoundsResponse:
+    return pb.WatchRoundsResponse(
+        run_id=run_id,
+        kind=_EVENT_KIND[event.kind],
+        round=event.round,
+        num_rounds=num_rounds,
+        purpose=PURPOSE_TO_PROTO[event.purpose],
+        in_cohort=event.in_cohort,
+        reported=event.reported,
+        deadline_seconds=event.deadline_s,
+        waiting_for=event.waiting_for,
+        report=report_to_proto(event.report) if event.report else None,
+        cohort_size=event.cohort_size,
+    )
+
+
+def report_to_proto(report: RoundReport) -> pb.RoundReport:
+    return pb.RoundReport(
+        round=report.round,
+        purpose=PURPOSE_TO_PROTO[report.purpose],
+        opened_at_unix_ms=report.opened_at_unix_ms,
+        duration_seconds=report.duration_s,
+        components=[
+            pb.ComponentReport(
+                scope=component.scope,
+                num_tensors=component.num_tensors,
+                contributions=[
+                    pb.Contribution(
+                        client_id=part.client_id, task=part.task, num_examples=part.num_examples, weight=part.weight
+                    )
+                    for part in component.contributions
+                ],
+            )
+            for component in report.components
+        ],
+        tasks=[
+            pb.TaskReport(
+                task=task.task,
+                num_updates=task.num_updates,
+                num_examples=task.num_examples,
+                encoder_share=task.encoder_share,
+                received_metrics=task.received_metrics,
+                trained_metrics=task.trained_metrics,
+            )
+            for task in report.tasks
+        ],
+        missing_clients=report.missing_clients,
+        refused=[
+            pb.RefusedUpdate(client_id=one.client_id, task=one.task, code=one.code, reason=one.reason)
+            for one in report.refused
+        ],
+        num_refused=report.num_refused,
+        bytes_received=report.bytes_received,
+        bytes_sent=report.bytes_sent,
+        unchanged_tasks=report.unchanged_tasks,
+    )
+
+
+def status_to_proto(status: Status) -> pb.GetStatusResponse:
+    return pb.GetStatusResponse(
+        run_id=status.run_id,
+        phase=_PHASE[status.phase],
+        round=status.round,
+        num_rounds=status.num_rounds,
+        waiting_for=status.waiting_for,
+        tasks=[
+            pb.TaskStatus(
+                task=task.task,
+                min_clients=task.min_clients,
+                connected_clients=task.connected_clients,
+                cohort_size=task.cohort_size,
+                reported_clients=task.reported_clients,
+                last_metrics=task.last_metrics,
+            )
+            for task in status.tasks
+        ],
+        clients=[
+            pb.ClientStatus(
+                client_id=client.client_id,
+                task=client.task,
+                connected=client.connected,
+                in_cohort=client.in_cohort,
+                reported=client.reported,
+            )
+            for client in status.clients
+        ],
+        last_report=report_to_proto(status.last_report) if status.last_report else None,
+        model=pb.ModelSummary(
+            base_model=status.model.base_model,
+            shared_parameters=status.model.shared_parameters,
+            head_parameters=status.model.head_parameters,
+            total_parameters=status.model.total_parameters,
+        ),
+        uptime_seconds=status.uptime_s,
+    )
+
+
+def _metrics(field: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    if len(metrics) > MAX_METRICS:
+        raise LimitExceededError(f"{field}: at most {MAX_METRICS} metrics are allowed, got {len(metrics)}")
+    for name, value in metrics.items():
+        if not 1 <= len(name) <= MAX_METRIC_NAME:
+            raise LimitExceededError(f"{field}: a name has 1 to {MAX_METRIC_NAME} characters, got {len(name)}")
+        if not math.isfinite(value):
+            raise InvalidRequestError(f"{field}: {name}: expected a finite number, got {value}")
+    return dict(sorted(metrics.items()))

@@ -1,0 +1,106 @@
+"""The round report: who counted, with what weight, what came of it, and what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedmtl_core.plan import Purpose
+from fedmtl_core.scopes import SHARED
+from fedmtl_server.aggregator import Aggregate, Contribution
+from fedmtl_server.rounds import Member, UpdateClaim
+
+
+@dataclass(frozen=True)
+class ComponentReport:
+    """Who counted in one component."""
+
+    scope: str
+    num_tensors: int
+    contributions: Sequence[Contribution]
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """One task in one round."""
+
+    task: str
+    num_updates: int
+    num_examples: int
+    encoder_share: float
+    """Its share of the encoder's average, in 0 to 1."""
+    received_metrics: Mapping[str, float]
+    """Of the model the round began with: mean over the task's clients, weighted by what they evaluated on."""
+    trained_metrics: Mapping[str, float]
+    """Likewise, of the clients' own models after training."""
+
+
+@dataclass(frozen=True)
+class RefusedUpdate:
+    """An update that did not count, and why."""
+
+    client_id: str
+    task: str
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """How one round came about."""
+
+    round: int
+    purpose: Purpose
+    opened_at_unix_ms: int
+    duration_s: float
+    components: Sequence[ComponentReport]
+    tasks: Sequence[TaskReport]
+    missing_clients: Sequence[str]
+    refused: Sequence[RefusedUpdate]
+    """The first of them."""
+    num_refused: int
+    bytes_received: int
+    bytes_sent: int
+    unchanged_tasks: Sequence[str]
+    """Tasks whose head nobody changed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def component_reports(aggregate: Aggregate) -> list[ComponentReport]:
+    """What a round's average says of each component."""
+    return [
+        ComponentReport(scope, len(aggregate.components[scope].layout.tensors), contributions)
+        for scope, contributions in aggregate.contributions.items()
+    ]
+
+
+def task_reports(tasks: Iterable[str], cohort: Iterable[Member], aggregate: Aggregate) -> list[TaskReport]:
+    """What a round's cohort reported, task by task."""
+    claims = [member.claim for member in cohort if member.claim is not None]
+    encoder = aggregate.contributions.get(SHARED, ())
+    reports = []
+    for task in tasks:
+        mine = [claim for claim in claims if claim.task == task]
+        reports.append(
+            TaskReport(
+                task=task,
+                num_updates=len(mine),
+                num_examples=sum(claim.num_examples for claim in mine),
+                encoder_share=sum(part.weight for part in encoder if part.task == task),
+                received_metrics=_mean_metrics([(claim, claim.received_metrics) for claim in mine]),
+                trained_metrics=_mean_metrics([(claim, claim.trained_metrics) for claim in mine]),
+            )
+        )
+    return reports
+
+
+def _mean_metrics(measured: Sequence[tuple[UpdateClaim, Mapping[str, float]]]) -> dict[str, float]:
+    """Metric by name, averaged over the clients that report it."""
+    means = {}
+    for name in dict.fromkeys(name for _, metrics in measured for name in metrics):
+        values = [(claim.num_eval_examples, metrics[name]) for claim, metrics in measured if name in metrics]
+        means[name] = sum(weight * value for weight, value in values) / sum(weight for weight, _ in values)
+    return means

@@ -1,0 +1,74 @@
+"""What a run came to: per task the metric before the first round, after the last, and the best; and its plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmtl_core.tasks import TaskSpec
+from fedmtl_server.report import RoundReport
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task's main metric over the run. Round 0 is the model before the first round."""
+
+    metric: str
+    by_round: Mapping[int, float]
+
+    @property
+    def first(self) -> float | None:
+        return self.by_round.get(0)
+
+    @property
+    def last(self) -> float | None:
+        return self.by_round[max(self.by_round)] if self.by_round else None
+
+    @property
+    def best_round(self) -> int | None:
+        return max(self.by_round, key=lambda round_: self.by_round[round_], default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        best = self.best_round
+        return asdict(self) | {
+            "first": self.first,
+            "last": self.last,
+            "last_round": max(self.by_round, default=None),
+            "best": None if best is None else self.by_round[best],
+            "best_round": best,
+        }
+
+
+def task_results(specs: Iterable[TaskSpec], reports: Iterable[RoundReport]) -> dict[str, TaskResult]:
+    """Every task's main metric by round, from the reports of the rounds that measured it.
+
+    A round's clients evaluate the model they receive, which is the one that the round before committed.
+    """
+    metric_of = {spec.name: spec.main_metric for spec in specs}
+    by_round: dict[str, dict[int, float]] = {task: {} for task in metric_of}
+    for report in reports:
+        for task in report.tasks:
+            if metric_of[task.task] in task.received_metrics:
+                by_round[task.task][report.round - 1] = task.received_metrics[metric_of[task.task]]
+    return {task: TaskResult(metric, by_round[task]) for task, metric in metric_of.items()}
+
+
+def plot(results: Mapping[str, TaskResult], path: Path) -> None:
+    """Draw every task's metric by round into a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for task, result in results.items():
+        rounds = sorted(result.by_round)
+        axes.plot(rounds, [result.by_round[r] for r in rounds], marker="o", label=f"{task} ({result.metric})")
+    axes.set(xlabel="round (0: before the first)", ylabel="metric of the shared model")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)

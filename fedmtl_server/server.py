@@ -1,0 +1,192 @@
+"""A whole server: model, run folder, federation and gRPC put together, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from fedmtl_core.config import Config
+from fedmtl_core.errors import ConfigError, FedMTLError
+from fedmtl_core.logs import get_logger
+from fedmtl_server.aggregator import MTLAggregator
+from fedmtl_server.federation import Federation
+from fedmtl_server.model import MTLServerModel
+from fedmtl_server.results import TaskResult, plot, task_results
+from fedmtl_server.rounds import RoundRules
+from fedmtl_server.servicer import SERVICE_NAME, FederatedMtlServicer
+from fedmtl_server.staging import StagingPool
+from fedmtl_server.store import RunStore
+
+GRACE_S = 5.0
+"""How long calls in progress may take to end when the server stops."""
+
+_OPTIONS = [
+    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server behind it
+    # A client that vanished without a word is noticed, and gone, within half a minute.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+
+
+class Interrupted(Exception):
+    """The server was told to stop before its run was over."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+class Server:
+    """One run, served.
+
+    Args:
+        config: what to run.
+        run_dir: the run's folder; one in `server.runs_dir` if None.
+        model: the model to train; the one that the configuration names if None.
+
+    Raises:
+        ConfigError: the configuration names no task.
+        ModelUnavailableError: the encoder can't be had.
+        StoreError: the run's folder can't be made.
+    """
+
+    def __init__(self, config: Config, run_dir: Path | None = None, model: MTLServerModel | None = None):
+        if not config.tasks:
+            raise ConfigError("tasks: name at least one task, such as `tasks: {sst2: {}}`")
+        self._config = config
+        self._log = get_logger()
+        self._run_id = uuid.uuid4().hex
+        if model is None:
+            self._log.info("model.loading", source=config.model.server_model)
+            model = MTLServerModel.from_config(config)
+        self._model = model
+        self.store = RunStore.create(config, self._run_id, run_dir)
+        self.federation: Federation
+        self._server: grpc.aio.Server
+        self._health = health.aio.HealthServicer()
+        self.address = ""
+
+    async def start(self) -> None:
+        """Begin to serve; `address` says where.
+
+        Raises:
+            FedMTLError: the address can't be listened on.
+        """
+        config = self._config
+        self.federation = Federation(
+            run_id=self._run_id,
+            model=self._model,
+            aggregator=MTLAggregator(),
+            rules=RoundRules(
+                num_rounds=config.training.num_rounds,
+                min_clients={name: task.min_clients for name, task in config.tasks.items()},
+                deadline_s=config.rounds.deadline_s,
+                quorum_timeout_s=config.rounds.quorum_timeout_s,
+                rejoin_grace_s=config.rounds.rejoin_grace_s,
+                transfer_timeout_s=config.rounds.transfer_timeout_s,
+            ),
+            plans={task: config.plan(task) for task in config.tasks},
+            store=self.store,
+            staging=StagingPool(config.server.staging_memory_mb * 2**20, self.store.run_dir / "staging"),
+            report_interval_s=config.rounds.report_interval_s,
+        )
+        self._server = grpc.aio.server(options=_OPTIONS)
+        FederatedMtlServicer(self.federation).add_to(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
+        )
+        wanted = f"{config.server.host}:{config.server.port}"
+        try:
+            port = self._server.add_insecure_port(wanted)
+        except RuntimeError:
+            raise FedMTLError(
+                f"can't listen on {wanted}: the port is taken or the address isn't this machine's; "
+                "choose another with --port or --host"
+            ) from None
+        self.address = f"{config.server.host}:{port}"
+        await self._server.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await asyncio.to_thread(self.store.announce, self.address)
+        summary = self._model.summary()
+        self._log.info(
+            "server.started",
+            address=self.address,
+            run_id=self._run_id,
+            run_dir=str(self.store.run_dir),
+            base_model=summary.base_model,
+            tasks=", ".join(summary.head_parameters),
+            shared_parameters=summary.shared_parameters,
+            head_parameters=dict(summary.head_parameters),
+            total_parameters=summary.total_parameters,
+        )
+
+    async def run(self) -> dict[str, TaskResult]:
+        """Hold the rounds until the run is over, and write its results.
+
+        Returns:
+            Every task's metric by round.
+        """
+        await self.federation.run()
+        results = task_results(self._config.task_specs(), self.federation.reports)
+        await asyncio.to_thread(self._write_results, results)
+        return results
+
+    async def stop(self, reason: str, patience_s: float = 0.0) -> None:
+        """Stop serving: first let clients leave by themselves for a while, then end their streams."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self.federation.stop(reason, patience_s)
+        await self._server.stop(GRACE_S)
+        self._log.info("server.stopped", reason=reason)
+
+    def _write_results(self, results: dict[str, TaskResult]) -> None:
+        self.store.write_results({task: result.to_dict() for task, result in results.items()})
+        plot(results, self.store.run_dir / "metrics.png")
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+        for service in ("", SERVICE_NAME):
+            await self._health.set(service, status)
+
+
+async def serve(
+    config: Config,
+    run_dir: Path | None = None,
+    *,
+    keep_serving: bool = False,
+    on_finished: Callable[[dict[str, TaskResult], Path], None] = lambda results, run_dir: None,
+) -> None:
+    """Run a server until its run is over, or with `keep_serving` until a signal.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came before the run was over. The round in progress is dropped; the last
+            commit is on disk.
+    """
+    interrupted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(
+            number, lambda number=number: interrupted.done() or interrupted.set_result(number)
+        )
+    server = Server(config, run_dir)
+    await server.start()
+    run = asyncio.create_task(server.run())
+    try:
+        await asyncio.wait((run, interrupted), return_when=asyncio.FIRST_COMPLETED)
+        if not run.done():
+            raise Interrupted(interrupted.result())
+        on_finished(run.result(), server.store.run_dir)
+        if keep_serving:
+            await interrupted
+    finally:
+        finished = run.done() and run.exception() is None
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        await server.stop("the run is over" if finished else "the server is stopping", GRACE_S if finished else 0.0)

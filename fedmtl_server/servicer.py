@@ -1,0 +1,190 @@
+"""The four RPCs. They translate: messages and status codes on one side, calls of the federation on the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, NoReturn
+
+import grpc
+from fedmtl.v1 import federation_pb2 as pb
+
+from fedmtl_core.errors import InvalidRequestError, RequestError
+from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.logs import Logger, get_logger
+from fedmtl_core.status import status_of
+from fedmtl_core.wire import PURPOSE_TO_PROTO, component_to_proto, plan_to_proto
+from fedmtl_server.federation import Federation
+from fedmtl_server.messages import event_to_proto, status_to_proto
+from fedmtl_server.report import RefusedUpdate
+from fedmtl_server.slices import EncodedComponent
+from fedmtl_server.uploads import Upload
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
+
+MAX_ERROR_TEXT = 2000
+"""Longer messages are cut: a status travels in a header, and headers are limited."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class FederatedMtlServicer:
+    """Serves one federation."""
+
+    def __init__(self, federation: Federation):
+        self._federation = federation
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register the RPCs. A response may be given as bytes, serialised already."""
+        handlers = {
+            "GetSlice": grpc.unary_stream_rpc_method_handler(
+                self.GetSlice, pb.GetSliceRequest.FromString, _serialised
+            ),
+            "PushUpdate": grpc.stream_unary_rpc_method_handler(
+                self.PushUpdate, pb.PushUpdateRequest.FromString, _serialised
+            ),
+            "WatchRounds": grpc.unary_stream_rpc_method_handler(
+                self.WatchRounds, pb.WatchRoundsRequest.FromString, _serialised
+            ),
+            "GetStatus": grpc.unary_unary_rpc_method_handler(
+                self.GetStatus, pb.GetStatusRequest.FromString, _serialised
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+    async def GetSlice(
+        self, request: pb.GetSliceRequest, context: Context
+    ) -> AsyncIterator[pb.GetSliceResponse | bytes]:
+        log = get_logger(rpc="GetSlice", client_id=request.client_id, task=request.task)
+        began = time.monotonic()
+        try:
+            header, parts = self._slice(request)
+        except RequestError as error:
+            await _abort(context, error, log, "slice.refused")
+        yield pb.GetSliceResponse(header=header)
+        num_bytes = 0
+        for encoded, start in parts:
+            for message in encoded.messages_from(start):
+                yield message
+            num_bytes += encoded.layout.num_bytes - start
+        self._federation.sent(num_bytes)
+        log.info("slice.sent", round=header.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
+
+    async def PushUpdate(
+        self, requests: AsyncIterator[pb.PushUpdateRequest], context: Context
+    ) -> pb.PushUpdateResponse:
+        upload = Upload(requests, self._federation)
+        began = time.monotonic()
+        log = get_logger(rpc="PushUpdate")
+        with _noting_departure(upload, log):
+            try:
+                receipt = await upload.receive()
+            except RequestError as error:
+                header = upload.header
+                self._federation.refused(
+                    RefusedUpdate(header.client_id[:64], header.task[:64], status_of(error).name, _text(error))
+                )
+                await _abort(context, error, log, "update.refused", client_id=header.client_id[:64], task=header.task[:64])
+        log.info(
+            "update.duplicate" if receipt.duplicate else "update.accepted",
+            client_id=upload.header.client_id,
+            task=upload.header.task,
+            round=receipt.round,
+            num_examples=upload.header.num_examples,
+            bytes_received=receipt.num_bytes,
+            duration_s=time.monotonic() - began,
+        )
+        return pb.PushUpdateResponse(
+            outcome=pb.OUTCOME_DUPLICATE if receipt.duplicate else pb.OUTCOME_ACCEPTED,
+            round=receipt.round,
+            num_bytes=receipt.num_bytes,
+        )
+
+    async def WatchRounds(
+        self, request: pb.WatchRoundsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchRoundsResponse]:
+        log = get_logger(rpc="WatchRounds")
+        try:
+            self._federation.require_run(request.run_id)
+            self._require_watcher(request)
+            async with aclosing(self._federation.watch(request.client_id, request.task)) as events:
+                async for event in events:
+                    yield event_to_proto(event, self._federation.run_id, self._federation.rules.num_rounds)
+        except RequestError as error:
+            await _abort(context, error, log, "watch.ended", client_id=request.client_id[:64], task=request.task[:64])
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+        return status_to_proto(self._federation.status())
+
+    def _slice(self, request: pb.GetSliceRequest) -> tuple[pb.SliceHeader, list[tuple[EncodedComponent, int]]]:
+        """A slice's header, and its components with the offset to send each from."""
+        federation = self._federation
+        federation.require_run(request.run_id)
+        if bool(request.task) == request.all_tasks:
+            raise InvalidRequestError("expected either a task or all_tasks, got " + ("both" if request.task else "neither"))
+        if request.task:
+            federation.require_task(request.task)
+        federation.require_round(request.round)
+        published = federation.published
+        held = {one.scope: one for one in request.held}
+        parts = []
+        for scope in federation.model.scopes_for(request.task or None):
+            encoded = published.components[scope]
+            known = scope in held and held[scope].digest == encoded.digest
+            parts.append((encoded, encoded.start_after(held[scope].num_bytes if known else 0)))
+        plan = federation.plans[request.task or next(iter(federation.plans))]
+        header = pb.SliceHeader(
+            run_id=federation.run_id,
+            round=published.round,
+            task=request.task,
+            components=[component_to_proto(encoded.layout, encoded.digest, start) for encoded, start in parts],
+            total_bytes=sum(encoded.layout.num_bytes for encoded, _ in parts),
+            plan=plan_to_proto(plan),
+            purpose=PURPOSE_TO_PROTO[federation.purpose],
+        )
+        return header, parts
+
+    def _require_watcher(self, request: pb.WatchRoundsRequest) -> None:
+        if bool(request.client_id) != bool(request.task):
+            raise InvalidRequestError(
+                "expected a client_id and a task, or neither for an observer, got only "
+                + ("a client_id" if request.client_id else "a task")
+            )
+        if request.client_id:
+            require_identifier("client_id", request.client_id)
+            self._federation.require_task(request.task)
+
+
+def _serialised(message: Any) -> bytes:
+    if isinstance(message, bytes):
+        return message
+    data: bytes = message.SerializeToString()
+    return data
+
+
+@contextmanager
+def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
+    """Write a log line for a client that goes away in mid-stream, which ends the handler from outside."""
+    answered = False
+    try:
+        yield
+        answered = True
+    except grpc.aio.AbortError:
+        answered = True
+        raise
+    finally:
+        if not answered:
+            log.info("update.abandoned", client_id=upload.header.client_id[:64], task=upload.header.task[:64])
+
+
+async def _abort(context: Context, error: RequestError, log: Logger, event: str, **facts: object) -> NoReturn:
+    code = status_of(error)
+    log.warning(event, code=code.name, reason=_text(error), **facts)
+    await context.abort(code, _text(error))
+    raise AssertionError("abort raises")
+
+
+def _text(error: RequestError) -> str:
+    text = str(error)
+    return text if len(text) <= MAX_ERROR_TEXT else text[:MAX_ERROR_TEXT] + "…"

@@ -1,0 +1,472 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ElementType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ELEMENT_TYPE_UNSPECIFIED: _ClassVar[ElementType]
+    ELEMENT_TYPE_FLOAT32: _ClassVar[ElementType]
+    ELEMENT_TYPE_FLOAT16: _ClassVar[ElementType]
+    ELEMENT_TYPE_BFLOAT16: _ClassVar[ElementType]
+    ELEMENT_TYPE_FLOAT64: _ClassVar[ElementType]
+
+class RoundPurpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROUND_PURPOSE_UNSPECIFIED: _ClassVar[RoundPurpose]
+    ROUND_PURPOSE_TRAIN: _ClassVar[RoundPurpose]
+    ROUND_PURPOSE_EVALUATE: _ClassVar[RoundPurpose]
+
+class UpdateKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    UPDATE_KIND_UNSPECIFIED: _ClassVar[UpdateKind]
+    UPDATE_KIND_PARAMETERS: _ClassVar[UpdateKind]
+    UPDATE_KIND_DELTA: _ClassVar[UpdateKind]
+    UPDATE_KIND_METRICS: _ClassVar[UpdateKind]
+
+class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
+    OUTCOME_ACCEPTED: _ClassVar[Outcome]
+    OUTCOME_DUPLICATE: _ClassVar[Outcome]
+
+class RoundEventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROUND_EVENT_KIND_UNSPECIFIED: _ClassVar[RoundEventKind]
+    ROUND_EVENT_KIND_WAITING: _ClassVar[RoundEventKind]
+    ROUND_EVENT_KIND_OPENED: _ClassVar[RoundEventKind]
+    ROUND_EVENT_KIND_CLOSING: _ClassVar[RoundEventKind]
+    ROUND_EVENT_KIND_COMMITTED: _ClassVar[RoundEventKind]
+    ROUND_EVENT_KIND_FINISHED: _ClassVar[RoundEventKind]
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    PHASE_WAITING: _ClassVar[Phase]
+    PHASE_OPEN: _ClassVar[Phase]
+    PHASE_AGGREGATING: _ClassVar[Phase]
+    PHASE_FINISHED: _ClassVar[Phase]
+ELEMENT_TYPE_UNSPECIFIED: ElementType
+ELEMENT_TYPE_FLOAT32: ElementType
+ELEMENT_TYPE_FLOAT16: ElementType
+ELEMENT_TYPE_BFLOAT16: ElementType
+ELEMENT_TYPE_FLOAT64: ElementType
+ROUND_PURPOSE_UNSPECIFIED: RoundPurpose
+ROUND_PURPOSE_TRAIN: RoundPurpose
+ROUND_PURPOSE_EVALUATE: RoundPurpose
+UPDATE_KIND_UNSPECIFIED: UpdateKind
+UPDATE_KIND_PARAMETERS: UpdateKind
+UPDATE_KIND_DELTA: UpdateKind
+UPDATE_KIND_METRICS: UpdateKind
+OUTCOME_UNSPECIFIED: Outcome
+OUTCOME_ACCEPTED: Outcome
+OUTCOME_DUPLICATE: Outcome
+ROUND_EVENT_KIND_UNSPECIFIED: RoundEventKind
+ROUND_EVENT_KIND_WAITING: RoundEventKind
+ROUND_EVENT_KIND_OPENED: RoundEventKind
+ROUND_EVENT_KIND_CLOSING: RoundEventKind
+ROUND_EVENT_KIND_COMMITTED: RoundEventKind
+ROUND_EVENT_KIND_FINISHED: RoundEventKind
+PHASE_UNSPECIFIED: Phase
+PHASE_WAITING: Phase
+PHASE_OPEN: Phase
+PHASE_AGGREGATING: Phase
+PHASE_FINISHED: Phase
+
+class TensorSpec(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "offset")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: ElementType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    offset: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[ElementType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Component(_message.Message):
+    __slots__ = ("scope", "tensors", "num_bytes", "digest", "start_offset")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    START_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    scope: str
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
+    num_bytes: int
+    digest: bytes
+    start_offset: int
+    def __init__(self, scope: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., num_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., start_offset: _Optional[int] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ("scope", "offset", "data", "crc32c")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    CRC32C_FIELD_NUMBER: _ClassVar[int]
+    scope: str
+    offset: int
+    data: bytes
+    crc32c: int
+    def __init__(self, scope: _Optional[str] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
+
+class TrainingPlan(_message.Message):
+    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds")
+    LOCAL_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_DECAY_FIELD_NUMBER: _ClassVar[int]
+    WARMUP_RATIO_FIELD_NUMBER: _ClassVar[int]
+    MAX_GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_MODEL_FIELD_NUMBER: _ClassVar[int]
+    NUM_HIDDEN_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_DROPOUT_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_KIND_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    VAL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    warmup_ratio: float
+    max_grad_norm: float
+    max_length: int
+    seed: int
+    client_model: str
+    num_hidden_layers: int
+    head_dropout: float
+    update_kind: UpdateKind
+    train_samples: int
+    val_samples: int
+    num_rounds: int
+    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ...) -> None: ...
+
+class GetSliceRequest(_message.Message):
+    __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ALL_TASKS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    client_id: str
+    task: str
+    all_tasks: bool
+    round: int
+    held: _containers.RepeatedCompositeFieldContainer[HeldComponent]
+    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., all_tasks: _Optional[bool] = ..., round: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldComponent, _Mapping]]] = ...) -> None: ...
+
+class HeldComponent(_message.Message):
+    __slots__ = ("scope", "digest", "num_bytes")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    scope: str
+    digest: bytes
+    num_bytes: int
+    def __init__(self, scope: _Optional[str] = ..., digest: _Optional[bytes] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
+class GetSliceResponse(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: SliceHeader
+    chunk: Chunk
+    def __init__(self, header: _Optional[_Union[SliceHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class SliceHeader(_message.Message):
+    __slots__ = ("run_id", "round", "task", "components", "total_bytes", "plan", "purpose")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    round: int
+    task: str
+    components: _containers.RepeatedCompositeFieldContainer[Component]
+    total_bytes: int
+    plan: TrainingPlan
+    purpose: RoundPurpose
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., task: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ...) -> None: ...
+
+class PushUpdateRequest(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: UpdateHeader
+    chunk: Chunk
+    def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class UpdateHeader(_message.Message):
+    __slots__ = ("run_id", "client_id", "task", "base_round", "update_id", "kind", "num_examples", "components", "received_metrics", "trained_metrics", "num_eval_examples")
+    class ReceivedMetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class TrainedMetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    BASE_ROUND_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_METRICS_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_METRICS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVAL_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    client_id: str
+    task: str
+    base_round: int
+    update_id: str
+    kind: UpdateKind
+    num_examples: int
+    components: _containers.RepeatedCompositeFieldContainer[Component]
+    received_metrics: _containers.ScalarMap[str, float]
+    trained_metrics: _containers.ScalarMap[str, float]
+    num_eval_examples: int
+    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., base_round: _Optional[int] = ..., update_id: _Optional[str] = ..., kind: _Optional[_Union[UpdateKind, str]] = ..., num_examples: _Optional[int] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., num_eval_examples: _Optional[int] = ...) -> None: ...
+
+class PushUpdateResponse(_message.Message):
+    __slots__ = ("outcome", "round", "num_bytes")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    outcome: Outcome
+    round: int
+    num_bytes: int
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., round: _Optional[int] = ..., num_bytes: _Optional[int] = ...) -> None: ...
+
+class WatchRoundsRequest(_message.Message):
+    __slots__ = ("client_id", "task", "run_id")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    client_id: str
+    task: str
+    run_id: str
+    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
+
+class WatchRoundsResponse(_message.Message):
+    __slots__ = ("run_id", "kind", "round", "num_rounds", "purpose", "in_cohort", "reported", "deadline_seconds", "waiting_for", "report", "cohort_size")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    IN_COHORT_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    COHORT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    kind: RoundEventKind
+    round: int
+    num_rounds: int
+    purpose: RoundPurpose
+    in_cohort: bool
+    reported: bool
+    deadline_seconds: float
+    waiting_for: str
+    report: RoundReport
+    cohort_size: int
+    def __init__(self, run_id: _Optional[str] = ..., kind: _Optional[_Union[RoundEventKind, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., deadline_seconds: _Optional[float] = ..., waiting_for: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ..., cohort_size: _Optional[int] = ...) -> None: ...
+
+class RoundReport(_message.Message):
+    __slots__ = ("round", "purpose", "opened_at_unix_ms", "duration_seconds", "components", "tasks", "missing_clients", "refused", "num_refused", "bytes_received", "bytes_sent", "unchanged_tasks")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    OPENED_AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    DURATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    UNCHANGED_TASKS_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    purpose: RoundPurpose
+    opened_at_unix_ms: int
+    duration_seconds: float
+    components: _containers.RepeatedCompositeFieldContainer[ComponentReport]
+    tasks: _containers.RepeatedCompositeFieldContainer[TaskReport]
+    missing_clients: _containers.RepeatedScalarFieldContainer[str]
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedUpdate]
+    num_refused: int
+    bytes_received: int
+    bytes_sent: int
+    unchanged_tasks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, round: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., opened_at_unix_ms: _Optional[int] = ..., duration_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentReport, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[TaskReport, _Mapping]]] = ..., missing_clients: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[_Union[RefusedUpdate, _Mapping]]] = ..., num_refused: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., unchanged_tasks: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ComponentReport(_message.Message):
+    __slots__ = ("scope", "num_tensors", "contributions")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    NUM_TENSORS_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    scope: str
+    num_tensors: int
+    contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
+    def __init__(self, scope: _Optional[str] = ..., num_tensors: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
+
+class Contribution(_message.Message):
+    __slots__ = ("client_id", "task", "num_examples", "weight")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    client_id: str
+    task: str
+    num_examples: int
+    weight: float
+    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., num_examples: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class TaskReport(_message.Message):
+    __slots__ = ("task", "num_updates", "num_examples", "encoder_share", "received_metrics", "trained_metrics")
+    class ReceivedMetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class TrainedMetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    NUM_UPDATES_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_SHARE_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_METRICS_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_METRICS_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    num_updates: int
+    num_examples: int
+    encoder_share: float
+    received_metrics: _containers.ScalarMap[str, float]
+    trained_metrics: _containers.ScalarMap[str, float]
+    def __init__(self, task: _Optional[str] = ..., num_updates: _Optional[int] = ..., num_examples: _Optional[int] = ..., encoder_share: _Optional[float] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class RefusedUpdate(_message.Message):
+    __slots__ = ("client_id", "task", "code", "reason")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    client_id: str
+    task: str
+    code: str
+    reason: str
+    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., code: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("run_id", "phase", "round", "num_rounds", "waiting_for", "tasks", "clients", "last_report", "model", "uptime_seconds")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    LAST_REPORT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    phase: Phase
+    round: int
+    num_rounds: int
+    waiting_for: str
+    tasks: _containers.RepeatedCompositeFieldContainer[TaskStatus]
+    clients: _containers.RepeatedCompositeFieldContainer[ClientStatus]
+    last_report: RoundReport
+    model: ModelSummary
+    uptime_seconds: float
+    def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., waiting_for: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskStatus, _Mapping]]] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., last_report: _Optional[_Union[RoundReport, _Mapping]] = ..., model: _Optional[_Union[ModelSummary, _Mapping]] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
+
+class TaskStatus(_message.Message):
+    __slots__ = ("task", "min_clients", "connected_clients", "cohort_size", "reported_clients", "last_metrics")
+    class LastMetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    MIN_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    COHORT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    LAST_METRICS_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    min_clients: int
+    connected_clients: int
+    cohort_size: int
+    reported_clients: int
+    last_metrics: _containers.ScalarMap[str, float]
+    def __init__(self, task: _Optional[str] = ..., min_clients: _Optional[int] = ..., connected_clients: _Optional[int] = ..., cohort_size: _Optional[int] = ..., reported_clients: _Optional[int] = ..., last_metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class ClientStatus(_message.Message):
+    __slots__ = ("client_id", "task", "connected", "in_cohort", "reported")
+    CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    IN_COHORT_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_FIELD_NUMBER: _ClassVar[int]
+    client_id: str
+    task: str
+    connected: bool
+    in_cohort: bool
+    reported: bool
+    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., connected: _Optional[bool] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ...) -> None: ...
+
+class ModelSummary(_message.Message):
+    __slots__ = ("base_model", "shared_parameters", "head_parameters", "total_parameters")
+    class HeadParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    BASE_MODEL_FIELD_NUMBER: _ClassVar[int]
+    SHARED_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    base_model: str
+    shared_parameters: int
+    head_parameters: _containers.ScalarMap[str, int]
+    total_parameters: int
+    def __init__(self, base_model: _Optional[str] = ..., shared_parameters: _Optional[int] = ..., head_parameters: _Optional[_Mapping[str, int]] = ..., total_parameters: _Optional[int] = ...) -> None: ...
