@@ -1,7 +1,7 @@
 """`python -m fedmtl_client`, and the command `fedmtl-client`."""
 
-from fedmtl_core.cli import run
 from fedmtl_client.cli import app
+from fedmtl_core.cli import run
 
 
 def main() -> None:

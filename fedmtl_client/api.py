@@ -1,4 +1,4 @@
-"""The contract as a client calls it: typed, with FedMTL's errors instead of gRPC's, and patient with a server that is away."""
+"""The contract as a client calls it: typed, with FedMTL's errors, and patient with a server that is away."""
 
 from __future__ import annotations
 
@@ -114,12 +114,13 @@ class FederationApi:
             RequestError: the server refuses this client.
         """
         while not self._closed.is_set():
-            request = pb.WatchRoundsRequest(client_id=self.client_id, task=self.task)
-            stream, first = self._patiently(lambda request=request: self._open_watch(request))
+            stream, first = self._patiently(self._open_watch)
             yield first
             try:
-                yield from _translated(stream)
+                yield from stream
             except UnavailableError as error:
+                if self._closed.is_set():
+                    return
                 self._log.warning("server.lost", address=self.address, reason=str(error))
 
     def get_slice(self, round_: int, *, all_tasks: bool = False) -> Slice:
@@ -168,9 +169,10 @@ class FederationApi:
         """Where the run stands."""
         return self._patiently(lambda: _call(lambda: self._stub.GetStatus(pb.GetStatusRequest())))
 
-    def _open_watch(self, request: pb.WatchRoundsRequest) -> tuple[Any, pb.WatchRoundsResponse]:
-        stream = self._stub.WatchRounds(request)
-        first = next(_translated(stream), None)
+    def _open_watch(self) -> tuple[Iterator[pb.WatchRoundsResponse], pb.WatchRoundsResponse]:
+        request = pb.WatchRoundsRequest(client_id=self.client_id, task=self.task)
+        stream = _translated(self._stub.WatchRounds(request))
+        first = next(stream, None)
         if first is None:
             raise UnavailableError("the server ended the stream without an event")
         return stream, first
@@ -226,7 +228,7 @@ class FederationApi:
             )
 
 
-def _translated(stream: Any) -> Iterator[Any]:
+def _translated(stream: Iterator[_T]) -> Iterator[_T]:
     """A stream's messages, its failure as one of FedMTL's errors."""
     try:
         yield from stream

@@ -94,7 +94,8 @@ def _section(config: Config, task: str, path: Path | None) -> TaskConfig:
     if task in PRESETS:
         return TaskConfig()
     raise ConfigError(
-        f"--task: expected one of {', '.join(PRESETS)}, got {task!r}; describe another task under `tasks` in a --config file"
+        f"--task: expected one of {', '.join(PRESETS)}, got {task!r}; "
+        f"describe another task under `tasks` in a --config file"
     )
 
 

@@ -184,7 +184,8 @@ def _label(spec: TaskSpec, value: Any, place: str) -> float:
     number = int(value) if isinstance(value, (int, float)) or (isinstance(value, str) and value.isdigit()) else -1
     if not 0 <= number < len(spec.labels) or number != float(value):
         raise DataError(
-            f"{place}: expected one of {', '.join(spec.labels)}, or a number from 0 to {len(spec.labels) - 1}, got {value!r}"
+            f"{place}: expected one of {', '.join(spec.labels)}, or a number from 0 to {len(spec.labels) - 1}, "
+            f"got {value!r}"
         )
     return number
 

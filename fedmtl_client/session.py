@@ -154,7 +154,9 @@ class ClientSession:
                 should_stop=lambda: self._has_closed(event),
             )
         metrics = bench.trainer.evaluate(bench.model, bench.validation)
-        self._log.info("round.trained", **_progress(event), loss=result.loss, steps=result.num_steps, seconds=result.seconds)
+        self._log.info(
+            "round.trained", **_progress(event), loss=result.loss, steps=result.num_steps, seconds=result.seconds
+        )
         return metrics | {"train_loss": result.loss}
 
     def _prepare(self, plan: TrainingPlan) -> _Workbench:

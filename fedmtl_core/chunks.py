@@ -48,7 +48,8 @@ class Assembler:
         """Put one chunk in its place.
 
         Raises:
-            MalformedStreamError: the chunk is empty, of no expected component, overlaps, leaves a gap or runs past the end.
+            MalformedStreamError: the chunk is empty or of no expected component, overlaps another, leaves a gap, or
+                runs past the end.
             LimitExceededError: it is larger than `MAX_CHUNK_BYTES`.
             ChecksumError: its bytes aren't those that were sent.
         """
@@ -60,7 +61,8 @@ class Assembler:
         crc = google_crc32c.value(data)
         if crc != chunk.crc32c:
             raise ChecksumError(
-                f"{chunk.scope}: bytes {chunk.offset} to {chunk.offset + len(data)} have CRC32C {crc:08x}, expected {chunk.crc32c:08x}"
+                f"{chunk.scope}: the {len(data)} bytes at byte {chunk.offset} have CRC32C {crc:08x}, "
+                f"expected {chunk.crc32c:08x}"
             )
         memory[chunk.offset : chunk.offset + len(data)] = data
         self._next[chunk.scope] = chunk.offset + len(data)
@@ -105,4 +107,6 @@ def verify_digests(components: Sequence[Component], digests: Sequence[bytes]) ->
         if digest and len(digest) != 32:
             raise LayoutMismatchError(f"{component.scope}: expected a SHA-256 digest of 32 bytes, got {len(digest)}")
         if digest and component.digest() != digest:
-            raise ChecksumError(f"{component.scope}: the bytes received have another digest than the one sent with them")
+            raise ChecksumError(
+                f"{component.scope}: the bytes received have another digest than the one sent with them"
+            )

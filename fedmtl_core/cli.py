@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 
 import typer
 from rich.console import Console
@@ -17,7 +17,7 @@ from fedmtl_core.errors import FedMTLError, UserError
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 
 
-class LogFormat(str, Enum):
+class LogFormat(StrEnum):
     """How log lines look."""
 
     console = "console"

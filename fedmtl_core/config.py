@@ -190,7 +190,9 @@ class Config(_Section):
     @field_validator("tasks", mode="before")
     @classmethod
     def _empty_task(cls, tasks: Any) -> Any:
-        return {name: {} if task is None else task for name, task in tasks.items()} if isinstance(tasks, dict) else tasks
+        return (
+            {name: {} if task is None else task for name, task in tasks.items()} if isinstance(tasks, dict) else tasks
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:

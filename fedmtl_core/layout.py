@@ -1,7 +1,8 @@
 """The flat buffer with a table of contents that the parameters of one scope live in.
 
-The parameters of one scope (see `fedmtl_core.scopes`) form a component: one contiguous little-endian buffer and an ordered list of `TensorSpec`. Slices, chunks, updates, averages and
-checkpoints are all made of components; no other module packs or unpacks tensors.
+The parameters of one scope (see `fedmtl_core.scopes`) form a component: one contiguous little-endian buffer and
+an ordered list of `TensorSpec`. Slices, chunks, updates, averages and checkpoints are all made of components; no
+other module packs or unpacks tensors.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -144,7 +144,8 @@ class Component:
             buffer = torch.zeros(layout.num_bytes, dtype=torch.uint8)
         if buffer.dtype != torch.uint8 or tuple(buffer.shape) != (layout.num_bytes,):
             raise LayoutMismatchError(
-                f"{layout.scope}: expected a buffer of {layout.num_bytes} bytes, got {TensorSpec('', buffer.dtype, tuple(buffer.shape), 0)}"
+                f"{layout.scope}: expected a buffer of {layout.num_bytes} bytes, "
+                f"got {_dtype_name(buffer.dtype)} {list(buffer.shape)}"
             )
         self.layout = layout
         self.buffer = buffer
@@ -170,8 +171,7 @@ class Component:
 
     def memory(self) -> memoryview:
         """The bytes, writable, without a copy."""
-        array: np.ndarray[tuple[int], np.dtype[np.uint8]] = self.buffer.numpy()
-        return memoryview(array)
+        return memoryview(self.buffer.numpy())  # type: ignore[arg-type]  # a ndarray is a Buffer
 
     def views(self) -> dict[str, Tensor]:
         """The tensors by name, as views: writing to one writes to the buffer."""

@@ -87,7 +87,7 @@ class MultiTaskModel(nn.Module):
         persistent = self.state_dict().keys()
         tensors: dict[str, Tensor] = dict(self.named_parameters())
         tensors |= {n: b for n, b in self.named_buffers() if n in persistent and b.is_floating_point()}
-        scopes: dict[str, dict[str, Tensor]] = {SHARED: {}} | {task_scope(task): {} for task in self.heads}
+        scopes: dict[str, dict[str, Tensor]] = {SHARED: {}, **{task_scope(task): {} for task in self.heads}}
         for name, tensor in tensors.items():
             scopes[scope_of(name)][name] = tensor
         return scopes
@@ -138,7 +138,8 @@ def _load_pretrained(location: str, source: str, weights: bool, num_hidden_layer
         if num_hidden_layers is not None:
             if num_hidden_layers > config.num_hidden_layers:
                 raise ModelUnavailableError(
-                    f"model.num_hidden_layers: {source} has {config.num_hidden_layers} layers, asked for {num_hidden_layers}"
+                    f"model.num_hidden_layers: {source} has {config.num_hidden_layers} layers, "
+                    f"asked for {num_hidden_layers}"
                 )
             config.num_hidden_layers = num_hidden_layers
         if weights:
@@ -215,9 +216,7 @@ def _toy_tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {word: number for number, word in enumerate(toy.vocabulary())}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(
-        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
-    )
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
     names = ("pad", "unk", "cls", "sep", "mask")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -93,9 +93,7 @@ PRESETS: dict[str, TaskSpec] = {
     spec.name: spec
     for spec in (
         _glue("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), "validation"),
-        _glue(
-            "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "validation"
-        ),
+        _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "validation"),
         _glue("stsb", _PAIR, (), ("pearson", "spearman"), "validation"),
         _glue("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1"), "validation"),
         _glue("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews", "accuracy"), "validation"),

@@ -6,7 +6,7 @@ two interchangeable words, and sentences made from a handful of templates:
 * `sst2`: one to three opinions ("the film was not dull"), labelled by what most of them say; "not" flips one.
 * `qqp`: two questions with a verb, an adjective and a noun each; duplicates name the same three concepts,
   mostly in other words, the others name three different ones.
-* `stsb`: two statements of four concepts each; the score is 5/4 of the number they share.
+* `stsb`: two statements of three concepts each; the score is 5/3 of the number they share.
 
 The rows of a task are drawn from a fixed seed, so every process sees the same ones; no row is drawn twice, in
 either order of its two texts, so evaluation rows never stand in train.
@@ -49,12 +49,8 @@ _ADJECTIVES: tuple[Words, ...] = (
     ("red", "crimson"),
     ("cheap", "affordable"),
 )
-_PEOPLE: tuple[Words, ...] = (
-    ("teacher", "tutor"),
-    ("doctor", "physician"),
-    ("child", "kid"),
-    ("farmer", "grower"),
-)
+_CONCEPTS = (_ADJECTIVES, _VERBS, _NOUNS)
+
 _GOOD: Words = ("great", "wonderful", "superb", "delightful", "brilliant", "charming", "lovely", "pleasant")
 _BAD: Words = ("awful", "dreadful", "terrible", "dull", "clumsy", "dreary", "boring", "poor")
 _ADVERBS: Words = ("", "very ", "truly ", "quite ")
@@ -66,9 +62,9 @@ _QUESTIONS: Words = (
     "where can one {1} the {0} {2}",
 )
 _STATEMENTS: Words = (
-    "the {0} will {1} the {2} {3}",
-    "a {0} wants to {1} this {2} {3}",
-    "tomorrow the {0} may {1} some {2} {3}",
+    "we will {1} the {0} {2}",
+    "somebody wants to {1} this {0} {2}",
+    "tomorrow they may {1} some {0} {2}",
 )
 
 SPECIAL_TOKENS: Words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -76,7 +72,7 @@ SPECIAL_TOKENS: Words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 def vocabulary() -> list[str]:
     """Special tokens first, then every word the language has, sorted."""
-    concepts = [word for table in (_NOUNS, _VERBS, _ADJECTIVES, _PEOPLE) for words in table for word in words]
+    concepts = [word for table in _CONCEPTS for words in table for word in words]
     templates = " ".join((*_QUESTIONS, *_STATEMENTS, *_ADVERBS, *_JOINERS, "the was not"))
     words = {*concepts, *_GOOD, *_BAD, *re.sub(r"\{\d\}", " ", templates).split()}
     return [*SPECIAL_TOKENS, *sorted(words)]
@@ -120,41 +116,34 @@ def _opinion(rng: random.Random, good: bool) -> str:
 
 
 def _questions(rng: random.Random) -> Row:
-    tables = (_ADJECTIVES, _VERBS, _NOUNS)
     duplicate = rng.randrange(2)
-    first = [rng.randrange(len(table)) for table in tables]
-    second = first if duplicate else _others(rng, tables, first, keep=())
-    return {
-        "question1": _say(rng, _QUESTIONS, tables, first),
-        "question2": _say(rng, _QUESTIONS, tables, second),
-        "label": duplicate,
-    }
+    first, second = _meanings(rng, shared=len(_CONCEPTS) if duplicate else 0)
+    return {"question1": _say(rng, _QUESTIONS, first), "question2": _say(rng, _QUESTIONS, second), "label": duplicate}
 
 
 def _statements(rng: random.Random) -> Row:
-    tables = (_PEOPLE, _VERBS, _ADJECTIVES, _NOUNS)
-    first = [rng.randrange(len(table)) for table in tables]
-    shared = rng.randrange(len(tables) + 1)
-    second = _others(rng, tables, first, keep=rng.sample(range(len(tables)), shared))
+    shared = rng.randrange(len(_CONCEPTS) + 1)
+    first, second = _meanings(rng, shared)
     return {
-        "sentence1": _say(rng, _STATEMENTS, tables, first),
-        "sentence2": _say(rng, _STATEMENTS, tables, second),
-        "label": 5.0 * shared / len(tables),
+        "sentence1": _say(rng, _STATEMENTS, first),
+        "sentence2": _say(rng, _STATEMENTS, second),
+        "label": round(5.0 * shared / len(_CONCEPTS), 3),
     }
 
 
-def _others(
-    rng: random.Random, tables: tuple[tuple[Words, ...], ...], concepts: list[int], keep: tuple[int, ...] | list[int]
-) -> list[int]:
-    """Other concepts from the same tables, but for the places to keep."""
-    return [
-        concept if place in keep else rng.choice([other for other in range(len(table)) if other != concept])
-        for place, (table, concept) in enumerate(zip(tables, concepts, strict=True))
+def _meanings(rng: random.Random, shared: int) -> tuple[list[int], list[int]]:
+    """A concept from each table, twice; so many of them are the same."""
+    first = [rng.randrange(len(table)) for table in _CONCEPTS]
+    same = rng.sample(range(len(_CONCEPTS)), shared)
+    second = [
+        concept if place in same else rng.choice([other for other in range(len(table)) if other != concept])
+        for place, (table, concept) in enumerate(zip(_CONCEPTS, first, strict=True))
     ]
+    return first, second
 
 
-def _say(rng: random.Random, templates: Words, tables: tuple[tuple[Words, ...], ...], concepts: list[int]) -> str:
-    words = [rng.choice(table[concept]) for table, concept in zip(tables, concepts, strict=True)]
+def _say(rng: random.Random, templates: Words, meaning: list[int]) -> str:
+    words = [rng.choice(table[concept]) for table, concept in zip(_CONCEPTS, meaning, strict=True)]
     return rng.choice(templates).format(*words)
 
 

@@ -32,14 +32,13 @@ PURPOSE_TO_PROTO: dict[Purpose, pb.RoundPurpose] = {
 }
 PURPOSE_FROM_PROTO = {proto: purpose for purpose, proto in PURPOSE_TO_PROTO.items()}
 
+
 def component_to_proto(layout: Layout, digest: bytes = b"", start_offset: int = 0) -> pb.Component:
     """A component's table of contents as a message."""
     return pb.Component(
         scope=layout.scope,
         tensors=[
-            pb.TensorSpec(
-                name=spec.name, dtype=_DTYPE_TO_PROTO[spec.dtype], shape=spec.shape, offset=spec.offset
-            )
+            pb.TensorSpec(name=spec.name, dtype=_DTYPE_TO_PROTO[spec.dtype], shape=spec.shape, offset=spec.offset)
             for spec in layout.tensors
         ],
         num_bytes=layout.num_bytes,

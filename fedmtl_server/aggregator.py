@@ -169,9 +169,13 @@ class RoundFold:
 
     def _fold(self, update: ClientUpdate) -> None:
         if update.num_examples < 0:
-            raise AggregationError(f"{update.client_id}: expected num_examples of at least 0, got {update.num_examples}")
+            raise AggregationError(
+                f"{update.client_id}: expected num_examples of at least 0, got {update.num_examples}"
+            )
         if update.kind == "delta" and (unknown := update.components.keys() - self._base.keys()):
-            raise AggregationError(f"{update.client_id}: a delta of {min(unknown)!r} needs the parameters it starts from")
+            raise AggregationError(
+                f"{update.client_id}: a delta of {min(unknown)!r} needs the parameters it starts from"
+            )
         for scope, component in update.components.items():
             mean = self._means.setdefault(scope, ComponentMean(component.layout))
             base = self._base[scope] if update.kind == "delta" else None

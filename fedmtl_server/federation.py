@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -24,7 +24,7 @@ from fedmtl_core.errors import (
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
 from fedmtl_server.aggregator import Aggregate, ClientUpdate, MTLAggregator, RoundFold
-from fedmtl_server.model import MTLServerModel, ModelSummary
+from fedmtl_server.model import ModelSummary, MTLServerModel
 from fedmtl_server.report import RefusedUpdate, RoundReport, component_reports, task_reports
 from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
 from fedmtl_server.slices import PublishedModel
@@ -212,7 +212,7 @@ class Federation:
         if task not in self._model.tasks:
             raise UnknownTaskError(f"task: expected one of {', '.join(self._model.tasks)}, got {task!r}")
 
-    async def watch(self, client_id: str, task: str) -> AsyncIterator[RoundEvent]:
+    async def watch(self, client_id: str, task: str) -> AsyncGenerator[RoundEvent, None]:
         """The run's events from now on; with a client id, this is the client's presence.
 
         Raises:
@@ -295,14 +295,19 @@ class Federation:
             StaleRoundError: it is wanted for another.
         """
         if round_ not in (0, self._published.round):
-            raise StaleRoundError(f"the slice is wanted for round {round_}, but the run is at round {self._published.round}")
+            raise StaleRoundError(
+                f"the slice is wanted for round {round_}, but the run is at round {self._published.round}"
+            )
 
     def status(self) -> Status:
         """Where the run stands."""
         engine = self._engine
         members, present = engine.cohort, engine.present
         last_metrics = {
-            task.task: task.received_metrics for report in self.reports for task in report.tasks if task.received_metrics
+            task.task: task.received_metrics
+            for report in self.reports
+            for task in report.tasks
+            if task.received_metrics
         }
         return Status(
             run_id=self.run_id,
@@ -439,7 +444,7 @@ class Federation:
 
     def _report(self, aggregate: Aggregate) -> RoundReport:
         engine, facts = self._engine, self._facts
-        changed = {scope for scope in aggregate.components}
+        changed = aggregate.components.keys()
         return RoundReport(
             round=engine.round,
             purpose=engine.purpose,

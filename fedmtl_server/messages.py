@@ -47,9 +47,7 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
         raise InvalidRequestError(f"kind: expected parameters, delta or metrics, got {header.kind}")
     if kind != "metrics" and not 1 <= header.num_examples <= MAX_EXAMPLES:
         raise InvalidRequestError(f"num_examples: expected 1 to {MAX_EXAMPLES}, got {header.num_examples}")
-    received, trained = (
-        _metrics(name, getattr(header, name)) for name in ("received_metrics", "trained_metrics")
-    )
+    received, trained = (_metrics(name, getattr(header, name)) for name in ("received_metrics", "trained_metrics"))
     if (received or trained) and not 1 <= header.num_eval_examples <= MAX_EXAMPLES:
         raise InvalidRequestError(
             f"num_eval_examples: expected 1 to {MAX_EXAMPLES} with metrics, got {header.num_eval_examples}"

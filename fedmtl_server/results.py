@@ -70,5 +70,5 @@ def plot(results: Mapping[str, TaskResult], path: Path) -> None:
     axes.set(xlabel="round (0: before the first)", ylabel="metric of the shared model")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)

@@ -147,7 +147,8 @@ class RoundEngine:
             raise StaleRoundError(f"client {claim.client_id!r} is not in the cohort of round {self.round}")
         if member.task != claim.task:
             raise InvalidRequestError(
-                f"task: client {claim.client_id!r} takes part in round {self.round} as {member.task!r}, got {claim.task!r}"
+                f"task: client {claim.client_id!r} takes part in round {self.round} as {member.task!r}, "
+                f"got {claim.task!r}"
             )
         if (claim.kind == "metrics") != (self.purpose == "evaluate"):
             expected = "metrics alone" if self.purpose == "evaluate" else "parameters or a delta"
@@ -245,9 +246,7 @@ class RoundEngine:
         self._not_waited_for |= self._lacking().keys()
         self.phase = Phase.OPEN
         self.opened_at = now
-        self._cohort = {
-            client_id: Member(client_id, self._present[client_id]) for client_id in sorted(self._present)
-        }
+        self._cohort = {client_id: Member(client_id, self._present[client_id]) for client_id in sorted(self._present)}
         return Step.OPENED
 
     def _may_close(self, now: float) -> bool:

@@ -102,9 +102,7 @@ class Server:
         self._server = grpc.aio.server(options=_OPTIONS)
         FederatedMtlServicer(self.federation).add_to(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
-        )
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         wanted = f"{config.server.host}:{config.server.port}"
         try:
             port = self._server.add_insecure_port(wanted)
@@ -115,7 +113,7 @@ class Server:
             ) from None
         self.address = f"{config.server.host}:{port}"
         await self._server.start()
-        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._set_health(serving=True)
         await asyncio.to_thread(self.store.announce, self.address)
         summary = self._model.summary()
         self._log.info(
@@ -143,7 +141,7 @@ class Server:
 
     async def stop(self, reason: str, patience_s: float = 0.0) -> None:
         """Stop serving: first let clients leave by themselves for a while, then end their streams."""
-        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_health(serving=False)
         await self.federation.stop(reason, patience_s)
         await self._server.stop(GRACE_S)
         self._log.info("server.stopped", reason=reason)
@@ -152,9 +150,16 @@ class Server:
         self.store.write_results({task: result.to_dict() for task, result in results.items()})
         plot(results, self.store.run_dir / "metrics.png")
 
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+    async def _set_health(self, *, serving: bool) -> None:
+        response = health_pb2.HealthCheckResponse
+        status = response.SERVING if serving else response.NOT_SERVING
         for service in ("", SERVICE_NAME):
             await self._health.set(service, status)
+
+
+def _resolve(future: asyncio.Future[int], value: int) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
 async def serve(
@@ -172,9 +177,7 @@ async def serve(
     """
     interrupted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(
-            number, lambda number=number: interrupted.done() or interrupted.set_result(number)
-        )
+        asyncio.get_running_loop().add_signal_handler(number, _resolve, interrupted, number)
     server = Server(config, run_dir)
     await server.start()
     run = asyncio.create_task(server.run())

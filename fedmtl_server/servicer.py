@@ -37,10 +37,8 @@ class FederatedMtlServicer:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the RPCs. A response may be given as bytes, serialised already."""
-        handlers = {
-            "GetSlice": grpc.unary_stream_rpc_method_handler(
-                self.GetSlice, pb.GetSliceRequest.FromString, _serialised
-            ),
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "GetSlice": grpc.unary_stream_rpc_method_handler(self.GetSlice, pb.GetSliceRequest.FromString, _serialised),
             "PushUpdate": grpc.stream_unary_rpc_method_handler(
                 self.PushUpdate, pb.PushUpdateRequest.FromString, _serialised
             ),
@@ -85,7 +83,9 @@ class FederatedMtlServicer:
                 self._federation.refused(
                     RefusedUpdate(header.client_id[:64], header.task[:64], status_of(error).name, _text(error))
                 )
-                await _abort(context, error, log, "update.refused", client_id=header.client_id[:64], task=header.task[:64])
+                await _abort(
+                    context, error, log, "update.refused", client_id=header.client_id[:64], task=header.task[:64]
+                )
         log.info(
             "update.duplicate" if receipt.duplicate else "update.accepted",
             client_id=upload.header.client_id,
@@ -122,7 +122,9 @@ class FederatedMtlServicer:
         federation = self._federation
         federation.require_run(request.run_id)
         if bool(request.task) == request.all_tasks:
-            raise InvalidRequestError("expected either a task or all_tasks, got " + ("both" if request.task else "neither"))
+            raise InvalidRequestError(
+                "expected either a task or all_tasks, got " + ("both" if request.task else "neither")
+            )
         if request.task:
             federation.require_task(request.task)
         federation.require_round(request.round)

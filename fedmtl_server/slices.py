@@ -46,7 +46,10 @@ class PublishedModel:
 
     @classmethod
     def publish(
-        cls, round_: int, components: Mapping[str, Component], before: PublishedModel | None = None,
+        cls,
+        round_: int,
+        components: Mapping[str, Component],
+        before: PublishedModel | None = None,
         changed: Iterable[str] | None = None,
     ) -> PublishedModel:
         """Encode a model; of a model published before, the components that haven't changed are taken over.

@@ -55,7 +55,9 @@ class StagingPool:
         Raises:
             OSError: a spool file can't be made.
         """
-        return StagedUpdate(self, {layout.scope: Component(layout, self._acquire(layout.num_bytes)) for layout in layouts})
+        return StagedUpdate(
+            self, {layout.scope: Component(layout, self._acquire(layout.num_bytes)) for layout in layouts}
+        )
 
     def _acquire(self, num_bytes: int) -> Tensor:
         if self._used_bytes + num_bytes > self._memory_bytes and num_bytes:

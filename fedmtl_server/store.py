@@ -1,12 +1,12 @@
 """What survives: the run's folder, with its configuration, checkpoints, reports and results.
 
-    RUN_DIR/
-      config.yaml              the configuration as used
-      server.json              address, process id and run id of the server, while and after it serves
-      checkpoints/             round-0003.safetensors and round-0003.json; the newest few
-      rounds.jsonl             one round report per line
-      metrics.jsonl            one line per task and model: {"round", "task", "metrics", "num_clients"}
-      results.json, metrics.png    when the run is over
+RUN_DIR/
+  config.yaml              the configuration as used
+  server.json              address, process id and run id of the server, while and after it serves
+  checkpoints/             round-0003.safetensors and round-0003.json; the newest few
+  rounds.jsonl             one round report per line
+  metrics.jsonl            one line per task and model: {"round", "task", "metrics", "num_clients"}
+  results.json, metrics.png    when the run is over
 """
 
 from __future__ import annotations

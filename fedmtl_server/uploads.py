@@ -14,7 +14,6 @@ from fedmtl_core.layout import Component
 from fedmtl_server.federation import Federation
 from fedmtl_server.messages import claim_from_header, require_layouts
 from fedmtl_server.rounds import UpdateClaim
-from fedmtl_server.staging import StagedUpdate
 
 
 @dataclass(frozen=True)
@@ -54,23 +53,24 @@ class Upload:
         if claim.kind == "metrics":
             return await self._receive_metrics(claim)
         staged = self._federation.stage(claim.task)
+        counts = False
         try:
             num_bytes = await self._receive_components(claim, list(staged.components.values()))
             counted_in = self._federation.count(claim, staged)
-            if counted_in is None:
-                staged = None
-                return Receipt(claim.base_round, duplicate=False, num_bytes=num_bytes)
-            return Receipt(counted_in, duplicate=True, num_bytes=num_bytes)
+            counts = counted_in is None
         finally:
-            if staged is not None:
+            if not counts:
                 staged.release()
+        return Receipt(counted_in or claim.base_round, duplicate=not counts, num_bytes=num_bytes)
 
     async def _receive_header(self) -> UpdateClaim:
         message = await self._next()
         if message is None:
             raise MalformedStreamError("the stream is empty, expected a header")
         if message.WhichOneof("part") != "header":
-            raise MalformedStreamError(f"expected a header first, got {message.WhichOneof('part') or 'an empty message'}")
+            raise MalformedStreamError(
+                f"expected a header first, got {message.WhichOneof('part') or 'an empty message'}"
+            )
         self.header = message.header
         self._federation.require_run(self.header.run_id)
         self._federation.require_task(self.header.task)

@@ -1,0 +1,44 @@
+"""The command line of a local federation."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from fedmtl_core import config as configuration
+from fedmtl_core import logs
+from fedmtl_core.cli import show_settings
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Option(help="The configuration, a YAML file with `clients`.", show_default=False)],
+    run_dir: Annotated[
+        Path | None, typer.Option(help="The run's folder; a new one in server.runs_dir if not given.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
+    ] = None,
+    settings: Annotated[
+        bool, typer.Option("--settings", callback=show_settings, is_eager=True, help="List every configuration key.")
+    ] = False,
+) -> None:
+    """Run a whole federation on this machine: a server and the configuration's clients, each its own process."""
+    logs.configure(level="warning")
+    overrides = list(set_ or [])
+    settled = configuration.load(config, overrides)
+
+    from fedmtl_local.launcher import LocalRun
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    LocalRun(settled, config, overrides, run_dir).run()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,182 @@
+"""Runs one configuration as a server and its clients on this machine, and shows how the rounds go."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+
+from fedmtl.v1 import federation_pb2 as pb
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from fedmtl_client.api import FederationApi
+from fedmtl_core.config import Config
+from fedmtl_core.errors import ConfigError, FedMTLError
+from fedmtl_core.tables import results_table
+from fedmtl_local.processes import LoggedProcess, stop_all
+
+START_TIMEOUT_S = 180.0
+END_TIMEOUT_S = 60.0
+
+
+class LocalRun:
+    """One run.
+
+    Args:
+        config: what to run; its `clients` say which clients to start.
+        config_path: the same as a file, for the processes.
+        overrides: `KEY=VALUE` each, for the processes likewise.
+        run_dir: the run's folder; a new one in `server.runs_dir` if None.
+
+    Raises:
+        ConfigError: the configuration names no clients.
+    """
+
+    def __init__(self, config: Config, config_path: Path, overrides: list[str], run_dir: Path | None = None):
+        if not config.clients:
+            raise ConfigError(
+                f"{config_path}: clients: name those to start, such as `clients: [{{client_id: a, task: sst2}}]`"
+            )
+        self.run_dir = run_dir or config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}"
+        self._config = config
+        self._options = ["--config", str(config_path)] + [part for text in overrides for part in ("--set", text)]
+        self._console = Console()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._processes: list[LoggedProcess] = []
+        self._first_round_opened = threading.Event()
+
+    def run(self) -> None:
+        """Start everything, wait for the end, and print what came of it.
+
+        Raises:
+            FedMTLError: a process failed; the message says which, and how.
+        """
+        try:
+            with self._progress:
+                self._run()
+        finally:
+            stop_all(self._processes)
+        results = json.loads((self.run_dir / "results.json").read_text(encoding="utf-8"))
+        results_table(results, self.run_dir)
+
+    def _run(self) -> None:
+        (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        server = self._start("server", "fedmtl_server", ["--port", "0", "--run-dir", str(self.run_dir)], {})
+        address = self._await_address(server)
+        names = ", ".join(f"{client.client_id} ({client.task})" for client in self._config.clients)
+        self._say(f"server at {address}, clients {names}; logs and results in {self.run_dir}")
+        bar = self._progress.add_task("starting the clients", total=self._config.training.num_rounds)
+        watcher = threading.Thread(target=self._watch, args=(address, bar), daemon=True)
+        watcher.start()
+        clients = self._start_clients(address)
+        self._await_end(server, clients)
+        watcher.join(timeout=5)
+
+    def _start_clients(self, address: str) -> list[LoggedProcess]:
+        threads = max(1, (os.cpu_count() or 1) // len(self._config.clients))
+        return [
+            self._start(
+                client.client_id,
+                "fedmtl_client",
+                ["--client-id", client.client_id, "--task", client.task, "--shard", client.shard, "--server", address],
+                {"OMP_NUM_THREADS": str(threads)},
+            )
+            for client in self._config.clients
+        ]
+
+    def _start(self, name: str, module: str, arguments: list[str], environment: dict[str, str]) -> LoggedProcess:
+        process = LoggedProcess(
+            name,
+            module,
+            [*self._options, *arguments],
+            self.run_dir / "logs" / f"{name}.log",
+            environment,
+            on_warning=lambda name, line: self._say(f"{name}: {line}"),
+        )
+        self._processes.append(process)
+        return process
+
+    def _await_address(self, server: LoggedProcess) -> str:
+        announcement = self.run_dir / "server.json"
+        give_up = time.monotonic() + START_TIMEOUT_S
+        while not announcement.exists():
+            if server.wait(0.1) is not None:
+                raise _failure([server])
+            if time.monotonic() > give_up:
+                raise FedMTLError(f"the server didn't start within {START_TIMEOUT_S:.0f} s; see {server.log_path}")
+        return str(json.loads(announcement.read_text(encoding="utf-8"))["address"])
+
+    def _await_end(self, server: LoggedProcess, clients: list[LoggedProcess]) -> None:
+        while server.wait(0.2) is None:
+            failed = [client for client in clients if client.returncode not in (None, 0)]
+            if failed and (not self._first_round_opened.is_set() or len(failed) == len(clients)):
+                raise _failure(failed)  # the run can't begin, or can't go on
+        give_up = time.monotonic() + END_TIMEOUT_S
+        for client in clients:
+            client.wait(max(0.0, give_up - time.monotonic()))
+        failed = [process for process in (server, *clients) if process.returncode != 0]
+        if failed:
+            raise _failure(failed)
+
+    def _watch(self, address: str, bar: TaskID) -> None:
+        """Follow the rounds as an observer, and say how they go."""
+        api = FederationApi(address, client_id="", task="", reconnect_s=START_TIMEOUT_S)
+        try:
+            for event in api.watch():
+                self._show(event, bar)
+                if event.kind == pb.ROUND_EVENT_KIND_FINISHED:
+                    break
+        except FedMTLError as error:
+            self._say(f"no longer watching the rounds: {error}")
+        finally:
+            api.close()
+
+    def _show(self, event: pb.WatchRoundsResponse, bar: TaskID) -> None:
+        if event.kind == pb.ROUND_EVENT_KIND_OPENED:
+            self._first_round_opened.set()
+            self._progress.update(bar, description=_title(event), completed=event.round - 1)
+        if event.kind == pb.ROUND_EVENT_KIND_COMMITTED:
+            self._say(_line(event, self._config))
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _title(event: pb.WatchRoundsResponse) -> str:
+    if event.purpose == pb.ROUND_PURPOSE_EVALUATE:
+        return "Final evaluation"
+    return f"Round {event.round}/{event.num_rounds}"
+
+
+def _line(event: pb.WatchRoundsResponse, config: Config) -> str:
+    """One committed round: how long it took, who counted, and how good the model was that it began with."""
+    report = event.report
+    metrics = []
+    for task in report.tasks:
+        name = config.tasks[task.task].spec(task.task).main_metric
+        value = f"{task.received_metrics[name]:.3f}" if name in task.received_metrics else "-"
+        metrics.append(f"{task.task} {value}")
+    clients = f"{sum(task.num_updates for task in report.tasks)} of {event.cohort_size} clients"
+    missing = f"; missing: {', '.join(report.missing_clients)}" if report.missing_clients else ""
+    return f"{_title(event):>16}  {report.duration_seconds:6.1f} s  {clients}  {'  '.join(metrics)}{missing}"
+
+
+def _failure(failed: list[LoggedProcess]) -> FedMTLError:
+    described = []
+    for process in failed:
+        state = f"ended with exit code {process.returncode}" if process.returncode is not None else "didn't end"
+        lines = "\n".join(f"    {line}" for line in process.tail)
+        described.append(f"{process.name} {state}; its last lines, from {process.log_path}:\n{lines}")
+    return FedMTLError("\n".join(described))

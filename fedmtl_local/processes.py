@@ -1,0 +1,105 @@
+"""The processes of a local federation: started together, watched, and never left behind."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+TAIL_LINES = 12
+
+
+class LoggedProcess:
+    """A Python module run as a process of its own, whose log goes to a file.
+
+    Args:
+        name: for messages.
+        module: what to run, as `python -m` does.
+        arguments: its command line.
+        log_path: where its output goes.
+        environment: added to this process's own.
+        on_warning: told every line of a warning or an error.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        log_path: Path,
+        environment: Mapping[str, str],
+        on_warning: Callable[[str, str], None],
+    ):
+        self.name = name
+        self.log_path = log_path
+        self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
+        self._on_warning = on_warning
+        # A session of its own: Ctrl-C reaches it through us, in order.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, name=f"log of {name}", daemon=True)
+        self._reader.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll()
+
+    @property
+    def tail(self) -> Sequence[str]:
+        """The last lines it wrote."""
+        return list(self._tail)
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Its exit code, or None if it runs on."""
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+        self._reader.join(timeout=5)
+        return code
+
+    def terminate(self) -> None:
+        """Ask it to stop."""
+        if self.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Stop it."""
+        if self.returncode is None:
+            self._process.kill()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        with self.log_path.open("w", encoding="utf-8") as log:
+            for line in self._process.stderr:
+                log.write(line)
+                log.flush()
+                self._tail.append(line.rstrip())
+                if "[warning" in line or "[error" in line:
+                    self._on_warning(self.name, line.rstrip())
+
+
+def stop_all(processes: Sequence[LoggedProcess], patience_s: float = 10.0) -> None:
+    """Ask every process to stop, and make those that don't."""
+    for process in processes:
+        process.terminate()
+    give_up = time.monotonic() + patience_s
+    for process in processes:
+        if process.wait(max(0.0, give_up - time.monotonic())) is None:
+            process.kill()
+            process.wait(patience_s)
