@@ -124,7 +124,7 @@ class TaskConfig(_Section):
     text_columns: list[str] | None = Field(None, description="One column of text, or two that are read as a pair")
     label_column: str | None = Field(None, description="Column of the label")
     metrics: list[str] | None = Field(None, description=f"Of {', '.join(METRICS)}; the first is the main one")
-    min_clients: int = Field(1, ge=1, description="Clients of this task that a round needs")
+    min_clients: int = Field(1, ge=0, description="Clients of this task that a round needs; 0 if it may have none")
     train_samples: int | None = Field(None, ge=1, description="Rows a client trains on, at most")
     val_samples: int | None = Field(None, ge=1, description="Rows a client evaluates on, at most")
     data: DataConfig | None = Field(None, description="Where the rows are; for a GLUE task the hub if not given")

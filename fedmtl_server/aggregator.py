@@ -96,12 +96,11 @@ class ComponentMean:
         """
         if weight == 0:
             return
-        self._total += weight
-        share = weight / self._total
+        before, self._total = self._total, self._total + weight
         base_runs = base.runs() if base else [None] * len(self._runs)
         for mean, run, origin in zip(self._runs, component.runs(), base_runs, strict=True):
             value = run.to(mean.dtype) if origin is None else origin.to(mean.dtype) + run.to(mean.dtype)
-            mean.copy_(value) if share == 1 else mean.lerp_(value, share)
+            _move_towards(mean, value, before, weight)
 
     def result(self) -> Component:
         """The mean, in the layout's own dtypes."""
@@ -120,11 +119,17 @@ class RoundFold:
     Args:
         order: the cohort's client ids, in the order to fold them in.
         base: the model's components that deltas are relative to.
+
+    Raises:
+        AggregationError: a client id is there twice.
     """
 
     def __init__(self, order: Sequence[str], base: Mapping[str, Component]):
         self._order = list(order)
         self._place = {client_id: place for place, client_id in enumerate(self._order)}
+        if len(self._place) != len(self._order):
+            twice = next(client_id for client_id in self._order if self._order.count(client_id) > 1)
+            raise AggregationError(f"client {twice!r} is there twice")
         self._base = base
         self._waiting: dict[str, ClientUpdate] = {}
         self._means: dict[str, ComponentMean] = {}
@@ -217,6 +222,21 @@ class MTLAggregator:
                 task: component.views() for scope, component in components.items() if (task := task_of(scope))
             },
         }
+
+
+def _move_towards(mean: Tensor, value: Tensor, before: int, weight: int) -> None:
+    """Take one value into a mean of weight `before`, in place.
+
+    The step is taken from whichever of the two weighs more: the smaller share is the one that keeps its precision
+    when it is rounded to the tensors' dtype.
+    """
+    total = before + weight
+    if before == 0:
+        mean.copy_(value)
+    elif weight < before:
+        mean.lerp_(value, weight / total)
+    else:
+        torch.lerp(value, mean, before / total, out=mean)
 
 
 def _contributions(scope: str, counted: Sequence[tuple[str, str, int]]) -> list[Contribution]:

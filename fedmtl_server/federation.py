@@ -186,6 +186,11 @@ class Federation:
         return self._published
 
     @property
+    def staged_bytes(self) -> int:
+        """Bytes of updates in memory that are not averaged yet."""
+        return self._staging.used_bytes
+
+    @property
     def purpose(self) -> Purpose:
         """What the round in progress, or the next, asks for."""
         return self._engine.purpose

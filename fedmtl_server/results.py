@@ -49,7 +49,7 @@ def task_results(specs: Iterable[TaskSpec], reports: Iterable[RoundReport]) -> d
     metric_of = {spec.name: spec.main_metric for spec in specs}
     by_round: dict[str, dict[int, float]] = {task: {} for task in metric_of}
     for report in reports:
-        for task in report.tasks:
+        for task in (task for task in report.tasks if task.task in metric_of):
             if metric_of[task.task] in task.received_metrics:
                 by_round[task.task][report.round - 1] = task.received_metrics[metric_of[task.task]]
     return {task: TaskResult(metric, by_round[task]) for task, metric in metric_of.items()}

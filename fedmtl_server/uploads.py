@@ -104,7 +104,7 @@ class Upload:
             async with asyncio.timeout(self._timeout_s):
                 return await anext(self._messages, None)
         except TimeoutError:
-            raise UnavailableError(f"no message arrived for {self._timeout_s:.0f} s; send the update again") from None
+            raise UnavailableError(f"no message arrived for {self._timeout_s:g} s; send the update again") from None
 
 
 def _verify(components: Sequence[Component], digests: Sequence[bytes]) -> None:

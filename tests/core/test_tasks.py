@@ -1,0 +1,41 @@
+"""The task registry and the scope table."""
+
+import pytest
+
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.scopes import SHARED, scope_of, task_of, task_scope
+from fedmtl_core.tasks import PRESETS, TaskSpec
+
+
+def test_the_glue_presets_have_their_number_of_outputs():
+    widths = {name: spec.num_outputs for name, spec in PRESETS.items()}
+    assert widths == {"sst2": 2, "qqp": 2, "stsb": 1, "mrpc": 2, "cola": 2, "rte": 2, "qnli": 2, "mnli": 3}
+
+
+def test_the_glue_presets_have_glues_main_metrics():
+    assert PRESETS["cola"].main_metric == "matthews"
+    assert PRESETS["stsb"].metrics == ("pearson", "spearman")
+    assert PRESETS["qqp"].metrics == ("accuracy", "f1")
+    assert PRESETS["mnli"].hub_splits == ("train", "validation_matched")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"type": "classification", "labels": ("one",)}, "at least 2 labels, got 1"),
+        ({"type": "regression", "labels": ("a", "b")}, "a regression has no labels"),
+        ({"type": "regression", "text_columns": ("a", "b", "c")}, "expected 1 or 2 text columns"),
+        ({"type": "classification", "labels": ("a", "b", "c"), "metrics": ("f1",)}, "f1 is for 2 labels, got 3"),
+    ],
+)
+def test_a_task_that_contradicts_itself_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        TaskSpec(**({"name": "x", "text_columns": ("a",), "label_column": "y"} | fields))
+
+
+def test_a_parameter_belongs_to_its_head_or_to_everybody():
+    assert scope_of("heads.sst2.weight") == task_scope("sst2") == "task:sst2"
+    assert scope_of("encoder.embeddings.word_embeddings.weight") == SHARED
+    assert scope_of("encoder.heads.sst2.weight") == SHARED
+    assert task_of("task:sst2") == "sst2"
+    assert task_of(SHARED) is None

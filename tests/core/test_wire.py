@@ -1,0 +1,57 @@
+"""Layouts and plans as messages, and back."""
+
+import pytest
+import torch
+from fedmtl.v1 import federation_pb2 as pb
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmtl_core.config import Config
+from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError
+from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.layout import DTYPES, Layout
+from fedmtl_core.wire import component_to_proto, layout_from_proto, plan_from_proto, plan_to_proto
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(DTYPES)), max_size=6))
+def test_a_layout_survives_the_wire(drawn):
+    layout = Layout.of("task:x", {f"t{i}": torch.zeros(shape, dtype=dtype) for i, (shape, dtype) in enumerate(drawn)})
+    sent = pb.Component.FromString(component_to_proto(layout).SerializeToString())
+    assert layout_from_proto(sent) == layout
+
+
+def test_a_plan_survives_the_wire():
+    config = Config.model_validate({"training": {"update": "delta"}, "tasks": {"sst2": {"train_samples": 7}}})
+    plan = config.plan("sst2")
+    assert plan_from_proto(pb.TrainingPlan.FromString(plan_to_proto(plan).SerializeToString())) == plan
+
+
+def test_a_size_that_does_not_add_up_is_refused():
+    message = component_to_proto(Layout.of("shared", {"a": torch.zeros(3)}))
+    message.num_bytes = 2**60
+    with pytest.raises(LayoutMismatchError, match="the last tensor ends at byte 12"):
+        layout_from_proto(message)
+
+
+def test_an_unknown_element_type_is_refused_by_name():
+    message = component_to_proto(Layout.of("shared", {"a": torch.zeros(3)}))
+    message.tensors[0].dtype = 99
+    with pytest.raises(LayoutMismatchError, match="a: unknown element type 99"):
+        layout_from_proto(message)
+
+
+def test_a_plan_that_cannot_be_followed_is_refused():
+    message = plan_to_proto(Config.model_validate({"tasks": {"sst2": {}}}).plan("sst2"))
+    message.batch_size = 0
+    with pytest.raises(InvalidRequestError, match=r"plan\.batch_size: expected at least 1, got 0"):
+        plan_from_proto(message)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "ä", "x" * 65, "a/b", "a\n"])
+def test_a_name_that_is_no_identifier_is_refused(name):
+    with pytest.raises(InvalidRequestError, match="client_id: expected 1 to 64 letters"):
+        require_identifier("client_id", name)
+
+
+def test_an_identifier_is_taken():
+    assert require_identifier("client_id", "site-7_a.b") == "site-7_a.b"

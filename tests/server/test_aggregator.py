@@ -1,0 +1,214 @@
+"""Averaging, against a computation of its own in float64 and numbers that can be checked by hand."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmtl_core.errors import AggregationError
+from fedmtl_core.layout import DTYPES, Component, Layout
+from fedmtl_server.aggregator import ClientUpdate, ComponentMean, MTLAggregator, RoundFold
+from tests.support import TASKS
+
+
+def update(client_id, task, num_examples, encoder, head=(0.0,), kind="parameters"):
+    parameters = {"encoder.w": torch.tensor(encoder), f"heads.{task}.weight": torch.tensor(list(head))}
+    return ClientUpdate.from_parameters(client_id, task, num_examples, parameters, kind)
+
+
+def aggregate(*updates, base=None):
+    return MTLAggregator().aggregate_mtl_updates(updates, base)
+
+
+def test_the_encoder_moves_by_all_tasks_examples_and_a_head_by_its_own():
+    result = aggregate(update("a", "sst2", 1, [4.0], [1.0]), update("b", "stsb", 3, [0.0], [5.0]))
+    assert result["shared"]["encoder.w"].tolist() == [1.0]  # (1*4 + 3*0) / 4
+    assert result["task_heads"]["sst2"]["heads.sst2.weight"].tolist() == [1.0]  # not 0.25
+    assert result["task_heads"]["stsb"]["heads.stsb.weight"].tolist() == [5.0]
+
+
+def test_a_head_is_weighted_by_its_own_tasks_examples():
+    result = aggregate(
+        update("a", "sst2", 1, [0.0], [1.0]), update("b", "sst2", 3, [0.0], [5.0]), update("c", "qqp", 96, [1.0])
+    )
+    assert result["task_heads"]["sst2"]["heads.sst2.weight"].tolist() == [4.0]  # (1*1 + 3*5) / 4
+    assert result["shared"]["encoder.w"].tolist() == pytest.approx([0.96])
+
+
+def test_a_task_without_updates_is_absent():
+    result = aggregate(update("a", "sst2", 1, [4.0]))
+    assert list(result["task_heads"]) == ["sst2"]
+
+
+def test_equal_updates_average_to_exactly_themselves():
+    values = torch.randn(1000).tolist()
+    result = aggregate(*(update(f"c{i}", "sst2", 3 + i, values) for i in range(7)))
+    assert torch.equal(result["shared"]["encoder.w"], torch.tensor(values))
+
+
+def test_the_largest_finite_values_do_not_overflow():
+    result = aggregate(*(update(f"c{i}", "sst2", 10**9, [3.4e38, -3.4e38]) for i in range(3)))
+    assert torch.equal(result["shared"]["encoder.w"], torch.tensor([3.4e38, -3.4e38]))
+
+
+def test_no_updates_is_an_error_that_says_so():
+    with pytest.raises(AggregationError, match="no updates"):
+        aggregate()
+
+
+def test_weights_that_sum_to_zero_are_an_error_that_says_so():
+    with pytest.raises(AggregationError, match="of its 2 updates sum to zero"):
+        aggregate(update("a", "sst2", 0, [1.0]), update("b", "sst2", 0, [2.0]))
+
+
+def test_a_weight_of_zero_counts_for_nothing_beside_others():
+    result = aggregate(update("a", "sst2", 0, [1.0]), update("b", "sst2", 2, [2.0]))
+    assert result["shared"]["encoder.w"].tolist() == [2.0]
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(AggregationError, match="at least 0, got -1"):
+        aggregate(update("a", "sst2", -1, [1.0]))
+
+
+def test_a_client_cannot_count_twice():
+    with pytest.raises(AggregationError, match="client 'a' is there twice"):
+        aggregate(update("a", "sst2", 1, [1.0]), update("a", "sst2", 1, [2.0]))
+
+
+def test_updates_come_back_unchanged():
+    mine = update("a", "sst2", 1, [1.0, 2.0])
+    before = mine.components["shared"].buffer.clone()
+    aggregate(mine, update("b", "sst2", 1, [3.0, 5.0]))
+    assert torch.equal(mine.components["shared"].buffer, before)
+
+
+def test_a_delta_averages_to_the_same_model_as_the_parameters():
+    base = update("", "sst2", 1, [10.0], [1.0]).components
+    result = aggregate(update("a", "sst2", 1, [2.0], [0.5], "delta"), update("b", "sst2", 3, [14.0], [2.0]), base=base)
+    assert result["shared"]["encoder.w"].tolist() == [13.5]  # (1*(10+2) + 3*14) / 4
+    assert result["task_heads"]["sst2"]["heads.sst2.weight"].tolist() == [1.875]  # (1*1.5 + 3*2) / 4
+
+
+def test_a_delta_without_a_base_is_refused():
+    with pytest.raises(AggregationError, match="a delta of 'shared' needs the parameters it starts from"):
+        aggregate(update("a", "sst2", 1, [2.0], kind="delta"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_is_averaged_in_at_least_float32_and_keeps_itself(dtype):
+    layout = Layout.of("shared", {"a": torch.zeros(3, dtype=dtype)})
+    mean = ComponentMean(layout)
+    for value, weight in ((1.0, 1), (2.0, 1), (6.0, 2)):
+        mean.fold(Component.pack("shared", {"a": torch.full((3,), value, dtype=dtype)}), weight)
+    (result,) = mean.result().views().values()
+    assert result.dtype == dtype
+    assert result.tolist() == [3.75] * 3
+
+
+finite = st.floats(-1e6, 1e6, width=32)
+rounds = st.integers(1, 4).flatmap(
+    lambda num_tasks: st.integers(2, 7).flatmap(
+        lambda num_clients: st.lists(
+            st.tuples(
+                st.sampled_from(TASKS[:num_tasks]),
+                st.integers(1, 10**6),
+                st.lists(finite, min_size=4, max_size=4),
+                st.sampled_from(["parameters", "delta"]),
+            ),
+            min_size=num_clients,
+            max_size=num_clients,
+        )
+    )
+)
+BASE = [0.5, -3.0, 1e5, 7.0]
+
+
+def in_float64(drawn, values_of):
+    """The weighted mean and the weighted mean of magnitudes, which bounds what rounding can do."""
+    weights = np.array([n for _, n, _, _ in drawn], dtype=np.float64)
+    values = np.array([values_of(d) for d in drawn], dtype=np.float64)
+    return (weights @ values) / weights.sum(), (weights @ np.abs(values)) / weights.sum()
+
+
+@settings(max_examples=150)
+@given(rounds)
+def test_the_average_is_the_weighted_mean_in_float64_for_any_clients_and_tasks(drawn):
+    base = {}
+    for task in TASKS:
+        base |= update("", task, 1, BASE, BASE).components
+    updates = [update(f"c{i}", task, n, v, v, kind) for i, (task, n, v, kind) in enumerate(drawn)]
+    result = aggregate(*updates, base=base)
+
+    def value(d):
+        return np.array(d[2]) + (np.array(BASE) if d[3] == "delta" else 0.0)
+
+    bases = np.abs(BASE) if any(d[3] == "delta" for d in drawn) else 0.0
+
+    def close(got, those):
+        expected, magnitude = in_float64(those, value)
+        assert (np.abs(got.double().numpy() - expected) <= 1e-6 * (magnitude + bases) + 1e-30).all()
+
+    close(result["shared"]["encoder.w"], drawn)
+    assert set(result["task_heads"]) == {d[0] for d in drawn}
+    for task, head in result["task_heads"].items():
+        close(head[f"heads.{task}.weight"], [d for d in drawn if d[0] == task])
+
+
+@settings(max_examples=60)
+@given(rounds, st.randoms(use_true_random=False))
+def test_the_result_is_bit_identical_under_any_order_of_arrival(drawn, rng):
+    updates = [update(f"c{i}", task, n, v, v) for i, (task, n, v, _) in enumerate(drawn)]
+    expected = _bytes(_fold(updates, updates))
+    shuffled = list(updates)
+    rng.shuffle(shuffled)
+    assert _bytes(_fold(updates, shuffled)) == expected
+    rng.shuffle(shuffled)
+    result = aggregate(*shuffled)
+    assert result["shared"]["encoder.w"].numpy().tobytes() == expected["shared"]
+
+
+def test_the_result_is_bit_identical_under_every_order_of_arrival():
+    generator = torch.Generator().manual_seed(0)
+    updates = [
+        update(f"c{i}", TASKS[i % 2], 7 * i + 1, torch.randn(50, generator=generator).tolist()) for i in range(5)
+    ]
+    expected = _bytes(_fold(updates, updates))
+    for order in itertools.permutations(updates):
+        assert _bytes(_fold(updates, order)) == expected
+
+
+def test_an_update_is_folded_as_soon_as_its_turn_has_come():
+    a, b, c = (update(name, "sst2", 1, [1.0]) for name in "abc")
+    fold = RoundFold(["a", "b", "c"], {})
+    assert fold.offer(b) == []
+    assert fold.offer(a) == [a, b]
+    assert fold.offer(c) == [c]
+
+
+def test_a_client_that_sent_nothing_is_passed_over_at_the_close():
+    fold = RoundFold(["a", "b", "c"], {})
+    fold.offer(update("c", "sst2", 1, [3.0]))
+    fold.offer(update("b", "sst2", 1, [1.0]))
+    result = fold.close()
+    assert result.components["shared"].views()["encoder.w"].tolist() == [2.0]
+    assert [(part.client_id, part.weight) for part in result.contributions["shared"]] == [("b", 0.5), ("c", 0.5)]
+
+
+def test_an_update_nobody_expects_is_refused():
+    with pytest.raises(AggregationError, match="no update of 'x' is expected"):
+        RoundFold(["a"], {}).offer(update("x", "sst2", 1, [1.0]))
+
+
+def _fold(updates, arrivals):
+    fold = MTLAggregator().start_round([u.client_id for u in updates], {})
+    for arrival in arrivals:
+        fold.offer(arrival)
+    return fold.close()
+
+
+def _bytes(result):
+    return {scope: component.buffer.numpy().tobytes() for scope, component in result.components.items()}

@@ -1,0 +1,54 @@
+"""Round reports and results."""
+
+import pytest
+
+from fedmtl_core.tasks import PRESETS
+from fedmtl_server.aggregator import Aggregate, Contribution
+from fedmtl_server.report import RoundReport, task_reports
+from fedmtl_server.results import plot, task_results
+from fedmtl_server.rounds import Member, UpdateClaim
+
+
+def member(client_id, task, num_examples, num_eval, accuracy) -> Member:
+    received = {"accuracy": accuracy}
+    return Member(
+        client_id, task, UpdateClaim(client_id, task, 1, "u", "parameters", num_examples, num_eval, received, {})
+    )
+
+
+def report(round_, **accuracy) -> RoundReport:
+    cohort = [member(task, task, 1, 1, value) for task, value in accuracy.items()]
+    tasks = task_reports(["sst2", "qqp"], cohort, Aggregate())
+    return RoundReport(round_, "train", 0, 1.0, [], tasks, [], [], 0, 0, 0, [])
+
+
+def test_a_tasks_metric_is_weighted_by_what_its_clients_evaluated_on():
+    cohort = [member("a", "sst2", 5, 100, 0.5), member("b", "sst2", 5, 300, 0.9), Member("gone", "sst2")]
+    (sst2,) = task_reports(["sst2"], cohort, Aggregate())
+    assert sst2.num_updates == 2
+    assert sst2.num_examples == 10
+    assert sst2.received_metrics["accuracy"] == pytest.approx(0.8)  # (100*0.5 + 300*0.9) / 400
+
+
+def test_a_tasks_share_of_the_encoder_is_the_sum_of_its_clients():
+    parts = [Contribution("a", "sst2", 1, 0.1), Contribution("b", "qqp", 6, 0.6), Contribution("c", "sst2", 3, 0.3)]
+    shares = {t.task: t.encoder_share for t in task_reports(["sst2", "qqp"], [], Aggregate({}, {"shared": parts}))}
+    assert shares == {"sst2": pytest.approx(0.4), "qqp": 0.6}
+
+
+def test_results_are_before_the_first_after_the_last_and_the_best():
+    reports = [report(1, sst2=0.5, qqp=0.4), report(2, sst2=0.9, qqp=0.6), report(3, sst2=0.8, qqp=0.7)]
+    results = task_results([PRESETS["sst2"], PRESETS["qqp"]], reports)
+    assert results["sst2"].by_round == {0: 0.5, 1: 0.9, 2: 0.8}
+    assert (results["sst2"].first, results["sst2"].last, results["sst2"].best_round) == (0.5, 0.8, 1)
+    assert results["qqp"].to_dict()["best"] == 0.7
+
+
+def test_a_task_that_was_never_measured_has_no_results():
+    result = task_results([PRESETS["stsb"]], [])["stsb"]
+    assert (result.first, result.last, result.best_round, result.to_dict()["best"]) == (None, None, None, None)
+
+
+def test_the_plot_is_a_png(tmp_path):
+    plot(task_results([PRESETS["sst2"]], [report(1, sst2=0.5), report(2, sst2=0.9)]), tmp_path / "m.png")
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,212 @@
+"""What tests share: small models, a served run, and a client that speaks the contract without FedMTL's own codec."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import google_crc32c
+import grpc
+import torch
+from fedmtl.v1 import federation_pb2 as pb
+from fedmtl.v1 import federation_pb2_grpc as pb_grpc
+from torch import Tensor, nn
+
+from fedmtl_core.config import Config
+from fedmtl_core.tasks import PRESETS, TaskSpec
+from fedmtl_server.model import MTLServerModel
+from fedmtl_server.server import Server
+
+TASKS = ("sst2", "qqp", "stsb", "mrpc")
+
+
+class OddEncoder(nn.Module):
+    """Every shape and dtype that a layout must carry: scalar, empty, half precision, and more than one message."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
+
+        self.scale = parameter()
+        self.empty = parameter(0, 3)
+        self.halves = parameter(5, dtype=torch.float16)
+        self.brain = parameter(3, 7, dtype=torch.bfloat16)
+        self.doubles = parameter(2, dtype=torch.float64)
+        self.large = parameter(1_150_001)  # 4.6 MB: more than gRPC's 4 MiB per message
+        self.register_buffer("running", torch.ones(4))
+        self.register_buffer("steps", torch.tensor(3))  # an integer buffer stays where it is
+
+
+class TinyEncoder(nn.Module):
+    """A few float32 numbers."""
+
+    def __init__(self, width: int = 4, seed: int = 0):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+
+    def forward(self, features: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(pooler_output=torch.tanh(self.dense(features)))
+
+
+def specs(*names: str) -> list[TaskSpec]:
+    return [PRESETS[name] for name in names]
+
+
+def tiny_model(*tasks: str, encoder: nn.Module | None = None) -> MTLServerModel:
+    return MTLServerModel(encoder or TinyEncoder(), specs(*tasks), hidden_size=4)
+
+
+def model_bytes(model: MTLServerModel) -> dict[str, bytes]:
+    """The model's bytes by scope, as they are now."""
+    return {scope: component.buffer.numpy().tobytes() for scope, component in model.components.items()}
+
+
+@asynccontextmanager
+async def serving(
+    run_dir: Path,
+    model: MTLServerModel,
+    *,
+    num_rounds: int = 1,
+    min_clients: int | Mapping[str, int] = 1,
+    **rounds: float,
+) -> AsyncIterator[Server]:
+    """A whole server on a free port of loopback, holding its rounds."""
+    needed = dict.fromkeys(model.tasks, min_clients) if isinstance(min_clients, int) else min_clients
+    config = Config.model_validate(
+        {
+            "training": {"num_rounds": num_rounds},
+            "rounds": {"rejoin_grace_s": 0.2, **rounds},
+            "server": {"port": 0},
+            "tasks": {task: {"min_clients": needed.get(task, 0)} for task in model.tasks},
+        }
+    )
+    server = Server(config, run_dir, model)
+    await server.start()
+    run = asyncio.create_task(server.run())
+    try:
+        yield server
+    finally:
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        await server.stop("the test is over")
+
+
+class WireClient:
+    """A client made from the generated stubs alone; it cuts, checks and joins bytes by itself."""
+
+    def __init__(self, server: Server, client_id: str, task: str):
+        self.client_id = client_id
+        self.task = task
+        self._channel = grpc.aio.insecure_channel(server.address)
+        self.stub = pb_grpc.FederatedMtlServiceStub(self._channel)
+        self._events: Any = None
+
+    async def __aenter__(self) -> WireClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    async def watch(self) -> pb.WatchRoundsResponse:
+        """Begin to watch; returns the first event."""
+        self._events = self.stub.WatchRounds(pb.WatchRoundsRequest(client_id=self.client_id, task=self.task))
+        return await self.event()
+
+    async def event(self) -> pb.WatchRoundsResponse:
+        async with asyncio.timeout(20):
+            event = await self._events.read()
+        assert event is not grpc.aio.EOF
+        return event
+
+    async def until(self, kind: pb.RoundEventKind, round_: int | None = None) -> pb.WatchRoundsResponse:
+        """The next event of a kind."""
+        while True:
+            event = await self.event()
+            if event.kind == kind and round_ in (None, event.round):
+                return event
+
+    def leave(self) -> None:
+        """Stop watching."""
+        self._events.cancel()
+
+    async def get_slice(self, **fields: Any) -> tuple[pb.SliceHeader, dict[str, bytes]]:
+        """The slice's header, and its bytes by scope."""
+        request = pb.GetSliceRequest(**({"task": self.task} | fields))
+        header, parts = None, {}
+        async for message in self.stub.GetSlice(request):
+            if header is None:
+                header = message.header
+                parts = {component.scope: bytearray() for component in header.components}
+                continue
+            chunk = message.chunk
+            start = next(c.start_offset for c in header.components if c.scope == chunk.scope)
+            assert chunk.offset == start + len(parts[chunk.scope])
+            assert google_crc32c.value(chunk.data) == chunk.crc32c
+            parts[chunk.scope] += chunk.data
+        assert header is not None
+        return header, {scope: bytes(data) for scope, data in parts.items()}
+
+    async def push(self, messages: Iterable[pb.PushUpdateRequest]) -> pb.PushUpdateResponse:
+        async with asyncio.timeout(20):
+            return await self.stub.PushUpdate(aiter_of(messages))
+
+    def update(
+        self, slice_: pb.SliceHeader, data: Mapping[str, bytes], *, num_examples: int = 1, **header: Any
+    ) -> list[pb.PushUpdateRequest]:
+        """An update's messages: header and chunks."""
+        fields = {
+            "run_id": slice_.run_id,
+            "client_id": self.client_id,
+            "task": self.task,
+            "base_round": slice_.round,
+            "update_id": f"{self.client_id}-{slice_.round}",
+            "kind": pb.UPDATE_KIND_PARAMETERS,
+            "num_examples": num_examples,
+            "components": [
+                pb.Component(scope=c.scope, tensors=c.tensors, num_bytes=c.num_bytes) for c in slice_.components
+            ],
+        }
+        return [pb.PushUpdateRequest(header=pb.UpdateHeader(**(fields | header))), *chunk_messages(data)]
+
+
+def chunk_messages(data: Mapping[str, bytes], size: int = 1_000_000) -> list[pb.PushUpdateRequest]:
+    """Chunks of an odd size of our own choosing."""
+    return [
+        pb.PushUpdateRequest(
+            chunk=pb.Chunk(
+                scope=scope,
+                offset=offset,
+                data=whole[offset : offset + size],
+                crc32c=google_crc32c.value(whole[offset : offset + size]),
+            )
+        )
+        for scope, whole in data.items()
+        for offset in range(0, len(whole), size)
+    ]
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something holds that no event tells of."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def aiter_of(items: Iterable[Any]) -> AsyncIterator[Any]:
+    for item in items:
+        yield item
+
+
+def flat(tensors: Sequence[Tensor]) -> bytes:
+    """Float32 tensors as the contract lays them out when there is nothing else in the component."""
+    return b"".join(tensor.to(torch.float32).contiguous().numpy().tobytes() for tensor in tensors)
