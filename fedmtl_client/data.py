@@ -111,7 +111,7 @@ def _split(spec: TaskSpec, source: DataConfig, split: str) -> Mapping[str, Seque
     if source.hub:
         default = spec.hub_splits[0 if split == "train" else 1]
         return _from_hub(source.hub, source.subset, getattr(source, split) or default)
-    return _from_file(Path(getattr(source, split)), f"tasks.{spec.name}.data.{split}")
+    return _from_file(Path(getattr(source, split)), spec, split)
 
 
 def _builtin(name: str, split: str) -> Mapping[str, Sequence[Any]]:
@@ -121,11 +121,12 @@ def _builtin(name: str, split: str) -> Mapping[str, Sequence[Any]]:
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
-def _from_file(path: Path, key: str) -> Mapping[str, Sequence[Any]]:
+def _from_file(path: Path, spec: TaskSpec, split: str) -> Mapping[str, Sequence[Any]]:
     import datasets
 
+    key = f"tasks.{spec.name}.data.{split}"
     if not path.is_file():
-        raise DataError(f"{key}: there is no file {str(path)!r} (looked for {path.absolute()})")
+        raise DataError(f"{key}: there is no file {str(path)!r} (looked for {path.absolute()}).{_where_from(spec)}")
     if path.suffix not in _FORMATS:
         raise DataError(f"{key}: expected a file ending in {', '.join(_FORMATS)}, got {path.name!r}")
     kind, options = _FORMATS[path.suffix]
@@ -196,6 +197,15 @@ def _shard(rows: Rows, shard: tuple[int, int], task: str) -> Rows:
     if not order:
         raise DataError(f"{task}: shard {part}/{whole} of {len(rows)} rows is empty")
     return Rows([rows.texts[i] for i in order], [rows.labels[i] for i in order])
+
+
+def _where_from(spec: TaskSpec) -> str:
+    if spec.hub is None:
+        return ""
+    return (
+        f" Download {spec.name} from https://gluebenchmark.com/tasks, or from the hub as data set {spec.hub[0]} "
+        f"({spec.hub[1]}), and save it with the columns {', '.join((*spec.text_columns, spec.label_column))}"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -166,7 +166,9 @@ class ClientSession:
         source = self._settings.model or plan.client_model
         self._log.info("model.loading", source=source)
         encoder, hidden_size = load_encoder(source, weights=False, num_hidden_layers=plan.num_hidden_layers or None)
-        model = MultiTaskModel(encoder, [self._spec], hidden_size=hidden_size, dropout=plan.head_dropout)
+        model = MultiTaskModel(
+            encoder, [self._spec], hidden_size=hidden_size, pooling=plan.pooling, dropout=plan.head_dropout
+        )
         tokenizer = load_tokenizer(source)
         train, validation = (
             EncodedRows(rows.head(count), self._spec, tokenizer, plan.max_length)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
-from fedmtl_core.plan import TrainingPlan
+from fedmtl_core.plan import Pooling, TrainingPlan
 from fedmtl_core.tasks import METRICS, PRESETS, TaskSpec
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
@@ -35,6 +35,9 @@ class ModelConfig(_Section):
         None, description="Where clients take architecture and tokenizer from; `server_model` if not given"
     )
     num_hidden_layers: int | None = Field(None, ge=1, description="Keep only the encoder's first layers")
+    pooling: Pooling = Field(
+        "cls", description="What a head sees: `cls`, the pooled first token, or `mean`, all tokens"
+    )
     head_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout before each head")
     random_init: bool = Field(False, description="Start from random values, where a folder has no weights")
 
@@ -226,6 +229,7 @@ class Config(_Section):
             seed=training.seed,
             client_model=self.model.client_model or self.model.server_model,
             num_hidden_layers=self.model.num_hidden_layers or 0,
+            pooling=self.model.pooling,
             head_dropout=self.model.head_dropout,
             update=training.update,
             train_samples=section.train_samples or 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 
 from fedmtl_core import toy
 from fedmtl_core.errors import ModelUnavailableError, UnknownTaskError
+from fedmtl_core.plan import Pooling
 from fedmtl_core.scopes import SHARED, scope_of, task_scope
 from fedmtl_core.tasks import TaskSpec
 
@@ -39,17 +40,26 @@ class MultiTaskModel(nn.Module):
     Args:
         encoder: takes `input_ids` and the rest of a tokenizer's output; returns a Hugging Face model output.
         hidden_size: width of the encoder's output.
+        pooling: what a head sees: `cls`, the encoder's pooled first token; or `mean`, the mean over all tokens.
         dropout: before each head.
         seed: a head starts from values that depend on this and its task's name alone.
     """
 
     def __init__(
-        self, encoder: nn.Module, tasks: Iterable[TaskSpec], *, hidden_size: int, dropout: float = 0.1, seed: int = 42
+        self,
+        encoder: nn.Module,
+        tasks: Iterable[TaskSpec],
+        *,
+        hidden_size: int,
+        pooling: Pooling = "cls",
+        dropout: float = 0.1,
+        seed: int = 42,
     ):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleDict()
         self.hidden_size = hidden_size
+        self._pool = _POOLING[pooling]
         self._dropout = dropout
         self._seed = seed
         for spec in tasks:
@@ -76,7 +86,7 @@ class MultiTaskModel(nn.Module):
         """
         if task not in self.heads:
             raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {task!r}")
-        outputs: Tensor = self.heads[task](_pooled(self.encoder(**inputs)))
+        outputs: Tensor = self.heads[task](self._pool(self.encoder(**inputs), inputs))
         return outputs
 
     def parameters_by_scope(self) -> dict[str, dict[str, Tensor]]:
@@ -188,13 +198,23 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
     )
 
 
-def _pooled(output: Any) -> Tensor:
-    """The pooled [CLS]: the encoder's own pooler where it has one, else the first token's hidden state."""
+def _pooled_cls(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The encoder's own pooler where it has one, else the first token's hidden state."""
     pooled: Tensor | None = getattr(output, "pooler_output", None)
     if pooled is not None:
         return pooled
     first: Tensor = output.last_hidden_state[:, 0]
     return first
+
+
+def _pooled_mean(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The mean of the hidden states of the tokens that are no padding."""
+    hidden: Tensor = output.last_hidden_state
+    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+_POOLING: Mapping[Pooling, Callable[[Any, Mapping[str, Tensor]], Tensor]] = {"cls": _pooled_cls, "mean": _pooled_mean}
 
 
 def _toy_config() -> BertConfig:

@@ -8,6 +8,9 @@ from typing import Literal
 UpdateKind = Literal["parameters", "delta", "metrics"]
 """What an update carries: trained parameters, trained minus received parameters, or metrics alone."""
 
+Pooling = Literal["cls", "mean"]
+"""What a head sees of the encoder: its pooled first token, or the mean over all tokens."""
+
 Purpose = Literal["train", "evaluate"]
 """What a round asks for."""
 
@@ -33,6 +36,7 @@ class TrainingPlan:
     """Name or folder of the encoder's architecture and tokenizer."""
     num_hidden_layers: int
     """Layers to keep of it; 0 for all."""
+    pooling: Pooling
     head_dropout: float
     update: UpdateKind
     train_samples: int

@@ -9,7 +9,7 @@ from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError
 from fedmtl_core.layout import Layout, TensorSpec
-from fedmtl_core.plan import Purpose, TrainingPlan, UpdateKind
+from fedmtl_core.plan import Pooling, Purpose, TrainingPlan, UpdateKind
 
 _DTYPE_TO_PROTO = {
     torch.float32: pb.ELEMENT_TYPE_FLOAT32,
@@ -25,6 +25,9 @@ UPDATE_KIND_TO_PROTO: dict[UpdateKind, pb.UpdateKind] = {
     "metrics": pb.UPDATE_KIND_METRICS,
 }
 UPDATE_KIND_FROM_PROTO = {proto: kind for kind, proto in UPDATE_KIND_TO_PROTO.items()}
+
+_POOLING_TO_PROTO: dict[Pooling, pb.Pooling] = {"cls": pb.POOLING_CLS, "mean": pb.POOLING_MEAN}
+_POOLING_FROM_PROTO = {proto: pooling for pooling, proto in _POOLING_TO_PROTO.items()}
 
 PURPOSE_TO_PROTO: dict[Purpose, pb.RoundPurpose] = {
     "train": pb.ROUND_PURPOSE_TRAIN,
@@ -70,7 +73,11 @@ def layout_from_proto(message: pb.Component) -> Layout:
 def plan_to_proto(plan: TrainingPlan) -> pb.TrainingPlan:
     """A training plan as a message."""
     values = asdict(plan)
-    return pb.TrainingPlan(update_kind=UPDATE_KIND_TO_PROTO[values.pop("update")], **values)
+    return pb.TrainingPlan(
+        update_kind=UPDATE_KIND_TO_PROTO[values.pop("update")],
+        pooling=_POOLING_TO_PROTO[values.pop("pooling")],
+        **values,
+    )
 
 
 def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
@@ -82,8 +89,11 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
     update = UPDATE_KIND_FROM_PROTO.get(message.update_kind)
     if update is None:
         raise InvalidRequestError(f"plan.update_kind: unknown value {message.update_kind}")
+    pooling = _POOLING_FROM_PROTO.get(message.pooling)
+    if pooling is None:
+        raise InvalidRequestError(f"plan.pooling: unknown value {message.pooling}")
     for name in ("local_epochs", "batch_size", "max_length", "num_rounds"):
         if getattr(message, name) < 1:
             raise InvalidRequestError(f"plan.{name}: expected at least 1, got {getattr(message, name)}")
-    names = [field.name for field in fields(TrainingPlan) if field.name != "update"]
-    return TrainingPlan(update=update, **{name: getattr(message, name) for name in names})
+    names = [field.name for field in fields(TrainingPlan) if field.name not in ("update", "pooling")]
+    return TrainingPlan(update=update, pooling=pooling, **{name: getattr(message, name) for name in names})

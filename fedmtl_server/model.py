@@ -11,6 +11,7 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import UnknownTaskError
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.modeling import MultiTaskModel, load_encoder
+from fedmtl_core.plan import Pooling
 from fedmtl_core.scopes import SHARED, task_scope
 from fedmtl_core.tasks import TaskSpec
 
@@ -38,6 +39,7 @@ class MTLServerModel:
         encoder: on CPU; see `MultiTaskModel`.
         tasks: the run's tasks.
         hidden_size: width of the encoder's output.
+        pooling: what a head sees of the encoder.
         dropout: before each head.
         seed: of the heads' first values.
         base_model: where the encoder comes from, for people.
@@ -49,12 +51,15 @@ class MTLServerModel:
         tasks: Iterable[TaskSpec],
         *,
         hidden_size: int,
+        pooling: Pooling = "cls",
         dropout: float = 0.1,
         seed: int = 42,
         base_model: str = "",
     ):
         self.base_model = base_model
-        self.module = MultiTaskModel(encoder, tasks, hidden_size=hidden_size, dropout=dropout, seed=seed)
+        self.module = MultiTaskModel(
+            encoder, tasks, hidden_size=hidden_size, pooling=pooling, dropout=dropout, seed=seed
+        )
         self._components = {
             scope: Component.adopt(scope, tensors) for scope, tensors in self.module.parameters_by_scope().items()
         }
@@ -77,6 +82,7 @@ class MTLServerModel:
             encoder,
             config.task_specs(),
             hidden_size=hidden_size,
+            pooling=config.model.pooling,
             dropout=config.model.head_dropout,
             seed=config.training.seed,
             base_model=config.model.server_model,

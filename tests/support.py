@@ -78,6 +78,7 @@ async def serving(
     *,
     num_rounds: int = 1,
     min_clients: int | Mapping[str, int] = 1,
+    port: int = 0,
     **rounds: float,
 ) -> AsyncIterator[Server]:
     """A whole server on a free port of loopback, holding its rounds."""
@@ -86,7 +87,7 @@ async def serving(
         {
             "training": {"num_rounds": num_rounds},
             "rounds": {"rejoin_grace_s": 0.2, **rounds},
-            "server": {"port": 0},
+            "server": {"port": port},
             "tasks": {task: {"min_clients": needed.get(task, 0)} for task in model.tasks},
         }
     )

@@ -28,6 +28,12 @@ class UpdateKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     UPDATE_KIND_DELTA: _ClassVar[UpdateKind]
     UPDATE_KIND_METRICS: _ClassVar[UpdateKind]
 
+class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POOLING_UNSPECIFIED: _ClassVar[Pooling]
+    POOLING_CLS: _ClassVar[Pooling]
+    POOLING_MEAN: _ClassVar[Pooling]
+
 class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
@@ -62,6 +68,9 @@ UPDATE_KIND_UNSPECIFIED: UpdateKind
 UPDATE_KIND_PARAMETERS: UpdateKind
 UPDATE_KIND_DELTA: UpdateKind
 UPDATE_KIND_METRICS: UpdateKind
+POOLING_UNSPECIFIED: Pooling
+POOLING_CLS: Pooling
+POOLING_MEAN: Pooling
 OUTCOME_UNSPECIFIED: Outcome
 OUTCOME_ACCEPTED: Outcome
 OUTCOME_DUPLICATE: Outcome
@@ -116,7 +125,7 @@ class Chunk(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ...) -> None: ...
 
 class TrainingPlan(_message.Message):
-    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds")
+    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds", "pooling")
     LOCAL_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +141,7 @@ class TrainingPlan(_message.Message):
     TRAIN_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     VAL_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
     local_epochs: int
     batch_size: int
     learning_rate: float
@@ -147,7 +157,8 @@ class TrainingPlan(_message.Message):
     train_samples: int
     val_samples: int
     num_rounds: int
-    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ...) -> None: ...
+    pooling: Pooling
+    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ...) -> None: ...
 
 class GetSliceRequest(_message.Message):
     __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held")
