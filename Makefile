@@ -11,7 +11,7 @@ GENERATED := generated/fedmtl/v1/federation_pb2.py
 PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local
 
 .DEFAULT_GOAL := help
-.PHONY: help install proto proto-check proto-lint lint format test demo real clean
+.PHONY: help install proto proto-check proto-lint lint format settings test demo real clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,11 @@ lint: $(STAMP) ## Run ruff and mypy.
 format: $(STAMP) ## Format the Python code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+settings: $(STAMP) ## Write the table of configuration keys into the README.
+	@$(BIN)/python -c "import re; from pathlib import Path; from fedmtl_core.tables import settings_markdown; \
+	  readme = Path('README.md'); text = readme.read_text(); \
+	  readme.write_text(re.sub(r'(?s)\| key \| default .*?\n\n', lambda _: settings_markdown() + '\n\n', text))"
 
 test: $(STAMP) ## Run the tests.
 	$(BIN)/python -m pytest

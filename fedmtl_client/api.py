@@ -214,7 +214,15 @@ class FederationApi:
             before_sleep=self._log_retry,
             reraise=True,
         )
-        return retrying(attempt)
+        return retrying(lambda: self._unless_closed(attempt))
+
+    def _unless_closed(self, attempt: Callable[[], _T]) -> _T:
+        try:
+            return attempt()
+        except ValueError:  # what gRPC raises for a call on a closed channel
+            if not self._closed.is_set():
+                raise
+            raise UnavailableError("the connection is closed") from None
 
     def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

@@ -9,7 +9,7 @@ import typer
 
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.cli import LogFormat, show_settings
+from fedmtl_core.cli import LogFormat, settings_help
 from fedmtl_core.config import Config, TaskConfig, parse_shard
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.identifiers import require_identifier
@@ -33,7 +33,7 @@ def _shard(value: str) -> str:
     return value
 
 
-@app.command()
+@app.command(epilog=settings_help())
 def take_part(
     client_id: Annotated[
         str, typer.Option(help="This client's name; no other client may have it.", callback=_client_id)
@@ -52,9 +52,6 @@ def take_part(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.console,
-    settings: Annotated[
-        bool, typer.Option("--settings", callback=show_settings, is_eager=True, help="List every configuration key.")
-    ] = False,
 ) -> None:
     """Take part in a run with this machine's rows of one task, until the run is over.
 

@@ -7,10 +7,6 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 
-import typer
-from rich.console import Console
-from rich.table import Table
-
 from fedmtl_core import config
 from fedmtl_core.errors import FedMTLError, UserError
 
@@ -36,17 +32,17 @@ def run(app: Callable[[], object]) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def show_settings(wanted: bool) -> None:
-    """Print every configuration key with its default, and leave."""
-    if not wanted:
-        return
-    table = Table(title="Configuration keys", title_justify="left")
-    for column in ("key", "default", "meaning"):
-        table.add_column(column, overflow="fold")
+def settings_help() -> str:
+    """Every configuration key with its default, a paragraph for each section, for the end of `--help`."""
+    sections: dict[str, list[str]] = {}
     for setting in config.reference():
-        table.add_row(*(cell.replace("[", r"\[") for cell in setting))
-    Console().print(table)
-    raise typer.Exit
+        section, _, key = setting.key.rpartition(".")
+        sections.setdefault(section, []).append(f"{key} = {setting.default}" if setting.default else key)
+    paragraphs = [f"{section}: {', '.join(keys)}" for section, keys in sections.items()]
+    # typer takes square brackets for markup.
+    return "\n\n".join(["Configuration keys and their defaults; the README says what they mean.", *paragraphs]).replace(
+        "[", r"\["
+    )
 
 
 def _fail(error: Exception, code: int) -> None:

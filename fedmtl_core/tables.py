@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedmtl_core.config import reference
+
 
 def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path) -> None:
     """Print what a run came to, task by task, from the contents of its `results.json`."""
@@ -24,6 +26,12 @@ def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path) -> No
     console = Console()
     console.print(table)
     console.print(f"Run folder: {run_dir}", soft_wrap=True, highlight=False)
+
+
+def settings_markdown() -> str:
+    """Every configuration key with its default and meaning, as a Markdown table."""
+    rows = [f"| `{key}` | {f'`{default}`' if default else ''} | {text} |" for key, default, text in reference()]
+    return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
 
 
 def _number(value: float | int | None) -> str:

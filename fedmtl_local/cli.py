@@ -11,12 +11,12 @@ import typer
 
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.cli import show_settings
+from fedmtl_core.cli import settings_help
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
-@app.command()
+@app.command(epilog=settings_help())
 def run(
     config: Annotated[Path, typer.Option(help="The configuration, a YAML file with `clients`.", show_default=False)],
     run_dir: Annotated[
@@ -25,9 +25,6 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
     ] = None,
-    settings: Annotated[
-        bool, typer.Option("--settings", callback=show_settings, is_eager=True, help="List every configuration key.")
-    ] = False,
 ) -> None:
     """Run a whole federation on this machine: a server and the configuration's clients, each its own process."""
     logs.configure(level="warning")

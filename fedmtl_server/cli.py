@@ -10,7 +10,7 @@ import typer
 
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.cli import LogFormat, show_settings
+from fedmtl_core.cli import LogFormat, settings_help
 
 if TYPE_CHECKING:
     from fedmtl_server.results import TaskResult
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
-@app.command()
+@app.command(epilog=settings_help())
 def serve(
     config: Annotated[Path, typer.Option(help="The configuration, a YAML file.", show_default=False)],
     host: Annotated[str | None, typer.Option(help="Address to listen on; server.host.")] = None,
@@ -31,13 +31,10 @@ def serve(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.console,
-    settings: Annotated[
-        bool, typer.Option("--settings", callback=show_settings, is_eager=True, help="List every configuration key.")
-    ] = False,
 ) -> None:
     """Serve one federated multi-task run, write its results and exit.
 
-    Every key of the configuration has a default; --settings lists them all.
+    Every key of the configuration has a default, listed below.
     """
     logs.configure(log_format.value)
     overrides = list(set_ or [])

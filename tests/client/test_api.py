@@ -5,7 +5,6 @@ import contextlib
 import threading
 import time
 
-import grpc
 import pytest
 import torch
 from fedmtl.v1 import federation_pb2 as pb
@@ -69,6 +68,14 @@ def test_closing_ends_a_call_that_waits_for_a_server():
         api.close()
         thread.join(timeout=10)
     assert len(failures) == 1
+
+
+def test_a_call_after_closing_is_an_error_in_words():
+    with api_of("127.0.0.1:1") as api:
+        api.close()
+        with pytest.raises(UnavailableError, match="the connection is closed"):
+            api.get_slice(0)
+        assert list(api.watch()) == []
 
 
 class CuttingProxy:
@@ -216,5 +223,5 @@ async def test_watching_survives_a_server_that_goes_and_comes_back(tmp_path):
 
 
 def _ignoring_errors(events):
-    with contextlib.suppress(UnavailableError, grpc.RpcError, ValueError):
+    with contextlib.suppress(UnavailableError):
         yield from events

@@ -151,7 +151,7 @@ def test_a_server_told_to_stop_leaves_its_last_commit_on_disk_and_no_traceback(n
 
 
 def test_a_client_interrupted_leaves_in_order_and_another_can_take_its_place(tmp_path, stack):
-    run = Federation(tmp_path, stack)
+    run = Federation(tmp_path, stack, "rounds.quorum_timeout_s=60")
     clients = {task: run.client(task) for task in TASKS}
     run.until(pb.PHASE_OPEN, 1)
     clients["sst2"].send_signal(signal.SIGINT)
