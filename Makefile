@@ -30,13 +30,13 @@ $(STAMP): pyproject.toml constraints.txt
 proto: $(STAMP) ## Write generated/ from protos/.
 	@rm -rf generated/fedmtl && mkdir -p generated
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
-	  --python_out=generated --pyi_out=generated --grpc_python_out=generated --mypy_grpc_out=generated $(PROTOS)
+	  --python_out=generated --pyi_out=generated --grpc_python_out=generated --mypy_grpc_out=quiet:generated $(PROTOS)
 	@echo "generated/ is written from $(words $(PROTOS)) proto file(s)"
 
 proto-check: $(STAMP) ## Fail when generated/ is not what protos/ gives.
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
 	  && PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
-	    --python_out=$$scratch --pyi_out=$$scratch --grpc_python_out=$$scratch --mypy_grpc_out=$$scratch $(PROTOS) \
+	    --python_out=$$scratch --pyi_out=$$scratch --grpc_python_out=$$scratch --mypy_grpc_out=quiet:$$scratch $(PROTOS) \
 	  && diff -r -x __pycache__ -x '*.egg-info' $$scratch generated \
 	  || { echo "generated/ is stale: run 'make proto' and commit the result" >&2; exit 1; }
 	@echo "generated/ is up to date"

@@ -42,10 +42,12 @@ def serve(
     overrides += [f"server.port={port}"] if port is not None else []
     settled = configuration.load(config, overrides)
 
+    logs.get_logger().info("server.starting", config=str(config))
     from fedmtl_server import server  # PyTorch takes seconds to import; --help needn't wait for it
 
+    instance = server.Server(settled, run_dir)
     try:
-        asyncio.run(server.serve(settled, run_dir, keep_serving=keep_serving, on_finished=_show_results))
+        asyncio.run(server.serve(instance, keep_serving=keep_serving, on_finished=_show_results))
     except server.Interrupted as interruption:
         typer.echo(f"stopped by {interruption} before the run was over; the last commit is on disk", err=True)
         raise typer.Exit(128 + interruption.signal_number) from None

@@ -56,77 +56,43 @@ class Server:
     Raises:
         ConfigError: the configuration names no task.
         ModelUnavailableError: the encoder can't be had.
-        StoreError: the run's folder can't be made.
     """
 
     def __init__(self, config: Config, run_dir: Path | None = None, model: MTLServerModel | None = None):
         if not config.tasks:
             raise ConfigError("tasks: name at least one task, such as `tasks: {sst2: {}}`")
+        self.address = ""
+        self.store: RunStore
+        self.federation: Federation
         self._config = config
-        self._log = get_logger()
+        self._run_dir = run_dir
         self._run_id = uuid.uuid4().hex
+        self._log = get_logger()
         if model is None:
             self._log.info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config)
         self._model = model
-        self.store = RunStore.create(config, self._run_id, run_dir)
-        self.federation: Federation
-        self._server: grpc.aio.Server
-        self._health = health.aio.HealthServicer()
-        self.address = ""
+        self._log_model()
 
     async def start(self) -> None:
         """Begin to serve; `address` says where.
 
         Raises:
-            FedMTLError: the address can't be listened on.
+            FedMTLError: the address can't be listened on; nothing is left behind then.
+            StoreError: the run's folder can't be made.
         """
-        config = self._config
-        self.federation = Federation(
-            run_id=self._run_id,
-            model=self._model,
-            aggregator=MTLAggregator(),
-            rules=RoundRules(
-                num_rounds=config.training.num_rounds,
-                min_clients={name: task.min_clients for name, task in config.tasks.items()},
-                deadline_s=config.rounds.deadline_s,
-                quorum_timeout_s=config.rounds.quorum_timeout_s,
-                rejoin_grace_s=config.rounds.rejoin_grace_s,
-                transfer_timeout_s=config.rounds.transfer_timeout_s,
-            ),
-            plans={task: config.plan(task) for task in config.tasks},
-            store=self.store,
-            staging=StagingPool(config.server.staging_memory_mb * 2**20, self.store.run_dir / "staging"),
-            report_interval_s=config.rounds.report_interval_s,
-        )
         self._server = grpc.aio.server(options=_OPTIONS)
+        self._listen()
+        self.store = RunStore.create(self._config, self._run_id, self._run_dir)
+        self.federation = self._make_federation()
         FederatedMtlServicer(self.federation).add_to(self._server)
+        self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        wanted = f"{config.server.host}:{config.server.port}"
-        try:
-            port = self._server.add_insecure_port(wanted)
-        except RuntimeError:
-            raise FedMTLError(
-                f"can't listen on {wanted}: the port is taken or the address isn't this machine's; "
-                "choose another with --port or --host"
-            ) from None
-        self.address = f"{config.server.host}:{port}"
         await self._server.start()
         await self._set_health(serving=True)
-        await asyncio.to_thread(self.store.announce, self.address)
-        summary = self._model.summary()
-        self._log.info(
-            "server.started",
-            address=self.address,
-            run_id=self._run_id,
-            run_dir=str(self.store.run_dir),
-            base_model=summary.base_model,
-            tasks=", ".join(summary.head_parameters),
-            shared_parameters=summary.shared_parameters,
-            head_parameters=dict(summary.head_parameters),
-            total_parameters=summary.total_parameters,
-        )
+        self.store.announce(self.address)
+        self._log.info("server.started", address=self.address, run_id=self._run_id, run_dir=str(self.store.run_dir))
 
     async def run(self) -> dict[str, TaskResult]:
         """Hold the rounds until the run is over, and write its results.
@@ -146,6 +112,49 @@ class Server:
         await self._server.stop(GRACE_S)
         self._log.info("server.stopped", reason=reason)
 
+    def _listen(self) -> None:
+        host, port = self._config.server.host, self._config.server.port
+        if ":" in host:
+            host = f"[{host}]"  # IPv6
+        try:
+            self.address = f"{host}:{self._server.add_insecure_port(f'{host}:{port}')}"
+        except RuntimeError:
+            raise FedMTLError(
+                f"can't listen on {host}:{port}: the port is taken or the address isn't this machine's; "
+                "choose another with --port or --host"
+            ) from None
+
+    def _make_federation(self) -> Federation:
+        config = self._config
+        return Federation(
+            run_id=self._run_id,
+            model=self._model,
+            aggregator=MTLAggregator(),
+            rules=RoundRules(
+                num_rounds=config.training.num_rounds,
+                min_clients={name: task.min_clients for name, task in config.tasks.items()},
+                deadline_s=config.rounds.deadline_s,
+                quorum_timeout_s=config.rounds.quorum_timeout_s,
+                rejoin_grace_s=config.rounds.rejoin_grace_s,
+                transfer_timeout_s=config.rounds.transfer_timeout_s,
+            ),
+            plans={task: config.plan(task) for task in config.tasks},
+            store=self.store,
+            staging=StagingPool(config.server.staging_memory_mb * 2**20, self.store.run_dir / "staging"),
+            report_interval_s=config.rounds.report_interval_s,
+        )
+
+    def _log_model(self) -> None:
+        summary = self._model.summary()
+        self._log.info(
+            "model.ready",
+            base_model=summary.base_model,
+            tasks=", ".join(summary.head_parameters),
+            shared_parameters=summary.shared_parameters,
+            head_parameters=dict(summary.head_parameters),
+            total_parameters=summary.total_parameters,
+        )
+
     def _write_results(self, results: dict[str, TaskResult]) -> None:
         self.store.write_results({task: result.to_dict() for task, result in results.items()})
         plot(results, self.store.run_dir / "metrics.png")
@@ -163,13 +172,17 @@ def _resolve(future: asyncio.Future[int], value: int) -> None:
 
 
 async def serve(
-    config: Config,
-    run_dir: Path | None = None,
+    server: Server,
     *,
     keep_serving: bool = False,
     on_finished: Callable[[dict[str, TaskResult], Path], None] = lambda results, run_dir: None,
 ) -> None:
     """Run a server until its run is over, or with `keep_serving` until a signal.
+
+    Args:
+        server: not started yet.
+        keep_serving: go on handing out the final model.
+        on_finished: told the results and the run's folder, once they are there.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came before the run was over. The round in progress is dropped; the last
@@ -178,7 +191,6 @@ async def serve(
     interrupted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _resolve, interrupted, number)
-    server = Server(config, run_dir)
     await server.start()
     run = asyncio.create_task(server.run())
     try:
