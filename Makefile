@@ -8,6 +8,8 @@ BUF    := npx --yes @bufbuild/buf@1.75.0
 
 PROTOS    := $(shell find protos -name '*.proto')
 GENERATED := generated/fedmtl/v1/federation_pb2.py
+PROTOC     = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$$scratch \
+  --pyi_out=$$scratch --grpc_python_out=$$scratch --mypy_grpc_out=quiet:$$scratch $(PROTOS)
 PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local
 
 .DEFAULT_GOAL := help
@@ -28,15 +30,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 proto: $(STAMP) ## Write generated/ from protos/.
-	@rm -rf generated/fedmtl && mkdir -p generated
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
-	  --python_out=generated --pyi_out=generated --grpc_python_out=generated --mypy_grpc_out=quiet:generated $(PROTOS)
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(PROTOC) \
+	  && rm -rf generated/fedmtl && mkdir -p generated && cp -r $$scratch/fedmtl generated/
 	@echo "generated/ is written from $(words $(PROTOS)) proto file(s)"
 
 proto-check: $(STAMP) ## Fail when generated/ is not what protos/ gives.
-	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT \
-	  && PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
-	    --python_out=$$scratch --pyi_out=$$scratch --grpc_python_out=$$scratch --mypy_grpc_out=quiet:$$scratch $(PROTOS) \
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(PROTOC) \
 	  && diff -r -x __pycache__ -x '*.egg-info' $$scratch generated \
 	  || { echo "generated/ is stale: run 'make proto' and commit the result" >&2; exit 1; }
 	@echo "generated/ is up to date"

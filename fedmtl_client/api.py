@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,9 +11,8 @@ from typing import Any, TypeVar
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 from fedmtl.v1 import federation_pb2_grpc as pb_grpc
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 from tenacity.nap import sleep_using_event
-from tenacity.stop import stop_when_event_set
 
 from fedmtl_core.chunks import Assembler, split, verify_digests
 from fedmtl_core.errors import ChecksumError, MalformedStreamError, RequestError, UnavailableError
@@ -99,6 +99,7 @@ class FederationApi:
         self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._stub = pb_grpc.FederatedMtlServiceStub(self._channel)
         self._closed = threading.Event()
+        self._last_contact = 0.0
         self._log = get_logger()
 
     def close(self) -> None:
@@ -123,15 +124,36 @@ class FederationApi:
                     return
                 self._log.warning("server.lost", address=self.address, reason=str(error))
 
-    def get_slice(self, round_: int, *, all_tasks: bool = False) -> Slice:
+    def get_slice(
+        self,
+        round_: int,
+        *,
+        run_id: str = "",
+        all_tasks: bool = False,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> Slice:
         """Download this client's slice, or the whole model; a download that breaks goes on where it stopped.
+
+        Args:
+            round_: the round it is for; 0 for the current one.
+            run_id: the run it is for; empty for whichever is served.
+            all_tasks: every head, instead of the client's own.
+            should_stop: asked after every failure; trying again ends when it says so.
 
         Raises:
             StaleRoundError: the run has left that round.
+            WrongRunError: another run is served.
             UnavailableError: the server can't be reached for `reconnect_s`.
         """
         download = _Download()
-        header = self._patiently(lambda: self._download(round_, all_tasks, download))
+        request = pb.GetSliceRequest(
+            run_id=run_id,
+            client_id=self.client_id,
+            task="" if all_tasks else self.task,
+            all_tasks=all_tasks,
+            round=round_,
+        )
+        header = self._patiently(lambda: self._download(request, download), should_stop)
         return Slice(
             run_id=header.run_id,
             round=header.round,
@@ -141,15 +163,22 @@ class FederationApi:
             bytes_received=download.bytes_received,
         )
 
-    def push_update(self, header: pb.UpdateHeader, components: Sequence[Component] = ()) -> pb.PushUpdateResponse:
+    def push_update(
+        self,
+        header: pb.UpdateHeader,
+        components: Sequence[Component] = (),
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> pb.PushUpdateResponse:
         """Upload an update, again from the start if the transfer fails; it counts once.
 
         Args:
             header: everything but `components`, which are filled in here.
             components: what the update carries, in the order of the slice.
+            should_stop: asked after every failure; trying again ends when it says so.
 
         Raises:
             StaleRoundError: the round has closed.
+            WrongRunError: another run is served.
             InvalidRequestError: the update isn't what the server's layout says.
             UnavailableError: the server can't be reached for `reconnect_s`.
         """
@@ -161,9 +190,10 @@ class FederationApi:
             yield pb.PushUpdateRequest(header=whole)
             for component in components:
                 for chunk in split(component):
+                    self._last_contact = time.monotonic()
                     yield pb.PushUpdateRequest(chunk=chunk)
 
-        return self._patiently(lambda: _call(lambda: self._stub.PushUpdate(messages())))
+        return self._patiently(lambda: _call(lambda: self._stub.PushUpdate(messages())), should_stop)
 
     def get_status(self) -> pb.GetStatusResponse:
         """Where the run stands."""
@@ -177,14 +207,9 @@ class FederationApi:
             raise UnavailableError("the server ended the stream without an event")
         return stream, first
 
-    def _download(self, round_: int, all_tasks: bool, download: _Download) -> pb.SliceHeader:
-        request = pb.GetSliceRequest(
-            client_id=self.client_id,
-            task="" if all_tasks else self.task,
-            all_tasks=all_tasks,
-            round=round_,
-            held=download.held(),
-        )
+    def _download(self, request: pb.GetSliceRequest, download: _Download) -> pb.SliceHeader:
+        del request.held[:]
+        request.held.extend(download.held())
         stream = _translated(self._stub.GetSlice(request))
         first = next(stream, None)
         if first is None or first.WhichOneof("part") != "header":
@@ -193,6 +218,7 @@ class FederationApi:
         try:
             for message in stream:
                 assembler.add(message.chunk)
+                self._last_contact = time.monotonic()
         finally:
             download.arrived(assembler)
         assembler.finish()
@@ -204,12 +230,21 @@ class FederationApi:
             raise
         return first.header
 
-    def _patiently(self, attempt: Callable[[], _T]) -> _T:
-        """Call until the server answers, with exponential backoff and jitter in between."""
+    def _patiently(self, attempt: Callable[[], _T], should_stop: Callable[[], bool] = lambda: False) -> _T:
+        """Call until the server answers, with exponential backoff and jitter in between.
+
+        It gives up when nothing was heard of the server for `reconnect_s`, however long the call went well before.
+        """
+        began = time.monotonic()
+
+        def give_up(_: RetryCallState) -> bool:
+            away_s = time.monotonic() - max(began, self._last_contact)
+            return away_s >= self._reconnect_s or self._closed.is_set() or should_stop()
+
         retrying = Retrying(
             retry=retry_if_exception_type((UnavailableError, ChecksumError)),
             wait=wait_random_exponential(multiplier=0.2, max=10),
-            stop=stop_after_delay(self._reconnect_s) | stop_when_event_set(self._closed),
+            stop=give_up,
             sleep=sleep_using_event(self._closed),
             before_sleep=self._log_retry,
             reraise=True,

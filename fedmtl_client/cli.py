@@ -10,8 +10,8 @@ import typer
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.cli import LogFormat, settings_help
-from fedmtl_core.config import Config, TaskConfig, parse_shard
-from fedmtl_core.errors import ConfigError
+from fedmtl_core.config import Config, TaskConfig, parse_address, parse_shard
+from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.tasks import PRESETS
 
@@ -21,7 +21,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def _client_id(value: str) -> str:
     try:
         return require_identifier("client id", value)
-    except Exception as error:
+    except InvalidRequestError as error:
         raise typer.BadParameter(str(error)) from None
 
 
@@ -33,13 +33,22 @@ def _shard(value: str) -> str:
     return value
 
 
+def _address(value: str) -> str:
+    try:
+        return parse_address(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 @app.command(epilog=settings_help())
 def take_part(
     client_id: Annotated[
         str, typer.Option(help="This client's name; no other client may have it.", callback=_client_id)
     ],
     task: Annotated[str, typer.Option("--task", "--tasks", help="The task this client has data for.")],
-    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the server listens.")] = "127.0.0.1:50051",
+    server: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=_address)
+    ] = "127.0.0.1:50051",
     config: Annotated[
         Path | None,
         typer.Option(help="The configuration, a YAML file: where this client's rows are.", show_default=False),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import glob
+import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +24,8 @@ _SHARD_SEED = 0
 """Rows are shuffled with one seed for all clients, so that their shards are disjoint."""
 
 _FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    ".tsv": ("csv", {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False}),
-    ".csv": ("csv", {"keep_default_na": False}),
+    ".tsv": ("csv", {"sep": "\t", "quoting": csv.QUOTE_NONE}),
+    ".csv": ("csv", {}),
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -58,7 +61,8 @@ def load_task_data(spec: TaskSpec, source: DataConfig | None, shard: tuple[int, 
     """Read a task's rows and take a client's part of them.
 
     Args:
-        spec: the task; says which columns are text and label, and which labels there are.
+        spec: the task; says which columns are text and label, and which labels there are. A label stands there by
+            its name or its number; where both would do, the name counts.
         source: where the rows are; the task's place on the hub if None.
         shard: `(K, N)` for the K-th of N disjoint parts, of training and evaluation rows alike.
 
@@ -131,9 +135,26 @@ def _from_file(path: Path, spec: TaskSpec, split: str) -> Mapping[str, Sequence[
         raise DataError(f"{key}: expected a file ending in {', '.join(_FORMATS)}, got {path.name!r}")
     kind, options = _FORMATS[path.suffix]
     try:
-        return _columns(datasets.load_dataset(kind, data_files=str(path), split="train", **options))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"{key}: {path} can't be read as {kind}: {_first_line(error)}") from None
+        if kind == "csv":
+            options = {**options, **_as_text(path, options)}
+        with tempfile.TemporaryDirectory() as cache:  # private rows: no copy of them stays behind
+            return _columns(
+                datasets.load_dataset(
+                    kind, data_files=glob.escape(str(path)), split="train", cache_dir=cache, **options
+                )
+            )
+    except (OSError, ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{key}: {path} can't be read as {path.suffix[1:]}: {_first_line(error)}") from None
+
+
+def _as_text(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that read every cell as the text it is: neither `2020` nor `NA` is guessed to be anything else."""
+    import datasets
+    import pandas
+
+    header = pandas.read_csv(path, nrows=0, **options)
+    features = datasets.Features({str(column): datasets.Value("string") for column in header.columns})
+    return {"features": features, "keep_default_na": False}
 
 
 def _from_hub(name: str, subset: str | None, split: str) -> Mapping[str, Sequence[Any]]:
@@ -176,19 +197,27 @@ def _rows(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> R
 
 def _label(spec: TaskSpec, value: Any, place: str) -> float:
     if spec.type == "regression":
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise DataError(f"{place}: expected a number, got {value!r}") from None
-    if isinstance(value, str) and value in spec.labels:
-        return spec.labels.index(value)
-    number = int(value) if isinstance(value, (int, float)) or (isinstance(value, str) and value.isdigit()) else -1
-    if not 0 <= number < len(spec.labels) or number != float(value):
+        number = _number(value)
+        if not math.isfinite(number):
+            raise DataError(f"{place}: expected a finite number, got {value!r}")
+        return number
+    if str(value) in spec.labels:  # a name wins over a number, in whatever kind of file it stands
+        return spec.labels.index(str(value))
+    number = _number(value)
+    if not (number.is_integer() and 0 <= number < len(spec.labels)):
         raise DataError(
             f"{place}: expected one of {', '.join(spec.labels)}, or a number from 0 to {len(spec.labels) - 1}, "
             f"got {value!r}"
         )
-    return number
+    return int(number)
+
+
+def _number(value: Any) -> float:
+    """A cell as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _shard(rows: Rows, shard: tuple[int, int], task: str) -> Rows:
@@ -208,5 +237,6 @@ def _where_from(spec: TaskSpec) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    error = error.__cause__ or error  # what the library wraps says more than the wrapping
     return (str(error).strip() or type(error).__name__).splitlines()[0]

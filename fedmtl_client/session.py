@@ -6,8 +6,6 @@ import queue
 import threading
 import uuid
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +16,10 @@ from fedmtl_client.data import EncodedRows, TaskData
 from fedmtl_client.progress import training_progress
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_client.trainer import Trainer, TrainingStopped
-from fedmtl_core.errors import FedMTLError, StaleRoundError, UnavailableError
+from fedmtl_core.errors import StaleRoundError, UnavailableError, WrongRunError
+from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
-from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
 from fedmtl_core.plan import TrainingPlan
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.wire import UPDATE_KIND_TO_PROTO
@@ -63,8 +62,10 @@ class ClientSession:
         self._data = data
         self._settings = settings
         self._synchronizer = ClientModelSynchronizer(task=spec.name)
-        self._events: queue.SimpleQueue[pb.WatchRoundsResponse | FedMTLError] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[pb.WatchRoundsResponse | Exception] = queue.SimpleQueue()
         self._newest: pb.WatchRoundsResponse | None = None
+        self._no_longer_watching = False
+        self._counted: tuple[str, int] | None = None
         self._workbench: _Workbench | None = None
         self._log = get_logger()
 
@@ -86,14 +87,14 @@ class ClientSession:
     def _follow(self) -> None:
         while True:
             event = self._events.get()
-            if isinstance(event, FedMTLError):
+            if isinstance(event, Exception):
                 raise event
             if event.kind == pb.ROUND_EVENT_KIND_FINISHED:
                 self._log.info("run.finished", run_id=event.run_id, rounds=event.num_rounds)
                 return
             if event.kind == pb.ROUND_EVENT_KIND_WAITING:
                 self._log.info("round.waiting", **_progress(event), waiting_for=event.waiting_for)
-            if event.kind == pb.ROUND_EVENT_KIND_OPENED and event.in_cohort and not event.reported:
+            if event.kind == pb.ROUND_EVENT_KIND_OPENED and self._is_wanted(event):
                 self._take_part(event)
 
     def _watch(self) -> None:
@@ -102,19 +103,28 @@ class ClientSession:
             for event in self._api.watch():
                 self._newest = event
                 self._events.put(event)
-        except FedMTLError as error:
+        except Exception as error:  # whatever it is, it is the main thread's to raise
+            self._no_longer_watching = True
             self._events.put(error)
+
+    def _is_wanted(self, event: pb.WatchRoundsResponse) -> bool:
+        """Whether an opened round is this client's to work on, and still open; it may have waited in the queue."""
+        asked = event.in_cohort and not event.reported and (event.run_id, event.round) != self._counted
+        return asked and not self._has_closed(event)
 
     def _take_part(self, event: pb.WatchRoundsResponse) -> None:
         """Do a round's work. A round that closes meanwhile is left; the next event says how it goes on."""
         try:
-            slice_ = self._api.get_slice(event.round)
-            with _naming_progress(event):
-                self._work(slice_, event)
-        except StaleRoundError as error:
+            slice_ = self._api.get_slice(event.round, run_id=event.run_id, should_stop=lambda: self._has_closed(event))
+            self._work(slice_, event)
+        except (StaleRoundError, WrongRunError) as error:
             self._log.warning("round.missed", **_progress(event), reason=str(error))
         except TrainingStopped:
             self._log.warning("round.missed", **_progress(event), reason="it closed before training was done")
+        except UnavailableError as error:
+            if not self._has_closed(event):
+                raise UnavailableError(f"{_progress(event)['progress']}: {error}") from None
+            self._log.warning("round.missed", **_progress(event), reason=str(error))
 
     def _work(self, slice_: Slice, event: pb.WatchRoundsResponse) -> None:
         bench = self._prepare(slice_.plan)
@@ -131,17 +141,24 @@ class ClientSession:
             num_eval_examples=len(bench.validation),
         )
         if slice_.purpose == "evaluate":
-            self._api.push_update(header)
+            self._push(header, [], event)
             self._log.info("model.evaluated", **_progress(event), metrics=received)
             return
         trained = self._train(bench, slice_, event)
         header.kind = UPDATE_KIND_TO_PROTO[slice_.plan.update]
         header.num_examples = len(bench.train)
         header.trained_metrics.update(trained)
-        receipt = self._api.push_update(header, self._synchronizer.update(bench.model, slice_.plan.update))
+        receipt = self._push(header, self._synchronizer.update(bench.model, slice_.plan.update), event)
         self._log.info(
             "update.sent", **_progress(event), received=received, trained=trained, bytes_sent=receipt.num_bytes
         )
+
+    def _push(
+        self, header: pb.UpdateHeader, components: list[Component], event: pb.WatchRoundsResponse
+    ) -> pb.PushUpdateResponse:
+        receipt = self._api.push_update(header, components, should_stop=lambda: self._has_closed(event))
+        self._counted = (event.run_id, event.round)
+        return receipt
 
     def _train(self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse) -> dict[str, float]:
         with training_progress(_progress(event)["progress"]) as on_step:
@@ -166,6 +183,7 @@ class ClientSession:
         source = self._settings.model or plan.client_model
         self._log.info("model.loading", source=source)
         encoder, hidden_size = load_encoder(source, weights=False, num_hidden_layers=plan.num_hidden_layers or None)
+        require_length(encoder, plan.max_length)
         model = MultiTaskModel(
             encoder, [self._spec], hidden_size=hidden_size, pooling=plan.pooling, dropout=plan.head_dropout
         )
@@ -183,9 +201,10 @@ class ClientSession:
         return self._workbench
 
     def _has_closed(self, event: pb.WatchRoundsResponse) -> bool:
+        """Whether nothing this client does can count in the event's round any more."""
         newest = self._newest
-        if newest is None or newest.run_id != event.run_id:
-            return newest is not None
+        if self._no_longer_watching or newest is None or newest.run_id != event.run_id:
+            return True
         return newest.round > event.round or newest.kind in (
             pb.ROUND_EVENT_KIND_CLOSING,
             pb.ROUND_EVENT_KIND_COMMITTED,
@@ -197,15 +216,6 @@ def _progress(event: pb.WatchRoundsResponse) -> dict[str, str]:
     if event.purpose == pb.ROUND_PURPOSE_EVALUATE:
         return {"progress": "Final evaluation"}
     return {"progress": f"Round {event.round}/{event.num_rounds}"}
-
-
-@contextmanager
-def _naming_progress(event: pb.WatchRoundsResponse) -> Iterator[None]:
-    """Say which round an unreachable server cost."""
-    try:
-        yield
-    except UnavailableError as error:
-        raise UnavailableError(f"{_progress(event)['progress']}: {error}") from None
 
 
 def _seed(seed: int, client_id: str, round_: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import google_crc32c
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_core.errors import ChecksumError, LayoutMismatchError, LimitExceededError, MalformedStreamError
+from fedmtl_core.errors import ChecksumError, LimitExceededError, MalformedStreamError
 from fedmtl_core.layout import Component
 
 MAX_CHUNK_BYTES = 2 * 1024 * 1024
@@ -101,11 +101,8 @@ def verify_digests(components: Sequence[Component], digests: Sequence[bytes]) ->
 
     Raises:
         ChecksumError: one differs.
-        LayoutMismatchError: a digest has another length than SHA-256's 32 bytes.
     """
     for component, digest in zip(components, digests, strict=True):
-        if digest and len(digest) != 32:
-            raise LayoutMismatchError(f"{component.scope}: expected a SHA-256 digest of 32 bytes, got {len(digest)}")
         if digest and component.digest() != digest:
             raise ChecksumError(
                 f"{component.scope}: the bytes received have another digest than the one sent with them"

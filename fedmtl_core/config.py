@@ -6,6 +6,7 @@ Every key has a default, an unknown key is an error that names it, and `referenc
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +20,8 @@ from fedmtl_core.plan import Pooling, TrainingPlan
 from fedmtl_core.tasks import METRICS, PRESETS, TaskSpec
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
+MAX_LABELS = 10_000
+_UINT32 = 2**32 - 1  # what the contract can carry
 
 
 class _Section(BaseModel):
@@ -34,7 +37,7 @@ class ModelConfig(_Section):
     client_model: str | None = Field(
         None, description="Where clients take architecture and tokenizer from; `server_model` if not given"
     )
-    num_hidden_layers: int | None = Field(None, ge=1, description="Keep only the encoder's first layers")
+    num_hidden_layers: int | None = Field(None, ge=1, le=_UINT32, description="Keep only the encoder's first layers")
     pooling: Pooling = Field(
         "cls", description="What a head sees: `cls`, the pooled first token, or `mean`, all tokens"
     )
@@ -45,14 +48,14 @@ class ModelConfig(_Section):
 class TrainingConfig(_Section):
     """How the run goes, and what clients do in a round; it reaches them in the slice's header."""
 
-    num_rounds: int = Field(10, ge=1, description="Rounds of training")
-    local_epochs: int = Field(3, ge=1, description="Passes over a client's rows in one round")
+    num_rounds: int = Field(10, ge=1, le=_UINT32, description="Rounds of training")
+    local_epochs: int = Field(3, ge=1, le=_UINT32, description="Passes over a client's rows in one round")
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of AdamW")
-    batch_size: int = Field(32, ge=1, description="Rows in one optimiser step")
+    batch_size: int = Field(32, ge=1, le=_UINT32, description="Rows in one optimiser step")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the run's steps with a rising learning rate")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 for no clipping")
-    max_length: int = Field(128, ge=2, description="Longest input in tokens")
+    max_length: int = Field(128, ge=8, le=_UINT32, description="Longest input in tokens")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of everything random")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; a client's own setting")
     update: Literal["parameters", "delta"] = Field("parameters", description="What clients send back")
@@ -60,8 +63,7 @@ class TrainingConfig(_Section):
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str) -> str:
-        name, _, index = device.partition(":")
-        if name not in ("auto", "cpu", "cuda", "mps") or (index and not (name == "cuda" and index.isdigit())):
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device):
             raise ValueError("expected auto, cpu, cuda, cuda:N or mps")
         return device
 
@@ -69,7 +71,11 @@ class TrainingConfig(_Section):
 class RoundsConfig(_Section):
     """When a round opens and when it closes."""
 
-    deadline_s: float = Field(600.0, gt=0, description="A round closes this long after it opened, whoever is missing")
+    deadline_s: float = Field(
+        600.0,
+        gt=0,
+        description="A round closes this long after it opened; an upload in progress may take it to twice that",
+    )
     quorum_timeout_s: float = Field(
         60.0, gt=0, description="After the first round, wait this long for a quorum, then go on with who is there"
     )
@@ -128,9 +134,22 @@ class TaskConfig(_Section):
     label_column: str | None = Field(None, description="Column of the label")
     metrics: list[str] | None = Field(None, description=f"Of {', '.join(METRICS)}; the first is the main one")
     min_clients: int = Field(1, ge=0, description="Clients of this task that a round needs; 0 if it may have none")
-    train_samples: int | None = Field(None, ge=1, description="Rows a client trains on, at most")
-    val_samples: int | None = Field(None, ge=1, description="Rows a client evaluates on, at most")
+    train_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client trains on, at most")
+    val_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client evaluates on, at most")
     data: DataConfig | None = Field(None, description="Where the rows are; for a GLUE task the hub if not given")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _named_labels(cls, labels: Any) -> Any:
+        if isinstance(labels, list):
+            for label in labels:
+                if not isinstance(label, str):
+                    raise ValueError(
+                        f"expected names; put quotes around {str(label).lower()}, which YAML takes for none"
+                    )
+        elif not isinstance(labels, int) or isinstance(labels, bool) or not 2 <= labels <= MAX_LABELS:
+            raise ValueError(f"expected a list of names, or a number from 2 to {MAX_LABELS}")
+        return labels
 
     def spec(self, name: str) -> TaskSpec:
         """The task this section describes.
@@ -192,9 +211,20 @@ class Config(_Section):
 
     @field_validator("tasks", mode="before")
     @classmethod
-    def _empty_task(cls, tasks: Any) -> Any:
+    def _named_tasks(cls, tasks: Any) -> Any:
+        if not isinstance(tasks, dict):
+            return tasks
+        for name in tasks:
+            if not isinstance(name, str):
+                raise ValueError(f"a task's name is text; put quotes around {name!r}")
+        return {name: {} if task is None else task for name, task in tasks.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, values: Any) -> Any:
+        """`training:` with nothing under it is a section of defaults."""
         return (
-            {name: {} if task is None else task for name, task in tasks.items()} if isinstance(tasks, dict) else tasks
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
         )
 
     @model_validator(mode="after")
@@ -244,10 +274,22 @@ def parse_shard(text: str) -> tuple[int, int]:
     Raises:
         ValueError: it is anything else.
     """
-    part, _, whole = text.partition("/")
-    if not (part.isdigit() and whole.isdigit() and 1 <= int(part) <= int(whole)):
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"expected K/N with 1 <= K <= N, such as 1/2, got {text!r}")
-    return int(part), int(whole)
+    return int(match[1]), int(match[2])
+
+
+def parse_address(text: str) -> str:
+    """`HOST:PORT`, as it is.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})", text)
+    if not match or not 1 <= int(match[2]) <= 65535:
+        raise ValueError(f"expected HOST:PORT, such as 127.0.0.1:50051, got {text!r}")
+    return text
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -308,9 +350,19 @@ def _settings(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
             yield Setting(prefix + name, default, field.description or "")
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a key given twice is an error and not the loss of the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't read the configuration: {_reason(error)}") from None
     except yaml.YAMLError as error:

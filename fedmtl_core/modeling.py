@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fedmtl_core import toy
-from fedmtl_core.errors import ModelUnavailableError, UnknownTaskError
+from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskError
 from fedmtl_core.plan import Pooling
 from fedmtl_core.scopes import SHARED, scope_of, task_scope
 from fedmtl_core.tasks import TaskSpec
@@ -70,7 +70,14 @@ class MultiTaskModel(nn.Module):
         return tuple(self.heads)
 
     def add_head(self, spec: TaskSpec) -> None:
-        """Add a task's head; neither the other parameters nor the global random state change."""
+        """Add a task's head; neither the other parameters nor the global random state change.
+
+        Raises:
+            ConfigError: the name is taken.
+        """
+        if hasattr(self.heads, spec.name):
+            taken = "there is such a head already" if spec.name in self.heads else "PyTorch has a use for that name"
+            raise ConfigError(f"tasks: {spec.name!r} can't be a task's name: {taken}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed ^ zlib.crc32(spec.name.encode()))
             head = TaskHead(self.hidden_size, spec.num_outputs, self._dropout)
@@ -122,10 +129,21 @@ def load_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if source == TOY_MODEL:
-            encoder = BertModel(_toy_config())
+            encoder = BertModel(_first_layers(_toy_config(), source, num_hidden_layers))
         else:
             encoder = _load_pretrained(_resolve(source), source, weights and not random_init, num_hidden_layers)
     return encoder, int(encoder.config.hidden_size)
+
+
+def require_length(encoder: Any, max_length: int) -> None:
+    """Check that an encoder has positions for inputs of so many tokens.
+
+    Raises:
+        ConfigError: it doesn't.
+    """
+    positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ConfigError(f"training.max_length: the encoder has {positions} positions, asked for {max_length} tokens")
 
 
 def load_tokenizer(source: str) -> Any:
@@ -144,19 +162,22 @@ def load_tokenizer(source: str) -> Any:
 
 def _load_pretrained(location: str, source: str, weights: bool, num_hidden_layers: int | None) -> Any:
     try:
-        config = AutoConfig.from_pretrained(location)
-        if num_hidden_layers is not None:
-            if num_hidden_layers > config.num_hidden_layers:
-                raise ModelUnavailableError(
-                    f"model.num_hidden_layers: {source} has {config.num_hidden_layers} layers, "
-                    f"asked for {num_hidden_layers}"
-                )
-            config.num_hidden_layers = num_hidden_layers
+        config = _first_layers(AutoConfig.from_pretrained(location), source, num_hidden_layers)
         if weights:
             return AutoModel.from_pretrained(location, config=config, dtype=torch.float32)
         return AutoModel.from_config(config, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise _unavailable(source, "model", error) from None
+
+
+def _first_layers(config: Any, source: str, num_hidden_layers: int | None) -> Any:
+    if num_hidden_layers is not None and num_hidden_layers > config.num_hidden_layers:
+        raise ModelUnavailableError(
+            f"model.num_hidden_layers: {source} has {config.num_hidden_layers} layers, asked for {num_hidden_layers}"
+        )
+    if num_hidden_layers is not None:
+        config.num_hidden_layers = num_hidden_layers
+    return config
 
 
 def _resolve(source: str) -> str:
@@ -168,7 +189,10 @@ def _resolve(source: str) -> str:
             raise ModelUnavailableError(f"model {source!r}: there is no such folder ({Path(source).absolute()})")
         return source
     package, _, folder = source.removeprefix(_PACKAGE_PREFIX).partition("/")
-    found = importlib.util.find_spec(package)
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        found = None
     if found is None or not found.submodule_search_locations:
         raise ModelUnavailableError(
             f"model {source!r}: the Python package {package!r} is not installed; "
@@ -225,7 +249,7 @@ def _toy_config() -> BertConfig:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=256,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
         initializer_range=0.1,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,

@@ -41,6 +41,8 @@ class TaskSpec:
             raise ConfigError(f"tasks.{self.name}: a classification needs at least 2 labels, got {len(self.labels)}")
         if self.type == "regression" and self.labels:
             raise ConfigError(f"tasks.{self.name}: a regression has no labels, got {list(self.labels)}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ConfigError(f"tasks.{self.name}: labels must differ, got {', '.join(self.labels)}")
         if len(self.text_columns) not in (1, 2):
             raise ConfigError(f"tasks.{self.name}: expected 1 or 2 text columns, got {list(self.text_columns)}")
         if not self.metrics:

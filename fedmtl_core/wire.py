@@ -19,6 +19,9 @@ _DTYPE_TO_PROTO = {
 }
 _DTYPE_FROM_PROTO = {proto: dtype for dtype, proto in _DTYPE_TO_PROTO.items()}
 
+MAX_RANK, MAX_SIZE = 16, 2**40
+"""No tensor has more dimensions, none of them is larger."""
+
 UPDATE_KIND_TO_PROTO: dict[UpdateKind, pb.UpdateKind] = {
     "parameters": pb.UPDATE_KIND_PARAMETERS,
     "delta": pb.UPDATE_KIND_DELTA,
@@ -61,6 +64,10 @@ def layout_from_proto(message: pb.Component) -> Layout:
         dtype = _DTYPE_FROM_PROTO.get(tensor.dtype)
         if dtype is None:
             raise LayoutMismatchError(f"{message.scope}: {tensor.name}: unknown element type {tensor.dtype}")
+        if len(tensor.shape) > MAX_RANK or any(size > MAX_SIZE for size in tensor.shape):
+            raise LayoutMismatchError(
+                f"{message.scope}: {tensor.name}: expected at most {MAX_RANK} dimensions of at most {MAX_SIZE}"
+            )
         specs.append(TensorSpec(tensor.name, dtype, tuple(tensor.shape), tensor.offset))
     layout = Layout(message.scope, tuple(specs))
     if layout.num_bytes != message.num_bytes:

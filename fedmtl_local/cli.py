@@ -33,7 +33,8 @@ def run(
 
     from fedmtl_local.launcher import LocalRun
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     LocalRun(settled, config, overrides, run_dir).run()
 
 

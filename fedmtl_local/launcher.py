@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fedmtl_client.api import FederationApi
 from fedmtl_core.config import Config
-from fedmtl_core.errors import ConfigError, FedMTLError
+from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.tables import results_table
 from fedmtl_local.processes import LoggedProcess, stop_all
 
@@ -34,6 +34,7 @@ class LocalRun:
 
     Raises:
         ConfigError: the configuration names no clients.
+        StoreError: the folder holds another run already.
     """
 
     def __init__(self, config: Config, config_path: Path, overrides: list[str], run_dir: Path | None = None):
@@ -42,6 +43,8 @@ class LocalRun:
                 f"{config_path}: clients: name those to start, such as `clients: [{{client_id: a, task: sst2}}]`"
             )
         self.run_dir = run_dir or config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}"
+        if any((self.run_dir / name).exists() for name in ("config.yaml", "server.json", "logs")):
+            raise StoreError(f"{self.run_dir} holds another run already; choose an empty folder with --run-dir")
         self._config = config
         self._options = ["--config", str(config_path)] + [part for text in overrides for part in ("--set", text)]
         self._console = Console()
@@ -65,13 +68,16 @@ class LocalRun:
         """
         try:
             with self._progress:
-                self._run()
+                failed = self._run()
         finally:
             stop_all(self._processes)
         results = json.loads((self.run_dir / "results.json").read_text(encoding="utf-8"))
         results_table(results, self.run_dir)
+        if failed:
+            raise _failure(failed)  # the run got over it, but the user should know
 
-    def _run(self) -> None:
+    def _run(self) -> list[LoggedProcess]:
+        """The clients that failed in a run that came to its end."""
         (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         server = self._start("server", "fedmtl_server", ["--port", "0", "--run-dir", str(self.run_dir)], {})
         address = self._await_address(server)
@@ -83,12 +89,14 @@ class LocalRun:
         clients = self._start_clients(address)
         self._await_end(server, clients)
         watcher.join(timeout=5)
+        give_up = time.monotonic() + END_TIMEOUT_S
+        return [client for client in clients if client.wait(max(0.0, give_up - time.monotonic())) != 0]
 
     def _start_clients(self, address: str) -> list[LoggedProcess]:
         threads = max(1, (os.cpu_count() or 1) // len(self._config.clients))
         return [
             self._start(
-                client.client_id,
+                f"client-{client.client_id}",
                 "fedmtl_client",
                 ["--client-id", client.client_id, "--task", client.task, "--shard", client.shard, "--server", address],
                 {"OMP_NUM_THREADS": str(threads)},
@@ -123,12 +131,8 @@ class LocalRun:
             failed = [client for client in clients if client.returncode not in (None, 0)]
             if failed and (not self._first_round_opened.is_set() or len(failed) == len(clients)):
                 raise _failure(failed)  # the run can't begin, or can't go on
-        give_up = time.monotonic() + END_TIMEOUT_S
-        for client in clients:
-            client.wait(max(0.0, give_up - time.monotonic()))
-        failed = [process for process in (server, *clients) if process.returncode != 0]
-        if failed:
-            raise _failure(failed)
+        if server.returncode != 0:
+            raise _failure([server])
 
     def _watch(self, address: str, bar: TaskID) -> None:
         """Follow the rounds as an observer, and say how they go."""

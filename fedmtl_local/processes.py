@@ -1,4 +1,4 @@
-"""The processes of a local federation: started together, watched, and never left behind."""
+"""The processes of a local federation: started together, watched, and stopped together."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 TAIL_LINES = 12
 
@@ -87,11 +88,18 @@ class LoggedProcess:
         assert self._process.stderr is not None
         with self.log_path.open("w", encoding="utf-8") as log:
             for line in self._process.stderr:
-                log.write(line)
-                log.flush()
                 self._tail.append(line.rstrip())
-                if "[warning" in line or "[error" in line:
-                    self._on_warning(self.name, line.rstrip())
+                self._pass_on(line, log)
+
+    def _pass_on(self, line: str, log: TextIO) -> None:
+        """Whatever becomes of the log or the console, the process must not block on a full pipe."""
+        try:
+            log.write(line)
+            log.flush()
+            if "[warning" in line or "[error" in line:
+                self._on_warning(self.name, line.rstrip())
+        except (OSError, SystemExit) as error:
+            self._tail.append(f"(its log can't be passed on: {error})")
 
 
 def stop_all(processes: Sequence[LoggedProcess], patience_s: float = 10.0) -> None:

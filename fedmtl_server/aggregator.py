@@ -40,9 +40,12 @@ class ClientUpdate:
         parameters: Mapping[str, Tensor],
         kind: UpdateKind = "parameters",
     ) -> ClientUpdate:
-        """An update of plain tensors, under their names in the multi-task model (`encoder.…`, `heads.TASK.…`)."""
+        """An update of plain tensors, under their names in the multi-task model (`encoder.…`, `heads.TASK.…`).
+
+        Its components are laid out by name, so that updates made like this go together.
+        """
         by_scope: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in parameters.items():
+        for name, tensor in sorted(parameters.items()):
             by_scope.setdefault(scope_of(name), {})[name] = tensor
         return cls(
             client_id, task, num_examples, {s: Component.pack(s, tensors) for s, tensors in by_scope.items()}, kind
@@ -93,7 +96,13 @@ class ComponentMean:
             component: its parameters; or its delta, if `base` is given.
             weight: at least 0.
             base: the parameters that the delta is to be added to.
+
+        Raises:
+            LayoutMismatchError: it is laid out otherwise.
         """
+        self._layout.require_same(component.layout)
+        if base is not None:
+            self._layout.require_same(base.layout)
         if weight == 0:
             return
         before, self._total = self._total, self._total + weight
@@ -182,9 +191,10 @@ class RoundFold:
                 f"{update.client_id}: a delta of {min(unknown)!r} needs the parameters it starts from"
             )
         for scope, component in update.components.items():
-            mean = self._means.setdefault(scope, ComponentMean(component.layout))
+            if scope not in self._means:
+                self._means[scope] = ComponentMean(component.layout)
             base = self._base[scope] if update.kind == "delta" else None
-            mean.fold(component, update.num_examples, base)
+            self._means[scope].fold(component, update.num_examples, base)
             self._counted.setdefault(scope, []).append((update.client_id, update.task, update.num_examples))
 
 

@@ -10,20 +10,12 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 
-from fedmtl_core.errors import (
-    ClientReplacedError,
-    LimitExceededError,
-    RequestError,
-    StaleRoundError,
-    UnavailableError,
-    UnknownTaskError,
-    WrongRunError,
-)
+from fedmtl_core.errors import NonFiniteError, StaleRoundError, UnavailableError, UnknownTaskError, WrongRunError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
 from fedmtl_server.aggregator import Aggregate, ClientUpdate, MTLAggregator, RoundFold
+from fedmtl_server.events import EventKind, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import ModelSummary, MTLServerModel
 from fedmtl_server.report import RefusedUpdate, RoundReport, component_reports, task_reports
 from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
@@ -31,35 +23,7 @@ from fedmtl_server.slices import PublishedModel
 from fedmtl_server.staging import StagedUpdate, StagingPool
 from fedmtl_server.store import RunStore
 
-MAX_UNREAD_EVENTS = 256
-"""A watcher that leaves more events than this unread is cut off."""
-
 MAX_REFUSALS_REPORTED = 100
-
-
-class EventKind(Enum):
-    """What happened to the run."""
-
-    WAITING = "waiting"
-    OPENED = "opened"
-    CLOSING = "closing"
-    COMMITTED = "committed"
-    FINISHED = "finished"
-
-
-@dataclass(frozen=True)
-class RoundEvent:
-    """One event, as one watcher gets it."""
-
-    kind: EventKind
-    round: int
-    purpose: Purpose
-    cohort_size: int = 0
-    in_cohort: bool = False
-    reported: bool = False
-    deadline_s: float = 0.0
-    waiting_for: str = ""
-    report: RoundReport | None = None
 
 
 @dataclass(frozen=True)
@@ -99,22 +63,6 @@ class Status:
     last_report: RoundReport | None
     model: ModelSummary
     uptime_s: float
-
-
-@dataclass(eq=False)
-class _Watcher:
-    client_id: str
-    task: str
-    queue: asyncio.Queue[RoundEvent | RequestError] = field(
-        default_factory=lambda: asyncio.Queue(MAX_UNREAD_EVENTS + 1)
-    )
-
-    def send(self, item: RoundEvent | RequestError) -> None:
-        if self.queue.qsize() < MAX_UNREAD_EVENTS or isinstance(item, RequestError):
-            with contextlib.suppress(asyncio.QueueFull):
-                self.queue.put_nowait(item)
-        elif not self.queue.full():
-            self.queue.put_nowait(LimitExceededError(f"{MAX_UNREAD_EVENTS} events are unread; watch again"))
 
 
 @dataclass
@@ -170,10 +118,11 @@ class Federation:
         self._engine = RoundEngine(rules, self._started_at)
         self._published = PublishedModel.publish(1, model.components)
         self._fold: RoundFold | None = None
-        self._arrived: list[tuple[ClientUpdate, StagedUpdate]] = []
+        self._arrived: list[ClientUpdate] = []
         self._staged: dict[str, StagedUpdate] = {}
         self._facts = _RoundFacts()
-        self._watchers: dict[_Watcher, None] = {}
+        self._watchers = Watchers(on_leave=self._left)
+        self._waiting_announced = True
         self._wake = asyncio.Event()
         self._stopped: UnavailableError | None = None
         self._log = get_logger()
@@ -225,19 +174,15 @@ class Federation:
             LimitExceededError: the events aren't read.
             UnavailableError: the server is stopping.
         """
-        watcher = _Watcher(client_id, task)
-        if self._stopped:
-            raise self._stopped
+        watcher = Watcher(client_id, task)
+        self._require_serving()
         self._join(watcher)
         try:
-            watcher.send(self._current_event(watcher))
-            while True:
-                item = await watcher.queue.get()
-                if isinstance(item, RequestError):
-                    raise item
-                yield item
+            async with contextlib.aclosing(watcher.events()) as events:
+                async for event in events:
+                    yield event
         finally:
-            self._leave(watcher)
+            self._watchers.remove(watcher)
 
     def admit(self, claim: UpdateClaim) -> int | None:
         """Check an update before its bytes are taken.
@@ -247,19 +192,33 @@ class Federation:
 
         Raises:
             StaleRoundError, InvalidRequestError: see `RoundEngine.check`.
+            UnavailableError: the server is stopping.
         """
+        self._require_serving()
         counted_in = self._engine.counted_in(claim)
         if counted_in is None:
             self._engine.check(claim)
         return counted_in
 
     def stage(self, task: str) -> StagedUpdate:
-        """Memory for one update of a task."""
+        """Memory for one update of a task.
+
+        Raises:
+            UnavailableError: there is no room for it.
+        """
         return self._staging.stage(self._model.layouts_for(task))
 
-    def progress(self, client_id: str) -> None:
-        """An upload of a client has received bytes."""
-        self._engine.progress(client_id, self._clock())
+    def received(self, claim: UpdateClaim, num_bytes: int) -> None:
+        """Note bytes of an upload in progress, and check that it may still count.
+
+        Raises:
+            StaleRoundError: it can't any more.
+            UnavailableError: the server is stopping.
+        """
+        self._facts.bytes_received += num_bytes
+        self._require_serving()
+        self._engine.check(claim)
+        self._engine.progress(claim.client_id, self._clock())
 
     def count(self, claim: UpdateClaim, staged: StagedUpdate | None) -> int | None:
         """Count an update whose bytes are complete and checked. It owns `staged` from here on, if it counts.
@@ -278,19 +237,18 @@ class Federation:
             components = dict(staged.components)
             update = ClientUpdate(claim.client_id, claim.task, claim.num_examples, components, claim.kind)
             self._staged[claim.client_id] = staged
-            self._arrived.append((update, staged))
-            self._facts.bytes_received += sum(component.layout.num_bytes for component in components.values())
+            self._arrived.append(update)
         self._wake.set()
         return None
 
-    def refused(self, refusal: RefusedUpdate) -> None:
+    def note_refusal(self, refusal: RefusedUpdate) -> None:
         """Note a refused update for the round's report."""
         self._facts.num_refused += 1
         if len(self._facts.refused) < MAX_REFUSALS_REPORTED:
             self._facts.refused.append(refusal)
 
-    def sent(self, num_bytes: int) -> None:
-        """Note bytes sent for the round's report."""
+    def note_sent(self, num_bytes: int) -> None:
+        """Note bytes of a slice that were sent."""
         self._facts.bytes_sent += num_bytes
 
     def require_round(self, round_: int) -> None:
@@ -360,6 +318,8 @@ class Federation:
                 await self._step()
         finally:
             reporter.cancel()
+            if self._engine.phase is not Phase.FINISHED:  # interrupted, or failed: nothing can count any more
+                self._stopped = UnavailableError("the server is stopping")
         self._log.info("run.finished", rounds=self.rules.num_rounds)
         self._publish(EventKind.FINISHED)
 
@@ -371,8 +331,7 @@ class Federation:
                     self._wake.clear()
                     await self._wake.wait()
         self._stopped = UnavailableError(reason)
-        for watcher in self._watchers:
-            watcher.send(self._stopped)
+        self._watchers.end(self._stopped)
 
     async def _step(self) -> None:
         self._wake.clear()
@@ -382,11 +341,14 @@ class Federation:
         elif step is Step.CLOSED:
             await self._close()
         elif step is Step.ABANDONED:
-            self._log.warning("round.abandoned", **self._progress(), reason="no update arrived")
-            self._publish(EventKind.WAITING)
+            self._log.warning("round.abandoned", **self._title(), reason="no update arrived")
+            self._waiting_announced = False
         elif self._arrived:
             await self._fold_arrived()
         else:
+            if self._engine.phase is Phase.WAITING and not self._waiting_announced:
+                self._publish(EventKind.WAITING)
+                self._waiting_announced = True
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._engine.next_wakeup(self._clock())):
                     await self._wake.wait()
@@ -394,10 +356,10 @@ class Federation:
     def _open(self) -> None:
         cohort = self._engine.cohort
         self._fold = self._aggregator.start_round(list(cohort), self._model.components)
-        self._facts = _RoundFacts(opened_at_unix_ms=time.time_ns() // 1_000_000)
+        self._facts.opened_at_unix_ms = time.time_ns() // 1_000_000
         self._log.info(
             "round.opened",
-            **self._progress(),
+            **self._title(),
             cohort=", ".join(f"{member.client_id} ({member.task})" for member in cohort.values()),
             deadline_s=self.rules.deadline_s,
         )
@@ -406,7 +368,7 @@ class Federation:
     async def _fold_arrived(self) -> None:
         assert self._fold is not None
         arrived, self._arrived = self._arrived, []
-        for update, _ in arrived:
+        for update in arrived:
             for folded in await asyncio.to_thread(self._fold.offer, update):
                 self._staged.pop(folded.client_id).release()
 
@@ -417,7 +379,7 @@ class Federation:
         if self._engine.purpose == "train":
             components = {**self._model.components, **aggregate.components}
             await asyncio.to_thread(self._store.commit, components, report)
-            self._model.install(aggregate.components)
+            await asyncio.to_thread(self._model.install, aggregate.components)
             self._published = await asyncio.to_thread(
                 PublishedModel.publish,
                 self._engine.round + 1,
@@ -429,12 +391,9 @@ class Federation:
             await asyncio.to_thread(self._store.record, report)
         self.reports.append(report)
         self._log_commit(report)
-        committed = RoundEvent(
-            EventKind.COMMITTED, report.round, report.purpose, cohort_size=len(self._engine.cohort), report=report
-        )
+        self._publish(EventKind.COMMITTED, report)
         self._engine.committed(self._clock())
-        for watcher in self._watchers:
-            watcher.send(committed)
+        self._waiting_announced = False
 
     async def _aggregate(self) -> Aggregate:
         if self._engine.purpose == "evaluate":
@@ -445,10 +404,22 @@ class Federation:
         for staged in self._staged.values():
             staged.release()
         self._staged.clear()
-        return aggregate
+        return await asyncio.to_thread(self._only_finite, aggregate)
+
+    def _only_finite(self, aggregate: Aggregate) -> Aggregate:
+        """The average without components that left the range of their dtype; those stay as they were."""
+        good = {}
+        for scope, component in aggregate.components.items():
+            try:
+                component.require_finite()
+                good[scope] = component
+            except NonFiniteError as error:
+                self._log.error("component.discarded", **self._title(), reason=f"its average isn't finite: {error}")
+        return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good})
 
     def _report(self, aggregate: Aggregate) -> RoundReport:
         engine, facts = self._engine, self._facts
+        self._facts = _RoundFacts()  # what comes from now on belongs to the next report
         changed = aggregate.components.keys()
         return RoundReport(
             round=engine.round,
@@ -467,28 +438,29 @@ class Federation:
 
     # Watchers.
 
-    def _join(self, watcher: _Watcher) -> None:
+    def _require_serving(self) -> None:
+        if self._stopped:
+            raise self._stopped
+
+    def _join(self, watcher: Watcher) -> None:
+        self._watchers.add(watcher)
         if watcher.client_id:
-            for other in self._watchers:
-                if other.client_id == watcher.client_id:
-                    other.send(ClientReplacedError(f"another process watches as client {watcher.client_id!r}"))
-            self._engine.join(watcher.client_id, watcher.task)
+            self._engine.join(watcher.client_id, watcher.task, self._clock())
             self._log.info("client.joined", client_id=watcher.client_id, task=watcher.task)
-        self._watchers[watcher] = None
+        self._watchers.send(watcher, self._current_event(watcher))
         self._wake.set()
 
-    def _leave(self, watcher: _Watcher) -> None:
-        self._watchers.pop(watcher)
-        if watcher.client_id and not any(other.client_id == watcher.client_id for other in self._watchers):
+    def _left(self, watcher: Watcher) -> None:
+        if watcher.client_id:
             self._engine.leave(watcher.client_id, self._clock())
             self._log.info("client.left", client_id=watcher.client_id, task=watcher.task)
         self._wake.set()
 
-    def _publish(self, kind: EventKind) -> None:
+    def _publish(self, kind: EventKind, report: RoundReport | None = None) -> None:
         for watcher in self._watchers:
-            watcher.send(self._event(kind, watcher))
+            self._watchers.send(watcher, self._event(kind, watcher, report))
 
-    def _current_event(self, watcher: _Watcher) -> RoundEvent:
+    def _current_event(self, watcher: Watcher) -> RoundEvent:
         kinds = {
             Phase.WAITING: EventKind.WAITING,
             Phase.OPEN: EventKind.OPENED,
@@ -497,9 +469,11 @@ class Federation:
         }
         return self._event(kinds[self._engine.phase], watcher)
 
-    def _event(self, kind: EventKind, watcher: _Watcher) -> RoundEvent:
+    def _event(self, kind: EventKind, watcher: Watcher, report: RoundReport | None = None) -> RoundEvent:
         engine, now = self._engine, self._clock()
         member = engine.cohort.get(watcher.client_id)
+        if member is not None and member.task != watcher.task:
+            member = None  # it came back with another task: its turn is the next round
         return RoundEvent(
             kind=kind,
             round=engine.round,
@@ -509,11 +483,12 @@ class Federation:
             reported=member is not None and member.reported,
             deadline_s=max(0.0, engine.deadline - now) if kind is EventKind.OPENED else 0.0,
             waiting_for=engine.waiting_for(now) if kind is EventKind.WAITING else "",
+            report=report,
         )
 
     # The log.
 
-    def _progress(self) -> dict[str, str]:
+    def _title(self) -> dict[str, str]:
         if self._engine.purpose == "evaluate":
             return {"progress": "Final evaluation"}
         return {"progress": f"Round {self._engine.round}/{self.rules.num_rounds}"}
@@ -523,14 +498,14 @@ class Federation:
             await asyncio.sleep(self._report_interval_s)
             text = self._engine.waiting_for(self._clock())
             if text:
-                self._log.info("round.waiting", **self._progress(), waiting_for=text)
+                self._log.info("round.waiting", **self._title(), waiting_for=text)
 
     def _log_commit(self, report: RoundReport) -> None:
-        progress = self._progress()
+        title = self._title()
         for component in report.components:
             self._log.info(
                 "component.averaged",
-                **progress,
+                **title,
                 scope=component.scope,
                 tensors=component.num_tensors,
                 clients=len(component.contributions),
@@ -538,7 +513,7 @@ class Federation:
         for task in report.tasks:
             self._log.info(
                 "task.reported",
-                **progress,
+                **title,
                 task=task.task,
                 updates=task.num_updates,
                 examples=task.num_examples,
@@ -548,7 +523,7 @@ class Federation:
             )
         self._log.info(
             "round.committed",
-            **progress,
+            **title,
             seconds=report.duration_s,
             bytes_in=report.bytes_received,
             bytes_out=report.bytes_sent,

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_core.errors import InvalidRequestError, LimitExceededError
+from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, LimitExceededError
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.layout import Layout, require_scopes
 from fedmtl_core.wire import PURPOSE_TO_PROTO, UPDATE_KIND_FROM_PROTO, layout_from_proto
-from fedmtl_server.federation import EventKind, RoundEvent, Status
+from fedmtl_server.events import EventKind, RoundEvent
+from fedmtl_server.federation import Status
 from fedmtl_server.report import RoundReport
 from fedmtl_server.rounds import Phase, UpdateClaim
 
 MAX_METRICS = 64
 MAX_METRIC_NAME = 64
+MAX_METRIC_VALUE = 1e100
 MAX_EXAMPLES = 2**53
 """Beyond this a weight is no longer exact as a float."""
 
@@ -45,6 +46,8 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
     kind = UPDATE_KIND_FROM_PROTO.get(header.kind)
     if kind is None:
         raise InvalidRequestError(f"kind: expected parameters, delta or metrics, got {header.kind}")
+    if not header.run_id:
+        raise InvalidRequestError("run_id: expected the run's id, as the slice's header has it, got none")
     if kind != "metrics" and not 1 <= header.num_examples <= MAX_EXAMPLES:
         raise InvalidRequestError(f"num_examples: expected 1 to {MAX_EXAMPLES}, got {header.num_examples}")
     received, trained = (_metrics(name, getattr(header, name)) for name in ("received_metrics", "trained_metrics"))
@@ -70,11 +73,19 @@ def require_layouts(expected: Sequence[Layout], components: Sequence[pb.Componen
 
     Raises:
         LayoutMismatchError: it isn't.
-        InvalidRequestError: a component doesn't start at its first byte.
+        InvalidRequestError: a digest isn't one, or a component doesn't start at its first byte.
     """
     require_scopes([layout.scope for layout in expected], [component.scope for component in components])
     for layout, component in zip(expected, components, strict=True):
+        if len(component.tensors) > 2 * len(layout.tensors) + 10:  # don't look at a million of them
+            raise LayoutMismatchError(
+                f"{layout.scope}: expected {len(layout.tensors)} tensors, got {len(component.tensors)}"
+            )
         layout.require_same(layout_from_proto(component))
+        if len(component.digest) not in (0, 32):
+            raise InvalidRequestError(
+                f"{layout.scope}: expected a SHA-256 digest of 32 bytes, got {len(component.digest)}"
+            )
         if component.start_offset:
             raise InvalidRequestError(f"{layout.scope}: start_offset: expected 0, got {component.start_offset}")
 
@@ -182,6 +193,8 @@ def _metrics(field: str, metrics: Mapping[str, float]) -> dict[str, float]:
     for name, value in metrics.items():
         if not 1 <= len(name) <= MAX_METRIC_NAME:
             raise LimitExceededError(f"{field}: a name has 1 to {MAX_METRIC_NAME} characters, got {len(name)}")
-        if not math.isfinite(value):
-            raise InvalidRequestError(f"{field}: {name}: expected a finite number, got {value}")
+        if not abs(value) <= MAX_METRIC_VALUE:  # NaN isn't either
+            raise InvalidRequestError(
+                f"{field}: {name}: expected a number of at most {MAX_METRIC_VALUE:g}, got {value}"
+            )
     return dict(sorted(metrics.items()))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedmtl_core.config import Config
 from fedmtl_core.errors import UnknownTaskError
 from fedmtl_core.layout import Component, Layout
-from fedmtl_core.modeling import MultiTaskModel, load_encoder
+from fedmtl_core.modeling import MultiTaskModel, load_encoder, require_length
 from fedmtl_core.plan import Pooling
 from fedmtl_core.scopes import SHARED, task_scope
 from fedmtl_core.tasks import TaskSpec
@@ -70,6 +70,7 @@ class MTLServerModel:
 
         Raises:
             ModelUnavailableError: the encoder can't be had.
+            ConfigError: it has fewer positions than `training.max_length`, or a task's name is taken.
         """
         encoder, hidden_size = load_encoder(
             config.model.server_model,
@@ -78,6 +79,7 @@ class MTLServerModel:
             random_init=config.model.random_init,
             seed=config.training.seed,
         )
+        require_length(encoder, config.training.max_length)
         return cls(
             encoder,
             config.task_specs(),

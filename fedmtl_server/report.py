@@ -102,5 +102,6 @@ def _mean_metrics(measured: Sequence[tuple[UpdateClaim, Mapping[str, float]]]) -
     means = {}
     for name in dict.fromkeys(name for _, metrics in measured for name in metrics):
         values = [(claim.num_eval_examples, metrics[name]) for claim, metrics in measured if name in metrics]
-        means[name] = sum(weight * value for weight, value in values) / sum(weight for weight, _ in values)
+        total = sum(weight for weight, _ in values)
+        means[name] = sum(weight / total * value for weight, value in values)
     return means

@@ -31,7 +31,7 @@ class Step(Enum):
     OPENED = "opened"
     """Tell the cohort to begin."""
     CLOSED = "closed"
-    """Average what was reported, then call `committed`."""
+    """Average what was reported, if anything, then call `committed`."""
     ABANDONED = "abandoned"
     """Nobody reported: forget the round; it will be opened anew."""
 
@@ -50,7 +50,7 @@ class RoundRules:
     rejoin_grace_s: float = 10.0
     """How long an open round waits for a member that disconnected."""
     transfer_timeout_s: float = 30.0
-    """An upload that made progress within this time keeps its round open past the deadline."""
+    """An upload that made progress within this time keeps its round open, to twice the deadline at most."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,15 @@ class RoundEngine:
         """The members of the round in progress by client id, in the order their updates are folded in."""
         return self._cohort
 
-    def join(self, client_id: str, task: str) -> None:
+    def join(self, client_id: str, task: str, now: float) -> None:
         """A client has connected (again)."""
+        if self.phase is Phase.WAITING and not self._present:
+            self._waiting_since = now  # after a time without anybody, everybody gets the time to come back
         self._present[client_id] = task
         self._not_waited_for.discard(task)
-        if client_id in self._cohort:
-            self._cohort[client_id].absent_since = None
+        member = self._cohort.get(client_id)
+        if member is not None and member.task == task:
+            member.absent_since = None
 
     def leave(self, client_id: str, now: float) -> None:
         """A client has disconnected."""
@@ -178,7 +181,7 @@ class RoundEngine:
         if self.phase is Phase.WAITING and self._may_open(now):
             return self._open(now)
         if self.phase is Phase.OPEN and self._may_close(now):
-            if any(member.reported for member in self._cohort.values()):
+            if self.purpose == "evaluate" or any(member.reported for member in self._cohort.values()):
                 self.phase = Phase.AGGREGATING
                 return Step.CLOSED
             self._wait(now)
@@ -196,7 +199,7 @@ class RoundEngine:
     def next_wakeup(self, now: float) -> float | None:
         """Seconds until `advance` may have something to do without anything else happening; None for never."""
         moments: list[float] = []
-        if self.phase is Phase.WAITING and self.round > 1 and self._present:
+        if self.phase is Phase.WAITING and self.round > 1 and (self._present or self.purpose == "evaluate"):
             moments = [self._waiting_since + self.rules.quorum_timeout_s]
         if self.phase is Phase.OPEN:
             moments = [
@@ -204,14 +207,21 @@ class RoundEngine:
                 for member in self._unreported()
                 if member.absent_since is not None
             ]
-            moments.append(max([self.deadline, *(t + self.rules.transfer_timeout_s for t in self._transfers())]))
+            moments.append(self.deadline)
+            moments += [moment + self.rules.transfer_timeout_s for moment in self._transfers()]
+            moments.append(self._last_deadline)
         ahead = [moment - now for moment in moments if moment > now]
         return min(ahead, default=None)
 
     @property
     def deadline(self) -> float:
-        """When the open round closes."""
+        """When the open round closes, unless an upload is moving."""
         return self.opened_at + self.rules.deadline_s
+
+    @property
+    def _last_deadline(self) -> float:
+        """When it closes whatever is moving."""
+        return self.opened_at + 2 * self.rules.deadline_s
 
     def waiting_for(self, now: float) -> str:
         """What the run is waiting for, for people: `1 more qqp client, 40 s left`. Empty when for nothing."""
@@ -237,9 +247,10 @@ class RoundEngine:
         }
 
     def _may_open(self, now: float) -> bool:
-        if not self._present:
-            return False
-        return not self._lacking() or (self.round > 1 and now >= self._waiting_since + self.rules.quorum_timeout_s)
+        in_vain = self.round > 1 and now >= self._waiting_since + self.rules.quorum_timeout_s
+        if not self._present:  # a run whose training is done ends all the same, without a last evaluation
+            return in_vain and self.purpose == "evaluate"
+        return in_vain or not self._lacking()
 
     def _open(self, now: float) -> Step:
         # A task that was waited for in vain isn't waited for again until one of its clients comes.
@@ -252,11 +263,17 @@ class RoundEngine:
     def _may_close(self, now: float) -> bool:
         if all(self._given_up(member, now) for member in self._unreported()):
             return True
-        still_moving = any(now < moment + self.rules.transfer_timeout_s for moment in self._transfers())
-        return now >= self.deadline and not still_moving
+        if now >= self._last_deadline:
+            return True
+        return now >= self.deadline and not any(self._moving(member, now) for member in self._unreported())
 
     def _given_up(self, member: Member, now: float) -> bool:
-        return member.absent_since is not None and now >= member.absent_since + self.rules.rejoin_grace_s
+        gone = member.absent_since is not None and now >= member.absent_since + self.rules.rejoin_grace_s
+        return gone and not self._moving(member, now)
+
+    def _moving(self, member: Member, now: float) -> bool:
+        """Whether the member's upload made progress of late."""
+        return member.last_progress is not None and now < member.last_progress + self.rules.transfer_timeout_s
 
     def _unreported(self) -> list[Member]:
         return [member for member in self._cohort.values() if not member.reported]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_core.errors import InvalidRequestError, RequestError
+from fedmtl_core.errors import InvalidRequestError, RequestError, UnavailableError
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.logs import Logger, get_logger
 from fedmtl_core.status import status_of
@@ -51,28 +52,28 @@ class FederatedMtlServicer:
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
-    async def GetSlice(
-        self, request: pb.GetSliceRequest, context: Context
-    ) -> AsyncIterator[pb.GetSliceResponse | bytes]:
+    async def GetSlice(self, request: pb.GetSliceRequest, context: Context) -> None:
         log = get_logger(rpc="GetSlice", client_id=request.client_id, task=request.task)
         began = time.monotonic()
         try:
             header, parts = self._slice(request)
         except RequestError as error:
             await _abort(context, error, log, "slice.refused")
-        yield pb.GetSliceResponse(header=header)
-        num_bytes = 0
-        for encoded, start in parts:
-            for message in encoded.messages_from(start):
-                yield message
-            num_bytes += encoded.layout.num_bytes - start
-        self._federation.sent(num_bytes)
+        num_bytes = sum(encoded.layout.num_bytes - start for encoded, start in parts)
+        try:
+            await self._write(context, pb.GetSliceResponse(header=header))
+            for encoded, start in parts:
+                for message in encoded.messages_from(start):
+                    await self._write(context, message)
+        except RequestError as error:
+            await _abort(context, error, log, "slice.abandoned")
+        self._federation.note_sent(num_bytes)
         log.info("slice.sent", round=header.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
 
     async def PushUpdate(
         self, requests: AsyncIterator[pb.PushUpdateRequest], context: Context
     ) -> pb.PushUpdateResponse:
-        upload = Upload(requests, self._federation)
+        upload = Upload(_unless_cancelled(requests, context), self._federation)
         began = time.monotonic()
         log = get_logger(rpc="PushUpdate")
         with _noting_departure(upload, log):
@@ -80,7 +81,7 @@ class FederatedMtlServicer:
                 receipt = await upload.receive()
             except RequestError as error:
                 header = upload.header
-                self._federation.refused(
+                self._federation.note_refusal(
                     RefusedUpdate(header.client_id[:64], header.task[:64], status_of(error).name, _text(error))
                 )
                 await _abort(
@@ -116,6 +117,14 @@ class FederatedMtlServicer:
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         return status_to_proto(self._federation.status())
+
+    async def _write(self, context: Context, message: pb.GetSliceResponse | bytes) -> None:
+        timeout_s = self._federation.rules.transfer_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await context.write(message)
+        except TimeoutError:
+            raise UnavailableError(f"no message was taken for {timeout_s:g} s; get the slice again") from None
 
     def _slice(self, request: pb.GetSliceRequest) -> tuple[pb.SliceHeader, list[tuple[EncodedComponent, int]]]:
         """A slice's header, and its components with the offset to send each from."""
@@ -158,6 +167,17 @@ class FederatedMtlServicer:
             self._federation.require_task(request.task)
 
 
+async def _unless_cancelled(
+    requests: AsyncIterator[pb.PushUpdateRequest], context: Context
+) -> AsyncIterator[pb.PushUpdateRequest]:
+    """A stream's messages; a client that went away is not a client that has sent everything."""
+    async for request in requests:
+        yield request
+    await asyncio.sleep(0)  # gRPC ends the stream a moment before it cancels the handler
+    if context.cancelled():
+        raise asyncio.CancelledError
+
+
 def _serialised(message: Any) -> bytes:
     if isinstance(message, bytes):
         return message
@@ -168,16 +188,11 @@ def _serialised(message: Any) -> bytes:
 @contextmanager
 def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
     """Write a log line for a client that goes away in mid-stream, which ends the handler from outside."""
-    answered = False
     try:
         yield
-        answered = True
-    except grpc.aio.AbortError:
-        answered = True
+    except asyncio.CancelledError:
+        log.info("update.abandoned", client_id=upload.header.client_id[:64], task=upload.header.task[:64])
         raise
-    finally:
-        if not answered:
-            log.info("update.abandoned", client_id=upload.header.client_id[:64], task=upload.header.task[:64])
 
 
 async def _abort(context: Context, error: RequestError, log: Logger, event: str, **facts: object) -> NoReturn:
@@ -188,5 +203,5 @@ async def _abort(context: Context, error: RequestError, log: Logger, event: str,
 
 
 def _text(error: RequestError) -> str:
-    text = str(error)
-    return text if len(text) <= MAX_ERROR_TEXT else text[:MAX_ERROR_TEXT] + "…"
+    text = str(error).encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= MAX_ERROR_TEXT else text[:MAX_ERROR_TEXT] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedmtl_core.errors import UnavailableError
 from fedmtl_core.layout import Component, Layout
 
 
@@ -24,7 +26,7 @@ class StagedUpdate:
         """Give the bytes back; `components` must not be used any more. More than once does no harm."""
         components, self.components = self.components, {}
         for component in components.values():
-            self._pool._release(component.buffer)
+            self._pool.take_back(component.buffer)
 
 
 class StagingPool:
@@ -53,7 +55,7 @@ class StagingPool:
         """Components of the given layouts; their bytes hold anything.
 
         Raises:
-            OSError: a spool file can't be made.
+            UnavailableError: there is no room for them.
         """
         return StagedUpdate(
             self, {layout.scope: Component(layout, self._acquire(layout.num_bytes)) for layout in layouts}
@@ -67,13 +69,18 @@ class StagingPool:
         self._in_memory.add(id(buffer))
         return buffer
 
-    def _release(self, buffer: Tensor) -> None:
+    def take_back(self, buffer: Tensor) -> None:
+        """Use a buffer that `stage` handed out again."""
         if id(buffer) in self._in_memory:
             self._in_memory.remove(id(buffer))
             self._used_bytes -= len(buffer)
             self._free[len(buffer)].append(buffer)
 
     def _spool(self, num_bytes: int) -> Tensor:
-        self._spool_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._spool_dir, prefix="update-") as file:
-            return torch.from_file(file.name, shared=True, size=num_bytes, dtype=torch.uint8)
+        try:
+            self._spool_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._spool_dir, prefix="update-") as file:
+                os.posix_fallocate(file.fileno(), 0, num_bytes)  # now: a page that finds no room kills the process
+                return torch.from_file(file.name, shared=True, size=num_bytes, dtype=torch.uint8)
+        except (OSError, RuntimeError) as error:
+            raise UnavailableError(f"there is no room to stage an update of {num_bytes} bytes: {error}") from None

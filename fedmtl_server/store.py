@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from fedmtl_core import config as configuration
@@ -101,7 +102,6 @@ class RunStore:
                     "round": report.round - 1,
                     "task": task.task,
                     "metrics": dict(task.received_metrics),
-                    "trained_metrics": dict(task.trained_metrics),
                     "num_clients": task.num_updates,
                 }
                 for task in report.tasks
@@ -115,7 +115,8 @@ class RunStore:
 
     def _prune(self) -> None:
         with _writing(self._checkpoints):
-            for old in sorted(self._checkpoints.glob("round-*.safetensors"))[: -self._keep]:
+            rounds = sorted(self._checkpoints.glob("round-*.safetensors"), key=lambda path: int(path.stem[6:]))
+            for old in rounds[: -self._keep]:
                 old.unlink()
                 old.with_suffix(".json").unlink(missing_ok=True)
 
@@ -155,3 +156,5 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"can't write {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise StoreError(f"can't write {path}: {error}") from error

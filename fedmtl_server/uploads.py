@@ -93,7 +93,7 @@ class Upload:
                     f"expected a chunk after the header, got {message.WhichOneof('part') or 'an empty message'}"
                 )
             assembler.add(message.chunk)
-            self._federation.progress(claim.client_id)
+            self._federation.received(claim, len(message.chunk.data))
         assembler.finish()
         digests = [component.digest for component in self.header.components]
         await asyncio.to_thread(_verify, components, digests)

@@ -13,12 +13,7 @@ from fedmtl_core.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_core.tasks import PRESETS
 
 SST2 = PRESETS["sst2"]
-ROWS = [('it\'s "great"', 1), ("NA", 0), ("", 1), ("1.5", 0)]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+ROWS = [('it\'s "great"', 1), ("NA", 0), ("", 1), ("1.5", 0), ("2020-01-01", 1)]
 
 
 def files(tmp_path, ending, write):
@@ -49,7 +44,7 @@ def as_parquet(path):
 def test_rows_of_a_file_are_what_it_says_word_for_word(ending, write, tmp_path):
     data = load_task_data(SST2, files(tmp_path, ending, write))
     assert sorted(zip((text for (text,) in data.train.texts), data.train.labels, strict=True)) == sorted(ROWS)
-    assert len(data.validation) == 4
+    assert len(data.validation) == 5
 
 
 def test_labels_may_be_names_numbers_or_numbers_as_text(tmp_path):
@@ -76,11 +71,26 @@ def test_rows_that_are_not_the_tasks_are_refused_with_place_and_value(content, m
         load_task_data(SST2, files(tmp_path, ".tsv", lambda path: path.write_text(content)))
 
 
-def test_a_score_that_is_no_number_is_refused(tmp_path):
-    def write(path):
-        path.write_text("sentence1\tsentence2\tlabel\na\tb\t4.5\na\tc\tmany\n")
+@pytest.mark.parametrize("labels", [(["1", "2", "3"]), (["True", "False"])])
+def test_a_label_that_looks_like_a_number_is_a_name_first_in_every_kind_of_file(labels, tmp_path):
+    config = Config.model_validate(
+        {"tasks": {"t": {"type": "classification", "labels": labels, "text_columns": ["a"], "label_column": "y"}}}
+    )
+    frame = pandas.DataFrame({"a": [f"text {label}" for label in labels], "y": labels})
+    found = []
+    for ending, write in ((".csv", frame.to_csv), (".parquet", frame.to_parquet)):
+        source = files(tmp_path, ending, lambda path, write=write: write(path, index=False))
+        train = load_task_data(config.task_specs()[0], source).train
+        found.append({text: label for (text,), label in zip(train.texts, train.labels, strict=True)})
+    assert found[0] == found[1] == {f"text {label}": number for number, label in enumerate(labels)}
 
-    with pytest.raises(DataError, match="row 2: label: expected a number, got 'many'"):
+
+@pytest.mark.parametrize("score", ["many", "nan", "inf", ""])
+def test_a_score_that_is_no_number_is_refused(score, tmp_path):
+    def write(path):
+        path.write_text(f"sentence1\tsentence2\tlabel\na\tb\t4.5\na\tc\t{score}\n")
+
+    with pytest.raises(DataError, match=f"row 2: label: expected a finite number, got '{score}'"):
         load_task_data(PRESETS["stsb"], files(tmp_path, ".tsv", write))
 
 
@@ -95,6 +105,26 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     source = DataConfig(train=str(tmp_path / "train.xlsx"), validation=str(tmp_path / "train.xlsx"))
     with pytest.raises(DataError, match=r"expected a file ending in \.tsv, .*, got 'train\.xlsx'"):
         load_task_data(SST2, source)
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [(".csv", b""), (".jsonl", b""), (".csv", b"\xff\xfe\xfa"), (".jsonl", b"{no json"), (".parquet", b"x")],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(ending, content, tmp_path):
+    with pytest.raises(DataError, match=rf"train: .*train{ending} can't be read as {ending[1:]}: \S"):
+        load_task_data(SST2, files(tmp_path, ending, lambda path: path.write_bytes(content)))
+
+
+def test_a_folder_with_brackets_in_its_name_is_a_folder(tmp_path):
+    (tmp_path / "x[v2]").mkdir()
+    assert len(load_task_data(SST2, files(tmp_path / "x[v2]", ".tsv", as_tsv)).train) == 5
+
+
+def test_no_copy_of_the_rows_stays_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    load_task_data(SST2, files(tmp_path, ".tsv", as_tsv))
+    assert not list(tmp_path.rglob("*.arrow"))
 
 
 def test_a_hub_out_of_reach_is_an_error_that_says_what_to_do_instead(monkeypatch):
@@ -117,8 +147,8 @@ def test_shards_are_disjoint_and_make_up_the_whole():
 
 
 def test_a_shard_without_rows_is_refused(tmp_path):
-    with pytest.raises(DataError, match="sst2: shard 5/5 of 4 rows is empty"):
-        load_task_data(SST2, files(tmp_path, ".tsv", as_tsv), (5, 5))
+    with pytest.raises(DataError, match="sst2: shard 6/6 of 5 rows is empty"):
+        load_task_data(SST2, files(tmp_path, ".tsv", as_tsv), (6, 6))
 
 
 def test_an_unknown_builtin_task_is_named():

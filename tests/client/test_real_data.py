@@ -20,8 +20,7 @@ pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the real rows are n
 @pytest.mark.parametrize(
     ("task", "train", "validation"), [("sst2", 67_349, 872), ("qqp", 21_354, 5_000), ("stsb", 5_738, 1_500)]
 )
-def test_every_row_of_the_real_tasks_is_read(task, train, validation, monkeypatch, tmp_path):
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+def test_every_row_of_the_real_tasks_is_read(task, train, validation, monkeypatch):
     monkeypatch.chdir(ROOT)
     section = REAL.tasks[task]
     data = load_task_data(section.spec(task), section.data)

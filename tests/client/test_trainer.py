@@ -118,8 +118,8 @@ def test_the_evaluation_loss_is_the_mean_over_rows():
 
 
 def test_auto_chooses_a_device_and_a_missing_one_is_refused():
-    assert choose_device("auto").type in ("cpu", "cuda", "mps")
     assert choose_device("cpu") == CPU
     if not torch.cuda.is_available():
+        assert choose_device("auto").type in ("cpu", "mps")
         with pytest.raises(ConfigError, match=r"training\.device: this machine has no cuda"):
             choose_device("cuda")

@@ -50,6 +50,13 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
         ("tasks: {sst2: {}}\nclients: [{client_id: c, task: qqp}]", "client 'c' has the task 'qqp'"),
         ("tasks: {sst2: {}}\nclients: [{client_id: c d, task: sst2}]", r"clients\[0\]\.client_id"),
         ("tasks: {sst2: {}}\nclients: [{client_id: c, task: sst2, shard: 3/2}]", r"clients\[0\]\.shard: .*K/N"),
+        ("training: {local_epochs: 99999999999}", r"training\.local_epochs: .*4294967295"),
+        ("training: {device: 'cuda:'}", r"training\.device: expected auto"),
+        ("training: {}\ntraining: {}", "the key 'training' is there twice"),
+        ("tasks: {1: {}}", "a task's name is text; put quotes around 1"),
+        ("tasks: {sst2: {labels: [no, yes]}}", r"tasks\.sst2\.labels: expected names; put quotes around false"),
+        ("tasks: {sst2: {labels: 1000000000}}", r"tasks\.sst2\.labels: expected a list of names, or a number from 2"),
+        ("tasks: {sst2: {labels: [a, a]}}", r"tasks\.sst2: labels must differ"),
         ("[1, 2]", "expected sections such as `training:`, got list"),
         ("a: [", "not valid YAML"),
     ],
@@ -57,6 +64,23 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
 def test_a_wrong_value_is_told_its_path_itself_and_what_is_allowed(text, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         config.load(write(tmp_path, text))
+
+
+def test_an_empty_section_is_one_of_defaults(tmp_path):
+    loaded = config.load(write(tmp_path, "training:\ntasks:\n  sst2:\n"))
+    assert loaded.training.num_rounds == 10
+    assert list(loaded.tasks) == ["sst2"]
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1", "http://a:1", "a:0", "a:99999", ":1", "::1:50051", "a b:1"])
+def test_an_address_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="expected HOST:PORT"):
+        config.parse_address(text)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:50051", "server.example:1", "[::1]:50051"])
+def test_an_address_is_taken(text):
+    assert config.parse_address(text) == text
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -91,7 +115,7 @@ def test_the_reference_names_every_key_with_its_default():
     assert all(setting.description for setting in config.reference())
 
 
-@pytest.mark.parametrize("text", ["0/1", "2/1", "1", "a/b", "1/2/3", "-1/2"])
+@pytest.mark.parametrize("text", ["0/1", "2/1", "1", "a/b", "1/2/3", "-1/2", "1/²"])
 def test_a_shard_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match="expected K/N"):
         config.parse_shard(text)

@@ -1,13 +1,14 @@
 """Encoders, heads and tokenizers."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModel, BertConfig, DistilBertConfig
 
-from fedmtl_core.errors import ModelUnavailableError, UnknownTaskError
-from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskError
+from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer, require_length
 from fedmtl_core.scopes import SHARED
 from tests.support import OddEncoder, specs
 
@@ -77,6 +78,7 @@ def test_loading_leaves_the_global_random_state_alone():
         ("./nowhere", r"there is no such folder \(/.*nowhere\)"),
         ("builtin:big", "there is no built-in model 'builtin:big'; expected 'builtin:toy'"),
         ("python:no_such_package/model", "'no_such_package' is not installed; try: pip install no-such-package"),
+        ("python:no_such.package/model", "'no_such.package' is not installed"),
         ("python:yaml/model", "the package has no folder 'model'"),
         (
             "no-such-org/no-such-model",
@@ -130,6 +132,32 @@ def test_a_task_without_a_head_is_named():
     model = MultiTaskModel(OddEncoder(), specs("sst2"), hidden_size=4)
     with pytest.raises(UnknownTaskError, match="expected one of the tasks sst2, got 'qqp'"):
         model("qqp", {})
+
+
+@pytest.mark.parametrize("name", ["type", "keys", "training", "sst2"])
+def test_a_task_name_that_is_taken_is_refused_in_words(name):
+    task = replace(specs("sst2")[0], name=name)
+    with pytest.raises(ConfigError, match=f"'{name}' can't be a task's name"):
+        MultiTaskModel(OddEncoder(), [*specs("sst2"), task], hidden_size=4)
+
+
+def test_longer_inputs_than_the_encoder_has_positions_for_are_refused():
+    encoder, _ = load_encoder(TOY_MODEL, weights=False)
+    require_length(encoder, 128)
+    with pytest.raises(ConfigError, match=r"training\.max_length: the encoder has 128 positions, asked for 129"):
+        require_length(encoder, 129)
+
+
+def test_the_mean_over_tokens_leaves_padding_out():
+    encoder, width = load_encoder(TOY_MODEL, weights=False)
+    model = MultiTaskModel(encoder, specs("sst2"), hidden_size=width, pooling="mean").eval()
+    tokenizer = load_tokenizer(TOY_MODEL)
+    alone = tokenizer(["the film was great"], return_tensors="pt")
+    padded = tokenizer(["the film was great"], return_tensors="pt", padding="max_length", max_length=20)
+    hidden = encoder(**alone).last_hidden_state[0].mean(dim=0)
+    expected = hidden @ model.heads["sst2"].weight.T + model.heads["sst2"].bias
+    assert torch.allclose(model("sst2", alone)[0], expected, atol=1e-6)
+    assert torch.allclose(model("sst2", padded)[0], expected, atol=1e-5)
 
 
 def test_dropout_before_a_head_acts_in_training_only():

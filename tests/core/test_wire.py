@@ -40,6 +40,13 @@ def test_an_unknown_element_type_is_refused_by_name():
         layout_from_proto(message)
 
 
+def test_a_tensor_of_absurd_rank_is_refused_at_once():
+    message = component_to_proto(Layout.of("shared", {"a": torch.zeros(3)}))
+    message.tensors[0].shape.extend([2**63] * 100_000)
+    with pytest.raises(LayoutMismatchError, match="a: expected at most 16 dimensions"):
+        layout_from_proto(message)
+
+
 def test_a_plan_that_cannot_be_followed_is_refused():
     message = plan_to_proto(Config.model_validate({"tasks": {"sst2": {}}}).plan("sst2"))
     message.batch_size = 0

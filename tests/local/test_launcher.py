@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +43,12 @@ def test_a_run_ends_with_a_table_and_everything_in_its_folder(tmp_path):
         assert fact in result.stdout
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "checkpoints", "metrics.jsonl", "rounds.jsonl", "metrics.png", "results.json"} <= written
-    assert {path.stem for path in (tmp_path / "run" / "logs").iterdir()} == {"server", "a", "b", "c"}
+    assert {path.stem for path in (tmp_path / "run" / "logs").iterdir()} == {
+        "server",
+        "client-a",
+        "client-b",
+        "client-c",
+    }
     first = json.loads((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[0])
     assert {part["client_id"]: part["num_examples"] for part in first["components"][0]["contributions"]} == {
         "a": 100,
@@ -54,7 +61,7 @@ def test_a_client_that_fails_at_the_start_ends_the_run_with_its_reason(tmp_path)
     text = CONFIG.replace("data: {builtin: stsb}", "data: {train: no.tsv, validation: no.tsv}")
     result = subprocess.run(command(tmp_path, text), capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 1
-    assert "c ended with exit code 2" in result.stderr
+    assert "client-c ended with exit code 2" in result.stderr
     assert "tasks.stsb.data.train: there is no file 'no.tsv'" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -66,16 +73,50 @@ def test_ctrl_c_stops_every_process(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     ) as local:
-        rounds = tmp_path / "run" / "rounds.jsonl"
-        give_up = time.monotonic() + 90
-        while not rounds.exists():
-            assert local.poll() is None, local.stderr.read() if local.stderr else ""
-            assert time.monotonic() < give_up
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                local.wait(0.1)
+        _wait(local, (tmp_path / "run" / "rounds.jsonl").exists)
         local.send_signal(signal.SIGINT)
         _, errors = local.communicate(timeout=60)
         assert local.returncode == 130
         assert "Traceback" not in errors
-    pid = json.loads((tmp_path / "run" / "server.json").read_text())["pid"]
-    assert not Path(f"/proc/{pid}").exists()
+    of_this_run = str(tmp_path / "c.yaml").encode()
+    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if of_this_run in _read(path)]
+    assert left == []
+
+
+def test_a_used_folder_is_refused_before_anything_in_it_is_touched(tmp_path):
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "run" / "logs" / "server.log").write_text("precious")
+    (tmp_path / "run" / "server.json").write_text('{"address": "127.0.0.1:1"}')
+    result = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert "holds another run already" in result.stderr
+    assert (tmp_path / "run" / "logs" / "server.log").read_text() == "precious"
+
+
+def test_a_client_that_dies_late_is_named_after_the_table_of_the_run_that_got_over_it(tmp_path):
+    text = CONFIG.replace("{num_rounds: 2,", "{num_rounds: 4,").replace("min_clients: 2", "min_clients: 1")
+    with subprocess.Popen(command(tmp_path, text), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as local:
+        log = tmp_path / "run" / "logs" / "client-b.log"
+        _wait(local, lambda: log.exists() and "update.sent" in log.read_text())
+        (victim,) = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"client-id\0b\0" in _read(path)]
+        os.kill(int(victim.parent.name), signal.SIGKILL)
+        output, errors = local.communicate(timeout=120)
+    assert local.returncode == 1
+    assert "after the last" in output
+    assert "client-b ended with exit code -9" in errors
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended since
+        return b""
+
+
+def _wait(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < give_up
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmtl_core.errors import AggregationError
+from fedmtl_core.errors import AggregationError, LayoutMismatchError
 from fedmtl_core.layout import DTYPES, Component, Layout
 from fedmtl_server.aggregator import ClientUpdate, ComponentMean, MTLAggregator, RoundFold
 from tests.support import TASKS
@@ -77,6 +77,21 @@ def test_a_negative_weight_is_refused():
 def test_a_client_cannot_count_twice():
     with pytest.raises(AggregationError, match="client 'a' is there twice"):
         aggregate(update("a", "sst2", 1, [1.0]), update("a", "sst2", 1, [2.0]))
+
+
+def test_updates_of_different_layouts_are_never_averaged_together():
+    other = ClientUpdate.from_parameters(
+        "b", "sst2", 1, {"encoder.v": torch.tensor([1.0]), "heads.sst2.weight": torch.tensor([0.0])}
+    )
+    with pytest.raises(LayoutMismatchError, match=r"tensor 'encoder\.w' is missing"):
+        aggregate(update("a", "sst2", 1, [1.0]), other)
+
+
+def test_the_order_in_which_parameters_are_named_does_not_matter():
+    first = {"encoder.a": torch.tensor([1.0]), "encoder.b": torch.tensor([10.0])}
+    second = dict(reversed(first.items()))
+    updates = [ClientUpdate.from_parameters(name, "sst2", 1, p) for name, p in (("x", first), ("y", second))]
+    assert aggregate(*updates)["shared"]["encoder.a"].tolist() == [1.0]
 
 
 def test_updates_come_back_unchanged():

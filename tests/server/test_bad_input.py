@@ -9,9 +9,10 @@ import pytest
 from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
-from fedmtl_server.federation import MAX_UNREAD_EVENTS, EventKind
+from fedmtl_core.errors import LimitExceededError
+from fedmtl_server.events import MAX_UNREAD_EVENTS, EventKind
 from fedmtl_server.rounds import Phase
-from tests.support import WireClient, chunk_messages, eventually, model_bytes, serving, tiny_model
+from tests.support import OddEncoder, WireClient, chunk_messages, eventually, model_bytes, serving, tiny_model
 
 CODE = grpc.StatusCode
 COMMITTED = pb.ROUND_EVENT_KIND_COMMITTED
@@ -172,7 +173,16 @@ CASES = {
     "missing component": (component_missing, CODE.INVALID_ARGUMENT, "got shared"),
     "NaN": (value_of(float("nan")), CODE.INVALID_ARGUMENT, "encoder.dense.weight has 1 of 16 values NaN or infinite"),
     "infinity": (value_of(float("inf")), CODE.INVALID_ARGUMENT, "NaN or infinite"),
-    "NaN metric": (metric_with(float("nan")), CODE.INVALID_ARGUMENT, "accuracy: expected a finite number, got nan"),
+    "NaN metric": (metric_with(float("nan")), CODE.INVALID_ARGUMENT, "expected a number of at most 1e+100, got nan"),
+    "huge metric": (metric_with(1e308), CODE.INVALID_ARGUMENT, "expected a number of at most 1e+100, got 1e+308"),
+    "no run": (header_with(run_id=""), CODE.INVALID_ARGUMENT, "run_id: expected the run's id"),
+    "absurd rank": (tensor_with(shape=[2] * 100_000), CODE.INVALID_ARGUMENT, "at most 16 dimensions"),
+    "a million tensors": (
+        lambda m: [m[0].header.components[0].tensors.extend([pb.TensorSpec()] * 100_000), *m][1:],
+        CODE.INVALID_ARGUMENT,
+        "expected 2 tensors, got 100002",
+    ),
+    "not in ASCII": (chunk_with(scope="\N{GRINNING FACE}" * 3000), CODE.INVALID_ARGUMENT, "chunk of component"),
     "too many metrics": (many_metrics, CODE.RESOURCE_EXHAUSTED, "at most 64 metrics are allowed, got 65"),
     "bytes short": (lambda m: m[:-1], CODE.INVALID_ARGUMENT, "task:sst2: 0 of 40 bytes arrived"),
     "bytes too many": (too_many, CODE.INVALID_ARGUMENT, "ends at byte 44, but the component has 40 bytes"),
@@ -277,6 +287,63 @@ async def test_an_upload_that_stalls_is_given_up(tmp_path):
             assert server.federation.staged_bytes == 0
 
 
+@pytest.mark.parametrize("half_way", [False, True])
+async def test_a_stream_that_was_cut_is_not_taken_for_one_that_ended(half_way, tmp_path):
+    """Neither counted, where what came would be enough, nor refused, where it isn't."""
+    async with serving(tmp_path, tiny_model("sst2"), num_rounds=1) as server:
+        async with WireClient(server, "a", "sst2") as client:
+            await client.watch()
+            header, data = await client.get_slice()
+            if not half_way:
+                await client.push(client.update(header, data))
+                await client.until(pb.ROUND_EVENT_KIND_OPENED, 2)
+                header, data = await client.get_slice()
+                messages = client.update(header, {}, kind=pb.UPDATE_KIND_METRICS, components=[])
+            else:
+                messages = client.update(header, data)[:2]
+            for _ in range(10):
+                arrived = asyncio.Event()
+
+                async def half(arrived=arrived):
+                    for message in messages:
+                        yield message
+                    arrived.set()
+                    await asyncio.Event().wait()
+
+                with capture_logs() as logs:
+                    call = client.stub.PushUpdate(half())
+                    await arrived.wait()
+                    await asyncio.sleep(0.02)  # let the server read what was sent
+                    call.cancel()
+                    await eventually(lambda logs=logs: any(line.get("rpc") == "PushUpdate" for line in logs))
+                assert [line["event"] for line in logs] == ["update.abandoned"]
+            status = server.federation.status()
+    assert [client.reported for client in status.clients] == [False]
+    assert server.federation._facts.num_refused == 0
+
+
+async def test_what_finishes_after_the_stop_began_is_not_acknowledged(tmp_path):
+    async with serving(tmp_path, tiny_model("sst2")) as server, WireClient(server, "a", "sst2") as client:
+        await client.watch()
+        header, data = await client.get_slice()
+        run = next(task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "Server.run")
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await client.push(client.update(header, data))
+        assert refusal.value.code() is CODE.UNAVAILABLE
+        assert "the server is stopping" in refusal.value.details()
+
+
+async def test_a_slice_that_is_not_read_is_given_up(tmp_path):
+    model = tiny_model("sst2", encoder=OddEncoder())
+    async with serving(tmp_path, model, transfer_timeout_s=0.3) as server, WireClient(server, "a", "sst2") as client:
+        with capture_logs() as logs:
+            call = client.stub.GetSlice(pb.GetSliceRequest(task="sst2"))
+            await eventually(lambda: any(line["event"] == "slice.abandoned" for line in logs))
+        call.cancel()
+
+
 SLICES = {
     "unknown task": ({"task": "cola"}, CODE.NOT_FOUND, "expected one of sst2, got 'cola'"),
     "neither": ({"task": ""}, CODE.INVALID_ARGUMENT, "either a task or all_tasks, got neither"),
@@ -335,9 +402,10 @@ async def test_a_watcher_that_never_reads_is_cut_off_and_costs_no_more(tmp_path)
         await anext(events)
         for _ in range(MAX_UNREAD_EVENTS + 10):
             server.federation._publish(EventKind.WAITING)
-        with pytest.raises(Exception, match="256 events are unread"):
+        with pytest.raises(LimitExceededError, match="256 events are unread"):
             for _ in range(MAX_UNREAD_EVENTS + 10):
                 await anext(events)
+        assert len(server.federation._watchers) == 0
 
 
 async def test_a_server_that_stops_says_so_to_its_watchers(tmp_path):

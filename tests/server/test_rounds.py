@@ -24,27 +24,27 @@ def claim(client_id="a", task="sst2", round_=1, update_id="u1", kind="parameters
 def opened(**rules) -> RoundEngine:
     """Round 1, open since second 0 with the cohort a (sst2), b (qqp)."""
     rounds = engine(**rules)
-    rounds.join("b", "qqp")
-    rounds.join("a", "sst2")
+    rounds.join("b", "qqp", 0.0)
+    rounds.join("a", "sst2", 0.0)
     assert rounds.advance(0.0) is Step.OPENED
     return rounds
 
 
 def test_a_round_opens_when_every_task_has_its_quorum():
     rounds = engine(min_clients={"sst2": 2, "qqp": 1})
-    rounds.join("a", "sst2")
+    rounds.join("a", "sst2", 0.0)
     assert rounds.advance(0.0) is None
     assert rounds.waiting_for(0.0) == "1 more sst2 client, 1 more qqp client"
-    rounds.join("b", "qqp")
+    rounds.join("b", "qqp", 0.0)
     assert rounds.advance(1.0) is None
-    rounds.join("c", "sst2")
+    rounds.join("c", "sst2", 0.0)
     assert rounds.advance(2.0) is Step.OPENED
     assert (rounds.phase, rounds.round, rounds.purpose) == (Phase.OPEN, 1, "train")
 
 
 def test_the_first_round_waits_for_its_quorum_without_end():
     rounds = engine()
-    rounds.join("a", "sst2")
+    rounds.join("a", "sst2", 0.0)
     assert rounds.next_wakeup(0.0) is None
     assert rounds.advance(1e6) is None
 
@@ -89,6 +89,64 @@ def test_an_upload_in_progress_keeps_its_round_open_past_the_deadline():
     assert rounds.advance(114.0) is Step.CLOSED
 
 
+def test_an_upload_that_only_trickles_keeps_it_open_to_twice_the_deadline_at_most():
+    rounds = opened()
+    rounds.count(claim("a"))
+    for second in range(95, 200, 5):
+        rounds.progress("b", float(second))
+        assert rounds.advance(second + 0.1) is None
+    assert rounds.advance(200.0) is Step.CLOSED
+
+
+def test_a_member_whose_upload_is_moving_is_waited_for_though_its_watch_is_gone():
+    rounds = opened()
+    rounds.count(claim("a"))
+    rounds.leave("b", 10.0)
+    rounds.progress("b", 14.0)
+    assert rounds.advance(15.0) is None
+    assert rounds.advance(24.0) is Step.CLOSED
+
+
+def test_a_member_that_comes_back_with_another_task_is_not_waited_for():
+    rounds = opened()
+    rounds.count(claim("a"))
+    rounds.leave("b", 10.0)
+    rounds.join("b", "sst2", 11.0)
+    assert rounds.advance(15.0) is Step.CLOSED
+
+
+def test_after_a_time_without_anybody_all_get_the_time_to_come_back():
+    rounds = opened(num_rounds=9)
+    _finish_round(rounds, 1)
+    rounds.leave("a", 2.0)
+    rounds.leave("b", 2.0)
+    rounds.join("b", "qqp", 500.0)
+    assert rounds.advance(501.0) is None
+    rounds.join("a", "sst2", 510.0)
+    assert rounds.advance(510.0) is Step.OPENED
+
+
+def test_a_run_whose_training_is_done_ends_though_nobody_is_left_to_evaluate_it():
+    rounds = opened(num_rounds=1)
+    _finish_round(rounds, 1)
+    rounds.leave("a", 1.0)
+    rounds.leave("b", 1.0)
+    assert rounds.next_wakeup(1.0) == 30.0
+    assert rounds.advance(31.0) is Step.OPENED
+    assert rounds.advance(31.0) is Step.CLOSED
+    rounds.committed(31.0)
+    assert rounds.phase is Phase.FINISHED
+
+
+def test_an_evaluation_nobody_answers_ends_the_run_at_its_deadline():
+    rounds = opened(num_rounds=1)
+    _finish_round(rounds, 1)
+    assert rounds.advance(1.0) is Step.OPENED
+    assert rounds.advance(101.0) is Step.CLOSED
+    rounds.committed(101.0)
+    assert rounds.phase is Phase.FINISHED
+
+
 def test_a_member_that_left_is_waited_for_no_longer_than_its_grace():
     rounds = opened()
     rounds.count(claim("a"))
@@ -102,7 +160,7 @@ def test_a_member_that_comes_back_in_time_takes_its_work_up():
     rounds = opened()
     rounds.count(claim("a"))
     rounds.leave("b", 10.0)
-    rounds.join("b", "qqp")
+    rounds.join("b", "qqp", 0.0)
     assert rounds.advance(20.0) is None
     rounds.count(claim("b", "qqp"))
     assert rounds.advance(21.0) is Step.CLOSED
@@ -139,7 +197,7 @@ def test_an_update_for_a_round_that_is_not_open_is_refused():
 
 def test_a_client_outside_the_cohort_is_refused():
     rounds = opened()
-    rounds.join("late", "sst2")
+    rounds.join("late", "sst2", 0.0)
     with pytest.raises(StaleRoundError, match="'late' is not in the cohort of round 1"):
         rounds.check(claim("late"))
 
@@ -174,7 +232,7 @@ def test_a_run_is_its_rounds_and_an_evaluation():
 
 def test_a_client_may_come_for_the_first_time_in_any_round():
     rounds = opened()
-    rounds.join("late", "sst2")
+    rounds.join("late", "sst2", 0.0)
     _finish_round(rounds, 1)
     rounds.advance(1.0)
     assert list(rounds.cohort) == ["a", "b", "late"]
@@ -204,7 +262,7 @@ def test_a_task_waited_for_in_vain_is_not_waited_for_again_until_it_comes_back()
     assert rounds.advance(36.0) is Step.CLOSED
     rounds.committed(36.0)
     assert rounds.advance(36.0) is Step.OPENED  # at once
-    rounds.join("c", "qqp")
+    rounds.join("c", "qqp", 0.0)
     rounds.leave("c", 37.0)
     rounds.count(claim("a", round_=3, update_id="u3"))
     assert rounds.advance(38.0) is Step.CLOSED

@@ -1,7 +1,9 @@
 """Pooled staging, in memory and beyond."""
 
+import pytest
 import torch
 
+from fedmtl_core.errors import UnavailableError
 from fedmtl_core.layout import Layout
 from fedmtl_server.staging import StagingPool
 
@@ -31,6 +33,15 @@ def test_what_does_not_fit_in_memory_is_staged_in_files_that_leave_nothing_behin
     for number, update in enumerate(staged):
         assert update.components["shared"].views()["a"].eq(number).all()
     assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_disk_without_room_is_an_error_and_not_the_end_of_the_process(tmp_path, monkeypatch):
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(UnavailableError, match=r"no room to stage an update of 400 bytes: .*No space left"):
+        StagingPool(0, tmp_path).stage(LAYOUTS)
 
 
 def test_components_without_bytes_are_staged_too(tmp_path):

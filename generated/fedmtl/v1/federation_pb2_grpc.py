@@ -97,6 +97,7 @@ class FederatedMtlServiceServicer:
         * `NOT_FOUND`: unknown task.
         * `FAILED_PRECONDITION`: `run_id` names another run.
         * `ABORTED`: `round` is not the current round.
+        * `UNAVAILABLE`: no message was taken for the server's transfer timeout, or the server is stopping.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,8 +111,8 @@ class FederatedMtlServiceServicer:
         before it takes a byte, checks the whole before it counts it, and never counts a part: a stream that
         breaks leaves no trace.
 
-        A retry with the same `update_id` is counted once. It is answered `OUTCOME_DUPLICATE`, also after
-        the round has closed.
+        A retry with the same `update_id` is counted once. A client's last counted update is answered
+        `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
 
         Errors:
         * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
@@ -122,8 +123,9 @@ class FederatedMtlServiceServicer:
         * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
         update of the client is already counted in it.
         * `DATA_LOSS`: a chunk contradicts its checksum, or a component its digest.
-        * `RESOURCE_EXHAUSTED`: a chunk, a string or the metrics exceed a limit.
-        * `UNAVAILABLE`: no byte arrived for the server's transfer timeout, or the server is stopping.
+        * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
+        * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
+        update, or the server is stopping.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -76,6 +76,7 @@ class FederatedMtlServiceStub:
     * `NOT_FOUND`: unknown task.
     * `FAILED_PRECONDITION`: `run_id` names another run.
     * `ABORTED`: `round` is not the current round.
+    * `UNAVAILABLE`: no message was taken for the server's transfer timeout, or the server is stopping.
     """
     PushUpdate: _grpc.StreamUnaryMultiCallable[_federation_pb2.PushUpdateRequest, _federation_pb2.PushUpdateResponse]
     """Sends what one client made of one round.
@@ -85,8 +86,8 @@ class FederatedMtlServiceStub:
     before it takes a byte, checks the whole before it counts it, and never counts a part: a stream that
     breaks leaves no trace.
 
-    A retry with the same `update_id` is counted once. It is answered `OUTCOME_DUPLICATE`, also after
-    the round has closed.
+    A retry with the same `update_id` is counted once. A client's last counted update is answered
+    `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
 
     Errors:
     * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
@@ -97,8 +98,9 @@ class FederatedMtlServiceStub:
     * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
       update of the client is already counted in it.
     * `DATA_LOSS`: a chunk contradicts its checksum, or a component its digest.
-    * `RESOURCE_EXHAUSTED`: a chunk, a string or the metrics exceed a limit.
-    * `UNAVAILABLE`: no byte arrived for the server's transfer timeout, or the server is stopping.
+    * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
+    * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
+      update, or the server is stopping.
     """
     WatchRounds: _grpc.UnaryStreamMultiCallable[_federation_pb2.WatchRoundsRequest, _federation_pb2.WatchRoundsResponse]
     """Streams the run's events as they happen, beginning with where the run stands now.
@@ -147,6 +149,7 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     * `NOT_FOUND`: unknown task.
     * `FAILED_PRECONDITION`: `run_id` names another run.
     * `ABORTED`: `round` is not the current round.
+    * `UNAVAILABLE`: no message was taken for the server's transfer timeout, or the server is stopping.
     """
     PushUpdate: _aio.StreamUnaryMultiCallable[_federation_pb2.PushUpdateRequest, _federation_pb2.PushUpdateResponse]  # type: ignore[assignment]
     """Sends what one client made of one round.
@@ -156,8 +159,8 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     before it takes a byte, checks the whole before it counts it, and never counts a part: a stream that
     breaks leaves no trace.
 
-    A retry with the same `update_id` is counted once. It is answered `OUTCOME_DUPLICATE`, also after
-    the round has closed.
+    A retry with the same `update_id` is counted once. A client's last counted update is answered
+    `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
 
     Errors:
     * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
@@ -168,8 +171,9 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
       update of the client is already counted in it.
     * `DATA_LOSS`: a chunk contradicts its checksum, or a component its digest.
-    * `RESOURCE_EXHAUSTED`: a chunk, a string or the metrics exceed a limit.
-    * `UNAVAILABLE`: no byte arrived for the server's transfer timeout, or the server is stopping.
+    * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
+    * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
+      update, or the server is stopping.
     """
     WatchRounds: _aio.UnaryStreamMultiCallable[_federation_pb2.WatchRoundsRequest, _federation_pb2.WatchRoundsResponse]  # type: ignore[assignment]
     """Streams the run's events as they happen, beginning with where the run stands now.
@@ -221,6 +225,7 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         * `NOT_FOUND`: unknown task.
         * `FAILED_PRECONDITION`: `run_id` names another run.
         * `ABORTED`: `round` is not the current round.
+        * `UNAVAILABLE`: no message was taken for the server's transfer timeout, or the server is stopping.
         """
 
     @_abc_1.abstractmethod
@@ -236,8 +241,8 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         before it takes a byte, checks the whole before it counts it, and never counts a part: a stream that
         breaks leaves no trace.
 
-        A retry with the same `update_id` is counted once. It is answered `OUTCOME_DUPLICATE`, also after
-        the round has closed.
+        A retry with the same `update_id` is counted once. A client's last counted update is answered
+        `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
 
         Errors:
         * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
@@ -248,8 +253,9 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
           update of the client is already counted in it.
         * `DATA_LOSS`: a chunk contradicts its checksum, or a component its digest.
-        * `RESOURCE_EXHAUSTED`: a chunk, a string or the metrics exceed a limit.
-        * `UNAVAILABLE`: no byte arrived for the server's transfer timeout, or the server is stopping.
+        * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
+        * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
+          update, or the server is stopping.
         """
 
     @_abc_1.abstractmethod

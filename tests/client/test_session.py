@@ -1,0 +1,169 @@
+"""A client's life, against a real server where the wire matters, against a script where the order of events does."""
+
+import asyncio
+import contextlib
+import threading
+
+import pytest
+import torch
+from fedmtl.v1 import federation_pb2 as pb
+
+from fedmtl_client.api import FederationApi, Slice
+from fedmtl_client.data import load_task_data
+from fedmtl_client.session import ClientSession, ClientSettings
+from fedmtl_core.config import Config, DataConfig
+from fedmtl_core.errors import ClientReplacedError, UnavailableError
+from fedmtl_core.modeling import TOY_MODEL
+from fedmtl_core.tasks import PRESETS
+from fedmtl_server.model import MTLServerModel
+from tests.support import WireClient, eventually, serving
+
+SST2 = PRESETS["sst2"]
+CONFIG = Config.model_validate(
+    {
+        "model": {"server_model": TOY_MODEL},
+        "training": {"local_epochs": 1, "num_rounds": 2},
+        "tasks": {"sst2": {"data": {"builtin": "sst2"}}},
+    }
+)
+
+
+def toy_model() -> MTLServerModel:
+    return MTLServerModel.from_config(CONFIG)
+
+
+def session_of(api, rows=64) -> ClientSession:
+    data = load_task_data(SST2, DataConfig(builtin="sst2"))
+    settings = ClientSettings(torch.device("cpu"), model=TOY_MODEL, train_samples=rows, val_samples=20)
+    return ClientSession(api, SST2, data, settings)
+
+
+def real_api(address, reconnect_s=20.0) -> FederationApi:
+    return FederationApi(address, client_id="a", task="sst2", reconnect_s=reconnect_s)
+
+
+async def test_a_session_takes_part_in_every_round_and_ends_with_the_run(tmp_path):
+    async with serving(tmp_path, toy_model(), num_rounds=2) as server:
+        await asyncio.to_thread(session_of(real_api(server.address)).run)
+        reports = server.federation.reports
+    assert [report.tasks[0].num_updates for report in reports] == [1, 1, 1]
+    assert reports[0].tasks[0].num_examples == 64
+    assert reports[0].tasks[0].received_metrics.keys() == {"accuracy", "loss"}
+    assert reports[0].tasks[0].trained_metrics.keys() == {"accuracy", "loss", "train_loss"}
+    assert reports[2].tasks[0].trained_metrics == {}
+
+
+async def test_a_session_whose_client_id_is_taken_up_stops_though_it_trains(tmp_path):
+    async with serving(tmp_path, toy_model()) as server, WireClient(server, "a", "sst2") as other:
+        running = asyncio.create_task(asyncio.to_thread(session_of(real_api(server.address), rows=6000).run))
+        await eventually(lambda: server.federation.status().phase.value == "open")
+        await other.watch()
+        with pytest.raises(ClientReplacedError, match="another process watches as client 'a'"):
+            await running
+        assert [client.reported for client in server.federation.status().clients] == [False]
+
+
+async def test_a_session_goes_on_with_a_new_run_where_the_old_one_was(tmp_path):
+    async with serving(tmp_path / "1", toy_model(), num_rounds=50) as server:
+        port = int(server.address.rpartition(":")[2])
+        running = asyncio.create_task(asyncio.to_thread(session_of(real_api(server.address)).run))
+        await eventually(lambda: len(server.federation.reports) > 0)
+    async with serving(tmp_path / "2", toy_model(), num_rounds=2, port=port) as server:
+        async with asyncio.timeout(60):
+            await running
+        assert [report.tasks[0].num_updates for report in server.federation.reports] == [1, 1, 1]
+
+
+async def test_a_session_gives_up_on_a_server_that_stays_away(tmp_path):
+    async with serving(tmp_path, toy_model(), num_rounds=50) as server:
+        running = asyncio.create_task(asyncio.to_thread(session_of(real_api(server.address, reconnect_s=0.5)).run))
+        await eventually(lambda: len(server.federation.reports) > 0)
+    with pytest.raises(UnavailableError):
+        async with asyncio.timeout(60):
+            await running
+
+
+class ScriptedApi:
+    """A server that is a script: it sends events when told to, and records what it is sent."""
+
+    client_id = "a"
+
+    def __init__(self, script):
+        self._script = script
+        self.updates: list[pb.UpdateHeader] = []
+        self.updated = threading.Event()
+
+    def watch(self):
+        yield from self._script(self)
+
+    def get_slice(self, round_, *, run_id, should_stop):
+        purpose = "evaluate" if round_ > 2 else "train"
+        return Slice(run_id, round_, purpose, CONFIG.plan("sst2"), toy_model().components)
+
+    def push_update(self, header, components, should_stop):
+        self.updates.append(header)
+        self.updated.set()
+        return pb.PushUpdateResponse(outcome=pb.OUTCOME_ACCEPTED)
+
+    def close(self):
+        pass
+
+
+def event(kind, round_=1, **fields):
+    return pb.WatchRoundsResponse(run_id="run", kind=kind, round=round_, num_rounds=2, **fields)
+
+
+def opened(round_=1, **fields):
+    return event(pb.ROUND_EVENT_KIND_OPENED, round_, **({"in_cohort": True} | fields))
+
+
+def finished():
+    return event(pb.ROUND_EVENT_KIND_FINISHED, 3)
+
+
+def test_a_round_that_opens_again_for_one_who_has_reported_is_not_worked_on_twice():
+    def script(api):
+        yield opened()
+        api.updated.wait(20)
+        api.updated.clear()
+        yield opened()  # as after a short disconnect, from before the update was counted
+        api.updated.wait(1)
+        yield finished()
+
+    api = ScriptedApi(script)
+    session_of(api).run()
+    assert [update.base_round for update in api.updates] == [1]
+
+
+@pytest.mark.parametrize("fields", [{"in_cohort": False}, {"reported": True}])
+def test_a_round_that_does_not_ask_for_this_client_is_not_worked_on(fields):
+    def script(api):
+        yield opened(**fields)
+        api.updated.wait(0.5)
+        yield finished()
+
+    api = ScriptedApi(script)
+    session_of(api).run()
+    assert api.updates == []
+
+
+def test_training_stops_when_the_round_closes_and_the_next_one_is_taken_up():
+    def script(api):
+        yield opened(1)
+        yield event(pb.ROUND_EVENT_KIND_COMMITTED, 1)
+        yield opened(2)
+        api.updated.wait(30)
+        yield finished()
+
+    api = ScriptedApi(script)
+    session_of(api, rows=500).run()
+    assert [update.base_round for update in api.updates] == [2]
+
+
+def test_whatever_ends_the_watch_reaches_the_main_thread():
+    def script(api):
+        yield event(pb.ROUND_EVENT_KIND_WAITING)
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError), contextlib.closing(ScriptedApi(script)) as api:
+        session_of(api).run()
