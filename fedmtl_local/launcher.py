@@ -58,6 +58,7 @@ class LocalRun:
             transient=True,
         )
         self._processes: list[LoggedProcess] = []
+        self._observer: FederationApi | None = None
         self._first_round_opened = threading.Event()
 
     def run(self) -> None:
@@ -70,6 +71,8 @@ class LocalRun:
             with self._progress:
                 failed = self._run()
         finally:
+            if self._observer:
+                self._observer.close()
             stop_all(self._processes)
         results = json.loads((self.run_dir / "results.json").read_text(encoding="utf-8"))
         results_table(results, self.run_dir)
@@ -84,7 +87,8 @@ class LocalRun:
         names = ", ".join(f"{client.client_id} ({client.task})" for client in self._config.clients)
         self._say(f"server at {address}, clients {names}; logs and results in {self.run_dir}")
         bar = self._progress.add_task("starting the clients", total=self._config.training.num_rounds)
-        watcher = threading.Thread(target=self._watch, args=(address, bar), daemon=True)
+        self._observer = FederationApi(address, client_id="", task="", reconnect_s=START_TIMEOUT_S)
+        watcher = threading.Thread(target=self._watch, args=(self._observer, bar), daemon=True)
         watcher.start()
         clients = self._start_clients(address)
         self._await_end(server, clients)
@@ -134,18 +138,15 @@ class LocalRun:
         if server.returncode != 0:
             raise _failure([server])
 
-    def _watch(self, address: str, bar: TaskID) -> None:
+    def _watch(self, observer: FederationApi, bar: TaskID) -> None:
         """Follow the rounds as an observer, and say how they go."""
-        api = FederationApi(address, client_id="", task="", reconnect_s=START_TIMEOUT_S)
         try:
-            for event in api.watch():
+            for event in observer.watch():
                 self._show(event, bar)
                 if event.kind == pb.ROUND_EVENT_KIND_FINISHED:
                     break
         except FedMTLError as error:
             self._say(f"no longer watching the rounds: {error}")
-        finally:
-            api.close()
 
     def _show(self, event: pb.WatchRoundsResponse, bar: TaskID) -> None:
         if event.kind == pb.ROUND_EVENT_KIND_OPENED:

@@ -197,7 +197,8 @@ def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
 
 async def _abort(context: Context, error: RequestError, log: Logger, event: str, **facts: object) -> NoReturn:
     code = status_of(error)
-    log.warning(event, code=code.name, reason=_text(error), **facts)
+    write = log.info if isinstance(error, UnavailableError) else log.warning  # a server that stops is no fault
+    write(event, code=code.name, reason=_text(error), **facts)
     await context.abort(code, _text(error))
     raise AssertionError("abort raises")
 
