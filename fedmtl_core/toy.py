@@ -5,7 +5,7 @@ two interchangeable words, and sentences made from a handful of templates:
 
 * `sst2`: one to three opinions ("the film was not dull"), labelled by what most of them say; "not" flips one.
 * `qqp`: two questions with a verb, an adjective and a noun each; duplicates name the same three concepts,
-  mostly in other words, the others name three different ones.
+  mostly in other words, the others have one in common at most.
 * `stsb`: two statements of three concepts each; the score is 5/3 of the number they share.
 
 The rows of a task are drawn from a fixed seed, so every process sees the same ones; no row is drawn twice, in
@@ -117,7 +117,7 @@ def _opinion(rng: random.Random, good: bool) -> str:
 
 def _questions(rng: random.Random) -> Row:
     duplicate = rng.randrange(2)
-    first, second = _meanings(rng, shared=len(_CONCEPTS) if duplicate else 0)
+    first, second = _meanings(rng, shared=len(_CONCEPTS) if duplicate else rng.randrange(2))
     return {"question1": _say(rng, _QUESTIONS, first), "question2": _say(rng, _QUESTIONS, second), "label": duplicate}
 
 

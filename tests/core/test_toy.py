@@ -45,7 +45,7 @@ def test_every_process_sees_the_same_rows():
     assert other.stdout.strip() == str(toy.rows("qqp")[0][17])
 
 
-def test_a_duplicate_shares_every_concept_and_another_pair_none():
+def test_a_duplicate_shares_every_concept_and_another_pair_one_at_most():
     concept = {
         word: (table, number)
         for table, concepts in enumerate(toy._CONCEPTS)
@@ -54,4 +54,4 @@ def test_a_duplicate_shares_every_concept_and_another_pair_none():
     }
     for row in toy.rows("qqp")[0][:500]:
         first, second = ({concept[w] for w in row[q].split() if w in concept} for q in ("question1", "question2"))
-        assert len(first & second) == (3 if row["label"] else 0)
+        assert len(first & second) in ({3} if row["label"] else {0, 1})
