@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from fedmtl_core.errors import ConfigError
@@ -64,14 +64,6 @@ class TaskSpec:
     @property
     def main_metric(self) -> str:
         return self.metrics[0]
-
-    def with_columns(self, text_columns: tuple[str, ...] | None, label_column: str | None) -> TaskSpec:
-        """The same task over a data set that names its columns otherwise."""
-        return replace(
-            self,
-            text_columns=text_columns or self.text_columns,
-            label_column=label_column or self.label_column,
-        )
 
 
 def _glue(

@@ -341,6 +341,7 @@ async def test_a_slice_that_is_not_read_is_given_up(tmp_path):
         with capture_logs() as logs:
             call = client.stub.GetSlice(pb.GetSliceRequest(task="sst2"))
             await eventually(lambda: any(line["event"] == "slice.abandoned" for line in logs))
+        assert [line["code"] for line in logs if line["event"] == "slice.abandoned"] == ["UNAVAILABLE"]
         call.cancel()
 
 
