@@ -216,8 +216,7 @@ class Federation:
             UnavailableError: the server is stopping.
         """
         self._facts.bytes_received += num_bytes
-        self._require_serving()
-        self._engine.check(claim)
+        self.admit(claim)
         self._engine.progress(claim.client_id, self._clock())
 
     def count(self, claim: UpdateClaim, staged: StagedUpdate | None) -> int | None:

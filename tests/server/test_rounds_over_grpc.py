@@ -176,6 +176,29 @@ async def test_a_retried_update_counts_once_and_is_answered_alike(tmp_path):
     assert weights == {"a": 0.75, "b": 0.25}
 
 
+async def test_a_retry_beside_the_first_attempt_counts_once_and_both_are_answered(tmp_path):
+    model = tiny_model("sst2")
+    async with serving(tmp_path, model, min_clients=2) as server:
+        async with watching(server, ("a", "sst2"), ("b", "sst2")) as (a, _):
+            await a.until(OPENED)
+            header, data = await a.get_slice()
+            update = a.update(header, random_like(data, 1))
+            resume = asyncio.Event()
+
+            async def slow():
+                for message in update[:2]:
+                    yield message
+                await resume.wait()
+                for message in update[2:]:
+                    yield message
+
+            first = asyncio.ensure_future(a.stub.PushUpdate(slow()))
+            await eventually(lambda: server.federation.staged_bytes > 0)
+            assert (await a.push(update)).outcome == pb.OUTCOME_ACCEPTED
+            resume.set()
+            assert (await first).outcome == pb.OUTCOME_DUPLICATE
+
+
 async def test_a_run_ends_with_an_evaluation_of_the_final_model(tmp_path):
     model = tiny_model("sst2", "qqp")
     async with (
