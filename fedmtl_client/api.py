@@ -1,26 +1,40 @@
-"""The contract as a client calls it: typed, with FedMTL's errors, and patient with a server that is away."""
+"""The contract as a client calls it: typed, with FedMTL's errors, and patient with a server that is away.
+
+Chunk messages pass protobuf by in both directions: `fedmtl_core.chunks` reads and writes them without copies.
+"""
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 from fedmtl.v1 import federation_pb2_grpc as pb_grpc
-from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tenacity.nap import sleep_using_event
 
-from fedmtl_core.chunks import Assembler, split, verify_digests
+from fedmtl_client.downloads import Download, Holdings
+from fedmtl_core.chunks import Chunk, ChunkedBytes, read_message
 from fedmtl_core.errors import ChecksumError, MalformedStreamError, RequestError, UnavailableError
+from fedmtl_core.formats import Compression, Encoding
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
 from fedmtl_core.status import error_from_status
-from fedmtl_core.wire import PURPOSE_FROM_PROTO, component_to_proto, layout_from_proto, plan_from_proto
+from fedmtl_core.wire import (
+    PURPOSE_FROM_PROTO,
+    EncodedComponent,
+    component_to_proto,
+    compression_from_proto,
+    compression_to_proto,
+    encoding_to_proto,
+    plan_from_proto,
+)
 
 _CHANNEL_OPTIONS = [
     ("grpc.keepalive_time_ms", 20_000),
@@ -28,6 +42,11 @@ _CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
 ]
+
+FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
+"""How long to wait before trying again: up to the first, then up to twice as long each time, up to the second."""
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
 _T = TypeVar("_T")
 
@@ -42,43 +61,9 @@ class Slice:
     purpose: Purpose
     plan: TrainingPlan
     components: Mapping[str, Component]
-    """By scope, encoder first. To be read only: updates are relative to it."""
+    """By scope, encoder first. The holdings' own, if the slice went into any."""
     bytes_received: int = 0
-
-
-@dataclass
-class _Download:
-    """What has arrived of a slice so far, over however many attempts."""
-
-    components: dict[str, Component] = field(default_factory=dict)
-    digests: dict[str, bytes] = field(default_factory=dict)
-    offsets: dict[str, int] = field(default_factory=dict)
-    bytes_received: int = 0
-
-    def held(self) -> list[pb.HeldComponent]:
-        return [
-            pb.HeldComponent(scope=scope, digest=self.digests[scope], num_bytes=offset)
-            for scope, offset in self.offsets.items()
-        ]
-
-    def begin(self, header: pb.SliceHeader) -> Assembler:
-        """Make room for what the header announces; bytes that the server continues from stay."""
-        for component in header.components:
-            if component.start_offset > self.offsets.get(component.scope, 0):
-                raise MalformedStreamError(
-                    f"{component.scope}: the server continues at byte {component.start_offset}, "
-                    f"but only {self.offsets.get(component.scope, 0)} bytes are here"
-                )
-            if self.digests.get(component.scope) != component.digest:
-                self.components[component.scope] = Component(layout_from_proto(component))
-                self.digests[component.scope] = component.digest
-        scopes = [component.scope for component in header.components]
-        self.components = {scope: self.components[scope] for scope in scopes}
-        return Assembler(self.components.values(), {c.scope: c.start_offset for c in header.components})
-
-    def arrived(self, assembler: Assembler) -> None:
-        self.offsets = assembler.offsets
-        self.bytes_received += assembler.bytes_received
+    """Encoded bytes that came for it."""
 
 
 class FederationApi:
@@ -89,15 +74,31 @@ class FederationApi:
         client_id: who calls.
         task: which task it has data for.
         reconnect_s: how long a call keeps trying while the server is away.
+        compression: how chunks may be compressed, in both directions.
     """
 
-    def __init__(self, address: str, *, client_id: str, task: str, reconnect_s: float = 300.0):
+    def __init__(
+        self,
+        address: str,
+        *,
+        client_id: str,
+        task: str,
+        reconnect_s: float = 300.0,
+        compression: Compression = "none",
+    ):
         self.address = address
         self.client_id = client_id
         self.task = task
         self._reconnect_s = reconnect_s
         self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._compression = compression
         self._stub = pb_grpc.FederatedMtlServiceStub(self._channel)
+        self._get_slice: Callable[[pb.GetSliceRequest], Iterator[bytes]] = self._channel.unary_stream(
+            f"/{_SERVICE}/GetSlice", pb.GetSliceRequest.SerializeToString, None
+        )
+        self._push_update: Any = self._channel.stream_unary(
+            f"/{_SERVICE}/PushUpdate", None, pb.PushUpdateResponse.FromString
+        )
         self._closed = threading.Event()
         self._last_contact = 0.0
         self._log = get_logger()
@@ -130,6 +131,8 @@ class FederationApi:
         *,
         run_id: str = "",
         all_tasks: bool = False,
+        encoding: Encoding = "float32",
+        holdings: Holdings | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Slice:
         """Download this client's slice, or the whole model; a download that breaks goes on where it stopped.
@@ -138,6 +141,8 @@ class FederationApi:
             round_: the round it is for; 0 for the current one.
             run_id: the run it is for; empty for whichever is served.
             all_tasks: every head, instead of the client's own.
+            encoding: how the components are to travel.
+            holdings: what the caller has already, and where the slice goes.
             should_stop: asked after every failure; trying again ends when it says so.
 
         Raises:
@@ -145,34 +150,36 @@ class FederationApi:
             WrongRunError: another run is served.
             UnavailableError: the server can't be reached for `reconnect_s`.
         """
-        download = _Download()
+        download = Download(holdings or Holdings())
         request = pb.GetSliceRequest(
             run_id=run_id,
             client_id=self.client_id,
             task="" if all_tasks else self.task,
             all_tasks=all_tasks,
             round=round_,
+            encoding=encoding_to_proto(encoding),
+            compression=compression_to_proto(self._compression),
         )
-        header = self._patiently(lambda: self._download(request, download), should_stop)
+        header, components = self._patiently(lambda: self._download(request, download), should_stop)
         return Slice(
             run_id=header.run_id,
             round=header.round,
             purpose=PURPOSE_FROM_PROTO[header.purpose],
             plan=plan_from_proto(header.plan),
-            components=download.components,
+            components=components,
             bytes_received=download.bytes_received,
         )
 
     def push_update(
         self,
         header: pb.UpdateHeader,
-        components: Sequence[Component] = (),
+        components: Sequence[EncodedComponent] = (),
         should_stop: Callable[[], bool] = lambda: False,
     ) -> pb.PushUpdateResponse:
-        """Upload an update, again from the start if the transfer fails; it counts once.
+        """Upload an update; an upload that breaks goes on where it stopped, and counts once.
 
         Args:
-            header: everything but `components`, which are filled in here.
+            header: everything but `components` and `compression`, which are filled in here.
             components: what the update carries, in the order of the slice.
             should_stop: asked after every failure; trying again ends when it says so.
 
@@ -184,16 +191,35 @@ class FederationApi:
         """
         whole = pb.UpdateHeader()
         whole.CopyFrom(header)
-        whole.components.extend(component_to_proto(one.layout, one.digest()) for one in components)
+        whole.components.extend(component_to_proto(one.layout) for one in components)
+        whole.compression = compression_to_proto(self._compression)
+        chunked = [ChunkedBytes(one.layout.scope, one.data) for one in components]
+        is_retry = False
 
-        def messages() -> Iterator[pb.PushUpdateRequest]:
-            yield pb.PushUpdateRequest(header=whole)
-            for component in components:
-                for chunk in split(component):
-                    self._last_contact = time.monotonic()
-                    yield pb.PushUpdateRequest(chunk=chunk)
+        def attempt() -> pb.PushUpdateResponse:
+            nonlocal is_retry
+            if is_retry and chunked:
+                self._continue(whole)
+            is_retry = True
+            receipt: pb.PushUpdateResponse = _call(lambda: self._push_update(self._messages(whole, chunked)))
+            return receipt
 
-        return self._patiently(lambda: _call(lambda: self._stub.PushUpdate(messages())), should_stop)
+        return self._patiently(attempt, should_stop)
+
+    def _continue(self, header: pb.UpdateHeader) -> None:
+        """Have an update's components start where the server's staged bytes end."""
+        request = pb.QueryUploadRequest(run_id=header.run_id, client_id=header.client_id, update_id=header.update_id)
+        staged = {one.scope: one.num_bytes for one in _call(lambda: self._stub.QueryUpload(request)).components}
+        for component in header.components:
+            component.start_offset = staged.get(component.scope, 0)
+
+    def _messages(self, header: pb.UpdateHeader, chunked: Sequence[ChunkedBytes]) -> Iterator[bytes]:
+        compression = compression_from_proto(header.compression)
+        yield pb.PushUpdateRequest(header=header).SerializeToString()
+        for component, chunks in zip(header.components, chunked, strict=True):
+            for offset in chunks.offsets(component.start_offset):
+                self._last_contact = time.monotonic()
+                yield chunks.message(offset, compression)
 
     def get_status(self) -> pb.GetStatusResponse:
         """Where the run stands."""
@@ -207,35 +233,37 @@ class FederationApi:
             raise UnavailableError("the server ended the stream without an event")
         return stream, first
 
-    def _download(self, request: pb.GetSliceRequest, download: _Download) -> pb.SliceHeader:
+    def _download(self, request: pb.GetSliceRequest, download: Download) -> tuple[pb.SliceHeader, dict[str, Component]]:
         del request.held[:]
         request.held.extend(download.held())
-        stream = _translated(self._stub.GetSlice(request))
-        first = next(stream, None)
-        if first is None or first.WhichOneof("part") != "header":
+        stream = _translated(self._get_slice(request))
+        first = next(stream, b"")
+        opening = read_message(first, pb.GetSliceResponse)
+        if isinstance(opening, Chunk) or opening.WhichOneof("part") != "header":
             raise MalformedStreamError("expected a header first in the slice's stream")
-        assembler = download.begin(first.header)
-        try:
-            for message in stream:
-                assembler.add(message.chunk)
-                self._last_contact = time.monotonic()
-        finally:
-            download.arrived(assembler)
-        assembler.finish()
-        components = list(download.components.values())
-        try:
-            verify_digests(components, [download.digests[component.scope] for component in components])
-        except ChecksumError:
-            download.offsets.clear()  # nothing of it can be trusted: the next attempt begins anew
-            raise
-        return first.header
+        assembler = download.begin(opening.header)
+        for message in stream:
+            chunk = read_message(message, pb.GetSliceResponse)
+            if not isinstance(chunk, Chunk):
+                raise MalformedStreamError("expected a chunk after the header in the slice's stream")
+            assembler.add(chunk)
+            self._last_contact = time.monotonic()
+        return opening.header, download.finish()
 
     def _patiently(self, attempt: Callable[[], _T], should_stop: Callable[[], bool] = lambda: False) -> _T:
         """Call until the server answers, with exponential backoff and jitter in between.
 
-        It gives up when nothing was heard of the server for `reconnect_s`, however long the call went well before.
+        It gives up when nothing was heard of the server for `reconnect_s`, however long the call went well before; and
+        it is quick to try again where the last attempt went well for a while.
         """
         began = time.monotonic()
+        last_contact, in_vain = self._last_contact, 0
+
+        def wait_s(_: RetryCallState) -> float:
+            nonlocal last_contact, in_vain
+            in_vain = in_vain + 1 if self._last_contact == last_contact else 0
+            last_contact = self._last_contact
+            return random.uniform(0, min(MAX_WAIT_S, FIRST_WAIT_S * 2**in_vain))
 
         def give_up(_: RetryCallState) -> bool:
             away_s = time.monotonic() - max(began, self._last_contact)
@@ -243,7 +271,7 @@ class FederationApi:
 
         retrying = Retrying(
             retry=retry_if_exception_type((UnavailableError, ChecksumError)),
-            wait=wait_random_exponential(multiplier=0.2, max=10),
+            wait=wait_s,
             stop=give_up,
             sleep=sleep_using_event(self._closed),
             before_sleep=self._log_retry,

@@ -86,9 +86,18 @@ def take_part(
         model=_own_model(settled),
         train_samples=section.train_samples or 0,
         val_samples=section.val_samples or 0,
+        upload=settled.wire.upload,
+        download=settled.wire.download,
+        topk_density=settled.wire.topk_density,
     )
     data = load_task_data(spec, section.data, parse_shard(shard))
-    api = FederationApi(server, client_id=client_id, task=task, reconnect_s=settled.client.reconnect_s)
+    api = FederationApi(
+        server,
+        client_id=client_id,
+        task=task,
+        reconnect_s=settled.client.reconnect_s,
+        compression=settled.wire.compression,
+    )
     ClientSession(api, spec, data, client_settings).run()
 
 

@@ -13,16 +13,18 @@ from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_client.api import FederationApi, Slice
 from fedmtl_client.data import EncodedRows, TaskData
+from fedmtl_client.downloads import Holdings
+from fedmtl_client.feedback import ErrorFeedback
 from fedmtl_client.progress import training_progress
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_client.trainer import Trainer, TrainingStopped
 from fedmtl_core.errors import StaleRoundError, UnavailableError, WrongRunError
-from fedmtl_core.layout import Component
+from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
-from fedmtl_core.plan import TrainingPlan
+from fedmtl_core.plan import TrainingPlan, UpdateKind
 from fedmtl_core.tasks import TaskSpec
-from fedmtl_core.wire import UPDATE_KIND_TO_PROTO
+from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class ClientSettings:
     model: str | None = None
     train_samples: int = 0
     val_samples: int = 0
+    upload: Encoding = "float32"
+    """How updates travel. Any other than `float32` is lossy, and sent as a delta with error feedback."""
+    download: Encoding = "float32"
+    """How slices travel."""
+    topk_density: float = DEFAULT_DENSITY
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,10 @@ class ClientSession:
         self._data = data
         self._settings = settings
         self._synchronizer = ClientModelSynchronizer(task=spec.name)
+        self._holdings = Holdings()
+        lossy = settings.upload != "float32"
+        self._feedback = ErrorFeedback(settings.upload, settings.topk_density) if lossy else None
+        self._run_id = ""
         self._events: queue.SimpleQueue[pb.WatchRoundsResponse | Exception] = queue.SimpleQueue()
         self._newest: pb.WatchRoundsResponse | None = None
         self._no_longer_watching = False
@@ -115,8 +126,7 @@ class ClientSession:
     def _take_part(self, event: pb.WatchRoundsResponse) -> None:
         """Do a round's work. A round that closes meanwhile is left; the next event says how it goes on."""
         try:
-            slice_ = self._api.get_slice(event.round, run_id=event.run_id, should_stop=lambda: self._has_closed(event))
-            self._work(slice_, event)
+            self._work(self._get_slice(event), event)
         except (StaleRoundError, WrongRunError) as error:
             self._log.warning("round.missed", **_progress(event), reason=str(error))
         except TrainingStopped:
@@ -126,9 +136,26 @@ class ClientSession:
                 raise UnavailableError(f"{_progress(event)['progress']}: {error}") from None
             self._log.warning("round.missed", **_progress(event), reason=str(error))
 
+    def _get_slice(self, event: pb.WatchRoundsResponse) -> Slice:
+        if event.run_id != self._run_id:
+            self._run_id = event.run_id
+            if self._feedback:
+                self._feedback.forget()
+        return self._api.get_slice(
+            event.round,
+            run_id=event.run_id,
+            encoding=self._settings.download,
+            holdings=self._holdings,
+            should_stop=lambda: self._has_closed(event),
+        )
+
     def _work(self, slice_: Slice, event: pb.WatchRoundsResponse) -> None:
         bench = self._prepare(slice_.plan)
-        self._synchronizer.load(bench.model, slice_.components)
+        kind: UpdateKind = "delta" if self._feedback else slice_.plan.update
+        # Without need of the slice as it came, the model may live in its memory.
+        share = kind == "parameters" and self._settings.download not in DELTA_ENCODINGS
+        share = share and self._settings.device.type == "cpu"
+        self._synchronizer.load(bench.model, slice_.components, share=share)
         received = bench.trainer.evaluate(bench.model, bench.validation)
         header = pb.UpdateHeader(
             run_id=slice_.run_id,
@@ -144,17 +171,27 @@ class ClientSession:
             self._push(header, [], event)
             self._log.info("model.evaluated", **_progress(event), metrics=received)
             return
+        if share:
+            self._holdings.spoil()
         trained = self._train(bench, slice_, event)
-        header.kind = UPDATE_KIND_TO_PROTO[slice_.plan.update]
+        header.kind = UPDATE_KIND_TO_PROTO[kind]
         header.num_examples = len(bench.train)
         header.trained_metrics.update(trained)
-        receipt = self._push(header, self._synchronizer.update(bench.model, slice_.plan.update), event)
+        receipt = self._push(header, self._encoded_update(bench.model, kind), event)
+        if self._feedback:
+            self._feedback.counted()
         self._log.info(
             "update.sent", **_progress(event), received=received, trained=trained, bytes_sent=receipt.num_bytes
         )
 
+    def _encoded_update(self, model: MultiTaskModel, kind: UpdateKind) -> list[EncodedComponent]:
+        components = self._synchronizer.update(model, kind)
+        if self._feedback:
+            return self._feedback.encode(components)
+        return [EncodedComponent.exact(component) for component in components]
+
     def _push(
-        self, header: pb.UpdateHeader, components: list[Component], event: pb.WatchRoundsResponse
+        self, header: pb.UpdateHeader, components: list[EncodedComponent], event: pb.WatchRoundsResponse
     ) -> pb.PushUpdateResponse:
         receipt = self._api.push_update(header, components, should_stop=lambda: self._has_closed(event))
         self._counted = (event.run_id, event.round)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from fedmtl_core.errors import LayoutMismatchError
 from fedmtl_core.layout import Component, Layout, require_scopes
@@ -22,31 +23,31 @@ class ClientModelSynchronizer:
     def __init__(self, task: str | None = None):
         self.task = task
         self._received: Mapping[str, Component] = {}
+        self._shared: Mapping[str, Component] = {}
+        self._shared_with: MultiTaskModel | None = None
 
-    def load(self, model: MultiTaskModel, components: Mapping[str, Component]) -> None:
+    def load(self, model: MultiTaskModel, components: Mapping[str, Component], *, share: bool = False) -> None:
         """Put a slice into a model, bit for bit, on whatever device the model is.
 
         Args:
             model: an encoder and the slice's heads.
-            components: the slice, by scope. It is kept, unchanged, for `update`.
+            components: the slice, by scope. It is kept for `update`.
+            share: let a model on CPU live in the components' own memory, so that nothing is copied either way. They
+                change with it then, and there is no delta.
 
         Raises:
             LayoutMismatchError: the model isn't the one that the slice was cut from; the model is unchanged then.
         """
         own = model.parameters_by_scope()
-        if self.task is not None and set(model.tasks) != {self.task}:
-            raise LayoutMismatchError(f"expected a model with the head {self.task!r}, got {', '.join(model.tasks)}")
-        try:
-            require_scopes(sorted(own), sorted(components))
-            for scope, component in components.items():
-                Layout.of(scope, own[scope]).require_same(component.layout)
-        except LayoutMismatchError as error:
-            raise LayoutMismatchError(f"the slice doesn't fit this client's model: {error}") from None
-        with torch.no_grad():
-            for scope, component in components.items():
-                for name, view in component.views().items():
-                    own[scope][name].copy_(view)
+        self._require_fit(model, own, components)
         self._received = components
+        if not share:
+            _copy(components, own)
+            self._shared, self._shared_with = {}, None
+        elif self._shared_with is not model or not _are_same(self._shared, components):
+            for scope, component in components.items():
+                component.lend_to(own[scope])
+            self._shared, self._shared_with = dict(components), model
 
     def update(self, model: MultiTaskModel, kind: UpdateKind) -> list[Component]:
         """What to send back: the model's parameters, or what changed in them since `load`.
@@ -56,13 +57,42 @@ class ClientModelSynchronizer:
             kind: `parameters` or `delta`.
 
         Returns:
-            Components on CPU in the slice's order and layout. A delta is trained minus received.
+            Components on CPU in the slice's order and layout. A delta is trained minus received. Parameters are the
+            slice's own components where the model shares them.
+
+        Raises:
+            ValueError: a delta of a model that shares the slice's memory.
         """
+        if self._shared_with is model:
+            if kind == "delta":
+                raise ValueError("a model that shares its slice's memory has no delta")
+            return list(self._shared.values())
         own = model.parameters_by_scope()
         components = [Component.pack(scope, own[scope]) for scope in self._received]
         if kind == "delta":
             for component in components:
-                received = self._received[component.scope]
-                for trained, before in zip(component.runs(), received.runs(), strict=True):
-                    trained.sub_(before)
+                component.subtract(self._received[component.scope])
         return components
+
+    def _require_fit(
+        self, model: MultiTaskModel, own: Mapping[str, Mapping[str, Tensor]], components: Mapping[str, Component]
+    ) -> None:
+        if self.task is not None and set(model.tasks) != {self.task}:
+            raise LayoutMismatchError(f"expected a model with the head {self.task!r}, got {', '.join(model.tasks)}")
+        try:
+            require_scopes(sorted(own), sorted(components))
+            for scope, component in components.items():
+                Layout.of(scope, own[scope]).require_same(component.layout)
+        except LayoutMismatchError as error:
+            raise LayoutMismatchError(f"the slice doesn't fit this client's model: {error}") from None
+
+
+def _copy(components: Mapping[str, Component], own: Mapping[str, Mapping[str, Tensor]]) -> None:
+    with torch.no_grad():
+        for scope, component in components.items():
+            for name, view in component.views().items():
+                own[scope][name].copy_(view)
+
+
+def _are_same(some: Mapping[str, Component], others: Mapping[str, Component]) -> bool:
+    return some.keys() == others.keys() and all(some[scope] is others[scope] for scope in some)

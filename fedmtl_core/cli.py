@@ -8,6 +8,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from fedmtl_core import config
+from fedmtl_core.allocator import keep_freed_blocks
 from fedmtl_core.errors import FedMTLError, UserError
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
@@ -22,6 +23,7 @@ class LogFormat(StrEnum):
 
 def run(app: Callable[[], object]) -> None:
     """Run a typer application; what goes wrong in a known way is a line on standard error, not a traceback."""
+    keep_freed_blocks()
     try:
         app()
     except UserError as error:

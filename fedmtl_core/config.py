@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedmtl_core.errors import ConfigError, InvalidRequestError
+from fedmtl_core.formats import DEFAULT_DENSITY, ENCODINGS, Compression, Encoding
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.plan import Pooling, TrainingPlan
 from fedmtl_core.tasks import METRICS, PRESETS, TaskSpec
@@ -94,8 +95,12 @@ class ServerConfig(_Section):
     runs_dir: Path = Field(Path("runs"), description="Each run gets a folder of its own in here")
     keep_checkpoints: int = Field(3, ge=1, description="Checkpoints kept, newest first")
     staging_memory_mb: int = Field(
-        1024, ge=0, description="Updates are staged in memory up to this many MiB, then in files in the run's folder"
+        128,
+        ge=0,
+        description="Updates are staged in this many MiB of memory, two of them in any case; others wait, or lie in "
+        "files in the run's folder",
     )
+    sync_updates: bool = Field(False, description="Have every update on disk before it is acknowledged")
 
 
 class ClientConfig(_Section):
@@ -103,6 +108,20 @@ class ClientConfig(_Section):
 
     reconnect_s: float = Field(300.0, ge=0, description="How long to try to reach a server that is away")
     num_threads: int | None = Field(None, ge=1, description="Threads PyTorch may use; its own choice if not given")
+
+
+class WireConfig(_Section):
+    """How tensors travel; a client's own choice, uploads and downloads apart. docs/wire.md has the encodings."""
+
+    upload: Encoding = Field("float32", description=f"Encoding of updates: {', '.join(ENCODINGS)}")
+    download: Encoding = Field("float32", description="Encoding of slices, likewise")
+    compression: Compression = Field("none", description="`none`, or `zstd` for the chunks that it shrinks")
+    topk_density: float = Field(
+        DEFAULT_DENSITY,
+        gt=0,
+        le=0.5,
+        description="Share of the elements that `topk` keeps, in what this side sends",
+    )
 
 
 class DataConfig(_Section):
@@ -206,6 +225,7 @@ class Config(_Section):
     rounds: RoundsConfig = RoundsConfig()
     server: ServerConfig = ServerConfig()
     client: ClientConfig = ClientConfig()
+    wire: WireConfig = WireConfig()
     tasks: dict[str, TaskConfig] = Field(default_factory=dict, description="The run's tasks by name")
     clients: list[LocalClient] = Field(default_factory=list, description="What `fedmtl-local` starts")
 

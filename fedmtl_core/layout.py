@@ -161,8 +161,7 @@ class Component:
     def adopt(cls, scope: str, parameters: Mapping[str, Tensor]) -> Component:
         """Move CPU tensors into a new component: they become views of its buffer."""
         component = cls.pack(scope, {name: tensor.detach() for name, tensor in parameters.items()})
-        for name, view in component.views().items():
-            parameters[name].data = view
+        component.lend_to(parameters)
         return component
 
     @property
@@ -184,6 +183,11 @@ class Component:
         """The flat vectors of `layout.runs`, as views."""
         return [_typed(self.buffer, run.dtype, run.start, run.end) for run in self.layout.runs]
 
+    def lend_to(self, parameters: Mapping[str, Tensor]) -> None:
+        """Make CPU tensors of this layout views of the component; what they held is theirs no longer."""
+        for name, view in self.views().items():
+            parameters[name].data = view
+
     def copy_from(self, parameters: Mapping[str, Tensor]) -> None:
         """Overwrite every tensor. All of `parameters` is checked before the first byte changes.
 
@@ -196,6 +200,18 @@ class Component:
         with torch.no_grad():
             for name, view in self.views().items():
                 view.copy_(parameters[name])
+
+    def add(self, other: Component) -> None:
+        """Add another component's numbers to this one's, each in the tensors' dtype, rounded once."""
+        self.layout.require_same(other.layout)
+        for mine, theirs in zip(self.runs(), other.runs(), strict=True):
+            mine.add_(theirs)
+
+    def subtract(self, other: Component) -> None:
+        """Take another component's numbers from this one's, each in the tensors' dtype, rounded once."""
+        self.layout.require_same(other.layout)
+        for mine, theirs in zip(self.runs(), other.runs(), strict=True):
+            mine.sub_(theirs)
 
     def clone(self) -> Component:
         return Component(self.layout, self.buffer.clone())

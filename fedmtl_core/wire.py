@@ -1,14 +1,17 @@
-"""Layouts and training plans as contract messages, and back. What comes in is checked before it is believed."""
+"""Layouts, encodings and training plans as contract messages, and back: checked before they are believed."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from fedmtl.v1 import federation_pb2 as pb
+from torch import Tensor
 
+from fedmtl_core.encodings import require_encoded_size
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError
-from fedmtl_core.layout import Layout, TensorSpec
+from fedmtl_core.formats import Compression, Encoding
+from fedmtl_core.layout import Component, Layout, TensorSpec
 from fedmtl_core.plan import Pooling, Purpose, TrainingPlan, UpdateKind
 
 _DTYPE_TO_PROTO = {
@@ -39,18 +42,119 @@ PURPOSE_TO_PROTO: dict[Purpose, pb.RoundPurpose] = {
 PURPOSE_FROM_PROTO = {proto: purpose for purpose, proto in PURPOSE_TO_PROTO.items()}
 
 
-def component_to_proto(layout: Layout, digest: bytes = b"", start_offset: int = 0) -> pb.Component:
-    """A component's table of contents as a message."""
+_ENCODING_TO_PROTO: dict[Encoding, pb.Encoding] = {
+    "float32": pb.ENCODING_FLOAT32,
+    "float16": pb.ENCODING_FLOAT16,
+    "bfloat16": pb.ENCODING_BFLOAT16,
+    "int8": pb.ENCODING_INT8,
+    "topk": pb.ENCODING_TOPK,
+}
+_ENCODING_FROM_PROTO = {proto: encoding for encoding, proto in _ENCODING_TO_PROTO.items()}
+
+_COMPRESSION_TO_PROTO: dict[Compression, pb.Compression] = {
+    "none": pb.COMPRESSION_UNSPECIFIED,
+    "zstd": pb.COMPRESSION_ZSTD,
+}
+_COMPRESSION_FROM_PROTO = {proto: compression for compression, proto in _COMPRESSION_TO_PROTO.items()}
+
+
+@dataclass(frozen=True)
+class EncodedLayout:
+    """What a component is, and how it travels."""
+
+    layout: Layout
+    encoding: Encoding
+    num_bytes: int
+    """Of the encoded form."""
+    start: int = 0
+    """Where its chunks begin."""
+
+    @property
+    def scope(self) -> str:
+        return self.layout.scope
+
+
+@dataclass(frozen=True)
+class EncodedComponent:
+    """A component as it travels."""
+
+    layout: EncodedLayout
+    data: Tensor
+    """Encoded, uint8 `(layout.num_bytes,)`."""
+
+    @classmethod
+    def exact(cls, component: Component) -> EncodedComponent:
+        """A component that travels as it is; its bytes are shared."""
+        layout = component.layout
+        return cls(EncodedLayout(layout, "float32", layout.num_bytes), component.buffer)
+
+
+def component_to_proto(part: EncodedLayout, digest: bytes = b"", base_digest: bytes = b"") -> pb.Component:
+    """A component's table of contents, and how it travels, as a message."""
     return pb.Component(
-        scope=layout.scope,
+        scope=part.scope,
         tensors=[
             pb.TensorSpec(name=spec.name, dtype=_DTYPE_TO_PROTO[spec.dtype], shape=spec.shape, offset=spec.offset)
-            for spec in layout.tensors
+            for spec in part.layout.tensors
         ],
-        num_bytes=layout.num_bytes,
+        num_bytes=part.layout.num_bytes,
         digest=digest,
-        start_offset=start_offset,
+        start_offset=part.start,
+        encoding=_ENCODING_TO_PROTO[part.encoding],
+        encoded_bytes=part.num_bytes,
+        base_digest=base_digest,
     )
+
+
+def component_from_proto(message: pb.Component) -> EncodedLayout:
+    """What a message says a component is, and how it travels.
+
+    Raises:
+        LayoutMismatchError: sizes don't add up.
+        InvalidRequestError: the encoding is unknown, or the start is past the end.
+    """
+    layout = layout_from_proto(message)
+    encoding = encoding_from_proto(message.encoding, f"{message.scope}: encoding")
+    left_out = message.encoding == pb.ENCODING_UNSPECIFIED and message.encoded_bytes == 0
+    num_bytes = layout.num_bytes if left_out else message.encoded_bytes
+    require_encoded_size(layout, encoding, num_bytes)
+    if message.start_offset > num_bytes:
+        raise InvalidRequestError(
+            f"{message.scope}: start_offset: expected at most {num_bytes}, got {message.start_offset}"
+        )
+    return EncodedLayout(layout, encoding, num_bytes, message.start_offset)
+
+
+def encoding_to_proto(encoding: Encoding) -> pb.Encoding:
+    return _ENCODING_TO_PROTO[encoding]
+
+
+def encoding_from_proto(value: pb.Encoding, field: str = "encoding") -> Encoding:
+    """The encoding a message asks for; `float32` if it doesn't say.
+
+    Raises:
+        InvalidRequestError: it is unknown.
+    """
+    encoding = _ENCODING_FROM_PROTO.get(value or pb.ENCODING_FLOAT32)
+    if encoding is None:
+        raise InvalidRequestError(f"{field}: expected one of {', '.join(_ENCODING_TO_PROTO)}, got {value}")
+    return encoding
+
+
+def compression_to_proto(compression: Compression) -> pb.Compression:
+    return _COMPRESSION_TO_PROTO[compression]
+
+
+def compression_from_proto(value: pb.Compression) -> Compression:
+    """The compression a message asks for.
+
+    Raises:
+        InvalidRequestError: it is unknown.
+    """
+    compression = _COMPRESSION_FROM_PROTO.get(value)
+    if compression is None:
+        raise InvalidRequestError(f"compression: expected one of {', '.join(_COMPRESSION_TO_PROTO)}, got {value}")
+    return compression
 
 
 def layout_from_proto(message: pb.Component) -> Layout:

@@ -18,6 +18,9 @@ from fedmtl_core.layout import Component, Layout
 from fedmtl_core.plan import UpdateKind
 from fedmtl_core.scopes import SHARED, scope_of, task_of
 
+_BLOCK = 2**19
+"""Elements that are computed with at a time where there is a copy to make."""
+
 
 @dataclass(frozen=True)
 class ClientUpdate:
@@ -79,109 +82,138 @@ class ComponentMean:
     Each update moves the mean towards itself by its share of the weight so far (West 1979,
     doi:10.1145/359146.359153): one pass at memory bandwidth, nothing to divide at the end, and equal updates
     average to exactly themselves.
+
+    Args:
+        layout: of the component.
+        component: where the mean is to be; its bytes may hold anything. A new one is made if None.
     """
 
-    def __init__(self, layout: Layout):
-        self._layout = layout
-        self._runs = [
-            torch.zeros((run.end - run.start) // run.dtype.itemsize, dtype=_accumulator(run.dtype))
-            for run in layout.runs
+    def __init__(self, layout: Layout, component: Component | None = None):
+        self._component = component or Component(layout)
+        self._means = [
+            run if run.dtype == _accumulator(run.dtype) else torch.empty(run.shape, dtype=_accumulator(run.dtype))
+            for run in self._component.runs()
         ]
+        for mean in self._means if component is None else ():
+            mean.zero_()
         self._total = 0
 
     def fold(self, component: Component, weight: int, base: Component | None = None) -> None:
         """Take in one update.
 
         Args:
-            component: its parameters; or its delta, if `base` is given.
+            component: its parameters; or its delta, if `base` is given. It may be the very component that the mean
+                is to be in, the first time.
             weight: at least 0.
             base: the parameters that the delta is to be added to.
 
         Raises:
             LayoutMismatchError: it is laid out otherwise.
         """
-        self._layout.require_same(component.layout)
+        self._component.layout.require_same(component.layout)
         if base is not None:
-            self._layout.require_same(base.layout)
+            self._component.layout.require_same(base.layout)
         if weight == 0:
             return
         before, self._total = self._total, self._total + weight
-        base_runs = base.runs() if base else [None] * len(self._runs)
-        for mean, run, origin in zip(self._runs, component.runs(), base_runs, strict=True):
-            value = run.to(mean.dtype) if origin is None else origin.to(mean.dtype) + run.to(mean.dtype)
-            _move_towards(mean, value, before, weight)
+        base_runs = base.runs() if base else [None] * len(self._means)
+        for mean, run, origin in zip(self._means, component.runs(), base_runs, strict=True):
+            _fold_run(mean, run, origin, before, weight)
 
     def result(self) -> Component:
-        """The mean, in the layout's own dtypes."""
-        component = Component(self._layout)
-        for target, mean in zip(component.runs(), self._runs, strict=True):
-            target.copy_(mean)
-        return component
+        """The mean, in the layout's own dtypes. Nothing can be folded in after this."""
+        for target, mean in zip(self._component.runs(), self._means, strict=True):
+            if target.dtype != mean.dtype:
+                target.copy_(mean)
+        return self._component
 
 
-class RoundFold:
-    """Takes a round's updates as they come and folds them in the cohort's order.
+class CohortOrder:
+    """Whose turn it is to be folded: the cohort's order, whoever arrived first.
 
-    So the result doesn't depend, to the last bit, on who was faster; and an update whose turn has come is
-    folded at once, so that its memory can be used again.
+    So the result doesn't depend, to the last bit, on who was faster; and an update whose turn has come can be folded
+    at once, so that its memory can be used again.
 
     Args:
         order: the cohort's client ids, in the order to fold them in.
-        base: the model's components that deltas are relative to.
 
     Raises:
         AggregationError: a client id is there twice.
     """
 
-    def __init__(self, order: Sequence[str], base: Mapping[str, Component]):
+    def __init__(self, order: Sequence[str]):
         self._order = list(order)
         self._place = {client_id: place for place, client_id in enumerate(self._order)}
         if len(self._place) != len(self._order):
             twice = next(client_id for client_id in self._order if self._order.count(client_id) > 1)
             raise AggregationError(f"client {twice!r} is there twice")
-        self._base = base
-        self._waiting: dict[str, ClientUpdate] = {}
-        self._means: dict[str, ComponentMean] = {}
-        self._counted: dict[str, list[tuple[str, str, int]]] = {}
+        self._arrived: set[str] = set()
         self._next = 0
 
-    def offer(self, update: ClientUpdate) -> list[ClientUpdate]:
-        """Take an update in.
+    def place(self, client_id: str) -> int:
+        """How many come before a client.
+
+        Raises:
+            AggregationError: it isn't in the order.
+        """
+        if client_id not in self._place:
+            raise AggregationError(f"no update of {client_id!r} is expected")
+        return self._place[client_id]
+
+    def arrive(self, client_id: str) -> list[str]:
+        """Note that a client's update is there.
 
         Returns:
-            The updates that are folded now, whose bytes are needed no longer.
+            Those whose turn has come with it.
 
         Raises:
-            AggregationError: the update's client isn't in the order, or has sent one already.
+            AggregationError: the client isn't in the order, or was there already.
         """
-        if self._place.get(update.client_id, -1) < self._next or update.client_id in self._waiting:
-            raise AggregationError(f"no update of {update.client_id!r} is expected, or not another one")
-        self._waiting[update.client_id] = update
-        return self._fold_leading(lambda client_id: client_id in self._waiting)
+        if self.place(client_id) < self._next or client_id in self._arrived:
+            raise AggregationError(f"another update of {client_id!r} is there already")
+        self._arrived.add(client_id)
+        return self._leading(lambda one: one in self._arrived)
 
-    def close(self) -> Aggregate:
-        """Fold what is still waiting, passing over clients that sent nothing.
+    def close(self) -> list[str]:
+        """Pass over those that didn't come.
 
-        Raises:
-            AggregationError: there are no updates, or a component's weights sum to zero.
+        Returns:
+            Those who did and are not folded yet.
         """
-        self._fold_leading(lambda _: True)
-        if not self._counted:
-            raise AggregationError("there are no updates to average")
-        contributions = {scope: _contributions(scope, counted) for scope, counted in self._counted.items()}
-        return Aggregate({scope: mean.result() for scope, mean in self._means.items()}, contributions)
+        return [client_id for client_id in self._leading(lambda _: True) if client_id in self._arrived]
 
-    def _fold_leading(self, ready: Callable[[str], bool]) -> list[ClientUpdate]:
-        done = []
+    def _leading(self, ready: Callable[[str], bool]) -> list[str]:
+        first = self._next
         while self._next < len(self._order) and ready(self._order[self._next]):
-            update = self._waiting.pop(self._order[self._next], None)
             self._next += 1
-            if update is not None:
-                self._fold(update)
-                done.append(update)
-        return done
+        return self._order[first : self._next]
 
-    def _fold(self, update: ClientUpdate) -> None:
+
+class RoundFold:
+    """Folds a round's updates, one after the other.
+
+    Args:
+        base: the model's components that deltas are relative to.
+    """
+
+    def __init__(self, base: Mapping[str, Component]):
+        self._base = base
+        self._means: dict[str, ComponentMean] = {}
+        self._counted: dict[str, list[tuple[str, str, int]]] = {}
+
+    def fold(self, update: ClientUpdate, *, may_keep: bool = False) -> set[str]:
+        """Take in the update whose turn it is.
+
+        Args:
+            update: it comes back unchanged, unless it may be kept.
+            may_keep: its components may be overwritten: the first of a scope then becomes the mean, without a copy.
+
+        Returns:
+            The scopes of the components that were kept.
+
+        Raises:
+            AggregationError: its weight is negative, or it is a delta of what the model hasn't.
+        """
         if update.num_examples < 0:
             raise AggregationError(
                 f"{update.client_id}: expected num_examples of at least 0, got {update.num_examples}"
@@ -190,20 +222,35 @@ class RoundFold:
             raise AggregationError(
                 f"{update.client_id}: a delta of {min(unknown)!r} needs the parameters it starts from"
             )
+        kept = set()
         for scope, component in update.components.items():
             if scope not in self._means:
-                self._means[scope] = ComponentMean(component.layout)
+                keep = may_keep and update.num_examples > 0
+                self._means[scope] = ComponentMean(component.layout, component if keep else None)
+                kept |= {scope} if keep else set()
             base = self._base[scope] if update.kind == "delta" else None
             self._means[scope].fold(component, update.num_examples, base)
             self._counted.setdefault(scope, []).append((update.client_id, update.task, update.num_examples))
+        return kept
+
+    def close(self) -> Aggregate:
+        """What the updates came to.
+
+        Raises:
+            AggregationError: there are no updates, or a component's weights sum to zero.
+        """
+        if not self._counted:
+            raise AggregationError("there are no updates to average")
+        contributions = {scope: _contributions(scope, counted) for scope, counted in self._counted.items()}
+        return Aggregate({scope: mean.result() for scope, mean in self._means.items()}, contributions)
 
 
 class MTLAggregator:
     """Task-aware averaging: who counts in a component is who sent it, weighted by `num_examples`."""
 
-    def start_round(self, order: Sequence[str], base: Mapping[str, Component]) -> RoundFold:
-        """Begin a round that takes updates as they arrive; see `RoundFold`."""
-        return RoundFold(order, base)
+    def start_round(self, base: Mapping[str, Component]) -> RoundFold:
+        """Begin a round whose updates come one after the other; see `RoundFold`."""
+        return RoundFold(base)
 
     def aggregate_mtl_updates(
         self, client_updates: Iterable[ClientUpdate], base: Mapping[str, Component] | None = None
@@ -222,9 +269,10 @@ class MTLAggregator:
             AggregationError: there are no updates, a client appears twice, or weights sum to zero.
         """
         updates = sorted(client_updates, key=lambda update: update.client_id)
-        fold = self.start_round([update.client_id for update in updates], base or {})
+        CohortOrder([update.client_id for update in updates])  # nobody twice
+        fold = self.start_round(base or {})
         for update in updates:
-            fold.offer(update)
+            fold.fold(update)
         components = fold.close().components
         return {
             "shared": components[SHARED].views() if SHARED in components else {},
@@ -232,6 +280,19 @@ class MTLAggregator:
                 task: component.views() for scope, component in components.items() if (task := task_of(scope))
             },
         }
+
+
+def _fold_run(mean: Tensor, run: Tensor, origin: Tensor | None, before: int, weight: int) -> None:
+    """Take one flat vector, and what it is relative to, into a mean of weight `before`, in place."""
+    if origin is None and run.dtype == mean.dtype:
+        _move_towards(mean, run, before, weight)
+        return
+    for start in range(0, len(mean), _BLOCK):  # what has to be computed first stays in the cache
+        block = slice(start, start + _BLOCK)
+        value = run[block].to(mean.dtype)
+        if origin is not None:
+            value = value + origin[block]
+        _move_towards(mean[block], value, before, weight)
 
 
 def _move_towards(mean: Tensor, value: Tensor, before: int, weight: int) -> None:

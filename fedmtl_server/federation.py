@@ -11,16 +11,25 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedmtl_core.errors import NonFiniteError, StaleRoundError, UnavailableError, UnknownTaskError, WrongRunError
+from fedmtl_core.errors import (
+    NonFiniteError,
+    StaleRoundError,
+    UnavailableError,
+    UnknownTaskError,
+    WrongRunError,
+)
+from fedmtl_core.formats import DEFAULT_DENSITY, Encoding
+from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
-from fedmtl_server.aggregator import Aggregate, ClientUpdate, MTLAggregator, RoundFold
+from fedmtl_core.wire import EncodedLayout
+from fedmtl_server.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
 from fedmtl_server.events import EventKind, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import ModelSummary, MTLServerModel
 from fedmtl_server.report import RefusedUpdate, RoundReport, component_reports, task_reports
 from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
 from fedmtl_server.slices import PublishedModel
-from fedmtl_server.staging import StagedUpdate, StagingPool
+from fedmtl_server.staging import StagedUpdate, StagingArea
 from fedmtl_server.store import RunStore
 
 MAX_REFUSALS_REPORTED = 100
@@ -65,6 +74,16 @@ class Status:
     uptime_s: float
 
 
+@dataclass(eq=False)
+class Transfer:
+    """An update on its way in, over however many streams."""
+
+    claim: UpdateClaim
+    staged: StagedUpdate
+    stream: object
+    """The stream that brings it now; another that was it before has nothing to say any more."""
+
+
 @dataclass
 class _RoundFacts:
     """What is gathered for the report of the round in progress."""
@@ -87,6 +106,7 @@ class Federation:
         plans: what clients are asked to do, by task.
         store: where commits go.
         staging: where updates lie until they are averaged.
+        topk_density: share of a component's elements in a `topk` slice.
         report_interval_s: how often the log says what the run waits for.
         clock: seconds, monotonic.
     """
@@ -100,7 +120,8 @@ class Federation:
         rules: RoundRules,
         plans: Mapping[str, TrainingPlan],
         store: RunStore,
-        staging: StagingPool,
+        staging: StagingArea,
+        topk_density: float = DEFAULT_DENSITY,
         report_interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -112,14 +133,17 @@ class Federation:
         self._aggregator = aggregator
         self._store = store
         self._staging = staging
+        self._topk_density = topk_density
         self._clock = clock
         self._report_interval_s = report_interval_s
         self._started_at = clock()
         self._engine = RoundEngine(rules, self._started_at)
-        self._published = PublishedModel.publish(1, model.components)
+        self._published = self._publish_model(1)
         self._fold: RoundFold | None = None
-        self._arrived: list[ClientUpdate] = []
-        self._staged: dict[str, StagedUpdate] = {}
+        self._order = CohortOrder(())
+        self._transfers: dict[str, Transfer] = {}
+        self._arrived: list[str] = []
+        self._complete: dict[str, Transfer] = {}
         self._facts = _RoundFacts()
         self._watchers = Watchers(on_leave=self._left)
         self._waiting_announced = True
@@ -138,6 +162,10 @@ class Federation:
     def staged_bytes(self) -> int:
         """Bytes of updates in memory that are not averaged yet."""
         return self._staging.used_bytes
+
+    @property
+    def staging(self) -> StagingArea:
+        return self._staging
 
     @property
     def purpose(self) -> Purpose:
@@ -200,45 +228,117 @@ class Federation:
             self._engine.check(claim)
         return counted_in
 
-    def stage(self, task: str) -> StagedUpdate:
-        """Memory for one update of a task.
+    async def stage(
+        self, claim: UpdateClaim, parts: Sequence[EncodedLayout], header: bytes, stream: object
+    ) -> Transfer:
+        """Room for an update, or what has arrived of it before.
+
+        Args:
+            claim: the update, which `admit` has let in.
+            parts: its components; those of a retry start at what `upload_offsets` said.
+            header: goes before the bytes in a file.
+            stream: who brings it from now on.
 
         Raises:
-            UnavailableError: there is no room for it.
+            StaleRoundError: the round closed while there was no room.
+            UnavailableError: there is no room, or what the retry continues from isn't here.
         """
-        return self._staging.stage(self._model.layouts_for(task))
+        before = self._transfers.get(claim.client_id)
+        starts = {part.scope: part.start for part in parts}
+        if any(starts.values()):
+            if before is None or before.claim != claim or before.staged.offsets != starts:
+                raise UnavailableError("what the upload continues from is not staged here; ask QueryUpload again")
+            before.stream = stream
+            before.staged.in_use = True
+            return before
+        if before is not None:
+            self._forget(before)
+        place = self._order.place(claim.client_id)
+        staged = StagedUpdate(f"{claim.client_id}-{claim.update_id}", header, place, parts)
+        transfer = self._transfers[claim.client_id] = Transfer(claim, staged, stream)
+        try:
+            await self._wait_for_room(transfer)
+        except BaseException:
+            self.abandon(transfer, stream, keep=False)
+            raise
+        staged.offsets = dict.fromkeys(staged.buffers, 0)
+        return transfer
 
-    def received(self, claim: UpdateClaim, num_bytes: int) -> None:
+    async def _wait_for_room(self, transfer: Transfer) -> None:
+        room = asyncio.ensure_future(self._staging.make_room(transfer.staged))
+        try:
+            while not (await asyncio.wait([room], timeout=self.rules.transfer_timeout_s / 2))[0]:
+                self._engine.progress(transfer.claim.client_id, self._clock())  # it's we who keep the client waiting
+            room.result()
+        finally:
+            room.cancel()
+
+    def abandon(self, transfer: Transfer, stream: object, *, keep: bool) -> None:
+        """Note that a stream ended before its update was complete.
+
+        Args:
+            transfer: what it brought.
+            stream: itself.
+            keep: whether what has arrived is good, for a retry to go on with.
+        """
+        if transfer.stream is not stream:
+            return
+        transfer.staged.in_use = False
+        if not keep or self._transfers.get(transfer.claim.client_id) is not transfer:
+            self._forget(transfer)
+
+    def upload_offsets(self, client_id: str, update_id: str) -> Mapping[str, int]:
+        """By scope, how much has arrived of an upload that broke; it is the caller's to go on with from here."""
+        transfer = self._transfers.get(client_id)
+        if transfer is None or transfer.claim.update_id != update_id:
+            return {}
+        transfer.stream = None
+        transfer.staged.in_use = False
+        return transfer.staged.offsets
+
+    def received(self, transfer: Transfer, stream: object, num_bytes: int) -> None:
         """Note bytes of an upload in progress, and check that it may still count.
 
         Raises:
             StaleRoundError: it can't any more.
-            UnavailableError: the server is stopping.
+            UnavailableError: its client has opened another upload, or the server is stopping.
         """
         self._facts.bytes_received += num_bytes
-        self.admit(claim)
-        self._engine.progress(claim.client_id, self._clock())
+        self.admit(transfer.claim)
+        _require_stream(transfer, stream)
+        self._engine.progress(transfer.claim.client_id, self._clock())
 
-    def count(self, claim: UpdateClaim, staged: StagedUpdate | None) -> int | None:
-        """Count an update whose bytes are complete and checked. It owns `staged` from here on, if it counts.
+    def count(self, claim: UpdateClaim, transfer: Transfer | None = None, stream: object = None) -> int | None:
+        """Count an update whose bytes, if it has any, are complete and checked.
 
         Returns:
             None if it counts now, or the round in which it already did.
 
         Raises:
             StaleRoundError, InvalidRequestError: the round closed while the bytes came.
+            UnavailableError: its client has opened another upload, or the server is stopping.
         """
         counted_in = self.admit(claim)
         if counted_in is not None:
             return counted_in
+        if transfer is not None:
+            _require_stream(transfer, stream)
         self._engine.count(claim)
-        if staged is not None:
-            components = dict(staged.components)
-            update = ClientUpdate(claim.client_id, claim.task, claim.num_examples, components, claim.kind)
-            self._staged[claim.client_id] = staged
-            self._arrived.append(update)
+        if transfer is not None:
+            transfer.staged.complete = True
+            transfer.staged.in_use = False
+            self._transfers.pop(claim.client_id, None)
+            self._complete[claim.client_id] = transfer
+            self._arrived.append(claim.client_id)
         self._wake.set()
         return None
+
+    async def prepare(self, published: PublishedModel, scopes: Sequence[str], encoding: Encoding) -> None:
+        """Make what clients of an encoding get, once for all of them."""
+        for scope in scopes:
+            component = published.components[scope]
+            if not component.is_ready(encoding):
+                await asyncio.to_thread(component.prepare, encoding, self._topk_density)
 
     def note_refusal(self, refusal: RefusedUpdate) -> None:
         """Note a refused update for the round's report."""
@@ -354,7 +454,8 @@ class Federation:
 
     def _open(self) -> None:
         cohort = self._engine.cohort
-        self._fold = self._aggregator.start_round(list(cohort), self._model.components)
+        self._fold = self._aggregator.start_round(self._model.components)
+        self._order = CohortOrder(list(cohort))
         self._facts.opened_at_unix_ms = time.time_ns() // 1_000_000
         self._log.info(
             "round.opened",
@@ -365,27 +466,37 @@ class Federation:
         self._publish(EventKind.OPENED)
 
     async def _fold_arrived(self) -> None:
-        assert self._fold is not None
         arrived, self._arrived = self._arrived, []
-        for update in arrived:
-            for folded in await asyncio.to_thread(self._fold.offer, update):
-                self._staged.pop(folded.client_id).release()
+        for client_id in arrived:
+            await self._fold_all(self._order.arrive(client_id))
+
+    async def _fold_all(self, client_ids: Sequence[str]) -> None:
+        assert self._fold is not None
+        for client_id in client_ids:
+            transfer = self._complete.pop(client_id)
+            claim, staged = transfer.claim, transfer.staged
+            components = await self._staging.load(staged)
+            update = ClientUpdate(claim.client_id, claim.task, claim.num_examples, components, claim.kind)
+            kept = await asyncio.to_thread(self._fold.fold, update, may_keep=True)
+            self._staging.release(staged, components, kept)
+
+    def _forget(self, transfer: Transfer) -> None:
+        """Drop what has arrived of an update that doesn't count."""
+        transfer.stream = None
+        if self._transfers.get(transfer.claim.client_id) is transfer:
+            del self._transfers[transfer.claim.client_id]
+        self._staging.release(transfer.staged)
 
     async def _close(self) -> None:
         self._publish(EventKind.CLOSING)
+        self._staging.refuse_waiting(StaleRoundError(f"round {self._engine.round} has closed"))
+        for transfer in list(self._transfers.values()):
+            self._forget(transfer)
+        began = self._clock()
         aggregate = await self._aggregate()
-        report = self._report(aggregate)
+        report = self._report(aggregate, aggregation_s=self._clock() - began)
         if self._engine.purpose == "train":
-            components = {**self._model.components, **aggregate.components}
-            await asyncio.to_thread(self._store.commit, components, report)
-            await asyncio.to_thread(self._model.install, aggregate.components)
-            self._published = await asyncio.to_thread(
-                PublishedModel.publish,
-                self._engine.round + 1,
-                self._model.components,
-                self._published,
-                aggregate.components,
-            )
+            await self._commit(aggregate.components, report)
         else:
             await asyncio.to_thread(self._store.record, report)
         self.reports.append(report)
@@ -394,16 +505,36 @@ class Federation:
         self._engine.committed(self._clock())
         self._waiting_announced = False
 
+    async def _commit(self, changed: Mapping[str, Component], report: RoundReport) -> None:
+        """Make the average the model, on disk first; what was the model goes when nobody downloads it any more."""
+        components = {**self._model.components, **changed}
+        publish = asyncio.to_thread(self._publish_model, self._engine.round + 1, components)
+        write = asyncio.to_thread(self._store.write_model, components, report.round)
+        published, _ = await asyncio.gather(publish, write)
+        facts = {scope: (one.layout.num_bytes, one.digest) for scope, one in published.components.items()}
+        await asyncio.to_thread(self._store.commit, facts, report)
+        self._model.install(changed)
+        before, self._published = self._published, published
+        before.let_go()
+
+    def _publish_model(self, round_: int, components: Mapping[str, Component] | None = None) -> PublishedModel:
+        before = self._published if components else None
+        published = PublishedModel.publish(
+            round_, components or self._model.components, before, on_free=self._staging.take_back
+        )
+        published.hold()
+        return published
+
     async def _aggregate(self) -> Aggregate:
         if self._engine.purpose == "evaluate":
             return Aggregate()
         assert self._fold is not None
         await self._fold_arrived()
-        aggregate = await asyncio.to_thread(self._fold.close)
-        for staged in self._staged.values():
-            staged.release()
-        self._staged.clear()
-        return await asyncio.to_thread(self._only_finite, aggregate)
+        await self._fold_all(self._order.close())
+        return await asyncio.to_thread(self._finished, self._fold)
+
+    def _finished(self, fold: RoundFold) -> Aggregate:
+        return self._only_finite(fold.close())
 
     def _only_finite(self, aggregate: Aggregate) -> Aggregate:
         """The average without components that left the range of their dtype; those stay as they were."""
@@ -416,7 +547,7 @@ class Federation:
                 self._log.error("component.discarded", **self._title(), reason=f"its average isn't finite: {error}")
         return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good})
 
-    def _report(self, aggregate: Aggregate) -> RoundReport:
+    def _report(self, aggregate: Aggregate, aggregation_s: float) -> RoundReport:
         engine, facts = self._engine, self._facts
         self._facts = _RoundFacts()  # what comes from now on belongs to the next report
         changed = aggregate.components.keys()
@@ -433,6 +564,7 @@ class Federation:
             bytes_received=facts.bytes_received,
             bytes_sent=facts.bytes_sent,
             unchanged_tasks=[task for task in self._model.tasks if self._model.scopes_for(task)[-1] not in changed],
+            aggregation_s=aggregation_s,
         )
 
     # Watchers.
@@ -530,3 +662,8 @@ class Federation:
             refused=report.num_refused,
             heads_unchanged=list(report.unchanged_tasks),
         )
+
+
+def _require_stream(transfer: Transfer, stream: object) -> None:
+    if transfer.stream is not stream:
+        raise UnavailableError("the client has opened another upload")

@@ -7,9 +7,16 @@ from collections.abc import Mapping, Sequence
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, LimitExceededError
+from fedmtl_core.formats import DELTA_ENCODINGS
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.layout import Layout, require_scopes
-from fedmtl_core.wire import PURPOSE_TO_PROTO, UPDATE_KIND_FROM_PROTO, layout_from_proto
+from fedmtl_core.wire import (
+    PURPOSE_TO_PROTO,
+    UPDATE_KIND_FROM_PROTO,
+    EncodedLayout,
+    component_from_proto,
+    compression_from_proto,
+)
 from fedmtl_server.events import EventKind, RoundEvent
 from fedmtl_server.federation import Status
 from fedmtl_server.report import RoundReport
@@ -68,26 +75,27 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
     )
 
 
-def require_layouts(expected: Sequence[Layout], components: Sequence[pb.Component]) -> None:
-    """Check that an update's table of contents is that of its client's slice.
+def require_components(expected: Sequence[Layout], header: pb.UpdateHeader) -> list[EncodedLayout]:
+    """Check that an update's table of contents is that of its client's slice, and how it travels.
 
     Raises:
-        LayoutMismatchError: it isn't.
-        InvalidRequestError: a digest isn't one, or a component doesn't start at its first byte.
+        LayoutMismatchError: it isn't, or its sizes don't add up.
+        InvalidRequestError: the encoding or the compression is unknown, or doesn't go with the update's kind.
     """
-    require_scopes([layout.scope for layout in expected], [component.scope for component in components])
-    for layout, component in zip(expected, components, strict=True):
+    compression_from_proto(header.compression)
+    require_scopes([layout.scope for layout in expected], [component.scope for component in header.components])
+    parts = []
+    for layout, component in zip(expected, header.components, strict=True):
         if len(component.tensors) > 2 * len(layout.tensors) + 10:  # don't look at a million of them
             raise LayoutMismatchError(
                 f"{layout.scope}: expected {len(layout.tensors)} tensors, got {len(component.tensors)}"
             )
-        layout.require_same(layout_from_proto(component))
-        if len(component.digest) not in (0, 32):
-            raise InvalidRequestError(
-                f"{layout.scope}: expected a SHA-256 digest of 32 bytes, got {len(component.digest)}"
-            )
-        if component.start_offset:
-            raise InvalidRequestError(f"{layout.scope}: start_offset: expected 0, got {component.start_offset}")
+        part = component_from_proto(component)
+        layout.require_same(part.layout)
+        if part.encoding in DELTA_ENCODINGS and header.kind != pb.UPDATE_KIND_DELTA:
+            raise InvalidRequestError(f"{layout.scope}: encoding: {part.encoding} is for deltas only")
+        parts.append(part)
+    return parts
 
 
 def event_to_proto(event: RoundEvent, run_id: str, num_rounds: int) -> pb.WatchRoundsResponse:
@@ -145,6 +153,7 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
         bytes_received=report.bytes_received,
         bytes_sent=report.bytes_sent,
         unchanged_tasks=report.unchanged_tasks,
+        aggregation_seconds=report.aggregation_s,
     )
 
 

@@ -32,7 +32,7 @@ class ModelSummary:
 class MTLServerModel:
     """One encoder and a head for every task (MT-DNN; Liu et al. 2019, arXiv:1901.11504).
 
-    The PyTorch parameters are views into `components`, so that a commit is one copy per component and
+    The PyTorch parameters are views into `components`, so that a commit replaces components without a copy and
     `module` can be run at any time.
 
     Args:
@@ -159,15 +159,20 @@ class MTLServerModel:
         self._components[self.scopes_for(task)[-1]].copy_from(parameters)
 
     def install(self, components: Mapping[str, Component]) -> None:
-        """Overwrite whole components; those not given stay bitwise as they are.
+        """Replace whole components, without a copy; those not given stay bitwise as they are.
+
+        Args:
+            components: by scope; they are the model's from now on.
 
         Raises:
             LayoutMismatchError: a layout differs; nothing has changed then.
         """
         for scope, component in components.items():
             self._components[scope].layout.require_same(component.layout)
+        parameters = self.module.parameters_by_scope()
         for scope, component in components.items():
-            self._components[scope].buffer.copy_(component.buffer)
+            component.lend_to(parameters[scope])
+            self._components[scope] = component
 
     def summary(self) -> ModelSummary:
         """How many parameters are shared, and how many each head has."""

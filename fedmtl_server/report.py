@@ -64,6 +64,8 @@ class RoundReport:
     bytes_sent: int
     unchanged_tasks: Sequence[str]
     """Tasks whose head nobody changed."""
+    aggregation_s: float = 0.0
+    """From the round's end to its average; part of `duration_s`."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,12 +16,13 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, FedMTLError
 from fedmtl_core.logs import get_logger
 from fedmtl_server.aggregator import MTLAggregator
+from fedmtl_server.buffers import BufferPool
 from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.results import TaskResult, plot, task_results
 from fedmtl_server.rounds import RoundRules
 from fedmtl_server.servicer import SERVICE_NAME, FederatedMtlServicer
-from fedmtl_server.staging import StagingPool
+from fedmtl_server.staging import MIN_UPDATES_IN_MEMORY, StagingArea
 from fedmtl_server.store import RunStore
 
 GRACE_S = 5.0
@@ -140,9 +141,19 @@ class Server:
             ),
             plans={task: config.plan(task) for task in config.tasks},
             store=self.store,
-            staging=StagingPool(config.server.staging_memory_mb * 2**20, self.store.run_dir / "staging"),
+            staging=self._make_staging(),
+            topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,
         )
+
+    def _make_staging(self) -> StagingArea:
+        """Room for updates; the pool keeps what a round uses at its height, the model before included."""
+        config, model = self._config.server, self._model
+        budget = config.staging_memory_mb * 2**20
+        largest = max(sum(layout.num_bytes for layout in model.layouts_for(task)) for task in model.tasks)
+        whole = sum(component.layout.num_bytes for component in model.components.values())
+        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + whole)
+        return StagingArea(budget, self.store.run_dir / "staging", pool, sync=config.sync_updates)
 
     def _log_model(self) -> None:
         summary = self._model.summary()

@@ -1,31 +1,42 @@
-"""The four RPCs. They translate: messages and status codes on one side, calls of the federation on the other."""
+"""The RPCs. They translate: messages and status codes on one side, calls of the federation on the other."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, NoReturn
 
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
+from fedmtl_core.chunks import ChunkedBytes
 from fedmtl_core.errors import InvalidRequestError, RequestError, UnavailableError
+from fedmtl_core.formats import Compression
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.logs import Logger, get_logger
 from fedmtl_core.status import status_of
-from fedmtl_core.wire import PURPOSE_TO_PROTO, component_to_proto, plan_to_proto
+from fedmtl_core.wire import (
+    PURPOSE_TO_PROTO,
+    component_to_proto,
+    compression_from_proto,
+    encoding_from_proto,
+    plan_to_proto,
+)
 from fedmtl_server.federation import Federation
 from fedmtl_server.messages import event_to_proto, status_to_proto
 from fedmtl_server.report import RefusedUpdate
-from fedmtl_server.slices import EncodedComponent
+from fedmtl_server.slices import Held, MessageCache, PublishedModel, SlicePart
 from fedmtl_server.uploads import Upload
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
 MAX_ERROR_TEXT = 2000
 """Longer messages are cut: a status travels in a header, and headers are limited."""
+
+MESSAGE_CACHE_BYTES = 64 * 2**20
+"""Chunk messages kept for clients that download the same a little later: a small model's all, a large one's newest."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,13 +46,15 @@ class FederatedMtlServicer:
 
     def __init__(self, federation: Federation):
         self._federation = federation
+        self._messages = MessageCache(MESSAGE_CACHE_BYTES)
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Register the RPCs. A response may be given as bytes, serialised already."""
+        """Register the RPCs. A response may be given as bytes, serialised already; an upload comes as bytes."""
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "GetSlice": grpc.unary_stream_rpc_method_handler(self.GetSlice, pb.GetSliceRequest.FromString, _serialised),
-            "PushUpdate": grpc.stream_unary_rpc_method_handler(
-                self.PushUpdate, pb.PushUpdateRequest.FromString, _serialised
+            "PushUpdate": grpc.stream_unary_rpc_method_handler(self.PushUpdate, None, _serialised),
+            "QueryUpload": grpc.unary_unary_rpc_method_handler(
+                self.QueryUpload, pb.QueryUploadRequest.FromString, _serialised
             ),
             "WatchRounds": grpc.unary_stream_rpc_method_handler(
                 self.WatchRounds, pb.WatchRoundsRequest.FromString, _serialised
@@ -56,24 +69,34 @@ class FederatedMtlServicer:
         log = get_logger(rpc="GetSlice", client_id=request.client_id, task=request.task)
         began = time.monotonic()
         try:
-            header, parts = self._slice(request)
+            self._require_slice(request)
+            encoding = encoding_from_proto(request.encoding)
+            compression = compression_from_proto(request.compression)
         except RequestError as error:
             await _abort(context, error, log, "slice.refused")
-        num_bytes = sum(encoded.layout.num_bytes - start for encoded, start in parts)
+        published = self._federation.published
+        published.hold()
         try:
-            await self._write(context, pb.GetSliceResponse(header=header))
-            for encoded, start in parts:
-                for message in encoded.messages_from(start):
+            scopes = self._federation.model.scopes_for(request.task or None)
+            await self._federation.prepare(published, scopes, encoding)
+            held = _held(request)
+            parts = [published.components[scope].part(encoding, held.get(scope, ())) for scope in scopes]
+            await self._write(context, pb.GetSliceResponse(header=self._header(request, published, parts)))
+            num_bytes = 0
+            for part in parts:
+                for offset in part.offsets:
+                    message = await self._message(part.chunks, offset, compression)
                     await self._write(context, message)
+                    num_bytes += len(message)
         except RequestError as error:
             await _abort(context, error, log, "slice.abandoned")
+        finally:
+            published.let_go()
         self._federation.note_sent(num_bytes)
-        log.info("slice.sent", round=header.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
+        log.info("slice.sent", round=published.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
 
-    async def PushUpdate(
-        self, requests: AsyncIterator[pb.PushUpdateRequest], context: Context
-    ) -> pb.PushUpdateResponse:
-        upload = Upload(_unless_cancelled(requests, context), self._federation)
+    async def PushUpdate(self, requests: AsyncIterator[bytes], context: Context) -> pb.PushUpdateResponse:
+        upload = Upload(requests, self._federation)
         began = time.monotonic()
         log = get_logger(rpc="PushUpdate")
         with _noting_departure(upload, log):
@@ -102,6 +125,18 @@ class FederatedMtlServicer:
             num_bytes=receipt.num_bytes,
         )
 
+    async def QueryUpload(self, request: pb.QueryUploadRequest, context: Context) -> pb.QueryUploadResponse:
+        try:
+            self._federation.require_run(request.run_id)
+            require_identifier("client_id", request.client_id)
+            require_identifier("update_id", request.update_id)
+        except RequestError as error:
+            await _abort(context, error, get_logger(rpc="QueryUpload"), "query.refused")
+        offsets = self._federation.upload_offsets(request.client_id, request.update_id)
+        return pb.QueryUploadResponse(
+            components=[pb.StagedComponent(scope=scope, num_bytes=size) for scope, size in offsets.items()]
+        )
+
     async def WatchRounds(
         self, request: pb.WatchRoundsRequest, context: Context
     ) -> AsyncIterator[pb.WatchRoundsResponse]:
@@ -126,35 +161,41 @@ class FederatedMtlServicer:
         except TimeoutError:
             raise UnavailableError(f"no message was taken for {timeout_s:g} s; get the slice again") from None
 
-    def _slice(self, request: pb.GetSliceRequest) -> tuple[pb.SliceHeader, list[tuple[EncodedComponent, int]]]:
-        """A slice's header, and its components with the offset to send each from."""
-        federation = self._federation
-        federation.require_run(request.run_id)
+    async def _message(self, chunks: ChunkedBytes, offset: int, compression: Compression) -> bytes:
+        """A chunk's message, made for the first client that needs it."""
+        message = self._messages.find(chunks, offset, compression)
+        if message is None:
+            if compression == "none":
+                message = chunks.message(offset)
+            else:
+                message = await asyncio.to_thread(chunks.message, offset, compression)
+            self._messages.keep(chunks, offset, compression, message)
+        return message
+
+    def _require_slice(self, request: pb.GetSliceRequest) -> None:
+        self._federation.require_run(request.run_id)
         if bool(request.task) == request.all_tasks:
             raise InvalidRequestError(
                 "expected either a task or all_tasks, got " + ("both" if request.task else "neither")
             )
         if request.task:
-            federation.require_task(request.task)
-        federation.require_round(request.round)
-        published = federation.published
-        held = {one.scope: one for one in request.held}
-        parts = []
-        for scope in federation.model.scopes_for(request.task or None):
-            encoded = published.components[scope]
-            known = scope in held and held[scope].digest == encoded.digest
-            parts.append((encoded, encoded.start_after(held[scope].num_bytes if known else 0)))
-        plan = federation.plans[request.task or next(iter(federation.plans))]
-        header = pb.SliceHeader(
-            run_id=federation.run_id,
+            self._federation.require_task(request.task)
+        self._federation.require_round(request.round)
+
+    def _header(
+        self, request: pb.GetSliceRequest, published: PublishedModel, parts: Sequence[SlicePart]
+    ) -> pb.SliceHeader:
+        plans = self._federation.plans
+        return pb.SliceHeader(
+            run_id=self._federation.run_id,
             round=published.round,
             task=request.task,
-            components=[component_to_proto(encoded.layout, encoded.digest, start) for encoded, start in parts],
-            total_bytes=sum(encoded.layout.num_bytes for encoded, _ in parts),
-            plan=plan_to_proto(plan),
-            purpose=PURPOSE_TO_PROTO[federation.purpose],
+            components=[component_to_proto(part.layout, part.digest, part.base_digest) for part in parts],
+            total_bytes=sum(part.layout.layout.num_bytes for part in parts),
+            plan=plan_to_proto(plans[request.task or next(iter(plans))]),
+            purpose=PURPOSE_TO_PROTO[self._federation.purpose],
+            compression=request.compression,
         )
-        return header, parts
 
     def _require_watcher(self, request: pb.WatchRoundsRequest) -> None:
         if bool(request.client_id) != bool(request.task):
@@ -167,15 +208,13 @@ class FederatedMtlServicer:
             self._federation.require_task(request.task)
 
 
-async def _unless_cancelled(
-    requests: AsyncIterator[pb.PushUpdateRequest], context: Context
-) -> AsyncIterator[pb.PushUpdateRequest]:
-    """A stream's messages; a client that went away is not a client that has sent everything."""
-    async for request in requests:
-        yield request
-    await asyncio.sleep(0)  # gRPC ends the stream a moment before it cancels the handler
-    if context.cancelled():
-        raise asyncio.CancelledError
+def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:
+    """What a client says it has, by scope."""
+    held: dict[str, list[Held]] = {}
+    for one in request.held:
+        encoding = encoding_from_proto(one.encoding, f"held: {one.scope}: encoding")
+        held.setdefault(one.scope, []).append(Held(one.digest, encoding, one.num_bytes))
+    return held
 
 
 def _serialised(message: Any) -> bytes:

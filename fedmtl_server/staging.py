@@ -1,86 +1,279 @@
-"""Where updates lie between their first byte and the average: pooled memory, and files beyond a budget."""
+"""Where updates lie between their first byte and the average: in memory up to a budget, and in files beyond it."""
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import os
-import tempfile
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from fedmtl_core.errors import UnavailableError
-from fedmtl_core.layout import Component, Layout
+from fedmtl_core.encodings import decode, require_valid
+from fedmtl_core.errors import RequestError, StoreError, UnavailableError
+from fedmtl_core.layout import Component
+from fedmtl_core.logs import get_logger
+from fedmtl_core.wire import EncodedLayout
+from fedmtl_server.buffers import BufferPool
+from fedmtl_server.store import sync_folder
+
+MIN_UPDATES_IN_MEMORY = 2
+"""So many updates have room whatever the budget: one that comes in while another is averaged."""
 
 
+@dataclass(eq=False)
 class StagedUpdate:
-    """Components for one update, to be given back with `release`."""
+    """The encoded bytes of one update."""
 
-    def __init__(self, pool: StagingPool, components: dict[str, Component]):
-        self.components = components
-        self._pool = pool
+    name: str
+    """Names its file."""
+    header: bytes
+    """Precedes the bytes in its file, so that the file says what it holds."""
+    place: int
+    """How many are folded before it."""
+    parts: Sequence[EncodedLayout]
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    """By scope; empty while the bytes are in the file alone."""
+    offsets: dict[str, int] = field(default_factory=dict)
+    """By scope, how many leading bytes have arrived."""
+    path: Path | None = None
+    """The file that holds all its bytes, if one does."""
+    complete: bool = False
+    """Whether it counts in its round."""
+    in_use: bool = False
+    """Whether a stream writes to it or the average reads it."""
 
-    def release(self) -> None:
-        """Give the bytes back; `components` must not be used any more. More than once does no harm."""
-        components, self.components = self.components, {}
-        for component in components.values():
-            self._pool.take_back(component.buffer)
+    @property
+    def num_bytes(self) -> int:
+        return sum(part.num_bytes for part in self.parts)
+
+    def require_valid(self) -> None:
+        """Check that every number is one.
+
+        Raises:
+            NonFiniteError, MalformedStreamError: see `fedmtl_core.encodings.require_valid`.
+        """
+        for part in self.parts:
+            require_valid(part.layout, part.encoding, self.buffers[part.scope])
 
 
-class StagingPool:
-    """Hands out buffers: fresh large ones cost more than copying into them, so they are used again.
+class StagingArea:
+    """Gives updates room, and takes it back.
 
-    Not thread-safe: one event loop's.
+    Memory for an update is waited for: first come those that are folded first, so that little has to wait for its
+    turn. When it is needed, updates that broke off are forgotten, and complete ones are moved to files, those that are
+    folded last first.
+
+    One event loop's; arithmetic and file I/O run in threads.
 
     Args:
-        memory_bytes: how much may be in memory at once; what doesn't fit is staged in unlinked files.
-        spool_dir: where those files are. It is made when first needed.
+        memory_bytes: the budget.
+        spool_dir: where the files are. It is made when first needed.
+        pool: where buffers come from and go back to.
+        sync: whether every update is on disk before `secure` returns.
     """
 
-    def __init__(self, memory_bytes: int, spool_dir: Path):
+    def __init__(self, memory_bytes: int, spool_dir: Path, pool: BufferPool, *, sync: bool = False):
         self._memory_bytes = memory_bytes
         self._spool_dir = spool_dir
-        self._in_memory: set[int] = set()
-        self._free: dict[int, list[Tensor]] = defaultdict(list)
-        self._used_bytes = 0
+        self._pool = pool
+        self._sync = sync
+        self._in_memory: list[StagedUpdate] = []
+        self._waiting: list[tuple[int, int, StagedUpdate, asyncio.Future[None]]] = []
+        self._arrivals = count()
+        self._moving: asyncio.Task[None] | None = None
+        self._log = get_logger()
 
     @property
     def used_bytes(self) -> int:
-        """Bytes handed out in memory."""
-        return self._used_bytes
+        """Bytes of updates in memory."""
+        return sum(staged.num_bytes for staged in self._in_memory)
 
-    def stage(self, layouts: Sequence[Layout]) -> StagedUpdate:
-        """Components of the given layouts; their bytes hold anything.
+    @property
+    def num_waiting(self) -> int:
+        """Updates that wait for room."""
+        return sum(not future.done() for _, _, _, future in self._waiting)
+
+    async def make_room(self, staged: StagedUpdate) -> None:
+        """Get an update its buffers, when its turn for memory has come.
 
         Raises:
-            UnavailableError: there is no room for them.
+            RequestError: as given to `refuse_waiting`, meanwhile.
+            UnavailableError: there is no room, and none can be made.
         """
-        return StagedUpdate(
-            self, {layout.scope: Component(layout, self._acquire(layout.num_bytes)) for layout in layouts}
-        )
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (staged.place, next(self._arrivals), staged, future))
+        self._serve_waiting()
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.release(staged)  # it got its room in the very moment
+            raise
 
-    def _acquire(self, num_bytes: int) -> Tensor:
-        if self._used_bytes + num_bytes > self._memory_bytes and num_bytes:
-            return self._spool(num_bytes)
-        self._used_bytes += num_bytes
-        buffer = self._free[num_bytes].pop() if self._free[num_bytes] else torch.empty(num_bytes, dtype=torch.uint8)
-        self._in_memory.add(id(buffer))
-        return buffer
+    def refuse_waiting(self, error: RequestError) -> None:
+        """Send away those that wait for room."""
+        for _, _, _, future in self._waiting:
+            if not future.done():
+                future.set_exception(error)
+        self._waiting.clear()
+
+    async def secure(self, staged: StagedUpdate) -> None:
+        """Put an update whose bytes are all there on disk, if every update has to be.
+
+        Raises:
+            UnavailableError: it can't be written.
+        """
+        if self._sync:
+            try:
+                await asyncio.to_thread(self._write, staged)
+            except OSError as error:
+                raise UnavailableError(f"the update can't be written: {error.strerror or error}") from None
+            if not staged.buffers:  # it was released meanwhile
+                self.release(staged)
+
+    async def load(self, staged: StagedUpdate) -> dict[str, Component]:
+        """A complete update's components, decoded. `release` takes back what is in use for them.
+
+        Raises:
+            StoreError: its file can't be read.
+        """
+        if self._moving:
+            await asyncio.wait([self._moving])
+        staged.in_use = True
+        return await asyncio.to_thread(self._load, staged)
+
+    def _load(self, staged: StagedUpdate) -> dict[str, Component]:
+        if not staged.buffers:
+            self._read(staged)
+        return {
+            part.scope: decode(part.layout, part.encoding, staged.buffers[part.scope], self._scratch(part))
+            for part in staged.parts
+        }
+
+    def release(
+        self, staged: StagedUpdate, components: Mapping[str, Component] | None = None, kept: Collection[str] = ()
+    ) -> None:
+        """Take an update's room back. More than once does no harm.
+
+        Args:
+            staged: what it was made for.
+            components: what `load` made of it.
+            kept: scopes of components whose bytes go on being used; `take_back` is for those, later.
+        """
+        buffers, staged.buffers = staged.buffers, {}
+        keep = {id(component.buffer) for scope, component in (components or {}).items() if scope in kept}
+        mine = {id(buffer): buffer for buffer in buffers.values()}
+        mine |= {id(component.buffer): component.buffer for component in (components or {}).values()}
+        for key, buffer in mine.items():
+            if key not in keep:
+                self._pool.release(buffer)
+        if staged in self._in_memory:
+            self._in_memory.remove(staged)
+        if staged.path is not None:
+            staged.path.unlink(missing_ok=True)
+            staged.path = None
+        self._serve_waiting()
 
     def take_back(self, buffer: Tensor) -> None:
-        """Use a buffer that `stage` handed out again."""
-        if id(buffer) in self._in_memory:
-            self._in_memory.remove(id(buffer))
-            self._used_bytes -= len(buffer)
-            self._free[len(buffer)].append(buffer)
+        """Use a buffer again that `release` left to its user."""
+        self._pool.release(buffer)
 
-    def _spool(self, num_bytes: int) -> Tensor:
+    def _serve_waiting(self) -> None:
+        while self._waiting:
+            _, _, staged, future = self._waiting[0]
+            if future.done():
+                heapq.heappop(self._waiting)
+                continue
+            if not self._has_room(staged.num_bytes):
+                self._clear()
+                return
+            heapq.heappop(self._waiting)
+            staged.buffers = {part.scope: self._pool.acquire(part.num_bytes) for part in staged.parts}
+            staged.in_use = True
+            self._in_memory.append(staged)
+            future.set_result(None)
+
+    def _has_room(self, num_bytes: int) -> bool:
+        return len(self._in_memory) < MIN_UPDATES_IN_MEMORY or self.used_bytes + num_bytes <= self._memory_bytes
+
+    def _clear(self) -> None:
+        """Begin to free memory for the first that waits, if any of what is there can go elsewhere."""
+        if self._moving and not self._moving.done():
+            return
+        idle = [staged for staged in self._in_memory if not staged.in_use]
+        broken = [staged for staged in idle if not staged.complete]
+        if broken:
+            self.release(broken[0])  # and so on, from there
+        elif idle:
+            self._moving = asyncio.create_task(self._move(max(idle, key=lambda staged: staged.place)))
+
+    async def _move(self, staged: StagedUpdate) -> None:
+        """Move a complete update from memory to its file."""
+        staged.in_use = True
         try:
-            self._spool_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self._spool_dir, prefix="update-") as file:
-                os.posix_fallocate(file.fileno(), 0, num_bytes)  # now: a page that finds no room kills the process
-                return torch.from_file(file.name, shared=True, size=num_bytes, dtype=torch.uint8)
-        except (OSError, RuntimeError) as error:
-            raise UnavailableError(f"there is no room to stage an update of {num_bytes} bytes: {error}") from None
+            if staged.path is None:
+                await asyncio.to_thread(self._write, staged)
+        except OSError as error:
+            self._log.error("staging.full", reason=error.strerror or str(error), spool_dir=str(self._spool_dir))
+            self.refuse_waiting(UnavailableError(f"there is no room to stage an update: {error.strerror or error}"))
+            return
+        finally:
+            staged.in_use = False
+            self._moving = None
+        if staged not in self._in_memory:  # it was released meanwhile
+            self.release(staged)
+            return
+        for buffer in staged.buffers.values():
+            self._pool.release(buffer)
+        staged.buffers = {}
+        self._in_memory.remove(staged)
+        self._serve_waiting()
+
+    def _write(self, staged: StagedUpdate) -> None:
+        self._spool_dir.mkdir(parents=True, exist_ok=True)
+        path = self._spool_dir / f"{staged.name}.update"
+        try:
+            with path.open("wb", buffering=0) as file:
+                file.write(len(staged.header).to_bytes(8, "little") + staged.header)
+                for part in staged.parts:
+                    data = _memory(staged.buffers[part.scope])
+                    while data:
+                        data = data[file.write(data) :]
+                if self._sync:
+                    os.fsync(file.fileno())
+            if self._sync:
+                sync_folder(self._spool_dir)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        staged.path = path
+
+    def _read(self, staged: StagedUpdate) -> None:
+        assert staged.path is not None
+        try:
+            with staged.path.open("rb", buffering=0) as file:
+                file.seek(8 + len(staged.header))
+                for part in staged.parts:
+                    buffer = staged.buffers[part.scope] = self._pool.acquire(part.num_bytes)
+                    data = _memory(buffer)
+                    while data:
+                        num_bytes = file.readinto(data)
+                        if not num_bytes:
+                            raise StoreError(f"{staged.path} is shorter than what was written to it")
+                        data = data[num_bytes:]
+        except OSError as error:
+            raise StoreError(f"can't read {staged.path}: {error.strerror or error}") from error
+
+    def _scratch(self, part: EncodedLayout) -> Component | None:
+        """Where to decode to; nowhere if the bytes are the component's own."""
+        if part.encoding == "float32":
+            return None
+        return Component(part.layout, self._pool.acquire(part.layout.num_bytes))
+
+
+def _memory(buffer: Tensor) -> memoryview:
+    return memoryview(buffer.numpy())  # type: ignore[arg-type]  # a ndarray is a Buffer

@@ -19,13 +19,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import StoreError
 from fedmtl_core.layout import Component
+from fedmtl_server.checkpoints import write_safetensors
 from fedmtl_server.report import RoundReport
 
 
@@ -63,34 +61,38 @@ class RunStore:
         """Write down where the server listens, for those who look for it."""
         self._write_json("server.json", {"run_id": self.run_id, "address": address, "pid": os.getpid()})
 
-    def commit(self, components: Mapping[str, Component], report: RoundReport) -> Path:
-        """Put a round's model and report on disk, durably, before anyone is told of it.
+    def write_model(self, components: Mapping[str, Component], round_: int) -> None:
+        """Put a model on disk, durably; it is of no account until `commit` says so.
 
         Args:
             components: the whole model by scope.
-            report: of the round that made it.
-
-        Returns:
-            The checkpoint's path.
+            round_: the round that made it.
         """
-        path = self._checkpoints / f"round-{report.round:04}.safetensors"
-        tensors = {name: view for component in components.values() for name, view in component.views().items()}
+        path = self._checkpoint(round_)
         with _writing(path):
             scratch = path.with_suffix(".tmp")
-            save_file(tensors, scratch, metadata={"format": "pt", "run_id": self.run_id, "round": str(report.round)})
+            with scratch.open("wb", buffering=0) as file:
+                write_safetensors(file, components.values(), {"run_id": self.run_id, "round": str(round_)})
             _replace(scratch, path)
+
+    def commit(self, components: Mapping[str, tuple[int, bytes]], report: RoundReport) -> None:
+        """Make the model that was written last the round's, before anyone is told of it.
+
+        Args:
+            components: bytes and digest by scope.
+            report: of the round that made it.
+        """
         facts = {
             "run_id": self.run_id,
             "round": report.round,
             "components": {
-                scope: {"digest": component.digest().hex(), "num_bytes": component.layout.num_bytes}
-                for scope, component in components.items()
+                scope: {"digest": digest.hex(), "num_bytes": num_bytes}
+                for scope, (num_bytes, digest) in components.items()
             },
         }
-        self._write_json(f"checkpoints/{path.stem}.json", facts)
+        self._write_json(f"checkpoints/{self._checkpoint(report.round).stem}.json", facts)
         self.record(report)
         self._prune()
-        return path
 
     def record(self, report: RoundReport) -> None:
         """Append a round's report, and the metrics of the model it began with."""
@@ -112,6 +114,9 @@ class RunStore:
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write what the run came to."""
         self._write_json("results.json", results)
+
+    def _checkpoint(self, round_: int) -> Path:
+        return self._checkpoints / f"round-{round_:04}.safetensors"
 
     def _prune(self) -> None:
         with _writing(self._checkpoints):
@@ -143,11 +148,16 @@ def _replace(scratch: Path, path: Path) -> None:
     with scratch.open("rb") as file:
         os.fsync(file.fileno())
     scratch.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk, as `fsync` has a file's bytes."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 @contextmanager
@@ -156,5 +166,3 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"can't write {path}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise StoreError(f"can't write {path}: {error}") from error

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_core.chunks import Assembler, verify_digests
-from fedmtl_core.errors import MalformedStreamError, UnavailableError
-from fedmtl_core.layout import Component
-from fedmtl_server.federation import Federation
-from fedmtl_server.messages import claim_from_header, require_layouts
+from fedmtl_core.chunks import Assembler, Chunk, read_message
+from fedmtl_core.errors import ChecksumError, MalformedStreamError, RequestError, UnavailableError
+from fedmtl_core.wire import EncodedLayout, compression_from_proto
+from fedmtl_server.federation import Federation, Transfer
+from fedmtl_server.messages import claim_from_header, require_components
 from fedmtl_server.rounds import UpdateClaim
+
+HANG_UP_S = 0.1
+"""gRPC ends the stream of a client that has gone a moment before it cancels the handler: the time to tell it from one
+that ended its stream early."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,11 @@ class Upload:
     """One `PushUpdate` stream.
 
     Args:
-        messages: the stream.
+        messages: the stream, serialised.
         federation: the run it is for.
     """
 
-    def __init__(self, messages: AsyncIterator[pb.PushUpdateRequest], federation: Federation):
+    def __init__(self, messages: AsyncIterator[bytes], federation: Federation):
         self._messages = messages
         self._federation = federation
         self._timeout_s = federation.rules.transfer_timeout_s
@@ -44,70 +48,72 @@ class Upload:
         """Take the stream in and count its update.
 
         Raises:
-            RequestError: the update is refused, and nothing of it is kept.
+            RequestError: the update is refused. Nothing of it is kept, unless the stream broke and a retry can go on.
         """
-        claim = await self._receive_header()
+        claim, parts = await self._receive_header()
         counted_in = self._federation.admit(claim)
         if counted_in is not None:
             return Receipt(counted_in, duplicate=True, num_bytes=0)
         if claim.kind == "metrics":
             return await self._receive_metrics(claim)
-        staged = self._federation.stage(claim.task)
-        counts = False
+        transfer = await self._federation.stage(claim, parts, self.header.SerializeToString(), self)
+        keep = True
         try:
-            num_bytes = await self._receive_components(claim, list(staged.components.values()))
-            counted_in = self._federation.count(claim, staged)
-            counts = counted_in is None
+            num_bytes = await self._receive_chunks(transfer)
+            await asyncio.to_thread(transfer.staged.require_valid)
+            await self._federation.staging.secure(transfer.staged)
+            counted_in = self._federation.count(claim, transfer, self)
+        except RequestError as error:
+            keep = isinstance(error, (UnavailableError, ChecksumError))  # what came before is good
+            raise
         finally:
-            if not counts:
-                staged.release()
-        return Receipt(counted_in or claim.base_round, duplicate=not counts, num_bytes=num_bytes)
+            if not transfer.staged.complete:
+                self._federation.abandon(transfer, self, keep=keep and counted_in is None)
+        return Receipt(counted_in or claim.base_round, duplicate=counted_in is not None, num_bytes=num_bytes)
 
-    async def _receive_header(self) -> UpdateClaim:
+    async def _receive_header(self) -> tuple[UpdateClaim, Sequence[EncodedLayout]]:
         message = await self._next()
         if message is None:
+            await asyncio.sleep(HANG_UP_S)
             raise MalformedStreamError("the stream is empty, expected a header")
-        if message.WhichOneof("part") != "header":
-            raise MalformedStreamError(
-                f"expected a header first, got {message.WhichOneof('part') or 'an empty message'}"
-            )
+        if isinstance(message, Chunk) or message.WhichOneof("part") != "header":
+            raise MalformedStreamError(f"expected a header first, got {_name(message)}")
         self.header = message.header
         self._federation.require_run(self.header.run_id)
         self._federation.require_task(self.header.task)
         claim = claim_from_header(self.header)
         expected = () if claim.kind == "metrics" else self._federation.model.layouts_for(claim.task)
-        require_layouts(expected, self.header.components)
-        return claim
+        return claim, require_components(expected, self.header)
 
     async def _receive_metrics(self, claim: UpdateClaim) -> Receipt:
         if await self._next() is not None:
             raise MalformedStreamError("metrics come in the header alone, but another message followed")
-        counted_in = self._federation.count(claim, None)
+        await asyncio.sleep(HANG_UP_S)
+        counted_in = self._federation.count(claim)
         return Receipt(counted_in or claim.base_round, duplicate=counted_in is not None, num_bytes=0)
 
-    async def _receive_components(self, claim: UpdateClaim, components: Sequence[Component]) -> int:
-        assembler = Assembler(components)
+    async def _receive_chunks(self, transfer: Transfer) -> int:
+        staged = transfer.staged
+        assembler = Assembler(staged.buffers, staged.offsets, compression_from_proto(self.header.compression))
+        staged.offsets = assembler.offsets
         while (message := await self._next()) is not None:
-            if message.WhichOneof("part") != "chunk":
-                raise MalformedStreamError(
-                    f"expected a chunk after the header, got {message.WhichOneof('part') or 'an empty message'}"
-                )
-            assembler.add(message.chunk)
-            self._federation.received(claim, len(message.chunk.data))
+            if not isinstance(message, Chunk):
+                raise MalformedStreamError(f"expected a chunk after the header, got {_name(message)}")
+            self._federation.received(transfer, self, message.num_bytes)
+            assembler.add(message)
+        if not assembler.is_complete:
+            await asyncio.sleep(HANG_UP_S)
         assembler.finish()
-        digests = [component.digest for component in self.header.components]
-        await asyncio.to_thread(_verify, components, digests)
         return assembler.bytes_received
 
-    async def _next(self) -> pb.PushUpdateRequest | None:
+    async def _next(self) -> pb.PushUpdateRequest | Chunk | None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await anext(self._messages, None)
+                message = await anext(self._messages, None)
         except TimeoutError:
             raise UnavailableError(f"no message arrived for {self._timeout_s:g} s; send the update again") from None
+        return None if message is None else read_message(message, pb.PushUpdateRequest)
 
 
-def _verify(components: Sequence[Component], digests: Sequence[bytes]) -> None:
-    verify_digests(components, digests)
-    for component in components:
-        component.require_finite()
+def _name(message: pb.PushUpdateRequest | Chunk) -> str:
+    return "chunk" if isinstance(message, Chunk) else message.WhichOneof("part") or "an empty message"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,6 +43,15 @@ class OddEncoder(nn.Module):
         self.large = parameter(1_150_001)  # 4.6 MB: more than gRPC's 4 MiB per message
         self.register_buffer("running", torch.ones(4))
         self.register_buffer("steps", torch.tensor(3))  # an integer buffer stays where it is
+
+
+class WideEncoder(nn.Module):
+    """So many float32 numbers, in rows of 1000."""
+
+    def __init__(self, num_elements: int, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(num_elements // 1000, 1000, generator=generator))
 
 
 class TinyEncoder(nn.Module):
@@ -178,6 +188,61 @@ class WireClient:
             ],
         }
         return [pb.PushUpdateRequest(header=pb.UpdateHeader(**(fields | header))), *chunk_messages(data)]
+
+
+class CuttingProxy:
+    """Passes bytes on to a server, and cuts connections after so many bytes that come from one side.
+
+    Args:
+        address: the server's.
+        cuts: for one connection after the other, the bytes after which it ends; those after the last stay.
+        upwards: whether bytes from the client are counted, or bytes from the server.
+    """
+
+    def __init__(self, address: str, cuts: Sequence[int], *, upwards: bool = False):
+        self._host, _, port = address.partition(":")
+        self._port = int(port)
+        self._cuts = list(cuts)
+        self._upwards = upwards
+        self.num_cut = 0
+        self.bytes_passed = 0
+        """From the side that counts."""
+
+    async def __aenter__(self) -> CuttingProxy:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        budget = self._cuts.pop(0) if self._cuts else None
+        server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
+        up = asyncio.create_task(self._pipe(reader, server_writer, budget, counts=self._upwards))
+        down = asyncio.create_task(self._pipe(server_reader, writer, budget, counts=not self._upwards))
+        try:
+            await asyncio.wait([up, down], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in (writer, server_writer):
+                one.transport.abort()
+
+    async def _pipe(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, budget: int | None, *, counts: bool
+    ) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if counts and budget is not None:
+                    data, rest = data[:budget], data[budget:]
+                    budget -= len(data)
+                    if rest:
+                        writer.write(data)
+                        await writer.drain()
+                        self.num_cut += 1
+                        return
+                self.bytes_passed += len(data) if counts else 0
+                writer.write(data)
+                await writer.drain()
 
 
 def chunk_messages(data: Mapping[str, bytes], size: int = 1_000_000) -> list[pb.PushUpdateRequest]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import threading
 import time
 
@@ -12,13 +13,15 @@ from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
 from fedmtl_core.chunks import MAX_CHUNK_BYTES
+from fedmtl_core.encodings import decode, encode
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError, UnavailableError, UnknownTaskError
-from tests.support import OddEncoder, eventually, model_bytes, serving, tiny_model
+from fedmtl_core.wire import EncodedComponent, EncodedLayout
+from tests.support import CuttingProxy, OddEncoder, WideEncoder, eventually, model_bytes, serving, tiny_model
 
 
 @contextlib.contextmanager
-def api_of(address, task="sst2", reconnect_s=10.0):
-    api = FederationApi(address, client_id="a", task=task, reconnect_s=reconnect_s)
+def api_of(address, task="sst2", reconnect_s=10.0, **options):
+    api = FederationApi(address, client_id="a", task=task, reconnect_s=reconnect_s, **options)
     try:
         yield api
     finally:
@@ -78,106 +81,71 @@ def test_a_call_after_closing_is_an_error_in_words():
         assert list(api.watch()) == []
 
 
-class CuttingProxy:
-    """Passes bytes on to a server, and cuts the first connections after so many bytes towards the client."""
-
-    def __init__(self, address: str, cuts: list[int]):
-        self._host, _, port = address.partition(":")
-        self._port = int(port)
-        self._cuts = cuts
-        self.connections = 0
-
-    async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_):
-        self._server.close()
-
-    async def _serve(self, reader, writer):
-        self.connections += 1
-        budget = self._cuts.pop(0) if self._cuts else None
-        upstream_reader, upstream_writer = await asyncio.open_connection(self._host, self._port)
-        try:
-            await asyncio.wait(
-                [
-                    asyncio.create_task(self._pipe(reader, upstream_writer, None)),
-                    asyncio.create_task(self._pipe(upstream_reader, writer, budget)),
-                ],
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-        finally:
-            writer.transport.abort()
-            upstream_writer.transport.abort()
-
-    async def _pipe(self, reader, writer, budget):
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65536):
-                if budget is not None:
-                    budget -= len(data)
-                    if budget < 0:
-                        return
-                writer.write(data)
-                await writer.drain()
+def cuts_at_20_points(num_bytes):
+    """For a transfer that goes on at the chunk in which it was cut: how much each connection carries up to its cut."""
+    budgets, start = [], 0
+    for point in sorted(random.Random(num_bytes).sample(range(num_bytes), 20)):
+        budgets.append(point - start)
+        start = point // MAX_CHUNK_BYTES * MAX_CHUNK_BYTES
+    return budgets
 
 
-async def test_a_download_that_breaks_goes_on_where_it_stopped(tmp_path):
-    model = tiny_model("sst2", encoder=OddEncoder())
-    total = sum(map(len, model_bytes(model).values()))
-    async with serving(tmp_path, model) as server, CuttingProxy(server.address, [3_000_000, 2_500_000]) as proxy:
-        with api_of(proxy.address) as api:
-            slice_ = await asyncio.to_thread(api.get_slice, 0)
-    assert {s: c.buffer.numpy().tobytes() for s, c in slice_.components.items()} == model_bytes(model)
-    assert proxy.connections == 3
-    assert slice_.bytes_received <= total + 2 * MAX_CHUNK_BYTES  # not three times the whole
-
-
-async def test_an_upload_that_breaks_is_sent_again_and_counts_once(tmp_path):
-    model = tiny_model("sst2", encoder=OddEncoder())
-    async with serving(tmp_path, model, num_rounds=2) as server:
-        async with UploadCut(server.address) as proxy:
+@pytest.mark.parametrize("encoding", ["float32", "float16"])
+async def test_a_download_cut_20_times_goes_on_where_it_stopped(encoding, tmp_path):
+    """A chunk that has come has come for good: a cut costs the rest of the chunk it hits."""
+    model = tiny_model("sst2", encoder=WideEncoder(6_000_000))
+    async with serving(tmp_path, model) as server:
+        with api_of(server.address) as direct:
+            whole = await asyncio.to_thread(direct.get_slice, 0, encoding=encoding)
+        cuts = cuts_at_20_points(whole.bytes_received)
+        async with CuttingProxy(server.address, cuts) as proxy:
             with api_of(proxy.address) as api:
-                watch = threading.Thread(target=lambda: list(_ignoring_errors(api.watch())), daemon=True)
+                slice_ = await asyncio.to_thread(api.get_slice, 0, encoding=encoding)
+    assert proxy.num_cut == 20
+    assert _bytes(slice_) == _bytes(whole)
+    if encoding == "float32":
+        assert _bytes(slice_) == model_bytes(model)
+    assert slice_.bytes_received == whole.bytes_received  # no chunk came whole twice
+
+
+@pytest.mark.parametrize("encoding", ["float32", "int8"])
+async def test_an_upload_cut_20_times_goes_on_where_it_stopped_and_counts_once(encoding, tmp_path):
+    model = tiny_model("sst2", encoder=WideEncoder(6_000_000))
+    before = {scope: component.clone() for scope, component in model.components.items()}
+    deltas = [component.clone() for component in model.components.values()]
+    encoded = [
+        EncodedComponent(EncodedLayout(delta.layout, encoding, len(data)), data)
+        for delta in deltas
+        for data in [encode(delta, encoding)]
+    ]
+    total = sum(len(one.data) for one in encoded)
+    async with serving(tmp_path, model, num_rounds=2) as server:
+        async with CuttingProxy(server.address, cuts_at_20_points(total), upwards=True) as proxy:
+            with api_of(server.address) as presence, api_of(proxy.address) as api:
+                watch = threading.Thread(target=lambda: list(_ignoring_errors(presence.watch())), daemon=True)
                 watch.start()
                 await eventually(lambda: server.federation.status().phase.value == "open")
-                slice_ = await asyncio.to_thread(api.get_slice, 1)
                 header = pb.UpdateHeader(
-                    run_id=slice_.run_id,
+                    run_id=server.federation.run_id,
                     client_id="a",
                     task="sst2",
                     base_round=1,
                     update_id="u",
-                    kind=pb.UPDATE_KIND_PARAMETERS,
+                    kind=pb.UPDATE_KIND_DELTA,
                     num_examples=1,
                 )
-                receipt = await asyncio.to_thread(api.push_update, header, list(slice_.components.values()))
+                receipt = await asyncio.to_thread(api.push_update, header, encoded)
                 assert receipt.outcome == pb.OUTCOME_ACCEPTED
-                assert proxy.cut
                 await eventually(lambda: len(server.federation.reports) == 1)
             await asyncio.to_thread(watch.join, 10)
+    assert proxy.num_cut == 20
     report = server.federation.reports[0]
+    assert report.bytes_received == total  # no chunk came whole twice
     assert [part.client_id for part in report.components[0].contributions] == ["a"]
-
-
-class UploadCut(CuttingProxy):
-    """Cuts the connection once, in the middle of the first upload."""
-
-    def __init__(self, address):
-        super().__init__(address, [])
-        self.cut = False
-
-    async def _pipe(self, reader, writer, budget):
-        sent = 0
-        with contextlib.suppress(ConnectionError):
-            while data := await reader.read(65536):
-                sent += len(data)
-                upwards = writer.get_extra_info("peername")[1] == self._port
-                if upwards and sent > 2_000_000 and not self.cut:
-                    self.cut = True
-                    return
-                writer.write(data)
-                await writer.drain()
+    for delta, one in zip(deltas, encoded, strict=True):  # the model plus what came through, which is itself
+        expected = decode(delta.layout, encoding, one.data)
+        expected.add(before[delta.scope])
+        assert torch.equal(model.components[delta.scope].buffer, expected.buffer)
 
 
 async def test_damaged_bytes_are_fetched_again(tmp_path, monkeypatch):
@@ -185,19 +153,18 @@ async def test_damaged_bytes_are_fetched_again(tmp_path, monkeypatch):
     import google_crc32c
 
     model = tiny_model("sst2")
-    real, damaged = google_crc32c.value, []
+    real, seen = google_crc32c.value, []
 
     def value(data):
-        if len(data) == 80 and not damaged:
-            damaged.append(data)
-            return real(data) ^ 1
-        return real(data)
+        """The first time the server asks, then the client."""
+        seen.extend([data] if len(data) == 80 else [])
+        return real(data) ^ (len(data) == 80 and len(seen) == 2)
 
     async with serving(tmp_path, model) as server:
         monkeypatch.setattr("fedmtl_core.chunks.google_crc32c.value", value)
         with api_of(server.address) as api:
             slice_ = await asyncio.to_thread(api.get_slice, 0)
-    assert damaged
+    assert len(seen) == 3
     assert torch.equal(slice_.components["shared"].buffer, model.components["shared"].buffer)
 
 
@@ -220,6 +187,10 @@ async def test_watching_survives_a_server_that_goes_and_comes_back(tmp_path):
         assert [client.client_id for client in server.federation.status().clients] == ["a"]
     api.close()
     await asyncio.to_thread(thread.join, 10)
+
+
+def _bytes(slice_):
+    return {scope: component.buffer.numpy().tobytes() for scope, component in slice_.components.items()}
 
 
 def _ignoring_errors(events):

@@ -96,7 +96,7 @@ class ScriptedApi:
     def watch(self):
         yield from self._script(self)
 
-    def get_slice(self, round_, *, run_id, should_stop):
+    def get_slice(self, round_, *, run_id, encoding, holdings, should_stop):
         purpose = "evaluate" if round_ > 2 else "train"
         return Slice(run_id, round_, purpose, CONFIG.plan("sst2"), toy_model().components)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedmtl_core.errors import AggregationError, LayoutMismatchError
 from fedmtl_core.layout import DTYPES, Component, Layout
-from fedmtl_server.aggregator import ClientUpdate, ComponentMean, MTLAggregator, RoundFold
+from fedmtl_server.aggregator import ClientUpdate, CohortOrder, ComponentMean, MTLAggregator, RoundFold
 from tests.support import TASKS
 
 
@@ -196,32 +196,73 @@ def test_the_result_is_bit_identical_under_every_order_of_arrival():
         assert _bytes(_fold(updates, order)) == expected
 
 
-def test_an_update_is_folded_as_soon_as_its_turn_has_come():
-    a, b, c = (update(name, "sst2", 1, [1.0]) for name in "abc")
-    fold = RoundFold(["a", "b", "c"], {})
-    assert fold.offer(b) == []
-    assert fold.offer(a) == [a, b]
-    assert fold.offer(c) == [c]
+def test_a_clients_turn_comes_when_all_before_it_are_there():
+    order = CohortOrder(["a", "b", "c"])
+    assert order.arrive("b") == []
+    assert order.arrive("a") == ["a", "b"]
+    assert order.arrive("c") == ["c"]
+    assert order.close() == []
 
 
 def test_a_client_that_sent_nothing_is_passed_over_at_the_close():
-    fold = RoundFold(["a", "b", "c"], {})
-    fold.offer(update("c", "sst2", 1, [3.0]))
-    fold.offer(update("b", "sst2", 1, [1.0]))
-    result = fold.close()
-    assert result.components["shared"].views()["encoder.w"].tolist() == [2.0]
-    assert [(part.client_id, part.weight) for part in result.contributions["shared"]] == [("b", 0.5), ("c", 0.5)]
+    order = CohortOrder(["a", "b", "c", "d"])
+    assert order.arrive("d") == order.arrive("b") == []
+    assert order.close() == ["b", "d"]
 
 
-def test_an_update_nobody_expects_is_refused():
-    with pytest.raises(AggregationError, match="no update of 'x' is expected"):
-        RoundFold(["a"], {}).offer(update("x", "sst2", 1, [1.0]))
+@pytest.mark.parametrize(
+    ("client_id", "message"), [("x", "no update of 'x' is expected"), ("a", "another update of 'a'")]
+)
+def test_an_update_nobody_expects_is_refused(client_id, message):
+    order = CohortOrder(["a", "b"])
+    order.arrive("a")
+    with pytest.raises(AggregationError, match=message):
+        order.arrive(client_id)
+
+
+def test_a_second_update_that_waits_for_its_turn_is_refused():
+    order = CohortOrder(["a", "b"])
+    order.arrive("b")
+    with pytest.raises(AggregationError, match="another update of 'b'"):
+        order.arrive("b")
+
+
+@settings(max_examples=60)
+@given(rounds)
+def test_updates_that_may_be_kept_average_to_the_same_bits(drawn):
+    """The first of each scope becomes the mean in place, whatever its kind; the others are free again."""
+    base = {}
+    for task in TASKS:
+        base |= update("", task, 1, BASE, BASE).components
+
+    def updates():
+        return [update(f"c{i}", task, n, v, v, kind) for i, (task, n, v, kind) in enumerate(drawn)]
+
+    expected = RoundFold(base)
+    for one in updates():
+        assert expected.fold(one) == set()
+    fold, seen = RoundFold(base), set()
+    for one in updates():
+        kept = fold.fold(one, may_keep=True)
+        assert kept == set(one.components) - seen
+        seen |= set(one.components)
+    assert _bytes(fold.close()) == _bytes(expected.close())
+
+
+def test_an_update_of_no_weight_is_never_kept():
+    fold = RoundFold({})
+    assert fold.fold(update("a", "sst2", 0, [9.0]), may_keep=True) == set()
+    assert fold.fold(update("b", "sst2", 2, [1.0]), may_keep=True) == set()
+    assert fold.close().components["shared"].views()["encoder.w"].tolist() == [1.0]
 
 
 def _fold(updates, arrivals):
-    fold = MTLAggregator().start_round([u.client_id for u in updates], {})
+    by_client = {one.client_id: one for one in updates}
+    order, fold = CohortOrder([one.client_id for one in updates]), MTLAggregator().start_round({})
     for arrival in arrivals:
-        fold.offer(arrival)
+        for client_id in order.arrive(arrival.client_id):
+            fold.fold(by_client[client_id])
+    assert order.close() == []
     return fold.close()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -176,7 +177,7 @@ async def test_a_retried_update_counts_once_and_is_answered_alike(tmp_path):
     assert weights == {"a": 0.75, "b": 0.25}
 
 
-async def test_a_retry_beside_the_first_attempt_counts_once_and_both_are_answered(tmp_path):
+async def test_a_retry_beside_the_first_attempt_ends_that_and_counts_once(tmp_path):
     model = tiny_model("sst2")
     async with serving(tmp_path, model, min_clients=2) as server:
         async with watching(server, ("a", "sst2"), ("b", "sst2")) as (a, _):
@@ -196,7 +197,10 @@ async def test_a_retry_beside_the_first_attempt_counts_once_and_both_are_answere
             await eventually(lambda: server.federation.staged_bytes > 0)
             assert (await a.push(update)).outcome == pb.OUTCOME_ACCEPTED
             resume.set()
-            assert (await first).outcome == pb.OUTCOME_DUPLICATE
+            with pytest.raises(grpc.aio.AioRpcError, match="the client has opened another upload") as ended:
+                await first
+            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert (await a.push(update)).outcome == pb.OUTCOME_DUPLICATE
 
 
 async def test_a_run_ends_with_an_evaluation_of_the_final_model(tmp_path):

@@ -1,49 +1,173 @@
-"""Pooled staging, in memory and beyond."""
+"""Room for updates, in memory and in files."""
+
+import asyncio
+import os
 
 import pytest
 import torch
 
-from fedmtl_core.errors import UnavailableError
-from fedmtl_core.layout import Layout
-from fedmtl_server.staging import StagingPool
+from fedmtl_core.errors import StaleRoundError, UnavailableError
+from fedmtl_core.layout import Component, Layout
+from fedmtl_core.wire import EncodedLayout
+from fedmtl_server.buffers import BufferPool
+from fedmtl_server.staging import StagedUpdate, StagingArea
 
 LAYOUTS = [
     Layout.of("shared", {"a": torch.zeros(100)}),
     Layout.of("task:x", {"b": torch.zeros(3), "c": torch.zeros(0)}),
 ]
+SIZE = 412
 
 
-def test_released_memory_is_used_again(tmp_path):
-    pool = StagingPool(10_000, tmp_path / "spool")
-    first = pool.stage(LAYOUTS)
-    buffers = {id(component.buffer) for component in first.components.values()}
-    assert pool.used_bytes == 412
-    first.release()
-    first.release()
-    assert pool.used_bytes == 0
-    assert {id(component.buffer) for component in pool.stage(LAYOUTS).components.values()} == buffers
+def area(tmp_path, updates=2, **options):
+    return StagingArea(updates * SIZE, tmp_path / "staging", BufferPool(10 * SIZE), **options)
 
 
-def test_what_does_not_fit_in_memory_is_staged_in_files_that_leave_nothing_behind(tmp_path):
-    pool = StagingPool(500, tmp_path / "spool")
-    staged = [pool.stage(LAYOUTS) for _ in range(3)]
-    assert pool.used_bytes <= 500
-    for number, update in enumerate(staged):
-        update.components["shared"].views()["a"].fill_(number)
-    for number, update in enumerate(staged):
-        assert update.components["shared"].views()["a"].eq(number).all()
-    assert list((tmp_path / "spool").iterdir()) == []
+def update(place, name=""):
+    parts = [EncodedLayout(layout, "float32", layout.num_bytes) for layout in LAYOUTS]
+    return StagedUpdate(name or f"c{place}-u", b"header", place, parts)
 
 
-def test_a_disk_without_room_is_an_error_and_not_the_end_of_the_process(tmp_path, monkeypatch):
-    def full(*_: int) -> None:
+async def staged(staging, place, value=None):
+    """An update that is there whole, its encoder full of a number."""
+    one = update(place)
+    await staging.make_room(one)
+    for part in one.parts:
+        Component(part.layout, one.buffers[part.scope]).runs()[0].fill_(place if value is None else value)
+    one.complete, one.in_use = True, False
+    return one
+
+
+def is_waiting(task):
+    return not task.done()
+
+
+async def ticks(number=20):
+    for _ in range(number):
+        await asyncio.sleep(0.005)
+
+
+async def test_released_memory_is_used_again(tmp_path):
+    staging = area(tmp_path)
+    first = await staged(staging, 0)
+    buffers = {id(buffer) for buffer in first.buffers.values()}
+    assert staging.used_bytes == SIZE
+    staging.release(first)
+    staging.release(first)
+    assert staging.used_bytes == 0
+    assert {id(buffer) for buffer in (await staged(staging, 1)).buffers.values()} == buffers
+
+
+async def test_room_is_given_first_to_those_folded_first(tmp_path):
+    staging = area(tmp_path)
+    writing = [update(place) for place in (0, 1)]
+    for one in writing:
+        await staging.make_room(one)  # and stays in use
+    waiting = {place: asyncio.create_task(staging.make_room(update(place))) for place in (7, 3, 5)}
+    await ticks(2)
+    assert staging.num_waiting == 3
+    staging.release(writing[0])
+    await ticks(2)
+    assert {place for place, task in waiting.items() if task.done()} == {3}
+    staging.release(writing[1])
+    await ticks(2)
+    assert {place for place, task in waiting.items() if task.done()} == {3, 5}
+    staging.refuse_waiting(StaleRoundError("the round has closed"))
+    with pytest.raises(StaleRoundError, match="has closed"):
+        await waiting[7]
+
+
+async def test_two_updates_have_room_whatever_the_budget(tmp_path):
+    staging = area(tmp_path, updates=0)
+    for place in (0, 1):
+        await staging.make_room(update(place))
+    third = asyncio.create_task(staging.make_room(update(2)))
+    await ticks(2)
+    assert is_waiting(third)
+    third.cancel()
+
+
+async def test_complete_updates_make_room_the_last_folded_first_and_are_read_back(tmp_path):
+    staging = area(tmp_path, updates=2)
+    updates = {place: await staged(staging, place) for place in (9, 4)}
+    updates[2] = await staged(staging, 2)
+    assert staging.used_bytes == 2 * SIZE
+    assert not updates[9].buffers
+    assert updates[4].buffers
+    assert [path.name for path in (tmp_path / "staging").iterdir()] == ["c9-u.update"]
+    for place, one in updates.items():
+        components = await staging.load(one)
+        assert components["shared"].views()["a"].eq(place).all()
+        assert components["task:x"].views()["b"].eq(place).all()
+        staging.release(one, components)
+    assert staging.used_bytes == 0
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+async def test_updates_that_broke_off_make_room_before_complete_ones_are_moved(tmp_path):
+    staging = area(tmp_path, updates=2)
+    broken = await staged(staging, 0)
+    broken.complete = False
+    complete = await staged(staging, 9)
+    await staged(staging, 5)
+    assert not broken.buffers
+    assert complete.buffers
+    assert not (tmp_path / "staging").exists()
+
+
+async def test_a_kept_component_is_not_used_again_until_it_is_taken_back(tmp_path):
+    staging = area(tmp_path)
+    one = await staged(staging, 0, value=3)
+    components = await staging.load(one)
+    kept = components["shared"]
+    staging.release(one, components, kept={"shared"})
+    for place in (1, 2):
+        assert all(buffer is not kept.buffer for buffer in (await staged(staging, place, value=8)).buffers.values())
+    assert kept.views()["a"].eq(3).all()
+
+
+async def test_every_update_is_on_disk_where_that_is_asked_for(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), real(descriptor))[1])
+    staging = area(tmp_path, sync=True)
+    one = await staged(staging, 1)
+    await staging.secure(one)
+    assert len(synced) == 2  # the file and its folder
+    data = (tmp_path / "staging" / "c1-u.update").read_bytes()
+    assert data[:8] == (6).to_bytes(8, "little")
+    assert data[8:14] == b"header"
+    assert data[14:] == torch.full((103,), 1.0).numpy().tobytes()
+
+
+async def test_a_disk_without_room_refuses_those_that_wait_and_keeps_what_is_there(tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(UnavailableError, match=r"no room to stage an update of 400 bytes: .*No space left"):
-        StagingPool(0, tmp_path).stage(LAYOUTS)
+    staging = area(tmp_path, updates=2)
+    complete = [await staged(staging, place) for place in (1, 2)]
+    monkeypatch.setattr("pathlib.Path.open", full)
+    with pytest.raises(UnavailableError, match=r"no room to stage an update: No space left"):
+        await staging.make_room(update(3))
+    assert all(one.buffers for one in complete)
 
 
-def test_components_without_bytes_are_staged_too(tmp_path):
-    pool = StagingPool(0, tmp_path)
-    assert pool.stage([Layout.of("task:x", {"c": torch.zeros(0)})]).components["task:x"].buffer.numel() == 0
+async def test_an_update_that_cannot_be_written_is_not_acknowledged(tmp_path):
+    (tmp_path / "staging").write_text("a file in the way")
+    staging = area(tmp_path, sync=True)
+    with pytest.raises(UnavailableError, match="the update can't be written: File exists"):
+        await staging.secure(await staged(staging, 1))
+
+
+async def test_one_who_goes_away_while_it_waits_takes_no_room(tmp_path):
+    staging = area(tmp_path)
+    writing = [update(place) for place in (0, 1)]
+    for one in writing:
+        await staging.make_room(one)
+    gone = asyncio.create_task(staging.make_room(update(2)))
+    await ticks(2)
+    gone.cancel()
+    await ticks(2)
+    for one in writing:
+        staging.release(one)
+    assert staging.used_bytes == 0

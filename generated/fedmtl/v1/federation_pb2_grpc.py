@@ -57,6 +57,11 @@ class FederatedMtlServiceStub:
                 request_serializer=fedmtl_dot_v1_dot_federation__pb2.PushUpdateRequest.SerializeToString,
                 response_deserializer=fedmtl_dot_v1_dot_federation__pb2.PushUpdateResponse.FromString,
                 _registered_method=True)
+        self.QueryUpload = channel.unary_unary(
+                '/fedmtl.v1.FederatedMtlService/QueryUpload',
+                request_serializer=fedmtl_dot_v1_dot_federation__pb2.QueryUploadRequest.SerializeToString,
+                response_deserializer=fedmtl_dot_v1_dot_federation__pb2.QueryUploadResponse.FromString,
+                _registered_method=True)
         self.WatchRounds = channel.unary_stream(
                 '/fedmtl.v1.FederatedMtlService/WatchRounds',
                 request_serializer=fedmtl_dot_v1_dot_federation__pb2.WatchRoundsRequest.SerializeToString,
@@ -90,10 +95,13 @@ class FederatedMtlServiceServicer:
 
         The first message MUST be the header. The chunks of each component follow in the header's order,
         each component's by ascending offset from `start_offset`, without gaps. A component whose
-        `start_offset` equals its `num_bytes` has no chunks.
+        `start_offset` equals its `encoded_bytes` has no chunks.
+
+        A download that breaks is taken up where it stopped: call again and say in `held` what has arrived.
 
         Errors:
-        * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given.
+        * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given; `encoding` or `compression` is
+        unknown.
         * `NOT_FOUND`: unknown task.
         * `FAILED_PRECONDITION`: `run_id` names another run.
         * `ABORTED`: `round` is not the current round.
@@ -107,25 +115,42 @@ class FederatedMtlServiceServicer:
         """Sends what one client made of one round.
 
         The first message MUST be the header, and it MUST be the only one. The chunks of each component
-        follow, each component's by ascending offset from 0, without gaps. The server checks the header
-        before it takes a byte, checks the whole before it counts it, and never counts a part: a stream that
-        breaks leaves no trace.
+        follow, each component's by ascending offset from `start_offset`, without gaps. The server checks the
+        header before it takes a byte, checks the whole before it counts it, and never counts a part.
 
         A retry with the same `update_id` is counted once. A client's last counted update is answered
         `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
 
+        Of an upload that breaks, the server keeps what has arrived until its round closes, the client begins
+        another update, or room is needed. `QueryUpload` tells how much that is; a retry whose components
+        start there and whose header is otherwise the same goes on with it. A retry that starts at 0 begins anew. An
+        upload in progress ends with `UNAVAILABLE` when its client opens another.
+
         Errors:
         * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
-        range; a tensor is missing, unknown, or of another shape or dtype; chunks overlap, leave a gap, run
-        past the component, or end short of it; a value is NaN or infinite.
+        range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
+        unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
+        of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
         * `NOT_FOUND`: unknown task.
         * `FAILED_PRECONDITION`: `run_id` names another run.
         * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
         update of the client is already counted in it.
-        * `DATA_LOSS`: a chunk contradicts its checksum, or a component its digest.
+        * `DATA_LOSS`: a chunk contradicts its checksum.
         * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
         * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
-        update, or the server is stopping.
+        update, a `start_offset` isn't what the server has staged, the client opened another upload, or the server
+        is stopping.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryUpload(self, request, context):
+        """Says how much of an upload that broke has arrived, so that a retry can begin there.
+
+        Errors:
+        * `INVALID_ARGUMENT`: a malformed id.
+        * `FAILED_PRECONDITION`: `run_id` names another run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,6 +193,11 @@ def add_FederatedMtlServiceServicer_to_server(servicer, server):
                     servicer.PushUpdate,
                     request_deserializer=fedmtl_dot_v1_dot_federation__pb2.PushUpdateRequest.FromString,
                     response_serializer=fedmtl_dot_v1_dot_federation__pb2.PushUpdateResponse.SerializeToString,
+            ),
+            'QueryUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryUpload,
+                    request_deserializer=fedmtl_dot_v1_dot_federation__pb2.QueryUploadRequest.FromString,
+                    response_serializer=fedmtl_dot_v1_dot_federation__pb2.QueryUploadResponse.SerializeToString,
             ),
             'WatchRounds': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRounds,
@@ -247,6 +277,33 @@ class FederatedMtlService:
             '/fedmtl.v1.FederatedMtlService/PushUpdate',
             fedmtl_dot_v1_dot_federation__pb2.PushUpdateRequest.SerializeToString,
             fedmtl_dot_v1_dot_federation__pb2.PushUpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedmtl.v1.FederatedMtlService/QueryUpload',
+            fedmtl_dot_v1_dot_federation__pb2.QueryUploadRequest.SerializeToString,
+            fedmtl_dot_v1_dot_federation__pb2.QueryUploadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,6 +19,9 @@ Every parameter has a scope: the set of clients that share it. `shared` is every
 `task:NAME` is the clients of that task (its head). The parameters of one scope form a component: one
 contiguous buffer of little-endian, row-major tensors, laid out by its table of contents. A slice is
 the components a client needs, encoder first.
+
+On the wire a component takes one of several encodings, and its encoded bytes are cut into chunks.
+`docs/wire.md` specifies every encoding to the byte; `tests/vectors` has examples of each.
 """
 
 from collections import abc as _abc
@@ -69,10 +72,13 @@ class FederatedMtlServiceStub:
 
     The first message MUST be the header. The chunks of each component follow in the header's order,
     each component's by ascending offset from `start_offset`, without gaps. A component whose
-    `start_offset` equals its `num_bytes` has no chunks.
+    `start_offset` equals its `encoded_bytes` has no chunks.
+
+    A download that breaks is taken up where it stopped: call again and say in `held` what has arrived.
 
     Errors:
-    * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given.
+    * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given; `encoding` or `compression` is
+      unknown.
     * `NOT_FOUND`: unknown task.
     * `FAILED_PRECONDITION`: `run_id` names another run.
     * `ABORTED`: `round` is not the current round.
@@ -82,25 +88,38 @@ class FederatedMtlServiceStub:
     """Sends what one client made of one round.
 
     The first message MUST be the header, and it MUST be the only one. The chunks of each component
-    follow, each component's by ascending offset from 0, without gaps. The server checks the header
-    before it takes a byte, checks the whole before it counts it, and never counts a part: a stream that
-    breaks leaves no trace.
+    follow, each component's by ascending offset from `start_offset`, without gaps. The server checks the
+    header before it takes a byte, checks the whole before it counts it, and never counts a part.
 
     A retry with the same `update_id` is counted once. A client's last counted update is answered
     `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
 
+    Of an upload that breaks, the server keeps what has arrived until its round closes, the client begins
+    another update, or room is needed. `QueryUpload` tells how much that is; a retry whose components
+    start there and whose header is otherwise the same goes on with it. A retry that starts at 0 begins anew. An
+    upload in progress ends with `UNAVAILABLE` when its client opens another.
+
     Errors:
     * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
-      range; a tensor is missing, unknown, or of another shape or dtype; chunks overlap, leave a gap, run
-      past the component, or end short of it; a value is NaN or infinite.
+      range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
+      unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
+      of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
     * `NOT_FOUND`: unknown task.
     * `FAILED_PRECONDITION`: `run_id` names another run.
     * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
       update of the client is already counted in it.
-    * `DATA_LOSS`: a chunk contradicts its checksum, or a component its digest.
+    * `DATA_LOSS`: a chunk contradicts its checksum.
     * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
     * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
-      update, or the server is stopping.
+      update, a `start_offset` isn't what the server has staged, the client opened another upload, or the server
+      is stopping.
+    """
+    QueryUpload: _grpc.UnaryUnaryMultiCallable[_federation_pb2.QueryUploadRequest, _federation_pb2.QueryUploadResponse]
+    """Says how much of an upload that broke has arrived, so that a retry can begin there.
+
+    Errors:
+    * `INVALID_ARGUMENT`: a malformed id.
+    * `FAILED_PRECONDITION`: `run_id` names another run.
     """
     WatchRounds: _grpc.UnaryStreamMultiCallable[_federation_pb2.WatchRoundsRequest, _federation_pb2.WatchRoundsResponse]
     """Streams the run's events as they happen, beginning with where the run stands now.
@@ -142,10 +161,13 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
 
     The first message MUST be the header. The chunks of each component follow in the header's order,
     each component's by ascending offset from `start_offset`, without gaps. A component whose
-    `start_offset` equals its `num_bytes` has no chunks.
+    `start_offset` equals its `encoded_bytes` has no chunks.
+
+    A download that breaks is taken up where it stopped: call again and say in `held` what has arrived.
 
     Errors:
-    * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given.
+    * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given; `encoding` or `compression` is
+      unknown.
     * `NOT_FOUND`: unknown task.
     * `FAILED_PRECONDITION`: `run_id` names another run.
     * `ABORTED`: `round` is not the current round.
@@ -155,25 +177,38 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     """Sends what one client made of one round.
 
     The first message MUST be the header, and it MUST be the only one. The chunks of each component
-    follow, each component's by ascending offset from 0, without gaps. The server checks the header
-    before it takes a byte, checks the whole before it counts it, and never counts a part: a stream that
-    breaks leaves no trace.
+    follow, each component's by ascending offset from `start_offset`, without gaps. The server checks the
+    header before it takes a byte, checks the whole before it counts it, and never counts a part.
 
     A retry with the same `update_id` is counted once. A client's last counted update is answered
     `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
 
+    Of an upload that breaks, the server keeps what has arrived until its round closes, the client begins
+    another update, or room is needed. `QueryUpload` tells how much that is; a retry whose components
+    start there and whose header is otherwise the same goes on with it. A retry that starts at 0 begins anew. An
+    upload in progress ends with `UNAVAILABLE` when its client opens another.
+
     Errors:
     * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
-      range; a tensor is missing, unknown, or of another shape or dtype; chunks overlap, leave a gap, run
-      past the component, or end short of it; a value is NaN or infinite.
+      range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
+      unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
+      of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
     * `NOT_FOUND`: unknown task.
     * `FAILED_PRECONDITION`: `run_id` names another run.
     * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
       update of the client is already counted in it.
-    * `DATA_LOSS`: a chunk contradicts its checksum, or a component its digest.
+    * `DATA_LOSS`: a chunk contradicts its checksum.
     * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
     * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
-      update, or the server is stopping.
+      update, a `start_offset` isn't what the server has staged, the client opened another upload, or the server
+      is stopping.
+    """
+    QueryUpload: _aio.UnaryUnaryMultiCallable[_federation_pb2.QueryUploadRequest, _federation_pb2.QueryUploadResponse]  # type: ignore[assignment]
+    """Says how much of an upload that broke has arrived, so that a retry can begin there.
+
+    Errors:
+    * `INVALID_ARGUMENT`: a malformed id.
+    * `FAILED_PRECONDITION`: `run_id` names another run.
     """
     WatchRounds: _aio.UnaryStreamMultiCallable[_federation_pb2.WatchRoundsRequest, _federation_pb2.WatchRoundsResponse]  # type: ignore[assignment]
     """Streams the run's events as they happen, beginning with where the run stands now.
@@ -218,10 +253,13 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The first message MUST be the header. The chunks of each component follow in the header's order,
         each component's by ascending offset from `start_offset`, without gaps. A component whose
-        `start_offset` equals its `num_bytes` has no chunks.
+        `start_offset` equals its `encoded_bytes` has no chunks.
+
+        A download that breaks is taken up where it stopped: call again and say in `held` what has arrived.
 
         Errors:
-        * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given.
+        * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given; `encoding` or `compression` is
+          unknown.
         * `NOT_FOUND`: unknown task.
         * `FAILED_PRECONDITION`: `run_id` names another run.
         * `ABORTED`: `round` is not the current round.
@@ -237,25 +275,44 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sends what one client made of one round.
 
         The first message MUST be the header, and it MUST be the only one. The chunks of each component
-        follow, each component's by ascending offset from 0, without gaps. The server checks the header
-        before it takes a byte, checks the whole before it counts it, and never counts a part: a stream that
-        breaks leaves no trace.
+        follow, each component's by ascending offset from `start_offset`, without gaps. The server checks the
+        header before it takes a byte, checks the whole before it counts it, and never counts a part.
 
         A retry with the same `update_id` is counted once. A client's last counted update is answered
         `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
 
+        Of an upload that breaks, the server keeps what has arrived until its round closes, the client begins
+        another update, or room is needed. `QueryUpload` tells how much that is; a retry whose components
+        start there and whose header is otherwise the same goes on with it. A retry that starts at 0 begins anew. An
+        upload in progress ends with `UNAVAILABLE` when its client opens another.
+
         Errors:
         * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
-          range; a tensor is missing, unknown, or of another shape or dtype; chunks overlap, leave a gap, run
-          past the component, or end short of it; a value is NaN or infinite.
+          range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
+          unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
+          of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
         * `NOT_FOUND`: unknown task.
         * `FAILED_PRECONDITION`: `run_id` names another run.
         * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
           update of the client is already counted in it.
-        * `DATA_LOSS`: a chunk contradicts its checksum, or a component its digest.
+        * `DATA_LOSS`: a chunk contradicts its checksum.
         * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
         * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
-          update, or the server is stopping.
+          update, a `start_offset` isn't what the server has staged, the client opened another upload, or the server
+          is stopping.
+        """
+
+    @_abc_1.abstractmethod
+    def QueryUpload(
+        self,
+        request: _federation_pb2.QueryUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.QueryUploadResponse, _abc.Awaitable[_federation_pb2.QueryUploadResponse]]:
+        """Says how much of an upload that broke has arrived, so that a retry can begin there.
+
+        Errors:
+        * `INVALID_ARGUMENT`: a malformed id.
+        * `FAILED_PRECONDITION`: `run_id` names another run.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,1 @@
+"""What the wire and the average cost, against what the machine can do: `make bench`."""

@@ -1,0 +1,44 @@
+"""Averaging in a process of its own: FedMTL's fold against `torch.Tensor.add_`, over the same updates.
+
+python -m benchmarks.averaging NUM_UPDATES NUM_ELEMENTS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+
+from benchmarks.processes import serve_commands
+from fedmtl_core.allocator import keep_freed_blocks
+from fedmtl_core.layout import Component
+from fedmtl_core.scopes import SHARED
+from fedmtl_server.aggregator import ClientUpdate, RoundFold
+
+
+def main(num_updates: str, num_elements: str) -> None:
+    keep_freed_blocks()
+    components = [
+        Component.pack(SHARED, {"encoder.weight": torch.randn(int(num_elements))}) for _ in range(int(num_updates))
+    ]
+    updates = [ClientUpdate(f"c{i}", "sst2", 100 + i, {SHARED: one}) for i, one in enumerate(components)]
+    vectors = [one.runs()[0] for one in components]
+    total = torch.zeros(int(num_elements))
+
+    def ours() -> None:
+        fold = RoundFold({})
+        for update in updates:
+            fold.fold(update)
+        fold.close()
+
+    def bound() -> None:
+        for vector in vectors:
+            total.add_(vector)
+
+    print(json.dumps("ready"), flush=True)
+    serve_commands({"ours": ours, "bound": bound})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,208 @@
+"""The bound: a bare gRPC stream of `bytes`, without protobuf or checks, received into one preallocated buffer.
+
+python -m benchmarks.bare server sync|aio MESSAGE_BYTES TOTAL_BYTES plain|tuned
+python -m benchmarks.bare client sync|aio MESSAGE_BYTES TOTAL_BYTES plain|tuned ADDRESS
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from benchmarks.processes import Worker, serve_commands
+from fedmtl_core.allocator import keep_freed_blocks
+
+_METHODS = "bench.Bare"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to stream."""
+
+    server: str
+    """`sync` or `aio`."""
+    client: str
+    message_bytes: int
+    tuned: bool = False
+    """Whether the processes keep freed blocks as FedMTL's do."""
+
+    def __str__(self) -> str:
+        return f"{self.server} server, {self.client} client, {self.message_bytes / 2**20:.1f} MiB"
+
+    def start_server(self, total_bytes: int) -> tuple[Worker, str]:
+        """A server, and its address."""
+        worker = Worker("benchmarks.bare", "server", self.server, *self._arguments(total_bytes))
+        return worker, f"127.0.0.1:{worker.await_hello()}"
+
+    def start_clients(self, address: str, total_bytes: int, count: int) -> list[Worker]:
+        """Clients that know `down`, `up` and `round`, both after each other."""
+        workers = [
+            Worker("benchmarks.bare", "client", self.client, *self._arguments(total_bytes), address)
+            for _ in range(count)
+        ]
+        for worker in workers:
+            worker.await_hello()
+        return workers
+
+    def _arguments(self, total_bytes: int) -> list[str]:
+        return [str(self.message_bytes), str(total_bytes), "tuned" if self.tuned else "plain"]
+
+
+class _Messages:
+    """What is sent: as few distinct messages as a cache can't hold, over and over."""
+
+    def __init__(self, message_bytes: int, total_bytes: int):
+        self.total_bytes = total_bytes
+        distinct = [os.urandom(message_bytes) for _ in range(min(8, max(1, total_bytes // message_bytes)))]
+        whole, rest = divmod(total_bytes, message_bytes)
+        self._messages = [distinct[i % len(distinct)] for i in range(whole)] + ([os.urandom(rest)] if rest else [])
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._messages)
+
+
+class _Sink:
+    """Buffers to receive into; they are used again."""
+
+    def __init__(self, total_bytes: int):
+        self._total_bytes = total_bytes
+        self._free: list[bytearray] = []
+
+    def take(self) -> _Place:
+        return _Place(self._free.pop() if self._free else bytearray(self._total_bytes), self._free)
+
+
+class _Place:
+    """One buffer, filled from its beginning."""
+
+    def __init__(self, buffer: bytearray, free: list[bytearray]):
+        self._buffer, self._view, self._free, self._end = buffer, memoryview(buffer), free, 0
+
+    def put(self, message: bytes) -> None:
+        self._view[self._end : self._end + len(message)] = message
+        self._end += len(message)
+
+    def finish(self) -> None:
+        assert self._end == len(self._buffer)
+        self._free.append(self._buffer)
+
+
+def _serve_sync(messages: _Messages, sink: _Sink) -> None:
+    def down(request: bytes, context: Any) -> Iterator[bytes]:
+        return iter(messages)
+
+    def up(requests: Iterator[bytes], context: Any) -> bytes:
+        place = sink.take()
+        for message in requests:
+            place.put(message)
+        place.finish()
+        return b"done"
+
+    server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((_handlers(down, up),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    print(json.dumps(port), flush=True)
+    server.wait_for_termination()
+
+
+async def _serve_aio(messages: _Messages, sink: _Sink) -> None:
+    async def down(request: bytes, context: Any) -> None:
+        for message in messages:
+            await context.write(message)
+
+    async def up(requests: AsyncIterator[bytes], context: Any) -> bytes:
+        place = sink.take()
+        async for message in requests:
+            place.put(message)
+        place.finish()
+        return b"done"
+
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((_handlers(down, up),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(json.dumps(port), flush=True)
+    await server.wait_for_termination()
+
+
+def _handlers(down: Any, up: Any) -> Any:
+    return grpc.method_handlers_generic_handler(
+        _METHODS,
+        {"down": grpc.unary_stream_rpc_method_handler(down), "up": grpc.stream_unary_rpc_method_handler(up)},
+    )
+
+
+def _call_sync(messages: _Messages, sink: _Sink, address: str) -> None:
+    with grpc.insecure_channel(address) as channel:
+        download: Any = channel.unary_stream(f"/{_METHODS}/down")
+        upload: Any = channel.stream_unary(f"/{_METHODS}/up")
+
+        def down() -> None:
+            place = sink.take()
+            for message in download(b""):
+                place.put(message)
+            place.finish()
+
+        def up() -> None:
+            upload(iter(messages))
+
+        def both() -> None:
+            down()
+            up()
+
+        print(json.dumps("ready"), flush=True)
+        serve_commands({"down": down, "up": up, "round": both})
+
+
+def _call_aio(messages: _Messages, sink: _Sink, address: str) -> None:
+    loop = asyncio.new_event_loop()
+
+    async def connect() -> tuple[Any, Any]:
+        channel = grpc.aio.insecure_channel(address)
+        return channel.unary_stream(f"/{_METHODS}/down"), channel.stream_unary(f"/{_METHODS}/up")
+
+    download, upload = loop.run_until_complete(connect())
+
+    async def down() -> None:
+        place = sink.take()
+        async for message in download(b""):
+            place.put(message)
+        place.finish()
+
+    async def up() -> None:
+        call = upload()
+        for message in messages:
+            await call.write(message)
+        await call.done_writing()
+        await call
+
+    async def both() -> None:
+        await down()
+        await up()
+
+    print(json.dumps("ready"), flush=True)
+    works = {"down": down, "up": up, "round": both}
+    serve_commands({name: lambda work=work: loop.run_until_complete(work()) for name, work in works.items()})
+
+
+def main(role: str, kind: str, message_bytes: str, total_bytes: str, allocator: str, address: str = "") -> None:
+    if allocator == "tuned":
+        keep_freed_blocks()
+    messages, sink = _Messages(int(message_bytes), int(total_bytes)), _Sink(int(total_bytes))
+    if role == "server":
+        _serve_sync(messages, sink) if kind == "sync" else asyncio.run(_serve_aio(messages, sink))
+    else:
+        (_call_sync if kind == "sync" else _call_aio)(messages, sink, address)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,211 @@
+"""What a client has of the model, and how a slice's messages get there. No socket here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from fedmtl.v1 import federation_pb2 as pb
+from torch import Tensor
+
+from fedmtl_core.chunks import Assembler
+from fedmtl_core.encodings import decode, require_valid
+from fedmtl_core.errors import ChecksumError, MalformedStreamError
+from fedmtl_core.layout import Component, Layout
+from fedmtl_core.wire import EncodedLayout, component_from_proto, compression_from_proto, encoding_to_proto
+
+
+class Holdings:
+    """The components that a client has, and which version each is.
+
+    They stay from round to round: a component's memory is used again, one that hasn't changed isn't sent again, and a
+    difference is added to the one before.
+    """
+
+    def __init__(self) -> None:
+        self._components: dict[str, Component] = {}
+        self._digests: dict[str, bytes] = {}
+
+    def versions(self) -> Mapping[str, bytes]:
+        """By scope, the digests of the components that are whole and as they came."""
+        return self._digests
+
+    def spoil(self) -> None:
+        """Note that the components are about to change: their memory stays, but they are no version any more."""
+        self._digests.clear()
+
+    def drop(self) -> None:
+        """Forget everything."""
+        self._components.clear()
+        self._digests.clear()
+
+    def component(self, layout: Layout) -> Component:
+        """The component of this layout, whatever its bytes; a new one if there is none."""
+        component = self._components.get(layout.scope)
+        if component is None or component.layout != layout:
+            component = self._components[layout.scope] = Component(layout)
+        return component
+
+    def num_bytes(self, scope: str) -> int:
+        """Of a component that is there."""
+        return self._components[scope].layout.num_bytes
+
+    def is_version(self, scope: str, digest: bytes) -> bool:
+        """Whether a component is whole, and this version."""
+        return self._digests.get(scope) == digest
+
+    def overwrite(self, scope: str) -> None:
+        """Note that a component is about to change."""
+        self._digests.pop(scope, None)
+
+    def set_version(self, scope: str, digest: bytes) -> None:
+        """Note that a component is whole, and this version."""
+        self._digests[scope] = digest
+
+
+@dataclass
+class _Arriving:
+    """One component on its way."""
+
+    layout: EncodedLayout
+    digest: bytes
+    base_digest: bytes
+    data: Tensor
+    """Encoded; the component's own bytes where that is the same."""
+
+    def is_same(self, layout: EncodedLayout, digest: bytes, base_digest: bytes) -> bool:
+        return (self.digest, self.base_digest, self.layout.encoding, self.layout.num_bytes) == (
+            digest,
+            base_digest,
+            layout.encoding,
+            layout.num_bytes,
+        )
+
+
+class Download:
+    """One slice on its way, over however many streams.
+
+    Args:
+        holdings: where it goes.
+    """
+
+    def __init__(self, holdings: Holdings):
+        self._holdings = holdings
+        self._arriving: dict[str, _Arriving] = {}
+        self._assembler: Assembler | None = None
+        self._scopes: list[str] = []
+        self._received_before = 0
+
+    @property
+    def bytes_received(self) -> int:
+        """Encoded bytes of all streams."""
+        return self._received_before + (self._assembler.bytes_received if self._assembler else 0)
+
+    def held(self) -> list[pb.HeldComponent]:
+        """What needs not be sent (again)."""
+        offsets = self._assembler.offsets if self._assembler else {}
+        partly = [
+            pb.HeldComponent(
+                scope=scope,
+                digest=one.digest,
+                num_bytes=offsets[scope],
+                encoding=encoding_to_proto(one.layout.encoding),
+            )
+            for scope, one in self._arriving.items()
+            if offsets.get(scope)
+        ]
+        whole = [
+            pb.HeldComponent(
+                scope=scope,
+                digest=digest,
+                num_bytes=self._holdings.num_bytes(scope),
+                encoding=pb.ENCODING_FLOAT32,
+            )
+            for scope, digest in self._holdings.versions().items()
+        ]
+        return partly + whole
+
+    def begin(self, header: pb.SliceHeader) -> Assembler:
+        """Make room for what a stream's header announces; what it continues from stays.
+
+        Returns:
+            What takes the stream's chunks.
+
+        Raises:
+            MalformedStreamError: it continues from what isn't here.
+            InvalidRequestError: it makes no sense.
+        """
+        arrived = dict(self._assembler.offsets) if self._assembler else {}
+        self._received_before = self.bytes_received
+        parts = [(component_from_proto(component), component) for component in header.components]
+        for layout, component in parts:
+            self._expect(layout, component, arrived)
+        self._scopes = [layout.scope for layout, _ in parts]
+        self._assembler = Assembler(
+            {scope: self._arriving[scope].data for scope in self._scopes},
+            {layout.scope: layout.start for layout, _ in parts},
+            compression_from_proto(header.compression),
+        )
+        return self._assembler
+
+    def finish(self) -> dict[str, Component]:
+        """Decode what has arrived.
+
+        Returns:
+            The slice's components, in the header's order. They are the holdings' own.
+
+        Raises:
+            MalformedStreamError: bytes are missing.
+            ChecksumError: differences don't add up to what the server has; nothing of it is held any more.
+        """
+        assert self._assembler is not None
+        self._assembler.finish()
+        return {scope: self._decoded(scope, self._arriving[scope]) for scope in self._scopes}
+
+    def _expect(self, layout: EncodedLayout, component: pb.Component, arrived: Mapping[str, int]) -> None:
+        scope, digest, base_digest = layout.scope, component.digest, component.base_digest
+        known = self._arriving.get(scope)
+        goes_on = known is not None and known.is_same(layout, digest, base_digest)
+        here = arrived.get(scope, 0) if goes_on else 0
+        if self._holdings.is_version(scope, digest) and layout.encoding == "float32":
+            here = layout.num_bytes
+        if layout.start > here:
+            raise MalformedStreamError(
+                f"{scope}: the server continues at byte {layout.start}, but only {here} bytes are here"
+            )
+        if base_digest and not self._holdings.is_version(scope, base_digest):
+            raise MalformedStreamError(f"{scope}: the server sends a difference from what isn't here")
+        if known is not None and goes_on:
+            known.layout = layout
+        else:
+            self._arriving[scope] = _Arriving(layout, digest, base_digest, self._room(layout))
+
+    def _room(self, layout: EncodedLayout) -> Tensor:
+        if layout.encoding != "float32":
+            return torch.empty(layout.num_bytes, dtype=torch.uint8)
+        component = self._holdings.component(layout.layout)
+        if layout.start < layout.num_bytes:
+            self._holdings.overwrite(layout.scope)
+        return component.buffer
+
+    def _decoded(self, scope: str, arriving: _Arriving) -> Component:
+        layout = arriving.layout
+        component = self._holdings.component(layout.layout)
+        if layout.encoding != "float32":
+            require_valid(layout.layout, layout.encoding, arriving.data)
+            self._holdings.overwrite(scope)
+            if arriving.base_digest:
+                component.add(decode(layout.layout, layout.encoding, arriving.data))
+                self._verify(component, arriving.digest)
+            else:
+                decode(layout.layout, layout.encoding, arriving.data, into=component)
+        self._holdings.set_version(scope, arriving.digest)
+        return component
+
+    def _verify(self, component: Component, digest: bytes) -> None:
+        """A difference added to what isn't quite its base would go unnoticed, and the next ones with it."""
+        if component.digest() != digest:
+            self._holdings.drop()
+            self._arriving.clear()
+            raise ChecksumError(f"{component.scope}: the difference doesn't lead to the bytes that the server has")

@@ -1,0 +1,61 @@
+"""What lossy uploads round away, and how it is made up for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedmtl_core.encodings import decode, encode
+from fedmtl_core.formats import DEFAULT_DENSITY, Encoding
+from fedmtl_core.layout import Component
+from fedmtl_core.wire import EncodedComponent, EncodedLayout
+
+
+class ErrorFeedback:
+    """Encodes a client's deltas, and adds to each what was rounded away from those before.
+
+    So nothing is lost, it only comes later (Seide et al. 2014, doi:10.21437/Interspeech.2014-274; Karimireddy et al.
+    2019, arXiv:1901.09847). What was rounded away from an update that didn't count is of no concern: nothing of that
+    update arrived.
+
+    Args:
+        encoding: of the updates; not `float32`, which rounds nothing away.
+        density: share of the elements that `topk` keeps.
+    """
+
+    def __init__(self, encoding: Encoding, density: float = DEFAULT_DENSITY):
+        self._encoding = encoding
+        self._density = density
+        self._residuals: dict[str, Component] = {}
+        self._next: dict[str, Component] = {}
+
+    def encode(self, deltas: Sequence[Component]) -> list[EncodedComponent]:
+        """Encode an update's deltas together with what is owed.
+
+        Args:
+            deltas: trained minus received parameters; what they hold is changed.
+
+        Raises:
+            NonFiniteError: a value is NaN or infinite, or becomes so with what is owed.
+        """
+        self._next = {}
+        for delta in deltas:
+            delta.require_finite()
+        return [self._encode(delta) for delta in deltas]
+
+    def counted(self) -> None:
+        """Note that the update that was encoded last counts."""
+        self._residuals |= self._next
+        self._next = {}
+
+    def forget(self) -> None:
+        """Owe nothing any more: another run has begun."""
+        self._residuals, self._next = {}, {}
+
+    def _encode(self, delta: Component) -> EncodedComponent:
+        owed = self._residuals.get(delta.scope)
+        if owed is not None and owed.layout == delta.layout:
+            delta.add(owed)
+        data = encode(delta, self._encoding, self._density)
+        delta.subtract(decode(delta.layout, self._encoding, data))
+        self._next[delta.scope] = delta
+        return EncodedComponent(EncodedLayout(delta.layout, self._encoding, len(data)), data)
