@@ -7,17 +7,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmtl_core.config import Config
+from fedmtl_core.encodings import encode
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError
+from fedmtl_core.formats import ENCODINGS
 from fedmtl_core.identifiers import require_identifier
-from fedmtl_core.layout import DTYPES, Layout
-from fedmtl_core.wire import component_to_proto, layout_from_proto, plan_from_proto, plan_to_proto
+from fedmtl_core.layout import DTYPES, Component, Layout
+from fedmtl_core.wire import (
+    EncodedLayout,
+    component_from_proto,
+    component_to_proto,
+    layout_from_proto,
+    plan_from_proto,
+    plan_to_proto,
+)
+
+
+def sent(layout):
+    """An exact component's table of contents, after it has been bytes."""
+    message = component_to_proto(EncodedLayout(layout, "float32", layout.num_bytes))
+    return pb.Component.FromString(message.SerializeToString())
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(DTYPES)), max_size=6))
 def test_a_layout_survives_the_wire(drawn):
     layout = Layout.of("task:x", {f"t{i}": torch.zeros(shape, dtype=dtype) for i, (shape, dtype) in enumerate(drawn)})
-    sent = pb.Component.FromString(component_to_proto(layout).SerializeToString())
-    assert layout_from_proto(sent) == layout
+    assert layout_from_proto(sent(layout)) == layout
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_how_a_component_travels_survives_the_wire(encoding):
+    component = Component.pack("shared", {"a": torch.ones(3, 5), "b": torch.ones(2, dtype=torch.float64)})
+    part = EncodedLayout(component.layout, encoding, len(encode(component, encoding)), start=8)
+    message = component_to_proto(part, digest=b"d", base_digest=b"b")
+    assert component_from_proto(pb.Component.FromString(message.SerializeToString())) == part
+    assert (message.digest, message.base_digest) == (b"d", b"b")
+
+
+def test_a_component_that_says_nothing_of_an_encoding_is_exact():
+    message = sent(Layout.of("shared", {"a": torch.zeros(3)}))
+    message.ClearField("encoding")
+    message.ClearField("encoded_bytes")
+    part = component_from_proto(message)
+    assert (part.encoding, part.num_bytes) == ("float32", 12)
 
 
 def test_a_plan_survives_the_wire():
@@ -27,21 +58,21 @@ def test_a_plan_survives_the_wire():
 
 
 def test_a_size_that_does_not_add_up_is_refused():
-    message = component_to_proto(Layout.of("shared", {"a": torch.zeros(3)}))
+    message = sent(Layout.of("shared", {"a": torch.zeros(3)}))
     message.num_bytes = 2**60
     with pytest.raises(LayoutMismatchError, match="the last tensor ends at byte 12"):
         layout_from_proto(message)
 
 
 def test_an_unknown_element_type_is_refused_by_name():
-    message = component_to_proto(Layout.of("shared", {"a": torch.zeros(3)}))
+    message = sent(Layout.of("shared", {"a": torch.zeros(3)}))
     message.tensors[0].dtype = 99
     with pytest.raises(LayoutMismatchError, match="a: unknown element type 99"):
         layout_from_proto(message)
 
 
 def test_a_tensor_of_absurd_rank_is_refused_at_once():
-    message = component_to_proto(Layout.of("shared", {"a": torch.zeros(3)}))
+    message = sent(Layout.of("shared", {"a": torch.zeros(3)}))
     message.tensors[0].shape.extend([2**63] * 100_000)
     with pytest.raises(LayoutMismatchError, match="a: expected at most 16 dimensions"):
         layout_from_proto(message)
