@@ -35,7 +35,7 @@ VARIANTS = [
     for client in ("sync", "aio")
     for mib in (1, 2, 3.9)
 ]
-SELECTION_PASSES = 4
+SELECTION_PASSES = 3
 """How often each variant is timed to find the fastest."""
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
@@ -68,7 +68,7 @@ class Bench:
     def __init__(self, folder: Path, pairs: int):
         self._folder = folder
         self._pairs = pairs
-        self._fastest: dict[tuple[int, int, bool], dict[str, Variant]] = {}
+        self._fastest: dict[tuple[str, int, int, bool], Variant] = {}
         self.figures: list[Figure] = []
 
     def run(self, only: str = "") -> None:
@@ -233,18 +233,18 @@ class Bench:
                 bound.stop()
 
     def _find_fastest(self, command: str, slice_bytes: int, num_clients: int, tuned: bool) -> Variant:
-        key = (slice_bytes, num_clients, tuned)
+        key = (command, slice_bytes, num_clients, tuned)
         if key not in self._fastest:
-            seconds: dict[str, dict[Variant, float]] = {"down": {}, "up": {}, "round": {}}
+            seconds = {}
             for variant in (replace(one, tuned=tuned) for one in VARIANTS):
                 bound = Bound(variant, slice_bytes, num_clients)
-                for name, by_variant in seconds.items():
-                    by_variant[variant] = statistics.median([bound.time(name) for _ in range(SELECTION_PASSES)])
+                bound.time(command)
+                seconds[variant] = statistics.median([bound.time(command) for _ in range(SELECTION_PASSES)])
                 bound.stop()
-            self._fastest[key] = {name: min(found, key=found.__getitem__) for name, found in seconds.items()}
-            chosen = "; ".join(f"{name}: {variant}" for name, variant in self._fastest[key].items())
-            console.print(f"  fastest bare gRPC{', tuned,' if tuned else ''} for {num_clients} clients: {chosen}")
-        return self._fastest[key][command]
+            self._fastest[key] = min(seconds, key=seconds.__getitem__)
+            how = f"{command}, {num_clients} x {slice_bytes / 1e6:.3g} MB{', allocator set' if tuned else ''}"
+            console.print(f"  fastest bare gRPC for {how}: {self._fastest[key]}")
+        return self._fastest[key]
 
     @contextmanager
     def _served(
@@ -286,7 +286,9 @@ def main(
 
     One JSON line for each figure goes to standard output, progress and a table to standard error.
     """
-    with tempfile.TemporaryDirectory(prefix="fedmtl-bench-", dir=Path.cwd()) as folder:
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=runs) as folder:  # beside what runs write, not on a RAM disk
         bench = Bench(Path(folder), pairs)
         bench.run(only)
         show(bench.figures, console)

@@ -57,13 +57,12 @@ class Variant:
 
 
 class _Messages:
-    """What is sent: as few distinct messages as a cache can't hold, over and over."""
+    """What is sent: every message in memory of its own, as the parts of a model are."""
 
     def __init__(self, message_bytes: int, total_bytes: int):
-        self.total_bytes = total_bytes
-        distinct = [os.urandom(message_bytes) for _ in range(min(8, max(1, total_bytes // message_bytes)))]
+        noise = bytearray(os.urandom(message_bytes))
         whole, rest = divmod(total_bytes, message_bytes)
-        self._messages = [distinct[i % len(distinct)] for i in range(whole)] + ([os.urandom(rest)] if rest else [])
+        self._messages = [bytes(noise) for _ in range(whole)] + ([bytes(noise[:rest])] if rest else [])
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._messages)

@@ -216,6 +216,13 @@ class Component:
     def clone(self) -> Component:
         return Component(self.layout, self.buffer.clone())
 
+    def clear_padding(self) -> None:
+        """Make the bytes between tensors 0."""
+        end = 0
+        for run in self.layout.runs:
+            self.buffer[end : run.start] = 0
+            end = run.end
+
     def digest(self) -> bytes:
         """SHA-256 of the bytes."""
         return hashlib.sha256(self.memory()).digest()

@@ -89,13 +89,11 @@ class ComponentMean:
     """
 
     def __init__(self, layout: Layout, component: Component | None = None):
-        self._component = component or Component(layout)
+        self._component = component or Component(layout, torch.empty(layout.num_bytes, dtype=torch.uint8))
         self._means = [
             run if run.dtype == _accumulator(run.dtype) else torch.empty(run.shape, dtype=_accumulator(run.dtype))
             for run in self._component.runs()
         ]
-        for mean in self._means if component is None else ():
-            mean.zero_()
         self._total = 0
 
     def fold(self, component: Component, weight: int, base: Component | None = None) -> None:
@@ -121,10 +119,11 @@ class ComponentMean:
             _fold_run(mean, run, origin, before, weight)
 
     def result(self) -> Component:
-        """The mean, in the layout's own dtypes. Nothing can be folded in after this."""
+        """The mean of at least one update with a weight, in the layout's own dtypes. Nothing can be folded in after."""
         for target, mean in zip(self._component.runs(), self._means, strict=True):
             if target.dtype != mean.dtype:
                 target.copy_(mean)
+        self._component.clear_padding()  # what a client sent there is of no meaning
         return self._component
 
 

@@ -254,7 +254,7 @@ class Federation:
         if before is not None:
             self._forget(before)
         place = self._order.place(claim.client_id)
-        staged = StagedUpdate(f"{claim.client_id}-{claim.update_id}", header, place, parts)
+        staged = StagedUpdate(header, place, parts)
         transfer = self._transfers[claim.client_id] = Transfer(claim, staged, stream)
         try:
             await self._wait_for_room(transfer)
@@ -431,6 +431,8 @@ class Federation:
                     await self._wake.wait()
         self._stopped = UnavailableError(reason)
         self._watchers.end(self._stopped)
+        self._staging.refuse_waiting(self._stopped)
+        self._staging.close()
 
     async def _step(self) -> None:
         self._wake.clear()

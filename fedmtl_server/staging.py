@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -20,6 +21,8 @@ from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.buffers import BufferPool
 from fedmtl_server.store import sync_folder
 
+_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no such thing
+
 MIN_UPDATES_IN_MEMORY = 2
 """So many updates have room whatever the budget: one that comes in while another is averaged."""
 
@@ -28,8 +31,6 @@ MIN_UPDATES_IN_MEMORY = 2
 class StagedUpdate:
     """The encoded bytes of one update."""
 
-    name: str
-    """Names its file."""
     header: bytes
     """Precedes the bytes in its file, so that the file says what it holds."""
     place: int
@@ -84,6 +85,8 @@ class StagingArea:
         self._in_memory: list[StagedUpdate] = []
         self._waiting: list[tuple[int, int, StagedUpdate, asyncio.Future[None]]] = []
         self._arrivals = count()
+        self._numbers = count()
+        self._free_files: list[Path] = []
         self._moving: asyncio.Task[None] | None = None
         self._log = get_logger()
 
@@ -174,13 +177,20 @@ class StagingArea:
         if staged in self._in_memory:
             self._in_memory.remove(staged)
         if staged.path is not None:
-            staged.path.unlink(missing_ok=True)
+            self._free_files.append(staged.path)
             staged.path = None
         self._serve_waiting()
 
     def take_back(self, buffer: Tensor) -> None:
         """Use a buffer again that `release` left to its user."""
         self._pool.release(buffer)
+
+    def close(self) -> None:
+        """Remove the files that nobody uses."""
+        while self._free_files:
+            self._free_files.pop().unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it isn't there, or holds what is still in use
+            self._spool_dir.rmdir()
 
     def _serve_waiting(self) -> None:
         while self._waiting:
@@ -234,18 +244,22 @@ class StagingArea:
         self._serve_waiting()
 
     def _write(self, staged: StagedUpdate) -> None:
-        self._spool_dir.mkdir(parents=True, exist_ok=True)
-        path = self._spool_dir / f"{staged.name}.update"
+        """Write an update to a file. One that was used before is on disk already, all but its bytes."""
+        path = self._free_files.pop() if self._free_files else None
+        is_new = path is None
+        if path is None:
+            self._spool_dir.mkdir(parents=True, exist_ok=True)
+            path = self._spool_dir / f"{next(self._numbers):04}.update"
         try:
-            with path.open("wb", buffering=0) as file:
+            with path.open("wb" if is_new else "r+b", buffering=0) as file:
                 file.write(len(staged.header).to_bytes(8, "little") + staged.header)
                 for part in staged.parts:
                     data = _memory(staged.buffers[part.scope])
                     while data:
                         data = data[file.write(data) :]
                 if self._sync:
-                    os.fsync(file.fileno())
-            if self._sync:
+                    _sync_data(file.fileno())
+            if self._sync and is_new:
                 sync_folder(self._spool_dir)
         except OSError:
             path.unlink(missing_ok=True)

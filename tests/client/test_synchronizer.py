@@ -96,3 +96,35 @@ def test_what_was_received_stays_as_it_is():
         model.encoder.dense.weight.zero_()
     synchronizer.update(model, "delta")
     assert torch.equal(components["shared"].buffer, copy.buffer)
+
+
+def test_a_model_that_shares_the_slices_memory_is_loaded_and_sent_without_a_copy():
+    model = client_model("sst2")
+    components = slice_of("sst2")
+    synchronizer = ClientModelSynchronizer(task="sst2")
+    synchronizer.load(model, components, share=True)
+    components["shared"].buffer.copy_(slice_of("sst2", encoder=TinyEncoder(seed=9))["shared"].buffer)  # the next slice
+    synchronizer.load(model, components, share=True)
+    assert torch.equal(model.encoder.dense.weight, TinyEncoder(seed=9).dense.weight)
+    with torch.no_grad():
+        model.encoder.dense.weight.add_(1.0)
+    assert synchronizer.update(model, "parameters") == list(components.values())
+    assert torch.equal(components["shared"].views()["encoder.dense.weight"], model.encoder.dense.weight)
+
+
+def test_a_slice_in_other_memory_is_loaded_into_a_model_that_shared_the_last_one():
+    model = client_model("sst2")
+    synchronizer = ClientModelSynchronizer(task="sst2")
+    synchronizer.load(model, slice_of("sst2"), share=True)
+    components = slice_of("sst2", encoder=TinyEncoder(seed=9))
+    synchronizer.load(model, components, share=True)
+    assert torch.equal(model.encoder.dense.weight, TinyEncoder(seed=9).dense.weight)
+    assert synchronizer.update(model, "parameters") == list(components.values())
+
+
+def test_a_model_that_shares_its_slices_memory_has_no_delta():
+    model = client_model("sst2")
+    synchronizer = ClientModelSynchronizer(task="sst2")
+    synchronizer.load(model, slice_of("sst2"), share=True)
+    with pytest.raises(ValueError, match="shares its slice's memory"):
+        synchronizer.update(model, "delta")

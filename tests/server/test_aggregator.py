@@ -249,6 +249,16 @@ def test_updates_that_may_be_kept_average_to_the_same_bits(drawn):
     assert _bytes(fold.close()) == _bytes(expected.close())
 
 
+@pytest.mark.parametrize("may_keep", [False, True])
+def test_what_a_client_sends_as_padding_does_not_reach_the_model(may_keep):
+    tensors = {"encoder.half": torch.ones(1, dtype=torch.float16), "encoder.w": torch.ones(1)}
+    component = Component.pack("shared", tensors)
+    component.buffer[2:4] = 77
+    fold = RoundFold({})
+    fold.fold(ClientUpdate("a", "sst2", 1, {"shared": component}), may_keep=may_keep)
+    assert fold.close().components["shared"].buffer.tolist() == [0, 0x3C, 0, 0, 0, 0, 0x80, 0x3F]
+
+
 def test_an_update_of_no_weight_is_never_kept():
     fold = RoundFold({})
     assert fold.fold(update("a", "sst2", 0, [9.0]), may_keep=True) == set()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +24,9 @@ def area(tmp_path, updates=2, **options):
     return StagingArea(updates * SIZE, tmp_path / "staging", BufferPool(10 * SIZE), **options)
 
 
-def update(place, name=""):
+def update(place):
     parts = [EncodedLayout(layout, "float32", layout.num_bytes) for layout in LAYOUTS]
-    return StagedUpdate(name or f"c{place}-u", b"header", place, parts)
+    return StagedUpdate(b"header", place, parts)
 
 
 async def staged(staging, place, value=None):
@@ -94,14 +95,15 @@ async def test_complete_updates_make_room_the_last_folded_first_and_are_read_bac
     assert staging.used_bytes == 2 * SIZE
     assert not updates[9].buffers
     assert updates[4].buffers
-    assert [path.name for path in (tmp_path / "staging").iterdir()] == ["c9-u.update"]
+    assert [path.name for path in (tmp_path / "staging").iterdir()] == ["0000.update"]
     for place, one in updates.items():
         components = await staging.load(one)
         assert components["shared"].views()["a"].eq(place).all()
         assert components["task:x"].views()["b"].eq(place).all()
         staging.release(one, components)
     assert staging.used_bytes == 0
-    assert list((tmp_path / "staging").iterdir()) == []
+    staging.close()
+    assert not (tmp_path / "staging").exists()
 
 
 async def test_updates_that_broke_off_make_room_before_complete_ones_are_moved(tmp_path):
@@ -127,14 +129,22 @@ async def test_a_kept_component_is_not_used_again_until_it_is_taken_back(tmp_pat
 
 
 async def test_every_update_is_on_disk_where_that_is_asked_for(tmp_path, monkeypatch):
-    synced = []
-    real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), real(descriptor))[1])
+    synced, fsync = [], os.fsync
+
+    def noted(real):
+        return lambda descriptor: (synced.append(os.readlink(f"/proc/self/fd/{descriptor}")), real(descriptor))[1]
+
+    monkeypatch.setattr("fedmtl_server.store.os.fsync", noted(fsync))
+    monkeypatch.setattr("fedmtl_server.staging._sync_data", noted(fsync))
     staging = area(tmp_path, sync=True)
+    one = await staged(staging, 9)
+    await staging.secure(one)
+    assert [Path(path).name for path in synced] == ["0000.update", "staging"]
+    staging.release(one)
     one = await staged(staging, 1)
     await staging.secure(one)
-    assert len(synced) == 2  # the file and its folder
-    data = (tmp_path / "staging" / "c1-u.update").read_bytes()
+    assert [Path(path).name for path in synced[2:]] == ["0000.update"]  # its name is on disk already
+    data = (tmp_path / "staging" / "0000.update").read_bytes()
     assert data[:8] == (6).to_bytes(8, "little")
     assert data[8:14] == b"header"
     assert data[14:] == torch.full((103,), 1.0).numpy().tobytes()
