@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -201,7 +202,10 @@ class FederationApi:
             if is_retry and chunked:
                 self._continue(whole)
             is_retry = True
-            receipt: pb.PushUpdateResponse = _call(lambda: self._push_update(self._messages(whole, chunked)))
+            ready: Future[Any] = Future()
+            call = self._push_update.future(self._messages(whole, chunked, ready))
+            ready.set_result(call)
+            receipt: pb.PushUpdateResponse = _call(call.result)
             return receipt
 
         return self._patiently(attempt, should_stop)
@@ -213,9 +217,14 @@ class FederationApi:
         for component in header.components:
             component.start_offset = staged.get(component.scope, 0)
 
-    def _messages(self, header: pb.UpdateHeader, chunked: Sequence[ChunkedBytes]) -> Iterator[bytes]:
+    def _messages(
+        self, header: pb.UpdateHeader, chunked: Sequence[ChunkedBytes], call: Future[Any]
+    ) -> Iterator[bytes]:
+        """An update's messages; the chunks once the server has answered the header, which says that it has room."""
         compression = compression_from_proto(header.compression)
         yield pb.PushUpdateRequest(header=header).SerializeToString()
+        if chunked:
+            call.result().initial_metadata()
         for component, chunks in zip(header.components, chunked, strict=True):
             for offset in chunks.offsets(component.start_offset):
                 self._last_contact = time.monotonic()
@@ -312,6 +321,8 @@ def _call(call: Callable[[], _T]) -> _T:
         return call()
     except grpc.RpcError as error:
         raise _error_of(error) from None
+    except grpc.FutureCancelledError:
+        raise UnavailableError("the call was cancelled") from None
 
 
 def _error_of(error: Any) -> RequestError:

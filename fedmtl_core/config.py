@@ -95,7 +95,7 @@ class ServerConfig(_Section):
     runs_dir: Path = Field(Path("runs"), description="Each run gets a folder of its own in here")
     keep_checkpoints: int = Field(3, ge=1, description="Checkpoints kept, newest first")
     staging_memory_mb: int = Field(
-        128,
+        64,
         ge=0,
         description="Updates are staged in this many MiB of memory, two of them in any case; others wait, or lie in "
         "files in the run's folder",

@@ -96,7 +96,7 @@ class FederatedMtlServicer:
         log.info("slice.sent", round=published.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
 
     async def PushUpdate(self, requests: AsyncIterator[bytes], context: Context) -> pb.PushUpdateResponse:
-        upload = Upload(requests, self._federation)
+        upload = Upload(requests, self._federation, on_ready=lambda: context.send_initial_metadata(()))
         began = time.monotonic()
         log = get_logger(rpc="PushUpdate")
         with _noting_departure(upload, log):

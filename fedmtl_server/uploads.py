@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from fedmtl.v1 import federation_pb2 as pb
@@ -35,11 +35,19 @@ class Upload:
     Args:
         messages: the stream, serialised.
         federation: the run it is for.
+        on_ready: tells the client that there is room for its chunks. Before that it had better not send them: they
+            would fill the transport's memory.
     """
 
-    def __init__(self, messages: AsyncIterator[bytes], federation: Federation):
+    def __init__(
+        self,
+        messages: AsyncIterator[bytes],
+        federation: Federation,
+        on_ready: Callable[[], Awaitable[None]],
+    ):
         self._messages = messages
         self._federation = federation
+        self._on_ready = on_ready
         self._timeout_s = federation.rules.transfer_timeout_s
         self.header = pb.UpdateHeader()
         """The header, as soon as it is there: for the log."""
@@ -59,6 +67,7 @@ class Upload:
         transfer = await self._federation.stage(claim, parts, self.header.SerializeToString(), self)
         keep = True
         try:
+            await self._on_ready()
             num_bytes = await self._receive_chunks(transfer)
             await asyncio.to_thread(transfer.staged.require_valid)
             await self._federation.staging.secure(transfer.staged)

@@ -118,6 +118,10 @@ class FederatedMtlServiceServicer:
         follow, each component's by ascending offset from `start_offset`, without gaps. The server checks the
         header before it takes a byte, checks the whole before it counts it, and never counts a part.
 
+        The server sends its initial metadata when it has room for the chunks; a client SHOULD wait for it, or for the
+        call's end, between header and chunks. Until then the chunks would lie in the transport's buffers, and
+        for nothing if the header is refused.
+
         A retry with the same `update_id` is counted once. A client's last counted update is answered
         `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
 

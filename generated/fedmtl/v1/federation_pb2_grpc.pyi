@@ -91,6 +91,10 @@ class FederatedMtlServiceStub:
     follow, each component's by ascending offset from `start_offset`, without gaps. The server checks the
     header before it takes a byte, checks the whole before it counts it, and never counts a part.
 
+    The server sends its initial metadata when it has room for the chunks; a client SHOULD wait for it, or for the
+    call's end, between header and chunks. Until then the chunks would lie in the transport's buffers, and
+    for nothing if the header is refused.
+
     A retry with the same `update_id` is counted once. A client's last counted update is answered
     `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
 
@@ -179,6 +183,10 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     The first message MUST be the header, and it MUST be the only one. The chunks of each component
     follow, each component's by ascending offset from `start_offset`, without gaps. The server checks the
     header before it takes a byte, checks the whole before it counts it, and never counts a part.
+
+    The server sends its initial metadata when it has room for the chunks; a client SHOULD wait for it, or for the
+    call's end, between header and chunks. Until then the chunks would lie in the transport's buffers, and
+    for nothing if the header is refused.
 
     A retry with the same `update_id` is counted once. A client's last counted update is answered
     `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
@@ -277,6 +285,10 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         The first message MUST be the header, and it MUST be the only one. The chunks of each component
         follow, each component's by ascending offset from `start_offset`, without gaps. The server checks the
         header before it takes a byte, checks the whole before it counts it, and never counts a part.
+
+        The server sends its initial metadata when it has room for the chunks; a client SHOULD wait for it, or for the
+        call's end, between header and chunks. Until then the chunks would lie in the transport's buffers, and
+        for nothing if the header is refused.
 
         A retry with the same `update_id` is counted once. A client's last counted update is answered
         `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
