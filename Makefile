@@ -10,13 +10,13 @@ PROTOS    := $(shell find protos -name '*.proto')
 GENERATED := generated/fedmtl/v1/federation_pb2.py
 PROTOC     = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$$scratch \
   --pyi_out=$$scratch --grpc_python_out=$$scratch --mypy_grpc_out=quiet:$$scratch $(PROTOS)
-PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local
+PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install proto proto-check proto-lint lint format settings test demo real clean
+.PHONY: help install proto proto-check proto-lint lint format settings test demo real bench bench-encodings clean
 
 help: ## List the targets.
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Make .venv and install FedMTL with its development tools.
 
@@ -66,6 +66,12 @@ demo: $(STAMP) proto ## Train three tasks on built-in data: one server, three cl
 
 real: $(STAMP) ## The same on real rows and a pretrained encoder.
 	$(BIN)/fedmtl-local --config configs/real.yaml
+
+bench: $(STAMP) ## Measure the wire and the average against bare gRPC and bare PyTorch, in the same run.
+	$(BIN)/python -m benchmarks
+
+bench-encodings: $(STAMP) ## Compare the wire encodings over whole demos, 5 seeds each: bytes and metrics.
+	$(BIN)/python -m benchmarks.encodings
 
 clean: ## Remove what was built; runs/ stays.
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -283,7 +283,7 @@ class Federation:
         """
         if transfer.stream is not stream:
             return
-        transfer.staged.in_use = False
+        self._staging.rest(transfer.staged)
         if not keep or self._transfers.get(transfer.claim.client_id) is not transfer:
             self._forget(transfer)
 
@@ -293,8 +293,8 @@ class Federation:
         if transfer is None or transfer.claim.update_id != update_id:
             return {}
         transfer.stream = None
-        transfer.staged.in_use = False
-        return transfer.staged.offsets
+        self._staging.rest(transfer.staged)
+        return dict(transfer.staged.offsets)
 
     def received(self, transfer: Transfer, stream: object, num_bytes: int) -> None:
         """Note bytes of an upload in progress, and check that it may still count.
@@ -325,8 +325,7 @@ class Federation:
             _require_stream(transfer, stream)
         self._engine.count(claim)
         if transfer is not None:
-            transfer.staged.complete = True
-            transfer.staged.in_use = False
+            self._staging.rest(transfer.staged, complete=True)
             self._transfers.pop(claim.client_id, None)
             self._complete[claim.client_id] = transfer
             self._arrived.append(claim.client_id)
@@ -443,6 +442,7 @@ class Federation:
             await self._close()
         elif step is Step.ABANDONED:
             self._log.warning("round.abandoned", **self._title(), reason="no update arrived")
+            self._end_transfers()
             self._waiting_announced = False
         elif self._arrived:
             await self._fold_arrived()
@@ -482,6 +482,12 @@ class Federation:
             kept = await asyncio.to_thread(self._fold.fold, update, may_keep=True)
             self._staging.release(staged, components, kept)
 
+    def _end_transfers(self) -> None:
+        """Drop what is on its way: its round takes no more."""
+        self._staging.refuse_waiting(StaleRoundError(f"round {self._engine.round} has closed"))
+        for transfer in list(self._transfers.values()):
+            self._forget(transfer)
+
     def _forget(self, transfer: Transfer) -> None:
         """Drop what has arrived of an update that doesn't count."""
         transfer.stream = None
@@ -491,9 +497,7 @@ class Federation:
 
     async def _close(self) -> None:
         self._publish(EventKind.CLOSING)
-        self._staging.refuse_waiting(StaleRoundError(f"round {self._engine.round} has closed"))
-        for transfer in list(self._transfers.values()):
-            self._forget(transfer)
+        self._end_transfers()
         began = self._clock()
         aggregate = await self._aggregate()
         report = self._report(aggregate, aggregation_s=self._clock() - began)

@@ -117,6 +117,17 @@ class StagingArea:
                 self.release(staged)  # it got its room in the very moment
             raise
 
+    def rest(self, staged: StagedUpdate, *, complete: bool = False) -> None:
+        """Note that no stream writes to an update any more, so that it can make room for others.
+
+        Args:
+            staged: the update.
+            complete: whether it counts now; it is forgotten if it has to make room, otherwise.
+        """
+        staged.in_use = False
+        staged.complete = staged.complete or complete
+        self._serve_waiting()
+
     def refuse_waiting(self, error: RequestError) -> None:
         """Send away those that wait for room."""
         for _, _, _, future in self._waiting:

@@ -89,6 +89,7 @@ async def serving(
     num_rounds: int = 1,
     min_clients: int | Mapping[str, int] = 1,
     port: int = 0,
+    settings: Mapping[str, Any] | None = None,
     **rounds: float,
 ) -> AsyncIterator[Server]:
     """A whole server on a free port of loopback, holding its rounds."""
@@ -97,7 +98,7 @@ async def serving(
         {
             "training": {"num_rounds": num_rounds},
             "rounds": {"rejoin_grace_s": 0.2, **rounds},
-            "server": {"port": port},
+            "server": {"port": port, **(settings or {})},
             "tasks": {task: {"min_clients": needed.get(task, 0)} for task in model.tasks},
         }
     )

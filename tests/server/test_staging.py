@@ -117,6 +117,20 @@ async def test_updates_that_broke_off_make_room_before_complete_ones_are_moved(t
     assert not (tmp_path / "staging").exists()
 
 
+async def test_room_is_made_as_soon_as_those_that_have_it_are_complete(tmp_path):
+    staging = area(tmp_path, updates=2)
+    writing = [update(place) for place in (3, 4)]
+    for one in writing:
+        await staging.make_room(one)
+    third = asyncio.create_task(staging.make_room(update(0)))
+    await ticks(2)
+    assert is_waiting(third)
+    staging.rest(writing[1], complete=True)
+    await asyncio.wait_for(third, 5)
+    assert writing[1].path is not None
+    assert writing[0].buffers
+
+
 async def test_a_kept_component_is_not_used_again_until_it_is_taken_back(tmp_path):
     staging = area(tmp_path)
     one = await staged(staging, 0, value=3)
