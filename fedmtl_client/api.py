@@ -217,9 +217,7 @@ class FederationApi:
         for component in header.components:
             component.start_offset = staged.get(component.scope, 0)
 
-    def _messages(
-        self, header: pb.UpdateHeader, chunked: Sequence[ChunkedBytes], call: Future[Any]
-    ) -> Iterator[bytes]:
+    def _messages(self, header: pb.UpdateHeader, chunked: Sequence[ChunkedBytes], call: Future[Any]) -> Iterator[bytes]:
         """An update's messages; the chunks once the server has answered the header, which says that it has room."""
         compression = compression_from_proto(header.compression)
         yield pb.PushUpdateRequest(header=header).SerializeToString()
