@@ -18,6 +18,9 @@ from fedmtl_core.errors import InvalidRequestError, StaleRoundError, Unavailable
 from fedmtl_core.wire import EncodedComponent, EncodedLayout
 from tests.support import CuttingProxy, OddEncoder, WideEncoder, eventually, model_bytes, serving, tiny_model
 
+PATIENT_S = 120.0
+"""Several cuts within one chunk are so many attempts in vain, each with a longer wait before it."""
+
 
 @contextlib.contextmanager
 def api_of(address, task="sst2", reconnect_s=10.0, **options):
@@ -99,7 +102,7 @@ async def test_a_download_cut_20_times_goes_on_where_it_stopped(encoding, tmp_pa
             whole = await asyncio.to_thread(direct.get_slice, 0, encoding=encoding)
         cuts = cuts_at_20_points(whole.bytes_received)
         async with CuttingProxy(server.address, cuts) as proxy:
-            with api_of(proxy.address) as api:
+            with api_of(proxy.address, reconnect_s=PATIENT_S) as api:
                 slice_ = await asyncio.to_thread(api.get_slice, 0, encoding=encoding)
     assert proxy.num_cut == 20
     assert _bytes(slice_) == _bytes(whole)
@@ -121,7 +124,7 @@ async def test_an_upload_cut_20_times_goes_on_where_it_stopped_and_counts_once(e
     total = sum(len(one.data) for one in encoded)
     async with serving(tmp_path, model, num_rounds=2) as server:
         async with CuttingProxy(server.address, cuts_at_20_points(total), upwards=True) as proxy:
-            with api_of(server.address) as presence, api_of(proxy.address) as api:
+            with api_of(server.address) as presence, api_of(proxy.address, reconnect_s=PATIENT_S) as api:
                 watch = threading.Thread(target=lambda: list(_ignoring_errors(presence.watch())), daemon=True)
                 watch.start()
                 await eventually(lambda: server.federation.status().phase.value == "open")
