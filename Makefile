@@ -13,7 +13,8 @@ PROTOC     = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc 
 PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help install proto proto-check proto-lint lint format settings test demo real bench bench-encodings clean
+.PHONY: help install proto proto-check proto-lint lint format settings test faults demo real bench bench-encodings \
+  bench-scale clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -61,6 +62,9 @@ settings: $(STAMP) ## Write the table of configuration keys into the README.
 test: $(STAMP) ## Run the tests.
 	$(BIN)/python -m pytest
 
+faults: $(STAMP) ## Kill a server 100 times, and the other faults in their long form; a quarter of an hour.
+	FEDMTL_FAULTS=long $(BIN)/python -m pytest tests/faults
+
 demo: $(STAMP) proto ## Train three tasks on built-in data: one server, three clients, on this machine.
 	$(BIN)/fedmtl-local --config configs/demo.yaml
 
@@ -72,6 +76,9 @@ bench: $(STAMP) ## Measure the wire and the average against bare gRPC and bare P
 
 bench-encodings: $(STAMP) ## Compare the wire encodings over whole demos, 5 seeds each: bytes and metrics.
 	$(BIN)/python -m benchmarks.encodings
+
+bench-scale: $(STAMP) ## Measure rounds of 1,000 small and of 200 larger clients on one server.
+	$(BIN)/python -m benchmarks.scale
 
 clean: ## Remove what was built; runs/ stays.
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -119,7 +119,7 @@ class Bench:
             self._add(f"PushUpdate and fold, 1 client, {size}", "GB/s", taken, 0.80)
 
     def _synced(self) -> None:
-        with self._served(SMALL, ["sst2"], {"server": {"sync_updates": True}}) as served:
+        with self._served(SMALL, ["sst2"], {"store": {"durability": "power"}}) as served:
             size = served.payload_bytes
             scratch, data = self._folder / "scratch", os.urandom(size)
             served.time("get")

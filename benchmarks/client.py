@@ -32,7 +32,12 @@ class Client:
 
     def __init__(self, address: str, task: str, number: int, model: MultiTaskModel | None):
         self._task = task
-        self._api = FederationApi(address, client_id=f"client-{number:03}", task=task)
+        self._api = FederationApi(
+            address,
+            client_id=f"client-{number:03}",
+            task=task,
+            channel_options={"grpc.use_local_subchannel_pool": 1},  # a connection of its own, as a process has
+        )
         self._holdings = Holdings()
         self._model = model
         self._synchronizer = ClientModelSynchronizer(task=task)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmtl_core.formats import ENCODINGS
+from fedmtl_server.history import FILE_NAME, History
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
@@ -37,7 +39,9 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> Run:
         results = json.loads((folder / "results.json").read_text())
-        reports = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+        run_id = json.loads((folder / "run.json").read_text())["run_id"]
+        with closing(History.open(folder / FILE_NAME, create=False)) as history:
+            reports = [one.report for one in history.rounds(run_id) if one.report is not None]
         return cls(
             {task: result["last"] for task, result in results.items()},
             sum(report["bytes_received"] for report in reports),

@@ -37,12 +37,12 @@ from fedmtl_core.wire import (
     plan_from_proto,
 )
 
-_CHANNEL_OPTIONS = [
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-]
+CHANNEL_OPTIONS: Mapping[str, int] = {
+    "grpc.keepalive_time_ms": 20_000,
+    "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.initial_reconnect_backoff_ms": 200,
+    "grpc.max_reconnect_backoff_ms": 5_000,
+}
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
 """How long to wait before trying again: up to the first, then up to twice as long each time, up to the second."""
@@ -76,6 +76,7 @@ class FederationApi:
         task: which task it has data for.
         reconnect_s: how long a call keeps trying while the server is away.
         compression: how chunks may be compressed, in both directions.
+        channel_options: options of the gRPC channel, besides or instead of `CHANNEL_OPTIONS`.
     """
 
     def __init__(
@@ -86,12 +87,14 @@ class FederationApi:
         task: str,
         reconnect_s: float = 300.0,
         compression: Compression = "none",
+        channel_options: Mapping[str, int] | None = None,
     ):
         self.address = address
         self.client_id = client_id
         self.task = task
         self._reconnect_s = reconnect_s
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        options = {**CHANNEL_OPTIONS, **(channel_options or {})}
+        self._channel = grpc.insecure_channel(address, options=list(options.items()))
         self._compression = compression
         self._stub = pb_grpc.FederatedMtlServiceStub(self._channel)
         self._get_slice: Callable[[pb.GetSliceRequest], Iterator[bytes]] = self._channel.unary_stream(

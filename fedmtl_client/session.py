@@ -121,7 +121,8 @@ class ClientSession:
     def _is_wanted(self, event: pb.WatchRoundsResponse) -> bool:
         """Whether an opened round is this client's to work on, and still open; it may have waited in the queue."""
         asked = event.in_cohort and not event.reported and (event.run_id, event.round) != self._counted
-        return asked and not self._has_closed(event)
+        newer = self._newest is not None and self._newest.round > event.round
+        return asked and not newer and not self._has_closed(event)
 
     def _take_part(self, event: pb.WatchRoundsResponse) -> None:
         """Do a round's work. A round that closes meanwhile is left; the next event says how it goes on."""
@@ -194,7 +195,7 @@ class ClientSession:
         self, header: pb.UpdateHeader, components: list[EncodedComponent], event: pb.WatchRoundsResponse
     ) -> pb.PushUpdateResponse:
         receipt = self._api.push_update(header, components, should_stop=lambda: self._has_closed(event))
-        self._counted = (event.run_id, event.round)
+        self._counted = (event.run_id, receipt.round)
         return receipt
 
     def _train(self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse) -> dict[str, float]:
@@ -242,11 +243,7 @@ class ClientSession:
         newest = self._newest
         if self._no_longer_watching or newest is None or newest.run_id != event.run_id:
             return True
-        return newest.round > event.round or newest.kind in (
-            pb.ROUND_EVENT_KIND_CLOSING,
-            pb.ROUND_EVENT_KIND_COMMITTED,
-            pb.ROUND_EVENT_KIND_FINISHED,
-        )
+        return newest.oldest_base_round > event.round
 
 
 def _progress(event: pb.WatchRoundsResponse) -> dict[str, str]:

@@ -22,6 +22,18 @@ from fedmtl_core.tasks import METRICS, PRESETS, TaskSpec
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
 MAX_LABELS = 10_000
+
+MissingQuorum = Literal["commit", "extend", "fail"]
+CohortSelection = Literal["all", "fraction", "over_select"]
+Durability = Literal["memory", "process", "power"]
+
+_FREE_TO_CHANGE = re.compile(
+    r"server\.|store\.|client\.|clients$|training\.device$|tasks\.[^.]+\.data(\.|$)"
+    r"|rounds\.(deadline_s|quorum_timeout_s|rejoin_grace_s|transfer_timeout_s|report_interval_s|max_extensions)$"
+    r"|tasks\.[^.]+\.(deadline_s|min_clients)$"
+)
+"""Settings that a run may be taken up with another value of: they don't change what it computes."""
+
 _UINT32 = 2**32 - 1  # what the contract can carry
 
 
@@ -83,6 +95,28 @@ class RoundsConfig(_Section):
     rejoin_grace_s: float = Field(
         10.0, ge=0, description="A client that disconnects is waited for this long before the round goes on without it"
     )
+    on_missing_quorum: MissingQuorum = Field(
+        "commit",
+        description="A round that lacks a task's quorum of updates at its deadline: `commit` what is there, `extend` "
+        "the deadline by its own length, or `fail` the round",
+    )
+    max_extensions: int = Field(3, ge=1, description="How often `extend` does; then what is there is committed")
+    cohort: CohortSelection = Field(
+        "all",
+        description="Who takes part: `all` clients, a random `fraction` of each task's, or with `over_select` "
+        "`cohort_size + cohort_extra` of each task's, of which `cohort_size` updates are enough",
+    )
+    cohort_fraction: float = Field(0.5, gt=0, le=1, description="For `fraction`: its share")
+    cohort_size: int = Field(1, ge=1, description="For `over_select`: updates of each task that are enough")
+    cohort_extra: int = Field(0, ge=0, description="For `over_select`: clients of each task that are asked besides")
+    mode: Literal["sync", "async"] = Field(
+        "sync", description="`sync`: all start from the round's model; `async`: a round is so many updates (FedBuff)"
+    )
+    buffer_size: int = Field(10, ge=1, description="For `async`: updates, at most one of each client, in a commit")
+    staleness_exponent: float = Field(
+        0.5, ge=0, description="For `async`: an update that started s commits ago counts (1 + s)^-a; this is a"
+    )
+    max_staleness: int = Field(10, ge=0, description="For `async`: updates that started more commits ago are refused")
     transfer_timeout_s: float = Field(30.0, gt=0, description="A transfer without progress for this long is given up")
     report_interval_s: float = Field(10.0, gt=0, description="How often the log says what a round is waiting for")
 
@@ -93,14 +127,40 @@ class ServerConfig(_Section):
     host: str = Field("127.0.0.1", description="Address to listen on")
     port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 for any free one")
     runs_dir: Path = Field(Path("runs"), description="Each run gets a folder of its own in here")
-    keep_checkpoints: int = Field(3, ge=1, description="Checkpoints kept, newest first")
     staging_memory_mb: int = Field(
         64,
         ge=0,
         description="Updates are staged in this many MiB of memory, two of them in any case; others wait, or lie in "
         "files in the run's folder",
     )
-    sync_updates: bool = Field(False, description="Have every update on disk before it is acknowledged")
+
+
+class StoreConfig(_Section):
+    """What survives."""
+
+    url: str | None = Field(
+        None,
+        description="Database of the run's history, such as `postgresql+psycopg://user@host/name`; if not given, "
+        "SQLite in the run's folder",
+    )
+    durability: Durability = Field(
+        "power",
+        description="What acknowledged updates and commits survive: the end of the `process`, a cut of `power`, or "
+        "with `memory` updates neither",
+    )
+    keep_checkpoints: int = Field(3, ge=1, description="Checkpoints kept, newest first, besides each task's best")
+
+
+class EarlyStoppingConfig(_Section):
+    """When training ends before its last round."""
+
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop when no watched task's main metric got better for so many rounds; never if not given",
+    )
+    threshold: float = Field(0.0, ge=0, description="By how much it has to")
+    watch: list[str] | None = Field(None, description="The watched tasks; all if not given")
 
 
 class ClientConfig(_Section):
@@ -153,6 +213,7 @@ class TaskConfig(_Section):
     label_column: str | None = Field(None, description="Column of the label")
     metrics: list[str] | None = Field(None, description=f"Of {', '.join(METRICS)}; the first is the main one")
     min_clients: int = Field(1, ge=0, description="Clients of this task that a round needs; 0 if it may have none")
+    deadline_s: float | None = Field(None, gt=0, description="Its clients' deadline, instead of `rounds.deadline_s`")
     train_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client trains on, at most")
     val_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client evaluates on, at most")
     data: DataConfig | None = Field(None, description="Where the rows are; for a GLUE task the hub if not given")
@@ -223,7 +284,9 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     rounds: RoundsConfig = RoundsConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     server: ServerConfig = ServerConfig()
+    store: StoreConfig = StoreConfig()
     client: ClientConfig = ClientConfig()
     wire: WireConfig = WireConfig()
     tasks: dict[str, TaskConfig] = Field(default_factory=dict, description="The run's tasks by name")
@@ -256,6 +319,11 @@ class Config(_Section):
         for client in self.clients:
             if client.task not in self.tasks:
                 raise ValueError(f"client {client.client_id!r} has the task {client.task!r}, which isn't in `tasks`")
+        for task in self.early_stopping.watch or ():
+            if task not in self.tasks:
+                raise ValueError(f"early_stopping.watch: {task!r} isn't in `tasks`")
+        if self.rounds.mode == "async" and self.rounds.cohort != "all":
+            raise ValueError(f"rounds.cohort: asynchronous rounds are for all clients, got {self.rounds.cohort!r}")
         ids = [client.client_id for client in self.clients]
         if len(set(ids)) != len(ids):
             raise ValueError(f"client ids must differ, got {', '.join(ids)}")
@@ -281,11 +349,32 @@ class Config(_Section):
             num_hidden_layers=self.model.num_hidden_layers or 0,
             pooling=self.model.pooling,
             head_dropout=self.model.head_dropout,
-            update=training.update,
+            update="delta" if self.rounds.mode == "async" else training.update,
             train_samples=section.train_samples or 0,
             val_samples=section.val_samples or 0,
             num_rounds=training.num_rounds,
         )
+
+
+def contradictions(stored: Config, given: Config) -> list[str]:
+    """What keeps a run from being taken up with another configuration: for each key `key: the run has X, got Y`."""
+    problems = []
+    if stored.tasks.keys() != given.tasks.keys():
+        problems.append(f"tasks: the run has {', '.join(stored.tasks)}, got {', '.join(given.tasks)}")
+    mine, theirs = (dict(_flattened(config.model_dump(mode="json"))) for config in (stored, given))
+    return problems + [
+        f"{key}: the run has {mine.get(key)!r}, got {theirs.get(key)!r}"
+        for key in dict.fromkeys([*mine, *theirs])
+        if mine.get(key) != theirs.get(key) and not _FREE_TO_CHANGE.match(key)
+    ]
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -29,7 +29,11 @@ class AggregationError(FedMTLError):
 
 
 class StoreError(FedMTLError):
-    """The run's folder can't be written or read."""
+    """The run's folder or its database can't be written or read."""
+
+
+class CorruptCheckpointError(StoreError):
+    """A checkpoint isn't what was written."""
 
 
 class RequestError(FedMTLError):

@@ -152,7 +152,7 @@ class LocalRun:
         if event.kind == pb.ROUND_EVENT_KIND_OPENED:
             self._first_round_opened.set()
             self._progress.update(bar, description=_title(event), completed=event.round - 1)
-        if event.kind == pb.ROUND_EVENT_KIND_COMMITTED:
+        if event.kind in (pb.ROUND_EVENT_KIND_COMMITTED, pb.ROUND_EVENT_KIND_FAILED):
             self._say(_line(event, self._config))
 
     def _say(self, text: str) -> None:
@@ -174,6 +174,8 @@ def _line(event: pb.WatchRoundsResponse, config: Config) -> str:
         value = f"{task.received_metrics[name]:.3f}" if name in task.received_metrics else "-"
         metrics.append(f"{task.task} {value}")
     clients = f"{sum(task.num_updates for task in report.tasks)} of {event.cohort_size} clients"
+    if report.failed:
+        clients += ": not enough, and given up"
     missing = f"; missing: {', '.join(report.missing_clients)}" if report.missing_clients else ""
     return f"{_title(event):>16}  {report.duration_seconds:6.1f} s  {clients}  {'  '.join(metrics)}{missing}"
 

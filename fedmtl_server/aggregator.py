@@ -7,7 +7,7 @@ A function of its arguments: no clock, no lock, no socket, and the updates come 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,10 @@ class ClientUpdate:
     components: Mapping[str, Component]
     """By scope; trained parameters, or with kind `delta` trained minus received ones."""
     kind: UpdateKind = "parameters"
+    staleness: int = 0
+    """Commits since the model that it started from."""
+    discount: float = 1.0
+    """How much of a delta counts, for its staleness (FedBuff; Nguyen et al. 2022, arXiv:2106.06639)."""
 
     @classmethod
     def from_parameters(
@@ -63,7 +67,8 @@ class Contribution:
     task: str
     num_examples: int
     weight: float
-    """Its share of the average, in 0 to 1."""
+    """Its share of the average, in 0 to 1; of a stale delta what is left of it."""
+    staleness: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class ComponentMean:
         ]
         self._total = 0
 
-    def fold(self, component: Component, weight: int, base: Component | None = None) -> None:
+    def fold(self, component: Component, weight: int, base: Component | None = None, discount: float = 1.0) -> None:
         """Take in one update.
 
         Args:
@@ -104,6 +109,7 @@ class ComponentMean:
                 is to be in, the first time.
             weight: at least 0.
             base: the parameters that the delta is to be added to.
+            discount: what the delta is multiplied with.
 
         Raises:
             LayoutMismatchError: it is laid out otherwise.
@@ -116,7 +122,7 @@ class ComponentMean:
         before, self._total = self._total, self._total + weight
         base_runs = base.runs() if base else [None] * len(self._means)
         for mean, run, origin in zip(self._means, component.runs(), base_runs, strict=True):
-            _fold_run(mean, run, origin, before, weight)
+            _fold_run(mean, run, origin, before, weight, discount)
 
     def result(self) -> Component:
         """The mean of at least one update with a weight, in the layout's own dtypes. Nothing can be folded in after."""
@@ -181,6 +187,12 @@ class CohortOrder:
         """
         return [client_id for client_id in self._leading(lambda _: True) if client_id in self._arrived]
 
+    def append(self, client_id: str) -> None:
+        """Have one more come, after all others. One that is there already keeps its place."""
+        if client_id not in self._place:
+            self._place[client_id] = len(self._order)
+            self._order.append(client_id)
+
     def _leading(self, ready: Callable[[str], bool]) -> list[str]:
         first = self._next
         while self._next < len(self._order) and ready(self._order[self._next]):
@@ -198,7 +210,7 @@ class RoundFold:
     def __init__(self, base: Mapping[str, Component]):
         self._base = base
         self._means: dict[str, ComponentMean] = {}
-        self._counted: dict[str, list[tuple[str, str, int]]] = {}
+        self._counted: dict[str, list[ClientUpdate]] = {}
 
     def fold(self, update: ClientUpdate, *, may_keep: bool = False) -> set[str]:
         """Take in the update whose turn it is.
@@ -228,8 +240,8 @@ class RoundFold:
                 self._means[scope] = ComponentMean(component.layout, component if keep else None)
                 kept |= {scope} if keep else set()
             base = self._base[scope] if update.kind == "delta" else None
-            self._means[scope].fold(component, update.num_examples, base)
-            self._counted.setdefault(scope, []).append((update.client_id, update.task, update.num_examples))
+            self._means[scope].fold(component, update.num_examples, base, update.discount)
+            self._counted.setdefault(scope, []).append(replace(update, components={}))
         return kept
 
     def close(self) -> Aggregate:
@@ -281,7 +293,7 @@ class MTLAggregator:
         }
 
 
-def _fold_run(mean: Tensor, run: Tensor, origin: Tensor | None, before: int, weight: int) -> None:
+def _fold_run(mean: Tensor, run: Tensor, origin: Tensor | None, before: int, weight: int, discount: float) -> None:
     """Take one flat vector, and what it is relative to, into a mean of weight `before`, in place."""
     if origin is None and run.dtype == mean.dtype:
         _move_towards(mean, run, before, weight)
@@ -290,7 +302,7 @@ def _fold_run(mean: Tensor, run: Tensor, origin: Tensor | None, before: int, wei
         block = slice(start, start + _BLOCK)
         value = run[block].to(mean.dtype)
         if origin is not None:
-            value = value + origin[block]
+            value = torch.add(origin[block].to(mean.dtype), value, alpha=discount)
         _move_towards(mean[block], value, before, weight)
 
 
@@ -309,12 +321,19 @@ def _move_towards(mean: Tensor, value: Tensor, before: int, weight: int) -> None
         torch.lerp(value, mean, before / total, out=mean)
 
 
-def _contributions(scope: str, counted: Sequence[tuple[str, str, int]]) -> list[Contribution]:
-    total = sum(num_examples for _, _, num_examples in counted)
+def _contributions(scope: str, counted: Sequence[ClientUpdate]) -> list[Contribution]:
+    total = sum(update.num_examples for update in counted)
     if total == 0:
         raise AggregationError(f"{scope}: the weights (num_examples) of its {len(counted)} updates sum to zero")
     return [
-        Contribution(client_id, task, num_examples, num_examples / total) for client_id, task, num_examples in counted
+        Contribution(
+            update.client_id,
+            update.task,
+            update.num_examples,
+            update.num_examples / total * update.discount,
+            update.staleness,
+        )
+        for update in counted
     ]
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from io import RawIOBase
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedmtl_core.layout import Component
+from fedmtl_core.errors import CorruptCheckpointError
+from fedmtl_core.layout import Component, Layout
 
 _DTYPE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+_MAX_HEADER_BYTES = 100 * 2**20
 _WRITE_BYTES = 8 * 2**20  # at a time: one write call of the kernel's takes 2 GiB at most
 
 
@@ -28,15 +31,7 @@ def write_safetensors(file: RawIOBase, components: Iterable[Component], metadata
         metadata: for its header, besides the `format` that PyTorch's readers look for.
     """
     components = list(components)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
-    end = 0
-    for component in components:
-        for spec in component.layout.tensors:
-            start, end = end, end + spec.end - spec.offset
-            header[spec.name] = {"dtype": _DTYPE[spec.dtype], "shape": spec.shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    _write(file, memoryview(len(text).to_bytes(8, "little") + text))
+    _write(file, memoryview(_header([component.layout for component in components], metadata)))
     for component in components:
         memory = component.memory()
         for run in component.layout.runs:  # the padding between them has no place in a checkpoint
@@ -47,3 +42,69 @@ def _write(file: RawIOBase, data: memoryview) -> None:
     while data:
         written = file.write(data[:_WRITE_BYTES])
         data = data[written or 0 :]
+
+
+def read_safetensors(path: Path, layouts: Iterable[Layout], metadata: Mapping[str, str]) -> dict[str, Component]:
+    """Read the components that `write_safetensors` wrote.
+
+    Args:
+        path: the file.
+        layouts: of the components, in the order in which they were written.
+        metadata: what it was written with.
+
+    Returns:
+        New components by scope; the padding between their tensors is 0.
+
+    Raises:
+        CorruptCheckpointError: the file isn't what would have been written.
+        OSError: it can't be read.
+    """
+    layouts = list(layouts)
+    expected = _header(layouts, metadata)
+    components = {layout.scope: Component(layout) for layout in layouts}
+    with path.open("rb", buffering=0) as file:
+        header = bytearray(len(expected))
+        _read(file, memoryview(header), path)
+        if header != expected:
+            raise CorruptCheckpointError(
+                f"{path}: its table of contents isn't this model's: {_difference(path, expected)}"
+            )
+        for component in components.values():
+            memory = component.memory()
+            for run in component.layout.runs:
+                _read(file, memory[run.start : run.end], path)
+    return components
+
+
+def _header(layouts: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
+    """What stands before the tensors."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    end = 0
+    for layout in layouts:
+        for spec in layout.tensors:
+            start, end = end, end + spec.end - spec.offset
+            header[spec.name] = {"dtype": _DTYPE[spec.dtype], "shape": spec.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _difference(path: Path, expected: bytes) -> str:
+    """The first tensor that isn't as expected, for people."""
+    try:
+        with path.open("rb") as file:
+            size = min(int.from_bytes(file.read(8), "little"), _MAX_HEADER_BYTES)
+            found = json.loads(file.read(size))
+        wanted = json.loads(expected[8:])
+        name = next(name for name in [*wanted, *found] if wanted.get(name) != found.get(name))
+        return f"{name}: expected {wanted.get(name)}, got {found.get(name)}"
+    except (ValueError, StopIteration, AttributeError, TypeError):
+        return "it can't be read"
+
+
+def _read(file: RawIOBase, data: memoryview, path: Path) -> None:
+    while data:
+        num_bytes = file.readinto(data[:_WRITE_BYTES])
+        if not num_bytes:
+            raise CorruptCheckpointError(f"{path} ends before its tensors do")
+        data = data[num_bytes:]

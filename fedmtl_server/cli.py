@@ -11,20 +11,29 @@ import typer
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.cli import LogFormat, settings_help
+from fedmtl_core.errors import ConfigError
+from fedmtl_server.runs_cli import runs_app
 
 if TYPE_CHECKING:
     from fedmtl_server.results import TaskResult
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(runs_app, name="runs")
 
 
-@app.command(epilog=settings_help())
+@app.callback(invoke_without_command=True, epilog=settings_help())
 def serve(
-    config: Annotated[Path, typer.Option(help="The configuration, a YAML file.", show_default=False)],
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="The configuration, a YAML file.", show_default=False)] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; server.host.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for any; server.port.")] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="The run's folder; a new one in server.runs_dir if not given.")
+        Path | None,
+        typer.Option(help="The run's folder; a new one in server.runs_dir if not given. A run in it is taken up."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_DIR", help="Take up the run in this folder, with the configuration it has there."),
     ] = None,
     keep_serving: Annotated[bool, typer.Option(help="Stay after the last round, until Ctrl-C.")] = False,
     set_: Annotated[
@@ -34,9 +43,17 @@ def serve(
 ) -> None:
     """Serve one federated multi-task run, write its results and exit.
 
-    Every key of the configuration has a default, listed below.
+    A server that ended before its run was over is started again with the same command, or with --resume: it goes on in
+    the round where it was, with every update that was acknowledged. Every key of the configuration has a default,
+    listed below.
     """
+    if context.invoked_subcommand is not None:
+        return
     logs.configure(log_format.value)
+    if resume is not None:
+        config, run_dir = _resumed(resume, config, run_dir)
+    if config is None:
+        raise ConfigError("--config: needed, a YAML file; or --resume RUN_DIR to take up a run. See --help")
     overrides = list(set_ or [])
     overrides += [f"server.host={host}"] if host is not None else []
     overrides += [f"server.port={port}"] if port is not None else []
@@ -45,12 +62,25 @@ def serve(
     logs.get_logger().info("server.starting", config=str(config))
     from fedmtl_server import server  # PyTorch takes seconds to import; --help needn't wait for it
 
-    instance = server.Server(settled, run_dir)
+    instance = server.Server(settled, run_dir, finished=keep_serving)
     try:
         asyncio.run(server.serve(instance, keep_serving=keep_serving, on_finished=_show_results))
     except server.Interrupted as interruption:
-        typer.echo(f"stopped by {interruption} before the run was over; the last commit is on disk", err=True)
+        typer.echo(
+            f"stopped by {interruption} before the run was over; "
+            f"take it up with: fedmtl-server --resume {instance.store.run_dir}",
+            err=True,
+        )
         raise typer.Exit(128 + interruption.signal_number) from None
+
+
+def _resumed(folder: Path, config: Path | None, run_dir: Path | None) -> tuple[Path, Path]:
+    """The configuration and the folder of a run that is to be taken up."""
+    if run_dir is not None and run_dir.resolve() != folder.resolve():
+        raise ConfigError(f"--resume and --run-dir name two folders: {folder} and {run_dir}")
+    if not (folder / "run.json").exists():
+        raise ConfigError(f"--resume: {folder} holds no run; see `fedmtl-server runs list`")
+    return config or folder / "config.yaml", folder
 
 
 def _show_results(results: dict[str, TaskResult], run_dir: Path) -> None:

@@ -22,6 +22,7 @@ class EventKind(Enum):
     OPENED = "opened"
     CLOSING = "closing"
     COMMITTED = "committed"
+    FAILED = "failed"
     FINISHED = "finished"
 
 
@@ -35,6 +36,7 @@ class RoundEvent:
     cohort_size: int = 0
     in_cohort: bool = False
     reported: bool = False
+    oldest_base_round: int = 0
     deadline_s: float = 0.0
     waiting_for: str = ""
     report: RoundReport | None = None

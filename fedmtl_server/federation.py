@@ -22,66 +22,23 @@ from fedmtl_core.formats import DEFAULT_DENSITY, Encoding
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
+from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
 from fedmtl_server.events import EventKind, RoundEvent, Watcher, Watchers
-from fedmtl_server.model import ModelSummary, MTLServerModel
+from fedmtl_server.history import UpdateRecord
+from fedmtl_server.model import MTLServerModel
 from fedmtl_server.report import RefusedUpdate, RoundReport, component_reports, task_reports
+from fedmtl_server.results import TaskResult, task_results
 from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
 from fedmtl_server.slices import PublishedModel
 from fedmtl_server.staging import StagedUpdate, StagingArea
-from fedmtl_server.store import RunStore
+from fedmtl_server.status import Status, client_statuses, task_statuses
+from fedmtl_server.stopping import EarlyStopping
+from fedmtl_server.store import LeftOff, RunStore
+from fedmtl_server.transfers import Transfer, Transfers
 
 MAX_REFUSALS_REPORTED = 100
-
-
-@dataclass(frozen=True)
-class TaskStatus:
-    """One task at this moment."""
-
-    task: str
-    min_clients: int
-    connected_clients: int
-    cohort_size: int
-    reported_clients: int
-    last_metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class ClientStatus:
-    """One client at this moment."""
-
-    client_id: str
-    task: str
-    connected: bool
-    in_cohort: bool
-    reported: bool
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where the run stands."""
-
-    run_id: str
-    phase: Phase
-    round: int
-    num_rounds: int
-    waiting_for: str
-    tasks: Sequence[TaskStatus]
-    clients: Sequence[ClientStatus]
-    last_report: RoundReport | None
-    model: ModelSummary
-    uptime_s: float
-
-
-@dataclass(eq=False)
-class Transfer:
-    """An update on its way in, over however many streams."""
-
-    claim: UpdateClaim
-    staged: StagedUpdate
-    stream: object
-    """The stream that brings it now; another that was it before has nothing to say any more."""
 
 
 @dataclass
@@ -101,11 +58,13 @@ class Federation:
     Args:
         run_id: names the run for good.
         model: the server's model; it is this object's alone from now on.
+        specs: its tasks.
         aggregator: how updates are averaged.
         rules: when rounds open and close.
         plans: what clients are asked to do, by task.
         store: where commits go.
         staging: where updates lie until they are averaged.
+        early_stopping: when training ends before its last round; None for never.
         topk_density: share of a component's elements in a `topk` slice.
         report_interval_s: how often the log says what the run waits for.
         clock: seconds, monotonic.
@@ -116,11 +75,13 @@ class Federation:
         *,
         run_id: str,
         model: MTLServerModel,
+        specs: Sequence[TaskSpec],
         aggregator: MTLAggregator,
         rules: RoundRules,
         plans: Mapping[str, TrainingPlan],
         store: RunStore,
         staging: StagingArea,
+        early_stopping: EarlyStopping | None = None,
         topk_density: float = DEFAULT_DENSITY,
         report_interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
@@ -130,7 +91,9 @@ class Federation:
         self.plans = plans
         self.reports: list[RoundReport] = []
         self._model = model
+        self._specs = specs
         self._aggregator = aggregator
+        self._early_stopping = early_stopping
         self._store = store
         self._staging = staging
         self._topk_density = topk_density
@@ -141,14 +104,17 @@ class Federation:
         self._published = self._publish_model(1)
         self._fold: RoundFold | None = None
         self._order = CohortOrder(())
-        self._transfers: dict[str, Transfer] = {}
+        self._transfers = Transfers(staging, rules.transfer_timeout_s / 2, self._keep_alive)
         self._arrived: list[str] = []
         self._complete: dict[str, Transfer] = {}
+        self._reported: list[Transfer] = []
         self._facts = _RoundFacts()
         self._watchers = Watchers(on_leave=self._left)
         self._waiting_announced = True
         self._wake = asyncio.Event()
+        self._opened = asyncio.Event()
         self._stopped: UnavailableError | None = None
+        self._untold: set[str] = set()
         self._log = get_logger()
 
     # What the servicer asks.
@@ -231,70 +197,23 @@ class Federation:
     async def stage(
         self, claim: UpdateClaim, parts: Sequence[EncodedLayout], header: bytes, stream: object
     ) -> Transfer:
-        """Room for an update, or what has arrived of it before.
-
-        Args:
-            claim: the update, which `admit` has let in.
-            parts: its components; those of a retry start at what `upload_offsets` said.
-            header: goes before the bytes in a file.
-            stream: who brings it from now on.
+        """Room for an update that `admit` has let in, or what has arrived of it before; see `Transfers.begin`.
 
         Raises:
-            StaleRoundError: the round closed while there was no room.
-            UnavailableError: there is no room, or what the retry continues from isn't here.
+            StaleRoundError: it counts in an earlier round, though not as its client's last.
         """
-        before = self._transfers.get(claim.client_id)
-        starts = {part.scope: part.start for part in parts}
-        if any(starts.values()):
-            if before is None or before.claim != claim or before.staged.offsets != starts:
-                raise UnavailableError("what the upload continues from is not staged here; ask QueryUpload again")
-            before.stream = stream
-            before.staged.in_use = True
-            return before
-        if before is not None:
-            self._forget(before)
-        place = self._order.place(claim.client_id)
-        staged = StagedUpdate(header, place, parts)
-        transfer = self._transfers[claim.client_id] = Transfer(claim, staged, stream)
-        try:
-            await self._wait_for_room(transfer)
-        except BaseException:
-            self.abandon(transfer, stream, keep=False)
-            raise
-        staged.offsets = dict.fromkeys(staged.buffers, 0)
-        return transfer
-
-    async def _wait_for_room(self, transfer: Transfer) -> None:
-        room = asyncio.ensure_future(self._staging.make_room(transfer.staged))
-        try:
-            while not (await asyncio.wait([room], timeout=self.rules.transfer_timeout_s / 2))[0]:
-                self._engine.progress(transfer.claim.client_id, self._clock())  # it's we who keep the client waiting
-            room.result()
-        finally:
-            room.cancel()
+        if await asyncio.to_thread(self._store.has_counted, claim.client_id, claim.update_id):
+            raise StaleRoundError(f"update {claim.update_id!r} already counts in an earlier round; train again")
+        self._order.append(claim.client_id)  # with asynchronous rounds it may be the next one's
+        return await self._transfers.begin(claim, parts, header, stream, self._order.place(claim.client_id))
 
     def abandon(self, transfer: Transfer, stream: object, *, keep: bool) -> None:
-        """Note that a stream ended before its update was complete.
-
-        Args:
-            transfer: what it brought.
-            stream: itself.
-            keep: whether what has arrived is good, for a retry to go on with.
-        """
-        if transfer.stream is not stream:
-            return
-        self._staging.rest(transfer.staged)
-        if not keep or self._transfers.get(transfer.claim.client_id) is not transfer:
-            self._forget(transfer)
+        """Note that a stream ended before its update was complete; see `Transfers.abandon`."""
+        self._transfers.abandon(transfer, stream, keep=keep)
 
     def upload_offsets(self, client_id: str, update_id: str) -> Mapping[str, int]:
         """By scope, how much has arrived of an upload that broke; it is the caller's to go on with from here."""
-        transfer = self._transfers.get(client_id)
-        if transfer is None or transfer.claim.update_id != update_id:
-            return {}
-        transfer.stream = None
-        self._staging.rest(transfer.staged)
-        return dict(transfer.staged.offsets)
+        return self._transfers.offsets(client_id, update_id)
 
     def received(self, transfer: Transfer, stream: object, num_bytes: int) -> None:
         """Note bytes of an upload in progress, and check that it may still count.
@@ -305,10 +224,21 @@ class Federation:
         """
         self._facts.bytes_received += num_bytes
         self.admit(transfer.claim)
-        _require_stream(transfer, stream)
-        self._engine.progress(transfer.claim.client_id, self._clock())
+        transfer.require_stream(stream)
+        self._keep_alive(transfer.claim.client_id)
 
-    def count(self, claim: UpdateClaim, transfer: Transfer | None = None, stream: object = None) -> int | None:
+    async def until_countable(self, claim: UpdateClaim) -> None:
+        """Wait for the round to be taking updates: while it opens, or with asynchronous rounds while one is averaged.
+
+        Raises:
+            StaleRoundError, InvalidRequestError, UnavailableError: as `admit`.
+        """
+        while not self._opened.is_set():
+            if self.admit(claim) is not None:
+                return
+            await self._opened.wait()
+
+    def count(self, transfer: Transfer, stream: object) -> int | None:
         """Count an update whose bytes, if it has any, are complete and checked.
 
         Returns:
@@ -318,19 +248,31 @@ class Federation:
             StaleRoundError, InvalidRequestError: the round closed while the bytes came.
             UnavailableError: its client has opened another upload, or the server is stopping.
         """
-        counted_in = self.admit(claim)
+        counted_in = self.admit(transfer.claim)
         if counted_in is not None:
             return counted_in
-        if transfer is not None:
-            _require_stream(transfer, stream)
-        self._engine.count(claim)
-        if transfer is not None:
-            self._staging.rest(transfer.staged, complete=True)
-            self._transfers.pop(claim.client_id, None)
-            self._complete[claim.client_id] = transfer
-            self._arrived.append(claim.client_id)
+        transfer.require_stream(stream)
+        self._engine.count(transfer.claim)
+        self._transfers.complete(transfer)
+        self._take(transfer)
         self._wake.set()
         return None
+
+    def round_of(self, claim: UpdateClaim) -> int:
+        """The round in which an update counts."""
+        return self._engine.counted_in(claim) or claim.base_round
+
+    def _take(self, transfer: Transfer) -> None:
+        """Have an update that counts folded when its turn comes."""
+        client_id = transfer.claim.client_id
+        self._reported.append(transfer)
+        if transfer.staged.parts:
+            self._order.append(client_id)
+            self._complete[client_id] = transfer
+            self._arrived.append(client_id)
+
+    def _keep_alive(self, client_id: str) -> None:
+        self._engine.progress(client_id, self._clock())
 
     async def prepare(self, published: PublishedModel, scopes: Sequence[str], encoding: Encoding) -> None:
         """Make what clients of an encoding get, once for all of them."""
@@ -363,44 +305,22 @@ class Federation:
     def status(self) -> Status:
         """Where the run stands."""
         engine = self._engine
-        members, present = engine.cohort, engine.present
-        last_metrics = {
-            task.task: task.received_metrics
-            for report in self.reports
-            for task in report.tasks
-            if task.received_metrics
-        }
         return Status(
             run_id=self.run_id,
             phase=engine.phase,
             round=engine.round,
             num_rounds=self.rules.num_rounds,
             waiting_for=engine.waiting_for(self._clock()),
-            tasks=[
-                TaskStatus(
-                    task=task,
-                    min_clients=self.rules.min_clients[task],
-                    connected_clients=sum(other == task for other in present.values()),
-                    cohort_size=sum(member.task == task for member in members.values()),
-                    reported_clients=sum(member.task == task and member.reported for member in members.values()),
-                    last_metrics=last_metrics.get(task, {}),
-                )
-                for task in self._model.tasks
-            ],
-            clients=[
-                ClientStatus(
-                    client_id=client_id,
-                    task=present.get(client_id) or members[client_id].task,
-                    connected=client_id in present,
-                    in_cohort=client_id in members,
-                    reported=client_id in members and members[client_id].reported,
-                )
-                for client_id in sorted(present.keys() | members.keys())
-            ],
+            tasks=task_statuses(self._model.tasks, engine, self.reports),
+            clients=client_statuses(engine),
             last_report=self.reports[-1] if self.reports else None,
             model=self._model.summary(),
             uptime_s=self._clock() - self._started_at,
         )
+
+    def results(self) -> dict[str, TaskResult]:
+        """Every task's main metric by round."""
+        return task_results(self._specs, self.reports)
 
     # The run itself.
 
@@ -418,8 +338,15 @@ class Federation:
             reporter.cancel()
             if self._engine.phase is not Phase.FINISHED:  # interrupted, or failed: nothing can count any more
                 self._stopped = UnavailableError("the server is stopping")
+            self._opened.set()  # for those who wait to hear of it
         self._log.info("run.finished", rounds=self.rules.num_rounds)
         self._publish(EventKind.FINISHED)
+
+    async def until_all_know(self) -> None:
+        """Wait until every client that was there at the end has heard that the run is over."""
+        while self._untold:
+            self._wake.clear()
+            await self._wake.wait()
 
     async def stop(self, reason: str, patience_s: float = 0.0) -> None:
         """End every watcher's stream, after waiting for them to leave by themselves."""
@@ -437,12 +364,18 @@ class Federation:
         self._wake.clear()
         step = self._engine.advance(self._clock())
         if step is Step.OPENED:
-            self._open()
+            await self._open()
+        elif step is Step.EXTENDED:
+            self._log.warning("round.extended", **self._title(), missing=self._engine.missing_quorum())
+            self._publish(EventKind.OPENED)
         elif step is Step.CLOSED:
             await self._close()
+        elif step is Step.FAILED:
+            self._log.error("round.failed", **self._title(), missing=self._engine.missing_quorum())
+            await self._close(failed=True)
         elif step is Step.ABANDONED:
             self._log.warning("round.abandoned", **self._title(), reason="no update arrived")
-            self._end_transfers()
+            self._end_round()
             self._waiting_announced = False
         elif self._arrived:
             await self._fold_arrived()
@@ -454,18 +387,55 @@ class Federation:
                 async with asyncio.timeout(self._engine.next_wakeup(self._clock())):
                     await self._wake.wait()
 
-    def _open(self) -> None:
+    async def _open(self) -> None:
+        cohort = {member.client_id: member.task for member in self._engine.cohort.values()}
+        self._facts.opened_at_unix_ms = time.time_ns() // 1_000_000
+        await asyncio.to_thread(
+            self._store.open_round, self._engine.round, self._engine.purpose, self._facts.opened_at_unix_ms, cohort
+        )
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        """Take updates for the round that the engine has opened."""
         cohort = self._engine.cohort
         self._fold = self._aggregator.start_round(self._model.components)
         self._order = CohortOrder(list(cohort))
-        self._facts.opened_at_unix_ms = time.time_ns() // 1_000_000
         self._log.info(
             "round.opened",
             **self._title(),
             cohort=", ".join(f"{member.client_id} ({member.task})" for member in cohort.values()),
             deadline_s=self.rules.deadline_s,
         )
+        self._opened.set()
         self._publish(EventKind.OPENED)
+
+    def resume(self, left_off: LeftOff, updates: Sequence[tuple[UpdateClaim, StagedUpdate]]) -> None:
+        """Take up the run where a server before this one left it. Before anything else is done.
+
+        Args:
+            left_off: where that was; its model is installed already.
+            updates: what was acknowledged in the round that was open, in any order.
+        """
+        self.reports = list(left_off.reports)
+        self._engine = RoundEngine(self.rules, self._clock(), left_off.round, left_off.counted)
+        self._published = self._published.for_round(left_off.round)
+        self._stop_training_if_due()
+        if self.reports and self.reports[-1].purpose == "evaluate":
+            self._engine.phase = Phase.FINISHED
+            self._untold = set(left_off.last_clients)
+        elif left_off.cohort is not None:
+            self._facts.opened_at_unix_ms = left_off.opened_at_unix_ms
+            updates = sorted(updates, key=lambda update: update[0].client_id)
+            self._engine.reopen(left_off.cohort, [claim for claim, _ in updates], self._clock())
+            self._begin_round()
+            for claim, staged in updates:
+                self._take(Transfer(claim, staged, stream=None))
+        self._log.warning(
+            "run.resumed",
+            **self._title(),
+            phase=self._engine.phase.value,
+            acknowledged=", ".join(claim.client_id for claim, _ in updates),
+        )
 
     async def _fold_arrived(self) -> None:
         arrived, self._arrived = self._arrived, []
@@ -476,52 +446,122 @@ class Federation:
         assert self._fold is not None
         for client_id in client_ids:
             transfer = self._complete.pop(client_id)
-            claim, staged = transfer.claim, transfer.staged
+            staged = transfer.staged
             components = await self._staging.load(staged)
-            update = ClientUpdate(claim.client_id, claim.task, claim.num_examples, components, claim.kind)
+            update = self._client_update(transfer.claim, components)
             kept = await asyncio.to_thread(self._fold.fold, update, may_keep=True)
             self._staging.release(staged, components, kept)
 
-    def _end_transfers(self) -> None:
-        """Drop what is on its way: its round takes no more."""
-        self._staging.refuse_waiting(StaleRoundError(f"round {self._engine.round} has closed"))
-        for transfer in list(self._transfers.values()):
-            self._forget(transfer)
+    def _client_update(self, claim: UpdateClaim, components: Mapping[str, Component]) -> ClientUpdate:
+        rule, staleness = self._engine.asynchronous, self._engine.staleness(claim)
+        return ClientUpdate(
+            claim.client_id,
+            claim.task,
+            claim.num_examples,
+            components,
+            claim.kind,
+            staleness,
+            rule.discount(staleness) if rule else 1.0,
+        )
 
-    def _forget(self, transfer: Transfer) -> None:
-        """Drop what has arrived of an update that doesn't count."""
-        transfer.stream = None
-        if self._transfers.get(transfer.claim.client_id) is transfer:
-            del self._transfers[transfer.claim.client_id]
-        self._staging.release(transfer.staged)
+    def _end_round(self) -> None:
+        """Take no more updates, and drop what is on its way. With asynchronous rounds the next one takes it."""
+        self._opened.clear()
+        if not self._engine.asynchronous:
+            self._transfers.end(StaleRoundError(f"round {self._engine.round} has closed"))
 
-    async def _close(self) -> None:
+    async def _close(self, *, failed: bool = False) -> None:
+        self._end_round()
         self._publish(EventKind.CLOSING)
-        self._end_transfers()
         began = self._clock()
-        aggregate = await self._aggregate()
-        report = self._report(aggregate, aggregation_s=self._clock() - began)
-        if self._engine.purpose == "train":
-            await self._commit(aggregate.components, report)
-        else:
-            await asyncio.to_thread(self._store.record, report)
+        aggregate = Aggregate() if failed else await self._aggregate()
+        report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
+        await self._commit(aggregate.components, report)
         self.reports.append(report)
         self._log_commit(report)
-        self._publish(EventKind.COMMITTED, report)
+        self._publish(EventKind.FAILED if failed else EventKind.COMMITTED, report)
+        self._untold = {transfer.claim.client_id for transfer in self._reported}
+        self._forget_reported()
+        best = {result.best_round for result in self.results().values() if result.best_round is not None}
+        await asyncio.to_thread(self._store.prune, best)
         self._engine.committed(self._clock())
+        self._stop_training_if_due()
+        if not self._engine.asynchronous:
+            self._end_round()  # what was on its way to one more round of training
         self._waiting_announced = False
+
+    def _forget_reported(self) -> None:
+        """Give up the room of the round's updates: what became of them is in the history."""
+        for transfer in self._reported:
+            self._staging.release(transfer.staged)
+            self._staging.forget(transfer.staged)
+        self._reported, self._arrived, self._complete = [], [], {}
+
+    def _stop_training_if_due(self) -> None:
+        if self._early_stopping is None or self._engine.purpose != "train":
+            return
+        by_round = {task: result.by_round for task, result in self.results().items()}
+        if self._early_stopping.is_due(by_round):
+            self._engine.stop_training()
+            self._log.warning("training.stopped", reason=f"no better for {self._early_stopping.patience} rounds")
 
     async def _commit(self, changed: Mapping[str, Component], report: RoundReport) -> None:
         """Make the average the model, on disk first; what was the model goes when nobody downloads it any more."""
+        cohort = {member.client_id: member.task for member in self._engine.cohort.values()}
+        updates = self._update_records(report)
+        if not changed:
+            await asyncio.to_thread(self._store.end_round, report, cohort, updates)
+            if report.purpose == "train":
+                self._published = self._published.for_round(self._engine.round + 1)
+            return
         components = {**self._model.components, **changed}
         publish = asyncio.to_thread(self._publish_model, self._engine.round + 1, components)
         write = asyncio.to_thread(self._store.write_model, components, report.round)
         published, _ = await asyncio.gather(publish, write)
-        facts = {scope: (one.layout.num_bytes, one.digest) for scope, one in published.components.items()}
-        await asyncio.to_thread(self._store.commit, facts, report)
+        digests = {scope: one.digest for scope, one in published.components.items()}
+        await asyncio.to_thread(self._store.end_round, report, cohort, updates, digests)
         self._model.install(changed)
         before, self._published = self._published, published
         before.let_go()
+
+    def _update_records(self, report: RoundReport) -> list[UpdateRecord]:
+        """What became of every update of the round, for the history."""
+        reported = [
+            UpdateRecord(
+                round=report.round,
+                client_id=transfer.claim.client_id,
+                task=transfer.claim.task,
+                base_round=transfer.claim.base_round,
+                update_id=transfer.claim.update_id,
+                kind=transfer.claim.kind,
+                num_examples=transfer.claim.num_examples,
+                num_bytes=transfer.staged.num_bytes,
+                received_metrics=transfer.claim.received_metrics,
+                trained_metrics=transfer.claim.trained_metrics,
+                outcome="discarded" if report.failed else "counted",
+                reason="the round lacked its quorum" if report.failed else "",
+            )
+            for transfer in self._reported
+        ]
+        refused = [
+            UpdateRecord(
+                round=report.round,
+                client_id=one.client_id,
+                task=one.task,
+                base_round=0,
+                update_id="",
+                kind="",
+                num_examples=0,
+                num_bytes=0,
+                received_metrics={},
+                trained_metrics={},
+                outcome="refused",
+                code=one.code,
+                reason=one.reason,
+            )
+            for one in report.refused
+        ]
+        return reported + refused
 
     def _publish_model(self, round_: int, components: Mapping[str, Component] | None = None) -> PublishedModel:
         before = self._published if components else None
@@ -553,7 +593,7 @@ class Federation:
                 self._log.error("component.discarded", **self._title(), reason=f"its average isn't finite: {error}")
         return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good})
 
-    def _report(self, aggregate: Aggregate, aggregation_s: float) -> RoundReport:
+    def _report(self, aggregate: Aggregate, aggregation_s: float, *, failed: bool) -> RoundReport:
         engine, facts = self._engine, self._facts
         self._facts = _RoundFacts()  # what comes from now on belongs to the next report
         changed = aggregate.components.keys()
@@ -563,7 +603,7 @@ class Federation:
             opened_at_unix_ms=facts.opened_at_unix_ms,
             duration_s=self._clock() - engine.opened_at,
             components=component_reports(aggregate),
-            tasks=task_reports(self._model.tasks, engine.cohort.values(), aggregate),
+            tasks=task_reports(self._model.tasks, engine.cohort.values(), aggregate, engine.round),
             missing_clients=[member.client_id for member in engine.cohort.values() if not member.reported],
             refused=list(facts.refused),
             num_refused=facts.num_refused,
@@ -571,6 +611,7 @@ class Federation:
             bytes_sent=facts.bytes_sent,
             unchanged_tasks=[task for task in self._model.tasks if self._model.scopes_for(task)[-1] not in changed],
             aggregation_s=aggregation_s,
+            failed=failed,
         )
 
     # Watchers.
@@ -584,13 +625,16 @@ class Federation:
         if watcher.client_id:
             self._engine.join(watcher.client_id, watcher.task, self._clock())
             self._log.info("client.joined", client_id=watcher.client_id, task=watcher.task)
-        self._watchers.send(watcher, self._current_event(watcher))
+        if self._engine.phase is not Phase.OPEN or self._opened.is_set():  # else it is told with the others
+            self._watchers.send(watcher, self._current_event(watcher))
         self._wake.set()
 
     def _left(self, watcher: Watcher) -> None:
         if watcher.client_id:
             self._engine.leave(watcher.client_id, self._clock())
             self._log.info("client.left", client_id=watcher.client_id, task=watcher.task)
+        if self._engine.phase is Phase.FINISHED:
+            self._untold.discard(watcher.client_id)
         self._wake.set()
 
     def _publish(self, kind: EventKind, report: RoundReport | None = None) -> None:
@@ -618,7 +662,8 @@ class Federation:
             cohort_size=len(engine.cohort),
             in_cohort=member is not None,
             reported=member is not None and member.reported,
-            deadline_s=max(0.0, engine.deadline - now) if kind is EventKind.OPENED else 0.0,
+            oldest_base_round=engine.oldest_base_round,
+            deadline_s=max(0.0, engine.deadline_for(watcher.client_id) - now) if kind is EventKind.OPENED else 0.0,
             waiting_for=engine.waiting_for(now) if kind is EventKind.WAITING else "",
             report=report,
         )
@@ -639,6 +684,8 @@ class Federation:
 
     def _log_commit(self, report: RoundReport) -> None:
         title = self._title()
+        if report.failed:
+            return
         for component in report.components:
             self._log.info(
                 "component.averaged",
@@ -668,8 +715,3 @@ class Federation:
             refused=report.num_refused,
             heads_unchanged=list(report.unchanged_tasks),
         )
-
-
-def _require_stream(transfer: Transfer, stream: object) -> None:
-    if transfer.stream is not stream:
-        raise UnavailableError("the client has opened another upload")

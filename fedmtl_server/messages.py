@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from fedmtl.v1 import federation_pb2 as pb
+from google.protobuf.message import DecodeError
 
-from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, LimitExceededError
+from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, LimitExceededError, MalformedStreamError
 from fedmtl_core.formats import DELTA_ENCODINGS
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.layout import Layout, require_scopes
@@ -18,9 +19,9 @@ from fedmtl_core.wire import (
     compression_from_proto,
 )
 from fedmtl_server.events import EventKind, RoundEvent
-from fedmtl_server.federation import Status
 from fedmtl_server.report import RoundReport
 from fedmtl_server.rounds import Phase, UpdateClaim
+from fedmtl_server.status import Status
 
 MAX_METRICS = 64
 MAX_METRIC_NAME = 64
@@ -33,6 +34,7 @@ _EVENT_KIND = {
     EventKind.OPENED: pb.ROUND_EVENT_KIND_OPENED,
     EventKind.CLOSING: pb.ROUND_EVENT_KIND_CLOSING,
     EventKind.COMMITTED: pb.ROUND_EVENT_KIND_COMMITTED,
+    EventKind.FAILED: pb.ROUND_EVENT_KIND_FAILED,
     EventKind.FINISHED: pb.ROUND_EVENT_KIND_FINISHED,
 }
 _PHASE = {
@@ -98,7 +100,30 @@ def require_components(expected: Sequence[Layout], header: pb.UpdateHeader) -> l
     return parts
 
 
+def update_from_header(
+    data: bytes, layouts_for: Callable[[str], Sequence[Layout]]
+) -> tuple[UpdateClaim, list[EncodedLayout]]:
+    """What the serialised header of a whole update says, from a file.
+
+    Args:
+        data: the header.
+        layouts_for: the layouts of a task's slice.
+
+    Raises:
+        RequestError: it isn't a header, or not one of this model's.
+    """
+    try:
+        header = pb.UpdateHeader.FromString(data)
+    except DecodeError as error:
+        raise MalformedStreamError(f"expected an update's header: {error}") from None
+    claim = claim_from_header(header)
+    for component in header.components:
+        component.start_offset = 0  # however many streams it took to come, it is there whole
+    return claim, require_components(() if claim.kind == "metrics" else layouts_for(claim.task), header)
+
+
 def event_to_proto(event: RoundEvent, run_id: str, num_rounds: int) -> pb.WatchRoundsResponse:
+    """An event without its report, which `report_to_proto` makes once for all watchers."""
     return pb.WatchRoundsResponse(
         run_id=run_id,
         kind=_EVENT_KIND[event.kind],
@@ -109,8 +134,8 @@ def event_to_proto(event: RoundEvent, run_id: str, num_rounds: int) -> pb.WatchR
         reported=event.reported,
         deadline_seconds=event.deadline_s,
         waiting_for=event.waiting_for,
-        report=report_to_proto(event.report) if event.report else None,
         cohort_size=event.cohort_size,
+        oldest_base_round=event.oldest_base_round,
     )
 
 
@@ -126,7 +151,11 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
                 num_tensors=component.num_tensors,
                 contributions=[
                     pb.Contribution(
-                        client_id=part.client_id, task=part.task, num_examples=part.num_examples, weight=part.weight
+                        client_id=part.client_id,
+                        task=part.task,
+                        num_examples=part.num_examples,
+                        weight=part.weight,
+                        staleness=part.staleness,
                     )
                     for part in component.contributions
                 ],
@@ -154,6 +183,7 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
         bytes_sent=report.bytes_sent,
         unchanged_tasks=report.unchanged_tasks,
         aggregation_seconds=report.aggregation_s,
+        failed=report.failed,
     )
 
 

@@ -65,8 +65,12 @@ class MTLServerModel:
         }
 
     @classmethod
-    def from_config(cls, config: Config) -> MTLServerModel:
+    def from_config(cls, config: Config, *, weights: bool = True) -> MTLServerModel:
         """Build the model that a configuration names.
+
+        Args:
+            config: the configuration.
+            weights: whether the encoder's weights are wanted, or only its architecture.
 
         Raises:
             ModelUnavailableError: the encoder can't be had.
@@ -74,7 +78,7 @@ class MTLServerModel:
         """
         encoder, hidden_size = load_encoder(
             config.model.server_model,
-            weights=True,
+            weights=weights,
             num_hidden_layers=config.model.num_hidden_layers,
             random_init=config.model.random_init,
             seed=config.training.seed,

@@ -66,9 +66,22 @@ class RoundReport:
     """Tasks whose head nobody changed."""
     aggregation_s: float = 0.0
     """From the round's end to its average; part of `duration_s`."""
+    failed: bool = False
+    """Whether it lacked its quorum and was given up: nothing counts, the model is as it was."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RoundReport:
+        """The report that `to_dict` was made of."""
+        components = [
+            ComponentReport(**{**one, "contributions": [Contribution(**part) for part in one["contributions"]]})
+            for one in values["components"]
+        ]
+        tasks = [TaskReport(**one) for one in values["tasks"]]
+        refused = [RefusedUpdate(**one) for one in values["refused"]]
+        return cls(**{**values, "components": components, "tasks": tasks, "refused": refused})
 
 
 def component_reports(aggregate: Aggregate) -> list[ComponentReport]:
@@ -79,8 +92,8 @@ def component_reports(aggregate: Aggregate) -> list[ComponentReport]:
     ]
 
 
-def task_reports(tasks: Iterable[str], cohort: Iterable[Member], aggregate: Aggregate) -> list[TaskReport]:
-    """What a round's cohort reported, task by task."""
+def task_reports(tasks: Iterable[str], cohort: Iterable[Member], aggregate: Aggregate, round_: int) -> list[TaskReport]:
+    """What a round's cohort reported, task by task. Who began with an older model says nothing of the round's own."""
     claims = [member.claim for member in cohort if member.claim is not None]
     encoder = aggregate.contributions.get(SHARED, ())
     reports = []
@@ -92,7 +105,9 @@ def task_reports(tasks: Iterable[str], cohort: Iterable[Member], aggregate: Aggr
                 num_updates=len(mine),
                 num_examples=sum(claim.num_examples for claim in mine),
                 encoder_share=sum(part.weight for part in encoder if part.task == task),
-                received_metrics=_mean_metrics([(claim, claim.received_metrics) for claim in mine]),
+                received_metrics=_mean_metrics(
+                    [(claim, claim.received_metrics) for claim in mine if claim.base_round == round_]
+                ),
                 trained_metrics=_mean_metrics([(claim, claim.trained_metrics) for claim in mine]),
             )
         )

@@ -8,12 +8,14 @@ It knows no network, no files and no clock: whoever drives it passes the time in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
+from fedmtl_core.config import MissingQuorum
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
 from fedmtl_core.plan import Purpose, UpdateKind
+from fedmtl_server.cohorts import CohortRule
 
 
 class Phase(Enum):
@@ -30,10 +32,31 @@ class Step(Enum):
 
     OPENED = "opened"
     """Tell the cohort to begin."""
+    EXTENDED = "extended"
+    """A quorum is missing: the deadline is later now."""
     CLOSED = "closed"
     """Average what was reported, if anything, then call `committed`."""
+    FAILED = "failed"
+    """A quorum is missing: forget what was reported, then call `committed`; the model stays as it was."""
     ABANDONED = "abandoned"
     """Nobody reported: forget the round; it will be opened anew."""
+
+
+@dataclass(frozen=True)
+class AsyncRule:
+    """Buffered asynchronous rounds (FedBuff; Nguyen et al. 2022, arXiv:2106.06639).
+
+    A round commits when `buffer_size` updates have come, whichever of the last rounds' models they started from.
+    """
+
+    buffer_size: int
+    max_staleness: int = 10
+    """Updates that started from a model of more commits ago are refused."""
+    exponent: float = 0.5
+
+    def discount(self, staleness: int) -> float:
+        """How much of an update counts that started from the model of so many commits ago: (1 + s)^-a."""
+        return float((1 + staleness) ** -self.exponent)
 
 
 @dataclass(frozen=True)
@@ -42,15 +65,23 @@ class RoundRules:
 
     num_rounds: int
     min_clients: Mapping[str, int]
-    """Clients needed for a quorum, by task."""
+    """The quorum by task: clients needed for a round to open, and updates for it to be complete."""
     deadline_s: float = 600.0
     """A round closes this long after it opened."""
+    task_deadline_s: Mapping[str, float] = field(default_factory=dict)
+    """Where the clients of a task have another deadline."""
     quorum_timeout_s: float = 60.0
     """After the first round: how long to wait for a quorum before going on with who is there."""
     rejoin_grace_s: float = 10.0
     """How long an open round waits for a member that disconnected."""
     transfer_timeout_s: float = 30.0
     """An upload that made progress within this time keeps its round open, to twice the deadline at most."""
+    on_missing_quorum: MissingQuorum = "commit"
+    """What becomes of a round that at its deadline has fewer updates of a task than its quorum."""
+    max_extensions: int = 3
+    """How often a round's deadline is extended by its own length; then it commits with what is there."""
+    cohort: CohortRule = field(default_factory=CohortRule)
+    asynchronous: AsyncRule | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +107,8 @@ class Member:
     task: str
     claim: UpdateClaim | None = None
     """What it reported, once it has."""
-    absent_since: float | None = None
+    expected_until: float | None = None
+    """While it is disconnected: how long it is waited for."""
     last_progress: float | None = None
     """When its running upload last received bytes."""
 
@@ -86,22 +118,34 @@ class Member:
 
 
 class RoundEngine:
-    """One run's rounds: `rules.num_rounds` of training, then one that evaluates the final model."""
+    """One run's rounds: `rules.num_rounds` of training, then one that evaluates the final model.
 
-    def __init__(self, rules: RoundRules, now: float):
+    Args:
+        rules: when rounds open and close.
+        now: the time.
+        round_: the first to be held.
+        counted: by client id, the update that counted last and its round, of rounds held before.
+    """
+
+    def __init__(
+        self, rules: RoundRules, now: float, round_: int = 1, counted: Mapping[str, tuple[str, int]] | None = None
+    ):
         self.rules = rules
         self.phase = Phase.WAITING
-        self.round = 1
+        self.round = round_
         self.opened_at = now
+        self._last_training_round = rules.num_rounds
         self._waiting_since = now
         self._present: dict[str, str] = {}
         self._cohort: dict[str, Member] = {}
-        self._counted: dict[str, tuple[str, int]] = {}
+        self._counted: dict[str, tuple[str, int]] = dict(counted or {})
         self._not_waited_for: set[str] = set()
+        self._extensions = 0
+        self._abandoned = 0
 
     @property
     def purpose(self) -> Purpose:
-        return "train" if self.round <= self.rules.num_rounds else "evaluate"
+        return "train" if self.round <= self._last_training_round else "evaluate"
 
     @property
     def present(self) -> Mapping[str, str]:
@@ -113,6 +157,18 @@ class RoundEngine:
         """The members of the round in progress by client id, in the order their updates are folded in."""
         return self._cohort
 
+    @property
+    def asynchronous(self) -> AsyncRule | None:
+        """How asynchronous the round in progress is; None if all are to start from its own model."""
+        return self.rules.asynchronous if self.purpose == "train" else None
+
+    @property
+    def oldest_base_round(self) -> int:
+        """Updates count that started from the slice of this round or a later one."""
+        if self.asynchronous:
+            return max(1, self.round - self.asynchronous.max_staleness)
+        return self.round if self.phase in (Phase.WAITING, Phase.OPEN) else self.round + 1
+
     def join(self, client_id: str, task: str, now: float) -> None:
         """A client has connected (again)."""
         if self.phase is Phase.WAITING and not self._present:
@@ -121,13 +177,15 @@ class RoundEngine:
         self._not_waited_for.discard(task)
         member = self._cohort.get(client_id)
         if member is not None and member.task == task:
-            member.absent_since = None
+            member.expected_until = None
+        if member is None and self.phase is Phase.OPEN and self.asynchronous:
+            self._cohort[client_id] = Member(client_id, task)
 
     def leave(self, client_id: str, now: float) -> None:
         """A client has disconnected."""
         self._present.pop(client_id, None)
         if client_id in self._cohort:
-            self._cohort[client_id].absent_since = now
+            self._cohort[client_id].expected_until = now + self.rules.rejoin_grace_s
 
     def counted_in(self, claim: UpdateClaim) -> int | None:
         """The round in which this very update already counts, or None."""
@@ -135,17 +193,23 @@ class RoundEngine:
         return round_ if update_id == claim.update_id else None
 
     def check(self, claim: UpdateClaim) -> None:
-        """Check that an update may count in the round in progress.
+        """Check that an update may count in the round in progress, or with asynchronous rounds in the next.
 
         Raises:
-            StaleRoundError: it belongs to another round, its client isn't in the cohort, or has reported.
+            StaleRoundError: it belongs to another round, its client isn't in the cohort, or has reported; it or a
+                later one of its client counts already.
             InvalidRequestError: it is of another task or kind than the round expects.
         """
-        if claim.base_round != self.round or self.phase is not Phase.OPEN:
-            raise StaleRoundError(
-                f"the update is for round {claim.base_round}, but the run is at round {self.round} ({self.phase.value})"
-            )
+        if self.asynchronous and self.phase in (Phase.WAITING, Phase.AGGREGATING):
+            self._check_base(claim)
+            self._check_kind(claim)
+            return
+        if self.phase is not Phase.OPEN:
+            raise StaleRoundError(self._stale_text(claim))
+        self._check_base(claim)
         member = self._cohort.get(claim.client_id)
+        if member is None and self.asynchronous:  # its watch broke, its upload runs on
+            member = Member(claim.client_id, claim.task)
         if member is None:
             raise StaleRoundError(f"client {claim.client_id!r} is not in the cohort of round {self.round}")
         if member.task != claim.task:
@@ -153,13 +217,35 @@ class RoundEngine:
                 f"task: client {claim.client_id!r} takes part in round {self.round} as {member.task!r}, "
                 f"got {claim.task!r}"
             )
-        if (claim.kind == "metrics") != (self.purpose == "evaluate"):
-            expected = "metrics alone" if self.purpose == "evaluate" else "parameters or a delta"
-            raise InvalidRequestError(f"kind: round {self.round} expects {expected}, got {claim.kind}")
+        self._check_kind(claim)
         if member.reported:
             raise StaleRoundError(
                 f"another update of client {claim.client_id!r} already counts in round {self.round}; wait for the next"
             )
+
+    def _check_base(self, claim: UpdateClaim) -> None:
+        # The next round's model goes out a moment before this one is dealt with.
+        newest = self.round + 1 if self.phase is Phase.AGGREGATING else self.round
+        if not self.oldest_base_round <= claim.base_round <= newest:
+            raise StaleRoundError(self._stale_text(claim))
+        # Whoever has been counted starts anew, from that round's model or a later one. So what started before has
+        # been counted already, or is overtaken; only the last update of each client has to be remembered.
+        _, last_round = self._counted.get(claim.client_id, ("", 0))
+        if self.counted_in(claim) is not None or claim.base_round < last_round:
+            raise StaleRoundError(
+                f"the update for round {claim.base_round} of client {claim.client_id!r}, or a later one, already "
+                f"counts in round {last_round}"
+            )
+
+    def _stale_text(self, claim: UpdateClaim) -> str:
+        return f"the update is for round {claim.base_round}, but the run is at round {self.round} ({self.phase.value})"
+
+    def _check_kind(self, claim: UpdateClaim) -> None:
+        if (claim.kind == "metrics") != (self.purpose == "evaluate"):
+            expected = "metrics alone" if self.purpose == "evaluate" else "parameters or a delta"
+            raise InvalidRequestError(f"kind: round {self.round} expects {expected}, got {claim.kind}")
+        if self.asynchronous and claim.kind != "delta":
+            raise InvalidRequestError(f"kind: an asynchronous run expects a delta, got {claim.kind}")
 
     def progress(self, client_id: str, now: float) -> None:
         """A member's upload has received bytes."""
@@ -170,72 +256,122 @@ class RoundEngine:
         """Count an update whose bytes are all there and in order.
 
         Raises:
-            StaleRoundError, InvalidRequestError: as `check`.
+            StaleRoundError, InvalidRequestError: as `check`, or no round is open.
         """
         self.check(claim)
-        self._cohort[claim.client_id].claim = claim
+        if self.phase is not Phase.OPEN:
+            raise StaleRoundError(self._stale_text(claim))
+        self._cohort.setdefault(claim.client_id, Member(claim.client_id, claim.task)).claim = claim
         self._counted[claim.client_id] = (claim.update_id, self.round)
+
+    def staleness(self, claim: UpdateClaim) -> int:
+        """Commits between the model that an update started from and the one of the round in progress."""
+        return self.round - claim.base_round
+
+    def reopen(self, cohort: Mapping[str, str], claims: Iterable[UpdateClaim], now: float) -> None:
+        """Take up a round that was open when a server before this one ended.
+
+        Nobody is connected yet; everybody gets the time to come back that a quorum is waited for.
+
+        Args:
+            cohort: task by client id, in the order of folding.
+            claims: the updates that counted by then.
+            now: the time; the round's deadline begins anew.
+        """
+        self.phase = Phase.OPEN
+        self.opened_at = now
+        members = Counter(cohort.values())
+        self._not_waited_for = {task for task, needed in self.rules.min_clients.items() if members[task] < needed}
+        until = now + max(self.rules.quorum_timeout_s, self.rules.rejoin_grace_s)
+        self._cohort = {client_id: Member(client_id, task, expected_until=until) for client_id, task in cohort.items()}
+        for claim in claims:
+            self._cohort.setdefault(claim.client_id, Member(claim.client_id, claim.task, expected_until=until))
+            self._cohort[claim.client_id].claim = claim
+            self._counted[claim.client_id] = (claim.update_id, self.round)
+
+    def stop_training(self) -> None:
+        """Have no more rounds of training: the next one evaluates the final model. Only between two rounds."""
+        self._last_training_round = min(self._last_training_round, self.round - 1)
 
     def advance(self, now: float) -> Step | None:
         """Take the next step, if its time has come."""
         if self.phase is Phase.WAITING and self._may_open(now):
             return self._open(now)
         if self.phase is Phase.OPEN and self._may_close(now):
-            if self.purpose == "evaluate" or any(member.reported for member in self._cohort.values()):
-                self.phase = Phase.AGGREGATING
-                return Step.CLOSED
-            self._wait(now)
-            return Step.ABANDONED
+            return self._close(now)
         return None
 
     def committed(self, now: float) -> None:
-        """The closed round's result is the model now."""
+        """The closed round is dealt with; what came of it, if anything, is the model now."""
         if self.purpose == "evaluate":
             self.phase = Phase.FINISHED
             return
         self.round += 1
+        self._abandoned = 0
         self._wait(now)
 
     def next_wakeup(self, now: float) -> float | None:
         """Seconds until `advance` may have something to do without anything else happening; None for never."""
         moments: list[float] = []
-        if self.phase is Phase.WAITING and self.round > 1 and (self._present or self.purpose == "evaluate"):
+        if self.phase is Phase.WAITING and self._waits_only_so_long and (self._present or self.purpose == "evaluate"):
             moments = [self._waiting_since + self.rules.quorum_timeout_s]
         if self.phase is Phase.OPEN:
-            moments = [
-                member.absent_since + self.rules.rejoin_grace_s
-                for member in self._unreported()
-                if member.absent_since is not None
-            ]
+            for member in self._unreported():
+                deadline = self._deadline_of(member.task)
+                moments += [deadline, self._last_deadline_of(member.task)]
+                if member.expected_until is not None:
+                    moments.append(member.expected_until)
+                if member.last_progress is not None:
+                    moments.append(member.last_progress + self.rules.transfer_timeout_s)
             moments.append(self.deadline)
-            moments += [moment + self.rules.transfer_timeout_s for moment in self._transfers()]
-            moments.append(self._last_deadline)
         ahead = [moment - now for moment in moments if moment > now]
         return min(ahead, default=None)
 
     @property
     def deadline(self) -> float:
         """When the open round closes, unless an upload is moving."""
-        return self.opened_at + self.rules.deadline_s
+        return max((self._deadline_of(task) for task in self._tasks()), default=self._deadline_of(""))
 
-    @property
-    def _last_deadline(self) -> float:
-        """When it closes whatever is moving."""
-        return self.opened_at + 2 * self.rules.deadline_s
+    def deadline_for(self, client_id: str) -> float:
+        """When the open round no longer waits for a client."""
+        member = self._cohort.get(client_id)
+        return self._deadline_of(member.task) if member else self.deadline
+
+    def missing_quorum(self) -> dict[str, int]:
+        """By task, how many updates the round in progress lacks for its quorum, where its cohort could have had it."""
+        members = Counter(member.task for member in self._cohort.values())
+        have = Counter(member.task for member in self._cohort.values() if member.reported)
+        return {
+            task: needed - have[task]
+            for task, needed in self.rules.min_clients.items()
+            if have[task] < needed <= members[task]
+        }
 
     def waiting_for(self, now: float) -> str:
         """What the run is waiting for, for people: `1 more qqp client, 40 s left`. Empty when for nothing."""
         if self.phase is Phase.WAITING:
             needs = [f"{n} more {task} client{'s' if n > 1 else ''}" for task, n in self._lacking().items()]
             text = ", ".join(needs) or ("" if self._present else "a client")
-            if text and self.round > 1 and self._present:
+            if text and self._waits_only_so_long and self._present:
                 text += f", {max(0, self._waiting_since + self.rules.quorum_timeout_s - now):.0f} s left"
             return text
         if self.phase is Phase.OPEN:
             missing = [f"{member.client_id} ({member.task})" for member in self._unreported()]
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            return f"{len(missing)} of {len(self._cohort)} updates: {shown}, {max(0, self.deadline - now):.0f} s left"
+            return f"{self._needed()} updates: {shown}, {max(0, self.deadline - now):.0f} s left"
         return ""
+
+    def _needed(self) -> str:
+        missing = len(self._unreported())
+        if self.asynchronous:
+            have = len(self._cohort) - missing
+            return f"{max(0, self.asynchronous.buffer_size - have)} of {self.asynchronous.buffer_size}"
+        return f"{missing} of {len(self._cohort)}"
+
+    @property
+    def _waits_only_so_long(self) -> bool:
+        """The first round waits for its quorum without end."""
+        return self.round > 1
 
     def _lacking(self) -> dict[str, int]:
         """By task, how many clients the quorum still needs."""
@@ -247,7 +383,7 @@ class RoundEngine:
         }
 
     def _may_open(self, now: float) -> bool:
-        in_vain = self.round > 1 and now >= self._waiting_since + self.rules.quorum_timeout_s
+        in_vain = self._waits_only_so_long and now >= self._waiting_since + self.rules.quorum_timeout_s
         if not self._present:  # a run whose training is done ends all the same, without a last evaluation
             return in_vain and self.purpose == "evaluate"
         return in_vain or not self._lacking()
@@ -257,31 +393,77 @@ class RoundEngine:
         self._not_waited_for |= self._lacking().keys()
         self.phase = Phase.OPEN
         self.opened_at = now
-        self._cohort = {client_id: Member(client_id, self._present[client_id]) for client_id in sorted(self._present)}
+        chosen = dict(sorted(self._present.items()))
+        if self.purpose == "train" and not self.asynchronous:
+            chosen = self.rules.cohort.choose(self._present, self.round, self.rules.min_clients, self._abandoned)
+        self._cohort = {client_id: Member(client_id, task) for client_id, task in chosen.items()}
         return Step.OPENED
 
     def _may_close(self, now: float) -> bool:
-        if all(self._given_up(member, now) for member in self._unreported()):
+        if self._has_enough():
             return True
-        if now >= self._last_deadline:
-            return True
-        return now >= self.deadline and not any(self._moving(member, now) for member in self._unreported())
+        if self._insists and self.missing_quorum():
+            return now >= self.deadline and not any(self._is_moving(member, now) for member in self._unreported())
+        return all(self._is_given_up(member, now) for member in self._unreported())
 
-    def _given_up(self, member: Member, now: float) -> bool:
-        gone = member.absent_since is not None and now >= member.absent_since + self.rules.rejoin_grace_s
-        return gone and not self._moving(member, now)
+    def _has_enough(self) -> bool:
+        """Whether there is nothing to wait for, even if somebody may still report."""
+        reported = Counter(member.task for member in self._cohort.values() if member.reported)
+        if self.asynchronous:
+            return reported.total() >= self.asynchronous.buffer_size
+        if self.purpose == "evaluate":
+            return not self._unreported()
+        members = Counter(member.task for member in self._cohort.values())
+        rule, min_clients = self.rules.cohort, self.rules.min_clients
+        return all(reported[task] >= rule.goal(count, min_clients.get(task, 0)) for task, count in members.items())
 
-    def _moving(self, member: Member, now: float) -> bool:
-        """Whether the member's upload made progress of late."""
-        return member.last_progress is not None and now < member.last_progress + self.rules.transfer_timeout_s
+    def _close(self, now: float) -> Step:
+        reported = any(member.reported for member in self._cohort.values())
+        if self.purpose == "train" and not self._has_enough() and self.missing_quorum():
+            if self._insists and self._extensions < self.rules.max_extensions:
+                self._extensions += 1
+                return Step.EXTENDED
+            if self.rules.on_missing_quorum == "fail":
+                self.phase = Phase.AGGREGATING
+                return Step.FAILED
+        if self.purpose == "evaluate" or reported:
+            self.phase = Phase.AGGREGATING
+            return Step.CLOSED
+        self._wait(now)
+        self._abandoned += 1
+        return Step.ABANDONED
+
+    @property
+    def _insists(self) -> bool:
+        """Whether a missing quorum is waited for to the last deadline, also of members that left."""
+        return self.rules.on_missing_quorum == "extend" and self.purpose == "train" and not self.asynchronous
+
+    def _deadline_of(self, task: str) -> float:
+        length = self.rules.task_deadline_s.get(task, self.rules.deadline_s)
+        return self.opened_at + length * (1 + self._extensions)
+
+    def _last_deadline_of(self, task: str) -> float:
+        """When a task's clients are no longer waited for, whatever is moving."""
+        return self._deadline_of(task) + self.rules.task_deadline_s.get(task, self.rules.deadline_s)
+
+    def _is_given_up(self, member: Member, now: float) -> bool:
+        gone = member.expected_until is not None and now >= member.expected_until
+        late = now >= self._deadline_of(member.task)
+        return (gone or late) and not self._is_moving(member, now)
+
+    def _is_moving(self, member: Member, now: float) -> bool:
+        """Whether the member's upload made progress of late, and may still."""
+        moving = member.last_progress is not None and now < member.last_progress + self.rules.transfer_timeout_s
+        return moving and now < self._last_deadline_of(member.task)
 
     def _unreported(self) -> list[Member]:
         return [member for member in self._cohort.values() if not member.reported]
 
-    def _transfers(self) -> list[float]:
-        return [member.last_progress for member in self._unreported() if member.last_progress is not None]
+    def _tasks(self) -> set[str]:
+        return {member.task for member in self._cohort.values()}
 
     def _wait(self, now: float) -> None:
         self.phase = Phase.WAITING
         self._waiting_since = now
         self._cohort = {}
+        self._extensions = 0

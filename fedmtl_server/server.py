@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import signal
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from fedmtl_core.config import Config
+from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, FedMTLError
 from fedmtl_core.logs import get_logger
 from fedmtl_server.aggregator import MTLAggregator
 from fedmtl_server.buffers import BufferPool
+from fedmtl_server.cohorts import CohortRule
 from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.results import TaskResult, plot, task_results
-from fedmtl_server.rounds import RoundRules
+from fedmtl_server.recovery import recovered_updates
+from fedmtl_server.results import TaskResult, plot
+from fedmtl_server.rounds import AsyncRule, RoundRules
 from fedmtl_server.servicer import SERVICE_NAME, FederatedMtlServicer
 from fedmtl_server.staging import MIN_UPDATES_IN_MEMORY, StagingArea
-from fedmtl_server.store import RunStore
+from fedmtl_server.stopping import EarlyStopping
+from fedmtl_server.store import RunStore, held_run
 
 GRACE_S = 5.0
 """How long calls in progress may take to end when the server stops."""
@@ -47,19 +51,28 @@ class Interrupted(Exception):
 
 
 class Server:
-    """One run, served.
+    """One run, served. A run that the folder holds already is taken up where it was left.
 
     Args:
         config: what to run.
         run_dir: the run's folder; one in `server.runs_dir` if None.
         model: the model to train; the one that the configuration names if None.
+        finished: whether the run may be over; its model is handed out then.
 
     Raises:
-        ConfigError: the configuration names no task.
+        ConfigError: the configuration names no task, or contradicts the run that the folder holds.
         ModelUnavailableError: the encoder can't be had.
+        StoreError: the folder can't be read.
     """
 
-    def __init__(self, config: Config, run_dir: Path | None = None, model: MTLServerModel | None = None):
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path | None = None,
+        model: MTLServerModel | None = None,
+        *,
+        finished: bool = False,
+    ):
         if not config.tasks:
             raise ConfigError("tasks: name at least one task, such as `tasks: {sst2: {}}`")
         self.address = ""
@@ -67,11 +80,14 @@ class Server:
         self.federation: Federation
         self._config = config
         self._run_dir = run_dir
-        self._run_id = uuid.uuid4().hex
+        self._may_be_over = finished
+        self._is_over = False
+        self._held_id = _held_run_id(run_dir, config) if run_dir else None
+        self._run_id = self._held_id or uuid.uuid4().hex
         self._log = get_logger()
         if model is None:
             self._log.info("model.loading", source=config.model.server_model)
-            model = MTLServerModel.from_config(config)
+            model = MTLServerModel.from_config(config, weights=self._held_id is None)
         self._model = model
         self._log_model()
 
@@ -80,12 +96,11 @@ class Server:
 
         Raises:
             FedMTLError: the address can't be listened on; nothing is left behind then.
-            StoreError: the run's folder can't be made.
+            StoreError: the run's folder can't be made, read or locked.
         """
         self._server = grpc.aio.server(options=_OPTIONS)
         self._listen()
-        self.store = RunStore.create(self._config, self._run_id, self._run_dir)
-        self.federation = self._make_federation()
+        await asyncio.to_thread(self._open_store)
         FederatedMtlServicer(self.federation).add_to(self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -102,8 +117,9 @@ class Server:
             Every task's metric by round.
         """
         await self.federation.run()
-        results = task_results(self._config.task_specs(), self.federation.reports)
+        results = self.federation.results()
         await asyncio.to_thread(self._write_results, results)
+        self._is_over = True
         return results
 
     async def stop(self, reason: str, patience_s: float = 0.0) -> None:
@@ -111,6 +127,9 @@ class Server:
         await self._set_health(serving=False)
         await self.federation.stop(reason, patience_s)
         await self._server.stop(GRACE_S)
+        if self._is_over:
+            await asyncio.to_thread(self.store.finish)
+        await asyncio.to_thread(self.store.close)
         self._log.info("server.stopped", reason=reason)
 
     def _listen(self) -> None:
@@ -125,35 +144,43 @@ class Server:
                 "choose another with --port or --host"
             ) from None
 
+    def _open_store(self) -> None:
+        """Begin the run, or take it up."""
+        components = self._model.components
+        if self._held_id is None or self._run_dir is None:
+            self.store = RunStore.create(self._config, self._run_id, components, self._model.summary(), self._run_dir)
+            self.federation = self._make_federation()
+            return
+        self.store = RunStore.resume(self._config, self._run_id, self._run_dir, finished=self._may_be_over)
+        left_off = self.store.left_off([component.layout for component in components.values()])
+        self._model.install(left_off.components)
+        self.federation = self._make_federation()
+        self.federation.resume(left_off, recovered_updates(self.store, left_off, self._model, self._config))
+
     def _make_federation(self) -> Federation:
         config = self._config
         return Federation(
             run_id=self._run_id,
             model=self._model,
+            specs=config.task_specs(),
             aggregator=MTLAggregator(),
-            rules=RoundRules(
-                num_rounds=config.training.num_rounds,
-                min_clients={name: task.min_clients for name, task in config.tasks.items()},
-                deadline_s=config.rounds.deadline_s,
-                quorum_timeout_s=config.rounds.quorum_timeout_s,
-                rejoin_grace_s=config.rounds.rejoin_grace_s,
-                transfer_timeout_s=config.rounds.transfer_timeout_s,
-            ),
+            rules=_rules(config),
             plans={task: config.plan(task) for task in config.tasks},
             store=self.store,
             staging=self._make_staging(),
+            early_stopping=_early_stopping(config),
             topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,
         )
 
     def _make_staging(self) -> StagingArea:
         """Room for updates; the pool keeps what a round uses at its height, the model before included."""
-        config, model = self._config.server, self._model
-        budget = config.staging_memory_mb * 2**20
+        config, model = self._config, self._model
+        budget = config.server.staging_memory_mb * 2**20
         largest = max(sum(layout.num_bytes for layout in model.layouts_for(task)) for task in model.tasks)
         whole = sum(component.layout.num_bytes for component in model.components.values())
         pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + whole)
-        return StagingArea(budget, self.store.run_dir / "staging", pool, sync=config.sync_updates)
+        return StagingArea(budget, self.store.spool, pool, durable=config.store.durability != "memory")
 
     def _log_model(self) -> None:
         summary = self._model.summary()
@@ -167,14 +194,62 @@ class Server:
         )
 
     def _write_results(self, results: dict[str, TaskResult]) -> None:
-        self.store.write_results({task: result.to_dict() for task, result in results.items()})
         plot(results, self.store.run_dir / "metrics.png")
+        self.store.write_results({task: result.to_dict() for task, result in results.items()})
 
     async def _set_health(self, *, serving: bool) -> None:
         response = health_pb2.HealthCheckResponse
         status = response.SERVING if serving else response.NOT_SERVING
         for service in ("", SERVICE_NAME):
             await self._health.set(service, status)
+
+
+def _held_run_id(run_dir: Path, config: Config) -> str | None:
+    """The id of the run that a folder holds, whose configuration this must not contradict."""
+    held = held_run(run_dir)
+    if held is None:
+        return None
+    run_id, stored = held
+    if problems := contradictions(stored, config):
+        raise ConfigError(f"{run_dir} holds a run of another configuration: {'; '.join(problems)}")
+    return run_id
+
+
+def _rules(config: Config) -> RoundRules:
+    rounds, tasks = config.rounds, config.tasks
+    return RoundRules(
+        num_rounds=config.training.num_rounds,
+        min_clients={name: task.min_clients for name, task in tasks.items()},
+        deadline_s=rounds.deadline_s,
+        task_deadline_s={name: task.deadline_s for name, task in tasks.items() if task.deadline_s is not None},
+        quorum_timeout_s=rounds.quorum_timeout_s,
+        rejoin_grace_s=rounds.rejoin_grace_s,
+        transfer_timeout_s=rounds.transfer_timeout_s,
+        on_missing_quorum=rounds.on_missing_quorum,
+        max_extensions=rounds.max_extensions,
+        cohort=CohortRule(
+            rounds.cohort, rounds.cohort_fraction, rounds.cohort_size, rounds.cohort_extra, config.training.seed
+        ),
+        asynchronous=(
+            AsyncRule(rounds.buffer_size, rounds.max_staleness, rounds.staleness_exponent)
+            if rounds.mode == "async"
+            else None
+        ),
+    )
+
+
+def _early_stopping(config: Config) -> EarlyStopping | None:
+    section = config.early_stopping
+    if section.patience is None:
+        return None
+    return EarlyStopping(section.patience, section.threshold, frozenset(section.watch or ()))
+
+
+async def _either(work: Coroutine[Any, Any, None], other: asyncio.Future[Any], timeout_s: float) -> None:
+    """Wait for one of two, but only so long."""
+    task = asyncio.create_task(work)
+    await asyncio.wait((task, other), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    task.cancel()
 
 
 def _resolve(future: asyncio.Future[int], value: int) -> None:
@@ -196,8 +271,8 @@ async def serve(
         on_finished: told the results and the run's folder, once they are there.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came before the run was over. The round in progress is dropped; the last
-            commit is on disk.
+        Interrupted: SIGINT or SIGTERM came before the run was over. What was acknowledged is kept for the server that
+            takes the run up.
     """
     interrupted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -211,6 +286,8 @@ async def serve(
         on_finished(run.result(), server.store.run_dir)
         if keep_serving:
             await interrupted
+        else:
+            await _either(server.federation.until_all_know(), interrupted, server.federation.rules.quorum_timeout_s)
     finally:
         finished = run.done() and run.exception() is None
         run.cancel()

@@ -24,9 +24,10 @@ from fedmtl_core.wire import (
     encoding_from_proto,
     plan_to_proto,
 )
+from fedmtl_server.events import RoundEvent
 from fedmtl_server.federation import Federation
-from fedmtl_server.messages import event_to_proto, status_to_proto
-from fedmtl_server.report import RefusedUpdate
+from fedmtl_server.messages import event_to_proto, report_to_proto, status_to_proto
+from fedmtl_server.report import RefusedUpdate, RoundReport
 from fedmtl_server.slices import Held, MessageCache, PublishedModel, SlicePart
 from fedmtl_server.uploads import Upload
 
@@ -35,7 +36,7 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 MAX_ERROR_TEXT = 2000
 """Longer messages are cut: a status travels in a header, and headers are limited."""
 
-MESSAGE_CACHE_BYTES = 64 * 2**20
+MESSAGE_CACHE_BYTES = 32 * 2**20
 """Chunk messages kept for clients that download the same a little later: a small model's all, a large one's newest."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -47,6 +48,7 @@ class FederatedMtlServicer:
     def __init__(self, federation: Federation):
         self._federation = federation
         self._messages = MessageCache(MESSAGE_CACHE_BYTES)
+        self._report: tuple[RoundReport | None, bytes] = (None, b"")
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the RPCs. A response may be given as bytes, serialised already; an upload comes as bytes."""
@@ -137,21 +139,32 @@ class FederatedMtlServicer:
             components=[pb.StagedComponent(scope=scope, num_bytes=size) for scope, size in offsets.items()]
         )
 
-    async def WatchRounds(
-        self, request: pb.WatchRoundsRequest, context: Context
-    ) -> AsyncIterator[pb.WatchRoundsResponse]:
+    async def WatchRounds(self, request: pb.WatchRoundsRequest, context: Context) -> AsyncIterator[bytes]:
         log = get_logger(rpc="WatchRounds")
         try:
             self._federation.require_run(request.run_id)
             self._require_watcher(request)
             async with aclosing(self._federation.watch(request.client_id, request.task)) as events:
                 async for event in events:
-                    yield event_to_proto(event, self._federation.run_id, self._federation.rules.num_rounds)
+                    yield self._event(event)
         except RequestError as error:
             await _abort(context, error, log, "watch.ended", client_id=request.client_id[:64], task=request.task[:64])
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         return status_to_proto(self._federation.status())
+
+    def _event(self, event: RoundEvent) -> bytes:
+        """An event's message; the report in it, which is the same for all watchers, is written once.
+
+        Two messages one behind the other are their sum to protobuf.
+        """
+        message = event_to_proto(event, self._federation.run_id, self._federation.rules.num_rounds)
+        if event.report is None:
+            return message.SerializeToString()
+        if self._report[0] is not event.report:
+            report = pb.WatchRoundsResponse(report=report_to_proto(event.report))
+            self._report = (event.report, report.SerializeToString())
+        return message.SerializeToString() + self._report[1]
 
     async def _write(self, context: Context, message: pb.GetSliceResponse | bytes) -> None:
         timeout_s = self._federation.rules.transfer_timeout_s

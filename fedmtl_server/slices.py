@@ -209,6 +209,10 @@ class PublishedModel:
                 published[scope] = PublishedComponent(component, component.digest(), followed, on_free)
         return cls(round_, published)
 
+    def for_round(self, round_: int) -> PublishedModel:
+        """The same model, for another round to train on; who held this one holds that one."""
+        return PublishedModel(round_, self.components)
+
     def hold(self) -> None:
         """Note one more who needs every component's bytes."""
         for component in self.components.values():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import heapq
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -14,14 +12,12 @@ from pathlib import Path
 from torch import Tensor
 
 from fedmtl_core.encodings import decode, require_valid
-from fedmtl_core.errors import RequestError, StoreError, UnavailableError
+from fedmtl_core.errors import RequestError, UnavailableError
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.buffers import BufferPool
-from fedmtl_server.store import sync_folder
-
-_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no such thing
+from fedmtl_server.spool import Spool
 
 MIN_UPDATES_IN_MEMORY = 2
 """So many updates have room whatever the budget: one that comes in while another is averaged."""
@@ -32,10 +28,11 @@ class StagedUpdate:
     """The encoded bytes of one update."""
 
     header: bytes
-    """Precedes the bytes in its file, so that the file says what it holds."""
+    """A serialised `UpdateHeader`. It precedes the bytes in their file, so that the file says what it holds."""
     place: int
     """How many are folded before it."""
     parts: Sequence[EncodedLayout]
+    """None for metrics alone."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
     """By scope; empty while the bytes are in the file alone."""
     offsets: dict[str, int] = field(default_factory=dict)
@@ -46,6 +43,8 @@ class StagedUpdate:
     """Whether it counts in its round."""
     in_use: bool = False
     """Whether a stream writes to it or the average reads it."""
+    forgotten: bool = False
+    """Whether nothing needs its file any more."""
 
     @property
     def num_bytes(self) -> int:
@@ -72,21 +71,19 @@ class StagingArea:
 
     Args:
         memory_bytes: the budget.
-        spool_dir: where the files are. It is made when first needed.
+        spool: where the files are.
         pool: where buffers come from and go back to.
-        sync: whether every update is on disk before `secure` returns.
+        durable: whether every update is in a file before it counts, and stays there until `forget`.
     """
 
-    def __init__(self, memory_bytes: int, spool_dir: Path, pool: BufferPool, *, sync: bool = False):
+    def __init__(self, memory_bytes: int, spool: Spool, pool: BufferPool, *, durable: bool = False):
         self._memory_bytes = memory_bytes
-        self._spool_dir = spool_dir
+        self._spool = spool
         self._pool = pool
-        self._sync = sync
+        self._durable = durable
         self._in_memory: list[StagedUpdate] = []
         self._waiting: list[tuple[int, int, StagedUpdate, asyncio.Future[None]]] = []
         self._arrivals = count()
-        self._numbers = count()
-        self._free_files: list[Path] = []
         self._moving: asyncio.Task[None] | None = None
         self._log = get_logger()
 
@@ -136,18 +133,19 @@ class StagingArea:
         self._waiting.clear()
 
     async def secure(self, staged: StagedUpdate) -> None:
-        """Put an update whose bytes are all there on disk, if every update has to be.
+        """Put an update whose bytes are all there into a file, if every update has to be in one.
 
         Raises:
             UnavailableError: it can't be written.
         """
-        if self._sync:
+        if self._durable:
             try:
                 await asyncio.to_thread(self._write, staged)
             except OSError as error:
+                self._log.error("staging.failed", reason=error.strerror or str(error), folder=str(self._spool.folder))
                 raise UnavailableError(f"the update can't be written: {error.strerror or error}") from None
-            if not staged.buffers:  # it was released meanwhile
-                self.release(staged)
+            if staged.forgotten:  # meanwhile
+                self.forget(staged)
 
     async def load(self, staged: StagedUpdate) -> dict[str, Component]:
         """A complete update's components, decoded. `release` takes back what is in use for them.
@@ -162,7 +160,9 @@ class StagingArea:
 
     def _load(self, staged: StagedUpdate) -> dict[str, Component]:
         if not staged.buffers:
-            self._read(staged)
+            staged.buffers = {part.scope: self._pool.acquire(part.num_bytes) for part in staged.parts}
+            assert staged.path is not None
+            self._spool.read(staged.path, list(staged.buffers.values()))
         return {
             part.scope: decode(part.layout, part.encoding, staged.buffers[part.scope], self._scratch(part))
             for part in staged.parts
@@ -171,7 +171,7 @@ class StagingArea:
     def release(
         self, staged: StagedUpdate, components: Mapping[str, Component] | None = None, kept: Collection[str] = ()
     ) -> None:
-        """Take an update's room back. More than once does no harm.
+        """Take an update's memory back, and its file if nothing depends on it. More than once does no harm.
 
         Args:
             staged: what it was made for.
@@ -187,10 +187,16 @@ class StagingArea:
                 self._pool.release(buffer)
         if staged in self._in_memory:
             self._in_memory.remove(staged)
-        if staged.path is not None:
-            self._free_files.append(staged.path)
-            staged.path = None
+        if not (self._durable and staged.complete):
+            self.forget(staged)
         self._serve_waiting()
+
+    def forget(self, staged: StagedUpdate) -> None:
+        """Give up an update's file: it is in the model now, or counts nowhere. More than once does no harm."""
+        staged.forgotten = True
+        path, staged.path = staged.path, None
+        if path is not None:
+            self._spool.discard(path)
 
     def take_back(self, buffer: Tensor) -> None:
         """Use a buffer again that `release` left to its user."""
@@ -198,10 +204,7 @@ class StagingArea:
 
     def close(self) -> None:
         """Remove the files that nobody uses."""
-        while self._free_files:
-            self._free_files.pop().unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it isn't there, or holds what is still in use
-            self._spool_dir.rmdir()
+        self._spool.close()
 
     def _serve_waiting(self) -> None:
         while self._waiting:
@@ -236,17 +239,17 @@ class StagingArea:
         """Move a complete update from memory to its file."""
         staged.in_use = True
         try:
-            if staged.path is None:
-                await asyncio.to_thread(self._write, staged)
+            await asyncio.to_thread(self._write, staged)
         except OSError as error:
-            self._log.error("staging.full", reason=error.strerror or str(error), spool_dir=str(self._spool_dir))
+            self._log.error("staging.full", reason=error.strerror or str(error), folder=str(self._spool.folder))
             self.refuse_waiting(UnavailableError(f"there is no room to stage an update: {error.strerror or error}"))
             return
         finally:
             staged.in_use = False
             self._moving = None
-        if staged not in self._in_memory:  # it was released meanwhile
-            self.release(staged)
+        if staged.forgotten:  # meanwhile
+            self.forget(staged)
+        if staged not in self._in_memory:
             return
         for buffer in staged.buffers.values():
             self._pool.release(buffer)
@@ -255,50 +258,11 @@ class StagingArea:
         self._serve_waiting()
 
     def _write(self, staged: StagedUpdate) -> None:
-        """Write an update to a file. One that was used before is on disk already, all but its bytes."""
-        path = self._free_files.pop() if self._free_files else None
-        is_new = path is None
-        if path is None:
-            self._spool_dir.mkdir(parents=True, exist_ok=True)
-            path = self._spool_dir / f"{next(self._numbers):04}.update"
-        try:
-            with path.open("wb" if is_new else "r+b", buffering=0) as file:
-                file.write(len(staged.header).to_bytes(8, "little") + staged.header)
-                for part in staged.parts:
-                    data = _memory(staged.buffers[part.scope])
-                    while data:
-                        data = data[file.write(data) :]
-                if self._sync:
-                    _sync_data(file.fileno())
-            if self._sync and is_new:
-                sync_folder(self._spool_dir)
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        staged.path = path
-
-    def _read(self, staged: StagedUpdate) -> None:
-        assert staged.path is not None
-        try:
-            with staged.path.open("rb", buffering=0) as file:
-                file.seek(8 + len(staged.header))
-                for part in staged.parts:
-                    buffer = staged.buffers[part.scope] = self._pool.acquire(part.num_bytes)
-                    data = _memory(buffer)
-                    while data:
-                        num_bytes = file.readinto(data)
-                        if not num_bytes:
-                            raise StoreError(f"{staged.path} is shorter than what was written to it")
-                        data = data[num_bytes:]
-        except OSError as error:
-            raise StoreError(f"can't read {staged.path}: {error.strerror or error}") from error
+        if staged.path is None:
+            staged.path = self._spool.write(staged.header, [staged.buffers[part.scope] for part in staged.parts])
 
     def _scratch(self, part: EncodedLayout) -> Component | None:
         """Where to decode to; nowhere if the bytes are the component's own."""
         if part.encoding == "float32":
             return None
         return Component(part.layout, self._pool.acquire(part.layout.num_bytes))
-
-
-def _memory(buffer: Tensor) -> memoryview:
-    return memoryview(buffer.numpy())  # type: ignore[arg-type]  # a ndarray is a Buffer

@@ -1,136 +1,317 @@
-"""What survives: the run's folder, with its configuration, checkpoints, reports and results.
+"""What survives: the run's folder and its history.
 
 RUN_DIR/
+  run.json                 the run's id: from here on the folder holds a run
   config.yaml              the configuration as used
+  lock                     held by the server that serves the run
   server.json              address, process id and run id of the server, while and after it serves
-  checkpoints/             round-0003.safetensors and round-0003.json; the newest few
-  rounds.jsonl             one round report per line
-  metrics.jsonl            one line per task and model: {"round", "task", "metrics", "num_clients"}
+  history.sqlite           the run's history, unless `store.url` names another database
+  checkpoints/             round-0003.safetensors: the model after a round; the newest few, and each task's best
+  staging/                 acknowledged updates of the round in progress
   results.json, metrics.png    when the run is over
+
+A commit is the history's transaction. What it needs (checkpoint, updates) is on disk before, and what it makes
+superfluous goes afterwards; so whenever a server ends, the history says where the run stands.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fedmtl_core import config as configuration
-from fedmtl_core.config import Config
-from fedmtl_core.errors import StoreError
-from fedmtl_core.layout import Component
-from fedmtl_server.checkpoints import write_safetensors
+from fedmtl_core.config import Config, Durability
+from fedmtl_core.errors import ConfigError, CorruptCheckpointError, StoreError
+from fedmtl_core.layout import Component, Layout
+from fedmtl_core.logs import get_logger
+from fedmtl_core.plan import Purpose
+from fedmtl_server.checkpoints import read_safetensors, write_safetensors
+from fedmtl_server.history import FILE_NAME, History, RoundRecord, RunRecord, UpdateRecord
+from fedmtl_server.model import ModelSummary
 from fedmtl_server.report import RoundReport
+from fedmtl_server.spool import Spool, sync_folder
+
+_LOCK_WAIT_S = 2.0
+"""`runs list` takes a run's lock for a moment, to see whether it is served."""
+
+
+@dataclass(frozen=True)
+class LeftOff:
+    """Where a run stood when the server before this one ended."""
+
+    round: int
+    """The first that isn't dealt with."""
+    cohort: Mapping[str, str] | None
+    """Task by client id, if that round was open."""
+    opened_at_unix_ms: int
+    counted: Mapping[str, tuple[str, int]]
+    """By client id, its last counted update and the round."""
+    last_clients: Collection[str]
+    """Those that reported in the round before."""
+    reports: Sequence[RoundReport]
+    components: Mapping[str, Component]
+    """The model."""
 
 
 class RunStore:
-    """One run's folder.
+    """One run's folder, locked, and the run's history.
+
+    Args:
+        run_dir: the folder.
+        run_id: the run.
+        config: as the run is served now.
 
     Raises:
-        StoreError: from every method, when the folder can't be written.
+        StoreError: from every method, when something can't be written or read.
     """
 
-    def __init__(self, run_dir: Path, run_id: str, keep_checkpoints: int = 3):
+    def __init__(self, run_dir: Path, run_id: str, config: Config):
         self.run_dir = run_dir
         self.run_id = run_id
-        self._keep = keep_checkpoints
+        self._keep = config.store.keep_checkpoints
+        self._durability: Durability = config.store.durability
         self._checkpoints = run_dir / "checkpoints"
+        self._log = get_logger()
         with _writing(run_dir):
             self._checkpoints.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(run_dir)
+        self._busy = threading.Lock()
+        self._closed = False
+        self.spool = Spool(run_dir / "staging", sync=self._durability == "power")
+        self._history = History.open(config.store.url or run_dir / FILE_NAME)
 
     @classmethod
-    def create(cls, config: Config, run_id: str, run_dir: Path | None = None) -> RunStore:
+    def create(
+        cls,
+        config: Config,
+        run_id: str,
+        components: Mapping[str, Component],
+        summary: ModelSummary,
+        run_dir: Path | None = None,
+    ) -> RunStore:
         """Make a new run's folder, by default one named after the time within `server.runs_dir`.
 
+        Args:
+            config: the run's.
+            run_id: names it for good.
+            components: the model it begins with, by scope.
+            summary: of that model.
+            run_dir: the folder.
+
         Raises:
-            StoreError: the folder holds another run already, or can't be made.
+            StoreError: another server has the folder, or it can't be made.
         """
         if run_dir is None:
             run_dir = config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}-{run_id[:8]}"
-        if (run_dir / "config.yaml").exists():
-            raise StoreError(f"{run_dir} holds another run already; choose an empty folder with --run-dir")
-        store = cls(run_dir, run_id, config.server.keep_checkpoints)
+        store = cls(run_dir, run_id, config)
         store._write("config.yaml", configuration.dump(config))
+        store.write_model(components, 0)
+        record = RunRecord(
+            run_id=run_id,
+            created_at_unix_ms=_now_ms(),
+            run_dir=str(run_dir.absolute()),
+            base_model=summary.base_model,
+            tasks=tuple(summary.head_parameters),
+            num_rounds=config.training.num_rounds,
+            config=config.model_dump(mode="json"),
+            state="running",
+            finished_at_unix_ms=None,
+        )
+        store._history.begin_run(record, {scope: one.digest().hex() for scope, one in components.items()})
+        store._write_json("run.json", {"run_id": run_id})
         return store
+
+    @classmethod
+    def resume(cls, config: Config, run_id: str, run_dir: Path, *, finished: bool = False) -> RunStore:
+        """Open the folder of a run that was begun.
+
+        Args:
+            config: as the run is served now.
+            run_id: the run.
+            run_dir: the folder.
+            finished: whether it may be over.
+
+        Raises:
+            StoreError: another server has the folder, the run is over, or the database doesn't know it.
+        """
+        store = cls(run_dir, run_id, config)
+        record = store._history.find_run(run_id)
+        if record is not None and (record.state == "running" or finished):
+            return store
+        store.close()
+        if record is None:
+            raise StoreError(f"the database doesn't know run {run_id} of {run_dir}; was store.url changed?")
+        raise StoreError(
+            f"the run in {run_dir} is over: see it with `fedmtl-server runs show {run_dir}`, hand out its model with "
+            "--keep-serving, or choose another folder with --run-dir"
+        )
+
+    def left_off(self, layouts: Iterable[Layout]) -> LeftOff:
+        """Where the run stands.
+
+        A checkpoint that isn't what was written is refused, and the one before it used; the rounds since then are
+        held again.
+
+        Args:
+            layouts: of the whole model.
+
+        Raises:
+            StoreError: no checkpoint can be used.
+        """
+        layouts = list(layouts)
+        rounds = self._history.rounds(self.run_id)
+        committed = [one for one in rounds if one.outcome == "committed" and one.checkpoint is not None]
+        refused: list[int] = []
+        reason = ""
+        for record in reversed(committed):
+            try:
+                components = self._read_model(record, layouts)
+                break
+            except CorruptCheckpointError as error:
+                reason = reason or str(error)
+                expected = record in committed[-self._keep :]  # older ones were removed
+                if expected or self._checkpoint(record.round).exists():
+                    self._log.error("checkpoint.refused", round=record.round, reason=str(error))
+                    refused.append(record.round)
+        else:
+            raise StoreError(
+                f"no checkpoint in {self._checkpoints} can be used: those of rounds {refused} are missing or damaged, "
+                f"or the model that the configuration names isn't the run's: {reason}"
+            )
+        if refused:
+            self._log.error("run.rolled_back", to_round=record.round, reason=f"the checkpoints {refused} can't be used")
+            self._history.roll_back(self.run_id, record.round)
+            rounds = self._history.rounds(self.run_id)
+        ended = [one for one in rounds if one.outcome in ("committed", "failed")]
+        round_ = max(one.round for one in ended) + 1
+        open_round = next((one for one in rounds if one.outcome == "open" and one.round == round_), None)
+        return LeftOff(
+            round=round_,
+            cohort=open_round.cohort if open_round else None,
+            opened_at_unix_ms=open_round.opened_at_unix_ms if open_round else 0,
+            counted=self._history.last_counted(self.run_id),
+            last_clients=ended[-1].cohort.keys() - set((ended[-1].report or {}).get("missing_clients", ())),
+            reports=[RoundReport.from_dict(one.report) for one in ended if one.report is not None],
+            components=components,
+        )
 
     def announce(self, address: str) -> None:
         """Write down where the server listens, for those who look for it."""
         self._write_json("server.json", {"run_id": self.run_id, "address": address, "pid": os.getpid()})
 
+    def open_round(self, round_: int, purpose: Purpose, opened_at_unix_ms: int, cohort: Mapping[str, str]) -> None:
+        """Note who takes part in a round, before they are told."""
+        with self._working():
+            self._history.open_round(self.run_id, round_, purpose, opened_at_unix_ms, cohort)
+
     def write_model(self, components: Mapping[str, Component], round_: int) -> None:
-        """Put a model on disk, durably; it is of no account until `commit` says so.
+        """Put a model on disk; it is of no account until `end_round` says so.
 
         Args:
             components: the whole model by scope.
             round_: the round that made it.
         """
         path = self._checkpoint(round_)
-        with _writing(path):
+        with self._working(), _writing(path):
             scratch = path.with_suffix(".tmp")
             with scratch.open("wb", buffering=0) as file:
-                write_safetensors(file, components.values(), {"run_id": self.run_id, "round": str(round_)})
-            _replace(scratch, path)
+                write_safetensors(file, components.values(), self._metadata(round_))
+            _replace(scratch, path, sync=self._durability == "power")
 
-    def commit(self, components: Mapping[str, tuple[int, bytes]], report: RoundReport) -> None:
-        """Make the model that was written last the round's, before anyone is told of it.
+    def end_round(
+        self,
+        report: RoundReport,
+        cohort: Mapping[str, str],
+        updates: Sequence[UpdateRecord],
+        digests: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Make a round's end the truth: its commit, or its failure.
 
         Args:
-            components: bytes and digest by scope.
-            report: of the round that made it.
+            report: how it came about.
+            cohort: task by client id.
+            updates: what became of each.
+            digests: of the model that was written for it, by scope; None if the model is as it was.
         """
-        facts = {
-            "run_id": self.run_id,
-            "round": report.round,
-            "components": {
-                scope: {"digest": digest.hex(), "num_bytes": num_bytes}
-                for scope, (num_bytes, digest) in components.items()
-            },
-        }
-        self._write_json(f"checkpoints/{self._checkpoint(report.round).stem}.json", facts)
-        self.record(report)
-        self._prune()
-
-    def record(self, report: RoundReport) -> None:
-        """Append a round's report, and the metrics of the model it began with."""
-        self._append("rounds.jsonl", [report.to_dict()])
-        self._append(
-            "metrics.jsonl",
-            [
-                {
-                    "round": report.round - 1,
-                    "task": task.task,
-                    "metrics": dict(task.received_metrics),
-                    "num_clients": task.num_updates,
-                }
-                for task in report.tasks
-                if task.received_metrics
-            ],
+        record = RoundRecord(
+            run_id=self.run_id,
+            round=report.round,
+            purpose=report.purpose,
+            outcome="failed" if report.failed else "committed",
+            opened_at_unix_ms=report.opened_at_unix_ms,
+            ended_at_unix_ms=_now_ms(),
+            cohort=cohort,
+            report=report.to_dict(),
+            checkpoint={scope: digest.hex() for scope, digest in digests.items()} if digests else None,
         )
+        with self._working():
+            self._history.end_round(self.run_id, record, updates)
+
+    def has_counted(self, client_id: str, update_id: str) -> bool:
+        """Whether an update counts in any round."""
+        return self._history.has_counted(self.run_id, client_id, update_id)
+
+    def prune(self, best: Collection[int]) -> None:
+        """Remove the checkpoints that are neither among the newest nor one of `best`."""
+        with self._working(), _writing(self._checkpoints):
+            rounds = sorted(self._checkpoints.glob("round-*.safetensors"), key=lambda path: int(path.stem[6:]))
+            for old in rounds[: -self._keep]:
+                if int(old.stem[6:]) not in best:
+                    old.unlink()
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write what the run came to."""
-        self._write_json("results.json", results)
+        """Write down what the run came to."""
+        with self._working():
+            self._write_json("results.json", results)
+
+    def finish(self) -> None:
+        """Note that the run is over and everybody knows: there is nothing to be taken up any more."""
+        with self._working():
+            self._history.finish_run(self.run_id, _now_ms())
+
+    def close(self) -> None:
+        """Let others have the folder, when what is being written is written. Nothing can be written afterwards."""
+        with self._busy:
+            self._closed = True
+            self._history.close()
+            self._lock.release()
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """One piece of work at a time: a thread's goes on when the task that waited for it is cancelled."""
+        with self._busy:
+            if self._closed:
+                raise StoreError(f"{self.run_dir} is no longer this server's to write to")
+            yield
+
+    def _metadata(self, round_: int) -> dict[str, str]:
+        return {"run_id": self.run_id, "round": str(round_)}
 
     def _checkpoint(self, round_: int) -> Path:
         return self._checkpoints / f"round-{round_:04}.safetensors"
 
-    def _prune(self) -> None:
-        with _writing(self._checkpoints):
-            rounds = sorted(self._checkpoints.glob("round-*.safetensors"), key=lambda path: int(path.stem[6:]))
-            for old in rounds[: -self._keep]:
-                old.unlink()
-                old.with_suffix(".json").unlink(missing_ok=True)
-
-    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        path = self.run_dir / name
-        with _writing(path), path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
+    def _read_model(self, record: RoundRecord, layouts: Sequence[Layout]) -> dict[str, Component]:
+        path = self._checkpoint(record.round)
+        try:
+            components = read_safetensors(path, layouts, self._metadata(record.round))
+        except FileNotFoundError:
+            raise CorruptCheckpointError(f"{path} is missing") from None
+        except OSError as error:
+            raise StoreError(f"can't read {path}: {error.strerror or error}") from error
+        expected = record.checkpoint or {}
+        if damaged := [scope for scope, one in components.items() if one.digest().hex() != expected.get(scope)]:
+            raise CorruptCheckpointError(f"{path}: {', '.join(damaged)}: the bytes aren't those that were written")
+        return components
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self._write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -143,21 +324,44 @@ class RunStore:
             _replace(scratch, path)
 
 
-def _replace(scratch: Path, path: Path) -> None:
-    """Rename a finished file into place, so that it is there whole or not at all, also after a power cut."""
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    sync_folder(path.parent)
+def held_run(run_dir: Path) -> tuple[str, Config] | None:
+    """The id and the configuration of the run that a folder holds, or None if it holds none.
 
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk, as `fsync` has a file's bytes."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    Raises:
+        StoreError: what it holds can't be read.
+    """
+    path = run_dir / "run.json"
+    if not path.exists():
+        return None
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        run_id = str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+        return run_id, configuration.load(run_dir / "config.yaml")
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise StoreError(f"{run_dir} holds a run that can't be read: {error}") from None
+
+
+def _locked(run_dir: Path) -> FileLock:
+    lock = FileLock(run_dir / "lock", timeout=_LOCK_WAIT_S, thread_local=False)
+    with _writing(run_dir):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreError(f"another server is serving the run in {run_dir}") from None
+    return lock
+
+
+def _replace(scratch: Path, path: Path, *, sync: bool = True) -> None:
+    """Rename a finished file into place: it is there whole or not at all, with `sync` also after a power cut."""
+    if sync:
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+    scratch.replace(path)
+    if sync:
+        sync_folder(path.parent)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 @contextmanager

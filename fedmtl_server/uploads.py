@@ -11,9 +11,10 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_core.chunks import Assembler, Chunk, read_message
 from fedmtl_core.errors import ChecksumError, MalformedStreamError, RequestError, UnavailableError
 from fedmtl_core.wire import EncodedLayout, compression_from_proto
-from fedmtl_server.federation import Federation, Transfer
+from fedmtl_server.federation import Federation
 from fedmtl_server.messages import claim_from_header, require_components
 from fedmtl_server.rounds import UpdateClaim
+from fedmtl_server.transfers import Transfer
 
 HANG_UP_S = 0.1
 """gRPC ends the stream of a client that has gone a moment before it cancels the handler: the time to tell it from one
@@ -62,23 +63,23 @@ class Upload:
         counted_in = self._federation.admit(claim)
         if counted_in is not None:
             return Receipt(counted_in, duplicate=True, num_bytes=0)
-        if claim.kind == "metrics":
-            return await self._receive_metrics(claim)
         transfer = await self._federation.stage(claim, parts, self.header.SerializeToString(), self)
         keep = True
         try:
-            await self._on_ready()
-            num_bytes = await self._receive_chunks(transfer)
+            num_bytes = await (self._receive_chunks(transfer) if parts else self._receive_end())
             await asyncio.to_thread(transfer.staged.require_valid)
             await self._federation.staging.secure(transfer.staged)
-            counted_in = self._federation.count(claim, transfer, self)
+            await self._federation.until_countable(claim)
+            counted_in = self._federation.count(transfer, self)
         except RequestError as error:
             keep = isinstance(error, (UnavailableError, ChecksumError))  # what came before is good
             raise
         finally:
             if not transfer.staged.complete:
                 self._federation.abandon(transfer, self, keep=keep and counted_in is None)
-        return Receipt(counted_in or claim.base_round, duplicate=counted_in is not None, num_bytes=num_bytes)
+        return Receipt(
+            counted_in or self._federation.round_of(claim), duplicate=counted_in is not None, num_bytes=num_bytes
+        )
 
     async def _receive_header(self) -> tuple[UpdateClaim, Sequence[EncodedLayout]]:
         message = await self._next()
@@ -94,14 +95,14 @@ class Upload:
         expected = () if claim.kind == "metrics" else self._federation.model.layouts_for(claim.task)
         return claim, require_components(expected, self.header)
 
-    async def _receive_metrics(self, claim: UpdateClaim) -> Receipt:
+    async def _receive_end(self) -> int:
         if await self._next() is not None:
             raise MalformedStreamError("metrics come in the header alone, but another message followed")
         await asyncio.sleep(HANG_UP_S)
-        counted_in = self._federation.count(claim)
-        return Receipt(counted_in or claim.base_round, duplicate=counted_in is not None, num_bytes=0)
+        return 0
 
     async def _receive_chunks(self, transfer: Transfer) -> int:
+        await self._on_ready()
         staged = transfer.staged
         assembler = Assembler(staged.buffers, staged.offsets, compression_from_proto(self.header.compression))
         staged.offsets = assembler.offsets

@@ -90,9 +90,18 @@ async def serving(
     min_clients: int | Mapping[str, int] = 1,
     port: int = 0,
     settings: Mapping[str, Any] | None = None,
-    **rounds: float,
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+    finished: bool = False,
+    **rounds: Any,
 ) -> AsyncIterator[Server]:
-    """A whole server on a free port of loopback, holding its rounds."""
+    """A whole server on a free port of loopback, holding its rounds.
+
+    Args:
+        settings: of the section `server`.
+        sections: other sections.
+        finished: whether the run may be over.
+        rounds: of the section `rounds`.
+    """
     needed = dict.fromkeys(model.tasks, min_clients) if isinstance(min_clients, int) else min_clients
     config = Config.model_validate(
         {
@@ -100,11 +109,12 @@ async def serving(
             "rounds": {"rejoin_grace_s": 0.2, **rounds},
             "server": {"port": port, **(settings or {})},
             "tasks": {task: {"min_clients": needed.get(task, 0)} for task in model.tasks},
+            **(sections or {}),
         }
     )
-    server = Server(config, run_dir, model)
+    server = Server(config, run_dir, model, finished=finished)
     await server.start()
-    run = asyncio.create_task(server.run())
+    run = server.run_task = asyncio.create_task(server.run())
     try:
         yield server
     finally:
@@ -191,6 +201,17 @@ class WireClient:
         return [pb.PushUpdateRequest(header=pb.UpdateHeader(**(fields | header))), *chunk_messages(data)]
 
 
+@asynccontextmanager
+async def watching(server: Server, **tasks: str) -> AsyncIterator[dict[str, WireClient]]:
+    """Clients that watch, by id; given as their tasks by id."""
+    async with contextlib.AsyncExitStack() as stack:
+        clients = {}
+        for client_id, task in tasks.items():
+            clients[client_id] = await stack.enter_async_context(WireClient(server, client_id, task))
+            await clients[client_id].watch()
+        yield clients
+
+
 class CuttingProxy:
     """Passes bytes on to a server, and cuts connections after so many bytes that come from one side.
 
@@ -244,6 +265,11 @@ class CuttingProxy:
                 self.bytes_passed += len(data) if counts else 0
                 writer.write(data)
                 await writer.drain()
+
+
+def full_of(data: Mapping[str, bytes], value: float) -> dict[str, bytes]:
+    """A slice's float32 bytes, with every number the same."""
+    return {scope: torch.full((len(part) // 4,), float(value)).numpy().tobytes() for scope, part in data.items()}
 
 
 def chunk_messages(data: Mapping[str, bytes], size: int = 1_000_000) -> list[pb.PushUpdateRequest]:

@@ -91,25 +91,32 @@ class ScriptedApi:
     def __init__(self, script):
         self._script = script
         self.updates: list[pb.UpdateHeader] = []
+        self.fetched = threading.Event()
         self.updated = threading.Event()
+        self.round = 0
 
     def watch(self):
-        yield from self._script(self)
+        for event in self._script(self):
+            self.round = event.round
+            yield event
 
     def get_slice(self, round_, *, run_id, encoding, holdings, should_stop):
         purpose = "evaluate" if round_ > 2 else "train"
+        self.fetched.set()
         return Slice(run_id, round_, purpose, CONFIG.plan("sst2"), toy_model().components)
 
     def push_update(self, header, components, should_stop):
         self.updates.append(header)
         self.updated.set()
-        return pb.PushUpdateResponse(outcome=pb.OUTCOME_ACCEPTED)
+        return pb.PushUpdateResponse(outcome=pb.OUTCOME_ACCEPTED, round=self.round)
 
     def close(self):
         pass
 
 
 def event(kind, round_=1, **fields):
+    is_taken = kind in (pb.ROUND_EVENT_KIND_WAITING, pb.ROUND_EVENT_KIND_OPENED)
+    fields = {"oldest_base_round": round_ if is_taken else round_ + 1} | fields
     return pb.WatchRoundsResponse(run_id="run", kind=kind, round=round_, num_rounds=2, **fields)
 
 
@@ -150,6 +157,7 @@ def test_a_round_that_does_not_ask_for_this_client_is_not_worked_on(fields):
 def test_training_stops_when_the_round_closes_and_the_next_one_is_taken_up():
     def script(api):
         yield opened(1)
+        api.fetched.wait(30)
         yield event(pb.ROUND_EVENT_KIND_COMMITTED, 1)
         yield opened(2)
         api.updated.wait(30)
@@ -158,6 +166,24 @@ def test_training_stops_when_the_round_closes_and_the_next_one_is_taken_up():
     api = ScriptedApi(script)
     session_of(api, rows=500).run()
     assert [update.base_round for update in api.updates] == [2]
+
+
+def test_training_goes_on_over_a_commit_where_updates_may_be_stale_and_the_round_it_counts_in_is_not_worked_on():
+    """As with asynchronous rounds."""
+
+    def script(api):
+        yield opened(1)
+        api.fetched.wait(30)
+        yield event(pb.ROUND_EVENT_KIND_COMMITTED, 1, oldest_base_round=1)
+        yield opened(2, oldest_base_round=1)
+        api.updated.wait(30)
+        api.updated.clear()
+        api.updated.wait(1)
+        yield finished()
+
+    api = ScriptedApi(script)
+    session_of(api, rows=500).run()
+    assert [update.base_round for update in api.updates] == [1]
 
 
 def test_whatever_ends_the_watch_reaches_the_main_thread():

@@ -57,6 +57,25 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
         ("tasks: {sst2: {labels: [no, yes]}}", r"tasks\.sst2\.labels: expected names; put quotes around false"),
         ("tasks: {sst2: {labels: 1000000000}}", r"tasks\.sst2\.labels: expected a list of names, or a number from 2"),
         ("tasks: {sst2: {labels: [a, a]}}", r"tasks\.sst2: labels must differ"),
+        ("rounds: {on_missing_quorum: wait}", r"rounds\.on_missing_quorum: .*'commit', 'extend' or 'fail' .*'wait'"),
+        ("rounds: {max_extensions: 0}", r"rounds\.max_extensions: .*greater than or equal to 1 \(got 0\)"),
+        ("rounds: {cohort: some}", r"rounds\.cohort: .*'all', 'fraction' or 'over_select' \(got 'some'\)"),
+        ("rounds: {cohort_fraction: 0}", r"rounds\.cohort_fraction: .*greater than 0 \(got 0\)"),
+        ("rounds: {cohort_fraction: 1.5}", r"rounds\.cohort_fraction: .*less than or equal to 1 \(got 1\.5\)"),
+        ("rounds: {cohort_size: 0}", r"rounds\.cohort_size: .*greater than or equal to 1 \(got 0\)"),
+        ("rounds: {cohort_extra: -1}", r"rounds\.cohort_extra: .*greater than or equal to 0 \(got -1\)"),
+        ("rounds: {mode: both}", r"rounds\.mode: .*'sync' or 'async' \(got 'both'\)"),
+        ("rounds: {buffer_size: 0}", r"rounds\.buffer_size: .*greater than or equal to 1 \(got 0\)"),
+        ("rounds: {staleness_exponent: -0.5}", r"rounds\.staleness_exponent: .*equal to 0 \(got -0\.5\)"),
+        ("rounds: {max_staleness: -1}", r"rounds\.max_staleness: .*greater than or equal to 0 \(got -1\)"),
+        ("rounds: {rejoin_grace_s: -1}", r"rounds\.rejoin_grace_s: .*greater than or equal to 0 \(got -1\)"),
+        ("tasks: {sst2: {deadline_s: 0}}", r"tasks\.sst2\.deadline_s: .*greater than 0 \(got 0\)"),
+        ("early_stopping: {patience: 0}", r"early_stopping\.patience: .*greater than or equal to 1 \(got 0\)"),
+        ("early_stopping: {threshold: -1}", r"early_stopping\.threshold: .*greater than or equal to 0 \(got -1\)"),
+        ("tasks: {sst2: {}}\nearly_stopping: {watch: [qqp]}", r"early_stopping\.watch: 'qqp' isn't in `tasks`"),
+        ("store: {durability: disk}", r"store\.durability: .*'memory', 'process' or 'power' \(got 'disk'\)"),
+        ("store: {keep_checkpoints: 0}", r"store\.keep_checkpoints: .*greater than or equal to 1 \(got 0\)"),
+        ("store: {uri: x}", r"store\.uri: unknown key; did you mean 'url'\?"),
         ("[1, 2]", "expected sections such as `training:`, got list"),
         ("a: [", "not valid YAML"),
     ],
@@ -119,3 +138,113 @@ def test_the_reference_names_every_key_with_its_default():
 def test_a_shard_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match="expected K/N"):
         config.parse_shard(text)
+
+
+def test_the_new_rules_are_read_and_unless_given_rounds_are_as_they_always_were(tmp_path):
+    plain = config.load(write(tmp_path, "tasks: {sst2: {}}"))
+    assert (plain.rounds.mode, plain.rounds.cohort, plain.rounds.on_missing_quorum) == ("sync", "all", "commit")
+    assert (plain.early_stopping.patience, plain.tasks["sst2"].deadline_s, plain.store.url) == (None, None, None)
+    text = """
+rounds: {on_missing_quorum: extend, max_extensions: 2, cohort: over_select, cohort_size: 3, cohort_extra: 1}
+early_stopping: {patience: 4, threshold: 0.01, watch: [sst2]}
+tasks: {sst2: {deadline_s: 90}}
+"""
+    given = config.load(write(tmp_path, text))
+    assert (given.rounds.on_missing_quorum, given.rounds.max_extensions) == ("extend", 2)
+    assert (given.rounds.cohort, given.rounds.cohort_size, given.rounds.cohort_extra) == ("over_select", 3, 1)
+    assert (given.early_stopping.patience, given.early_stopping.watch) == (4, ["sst2"])
+    assert given.tasks["sst2"].deadline_s == 90
+
+
+@pytest.mark.parametrize("cohort", ["fraction", "over_select"])
+def test_asynchronous_rounds_are_for_all_clients(cohort):
+    message = f"rounds\\.cohort: asynchronous rounds are for all clients, got '{cohort}'"
+    with pytest.raises(ConfigError, match=message):
+        config.load(None, ["rounds.mode=async", f"rounds.cohort={cohort}"])
+    assert config.load(None, ["rounds.mode=async", "rounds.cohort=all"]).rounds.mode == "async"
+
+
+@pytest.mark.parametrize(
+    ("mode", "update", "asked_for"),
+    [("sync", "parameters", "parameters"), ("sync", "delta", "delta"), ("async", "parameters", "delta")],
+)
+def test_an_asynchronous_run_asks_for_deltas_whatever_else_is_said(mode, update, asked_for):
+    loaded = config.load(None, [f"rounds.mode={mode}", f"training.update={update}", "tasks.sst2={}"])
+    assert loaded.plan("sst2").update == asked_for
+
+
+def given_with(*overrides):
+    return config.load(None, ["tasks.sst2={}", "tasks.qqp={}", *overrides])
+
+
+def test_a_run_can_be_taken_up_with_its_own_configuration():
+    assert config.contradictions(given_with(), given_with()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.learning_rate=0.5", "training.learning_rate: the run has 2e-05, got 0.5"),
+        ("training.num_rounds=3", "training.num_rounds: the run has 10, got 3"),
+        ("model.pooling=mean", "model.pooling: the run has 'cls', got 'mean'"),
+        ("rounds.mode=async", "rounds.mode: the run has 'sync', got 'async'"),
+        ("rounds.cohort=fraction", "rounds.cohort: the run has 'all', got 'fraction'"),
+        ("rounds.cohort_size=3", "rounds.cohort_size: the run has 1, got 3"),
+        ("rounds.staleness_exponent=1", "rounds.staleness_exponent: the run has 0.5, got 1.0"),
+        ("rounds.on_missing_quorum=fail", "rounds.on_missing_quorum: the run has 'commit', got 'fail'"),
+        ("early_stopping.patience=3", "early_stopping.patience: the run has None, got 3"),
+        ("tasks.sst2.metrics=[f1]", "tasks.sst2.metrics: the run has None, got ['f1']"),
+        ("tasks.sst2.train_samples=9", "tasks.sst2.train_samples: the run has None, got 9"),
+    ],
+)
+def test_a_setting_that_a_run_cannot_be_taken_up_with_is_named_with_both_values(override, told):
+    assert config.contradictions(given_with(), given_with(override)) == [told]
+
+
+def test_every_contradiction_is_named():
+    told = config.contradictions(given_with(), given_with("training.seed=1", "training.batch_size=8"))
+    assert told == ["training.batch_size: the run has 32, got 8", "training.seed: the run has 42, got 1"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "server.port=1",
+        "server.runs_dir=elsewhere",
+        "store.durability=memory",
+        "store.keep_checkpoints=9",
+        "client.reconnect_s=1",
+        "training.device=cpu",
+        "rounds.deadline_s=1",
+        "rounds.quorum_timeout_s=1",
+        "rounds.rejoin_grace_s=1",
+        "rounds.transfer_timeout_s=1",
+        "rounds.report_interval_s=1",
+        "rounds.max_extensions=1",
+        "tasks.sst2.deadline_s=1",
+        "tasks.sst2.min_clients=2",
+        "tasks.sst2.data={builtin: sst2}",
+        "clients=[{client_id: c, task: sst2}]",
+    ],
+)
+def test_what_does_not_change_what_a_run_computes_is_free_to_change(override):
+    stored, given = given_with(), given_with(override)
+    assert given != stored
+    assert config.contradictions(stored, given) == []
+    assert config.contradictions(given, stored) == []
+
+
+def test_a_task_of_ones_own_that_the_run_has_not_is_a_contradiction():
+    news = "tasks.news={type: classification, labels: 3, text_columns: [title], label_column: topic}"
+    told = config.contradictions(given_with(), given_with(news))
+    assert "tasks.news.labels: the run has None, got 3" in told
+    assert "tasks.news.labels: the run has 3, got None" in config.contradictions(given_with(news), given_with())
+
+
+def test_a_glue_task_that_the_run_has_not_is_a_contradiction():
+    assert config.contradictions(given_with(), given_with("tasks.rte={}"))
+
+
+def test_a_task_called_data_is_as_free_as_any_other():
+    data = "tasks.data={type: regression, text_columns: [a], label_column: b}"
+    assert config.contradictions(given_with(data), given_with(data, "tasks.data.min_clients=2")) == []

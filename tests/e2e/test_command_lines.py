@@ -36,7 +36,7 @@ def test_help_names_every_option_and_every_configuration_key_with_its_default(mo
 
 DEMO = ("--config", str(CONFIGS / "demo.yaml"))
 WRONG = {
-    "no configuration": ("fedmtl_server", (), "Missing option '--config'"),
+    "no configuration": ("fedmtl_server", (), "error: --config: needed, a YAML file; or --resume RUN_DIR"),
     "a missing file": ("fedmtl_server", ("--config", "nope.yaml"), "nope.yaml: can't read the configuration: No such"),
     "an unknown key": ("fedmtl_server", (*DEMO, "--set", "training.epochs=3"), "training.epochs: unknown key"),
     "a wrong value": (
@@ -89,11 +89,15 @@ def test_a_port_that_is_taken_is_named(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-def test_a_used_run_folder_is_refused(tmp_path):
-    (tmp_path / "config.yaml").write_text("")
-    result = run("fedmtl_server", *DEMO, "--run-dir", str(tmp_path))
-    assert result.returncode == 1
-    assert "holds another run already; choose an empty folder with --run-dir" in result.stderr
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
+    result = run("fedmtl_server", "--resume", str(tmp_path))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"error: --resume: {tmp_path} holds no run; see `fedmtl-server runs list`" in result.stderr
+
+
+def test_the_runs_of_a_folder_are_listed_in_words_when_there_are_none(tmp_path):
+    result = run("fedmtl_server", "runs", "list", "--runs-dir", str(tmp_path))
+    assert (result.returncode, result.stdout) == (0, f"There are no runs in {tmp_path}.\n")
 
 
 def test_a_client_without_a_server_gives_up_in_words():

@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from fedmtl.v1 import federation_pb2 as pb
 from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 from safetensors import safe_open
+
+from fedmtl_server.history import FILE_NAME, History
 
 pytestmark = pytest.mark.e2e
 
@@ -68,6 +71,12 @@ class Federation:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
 
+    def reports(self) -> list[Mapping[str, Any]]:
+        """Of the rounds that have ended, in their order."""
+        run_id = json.loads((self.run_dir / "run.json").read_text())["run_id"]
+        with contextlib.closing(History.open(self.run_dir / FILE_NAME, create=False)) as history:
+            return [one.report for one in history.rounds(run_id) if one.report is not None]
+
     def until(self, phase: pb.Phase, round_: int, timeout_s: float = 90) -> pb.GetStatusResponse:
         """Wait until the run is that far."""
         with grpc.insecure_channel(self.address) as channel:
@@ -107,7 +116,7 @@ def test_three_clients_and_a_server_finish_three_rounds(tmp_path, stack):
     assert "builtin:toy" in (run.run_dir / "config.yaml").read_text()
     with safe_open(run.run_dir / "checkpoints" / "round-0003.safetensors", "pt") as checkpoint:
         assert {"encoder.pooler.dense.weight", "heads.stsb.bias"} <= set(checkpoint.keys())
-    reports = [json.loads(line) for line in (run.run_dir / "rounds.jsonl").read_text().splitlines()]
+    reports = run.reports()
     assert [report["round"] for report in reports] == [1, 2, 3, 4]
     assert [len(component["contributions"]) for component in reports[0]["components"]] == [3, 1, 1, 1]
 
@@ -125,7 +134,7 @@ def test_a_client_killed_in_mid_round_does_not_keep_the_run_from_its_end(tmp_pat
     assert run.server.wait(120) == 0, run.log("server")
     assert clients["sst2"].wait(30) == clients["stsb"].wait(30) == 0
 
-    reports = [json.loads(line) for line in (run.run_dir / "rounds.jsonl").read_text().splitlines()]
+    reports = run.reports()
     assert [report["round"] for report in reports] == [1, 2, 3, 4]
     assert reports[0]["missing_clients"] == []
     assert reports[2]["unchanged_tasks"] == ["qqp"]
@@ -140,9 +149,11 @@ def test_a_server_told_to_stop_leaves_its_last_commit_on_disk_and_no_traceback(n
     run.server.send_signal(number)
     assert run.server.wait(30) == code
     checkpoints = sorted(path.name for path in (run.run_dir / "checkpoints").glob("*.safetensors"))
-    assert checkpoints
+    last = run.reports()[-1]["round"]
+    assert last >= 1
+    assert f"round-{last:04}.safetensors" in checkpoints
     log = run.log("server")
-    assert "the last commit is on disk" in log
+    assert f"before the run was over; take it up with: fedmtl-server --resume {run.run_dir}" in log
     assert "Traceback" not in log
     for client in clients:
         assert client.wait(60) == 1  # the server stayed away

@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fedmtl_server.history import FILE_NAME, History
 
 pytestmark = pytest.mark.e2e
 
@@ -42,14 +45,16 @@ def test_a_run_ends_with_a_table_and_everything_in_its_folder(tmp_path):
     for fact in ("Round 1/2", "Round 2/2", "Final evaluation", "before round 1", "after the last", "best round"):
         assert fact in result.stdout
     written = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"config.yaml", "checkpoints", "metrics.jsonl", "rounds.jsonl", "metrics.png", "results.json"} <= written
+    expected = {"run.json", "config.yaml", "checkpoints", "history.sqlite", "metrics.png", "results.json"}
+    assert expected <= written
+    assert "staging" not in written
     assert {path.stem for path in (tmp_path / "run" / "logs").iterdir()} == {
         "server",
         "client-a",
         "client-b",
         "client-c",
     }
-    first = json.loads((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[0])
+    first = _reports(tmp_path / "run")[0]
     assert {part["client_id"]: part["num_examples"] for part in first["components"][0]["contributions"]} == {
         "a": 100,
         "b": 100,
@@ -73,7 +78,7 @@ def test_ctrl_c_stops_every_process(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     ) as local:
-        _wait(local, (tmp_path / "run" / "rounds.jsonl").exists)
+        _wait(local, lambda: bool(_reports(tmp_path / "run")))
         local.send_signal(signal.SIGINT)
         _, errors = local.communicate(timeout=60)
         assert local.returncode == 130
@@ -104,6 +109,16 @@ def test_a_client_that_dies_late_is_named_after_the_table_of_the_run_that_got_ov
     assert local.returncode == 1
     assert "after the last" in output
     assert "client-b ended with exit code -9" in errors
+
+
+def _reports(run_dir: Path) -> list[Mapping[str, Any]]:
+    """Of the rounds that have ended, in their order; none before the run has begun."""
+    try:
+        run_id = json.loads((run_dir / "run.json").read_text())["run_id"]
+    except FileNotFoundError:
+        return []
+    with contextlib.closing(History.open(run_dir / FILE_NAME, create=False)) as history:
+        return [one.report for one in history.rounds(run_id) if one.report is not None]
 
 
 def _read(path: Path) -> bytes:

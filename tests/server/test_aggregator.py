@@ -1,5 +1,6 @@
 """Averaging, against a computation of its own in float64 and numbers that can be checked by hand."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedmtl_core.errors import AggregationError, LayoutMismatchError
 from fedmtl_core.layout import DTYPES, Component, Layout
+from fedmtl_server import aggregator
 from fedmtl_server.aggregator import ClientUpdate, CohortOrder, ComponentMean, MTLAggregator, RoundFold
 from tests.support import TASKS
 
@@ -17,6 +19,9 @@ from tests.support import TASKS
 def update(client_id, task, num_examples, encoder, head=(0.0,), kind="parameters"):
     parameters = {"encoder.w": torch.tensor(encoder), f"heads.{task}.weight": torch.tensor(list(head))}
     return ClientUpdate.from_parameters(client_id, task, num_examples, parameters, kind)
+
+
+finite_small = st.floats(-100, 100, width=32)
 
 
 def aggregate(*updates, base=None):
@@ -111,6 +116,71 @@ def test_a_delta_averages_to_the_same_model_as_the_parameters():
 def test_a_delta_without_a_base_is_refused():
     with pytest.raises(AggregationError, match="a delta of 'shared' needs the parameters it starts from"):
         aggregate(update("a", "sst2", 1, [2.0], kind="delta"))
+
+
+def stale(update_, staleness, discount):
+    return dataclasses.replace(update_, staleness=staleness, discount=discount)
+
+
+def test_a_stale_delta_moves_the_model_by_its_discount():
+    base = update("", "sst2", 1, [10.0], [1.0]).components
+    fresh = update("a", "sst2", 1, [2.0], [0.5], "delta")
+    late = stale(update("b", "sst2", 3, [4.0], [2.0], "delta"), 3, 0.5)
+    result = aggregate(fresh, late, base=base)
+    assert result["shared"]["encoder.w"].tolist() == [12.0]  # 10 + (1*1*2 + 3*0.5*4) / (1 + 3)
+    assert result["task_heads"]["sst2"]["heads.sst2.weight"].tolist() == [1.875]  # 1 + (1*1*0.5 + 3*0.5*2) / 4
+
+
+def test_a_lone_stale_delta_is_discounted_all_the_same():
+    base = update("", "sst2", 1, [10.0], [1.0]).components
+    result = aggregate(stale(update("a", "sst2", 7, [2.0], [4.0], "delta"), 3, 0.25), base=base)
+    assert result["shared"]["encoder.w"].tolist() == [10.5]
+    assert result["task_heads"]["sst2"]["heads.sst2.weight"].tolist() == [2.0]
+
+
+def test_a_component_that_an_update_lacks_is_not_moved_by_it():
+    base = update("", "sst2", 1, [10.0], [1.0]).components
+    whole = update("a", "sst2", 1, [2.0], [0.5], "delta")
+    late = stale(update("b", "sst2", 3, [4.0], [2.0], "delta"), 3, 0.5)
+    late = dataclasses.replace(late, components={"shared": late.components["shared"]})
+    result = aggregate(whole, late, base=base)
+    assert result["shared"]["encoder.w"].tolist() == [12.0]
+    assert result["task_heads"]["sst2"]["heads.sst2.weight"].tolist() == [1.5]  # the one of `a` alone
+
+
+def test_who_counted_is_told_with_staleness_and_what_is_left_of_the_weight():
+    base = update("", "sst2", 1, [10.0]).components
+    fold = RoundFold(base)
+    fold.fold(update("a", "sst2", 1, [2.0], kind="delta"))
+    fold.fold(stale(update("b", "sst2", 3, [4.0], kind="delta"), 3, 0.5))
+    parts = fold.close().contributions["shared"]
+    assert [(part.client_id, part.num_examples, part.staleness, part.weight) for part in parts] == [
+        ("a", 1, 0, 0.25),
+        ("b", 3, 3, 0.375),  # 3/4 of the examples, half of it counts
+    ]
+
+
+def test_a_large_component_is_discounted_throughout(monkeypatch):
+    monkeypatch.setattr(aggregator, "_BLOCK", 2)
+    base = update("", "sst2", 1, [0.0, 10.0, 20.0, 30.0, 40.0]).components
+    result = aggregate(stale(update("a", "sst2", 1, [4.0] * 5, kind="delta"), 1, 0.5), base=base)
+    assert result["shared"]["encoder.w"].tolist() == [2.0, 12.0, 22.0, 32.0, 42.0]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 10), finite_small), min_size=1, max_size=6), st.booleans()
+)
+def test_the_model_moves_by_the_mean_of_what_the_deltas_are_worth(drawn, may_keep):
+    """x + sum n_i d_i delta_i / sum n_i, with d_i = (1 + s_i)^-0.5."""
+    fold = RoundFold(update("", "sst2", 1, [10.0]).components)
+    for number, (n, staleness, value) in enumerate(drawn):
+        one = update(f"c{number}", "sst2", n, [value], kind="delta")
+        fold.fold(stale(one, staleness, (1 + staleness) ** -0.5), may_keep=may_keep)
+    result = fold.close()
+    moved = sum(n * (1 + s) ** -0.5 * value for n, s, value in drawn) / sum(n for n, _, _ in drawn)
+    assert result.components["shared"].views()["encoder.w"].item() == pytest.approx(10 + moved, rel=1e-5, abs=1e-4)
+    assert sum(part.weight for part in result.contributions["shared"]) <= 1 + 1e-9
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -208,6 +278,37 @@ def test_a_client_that_sent_nothing_is_passed_over_at_the_close():
     order = CohortOrder(["a", "b", "c", "d"])
     assert order.arrive("d") == order.arrive("b") == []
     assert order.close() == ["b", "d"]
+
+
+def test_a_client_that_joins_an_open_round_comes_after_all_others():
+    order = CohortOrder(["a", "b"])
+    order.append("c")
+    assert order.place("c") == 2
+    assert order.arrive("c") == []
+    assert order.arrive("a") == ["a"]
+    assert order.arrive("b") == ["b", "c"]
+    order.append("d")
+    assert order.arrive("d") == ["d"]
+    assert order.close() == []
+
+
+def test_one_that_is_there_already_keeps_its_place_when_it_joins_again():
+    order = CohortOrder(["a", "b"])
+    order.append("a")
+    assert (order.place("a"), order.place("b")) == (0, 1)
+    assert order.arrive("a") == ["a"]
+    order.append("a")
+    with pytest.raises(AggregationError, match="another update of 'a'"):
+        order.arrive("a")
+    assert order.arrive("b") == ["b"]
+
+
+def test_one_that_joined_and_sent_nothing_is_passed_over_at_the_close():
+    order = CohortOrder(["a"])
+    order.append("b")
+    order.append("c")
+    assert order.arrive("c") == []
+    assert order.close() == ["c"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from fedmtl_core.errors import LimitExceededError
 from fedmtl_server.events import MAX_UNREAD_EVENTS, EventKind
 from fedmtl_server.rounds import Phase
+from fedmtl_server.spool import Spool
 from tests.support import OddEncoder, WireClient, chunk_messages, eventually, model_bytes, serving, tiny_model
 
 CODE = grpc.StatusCode
@@ -421,6 +422,7 @@ async def test_a_stream_that_was_cut_is_not_taken_for_one_that_ended(half_way, t
     async with serving(tmp_path, tiny_model("sst2"), num_rounds=1) as server:
         async with WireClient(server, "a", "sst2") as client:
             await client.watch()
+            await client.until(pb.ROUND_EVENT_KIND_OPENED, 1)  # it is logged a moment after the join
             header, data = await client.get_slice()
             if not half_way:
                 await client.push(client.update(header, data))
@@ -446,6 +448,7 @@ async def test_a_stream_that_was_cut_is_not_taken_for_one_that_ended(half_way, t
                     await eventually(lambda logs=logs: any(line.get("rpc") == "PushUpdate" for line in logs))
                 assert [line["event"] for line in logs] == ["update.abandoned"]
             status = server.federation.status()
+            assert Spool(tmp_path / "staging").scan() == []  # nor is it found by a server after this one
     assert [client.reported for client in status.clients] == [False]
     assert server.federation._facts.num_refused == 0
 

@@ -17,13 +17,13 @@ def full_of(data, number):
     return {scope: torch.full((len(part) // 4,), float(number)).numpy().tobytes() for scope, part in data.items()}
 
 
-@pytest.mark.parametrize("sync", [False, True])
-async def test_updates_beyond_the_memory_are_averaged_all_the_same(sync, tmp_path):
+@pytest.mark.parametrize("durability", ["memory", "process", "power"])
+async def test_updates_beyond_the_memory_are_averaged_all_the_same(durability, tmp_path):
     """Room for two, nine clients, and the one to be folded first comes last: seven wait or lie in files."""
     model = tiny_model("sst2", encoder=WideEncoder(500_000))
     names = [f"c{number}" for number in range(9)]
-    settings = {"staging_memory_mb": 0, "sync_updates": sync}
-    async with serving(tmp_path, model, num_rounds=2, min_clients=9, settings=settings) as server:
+    settings, sections = {"staging_memory_mb": 0}, {"store": {"durability": durability}}
+    async with serving(tmp_path, model, num_rounds=2, min_clients=9, settings=settings, sections=sections) as server:
         clients = [WireClient(server, name, "sst2") for name in names]
         for client in clients:
             await client.watch()

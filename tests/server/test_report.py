@@ -9,30 +9,40 @@ from fedmtl_server.results import plot, task_results
 from fedmtl_server.rounds import Member, UpdateClaim
 
 
-def member(client_id, task, num_examples, num_eval, accuracy) -> Member:
+def member(client_id, task, num_examples, num_eval, accuracy, base_round=1, trained=None) -> Member:
     received = {"accuracy": accuracy}
-    return Member(
-        client_id, task, UpdateClaim(client_id, task, 1, "u", "parameters", num_examples, num_eval, received, {})
-    )
+    claim = UpdateClaim(client_id, task, base_round, "u", "parameters", num_examples, num_eval, received, trained or {})
+    return Member(client_id, task, claim)
 
 
 def report(round_, **accuracy) -> RoundReport:
-    cohort = [member(task, task, 1, 1, value) for task, value in accuracy.items()]
-    tasks = task_reports(["sst2", "qqp"], cohort, Aggregate())
+    cohort = [member(task, task, 1, 1, value, base_round=round_) for task, value in accuracy.items()]
+    tasks = task_reports(["sst2", "qqp"], cohort, Aggregate(), round_)
     return RoundReport(round_, "train", 0, 1.0, [], tasks, [], [], 0, 0, 0, [])
 
 
 def test_a_tasks_metric_is_weighted_by_what_its_clients_evaluated_on():
     cohort = [member("a", "sst2", 5, 100, 0.5), member("b", "sst2", 5, 300, 0.9), Member("gone", "sst2")]
-    (sst2,) = task_reports(["sst2"], cohort, Aggregate())
+    (sst2,) = task_reports(["sst2"], cohort, Aggregate(), 1)
     assert sst2.num_updates == 2
     assert sst2.num_examples == 10
     assert sst2.received_metrics["accuracy"] == pytest.approx(0.8)  # (100*0.5 + 300*0.9) / 400
 
 
+def test_who_began_with_an_older_model_says_nothing_of_the_rounds_own():
+    """It counts in everything else."""
+    stale = member("a", "sst2", 5, 100, 0.5, base_round=2, trained={"accuracy": 0.6})
+    fresh = member("b", "sst2", 7, 300, 0.9, base_round=3, trained={"accuracy": 1.0})
+    (sst2,) = task_reports(["sst2"], [stale, fresh], Aggregate(), 3)
+    assert (sst2.num_updates, sst2.num_examples) == (2, 12)
+    assert sst2.received_metrics == {"accuracy": 0.9}
+    assert sst2.trained_metrics["accuracy"] == pytest.approx(0.9)  # (100*0.6 + 300*1.0) / 400
+
+
 def test_a_tasks_share_of_the_encoder_is_the_sum_of_its_clients():
     parts = [Contribution("a", "sst2", 1, 0.1), Contribution("b", "qqp", 6, 0.6), Contribution("c", "sst2", 3, 0.3)]
-    shares = {t.task: t.encoder_share for t in task_reports(["sst2", "qqp"], [], Aggregate({}, {"shared": parts}))}
+    reports = task_reports(["sst2", "qqp"], [], Aggregate({}, {"shared": parts}), 1)
+    shares = {one.task: one.encoder_share for one in reports}
     assert shares == {"sst2": pytest.approx(0.4), "qqp": 0.6}
 
 

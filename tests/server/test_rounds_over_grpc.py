@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fedmtl_client.api import FederationApi
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_core.modeling import MultiTaskModel
+from fedmtl_server.history import FILE_NAME, History
 from tests.server.test_model import bert_tiny
 from tests.support import TASKS, OddEncoder, WireClient, eventually, model_bytes, serving, specs, tiny_model
 
@@ -220,11 +221,17 @@ async def test_a_run_ends_with_an_evaluation_of_the_final_model(tmp_path):
                 await client.push(client.update(header, data, **metrics))
         finished = await clients[0].until(pb.ROUND_EVENT_KIND_FINISHED)
         assert finished.num_rounds == 2
-        await eventually((tmp_path / "metrics.png").exists)
+        await eventually((tmp_path / "results.json").exists)
+        assert (tmp_path / "metrics.png").exists()
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["sst2"]["by_round"] == {"0": 0.1, "1": 0.2, "2": 0.3}
-    reports = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    history = History.open(tmp_path / FILE_NAME, create=False)
+    rounds, metrics = history.rounds(server.store.run_id), history.metrics(server.store.run_id)
+    history.close()
+    assert [one.outcome for one in rounds] == ["committed"] * 4  # round 0 is the model before the first
+    reports = [one.report for one in rounds if one.report is not None]
     assert [report["purpose"] for report in reports] == ["train", "train", "evaluate"]
+    assert [(one.round, one.value) for one in metrics if one.task == "qqp"] == [(0, 0.1), (1, 0.2), (2, 0.3)]
     assert reports[0]["bytes_received"] == sum(
         len(whole) for scope, whole in model_bytes(model).items() for _ in range(2 if scope == "shared" else 1)
     )

@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import struct
+import threading
 from pathlib import Path
 
+import google_crc32c
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ from fedmtl_core.errors import StaleRoundError, UnavailableError
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.buffers import BufferPool
+from fedmtl_server.spool import Spool
 from fedmtl_server.staging import StagedUpdate, StagingArea
 
 LAYOUTS = [
@@ -20,8 +24,8 @@ LAYOUTS = [
 SIZE = 412
 
 
-def area(tmp_path, updates=2, **options):
-    return StagingArea(updates * SIZE, tmp_path / "staging", BufferPool(10 * SIZE), **options)
+def area(tmp_path, updates=2, *, sync=False, **options):
+    return StagingArea(updates * SIZE, Spool(tmp_path / "staging", sync=sync), BufferPool(10 * SIZE), **options)
 
 
 def update(place):
@@ -148,20 +152,90 @@ async def test_every_update_is_on_disk_where_that_is_asked_for(tmp_path, monkeyp
     def noted(real):
         return lambda descriptor: (synced.append(os.readlink(f"/proc/self/fd/{descriptor}")), real(descriptor))[1]
 
-    monkeypatch.setattr("fedmtl_server.store.os.fsync", noted(fsync))
-    monkeypatch.setattr("fedmtl_server.staging._sync_data", noted(fsync))
-    staging = area(tmp_path, sync=True)
+    monkeypatch.setattr("fedmtl_server.spool.os.fsync", noted(fsync))
+    monkeypatch.setattr("fedmtl_server.spool._sync_data", noted(fsync))
+    staging = area(tmp_path, durable=True, sync=True)
     one = await staged(staging, 9)
     await staging.secure(one)
     assert [Path(path).name for path in synced] == ["0000.update", "staging"]
     staging.release(one)
+    staging.forget(one)
     one = await staged(staging, 1)
     await staging.secure(one)
     assert [Path(path).name for path in synced[2:]] == ["0000.update"]  # its name is on disk already
     data = (tmp_path / "staging" / "0000.update").read_bytes()
-    assert data[:8] == (6).to_bytes(8, "little")
-    assert data[8:14] == b"header"
-    assert data[14:] == torch.full((103,), 1.0).numpy().tobytes()
+    body = b"header" + torch.full((103,), 1.0).numpy().tobytes()
+    assert data[:8] == b"FEDMTLU1"
+    assert struct.unpack("<QQII", data[8:32]) == (6, SIZE, google_crc32c.value(body), 0)
+    assert data[32:] == body
+
+
+async def test_a_durable_file_stays_until_its_update_is_forgotten_and_is_then_used_again(tmp_path):
+    """Through the average, that is: the commit may fail after it."""
+    staging, file = area(tmp_path, durable=True), tmp_path / "staging" / "0000.update"
+    one = await staged(staging, 9)
+    await staging.secure(one)
+    staging.release(one, await staging.load(one))
+    assert staging.used_bytes == 0
+    (whole,) = Spool(tmp_path / "staging").scan()
+    assert (whole.path, whole.header, whole.num_bytes) == (file, b"header", SIZE)
+    staging.close()
+    assert file.exists()
+    staging.forget(one)
+    staging.forget(one)
+    assert file.read_bytes()[:32] == bytes(32)
+    assert Spool(tmp_path / "staging").scan() == []
+    again = await staged(staging, 1)
+    await staging.secure(again)
+    assert again.path == file
+    assert [path.name for path in (tmp_path / "staging").iterdir()] == ["0000.update"]
+    staging.release(again)
+    staging.forget(again)
+    staging.close()
+    assert not (tmp_path / "staging").exists()
+
+
+async def test_a_durable_update_that_does_not_count_leaves_its_file_to_others(tmp_path):
+    """Its round closed between its file and the count."""
+    staging = area(tmp_path, durable=True)
+    one = await staged(staging, 9)
+    one.complete = False
+    await staging.secure(one)
+    staging.release(one)
+    assert one.path is None
+    assert Spool(tmp_path / "staging").scan() == []
+
+
+async def test_an_update_forgotten_while_it_is_written_leaves_its_file_to_others(tmp_path, monkeypatch):
+    written, go_on, write = threading.Event(), threading.Event(), Spool.write
+
+    def slow(*arguments):
+        path = write(*arguments)
+        written.set()
+        go_on.wait(10)
+        return path
+
+    monkeypatch.setattr(Spool, "write", slow)
+    staging = area(tmp_path, durable=True)
+    one = await staged(staging, 9)
+    one.complete = False
+    securing = asyncio.create_task(staging.secure(one))
+    await asyncio.to_thread(written.wait, 10)
+    staging.release(one)
+    go_on.set()
+    await securing
+    assert one.path is None
+    assert Spool(tmp_path / "staging").scan() == []
+
+
+async def test_metrics_alone_take_no_memory_and_are_in_a_file_all_the_same(tmp_path):
+    staging = area(tmp_path, durable=True)
+    one = StagedUpdate(b"metrics", 0, ())
+    await staging.secure(one)
+    staging.rest(one, complete=True)
+    staging.release(one)
+    (whole,) = Spool(tmp_path / "staging").scan()
+    assert (whole.header, whole.num_bytes, staging.used_bytes) == (b"metrics", 0, 0)
 
 
 async def test_a_disk_without_room_refuses_those_that_wait_and_keeps_what_is_there(tmp_path, monkeypatch):
@@ -178,7 +252,7 @@ async def test_a_disk_without_room_refuses_those_that_wait_and_keeps_what_is_the
 
 async def test_an_update_that_cannot_be_written_is_not_acknowledged(tmp_path):
     (tmp_path / "staging").write_text("a file in the way")
-    staging = area(tmp_path, sync=True)
+    staging = area(tmp_path, durable=True)
     with pytest.raises(UnavailableError, match="the update can't be written: File exists"):
         await staging.secure(await staged(staging, 1))
 

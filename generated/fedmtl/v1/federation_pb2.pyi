@@ -62,6 +62,7 @@ class RoundEventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROUND_EVENT_KIND_CLOSING: _ClassVar[RoundEventKind]
     ROUND_EVENT_KIND_COMMITTED: _ClassVar[RoundEventKind]
     ROUND_EVENT_KIND_FINISHED: _ClassVar[RoundEventKind]
+    ROUND_EVENT_KIND_FAILED: _ClassVar[RoundEventKind]
 
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -102,6 +103,7 @@ ROUND_EVENT_KIND_OPENED: RoundEventKind
 ROUND_EVENT_KIND_CLOSING: RoundEventKind
 ROUND_EVENT_KIND_COMMITTED: RoundEventKind
 ROUND_EVENT_KIND_FINISHED: RoundEventKind
+ROUND_EVENT_KIND_FAILED: RoundEventKind
 PHASE_UNSPECIFIED: Phase
 PHASE_WAITING: Phase
 PHASE_OPEN: Phase
@@ -345,7 +347,7 @@ class WatchRoundsRequest(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class WatchRoundsResponse(_message.Message):
-    __slots__ = ("run_id", "kind", "round", "num_rounds", "purpose", "in_cohort", "reported", "deadline_seconds", "waiting_for", "report", "cohort_size")
+    __slots__ = ("run_id", "kind", "round", "num_rounds", "purpose", "in_cohort", "reported", "deadline_seconds", "waiting_for", "report", "cohort_size", "oldest_base_round")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -357,6 +359,7 @@ class WatchRoundsResponse(_message.Message):
     WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     COHORT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_BASE_ROUND_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     kind: RoundEventKind
     round: int
@@ -368,10 +371,11 @@ class WatchRoundsResponse(_message.Message):
     waiting_for: str
     report: RoundReport
     cohort_size: int
-    def __init__(self, run_id: _Optional[str] = ..., kind: _Optional[_Union[RoundEventKind, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., deadline_seconds: _Optional[float] = ..., waiting_for: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ..., cohort_size: _Optional[int] = ...) -> None: ...
+    oldest_base_round: int
+    def __init__(self, run_id: _Optional[str] = ..., kind: _Optional[_Union[RoundEventKind, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., deadline_seconds: _Optional[float] = ..., waiting_for: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ..., cohort_size: _Optional[int] = ..., oldest_base_round: _Optional[int] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("round", "purpose", "opened_at_unix_ms", "duration_seconds", "components", "tasks", "missing_clients", "refused", "num_refused", "bytes_received", "bytes_sent", "unchanged_tasks", "aggregation_seconds")
+    __slots__ = ("round", "purpose", "opened_at_unix_ms", "duration_seconds", "components", "tasks", "missing_clients", "refused", "num_refused", "bytes_received", "bytes_sent", "unchanged_tasks", "aggregation_seconds", "failed")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     OPENED_AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -385,6 +389,7 @@ class RoundReport(_message.Message):
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     UNCHANGED_TASKS_FIELD_NUMBER: _ClassVar[int]
     AGGREGATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     round: int
     purpose: RoundPurpose
     opened_at_unix_ms: int
@@ -398,7 +403,8 @@ class RoundReport(_message.Message):
     bytes_sent: int
     unchanged_tasks: _containers.RepeatedScalarFieldContainer[str]
     aggregation_seconds: float
-    def __init__(self, round: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., opened_at_unix_ms: _Optional[int] = ..., duration_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentReport, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[TaskReport, _Mapping]]] = ..., missing_clients: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[_Union[RefusedUpdate, _Mapping]]] = ..., num_refused: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., unchanged_tasks: _Optional[_Iterable[str]] = ..., aggregation_seconds: _Optional[float] = ...) -> None: ...
+    failed: bool
+    def __init__(self, round: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., opened_at_unix_ms: _Optional[int] = ..., duration_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentReport, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[TaskReport, _Mapping]]] = ..., missing_clients: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[_Union[RefusedUpdate, _Mapping]]] = ..., num_refused: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., unchanged_tasks: _Optional[_Iterable[str]] = ..., aggregation_seconds: _Optional[float] = ..., failed: _Optional[bool] = ...) -> None: ...
 
 class ComponentReport(_message.Message):
     __slots__ = ("scope", "num_tensors", "contributions")
@@ -411,16 +417,18 @@ class ComponentReport(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., num_tensors: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("client_id", "task", "num_examples", "weight")
+    __slots__ = ("client_id", "task", "num_examples", "weight", "staleness")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
     client_id: str
     task: str
     num_examples: int
     weight: float
-    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., num_examples: _Optional[int] = ..., weight: _Optional[float] = ...) -> None: ...
+    staleness: int
+    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., num_examples: _Optional[int] = ..., weight: _Optional[float] = ..., staleness: _Optional[int] = ...) -> None: ...
 
 class TaskReport(_message.Message):
     __slots__ = ("task", "num_updates", "num_examples", "encoder_share", "received_metrics", "trained_metrics")

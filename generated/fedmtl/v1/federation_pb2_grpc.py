@@ -137,8 +137,8 @@ class FederatedMtlServiceServicer:
         of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
         * `NOT_FOUND`: unknown task.
         * `FAILED_PRECONDITION`: `run_id` names another run.
-        * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
-        update of the client is already counted in it.
+        * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'
+        `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted in it.
         * `DATA_LOSS`: a chunk contradicts its checksum.
         * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
         * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the

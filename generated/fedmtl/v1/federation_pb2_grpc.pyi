@@ -10,7 +10,8 @@ is in this file: what to call, in which order, what the bytes mean, and what eac
 
 1. Open `WatchRounds`. The open stream is the client's presence; nobody polls.
 2. On `ROUND_EVENT_KIND_OPENED` with `in_cohort` set and `reported` unset: call `GetSlice` for that
-   round, work on it (`purpose` says how), and send the result with `PushUpdate`.
+   round, work on it (`purpose` says how), and send the result with `PushUpdate`. The same round may be
+   announced again: its deadline is later, or the server was started again.
 3. On `ROUND_EVENT_KIND_FINISHED`: the run is over.
 
 # Bytes
@@ -110,8 +111,8 @@ class FederatedMtlServiceStub:
       of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
     * `NOT_FOUND`: unknown task.
     * `FAILED_PRECONDITION`: `run_id` names another run.
-    * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
-      update of the client is already counted in it.
+    * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'
+      `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted in it.
     * `DATA_LOSS`: a chunk contradicts its checksum.
     * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
     * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
@@ -203,8 +204,8 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
       of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
     * `NOT_FOUND`: unknown task.
     * `FAILED_PRECONDITION`: `run_id` names another run.
-    * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
-      update of the client is already counted in it.
+    * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'
+      `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted in it.
     * `DATA_LOSS`: a chunk contradicts its checksum.
     * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
     * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
@@ -305,8 +306,8 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
           of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
         * `NOT_FOUND`: unknown task.
         * `FAILED_PRECONDITION`: `run_id` names another run.
-        * `ABORTED`: `base_round` is not the round in progress, the client is not in its cohort, or another
-          update of the client is already counted in it.
+        * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'
+          `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted in it.
         * `DATA_LOSS`: a chunk contradicts its checksum.
         * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
         * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the

@@ -1,0 +1,46 @@
+"""What a server that ended has left in files: the acknowledged updates that are in no commit yet."""
+
+from __future__ import annotations
+
+from fedmtl_core.config import Config
+from fedmtl_core.errors import RequestError
+from fedmtl_core.logs import get_logger
+from fedmtl_server.messages import update_from_header
+from fedmtl_server.model import MTLServerModel
+from fedmtl_server.rounds import UpdateClaim
+from fedmtl_server.staging import StagedUpdate
+from fedmtl_server.store import LeftOff, RunStore
+
+
+def recovered_updates(
+    store: RunStore, left_off: LeftOff, model: MTLServerModel, config: Config
+) -> list[tuple[UpdateClaim, StagedUpdate]]:
+    """The updates of the round that was open, one of each client; every other file is discarded.
+
+    Args:
+        store: where they are.
+        left_off: where the run stands.
+        model: whose layouts they have.
+        config: as the run is served now.
+
+    Raises:
+        StoreError: the files or the history can't be read.
+    """
+    oldest = left_off.round - (config.rounds.max_staleness if config.rounds.mode == "async" else 0)
+    updates: dict[str, tuple[UpdateClaim, StagedUpdate]] = {}
+    for file in store.spool.scan():
+        try:
+            claim, parts = update_from_header(file.header, model.layouts_for)
+        except RequestError as error:
+            get_logger().error("update.unreadable", path=str(file.path), reason=str(error))
+            store.spool.discard(file.path)
+            continue
+        of_another_round = left_off.cohort is None or not oldest <= claim.base_round <= left_off.round
+        if of_another_round or store.has_counted(claim.client_id, claim.update_id):
+            store.spool.discard(file.path)
+            continue
+        # Of two, the older one was given up: while it counts, no other is taken.
+        if claim.client_id in updates and (path := updates[claim.client_id][1].path):
+            store.spool.discard(path)
+        updates[claim.client_id] = (claim, StagedUpdate(file.header, 0, parts, path=file.path, complete=True))
+    return list(updates.values())

@@ -1,0 +1,177 @@
+"""Files of whole updates: what was acknowledged and is in no commit yet is in here.
+
+A file is the update's header and its encoded bytes behind a preamble, which is written last and taken away first. So
+a file that looks whole is whole: nothing of it is believed before its checksum is right.
+
+    8 bytes   "FEDMTLU1"
+    8         bytes of the header
+    8         bytes of the data
+    4         CRC32C of header and data
+    4         0
+    …         header (a serialised `UpdateHeader`), data (the components' encoded bytes, one after the other)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import google_crc32c
+from torch import Tensor
+
+from fedmtl_core.errors import StoreError
+
+_PREAMBLE = struct.Struct("<8sQQII")
+_MAGIC = b"FEDMTLU1"
+_READ_BYTES = 4 * 2**20
+_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no such thing
+
+
+@dataclass(frozen=True)
+class SpooledFile:
+    """One whole update on disk."""
+
+    path: Path
+    header: bytes
+    num_bytes: int
+    """Of its data."""
+
+
+class Spool:
+    """A folder of updates. Files are used again, since to write over one costs a fraction of making one.
+
+    Args:
+        folder: where they are. It is made when first needed.
+        sync: whether an update is on disk, and not only with the operating system, before `write` returns.
+    """
+
+    def __init__(self, folder: Path, *, sync: bool = False):
+        self.folder = folder
+        self._sync = sync
+        self._free: list[Path] = []
+        self._numbers = count()
+
+    def write(self, header: bytes, buffers: Sequence[Tensor]) -> Path:
+        """Write an update to a file.
+
+        Args:
+            header: a serialised `UpdateHeader`.
+            buffers: uint8, the data one after the other.
+
+        Raises:
+            OSError: it can't be written. Nothing of it is left.
+        """
+        path = self._free.pop() if self._free else None
+        is_new = path is None
+        if path is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / f"{next(self._numbers):04}.update"
+        try:
+            with path.open("wb" if is_new else "r+b", buffering=0) as file:
+                file.write(bytes(_PREAMBLE.size))
+                _write(file.fileno(), memoryview(header))
+                crc = google_crc32c.value(header)
+                for buffer in buffers:
+                    data = memory(buffer)
+                    crc = google_crc32c.extend(crc, buffer.numpy())
+                    _write(file.fileno(), data)
+                num_bytes = sum(map(len, buffers))
+                os.pwrite(file.fileno(), _PREAMBLE.pack(_MAGIC, len(header), num_bytes, crc, 0), 0)
+                if self._sync:
+                    _sync_data(file.fileno())
+            if self._sync and is_new:
+                sync_folder(self.folder)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def read(self, path: Path, buffers: Sequence[Tensor]) -> None:
+        """Read an update's data into buffers of its size.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+        try:
+            with path.open("rb", buffering=0) as file:
+                _, header_bytes, _, _, _ = _PREAMBLE.unpack(file.read(_PREAMBLE.size))
+                file.seek(_PREAMBLE.size + header_bytes)
+                for buffer in buffers:
+                    data = memory(buffer)
+                    while data:
+                        num_bytes = file.readinto(data)
+                        if not num_bytes:
+                            raise StoreError(f"{path} is shorter than what was written to it")
+                        data = data[num_bytes:]
+        except (OSError, struct.error) as error:
+            raise StoreError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+    def discard(self, path: Path) -> None:
+        """Say that a file holds no update any more, so that it can be used for another."""
+        with contextlib.suppress(OSError), path.open("r+b", buffering=0) as file:
+            file.write(bytes(_PREAMBLE.size))
+            self._free.append(path)
+
+    def scan(self) -> list[SpooledFile]:
+        """The whole updates that are here, whoever wrote them, the oldest first; other files are discarded.
+
+        Raises:
+            StoreError: the folder can't be read.
+        """
+        try:
+            paths = sorted(self.folder.glob("*.update"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+            found = [(path, _read_whole(path)) for path in paths]
+        except OSError as error:
+            raise StoreError(f"can't read {self.folder}: {error.strerror or error}") from error
+        self._numbers = count(max((int(path.stem) for path in paths if path.stem.isdigit()), default=-1) + 1)
+        for path, whole in found:
+            if whole is None:
+                self.discard(path)
+        return [whole for _, whole in found if whole is not None]
+
+    def close(self) -> None:
+        """Remove the files that nobody uses."""
+        while self._free:
+            self._free.pop().unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it isn't there, or holds what is still in use
+            self.folder.rmdir()
+
+
+def memory(buffer: Tensor) -> memoryview:
+    """A CPU tensor's bytes, without a copy."""
+    return memoryview(buffer.numpy())  # type: ignore[arg-type]  # a ndarray is a Buffer
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk, as `fsync` has a file's bytes."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _read_whole(path: Path) -> SpooledFile | None:
+    """A file's update, or None if there is no whole one in it."""
+    with path.open("rb", buffering=0) as file:
+        preamble = file.read(_PREAMBLE.size)
+        if len(preamble) < _PREAMBLE.size:
+            return None
+        magic, header_bytes, num_bytes, crc, _ = _PREAMBLE.unpack(preamble)
+        if magic != _MAGIC or _PREAMBLE.size + header_bytes + num_bytes > os.fstat(file.fileno()).st_size:
+            return None
+        header = file.read(header_bytes)
+        found, left = google_crc32c.value(header), num_bytes
+        while left and (data := file.read(min(left, _READ_BYTES))):
+            found, left = google_crc32c.extend(found, data), left - len(data)
+    return SpooledFile(path, header, num_bytes) if found == crc and not left else None

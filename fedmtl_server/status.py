@@ -1,0 +1,83 @@
+"""Where the run stands: what a person asks first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fedmtl_server.model import ModelSummary
+from fedmtl_server.report import RoundReport
+from fedmtl_server.rounds import Phase, RoundEngine
+
+
+@dataclass(frozen=True)
+class TaskStatus:
+    """One task at this moment."""
+
+    task: str
+    min_clients: int
+    connected_clients: int
+    cohort_size: int
+    reported_clients: int
+    last_metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ClientStatus:
+    """One client at this moment."""
+
+    client_id: str
+    task: str
+    connected: bool
+    in_cohort: bool
+    reported: bool
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where the run stands."""
+
+    run_id: str
+    phase: Phase
+    round: int
+    num_rounds: int
+    waiting_for: str
+    tasks: Sequence[TaskStatus]
+    clients: Sequence[ClientStatus]
+    last_report: RoundReport | None
+    model: ModelSummary
+    uptime_s: float
+
+
+def task_statuses(tasks: Sequence[str], engine: RoundEngine, reports: Sequence[RoundReport]) -> list[TaskStatus]:
+    """Every task at this moment."""
+    members, present = engine.cohort.values(), engine.present.values()
+    last_metrics = {
+        task.task: task.received_metrics for report in reports for task in report.tasks if task.received_metrics
+    }
+    return [
+        TaskStatus(
+            task=task,
+            min_clients=engine.rules.min_clients[task],
+            connected_clients=sum(other == task for other in present),
+            cohort_size=sum(member.task == task for member in members),
+            reported_clients=sum(member.task == task and member.reported for member in members),
+            last_metrics=last_metrics.get(task, {}),
+        )
+        for task in tasks
+    ]
+
+
+def client_statuses(engine: RoundEngine) -> list[ClientStatus]:
+    """Every client that is connected or in the cohort, at this moment."""
+    members, present = engine.cohort, engine.present
+    return [
+        ClientStatus(
+            client_id=client_id,
+            task=present.get(client_id) or members[client_id].task,
+            connected=client_id in present,
+            in_cohort=client_id in members,
+            reported=client_id in members and members[client_id].reported,
+        )
+        for client_id in sorted(present.keys() | members.keys())
+    ]
