@@ -146,7 +146,7 @@ class StoreConfig(_Section):
     durability: Durability = Field(
         "power",
         description="What acknowledged updates and commits survive: the end of the `process`, a cut of `power`, or "
-        "with `memory` updates neither",
+        "with `memory` neither: updates stay in memory, and the disk follows a round later",
     )
     keep_checkpoints: int = Field(3, ge=1, description="Checkpoints kept, newest first, besides each task's best")
 

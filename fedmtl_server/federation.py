@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from fedmtl_core.errors import (
     NonFiniteError,
@@ -115,6 +116,7 @@ class Federation:
         self._opened = asyncio.Event()
         self._stopped: UnavailableError | None = None
         self._untold: set[str] = set()
+        self._writing: asyncio.Task[None] | None = None
         self._log = get_logger()
 
     # What the servicer asks.
@@ -334,6 +336,7 @@ class Federation:
         try:
             while self._engine.phase is not Phase.FINISHED:
                 await self._step()
+            await self._until_written()
         finally:
             reporter.cancel()
             if self._engine.phase is not Phase.FINISHED:  # interrupted, or failed: nothing can count any more
@@ -355,6 +358,8 @@ class Federation:
                 while self._watchers:
                     self._wake.clear()
                     await self._wake.wait()
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
         self._stopped = UnavailableError(reason)
         self._watchers.end(self._stopped)
         self._staging.refuse_waiting(self._stopped)
@@ -482,8 +487,6 @@ class Federation:
         self._publish(EventKind.FAILED if failed else EventKind.COMMITTED, report)
         self._untold = {transfer.claim.client_id for transfer in self._reported}
         self._forget_reported()
-        best = {result.best_round for result in self.results().values() if result.best_round is not None}
-        await asyncio.to_thread(self._store.prune, best)
         self._engine.committed(self._clock())
         self._stop_training_if_due()
         if not self._engine.asynchronous:
@@ -506,23 +509,43 @@ class Federation:
             self._log.warning("training.stopped", reason=f"no better for {self._early_stopping.patience} rounds")
 
     async def _commit(self, changed: Mapping[str, Component], report: RoundReport) -> None:
-        """Make the average the model, on disk first; what was the model goes when nobody downloads it any more."""
+        """Make the average the model, on disk first; what was the model goes when nobody downloads it any more.
+
+        With a store that writes behind, the disk follows while the next round is held already.
+        """
+        await self._until_written()
         cohort = {member.client_id: member.task for member in self._engine.cohort.values()}
-        updates = self._update_records(report)
+        end_round = partial(self._store.end_round, report, cohort, self._update_records(report))
         if not changed:
-            await asyncio.to_thread(self._store.end_round, report, cohort, updates)
+            await asyncio.to_thread(end_round)
             if report.purpose == "train":
                 self._published = self._published.for_round(self._engine.round + 1)
             return
         components = {**self._model.components, **changed}
-        publish = asyncio.to_thread(self._publish_model, self._engine.round + 1, components)
-        write = asyncio.to_thread(self._store.write_model, components, report.round)
-        published, _ = await asyncio.gather(publish, write)
+        model = asyncio.create_task(asyncio.to_thread(self._store.write_model, components, report.round))
+        published = await asyncio.to_thread(self._publish_model, self._engine.round + 1, components)
         digests = {scope: one.digest for scope, one in published.components.items()}
-        await asyncio.to_thread(self._store.end_round, report, cohort, updates, digests)
+        self._writing = asyncio.create_task(self._write(model, partial(end_round, digests), self._best_rounds(report)))
+        if not self._store.writes_behind:
+            await self._until_written()
         self._model.install(changed)
         before, self._published = self._published, published
         before.let_go()
+
+    async def _write(self, model: Awaitable[None], end_round: Callable[[], None], best: Collection[int]) -> None:
+        await model
+        await asyncio.to_thread(end_round)
+        await asyncio.to_thread(self._store.prune, best)
+
+    async def _until_written(self) -> None:
+        """Wait for the last commit to be on disk. Whoever waits may be cancelled, the commit isn't."""
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+
+    def _best_rounds(self, newest: RoundReport) -> set[int]:
+        """The rounds whose models were the best of a task."""
+        results = task_results(self._specs, [*self.reports, newest])
+        return {result.best_round for result in results.values() if result.best_round is not None}
 
     def _update_records(self, report: RoundReport) -> list[UpdateRecord]:
         """What became of every update of the round, for the history."""

@@ -85,10 +85,16 @@ class RunStore:
         with _writing(run_dir):
             self._checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(run_dir)
-        self._busy = threading.Lock()
+        self._idle = threading.Condition()
+        self._num_working = 0
         self._closed = False
         self.spool = Spool(run_dir / "staging", sync=self._durability == "power")
         self._history = History.open(config.store.url or run_dir / FILE_NAME)
+
+    @property
+    def writes_behind(self) -> bool:
+        """Whether a commit may be told of before it is on disk: with durability `memory`."""
+        return self._durability == "memory"
 
     @classmethod
     def create(
@@ -259,7 +265,8 @@ class RunStore:
 
     def has_counted(self, client_id: str, update_id: str) -> bool:
         """Whether an update counts in any round."""
-        return self._history.has_counted(self.run_id, client_id, update_id)
+        with self._working():
+            return self._history.has_counted(self.run_id, client_id, update_id)
 
     def prune(self, best: Collection[int]) -> None:
         """Remove the checkpoints that are neither among the newest nor one of `best`."""
@@ -281,18 +288,25 @@ class RunStore:
 
     def close(self) -> None:
         """Let others have the folder, when what is being written is written. Nothing can be written afterwards."""
-        with self._busy:
+        with self._idle:
             self._closed = True
-            self._history.close()
-            self._lock.release()
+            self._idle.wait_for(lambda: self._num_working == 0)
+        self._history.close()
+        self._lock.release()
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """One piece of work at a time: a thread's goes on when the task that waited for it is cancelled."""
-        with self._busy:
+        """Keep the store open: a thread's work goes on when the task that waited for it is cancelled."""
+        with self._idle:
             if self._closed:
                 raise StoreError(f"{self.run_dir} is no longer this server's to write to")
+            self._num_working += 1
+        try:
             yield
+        finally:
+            with self._idle:
+                self._num_working -= 1
+                self._idle.notify_all()
 
     def _metadata(self, round_: int) -> dict[str, str]:
         return {"run_id": self.run_id, "round": str(round_)}
