@@ -56,8 +56,9 @@ class StagedUpdate:
         Raises:
             NonFiniteError, MalformedStreamError: see `fedmtl_core.encodings.require_valid`.
         """
-        for part in self.parts:
-            require_valid(part.layout, part.encoding, self.buffers[part.scope])
+        buffers = self.buffers  # they are taken away in one go when the round closes; then nothing is to be checked
+        for part in self.parts if buffers else ():
+            require_valid(part.layout, part.encoding, buffers[part.scope])
 
 
 class StagingArea:
@@ -153,9 +154,10 @@ class StagingArea:
         Raises:
             StoreError: its file can't be read.
         """
+        staged.in_use = True  # so that no move of it begins
         if self._moving:
             await asyncio.wait([self._moving])
-        staged.in_use = True
+        staged.in_use = True  # if that was its own, it ended with this
         return await asyncio.to_thread(self._load, staged)
 
     def _load(self, staged: StagedUpdate) -> dict[str, Component]:
@@ -258,8 +260,9 @@ class StagingArea:
         self._serve_waiting()
 
     def _write(self, staged: StagedUpdate) -> None:
-        if staged.path is None:
-            staged.path = self._spool.write(staged.header, [staged.buffers[part.scope] for part in staged.parts])
+        buffers = staged.buffers
+        if staged.path is None and not staged.forgotten:
+            staged.path = self._spool.write(staged.header, [buffers[part.scope] for part in staged.parts])
 
     def _scratch(self, part: EncodedLayout) -> Component | None:
         """Where to decode to; nowhere if the bytes are the component's own."""

@@ -197,6 +197,7 @@ class RunStore:
         if refused:
             self._log.error("run.rolled_back", to_round=record.round, reason=f"the checkpoints {refused} can't be used")
             self._history.roll_back(self.run_id, record.round)
+            self._set_aside(record.round)
             rounds = self._history.rounds(self.run_id)
         ended = [one for one in rounds if one.outcome in ("committed", "failed")]
         round_ = max(one.round for one in ended) + 1
@@ -271,10 +272,10 @@ class RunStore:
     def prune(self, best: Collection[int]) -> None:
         """Remove the checkpoints that are neither among the newest nor one of `best`."""
         with self._working(), _writing(self._checkpoints):
-            rounds = sorted(self._checkpoints.glob("round-*.safetensors"), key=lambda path: int(path.stem[6:]))
+            rounds = self._checkpoint_rounds()
             for old in rounds[: -self._keep]:
-                if int(old.stem[6:]) not in best:
-                    old.unlink()
+                if old not in best:
+                    self._checkpoint(old).unlink()
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write down what the run came to."""
@@ -313,6 +314,19 @@ class RunStore:
 
     def _checkpoint(self, round_: int) -> Path:
         return self._checkpoints / f"round-{round_:04}.safetensors"
+
+    def _checkpoint_rounds(self) -> list[int]:
+        """The rounds whose checkpoints are there."""
+        numbers = (path.stem.removeprefix("round-") for path in self._checkpoints.glob("round-*.safetensors"))
+        return sorted(int(number) for number in numbers if number.isdecimal())
+
+    def _set_aside(self, to_round: int) -> None:
+        """Rename the checkpoints of rounds that were rolled back: the ones to come are not older than they."""
+        with _writing(self._checkpoints):
+            for round_ in self._checkpoint_rounds():
+                if round_ > to_round:
+                    path = self._checkpoint(round_)
+                    path.replace(path.with_suffix(".damaged"))
 
     def _read_model(self, record: RoundRecord, layouts: Sequence[Layout]) -> dict[str, Component]:
         path = self._checkpoint(record.round)

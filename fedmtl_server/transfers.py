@@ -80,6 +80,9 @@ class Transfers:
             except BaseException:
                 self.abandon(transfer, stream, keep=False)
                 raise
+            if transfer.stream is not stream:  # it was forgotten while it waited, and got its room all the same
+                self._staging.release(staged)
+                transfer.require_stream(stream)
         staged.offsets = dict.fromkeys(staged.buffers, 0)
         return transfer
 

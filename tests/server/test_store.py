@@ -477,3 +477,35 @@ def test_the_end_of_a_run_is_in_its_history_and_its_results_in_the_folder(tmp_pa
     assert run.state == "finished"
     assert run.finished_at_unix_ms is not None
     history.close()
+
+
+def test_what_is_committed_after_a_rollback_outlives_the_damaged_checkpoints_of_later_rounds(tmp_path):
+    """They have higher numbers, and would pass for newer."""
+    store = run_of(tmp_path, 5, keep_checkpoints=2)
+    store.prune([3])
+    store.close()
+    for round_ in (4, 5):
+        _truncate(checkpoint(tmp_path, round_))
+    store = resume(tmp_path, keep_checkpoints=2)
+    assert left_off(store).round == 4
+    commit(store, model_of(4), 4)
+    store.prune([])
+    store.close()
+    store = resume(tmp_path, keep_checkpoints=2)
+    assert left_off(store).round == 5
+    store.close()
+    assert {path.name for path in (tmp_path / "checkpoints").glob("*.damaged")} == {
+        "round-0004.damaged",
+        "round-0005.damaged",
+    }
+
+
+def test_other_files_among_the_checkpoints_are_nobodys_business(tmp_path):
+    store = run_of(tmp_path, 3, keep_checkpoints=1)
+    copy = tmp_path / "checkpoints" / "round-0001-copy.safetensors"
+    copy.write_text("mine")
+    store.prune([])
+    store.close()
+    assert copy.read_text() == "mine"
+    assert checkpoint(tmp_path, 3).exists()
+    assert not checkpoint(tmp_path, 2).exists()
