@@ -33,6 +33,8 @@ GRACE_S = 5.0
 """How long calls in progress may take to end when the server stops."""
 
 _OPTIONS = [
+    # gRPC keeps what a connection read into; with hundreds of them that is most of the memory.
+    ("grpc.experimental.tcp_max_read_buffer_size", 128 * 1024),
     ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server behind it
     # A client that vanished without a word is noticed, and gone, within half a minute.
     ("grpc.keepalive_time_ms", 20_000),

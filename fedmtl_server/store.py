@@ -275,7 +275,7 @@ class RunStore:
             rounds = self._checkpoint_rounds()
             for old in rounds[: -self._keep]:
                 if old not in best:
-                    self._checkpoint(old).unlink()
+                    self._checkpoint(old).unlink(missing_ok=True)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write down what the run came to."""
