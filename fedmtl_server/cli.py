@@ -10,6 +10,7 @@ import typer
 
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
+from fedmtl_core.allocator import give_back_freed_blocks
 from fedmtl_core.cli import LogFormat, settings_help
 from fedmtl_core.errors import ConfigError
 from fedmtl_server.runs_cli import runs_app
@@ -63,6 +64,7 @@ def serve(
     from fedmtl_server import server  # PyTorch takes seconds to import; --help needn't wait for it
 
     instance = server.Server(settled, run_dir, finished=keep_serving)
+    give_back_freed_blocks()  # of the model as it was loaded
     try:
         asyncio.run(server.serve(instance, keep_serving=keep_serving, on_finished=_show_results))
     except server.Interrupted as interruption:

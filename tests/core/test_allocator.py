@@ -26,3 +26,23 @@ def test_messages_that_come_and_go_cost_no_new_pages():
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert page_faults("kept") < page_faults("as it is") / 10
+
+
+GIVEN_BACK = """
+from pathlib import Path
+from fedmtl_core.allocator import give_back_freed_blocks, keep_freed_blocks
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+keep_freed_blocks()
+blocks = [bytearray(2**20) for _ in range(300)]
+last = bytearray(2**20)  # above them in the heap
+del blocks
+before = resident()
+give_back_freed_blocks()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc's allocator takes these settings")
+def test_what_was_freed_below_something_that_stays_is_given_back():
+    freed = int(subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True).stdout)
+    assert freed > 250 * 2**20
