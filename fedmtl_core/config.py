@@ -30,9 +30,11 @@ Durability = Literal["memory", "process", "power"]
 _FREE_TO_CHANGE = re.compile(
     r"server\.|store\.|client\.|clients$|training\.device$|tasks\.[^.]+\.data(\.|$)"
     r"|rounds\.(deadline_s|quorum_timeout_s|rejoin_grace_s|transfer_timeout_s|report_interval_s|max_extensions)$"
-    r"|tasks\.[^.]+\.(deadline_s|min_clients)$"
+    r"|tasks\.[^.]+\.deadline_s$"
 )
 """Settings that a run may be taken up with another value of: they don't change what it computes."""
+_QUORUM = re.compile(r"tasks\.[^.]+\.min_clients$")
+"""As free, unless cohorts are drawn: so many of a task's clients are drawn at least."""
 
 _UINT32 = 2**32 - 1  # what the contract can carry
 
@@ -140,8 +142,8 @@ class StoreConfig(_Section):
 
     url: str | None = Field(
         None,
-        description="Database of the run's history, such as `postgresql+psycopg://user@host/name`; if not given, "
-        "SQLite in the run's folder",
+        description="Database of the run's history, such as `postgresql+psycopg://user@host/name`, its password best "
+        "in `PGPASSWORD` or `~/.pgpass`; if not given, SQLite in the run's folder",
     )
     durability: Durability = Field(
         "power",
@@ -362,10 +364,11 @@ def contradictions(stored: Config, given: Config) -> list[str]:
     if stored.tasks.keys() != given.tasks.keys():
         problems.append(f"tasks: the run has {', '.join(stored.tasks)}, got {', '.join(given.tasks)}")
     mine, theirs = (dict(_flattened(config.model_dump(mode="json"))) for config in (stored, given))
+    is_drawn = stored.rounds.cohort != "all"
     return problems + [
         f"{key}: the run has {mine.get(key)!r}, got {theirs.get(key)!r}"
         for key in dict.fromkeys([*mine, *theirs])
-        if mine.get(key) != theirs.get(key) and not _FREE_TO_CHANGE.match(key)
+        if mine.get(key) != theirs.get(key) and not _FREE_TO_CHANGE.match(key) and (is_drawn or not _QUORUM.match(key))
     ]
 
 

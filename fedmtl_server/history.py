@@ -45,6 +45,12 @@ VERSION_TABLE = "fedmtl_version"
 """Holds the schema's revision; named so that another program's migrations in the same database aren't ours."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
+_EXPECTED = "expected sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+_SECRETS = ("password", "sslpassword")
+"""Parts of a URL's query that are passwords."""
+_NEEDS_PASSWORD = (
+    "a run's folder keeps no password: give it in PGPASSWORD, in ~/.pgpass or in the URL (store.url, --url)"
+)
 _WAIT_S = 30.0
 """How long to wait for a database that another process holds."""
 _MIGRATING = threading.Lock()
@@ -318,11 +324,12 @@ class History:
                 connection.execute(RUNS.update().where(RUNS.c.run_id == run_id).values(unfinished))
 
     def finish_run(self, run_id: str, at_unix_ms: int) -> None:
-        """Write down that a run is over."""
+        """Write down that a run is over; the end of one that is over already stays."""
         with self._write(f"finish run {run_id}") as connection:
             self._require_run(connection, run_id)
+            running = (RUNS.c.run_id == run_id) & (RUNS.c.state == "running")
             finished = {"state": "finished", "finished_at_unix_ms": at_unix_ms}
-            connection.execute(RUNS.update().where(RUNS.c.run_id == run_id).values(finished))
+            connection.execute(RUNS.update().where(running).values(finished))
 
     def delete_run(self, run_id: str) -> None:
         """Forget a run with all that is known of it; one that isn't known is no error."""
@@ -441,13 +448,29 @@ class History:
                     raw.close()
 
 
+def without_password(url: str) -> str:
+    """A database's URL as it may be kept and shown: without the password, and otherwise as it is.
+
+    Whoever connects with it leaves the password to PostgreSQL's client, which takes it from PGPASSWORD or ~/.pgpass.
+
+    Raises:
+        StoreError: it is no URL.
+    """
+    parsed = _url(url)
+    kept = parsed.difference_update_query(_SECRETS)
+    if parsed.password is None and kept.query == parsed.query:
+        return url
+    parts = (kept.drivername, kept.username, None, kept.host, kept.port, kept.database, kept.query)
+    return sa.URL.create(*parts).render_as_string()
+
+
 def _connect(database: str | Path, create: bool) -> tuple[sa.Engine, str]:
     """An engine for a database, and its name for people."""
     url = _parse(database)
     if url.get_backend_name() == "sqlite":
         path = Path(url.database or "")
         return _sqlite(url, path, create), str(path)
-    name = url.difference_update_query(["password", "sslpassword"]).render_as_string(hide_password=True)
+    name = url.difference_update_query(_SECRETS).render_as_string(hide_password=True)
     options = {} if "connect_timeout" in url.query else {"connect_timeout": int(_WAIT_S)}
     try:
         # A connection that was lost between two rounds is made anew.
@@ -462,18 +485,21 @@ def _connect(database: str | Path, create: bool) -> tuple[sa.Engine, str]:
 def _parse(database: str | Path) -> sa.URL:
     if isinstance(database, Path):
         return sa.URL.create("sqlite", database=str(database))
-    expected = "expected sqlite:///PATH or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
-    try:
-        url = sa.make_url(database)
-    except (SQLAlchemyError, ValueError):  # it isn't shown: there may be a password in it
-        raise StoreError(f"not a database's URL: {expected}") from None
+    url = _url(database)
     if url.drivername in ("postgresql", "postgresql+psycopg"):
         return url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise StoreError(f"{url.drivername}: not a database that a history can be in: {expected}")
+        raise StoreError(f"{url.drivername}: not a database that a history can be in: {_EXPECTED}")
     if url.database in (None, "", ":memory:") or url.query or url.host:
         raise StoreError(f"{url.render_as_string()}: a history on SQLite is in a file: expected sqlite:///PATH")
     return url
+
+
+def _url(text: str) -> sa.URL:
+    try:
+        return sa.make_url(text)
+    except (SQLAlchemyError, ValueError):  # it isn't shown: there may be a password in it
+        raise StoreError(f"not a database's URL: {_EXPECTED}") from None
 
 
 def _sqlite(url: sa.URL, path: Path, create: bool) -> sa.Engine:
@@ -597,4 +623,5 @@ def _plain(value: object) -> object:
 
 def _reason(error: Exception) -> str:
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return " ".join(str(cause).split())
+    needs_password = getattr(getattr(cause, "pgconn", None), "needs_password", False)
+    return " ".join(str(cause).split()) + (f"; {_NEEDS_PASSWORD}" if needs_password else "")

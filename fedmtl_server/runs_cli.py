@@ -36,7 +36,8 @@ runs_app = typer.Typer(
 )
 
 _HISTORY, _LOCK = "history.sqlite", "lock"
-_ID_FILES = ("run.json", "server.json")
+_BEGINNING = "beginning.json"
+_ID_FILES = ("run.json", _BEGINNING, "server.json")
 """Say whose folder it is."""
 _LONG = ("last metrics", "became", "received model", "trained models", "reason")
 """Columns that take several lines where a table is too wide."""
@@ -75,13 +76,17 @@ class Place:
     database: str | Path
     run: RunRecord
     folder: Path
-    others: int
-    """Other runs in its database."""
+    num_others: int
+    """How many other runs its database holds."""
 
     @property
     def state(self) -> str:
-        """`finished`, `running`, or `stopped`: it isn't finished, and no server has it."""
-        return "finished" if self.run.state == "finished" else "running" if _is_held(self.folder) else "stopped"
+        """`finished`, `running`, or where no server has it: `stopped`, or `never began` and can't be taken up."""
+        if self.run.state == "finished":
+            return "finished"
+        if _is_held(self.folder):
+            return "running"
+        return "never began" if (self.folder / _BEGINNING).is_file() else "stopped"
 
 
 @runs_app.command("list")
@@ -127,7 +132,7 @@ def show(
     if record is None:
         numbers = f"rounds 0 to {rounds[-1].round}" if rounds else "no rounds"
         raise UserError(f"--round: run {run_id} has {numbers}, got {round_}")
-    _show_round(record, _of_round(record, updates), as_json)
+    _show_round(record, _updates_by_round([record], updates)[round_], as_json)
 
 
 @runs_app.command()
@@ -149,8 +154,8 @@ def export(
             flat = [_flat_update(one) for one in updates]
         elif what is What.rounds:
             rounds = records = history.rounds(run_id)
-            all_updates = history.updates(run_id)
-            flat = [_flat_round(one, _of_round(one, all_updates)) for one in rounds]
+            by_round = _updates_by_round(rounds, history.updates(run_id))
+            flat = [_flat_round(one, by_round[one.round]) for one in rounds]
         else:
             records = history.metrics(run_id)
             flat = [asdict(one) for one in records]
@@ -239,7 +244,7 @@ def _places(databases: Iterable[str | Path]) -> list[Place]:
             continue
         for run in runs:
             folder = database.parent if isinstance(database, Path) else Path(run.run_dir)
-            places.append(Place(database, run, folder, len(runs) - 1))
+            places.append(Place(database, run, folder, num_others=len(runs) - 1))
     return sorted(places, key=lambda place: place.run.created_at_unix_ms, reverse=True)
 
 
@@ -292,10 +297,10 @@ def _is_held(folder: Path) -> bool:
 def _show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[UpdateRecord], as_json: bool) -> None:
     run = place.run
     done = sum(one.outcome == "committed" and one.purpose == "train" and one.round > 0 for one in rounds)
+    by_round = _updates_by_round(rounds, updates)
     if as_json:
-        run_facts = _summary(place, done) | {"config": dict(run.config)}
-        round_facts = [_round_facts(one, _of_round(one, updates)) for one in rounds]
-        _print_json({"run": run_facts, "rounds": round_facts})
+        run_facts = _summary(place, done) | {"config": _shown_config(run)}
+        _print_json({"run": run_facts, "rounds": [_round_facts(one, by_round[one.round]) for one in rounds]})
         return
     finished = f", finished {_time(run.finished_at_unix_ms)}" if run.finished_at_unix_ms is not None else ""
     _print_facts(
@@ -317,7 +322,7 @@ def _show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upd
         *(f"{task}\n{main.get(task, '')}" for task in run.tasks),
     )
     for one in rounds[1:]:
-        facts = _round_facts(one, _of_round(one, updates))
+        facts = _round_facts(one, by_round[one.round])
         report = one.report or {}
         tasks = {task["task"]: task for task in report.get("tasks", ())}
         table.add(
@@ -352,6 +357,16 @@ def _main_metrics(run: RunRecord) -> dict[str, str]:
         return {spec.name: spec.main_metric for spec in config.task_specs()}
     except (ValueError, ConfigError):  # another FedMTL's
         return {}
+
+
+def _shown_config(run: RunRecord) -> dict[str, Any]:
+    """A run's configuration, without a password that is in it."""
+    from fedmtl_server.history import without_password
+
+    store = run.config.get("store") or {}
+    if not store.get("url"):
+        return dict(run.config)
+    return {**run.config, "store": {**store, "url": without_password(store["url"])}}
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -392,10 +407,14 @@ def _summary(place: Place, rounds_done: int) -> dict[str, Any]:
 # A round.
 
 
-def _of_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> list[UpdateRecord]:
-    """A round's updates, without those of an earlier play of it that was rolled back."""
-    earlier_too = record.outcome == "rolled_back"
-    return [one for one in updates if one.round == record.round and (earlier_too or one.outcome != "rolled_back")]
+def _updates_by_round(records: Sequence[RoundRecord], updates: Iterable[UpdateRecord]) -> dict[int, list[UpdateRecord]]:
+    """Each round's updates, without those of an earlier play of it that was rolled back."""
+    by_round: dict[int, list[UpdateRecord]] = {record.round: [] for record in records}
+    rolled_back = {record.round for record in records if record.outcome == "rolled_back"}
+    for one in updates:
+        if one.round in by_round and (one.outcome != "rolled_back" or one.round in rolled_back):
+            by_round[one.round].append(one)
+    return by_round
 
 
 def _round_facts(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, Any]:
@@ -532,11 +551,13 @@ def _why_not(place: Place) -> str | None:
     if folder.is_symlink():
         return "its folder is a link to another"
     if not folder.exists():
-        return None if isinstance(place.database, str) else "its folder is gone"
+        if isinstance(place.database, Path):
+            return "its folder is gone"
+        return None if place.run.state == "finished" else "its folder isn't here: a server elsewhere may have it"
     if Path.cwd().resolve().is_relative_to(folder.resolve()):
         return "its folder holds the folder you are in"
-    if isinstance(place.database, Path) and place.others:
-        return f"its database holds {place.others} more runs"
+    if isinstance(place.database, Path) and place.num_others:
+        return f"its database holds {place.num_others} more runs"
     if not _holds(folder, place):
         return "its folder doesn't hold this run"
     return None

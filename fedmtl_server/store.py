@@ -2,7 +2,8 @@
 
 RUN_DIR/
   run.json                 the run's id: from here on the folder holds a run
-  config.yaml              the configuration as used
+  beginning.json           the same, until the history knows of the run
+  config.yaml              the configuration as used, without the password of `store.url`
   lock                     held by the server that serves the run
   server.json              address, process id and run id of the server, while and after it serves
   history.sqlite           the run's history, unless `store.url` names another database
@@ -36,7 +37,7 @@ from fedmtl_core.layout import Component, Layout
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose
 from fedmtl_server.checkpoints import read_safetensors, write_safetensors
-from fedmtl_server.history import FILE_NAME, History, RoundRecord, RunRecord, UpdateRecord
+from fedmtl_server.history import FILE_NAME, History, RoundRecord, RunRecord, UpdateRecord, without_password
 from fedmtl_server.model import ModelSummary
 from fedmtl_server.report import RoundReport
 from fedmtl_server.spool import Spool, sync_folder
@@ -82,13 +83,13 @@ class RunStore:
         self._durability: Durability = config.store.durability
         self._checkpoints = run_dir / "checkpoints"
         self._log = get_logger()
-        with _writing(run_dir):
-            self._checkpoints.mkdir(parents=True, exist_ok=True)
+        self.spool = Spool(run_dir / "staging", sync=self._durability == "power")
+        for folder in (self._checkpoints, self.spool.folder):
+            _make_folder(folder)
         self._lock = _locked(run_dir)
         self._idle = threading.Condition()
         self._num_working = 0
         self._closed = False
-        self.spool = Spool(run_dir / "staging", sync=self._durability == "power")
         self._history = History.open(config.store.url or run_dir / FILE_NAME)
 
     @property
@@ -115,26 +116,16 @@ class RunStore:
             run_dir: the folder.
 
         Raises:
-            StoreError: another server has the folder, or it can't be made.
+            StoreError: another server has the folder, or a run is in it, or it can't be made.
         """
         if run_dir is None:
             run_dir = config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}-{run_id[:8]}"
         store = cls(run_dir, run_id, config)
-        store._write("config.yaml", configuration.dump(config))
-        store.write_model(components, 0)
-        record = RunRecord(
-            run_id=run_id,
-            created_at_unix_ms=_now_ms(),
-            run_dir=str(run_dir.absolute()),
-            base_model=summary.base_model,
-            tasks=tuple(summary.head_parameters),
-            num_rounds=config.training.num_rounds,
-            config=config.model_dump(mode="json"),
-            state="running",
-            finished_at_unix_ms=None,
-        )
-        store._history.begin_run(record, {scope: one.digest().hex() for scope, one in components.items()})
-        store._write_json("run.json", {"run_id": run_id})
+        try:
+            store._begin(_without_password(config), components, summary)
+        except BaseException:
+            store.close()
+            raise
         return store
 
     @classmethod
@@ -157,9 +148,10 @@ class RunStore:
         store.close()
         if record is None:
             raise StoreError(f"the database doesn't know run {run_id} of {run_dir}; was store.url changed?")
+        url = f" --url {without_password(config.store.url)}" if config.store.url else ""
         raise StoreError(
-            f"the run in {run_dir} is over: see it with `fedmtl-server runs show {run_dir}`, hand out its model with "
-            "--keep-serving, or choose another folder with --run-dir"
+            f"the run in {run_dir} is over: see it with `fedmtl-server runs show {run_dir}{url}`, hand out its model "
+            "with --keep-serving, or choose another folder with --run-dir"
         )
 
     def left_off(self, layouts: Iterable[Layout]) -> LeftOff:
@@ -196,8 +188,8 @@ class RunStore:
             )
         if refused:
             self._log.error("run.rolled_back", to_round=record.round, reason=f"the checkpoints {refused} can't be used")
+            self._set_aside(record.round)  # first: if the server ends now, the next one finds them missing, and goes on
             self._history.roll_back(self.run_id, record.round)
-            self._set_aside(record.round)
             rounds = self._history.rounds(self.run_id)
         ended = [one for one in rounds if one.outcome in ("committed", "failed")]
         round_ = max(one.round for one in ended) + 1
@@ -269,21 +261,31 @@ class RunStore:
         with self._working():
             return self._history.has_counted(self.run_id, client_id, update_id)
 
-    def prune(self, best: Collection[int]) -> None:
-        """Remove the checkpoints that are neither among the newest nor one of `best`."""
+    def prune(self, best_rounds: Collection[int]) -> None:
+        """Remove the checkpoints that are neither among the newest nor of one of the best rounds."""
         with self._working(), _writing(self._checkpoints):
             rounds = self._checkpoint_rounds()
             for old in rounds[: -self._keep]:
-                if old not in best:
+                if old not in best_rounds:
                     self._checkpoint(old).unlink(missing_ok=True)
 
-    def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write down what the run came to."""
+    def is_over(self) -> bool:
+        """Whether `finish` has been called, by this server or one before it, and no rollback since."""
         with self._working():
-            self._write_json("results.json", results)
+            record = self._history.find_run(self.run_id)
+            return record is not None and record.state == "finished"
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write down what the run came to; what a run that was over already came to stays."""
+        if not self.is_over():
+            with self._working():
+                self._write_json("results.json", results)
 
     def finish(self) -> None:
-        """Note that the run is over and everybody knows: there is nothing to be taken up any more."""
+        """Note that the run is over and everybody knows: there is nothing to be taken up any more.
+
+        The end of a run that was over already stays.
+        """
         with self._working():
             self._history.finish_run(self.run_id, _now_ms())
 
@@ -292,8 +294,36 @@ class RunStore:
         with self._idle:
             self._closed = True
             self._idle.wait_for(lambda: self._num_working == 0)
+        self.spool.close()
         self._history.close()
         self._lock.release()
+
+    def _begin(self, config: Config, components: Mapping[str, Component], summary: ModelSummary) -> None:
+        """Make the folder hold the run.
+
+        The history knows of it a moment before `run.json` is there. What lies in between is undone by the next that
+        begins here: it finds the run's id in `beginning.json`.
+        """
+        if (self.run_dir / "run.json").exists():
+            raise StoreError(f"{self.run_dir} holds a run already")
+        beginning = self.run_dir / "beginning.json"
+        if beginning.exists():
+            self._history.delete_run(_read_run_id(beginning))
+        self._write("config.yaml", configuration.dump(config))
+        self.write_model(components, 0)
+        self._write_json(beginning.name, {"run_id": self.run_id})
+        record = RunRecord(
+            run_id=self.run_id,
+            created_at_unix_ms=_now_ms(),
+            run_dir=str(self.run_dir.absolute()),
+            base_model=summary.base_model,
+            tasks=tuple(summary.head_parameters),
+            num_rounds=config.training.num_rounds,
+            config=config.model_dump(mode="json"),
+        )
+        self._history.begin_run(record, {scope: one.digest().hex() for scope, one in components.items()})
+        with _writing(self.run_dir / "run.json"):
+            _replace(beginning, self.run_dir / "run.json")
 
     @contextmanager
     def _working(self) -> Iterator[None]:
@@ -327,6 +357,7 @@ class RunStore:
                 if round_ > to_round:
                     path = self._checkpoint(round_)
                     path.replace(path.with_suffix(".damaged"))
+            sync_folder(self._checkpoints)
 
     def _read_model(self, record: RoundRecord, layouts: Sequence[Layout]) -> dict[str, Component]:
         path = self._checkpoint(record.round)
@@ -362,10 +393,33 @@ def held_run(run_dir: Path) -> tuple[str, Config] | None:
     if not path.exists():
         return None
     try:
-        run_id = str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
-        return run_id, configuration.load(run_dir / "config.yaml")
-    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        return _read_run_id(path), configuration.load(run_dir / "config.yaml")
+    except ConfigError as error:
         raise StoreError(f"{run_dir} holds a run that can't be read: {error}") from None
+
+
+def _read_run_id(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path.parent} holds a run that can't be read: {path.name}: {error}") from None
+
+
+def _without_password(config: Config) -> Config:
+    """A configuration as it is kept where others may read it."""
+    if config.store.url is None:
+        return config
+    store = config.store.model_copy(update={"url": without_password(config.store.url)})
+    return config.model_copy(update={"store": store})
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those that it is in, such that their names are on disk too."""
+    with _writing(folder):
+        for one in (*reversed(folder.parents), folder):
+            if not one.exists():
+                one.mkdir(exist_ok=True)
+                sync_folder(one.parent)
 
 
 def _locked(run_dir: Path) -> FileLock:

@@ -213,6 +213,7 @@ def test_every_contradiction_is_named():
         "server.runs_dir=elsewhere",
         "store.durability=memory",
         "store.keep_checkpoints=9",
+        "store.url=postgresql+psycopg://me:hunter2@host/db",
         "client.reconnect_s=1",
         "training.device=cpu",
         "rounds.deadline_s=1",
@@ -232,6 +233,15 @@ def test_what_does_not_change_what_a_run_computes_is_free_to_change(override):
     assert given != stored
     assert config.contradictions(stored, given) == []
     assert config.contradictions(given, stored) == []
+
+
+@pytest.mark.parametrize("cohort", ["fraction", "over_select"])
+def test_a_quorum_that_has_a_part_in_drawing_cohorts_is_not_free_to_change(cohort):
+    """So many clients of the task are drawn at least."""
+    stored = given_with(f"rounds.cohort={cohort}")
+    told = config.contradictions(stored, given_with(f"rounds.cohort={cohort}", "tasks.sst2.min_clients=2"))
+    assert told == ["tasks.sst2.min_clients: the run has 1, got 2"]
+    assert config.contradictions(stored, given_with(f"rounds.cohort={cohort}", "tasks.sst2.deadline_s=2")) == []
 
 
 def test_a_task_of_ones_own_that_the_run_has_not_is_a_contradiction():

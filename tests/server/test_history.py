@@ -24,7 +24,15 @@ from alembic.migration import MigrationContext
 
 from fedmtl_core.errors import StoreError
 from fedmtl_server import history as module
-from fedmtl_server.history import History, MetricRecord, RoundOutcome, RoundRecord, RunRecord, UpdateRecord
+from fedmtl_server.history import (
+    History,
+    MetricRecord,
+    RoundOutcome,
+    RoundRecord,
+    RunRecord,
+    UpdateRecord,
+    without_password,
+)
 
 RUN = RunRecord("run-1", 1_000, "runs/one", "builtin:toy", ("sst2", "qqp"), 3, {"training": {"num_rounds": 3}})
 COHORT = {"b": "qqp", "a": "sst2"}
@@ -208,6 +216,12 @@ class HistoryBehaviour:
         assert history.find_run("run-1") == replace(RUN, state="finished", finished_at_unix_ms=7_000)
         history.roll_back("run-1", 0)
         assert history.find_run("run-1") == RUN
+
+    def test_a_run_is_finished_once(self, history):
+        begun(history)
+        history.finish_run("run-1", 7_000)
+        history.finish_run("run-1", 9_000)
+        assert history.find_run("run-1") == replace(RUN, state="finished", finished_at_unix_ms=7_000)
 
     def test_the_last_counted_update_is_each_clients_newest(self, history):
         begun(history)
@@ -484,6 +498,22 @@ def test_a_wrong_database_is_told_in_words_without_its_password(case):
         History.open(url)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("postgresql+psycopg://me:hunter2@host/db", "postgresql+psycopg://me@host/db"),
+        ("postgresql://me:a%40b%2Fc@host:5433/db?sslmode=require", "postgresql://me@host:5433/db?sslmode=require"),
+        ("postgresql://me@/db?host=/run/pg&password=hunter2", "postgresql://me@/db?host=%2Frun%2Fpg"),
+        ("postgresql://me@host/db?sslpassword=hunter2", "postgresql://me@host/db"),
+        ("postgresql+psycopg://me@/db?host=/run/pg", "postgresql+psycopg://me@/db?host=/run/pg"),
+        ("sqlite:///a folder/history.sqlite", "sqlite:///a folder/history.sqlite"),
+    ],
+)
+def test_a_url_is_kept_without_its_password_and_otherwise_as_it_is(url, kept):
+    assert without_password(url) == kept
+    assert without_password(kept) == kept
 
 
 def test_without_psycopg_its_installation_is_told(monkeypatch):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fedmtl_core.errors import StoreError
-from fedmtl_server.history import History
+from fedmtl_server.history import History, without_password
 from tests.server.test_history import (
     HistoryBehaviour,
     begun,
@@ -135,6 +135,18 @@ def test_what_the_server_refuses_is_told_in_words_without_the_password(postgres,
     assert "wrong-secret" not in str(caught.value)
     with pytest.raises(StoreError, match=r'can\'t read: .*database "nowhere" does not exist'):
         History.open(postgres.url("nowhere"))
+
+
+def test_a_password_that_is_missing_is_told_with_where_to_give_it(database, monkeypatch):
+    """So a run is taken up whose folder keeps none."""
+    kept = without_password(database)
+    assert PASSWORD not in kept
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    monkeypatch.setenv("PGPASSFILE", "/nowhere")
+    with pytest.raises(StoreError, match=r"no password supplied; .*PGPASSWORD.*\.pgpass.*URL \(store\.url, --url\)"):
+        History.open(kept)
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    History.open(kept).close()
 
 
 def test_a_server_that_was_away_is_connected_to_again(postgres, database):

@@ -300,6 +300,33 @@ def test_a_round_is_shown_for_machines(runs_dir):
     assert [update["client_id"] for update in one["updates"]] == ["a", "b", "\x1b[31mred"]
 
 
+@pytest.mark.parametrize("command", [("show", "first", "--json"), ("export", "first", "--what", "rounds")])
+def test_updates_are_gone_through_once_however_many_rounds_there_are(command, runs_dir, monkeypatch):
+    class Counted(list[UpdateRecord]):
+        times = 0
+
+        def __iter__(self) -> Iterator[UpdateRecord]:
+            Counted.times += 1
+            return super().__iter__()
+
+    real = History.updates
+    monkeypatch.setattr(History, "updates", lambda history, run_id: Counted(real(history, run_id)))
+    shown(*command, "--runs-dir", runs_dir)
+    assert Counted.times == 1
+
+
+def test_a_password_that_is_in_a_run_is_not_shown(tmp_path):
+    url = f"sqlite:///{tmp_path / 'all.sqlite'}"
+    record = run_record("aaaa", tmp_path)
+    stored = {"url": "postgresql+psycopg://me:hunter2@host/db", "durability": "power"}
+    with contextlib.closing(History.open(url)) as history:
+        history.begin_run(replace(record, config={**record.config, "store": stored}), {"shared": "00"})
+    text = shown("show", "aaaa", "--json", "--url", url)
+    assert "hunter2" not in text
+    kept = {"url": "postgresql+psycopg://me@host/db", "durability": "power"}
+    assert json.loads(text)["run"]["config"] == record.config | {"store": kept}
+
+
 def test_a_round_that_was_played_anew_is_shown_without_its_earlier_updates(runs_dir):
     with contextlib.closing(History.open(runs_dir / "first" / "history.sqlite")) as history:
         run_id = "aaaa1111" * 4
@@ -478,6 +505,31 @@ def test_a_database_of_many_runs_is_listed_shown_and_pruned(tmp_path):
     assert (tmp_path / "strange").exists()
     assert not (tmp_path / "old").exists()
     assert [run["run_id"] for run in json.loads(shown("list", "--url", url, "--json"))] == ["dddd", "cccc"]
+
+
+def test_a_run_that_may_be_served_on_another_machine_is_not_removed(tmp_path):
+    url = f"sqlite:///{tmp_path / 'all.sqlite'}"
+    with contextlib.closing(History.open(url)) as history:
+        add_run(history, "aaaa", tmp_path / "elsewhere", rounds=1)
+    text = shown("prune", "--keep", 0, "--yes", "--url", url)
+    assert "left alone: run aaaa" in text
+    assert "its folder isn't here: a server elsewhere may have it" in text
+    assert [run["run_id"] for run in json.loads(shown("list", "--url", url, "--json"))] == ["aaaa"]
+
+
+def test_a_run_that_never_began_is_told_from_one_that_stopped_and_is_removed(tmp_path):
+    url = f"sqlite:///{tmp_path / 'all.sqlite'}"
+    folder = tmp_path / "half"
+    folder.mkdir()
+    (folder / "beginning.json").write_text(json.dumps({"run_id": "aaaa"}))
+    with contextlib.closing(History.open(url)) as history:
+        add_run(history, "aaaa", folder, rounds=0)
+    assert [run["state"] for run in json.loads(shown("list", "--url", url, "--json"))] == ["never began"]
+    with FileLock(folder / "lock"):  # the server that begins it
+        assert [run["state"] for run in json.loads(shown("list", "--url", url, "--json"))] == ["running"]
+    assert "removed: run aaaa" in shown("prune", "--keep", 0, "--yes", "--url", url)
+    assert not folder.exists()
+    assert json.loads(shown("list", "--url", url, "--json")) == []
 
 
 def test_a_database_that_is_not_there_is_an_error_in_words(tmp_path):

@@ -1,11 +1,14 @@
 """The run's folder."""
 
+import contextlib
 import hashlib
 import json
+import pkgutil
 import random
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from structlog.testing import capture_logs
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import StoreError
-from fedmtl_server.history import FILE_NAME, History, UpdateRecord
+from fedmtl_server.history import FILE_NAME, History, RunRecord, UpdateRecord
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.report import RoundReport, TaskReport
 from fedmtl_server.store import LeftOff, RunStore, held_run
@@ -83,6 +86,25 @@ def checkpoint(run_dir, round_: int):
 
 def checkpoints(run_dir) -> set[str]:
     return {path.name for path in (run_dir / "checkpoints").iterdir()}
+
+
+def known_runs(run_dir) -> list[RunRecord]:
+    """The runs in a folder's history."""
+    with contextlib.closing(History.open(run_dir / FILE_NAME, create=False)) as history:
+        return history.runs()
+
+
+def dying_at(step: str, when: str, patch: pytest.MonkeyPatch) -> None:
+    """Have the server end before or after a method does its work."""
+    owner, _, name = step.rpartition(".")
+    real = getattr(pkgutil.resolve_name(owner), name)
+
+    def last(*arguments: object) -> None:
+        if when == "after":
+            real(*arguments)
+        raise KeyboardInterrupt
+
+    patch.setattr(step, last)
 
 
 def flip(path, offset: int, mask: int = 1) -> None:
@@ -169,6 +191,32 @@ def test_a_new_run_writes_down_its_configuration_and_takes_no_used_folder(tmp_pa
         RunStore.create(settings, "x", model.components, model.summary(), store.run_dir)
     assert held_run(store.run_dir) == ("abcdef0123456789", settings)
     assert bytes_of(left_off(store)) == model_bytes(model)
+
+
+def test_a_password_is_kept_nowhere(tmp_path, monkeypatch):
+    """Neither in the folder nor in the database, which others can read."""
+    real = History.open
+    monkeypatch.setattr(History, "open", lambda url: real(tmp_path / FILE_NAME))  # as if PostgreSQL were there
+    url = "postgresql+psycopg://me:hunter2@host:5433/fedmtl?sslpassword=hunter3&sslmode=require"
+    create(tmp_path, url=url).close()
+    monkeypatch.undo()
+    kept = "postgresql+psycopg://me@host:5433/fedmtl?sslmode=require"
+    assert configuration.load(tmp_path / "config.yaml").store.url == kept
+    (run,) = known_runs(tmp_path)
+    assert run.config["store"]["url"] == kept
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"hunter" not in path.read_bytes(), path
+
+
+def test_the_names_of_all_folders_that_a_new_run_makes_are_on_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        "fedmtl_server.store.sync_folder", lambda folder: synced.append((folder, set(folder.iterdir())))
+    )
+    run_dir = tmp_path / "runs" / "mine"
+    create(run_dir, durability="power").close()
+    for folder in (run_dir.parent, run_dir, run_dir / "checkpoints", run_dir / "staging"):
+        assert any(parent == folder.parent and folder in names for parent, names in synced), folder
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -448,6 +496,34 @@ def test_a_folder_without_a_run_holds_none(tmp_path):
     assert held_run(tmp_path) is None
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", ["fedmtl_server.history.History.begin_run", "fedmtl_server.store.RunStore._write"])
+def test_a_run_that_was_cut_short_in_its_beginning_leaves_no_other_in_the_history(step, when, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        dying_at(step, when, patch)
+        with pytest.raises(KeyboardInterrupt):
+            create(tmp_path)
+    assert held_run(tmp_path) is None
+    model = model_of(1)
+    RunStore.create(config(), "second", model.components, model.summary(), tmp_path).close()
+    assert [run.run_id for run in known_runs(tmp_path)] == ["second"]
+    held = held_run(tmp_path)
+    assert held is not None
+    assert held[0] == "second"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "checkpoints", "config.yaml", "history.sqlite", "lock", "run.json",
+    }  # fmt: skip
+
+
+def test_a_run_that_began_while_the_folder_was_waited_for_is_left_alone(tmp_path):
+    create(tmp_path).close()
+    model = model_of(1)
+    with pytest.raises(StoreError, match=f"{tmp_path} holds a run already"):
+        RunStore.create(config(), "second", model.components, model.summary(), tmp_path)
+    assert [run.run_id for run in known_runs(tmp_path)] == ["run"]
+    resume(tmp_path).close()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\x00", '{"run_id"'])
 def test_a_run_whose_id_is_damaged_is_an_error(text, tmp_path):
     create(tmp_path).close()
@@ -479,6 +555,51 @@ def test_the_end_of_a_run_is_in_its_history_and_its_results_in_the_folder(tmp_pa
     history.close()
 
 
+def test_a_run_ends_once(tmp_path):
+    """Its end and its results stay as they were when its model is handed out again."""
+    store = run_of(tmp_path, 1)
+    store.write_results({"sst2": {"last": 0.5}})
+    store.finish()
+    store.close()
+    (before,) = known_runs(tmp_path)
+    time.sleep(0.01)
+    store = RunStore.resume(config(), "run", tmp_path, finished=True)
+    store.write_results({"sst2": {"last": 0.75}})
+    store.finish()
+    store.close()
+    assert known_runs(tmp_path) == [before]
+    assert json.loads((tmp_path / "results.json").read_text()) == {"sst2": {"last": 0.5}}
+
+
+def test_a_run_that_is_over_is_told_with_how_to_see_it(tmp_path):
+    url = f"sqlite:///{tmp_path}/all.sqlite"
+    run_dir = tmp_path / "mine"
+    store = create(run_dir, url=url)
+    store.finish()
+    store.close()
+    with pytest.raises(StoreError, match=f"is over: see it with `fedmtl-server runs show {run_dir} --url {url}`"):
+        resume(run_dir, url=url)
+
+
+def test_a_finished_run_whose_last_model_is_damaged_ends_anew(tmp_path):
+    store = run_of(tmp_path, 2)
+    store.write_results({"sst2": {"last": 0.5}})
+    store.finish()
+    store.close()
+    (before,) = known_runs(tmp_path)
+    _truncate(checkpoint(tmp_path, 2))
+    time.sleep(0.01)
+    store = RunStore.resume(config(), "run", tmp_path, finished=True)
+    assert left_off(store).round == 2
+    commit(store, model_of(22), 2)
+    store.write_results({"sst2": {"last": 0.75}})
+    store.finish()
+    store.close()
+    (after,) = known_runs(tmp_path)
+    assert before.finished_at_unix_ms < after.finished_at_unix_ms
+    assert json.loads((tmp_path / "results.json").read_text()) == {"sst2": {"last": 0.75}}
+
+
 def test_what_is_committed_after_a_rollback_outlives_the_damaged_checkpoints_of_later_rounds(tmp_path):
     """They have higher numbers, and would pass for newer."""
     store = run_of(tmp_path, 5, keep_checkpoints=2)
@@ -498,6 +619,30 @@ def test_what_is_committed_after_a_rollback_outlives_the_damaged_checkpoints_of_
         "round-0004.damaged",
         "round-0005.damaged",
     }
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", ["fedmtl_server.store.RunStore._set_aside", "fedmtl_server.history.History.roll_back"])
+def test_a_rollback_that_was_cut_short_is_taken_up_again(step, when, tmp_path, monkeypatch):
+    """Wherever it was cut, the run goes on as after a whole one."""
+    run_of(tmp_path, 5, keep_checkpoints=1).close()
+    for round_ in (4, 5):
+        _truncate(checkpoint(tmp_path, round_))
+    store = resume(tmp_path, keep_checkpoints=1)
+    with monkeypatch.context() as patch:
+        dying_at(step, when, patch)
+        with pytest.raises(KeyboardInterrupt):
+            left_off(store)
+    store.close()
+    store = resume(tmp_path, keep_checkpoints=1)
+    left = left_off(store)
+    assert (left.round, bytes_of(left)) == (4, model_bytes(model_of(3)))
+    assert checkpoints(tmp_path) >= {"round-0004.damaged", "round-0005.damaged"}
+    commit(store, model_of(44), 4)
+    store.prune([])
+    store.close()
+    left = left_off(resume(tmp_path, keep_checkpoints=1))
+    assert (left.round, bytes_of(left)) == (5, model_bytes(model_of(44)))
 
 
 def test_other_files_among_the_checkpoints_are_nobodys_business(tmp_path):
