@@ -36,7 +36,9 @@ def recovered_updates(
             store.spool.discard(file.path)
             continue
         of_another_round = left_off.cohort is None or not oldest <= claim.base_round <= left_off.round
-        if of_another_round or store.has_counted(claim.client_id, claim.update_id):
+        _, last_round = left_off.counted.get(claim.client_id, ("", 0))
+        is_overtaken = claim.base_round < last_round  # an update that was given up before a later one counted
+        if of_another_round or is_overtaken or store.has_counted(claim.client_id, claim.update_id):
             store.spool.discard(file.path)
             continue
         # Of two, the older one was given up: while it counts, no other is taken.

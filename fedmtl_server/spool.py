@@ -1,7 +1,8 @@
 """Files of whole updates: what was acknowledged and is in no commit yet is in here.
 
 A file is the update's header and its encoded bytes behind a preamble, which is written last and taken away first. So
-a file that looks whole is whole: nothing of it is believed before its checksum is right.
+a file without one was not written to its end, and one whose checksum is wrong is damaged; of neither anything is
+believed.
 
     8 bytes   "FEDMTLU1"
     8         bytes of the header
@@ -18,6 +19,7 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from itertools import count
 from pathlib import Path
 
@@ -25,6 +27,7 @@ import google_crc32c
 from torch import Tensor
 
 from fedmtl_core.errors import StoreError
+from fedmtl_core.logs import get_logger
 
 _PREAMBLE = struct.Struct("<8sQQII")
 _MAGIC = b"FEDMTLU1"
@@ -95,21 +98,19 @@ class Spool:
         """Read an update's data into buffers of its size.
 
         Raises:
-            StoreError: it can't be read.
+            StoreError: it can't be read, or isn't what was written.
         """
         try:
             with path.open("rb", buffering=0) as file:
-                _, header_bytes, _, _, _ = _PREAMBLE.unpack(file.read(_PREAMBLE.size))
-                file.seek(_PREAMBLE.size + header_bytes)
+                _, header_bytes, _, crc, _ = _PREAMBLE.unpack(file.read(_PREAMBLE.size))
+                found = google_crc32c.value(file.read(header_bytes))
                 for buffer in buffers:
-                    data = memory(buffer)
-                    while data:
-                        num_bytes = file.readinto(data)
-                        if not num_bytes:
-                            raise StoreError(f"{path} is shorter than what was written to it")
-                        data = data[num_bytes:]
-        except (OSError, struct.error) as error:
+                    _read_into(file, memory(buffer))
+                    found = google_crc32c.extend(found, buffer.numpy())
+        except (OSError, EOFError, struct.error) as error:
             raise StoreError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
+        if found != crc:
+            raise StoreError(f"{path} isn't what was written to it: its checksum is wrong")
 
     def discard(self, path: Path) -> None:
         """Say that a file holds no update any more, so that it can be used for another."""
@@ -161,17 +162,28 @@ def _write(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
+def _read_into(file: FileIO, data: memoryview) -> None:
+    while data:
+        num_bytes = file.readinto(data)
+        if not num_bytes:
+            raise EOFError("it is shorter than what was written to it")
+        data = data[num_bytes:]
+
+
 def _read_whole(path: Path) -> SpooledFile | None:
-    """A file's update, or None if there is no whole one in it."""
+    """A file's update, or None if there is no whole one in it. One that was written to its end is damaged then."""
     with path.open("rb", buffering=0) as file:
         preamble = file.read(_PREAMBLE.size)
         if len(preamble) < _PREAMBLE.size:
             return None
         magic, header_bytes, num_bytes, crc, _ = _PREAMBLE.unpack(preamble)
-        if magic != _MAGIC or _PREAMBLE.size + header_bytes + num_bytes > os.fstat(file.fileno()).st_size:
+        if magic != _MAGIC:
             return None
-        header = file.read(header_bytes)
+        header = file.read(min(header_bytes, os.fstat(file.fileno()).st_size))
         found, left = google_crc32c.value(header), num_bytes
         while left and (data := file.read(min(left, _READ_BYTES))):
             found, left = google_crc32c.extend(found, data), left - len(data)
-    return SpooledFile(path, header, num_bytes) if found == crc and not left else None
+    if found == crc and not left:
+        return SpooledFile(path, header, num_bytes)
+    get_logger().error("update.damaged", path=str(path), reason="its checksum is wrong")
+    return None

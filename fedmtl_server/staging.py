@@ -45,6 +45,8 @@ class StagedUpdate:
     """Whether a stream writes to it or the average reads it."""
     forgotten: bool = False
     """Whether nothing needs its file any more."""
+    writing: asyncio.Task[None] | None = None
+    """What puts it into a file at the moment; its memory is read meanwhile."""
 
     @property
     def num_bytes(self) -> int:
@@ -141,12 +143,10 @@ class StagingArea:
         """
         if self._durable:
             try:
-                await asyncio.to_thread(self._write, staged)
+                await self._write(staged)
             except OSError as error:
                 self._log.error("staging.failed", reason=error.strerror or str(error), folder=str(self._spool.folder))
                 raise UnavailableError(f"the update can't be written: {error.strerror or error}") from None
-            if staged.forgotten:  # meanwhile
-                self.forget(staged)
 
     async def load(self, staged: StagedUpdate) -> dict[str, Component]:
         """A complete update's components, decoded. `release` takes back what is in use for them.
@@ -155,9 +155,9 @@ class StagingArea:
             StoreError: its file can't be read.
         """
         staged.in_use = True  # so that no move of it begins
-        if self._moving:
+        while self._moving:
             await asyncio.wait([self._moving])
-        staged.in_use = True  # if that was its own, it ended with this
+            staged.in_use = True  # if that was its own, it ended with this
         return await asyncio.to_thread(self._load, staged)
 
     def _load(self, staged: StagedUpdate) -> dict[str, Component]:
@@ -180,6 +180,9 @@ class StagingArea:
             components: what `load` made of it.
             kept: scopes of components whose bytes go on being used; `take_back` is for those, later.
         """
+        if staged.writing:
+            self.forget(staged)  # and the rest when it is written
+            return
         buffers, staged.buffers = staged.buffers, {}
         keep = {id(component.buffer) for scope, component in (components or {}).items() if scope in kept}
         mine = {id(buffer): buffer for buffer in buffers.values()}
@@ -241,7 +244,7 @@ class StagingArea:
         """Move a complete update from memory to its file."""
         staged.in_use = True
         try:
-            await asyncio.to_thread(self._write, staged)
+            await self._write(staged)
         except OSError as error:
             self._log.error("staging.full", reason=error.strerror or str(error), folder=str(self._spool.folder))
             self.refuse_waiting(UnavailableError(f"there is no room to stage an update: {error.strerror or error}"))
@@ -249,20 +252,35 @@ class StagingArea:
         finally:
             staged.in_use = False
             self._moving = None
-        if staged.forgotten:  # meanwhile
-            self.forget(staged)
-        if staged not in self._in_memory:
-            return
-        for buffer in staged.buffers.values():
-            self._pool.release(buffer)
-        staged.buffers = {}
-        self._in_memory.remove(staged)
+        if staged in self._in_memory:  # it hasn't been released meanwhile
+            self._in_memory.remove(staged)
+            for buffer in staged.buffers.values():
+                self._pool.release(buffer)
+            staged.buffers = {}
         self._serve_waiting()
 
-    def _write(self, staged: StagedUpdate) -> None:
-        buffers = staged.buffers
+    async def _write(self, staged: StagedUpdate) -> None:
+        """Put an update into a file, if it isn't in one. Whoever waits for that may be cancelled, the writing isn't.
+
+        Raises:
+            OSError: it can't be written.
+        """
         if staged.path is None and not staged.forgotten:
-            staged.path = self._spool.write(staged.header, [buffers[part.scope] for part in staged.parts])
+            if staged.writing is None:
+                buffers = [staged.buffers[part.scope] for part in staged.parts]
+                staged.writing = asyncio.create_task(self._write_once(staged, buffers))
+            await asyncio.shield(staged.writing)
+
+    async def _write_once(self, staged: StagedUpdate, buffers: Sequence[Tensor]) -> None:
+        try:
+            staged.path = await asyncio.to_thread(self._spooled, staged, buffers)
+        finally:
+            staged.writing = None
+            if staged.forgotten:  # meanwhile
+                self.release(staged)
+
+    def _spooled(self, staged: StagedUpdate, buffers: Sequence[Tensor]) -> Path | None:
+        return None if staged.forgotten else self._spool.write(staged.header, buffers)
 
     def _scratch(self, part: EncodedLayout) -> Component | None:
         """Where to decode to; nowhere if the bytes are the component's own."""

@@ -20,15 +20,20 @@ class Transfer:
     staged: StagedUpdate
     stream: object
     """The stream that brings it now; another that was it before has nothing to say any more."""
+    dropped: RequestError | None = None
+    """Why it is wanted no longer, if it isn't."""
 
     def require_stream(self, stream: object) -> None:
         """Check that a stream is the one that brings it now.
 
         Raises:
-            UnavailableError: it isn't.
+            UnavailableError: another one does.
+            RequestError: it is wanted no longer; says why.
         """
+        if self.dropped:
+            raise self.dropped
         if self.stream is not stream:
-            raise UnavailableError("the client has opened another upload")
+            raise _overtaken()
 
 
 class Transfers:
@@ -71,7 +76,7 @@ class Transfers:
             before.staged.in_use = True
             return before
         if before is not None:
-            self.forget(before)
+            self.forget(before, _overtaken())
         staged = StagedUpdate(header, place, parts)
         transfer = self._current[claim.client_id] = Transfer(claim, staged, stream)
         if parts:
@@ -114,9 +119,14 @@ class Transfers:
         self._staging.rest(transfer.staged, complete=True)
         self._current.pop(transfer.claim.client_id, None)
 
-    def forget(self, transfer: Transfer) -> None:
-        """Drop what has arrived of an update that doesn't count."""
-        transfer.stream = None
+    def forget(self, transfer: Transfer, reason: RequestError | None = None) -> None:
+        """Drop what has arrived of an update that doesn't count.
+
+        Args:
+            transfer: the update.
+            reason: told to the stream that brings it, if one does.
+        """
+        transfer.stream, transfer.dropped = None, reason
         if self._current.get(transfer.claim.client_id) is transfer:
             del self._current[transfer.claim.client_id]
         self._staging.release(transfer.staged)
@@ -125,7 +135,7 @@ class Transfers:
         """Drop everything that is on its way, and tell those who wait for room."""
         self._staging.refuse_waiting(error)
         for transfer in list(self._current.values()):
-            self.forget(transfer)
+            self.forget(transfer, error)
 
     async def _wait_for_room(self, transfer: Transfer) -> None:
         room = asyncio.ensure_future(self._staging.make_room(transfer.staged))
@@ -135,3 +145,7 @@ class Transfers:
             room.result()
         finally:
             room.cancel()
+
+
+def _overtaken() -> UnavailableError:
+    return UnavailableError("the client has opened another upload")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from fedmtl_core.errors import StoreError
 from fedmtl_server.spool import Spool, SpooledFile
@@ -141,11 +142,16 @@ def test_a_file_used_again_for_a_shorter_update_holds_that_alone(tmp_path):
     assert read_back(another, found, 2) == [b"xy"]
 
 
-def test_what_was_damaged_is_discarded_by_who_finds_it_and_used_again(tmp_path):
+def test_what_was_damaged_is_named_and_discarded_by_who_finds_it_and_used_again(tmp_path):
     (tmp_path / "0000.update").write_bytes(FILE[:-1])
     (tmp_path / "0001.update").write_bytes(FILE)
+    (tmp_path / "0002.update").write_bytes(bytes(PREAMBLE_BYTES) + FILE[PREAMBLE_BYTES:-1])  # it was never whole
     spool = Spool(tmp_path)
-    assert [file.path.name for file in spool.scan()] == ["0001.update"]
+    with capture_logs() as logs:
+        assert [file.path.name for file in spool.scan()] == ["0001.update"]
+    assert [(line["event"], line["path"]) for line in logs] == [("update.damaged", str(tmp_path / "0000.update"))]
+    assert spool.write(b"", []).name == "0002.update"
+    (tmp_path / "0002.update").unlink()
     assert spool.write(b"new", data_of(b"xyz")).name == "0000.update"
     assert [(file.path.name, file.header) for file in Spool(tmp_path).scan()] == [  # the oldest first
         ("0001.update", HEADER),
@@ -220,7 +226,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"can't read .*0000\.update"):
         spool.read(tmp_path / "0000.update", data_of(b"abc"))
     (tmp_path / "0000.update").write_bytes(FILE[:-1])
-    with pytest.raises(StoreError, match=r"0000\.update is shorter than what was written to it"):
+    with pytest.raises(StoreError, match=r"0000\.update: it is shorter than what was written to it"):
         spool.read(tmp_path / "0000.update", data_of(b"0123456789", b"abc"))
 
 

@@ -10,7 +10,7 @@ import google_crc32c
 import pytest
 import torch
 
-from fedmtl_core.errors import StaleRoundError, UnavailableError
+from fedmtl_core.errors import StaleRoundError, StoreError, UnavailableError
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.buffers import BufferPool
@@ -206,7 +206,9 @@ async def test_a_durable_update_that_does_not_count_leaves_its_file_to_others(tm
     assert Spool(tmp_path / "staging").scan() == []
 
 
-async def test_an_update_forgotten_while_it_is_written_leaves_its_file_to_others(tmp_path, monkeypatch):
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """Writing stops after the last byte until it may go on: `(written, go_on)`."""
     written, go_on, write = threading.Event(), threading.Event(), Spool.write
 
     def slow(*arguments):
@@ -216,16 +218,67 @@ async def test_an_update_forgotten_while_it_is_written_leaves_its_file_to_others
         return path
 
     monkeypatch.setattr(Spool, "write", slow)
+    yield written, go_on
+    go_on.set()
+
+
+async def test_an_update_forgotten_while_it_is_written_leaves_its_file_to_others(tmp_path, slow_disk):
+    written, go_on = slow_disk
     staging = area(tmp_path, durable=True)
     one = await staged(staging, 9)
     one.complete = False
     securing = asyncio.create_task(staging.secure(one))
     await asyncio.to_thread(written.wait, 10)
     staging.release(one)
+    assert staging.used_bytes == SIZE  # it is still read
     go_on.set()
     await securing
     assert one.path is None
+    assert staging.used_bytes == 0
     assert Spool(tmp_path / "staging").scan() == []
+
+
+async def test_an_update_whose_stream_is_cut_while_it_is_written_leaves_no_file_that_nobody_knows(tmp_path, slow_disk):
+    written, go_on = slow_disk
+    staging = area(tmp_path, durable=True)
+    one = await staged(staging, 0)
+    one.complete = False
+    securing = asyncio.create_task(staging.secure(one))
+    await asyncio.to_thread(written.wait, 10)
+    securing.cancel()
+    await asyncio.gather(securing, return_exceptions=True)
+    staging.rest(one)
+    staging.release(one)
+    go_on.set()
+    await ticks(5)
+    assert staging.used_bytes == 0
+    assert Spool(tmp_path / "staging").scan() == []
+
+
+async def test_an_update_that_comes_over_another_stream_while_it_is_written_is_written_once(tmp_path, slow_disk):
+    written, go_on = slow_disk
+    staging = area(tmp_path, durable=True)
+    one = await staged(staging, 0)
+    one.complete = False
+    cut = asyncio.create_task(staging.secure(one))
+    await asyncio.to_thread(written.wait, 10)
+    cut.cancel()
+    again = asyncio.create_task(staging.secure(one))
+    await ticks(3)
+    go_on.set()
+    await again
+    assert [whole.path for whole in Spool(tmp_path / "staging").scan()] == [one.path]
+
+
+async def test_an_update_damaged_on_disk_is_not_averaged(tmp_path):
+    staging = area(tmp_path, updates=0)
+    updates = [await staged(staging, place) for place in range(3)]
+    (moved,) = (one for one in updates if not one.buffers)
+    data = bytearray(moved.path.read_bytes())
+    data[-1] ^= 1
+    moved.path.write_bytes(data)
+    with pytest.raises(StoreError, match="isn't what was written to it: its checksum is wrong"):
+        await staging.load(moved)
 
 
 async def test_metrics_alone_take_no_memory_and_are_in_a_file_all_the_same(tmp_path):

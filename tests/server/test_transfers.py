@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fedmtl_core.errors import UnavailableError
+from fedmtl_core.errors import StaleRoundError, UnavailableError
 from fedmtl_server.rounds import UpdateClaim
 from fedmtl_server.transfers import Transfers
 from tests.server.test_staging import SIZE, area, staged, ticks, update
@@ -68,3 +68,13 @@ async def test_an_update_that_is_being_averaged_is_not_moved_away_by_one_that_ne
     assert first.buffers["shared"].data_ptr() == components["shared"].buffer.data_ptr()
     staging.release(first, components)
     await asyncio.gather(*waiting)
+
+
+async def test_a_stream_whose_round_was_abandoned_hears_of_that(tmp_path):
+    """And not of another upload, which there is none."""
+    transfers = Transfers(area(tmp_path), 10, lambda _: None)
+    transfer = await transfers.begin(claim("a"), update(0).parts, b"", "stream", 0)
+    transfer.require_stream("stream")
+    transfers.end(StaleRoundError("round 1 has closed"))
+    with pytest.raises(StaleRoundError, match="round 1 has closed"):
+        transfer.require_stream("stream")
