@@ -228,8 +228,8 @@ class FederationApi:
             call.result().initial_metadata()
         for component, chunks in zip(header.components, chunked, strict=True):
             for offset in chunks.offsets(component.start_offset):
-                self._last_contact = time.monotonic()
                 yield chunks.message(offset, compression)
+                self._last_contact = time.monotonic()  # it isn't asked for more where the call has ended
 
     def get_status(self) -> pb.GetStatusResponse:
         """Where the run stands."""

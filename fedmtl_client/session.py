@@ -75,8 +75,11 @@ class ClientSession:
         self._run_id = ""
         self._events: queue.SimpleQueue[pb.WatchRoundsResponse | Exception] = queue.SimpleQueue()
         self._newest: pb.WatchRoundsResponse | None = None
+        self._num_received = 0
+        self._num_followed = 0
         self._no_longer_watching = False
         self._counted: tuple[str, int] | None = None
+        self._num_before_counted = 0
         self._workbench: _Workbench | None = None
         self._log = get_logger()
 
@@ -100,6 +103,7 @@ class ClientSession:
             event = self._events.get()
             if isinstance(event, Exception):
                 raise event
+            self._num_followed += 1
             if event.kind == pb.ROUND_EVENT_KIND_FINISHED:
                 self._log.info("run.finished", run_id=event.run_id, rounds=event.num_rounds)
                 return
@@ -113,6 +117,7 @@ class ClientSession:
         try:
             for event in self._api.watch():
                 self._newest = event
+                self._num_received += 1
                 self._events.put(event)
         except Exception as error:  # whatever it is, it is the main thread's to raise
             self._no_longer_watching = True
@@ -120,9 +125,17 @@ class ClientSession:
 
     def _is_wanted(self, event: pb.WatchRoundsResponse) -> bool:
         """Whether an opened round is this client's to work on, and still open; it may have waited in the queue."""
-        asked = event.in_cohort and not event.reported and (event.run_id, event.round) != self._counted
+        asked = event.in_cohort and not event.reported and not self._has_been_answered(event)
         newer = self._newest is not None and self._newest.round > event.round
         return asked and not newer and not self._has_closed(event)
+
+    def _has_been_answered(self, event: pb.WatchRoundsResponse) -> bool:
+        """Whether the update that the event asks for was counted while the event waited in the queue.
+
+        An event that came later means it: the server has lost the update with its memory or with a damaged checkpoint,
+        and holds the round again.
+        """
+        return (event.run_id, event.round) == self._counted and self._num_followed <= self._num_before_counted
 
     def _take_part(self, event: pb.WatchRoundsResponse) -> None:
         """Do a round's work. A round that closes meanwhile is left; the next event says how it goes on."""
@@ -195,7 +208,7 @@ class ClientSession:
         self, header: pb.UpdateHeader, components: list[EncodedComponent], event: pb.WatchRoundsResponse
     ) -> pb.PushUpdateResponse:
         receipt = self._api.push_update(header, components, should_stop=lambda: self._has_closed(event))
-        self._counted = (event.run_id, receipt.round)
+        self._counted, self._num_before_counted = (event.run_id, receipt.round), self._num_received
         return receipt
 
     def _train(self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse) -> dict[str, float]:

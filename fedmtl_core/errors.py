@@ -81,4 +81,8 @@ class LimitExceededError(RequestError):
 
 
 class UnavailableError(RequestError):
-    """The server can't be reached, is stopping, or saw no progress; come back later."""
+    """The server can't be reached, is stopping, lacks something for a moment, or saw no progress; come back later."""
+
+
+class ServerFaultError(RequestError):
+    """The server has failed at something that nobody foresaw."""

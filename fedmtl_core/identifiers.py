@@ -1,6 +1,7 @@
 """The form of the names that people and programs give: client ids, update ids and tasks."""
 
 import re
+from collections.abc import Sequence
 
 from fedmtl_core.errors import InvalidRequestError
 
@@ -18,6 +19,12 @@ def require_identifier(field: str, value: str) -> str:
             f"{field}: expected 1 to 64 letters, digits, '.', '_' or '-', got {_shortened(value)!r}"
         )
     return value
+
+
+def name_some(names: Sequence[str], at_most: int = 5) -> str:
+    """A list of names for people, however many there are: `a, b and 998 more`."""
+    more = len(names) - at_most
+    return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shortened(value: str, limit: int = 80) -> str:

@@ -17,10 +17,17 @@ Logger = structlog.stdlib.BoundLogger
 
 def configure(log_format: LogFormat = "console", level: str = "info") -> None:
     """Send every log line of this process to standard error in one format, and quieten the libraries."""
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, sort_keys=False)
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                pad_event_to=0,
+                sort_keys=False,
+                exception_formatter=structlog.dev.plain_traceback,  # the others show the values of variables
+            )
+        ]
     )
     structlog.configure(
         processors=[
@@ -30,7 +37,7 @@ def configure(log_format: LogFormat = "console", level: str = "info") -> None:
                 fmt="iso" if log_format == "json" else "%H:%M:%S", utc=log_format == "json"
             ),
             _round_floats,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),  # looked up late: a progress bar may wrap it

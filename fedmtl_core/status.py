@@ -13,6 +13,7 @@ STATUS_OF: dict[type[errors.RequestError], StatusCode] = {
     errors.ChecksumError: StatusCode.DATA_LOSS,  # send the same again
     errors.LimitExceededError: StatusCode.RESOURCE_EXHAUSTED,  # ask for less
     errors.UnavailableError: StatusCode.UNAVAILABLE,  # come back
+    errors.ServerFaultError: StatusCode.INTERNAL,  # stop: the server's log says at what it failed
 }
 
 _ERROR_OF = {code: error for error, code in STATUS_OF.items()}

@@ -9,28 +9,29 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from fedmtl_core.errors import (
     NonFiniteError,
     StaleRoundError,
+    StoreError,
     UnavailableError,
     UnknownTaskError,
     WrongRunError,
 )
 from fedmtl_core.formats import DEFAULT_DENSITY, Encoding
+from fedmtl_core.identifiers import name_some
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
+from fedmtl_server.bookkeeping import RoundFacts, log_report, round_report, update_records
 from fedmtl_server.events import EventKind, RoundEvent, Watcher, Watchers
-from fedmtl_server.history import UpdateRecord
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.report import RefusedUpdate, RoundReport, component_reports, task_reports
-from fedmtl_server.results import TaskResult, task_results
+from fedmtl_server.report import RefusedUpdate, RoundReport
+from fedmtl_server.results import Measurements, TaskResult
 from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
 from fedmtl_server.slices import PublishedModel
 from fedmtl_server.staging import StagedUpdate, StagingArea
@@ -38,19 +39,6 @@ from fedmtl_server.status import Status, client_statuses, task_statuses
 from fedmtl_server.stopping import EarlyStopping
 from fedmtl_server.store import LeftOff, RunStore
 from fedmtl_server.transfers import Transfer, Transfers
-
-MAX_REFUSALS_REPORTED = 100
-
-
-@dataclass
-class _RoundFacts:
-    """What is gathered for the report of the round in progress."""
-
-    opened_at_unix_ms: int = 0
-    bytes_received: int = 0
-    bytes_sent: int = 0
-    refused: list[RefusedUpdate] = field(default_factory=list)
-    num_refused: int = 0
 
 
 class Federation:
@@ -90,9 +78,10 @@ class Federation:
         self.run_id = run_id
         self.rules = rules
         self.plans = plans
-        self.reports: list[RoundReport] = []
+        self.last_report: RoundReport | None = None
+        """Of the round before."""
         self._model = model
-        self._specs = specs
+        self._measured = Measurements(specs)
         self._aggregator = aggregator
         self._early_stopping = early_stopping
         self._store = store
@@ -109,13 +98,13 @@ class Federation:
         self._arrived: list[str] = []
         self._complete: dict[str, Transfer] = {}
         self._reported: list[Transfer] = []
-        self._facts = _RoundFacts()
+        self._facts = RoundFacts()
         self._watchers = Watchers(on_leave=self._left)
         self._waiting_announced = True
         self._wake = asyncio.Event()
         self._opened = asyncio.Event()
         self._stopped: UnavailableError | None = None
-        self._untold: set[str] = set()
+        self._untold: dict[str, float] = {}
         self._writing: asyncio.Task[None] | None = None
         self._log = get_logger()
 
@@ -203,8 +192,14 @@ class Federation:
 
         Raises:
             StaleRoundError: it counts in an earlier round, though not as its client's last.
+            UnavailableError: the history can't be read.
         """
-        if await asyncio.to_thread(self._store.has_counted, claim.client_id, claim.update_id):
+        try:
+            has_counted = await asyncio.to_thread(self._store.has_counted, claim.client_id, claim.update_id)
+        except StoreError as error:
+            self._log.error("history.unreadable", reason=str(error))
+            raise UnavailableError("the run's history can't be read just now; send the update again") from None
+        if has_counted:
             raise StaleRoundError(f"update {claim.update_id!r} already counts in an earlier round; train again")
         self._order.append(claim.client_id)  # with asynchronous rounds it may be the next one's
         return await self._transfers.begin(claim, parts, header, stream, self._order.place(claim.client_id))
@@ -285,9 +280,7 @@ class Federation:
 
     def note_refusal(self, refusal: RefusedUpdate) -> None:
         """Note a refused update for the round's report."""
-        self._facts.num_refused += 1
-        if len(self._facts.refused) < MAX_REFUSALS_REPORTED:
-            self._facts.refused.append(refusal)
+        self._facts.note_refusal(refusal)
 
     def note_sent(self, num_bytes: int) -> None:
         """Note bytes of a slice that were sent."""
@@ -313,16 +306,16 @@ class Federation:
             round=engine.round,
             num_rounds=self.rules.num_rounds,
             waiting_for=engine.waiting_for(self._clock()),
-            tasks=task_statuses(self._model.tasks, engine, self.reports),
+            tasks=task_statuses(self._model.tasks, engine, self._measured.last),
             clients=client_statuses(engine),
-            last_report=self.reports[-1] if self.reports else None,
+            last_report=self.last_report,
             model=self._model.summary(),
             uptime_s=self._clock() - self._started_at,
         )
 
     def results(self) -> dict[str, TaskResult]:
         """Every task's main metric by round."""
-        return task_results(self._specs, self.reports)
+        return self._measured.results()
 
     # The run itself.
 
@@ -330,7 +323,8 @@ class Federation:
         """Hold the run's rounds until it is finished.
 
         Raises:
-            StoreError: a commit can't be written; the model is then still that of the last commit.
+            StoreError: a commit can't be written; the model is then still that of the last commit, or with a store
+                that writes behind, ahead of it.
         """
         reporter = asyncio.create_task(self._report_waiting())
         try:
@@ -346,10 +340,16 @@ class Federation:
         self._publish(EventKind.FINISHED)
 
     async def until_all_know(self) -> None:
-        """Wait until every client that was there at the end has heard that the run is over."""
+        """Wait until the clients that reported in the last round have heard that the run is over."""
         while self._untold:
             self._wake.clear()
-            await self._wake.wait()
+            timeout_s = None
+            # Who is there is waited for until it leaves; who is away no longer than a round would wait for it.
+            if not self._untold.keys() & self._engine.present.keys():
+                timeout_s = max(self._untold.values()) - self._clock()
+                if timeout_s <= 0:
+                    return
+            await self._until_woken(timeout_s)
 
     async def stop(self, reason: str, patience_s: float = 0.0) -> None:
         """End every watcher's stream, after waiting for them to leave by themselves."""
@@ -360,6 +360,8 @@ class Federation:
                     await self._wake.wait()
         if self._writing is not None:
             await asyncio.wait([self._writing])
+            if error := self._writing.exception():
+                self._log.error("commit.failed", reason=str(error))
         self._stopped = UnavailableError(reason)
         self._watchers.end(self._stopped)
         self._staging.refuse_waiting(self._stopped)
@@ -367,6 +369,8 @@ class Federation:
 
     async def _step(self) -> None:
         self._wake.clear()
+        if self._writing is not None and self._writing.done():
+            self._writing.result()  # or why the last commit could not be written
         step = self._engine.advance(self._clock())
         if step is Step.OPENED:
             await self._open()
@@ -380,7 +384,7 @@ class Federation:
             await self._close(failed=True)
         elif step is Step.ABANDONED:
             self._log.warning("round.abandoned", **self._title(), reason="no update arrived")
-            self._end_round()
+            self._end_round(self._engine.round)
             self._waiting_announced = False
         elif self._arrived:
             await self._fold_arrived()
@@ -388,9 +392,12 @@ class Federation:
             if self._engine.phase is Phase.WAITING and not self._waiting_announced:
                 self._publish(EventKind.WAITING)
                 self._waiting_announced = True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._engine.next_wakeup(self._clock())):
-                    await self._wake.wait()
+            await self._until_woken(self._engine.next_wakeup(self._clock()))
+
+    async def _until_woken(self, timeout_s: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
 
     async def _open(self) -> None:
         cohort = {member.client_id: member.task for member in self._engine.cohort.values()}
@@ -408,7 +415,8 @@ class Federation:
         self._log.info(
             "round.opened",
             **self._title(),
-            cohort=", ".join(f"{member.client_id} ({member.task})" for member in cohort.values()),
+            cohort_size=len(cohort),
+            cohort=name_some([f"{member.client_id} ({member.task})" for member in cohort.values()]),
             deadline_s=self.rules.deadline_s,
         )
         self._opened.set()
@@ -421,13 +429,15 @@ class Federation:
             left_off: where that was; its model is installed already.
             updates: what was acknowledged in the round that was open, in any order.
         """
-        self.reports = list(left_off.reports)
+        for report in left_off.reports:
+            self._measured.add(report)
+            self.last_report = report
         self._engine = RoundEngine(self.rules, self._clock(), left_off.round, left_off.counted)
         self._published = self._published.for_round(left_off.round)
         self._stop_training_if_due()
-        if self.reports and self.reports[-1].purpose == "evaluate":
+        if self.last_report is not None and self.last_report.purpose == "evaluate":
             self._engine.phase = Phase.FINISHED
-            self._untold = set(left_off.last_clients)
+            self._untold = dict.fromkeys(left_off.last_clients, self._clock() + self.rules.quorum_timeout_s)
         elif left_off.cohort is not None:
             self._facts.opened_at_unix_ms = left_off.opened_at_unix_ms
             updates = sorted(updates, key=lambda update: update[0].client_id)
@@ -435,11 +445,12 @@ class Federation:
             self._begin_round()
             for claim, staged in updates:
                 self._take(Transfer(claim, staged, stream=None))
-        self._log.warning(
+        self._log.info(
             "run.resumed",
             **self._title(),
             phase=self._engine.phase.value,
-            acknowledged=", ".join(claim.client_id for claim, _ in updates),
+            num_acknowledged=len(updates),
+            acknowledged=name_some([claim.client_id for claim, _ in updates]),
         )
 
     async def _fold_arrived(self) -> None:
@@ -469,29 +480,41 @@ class Federation:
             rule.discount(staleness) if rule else 1.0,
         )
 
-    def _end_round(self) -> None:
+    def _end_round(self, round_: int) -> None:
         """Take no more updates, and drop what is on its way. With asynchronous rounds the next one takes it."""
         self._opened.clear()
         if not self._engine.asynchronous:
-            self._transfers.end(StaleRoundError(f"round {self._engine.round} has closed"))
+            self._transfers.end(StaleRoundError(f"round {round_} has closed"))
 
     async def _close(self, *, failed: bool = False) -> None:
-        self._end_round()
+        round_ = self._engine.round
+        self._end_round(round_)
         self._publish(EventKind.CLOSING)
         began = self._clock()
         aggregate = Aggregate() if failed else await self._aggregate()
         report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
+        self._measured.add(report)
         await self._commit(aggregate.components, report)
-        self.reports.append(report)
-        self._log_commit(report)
+        self.last_report = report
+        if not failed:
+            log_report(self._log, self._title(), report)
         self._publish(EventKind.FAILED if failed else EventKind.COMMITTED, report)
-        self._untold = {transfer.claim.client_id for transfer in self._reported}
+        self._note_untold()
         self._forget_reported()
         self._engine.committed(self._clock())
         self._stop_training_if_due()
         if not self._engine.asynchronous:
-            self._end_round()  # what was on its way to one more round of training
+            self._end_round(round_)  # what was on its way to one more round of training
         self._waiting_announced = False
+
+    def _note_untold(self) -> None:
+        """Note who is to hear that the run is over, if it is, and until when, if it is away."""
+        now = self._clock()
+        self._untold = {
+            member.client_id: now if member.expected_until is None else member.expected_until
+            for member in self._engine.cohort.values()
+            if member.reported
+        }
 
     def _forget_reported(self) -> None:
         """Give up the room of the round's updates: what became of them is in the history."""
@@ -503,8 +526,7 @@ class Federation:
     def _stop_training_if_due(self) -> None:
         if self._early_stopping is None or self._engine.purpose != "train":
             return
-        by_round = {task: result.by_round for task, result in self.results().items()}
-        if self._early_stopping.is_due(by_round):
+        if self._early_stopping.is_due(self._measured.by_round):
             self._engine.stop_training()
             self._log.warning("training.stopped", reason=f"no better for {self._early_stopping.patience} rounds")
 
@@ -515,7 +537,8 @@ class Federation:
         """
         await self._until_written()
         cohort = {member.client_id: member.task for member in self._engine.cohort.values()}
-        end_round = partial(self._store.end_round, report, cohort, self._update_records(report))
+        reported = [(transfer.claim, transfer.staged.num_bytes) for transfer in self._reported]
+        end_round = partial(self._store.end_round, report, cohort, update_records(report, reported))
         if not changed:
             await asyncio.to_thread(end_round)
             if report.purpose == "train":
@@ -525,7 +548,9 @@ class Federation:
         model = asyncio.create_task(asyncio.to_thread(self._store.write_model, components, report.round))
         published = await asyncio.to_thread(self._publish_model, self._engine.round + 1, components)
         digests = {scope: one.digest for scope, one in published.components.items()}
-        self._writing = asyncio.create_task(self._write(model, partial(end_round, digests), self._best_rounds(report)))
+        writing = self._write(model, partial(end_round, digests), self._measured.best_rounds())
+        self._writing = asyncio.create_task(writing)
+        self._writing.add_done_callback(lambda _: self._wake.set())  # `_step` looks what came of it
         if not self._store.writes_behind:
             await self._until_written()
         self._model.install(changed)
@@ -541,50 +566,6 @@ class Federation:
         """Wait for the last commit to be on disk. Whoever waits may be cancelled, the commit isn't."""
         if self._writing is not None:
             await asyncio.shield(self._writing)
-
-    def _best_rounds(self, newest: RoundReport) -> set[int]:
-        """The rounds whose models were the best of a task."""
-        results = task_results(self._specs, [*self.reports, newest])
-        return {result.best_round for result in results.values() if result.best_round is not None}
-
-    def _update_records(self, report: RoundReport) -> list[UpdateRecord]:
-        """What became of every update of the round, for the history."""
-        reported = [
-            UpdateRecord(
-                round=report.round,
-                client_id=transfer.claim.client_id,
-                task=transfer.claim.task,
-                base_round=transfer.claim.base_round,
-                update_id=transfer.claim.update_id,
-                kind=transfer.claim.kind,
-                num_examples=transfer.claim.num_examples,
-                num_bytes=transfer.staged.num_bytes,
-                received_metrics=transfer.claim.received_metrics,
-                trained_metrics=transfer.claim.trained_metrics,
-                outcome="discarded" if report.failed else "counted",
-                reason="the round lacked its quorum" if report.failed else "",
-            )
-            for transfer in self._reported
-        ]
-        refused = [
-            UpdateRecord(
-                round=report.round,
-                client_id=one.client_id,
-                task=one.task,
-                base_round=0,
-                update_id="",
-                kind="",
-                num_examples=0,
-                num_bytes=0,
-                received_metrics={},
-                trained_metrics={},
-                outcome="refused",
-                code=one.code,
-                reason=one.reason,
-            )
-            for one in report.refused
-        ]
-        return reported + refused
 
     def _publish_model(self, round_: int, components: Mapping[str, Component] | None = None) -> PublishedModel:
         before = self._published if components else None
@@ -617,22 +598,13 @@ class Federation:
         return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good})
 
     def _report(self, aggregate: Aggregate, aggregation_s: float, *, failed: bool) -> RoundReport:
-        engine, facts = self._engine, self._facts
-        self._facts = _RoundFacts()  # what comes from now on belongs to the next report
-        changed = aggregate.components.keys()
-        return RoundReport(
-            round=engine.round,
-            purpose=engine.purpose,
-            opened_at_unix_ms=facts.opened_at_unix_ms,
-            duration_s=self._clock() - engine.opened_at,
-            components=component_reports(aggregate),
-            tasks=task_reports(self._model.tasks, engine.cohort.values(), aggregate, engine.round),
-            missing_clients=[member.client_id for member in engine.cohort.values() if not member.reported],
-            refused=list(facts.refused),
-            num_refused=facts.num_refused,
-            bytes_received=facts.bytes_received,
-            bytes_sent=facts.bytes_sent,
-            unchanged_tasks=[task for task in self._model.tasks if self._model.scopes_for(task)[-1] not in changed],
+        facts, self._facts = self._facts, RoundFacts()  # what comes from now on belongs to the next report
+        return round_report(
+            facts,
+            self._engine,
+            aggregate,
+            {task: self._model.scopes_for(task)[-1] for task in self._model.tasks},
+            duration_s=self._clock() - self._engine.opened_at,
             aggregation_s=aggregation_s,
             failed=failed,
         )
@@ -657,7 +629,7 @@ class Federation:
             self._engine.leave(watcher.client_id, self._clock())
             self._log.info("client.left", client_id=watcher.client_id, task=watcher.task)
         if self._engine.phase is Phase.FINISHED:
-            self._untold.discard(watcher.client_id)
+            self._untold.pop(watcher.client_id, None)
         self._wake.set()
 
     def _publish(self, kind: EventKind, report: RoundReport | None = None) -> None:
@@ -704,37 +676,3 @@ class Federation:
             text = self._engine.waiting_for(self._clock())
             if text:
                 self._log.info("round.waiting", **self._title(), waiting_for=text)
-
-    def _log_commit(self, report: RoundReport) -> None:
-        title = self._title()
-        if report.failed:
-            return
-        for component in report.components:
-            self._log.info(
-                "component.averaged",
-                **title,
-                scope=component.scope,
-                tensors=component.num_tensors,
-                clients=len(component.contributions),
-            )
-        for task in report.tasks:
-            self._log.info(
-                "task.reported",
-                **title,
-                task=task.task,
-                updates=task.num_updates,
-                examples=task.num_examples,
-                encoder_share=task.encoder_share,
-                received=dict(task.received_metrics),
-                trained=dict(task.trained_metrics),
-            )
-        self._log.info(
-            "round.committed",
-            **title,
-            seconds=report.duration_s,
-            bytes_in=report.bytes_received,
-            bytes_out=report.bytes_sent,
-            missing=list(report.missing_clients),
-            refused=report.num_refused,
-            heads_unchanged=list(report.unchanged_tasks),
-        )

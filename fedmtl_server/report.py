@@ -44,6 +44,11 @@ class RefusedUpdate:
     task: str
     code: str
     reason: str
+    # What it said of itself, as far as that could be read.
+    update_id: str = ""
+    base_round: int = 0
+    kind: str = ""
+    num_examples: int = 0
 
 
 @dataclass(frozen=True)

@@ -41,18 +41,38 @@ class TaskResult:
         }
 
 
-def task_results(specs: Iterable[TaskSpec], reports: Iterable[RoundReport]) -> dict[str, TaskResult]:
-    """Every task's main metric by round, from the reports of the rounds that measured it.
+class Measurements:
+    """What is remembered of the rounds' reports for as long as the run lasts: how well each task does.
 
-    A round's clients evaluate the model they receive, which is the one that the round before committed.
+    Args:
+        specs: the tasks.
     """
-    metric_of = {spec.name: spec.main_metric for spec in specs}
-    by_round: dict[str, dict[int, float]] = {task: {} for task in metric_of}
-    for report in reports:
-        for task in (task for task in report.tasks if task.task in metric_of):
-            if metric_of[task.task] in task.received_metrics:
-                by_round[task.task][report.round - 1] = task.received_metrics[metric_of[task.task]]
-    return {task: TaskResult(metric, by_round[task]) for task, metric in metric_of.items()}
+
+    def __init__(self, specs: Iterable[TaskSpec]):
+        self._metric_of = {spec.name: spec.main_metric for spec in specs}
+        self.by_round: dict[str, dict[int, float]] = {task: {} for task in self._metric_of}
+        """By task, its main metric by the number of the model measured."""
+        self.last: dict[str, Mapping[str, float]] = {}
+        """By task, all its metrics, of the newest model measured."""
+
+    def add(self, report: RoundReport) -> None:
+        """Take in what a round measured.
+
+        Its clients evaluate the model they receive, which is the one that the round before committed.
+        """
+        for task in (task for task in report.tasks if task.task in self._metric_of and task.received_metrics):
+            self.last[task.task] = task.received_metrics
+            metric = self._metric_of[task.task]
+            if metric in task.received_metrics:
+                self.by_round[task.task][report.round - 1] = task.received_metrics[metric]
+
+    def results(self) -> dict[str, TaskResult]:
+        """Every task's main metric by round."""
+        return {task: TaskResult(metric, dict(self.by_round[task])) for task, metric in self._metric_of.items()}
+
+    def best_rounds(self) -> set[int]:
+        """The rounds whose models were the best of a task."""
+        return {result.best_round for result in self.results().values() if result.best_round is not None}
 
 
 def plot(results: Mapping[str, TaskResult], path: Path) -> None:

@@ -14,6 +14,7 @@ from enum import Enum
 
 from fedmtl_core.config import MissingQuorum
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
+from fedmtl_core.identifiers import name_some
 from fedmtl_core.plan import Purpose, UpdateKind
 from fedmtl_server.cohorts import CohortRule
 
@@ -176,16 +177,24 @@ class RoundEngine:
         self._present[client_id] = task
         self._not_waited_for.discard(task)
         member = self._cohort.get(client_id)
-        if member is not None and member.task == task:
+        if member is None:
+            if self.phase is Phase.OPEN and self.asynchronous:
+                self._cohort[client_id] = Member(client_id, task)
+        elif member.task == task:
             member.expected_until = None
-        if member is None and self.phase is Phase.OPEN and self.asynchronous:
-            self._cohort[client_id] = Member(client_id, task)
+        else:
+            self._miss(member, now)  # another process has its id; that one's turn is the next round
 
     def leave(self, client_id: str, now: float) -> None:
         """A client has disconnected."""
         self._present.pop(client_id, None)
         if client_id in self._cohort:
-            self._cohort[client_id].expected_until = now + self.rules.rejoin_grace_s
+            self._miss(self._cohort[client_id], now)
+
+    def _miss(self, member: Member, now: float) -> None:
+        """Give a member that is gone the time to come back, from when it went."""
+        if member.expected_until is None:
+            member.expected_until = now + self.rules.rejoin_grace_s
 
     def counted_in(self, claim: UpdateClaim) -> int | None:
         """The round in which this very update already counts, or None."""
@@ -224,9 +233,7 @@ class RoundEngine:
             )
 
     def _check_base(self, claim: UpdateClaim) -> None:
-        # The next round's model goes out a moment before this one is dealt with.
-        newest = self.round + 1 if self.phase is Phase.AGGREGATING else self.round
-        if not self.oldest_base_round <= claim.base_round <= newest:
+        if not self.oldest_base_round <= claim.base_round <= self.round:
             raise StaleRoundError(self._stale_text(claim))
         # Whoever has been counted starts anew, from that round's model or a later one. So what started before has
         # been counted already, or is overtaken; only the last update of each client has to be remembered.
@@ -312,20 +319,10 @@ class RoundEngine:
 
     def next_wakeup(self, now: float) -> float | None:
         """Seconds until `advance` may have something to do without anything else happening; None for never."""
-        moments: list[float] = []
-        if self.phase is Phase.WAITING and self._waits_only_so_long and (self._present or self.purpose == "evaluate"):
-            moments = [self._waiting_since + self.rules.quorum_timeout_s]
+        moment = self._waits_until if self.phase is Phase.WAITING else None
         if self.phase is Phase.OPEN:
-            for member in self._unreported():
-                deadline = self._deadline_of(member.task)
-                moments += [deadline, self._last_deadline_of(member.task)]
-                if member.expected_until is not None:
-                    moments.append(member.expected_until)
-                if member.last_progress is not None:
-                    moments.append(member.last_progress + self.rules.transfer_timeout_s)
-            moments.append(self.deadline)
-        ahead = [moment - now for moment in moments if moment > now]
-        return min(ahead, default=None)
+            moment = self._closes_at()
+        return moment - now if moment is not None and moment > now else None
 
     @property
     def deadline(self) -> float:
@@ -340,7 +337,7 @@ class RoundEngine:
     def missing_quorum(self) -> dict[str, int]:
         """By task, how many updates the round in progress lacks for its quorum, where its cohort could have had it."""
         members = Counter(member.task for member in self._cohort.values())
-        have = Counter(member.task for member in self._cohort.values() if member.reported)
+        have = self._reported()
         return {
             task: needed - have[task]
             for task, needed in self.rules.min_clients.items()
@@ -349,29 +346,22 @@ class RoundEngine:
 
     def waiting_for(self, now: float) -> str:
         """What the run is waiting for, for people: `1 more qqp client, 40 s left`. Empty when for nothing."""
+        until, text = None, ""
         if self.phase is Phase.WAITING:
             needs = [f"{n} more {task} client{'s' if n > 1 else ''}" for task, n in self._lacking().items()]
-            text = ", ".join(needs) or ("" if self._present else "a client")
-            if text and self._waits_only_so_long and self._present:
-                text += f", {max(0, self._waiting_since + self.rules.quorum_timeout_s - now):.0f} s left"
-            return text
-        if self.phase is Phase.OPEN:
-            missing = [f"{member.client_id} ({member.task})" for member in self._unreported()]
-            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            return f"{self._needed()} updates: {shown}, {max(0, self.deadline - now):.0f} s left"
-        return ""
-
-    def _needed(self) -> str:
-        missing = len(self._unreported())
-        if self.asynchronous:
-            have = len(self._cohort) - missing
-            return f"{max(0, self.asynchronous.buffer_size - have)} of {self.asynchronous.buffer_size}"
-        return f"{missing} of {len(self._cohort)}"
+            until, text = self._waits_until, ", ".join(needs) or ("" if self._present else "a client")
+        elif self.phase is Phase.OPEN and (awaited := self._awaited()):
+            needed, goal = self._needed()
+            names = name_some([f"{member.client_id} ({member.task})" for member in awaited])
+            until, text = self._closes_at(), f"{needed} of {goal} updates: {names}"
+        return f"{text}, {max(0, until - now):.0f} s left" if text and until is not None else text
 
     @property
-    def _waits_only_so_long(self) -> bool:
-        """The first round waits for its quorum without end."""
-        return self.round > 1
+    def _waits_until(self) -> float | None:
+        """When the run goes on without a quorum; None for never. The first round waits for its own without end."""
+        if self.round > 1 and (self._present or self.purpose == "evaluate"):
+            return self._waiting_since + self.rules.quorum_timeout_s
+        return None
 
     def _lacking(self) -> dict[str, int]:
         """By task, how many clients the quorum still needs."""
@@ -383,10 +373,9 @@ class RoundEngine:
         }
 
     def _may_open(self, now: float) -> bool:
-        in_vain = self._waits_only_so_long and now >= self._waiting_since + self.rules.quorum_timeout_s
-        if not self._present:  # a run whose training is done ends all the same, without a last evaluation
-            return in_vain and self.purpose == "evaluate"
-        return in_vain or not self._lacking()
+        if self._waits_until is not None and now >= self._waits_until:
+            return True  # a run whose training is done ends with nobody there, without a last evaluation
+        return bool(self._present) and not self._lacking()
 
     def _open(self, now: float) -> Step:
         # A task that was waited for in vain isn't waited for again until one of its clients comes.
@@ -400,22 +389,49 @@ class RoundEngine:
         return Step.OPENED
 
     def _may_close(self, now: float) -> bool:
-        if self._has_enough():
-            return True
+        return self._has_enough() or now >= self._closes_at()
+
+    def _closes_at(self) -> float:
+        """When the open round closes, or is extended, if nothing more arrives."""
         if self._insists and self.missing_quorum():
-            return now >= self.deadline and not any(self._is_moving(member, now) for member in self._unreported())
-        return all(self._is_given_up(member, now) for member in self._unreported())
+            moments = [self.deadline, *(self._moves_until(member) for member in self._unreported())]
+        else:
+            moments = [self._awaited_until(member) for member in self._awaited()]
+        return max(moments, default=self.opened_at)
 
     def _has_enough(self) -> bool:
         """Whether there is nothing to wait for, even if somebody may still report."""
-        reported = Counter(member.task for member in self._cohort.values() if member.reported)
         if self.asynchronous:
-            return reported.total() >= self.asynchronous.buffer_size
-        if self.purpose == "evaluate":
-            return not self._unreported()
+            return self._reported().total() >= self.asynchronous.buffer_size
+        return self._needed()[0] == 0
+
+    def _needed(self) -> tuple[int, int]:
+        """How many updates the open round still waits for, and of how many."""
+        reported = self._reported()
+        if self.asynchronous:
+            goal = min(self.asynchronous.buffer_size, len(self._cohort))
+            return max(0, goal - reported.total()), goal
+        goals = self._goals()
+        return sum(max(0, goal - reported[task]) for task, goal in goals.items()), sum(goals.values())
+
+    def _awaited(self) -> list[Member]:
+        """The members of whom an update is needed."""
+        if self.asynchronous:
+            return self._unreported()
+        reported, goals = self._reported(), self._goals()
+        return [member for member in self._unreported() if reported[member.task] < goals[member.task]]
+
+    def _goals(self) -> dict[str, int]:
+        """By task, how many updates are enough; to evaluate, everybody's."""
         members = Counter(member.task for member in self._cohort.values())
+        if self.purpose == "evaluate":
+            return members
         rule, min_clients = self.rules.cohort, self.rules.min_clients
-        return all(reported[task] >= rule.goal(count, min_clients.get(task, 0)) for task, count in members.items())
+        return {task: rule.goal(count, min_clients.get(task, 0)) for task, count in members.items()}
+
+    def _reported(self) -> Counter[str]:
+        """Updates by task."""
+        return Counter(member.task for member in self._cohort.values() if member.reported)
 
     def _close(self, now: float) -> Step:
         reported = any(member.reported for member in self._cohort.values())
@@ -446,15 +462,18 @@ class RoundEngine:
         """When a task's clients are no longer waited for, whatever is moving."""
         return self._deadline_of(task) + self.rules.task_deadline_s.get(task, self.rules.deadline_s)
 
-    def _is_given_up(self, member: Member, now: float) -> bool:
-        gone = member.expected_until is not None and now >= member.expected_until
-        late = now >= self._deadline_of(member.task)
-        return (gone or late) and not self._is_moving(member, now)
+    def _awaited_until(self, member: Member) -> float:
+        """When a member is no longer waited for: it is gone or late, and no upload of it is moving."""
+        due = self._deadline_of(member.task)
+        if member.expected_until is not None:
+            due = min(due, member.expected_until)
+        return max(due, self._moves_until(member))
 
-    def _is_moving(self, member: Member, now: float) -> bool:
-        """Whether the member's upload made progress of late, and may still."""
-        moving = member.last_progress is not None and now < member.last_progress + self.rules.transfer_timeout_s
-        return moving and now < self._last_deadline_of(member.task)
+    def _moves_until(self, member: Member) -> float:
+        """Until when a member's upload counts as moving, without any more progress."""
+        if member.last_progress is None:
+            return self.opened_at
+        return min(member.last_progress + self.rules.transfer_timeout_s, self._last_deadline_of(member.task))
 
     def _unreported(self) -> list[Member]:
         return [member for member in self._cohort.values() if not member.reported]

@@ -196,6 +196,8 @@ class Server:
         )
 
     def _write_results(self, results: dict[str, TaskResult]) -> None:
+        if self.store.is_over():  # they are there
+            return
         plot(results, self.store.run_dir / "metrics.png")
         self.store.write_results({task: result.to_dict() for task, result in results.items()})
 

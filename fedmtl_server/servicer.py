@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, NoReturn
 
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
+from google.protobuf.message import DecodeError, Message
 
 from fedmtl_core.chunks import ChunkedBytes
-from fedmtl_core.errors import InvalidRequestError, RequestError, UnavailableError
+from fedmtl_core.errors import InvalidRequestError, RequestError, ServerFaultError, UnavailableError
 from fedmtl_core.formats import Compression
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.logs import Logger, get_logger
 from fedmtl_core.status import status_of
 from fedmtl_core.wire import (
     PURPOSE_TO_PROTO,
+    UPDATE_KIND_FROM_PROTO,
     component_to_proto,
     compression_from_proto,
     encoding_from_proto,
@@ -52,18 +54,17 @@ class FederatedMtlServicer:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Register the RPCs. A response may be given as bytes, serialised already; an upload comes as bytes."""
+        unary, stream, upload = (
+            grpc.unary_unary_rpc_method_handler,
+            grpc.unary_stream_rpc_method_handler,
+            grpc.stream_unary_rpc_method_handler,
+        )
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "GetSlice": grpc.unary_stream_rpc_method_handler(self.GetSlice, pb.GetSliceRequest.FromString, _serialised),
-            "PushUpdate": grpc.stream_unary_rpc_method_handler(self.PushUpdate, None, _serialised),
-            "QueryUpload": grpc.unary_unary_rpc_method_handler(
-                self.QueryUpload, pb.QueryUploadRequest.FromString, _serialised
-            ),
-            "WatchRounds": grpc.unary_stream_rpc_method_handler(
-                self.WatchRounds, pb.WatchRoundsRequest.FromString, _serialised
-            ),
-            "GetStatus": grpc.unary_unary_rpc_method_handler(
-                self.GetStatus, pb.GetStatusRequest.FromString, _serialised
-            ),
+            "GetSlice": stream(_answering(self.GetSlice, pb.GetSliceRequest), None, _serialised),
+            "PushUpdate": upload(_answering(self.PushUpdate), None, _serialised),
+            "QueryUpload": unary(_answering(self.QueryUpload, pb.QueryUploadRequest), None, _serialised),
+            "WatchRounds": stream(_answering(self.WatchRounds, pb.WatchRoundsRequest), None, _serialised),
+            "GetStatus": unary(_answering(self.GetStatus, pb.GetStatusRequest), None, _serialised),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
@@ -105,13 +106,9 @@ class FederatedMtlServicer:
             try:
                 receipt = await upload.receive()
             except RequestError as error:
-                header = upload.header
-                self._federation.note_refusal(
-                    RefusedUpdate(header.client_id[:64], header.task[:64], status_of(error).name, _text(error))
-                )
-                await _abort(
-                    context, error, log, "update.refused", client_id=header.client_id[:64], task=header.task[:64]
-                )
+                refused = _refused(upload.header, error)
+                self._federation.note_refusal(refused)
+                await _abort(context, error, log, "update.refused", client_id=refused.client_id, task=refused.task)
         log.info(
             "update.duplicate" if receipt.duplicate else "update.accepted",
             client_id=upload.header.client_id,
@@ -139,14 +136,14 @@ class FederatedMtlServicer:
             components=[pb.StagedComponent(scope=scope, num_bytes=size) for scope, size in offsets.items()]
         )
 
-    async def WatchRounds(self, request: pb.WatchRoundsRequest, context: Context) -> AsyncIterator[bytes]:
+    async def WatchRounds(self, request: pb.WatchRoundsRequest, context: Context) -> None:
         log = get_logger(rpc="WatchRounds")
         try:
             self._federation.require_run(request.run_id)
             self._require_watcher(request)
             async with aclosing(self._federation.watch(request.client_id, request.task)) as events:
                 async for event in events:
-                    yield self._event(event)
+                    await context.write(self._event(event))
         except RequestError as error:
             await _abort(context, error, log, "watch.ended", client_id=request.client_id[:64], task=request.task[:64])
 
@@ -230,6 +227,56 @@ def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:
     return held
 
 
+def _answering(
+    method: Callable[[Any, Context], Awaitable[Any]], request_type: type[Message] | None = None
+) -> Callable[[Any, Context], Awaitable[Any]]:
+    """An RPC that ends with a code of the contract, whatever happens.
+
+    Args:
+        method: the RPC.
+        request_type: what it takes; None for the stream of bytes as it comes.
+    """
+
+    async def answer(request: Any, context: Context) -> Any:
+        log = get_logger(rpc=method.__name__)
+        try:
+            try:
+                return await method(_parsed(request, request_type) if request_type else request, context)
+            except (grpc.aio.AbortError, grpc.aio.InternalError):
+                raise
+            except RequestError as error:
+                await _abort(context, error, log, "request.refused")
+            except Exception:
+                log.exception("rpc.failed")
+                fault = ServerFaultError("the server has failed; its log says at what")
+                await context.abort(status_of(fault), str(fault))
+        except grpc.aio.InternalError:  # the connection is gone, and nobody there to be told
+            raise asyncio.CancelledError from None
+
+    return answer
+
+
+def _parsed(data: bytes, message_type: type[Message]) -> Message:
+    try:
+        return message_type.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequestError(f"the request is no {message_type.__name__}: {error}") from None
+
+
+def _refused(header: pb.UpdateHeader, error: RequestError) -> RefusedUpdate:
+    """A refused update as far as its header is known, which may say anything."""
+    return RefusedUpdate(
+        client_id=header.client_id[:64],
+        task=header.task[:64],
+        code=status_of(error).name,
+        reason=_text(error),
+        update_id=header.update_id[:64],
+        base_round=header.base_round,
+        kind=UPDATE_KIND_FROM_PROTO.get(header.kind, ""),
+        num_examples=header.num_examples,
+    )
+
+
 def _serialised(message: Any) -> bytes:
     if isinstance(message, bytes):
         return message
@@ -242,7 +289,7 @@ def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
     """Write a log line for a client that goes away in mid-stream, which ends the handler from outside."""
     try:
         yield
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, grpc.aio.InternalError):
         log.info("update.abandoned", client_id=upload.header.client_id[:64], task=upload.header.task[:64])
         raise
 

@@ -49,12 +49,17 @@ class Status:
     uptime_s: float
 
 
-def task_statuses(tasks: Sequence[str], engine: RoundEngine, reports: Sequence[RoundReport]) -> list[TaskStatus]:
-    """Every task at this moment."""
+def task_statuses(
+    tasks: Sequence[str], engine: RoundEngine, last_metrics: Mapping[str, Mapping[str, float]]
+) -> list[TaskStatus]:
+    """Every task at this moment.
+
+    Args:
+        tasks: the run's.
+        engine: where it stands.
+        last_metrics: by task, those of the newest model that was measured.
+    """
     members, present = engine.cohort.values(), engine.present.values()
-    last_metrics = {
-        task.task: task.received_metrics for report in reports for task in report.tasks if task.received_metrics
-    }
     return [
         TaskStatus(
             task=task,

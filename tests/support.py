@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from fedmtl_core.config import Config
 from fedmtl_core.tasks import PRESETS, TaskSpec
+from fedmtl_server.history import FILE_NAME, History
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.report import RoundReport
 from fedmtl_server.server import Server
 
 TASKS = ("sst2", "qqp", "stsb", "mrpc")
@@ -286,6 +288,16 @@ def chunk_messages(data: Mapping[str, bytes], size: int = 1_000_000) -> list[pb.
         for scope, whole in data.items()
         for offset in range(0, len(whole), size)
     ]
+
+
+def reports_of(run_dir: Path) -> list[RoundReport]:
+    """The reports of a run's rounds, of which the server remembers no more than the last."""
+    history = History.open(run_dir / FILE_NAME, create=False)
+    try:
+        rounds = history.rounds(history.runs()[0].run_id)
+    finally:
+        history.close()
+    return [RoundReport.from_dict(one.report) for one in rounds if one.report is not None]
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

@@ -14,9 +14,18 @@ from structlog.testing import capture_logs
 from fedmtl_client.api import FederationApi
 from fedmtl_core.chunks import MAX_CHUNK_BYTES
 from fedmtl_core.encodings import decode, encode
-from fedmtl_core.errors import InvalidRequestError, StaleRoundError, UnavailableError, UnknownTaskError
+from fedmtl_core.errors import InvalidRequestError, StaleRoundError, StoreError, UnavailableError, UnknownTaskError
 from fedmtl_core.wire import EncodedComponent, EncodedLayout
-from tests.support import CuttingProxy, OddEncoder, WideEncoder, eventually, model_bytes, serving, tiny_model
+from tests.support import (
+    CuttingProxy,
+    OddEncoder,
+    WideEncoder,
+    eventually,
+    model_bytes,
+    serving,
+    tiny_model,
+    watching,
+)
 
 PATIENT_S = 120.0
 """Several cuts within one chunk are so many attempts in vain, each with a longer wait before it."""
@@ -139,16 +148,37 @@ async def test_an_upload_cut_20_times_goes_on_where_it_stopped_and_counts_once(e
                 )
                 receipt = await asyncio.to_thread(api.push_update, header, encoded)
                 assert receipt.outcome == pb.OUTCOME_ACCEPTED
-                await eventually(lambda: len(server.federation.reports) == 1)
+                await eventually(lambda: server.federation.last_report is not None)
             await asyncio.to_thread(watch.join, 10)
     assert proxy.num_cut == 20
-    report = server.federation.reports[0]
+    report = server.federation.last_report
     assert report.bytes_received == total  # no chunk came whole twice
     assert [part.client_id for part in report.components[0].contributions] == ["a"]
     for delta, one in zip(deltas, encoded, strict=True):  # the model plus what came through, which is itself
         expected = decode(delta.layout, encoding, one.data)
         expected.add(before[delta.scope])
         assert torch.equal(model.components[delta.scope].buffer, expected.buffer)
+
+
+async def test_a_server_that_takes_no_update_is_asked_less_and_less_often_and_given_up_on(tmp_path, monkeypatch):
+    """It answers, though only that it can't: its disk is full, say."""
+
+    def away(*_):
+        raise StoreError("the database is away")
+
+    async with serving(tmp_path, tiny_model("sst2")) as server, watching(server, a="sst2") as clients:
+        await clients["a"].until(pb.ROUND_EVENT_KIND_OPENED)
+        header, data = await clients["a"].get_slice()
+        monkeypatch.setattr(server.store, "has_counted", away)
+        monkeypatch.setattr("fedmtl_client.api.random.uniform", lambda low, high: high)
+        update = clients["a"].update(header, data, components=[])[0].header
+        encoded = [EncodedComponent.exact(component) for component in server.federation.model.components.values()]
+        with capture_logs() as logs, api_of(server.address, reconnect_s=1.0) as api, pytest.raises(UnavailableError):
+            await asyncio.to_thread(api.push_update, update, encoded)
+    waits = [line["next_try_s"] for line in logs if line["event"] == "server.away"]
+    assert waits == sorted(waits)
+    assert waits[0] < waits[-1]
+    assert len(waits) < 10
 
 
 async def test_damaged_bytes_are_fetched_again(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from fedmtl_core.errors import ClientReplacedError, UnavailableError
 from fedmtl_core.modeling import TOY_MODEL
 from fedmtl_core.tasks import PRESETS
 from fedmtl_server.model import MTLServerModel
-from tests.support import WireClient, eventually, serving
+from tests.support import WireClient, eventually, reports_of, serving
 
 SST2 = PRESETS["sst2"]
 CONFIG = Config.model_validate(
@@ -45,7 +45,7 @@ def real_api(address, reconnect_s=20.0) -> FederationApi:
 async def test_a_session_takes_part_in_every_round_and_ends_with_the_run(tmp_path):
     async with serving(tmp_path, toy_model(), num_rounds=2) as server:
         await asyncio.to_thread(session_of(real_api(server.address)).run)
-        reports = server.federation.reports
+    reports = reports_of(tmp_path)
     assert [report.tasks[0].num_updates for report in reports] == [1, 1, 1]
     assert reports[0].tasks[0].num_examples == 64
     assert reports[0].tasks[0].received_metrics.keys() == {"accuracy", "loss"}
@@ -67,17 +67,34 @@ async def test_a_session_goes_on_with_a_new_run_where_the_old_one_was(tmp_path):
     async with serving(tmp_path / "1", toy_model(), num_rounds=50) as server:
         port = int(server.address.rpartition(":")[2])
         running = asyncio.create_task(asyncio.to_thread(session_of(real_api(server.address)).run))
-        await eventually(lambda: len(server.federation.reports) > 0)
+        await eventually(lambda: server.federation.last_report is not None)
     async with serving(tmp_path / "2", toy_model(), num_rounds=2, port=port) as server:
         async with asyncio.timeout(60):
             await running
-        assert [report.tasks[0].num_updates for report in server.federation.reports] == [1, 1, 1]
+        assert [report.tasks[0].num_updates for report in reports_of(tmp_path / "2")] == [1, 1, 1]
+
+
+async def test_a_session_works_again_on_a_round_whose_updates_the_server_lost_with_its_memory(tmp_path):
+    memory = {"sections": {"store": {"durability": "memory"}}}
+    async with serving(tmp_path, toy_model(), num_rounds=1, min_clients=2, **memory) as server:
+        port = int(server.address.rpartition(":")[2])
+        async with WireClient(server, "b", "sst2") as other:
+            await other.watch()
+            running = asyncio.create_task(asyncio.to_thread(session_of(real_api(server.address)).run))
+            clients = server.federation.status
+            await eventually(lambda: [one.reported for one in clients().clients if one.client_id == "a"] == [True])
+    async with serving(
+        tmp_path, toy_model(), port=port, num_rounds=1, min_clients=2, quorum_timeout_s=2.0, **memory
+    ) as server:
+        async with asyncio.timeout(60):
+            await running
+        assert [report.tasks[0].num_updates for report in reports_of(tmp_path)] == [1, 1]
 
 
 async def test_a_session_gives_up_on_a_server_that_stays_away(tmp_path):
     async with serving(tmp_path, toy_model(), num_rounds=50) as server:
         running = asyncio.create_task(asyncio.to_thread(session_of(real_api(server.address, reconnect_s=0.5)).run))
-        await eventually(lambda: len(server.federation.reports) > 0)
+        await eventually(lambda: server.federation.last_report is not None)
     with pytest.raises(UnavailableError):
         async with asyncio.timeout(60):
             await running
@@ -128,18 +145,37 @@ def finished():
     return event(pb.ROUND_EVENT_KIND_FINISHED, 3)
 
 
-def test_a_round_that_opens_again_for_one_who_has_reported_is_not_worked_on_twice():
+def test_an_event_that_waited_while_its_update_was_counted_is_not_worked_on_again():
     def script(api):
         yield opened()
+        api.fetched.wait(20)
+        yield opened()  # as after a short disconnect
         api.updated.wait(20)
         api.updated.clear()
-        yield opened()  # as after a short disconnect, from before the update was counted
         api.updated.wait(1)
         yield finished()
 
     api = ScriptedApi(script)
-    session_of(api).run()
+    session_of(api, rows=500).run()
     assert [update.base_round for update in api.updates] == [1]
+
+
+def test_a_round_that_the_server_holds_again_is_worked_on_again():
+    """It has lost the update, with its memory or with a damaged checkpoint."""
+
+    def script(api):
+        yield opened()
+        api.updated.wait(20)
+        api.updated.clear()
+        yield event(pb.ROUND_EVENT_KIND_COMMITTED, 1)
+        yield event(pb.ROUND_EVENT_KIND_WAITING, 1)
+        yield opened()
+        api.updated.wait(20)
+        yield finished()
+
+    api = ScriptedApi(script)
+    session_of(api).run()
+    assert [update.base_round for update in api.updates] == [1, 1]
 
 
 @pytest.mark.parametrize("fields", [{"in_cohort": False}, {"reported": True}])

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, StoreError
 from fedmtl_server.history import FILE_NAME, History
 from fedmtl_server.server import Server
+from fedmtl_server.spool import Spool
 from tests.support import TinyEncoder, WireClient, eventually, full_of, model_bytes, serving, tiny_model, watching
 
 OPENED, COMMITTED, FINISHED = (
@@ -92,7 +94,7 @@ async def test_between_two_rounds_the_model_is_that_of_the_last_commit(tmp_path)
         async with watching(server, a="sst2") as clients:
             header, data = await clients["a"].get_slice()
             assert (header.round, data) == (3, committed)
-            assert [report.round for report in server.federation.reports] == [1, 2]
+            assert server.federation.last_report.round == 2
 
 
 async def test_a_metric_that_was_acknowledged_survives_too_and_then_the_run_is_over(tmp_path):
@@ -110,7 +112,7 @@ async def test_a_metric_that_was_acknowledged_survives_too_and_then_the_run_is_o
             header, _ = await clients["b"].get_slice()
             await clients["b"].push(clients["b"].update(header, {}, received_metrics={"accuracy": 0.5}, **METRICS))
             await clients["b"].until(FINISHED)
-        await eventually((tmp_path / "results.json").exists)
+        await server.run_task
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["sst2"]["last"], results["qqp"]["last"]) == (0.75, 0.5)
     assert history_of(tmp_path)[0].state == "finished"
@@ -207,3 +209,45 @@ async def test_clients_have_the_time_to_come_back_after_a_restart(tmp_path):
             header, data = await client.get_slice()
             await client.push(client.update(header, data))
             await client.until(COMMITTED, 1)
+
+
+async def test_an_update_given_up_while_it_was_written_does_not_count_after_a_restart(tmp_path, monkeypatch):
+    """Its stream was cut, and its client, started again, was counted with another."""
+    written, go_on, write = threading.Event(), threading.Event(), Spool.write
+
+    def slow(*arguments):
+        path = write(*arguments)
+        written.set()
+        go_on.wait(10)
+        return path
+
+    rules = {"num_rounds": 9, "min_clients": 1, "buffer_size": 2, "mode": "async"}
+    delta = {"kind": pb.UPDATE_KIND_DELTA}
+    async with (
+        serving(tmp_path, tiny_model("sst2"), **rules) as server,
+        watching(server, a="sst2", b="sst2") as clients,
+    ):
+        a, b = clients["a"], clients["b"]
+        await a.until(OPENED)
+        header, data = await a.get_slice(round=1)
+        monkeypatch.setattr(Spool, "write", slow)
+        cut = asyncio.ensure_future(a.push(a.update(header, full_of(data, 100), update_id="cut", **delta)))
+        await asyncio.to_thread(written.wait, 10)
+        cut.cancel()
+        await asyncio.gather(cut, return_exceptions=True)
+        monkeypatch.setattr(Spool, "write", write)
+        await a.push(a.update(header, full_of(data, 1), update_id="a1", **delta))
+        go_on.set()
+        await b.push(b.update(header, full_of(data, 1), update_id="b1", **delta))
+        await a.until(OPENED, 2)
+    async with (
+        serving(tmp_path, tiny_model("sst2"), **rules) as server,
+        watching(server, a="sst2", b="sst2") as clients,
+    ):
+        assert [one.client_id for one in server.federation.status().clients if one.reported] == []
+        for client in clients.values():
+            header, data = await client.get_slice(round=2)
+            await client.push(client.update(header, full_of(data, 1), update_id=f"{client.client_id}2", **delta))
+        await clients["a"].until(COMMITTED, 2)
+    _, _, updates = history_of(tmp_path)
+    assert [(one.round, one.update_id) for one in updates] == [(1, "a1"), (1, "b1"), (2, "a2"), (2, "b2")]

@@ -5,7 +5,7 @@ import pytest
 from fedmtl_core.tasks import PRESETS
 from fedmtl_server.aggregator import Aggregate, Contribution
 from fedmtl_server.report import RoundReport, task_reports
-from fedmtl_server.results import plot, task_results
+from fedmtl_server.results import Measurements, plot
 from fedmtl_server.rounds import Member, UpdateClaim
 
 
@@ -19,6 +19,13 @@ def report(round_, **accuracy) -> RoundReport:
     cohort = [member(task, task, 1, 1, value, base_round=round_) for task, value in accuracy.items()]
     tasks = task_reports(["sst2", "qqp"], cohort, Aggregate(), round_)
     return RoundReport(round_, "train", 0, 1.0, [], tasks, [], [], 0, 0, 0, [])
+
+
+def measured(*reports, tasks=("sst2", "qqp")) -> Measurements:
+    measurements = Measurements([PRESETS[task] for task in tasks])
+    for one in reports:
+        measurements.add(one)
+    return measurements
 
 
 def test_a_tasks_metric_is_weighted_by_what_its_clients_evaluated_on():
@@ -48,17 +55,22 @@ def test_a_tasks_share_of_the_encoder_is_the_sum_of_its_clients():
 
 def test_results_are_before_the_first_after_the_last_and_the_best():
     reports = [report(1, sst2=0.5, qqp=0.4), report(2, sst2=0.9, qqp=0.6), report(3, sst2=0.8, qqp=0.7)]
-    results = task_results([PRESETS["sst2"], PRESETS["qqp"]], reports)
+    measurements = measured(*reports)
+    results = measurements.results()
     assert results["sst2"].by_round == {0: 0.5, 1: 0.9, 2: 0.8}
     assert (results["sst2"].first, results["sst2"].last, results["sst2"].best_round) == (0.5, 0.8, 1)
     assert results["qqp"].to_dict()["best"] == 0.7
+    assert measurements.best_rounds() == {1, 2}
+    assert measurements.last == {"sst2": {"accuracy": 0.8}, "qqp": {"accuracy": 0.7}}
 
 
 def test_a_task_that_was_never_measured_has_no_results():
-    result = task_results([PRESETS["stsb"]], [])["stsb"]
+    measurements = measured(report(1, sst2=0.5), tasks=["stsb"])
+    result = measurements.results()["stsb"]
+    assert (measurements.best_rounds(), measurements.last) == (set(), {})
     assert (result.first, result.last, result.best_round, result.to_dict()["best"]) == (None, None, None, None)
 
 
 def test_the_plot_is_a_png(tmp_path):
-    plot(task_results([PRESETS["sst2"]], [report(1, sst2=0.5), report(2, sst2=0.9)]), tmp_path / "m.png")
+    plot(measured(report(1, sst2=0.5), report(2, sst2=0.9)).results(), tmp_path / "m.png")
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")

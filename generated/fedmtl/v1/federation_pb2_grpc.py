@@ -38,7 +38,8 @@ class FederatedMtlServiceStub:
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
-    * `UNAVAILABLE`: the server is stopping, or the transfer stalled. Come back.
+    * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
+    * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
     """
 
     def __init__(self, channel):
@@ -87,7 +88,8 @@ class FederatedMtlServiceServicer:
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
-    * `UNAVAILABLE`: the server is stopping, or the transfer stalled. Come back.
+    * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
+    * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
     """
 
     def GetSlice(self, request, context):
@@ -142,8 +144,8 @@ class FederatedMtlServiceServicer:
         * `DATA_LOSS`: a chunk contradicts its checksum.
         * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
         * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
-        update, a `start_offset` isn't what the server has staged, the client opened another upload, or the server
-        is stopping.
+        update, the run's history can't be read just now, a `start_offset` isn't what the server has staged, the client
+        opened another upload, or the server is stopping.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -234,7 +236,8 @@ class FederatedMtlService:
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
-    * `UNAVAILABLE`: the server is stopping, or the transfer stalled. Come back.
+    * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
+    * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
     """
 
     @staticmethod

@@ -61,7 +61,8 @@ class FederatedMtlServiceStub:
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
-    * `UNAVAILABLE`: the server is stopping, or the transfer stalled. Come back.
+    * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
+    * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
     """
 
     @_typing.overload
@@ -116,8 +117,8 @@ class FederatedMtlServiceStub:
     * `DATA_LOSS`: a chunk contradicts its checksum.
     * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
     * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
-      update, a `start_offset` isn't what the server has staged, the client opened another upload, or the server
-      is stopping.
+      update, the run's history can't be read just now, a `start_offset` isn't what the server has staged, the client
+      opened another upload, or the server is stopping.
     """
     QueryUpload: _grpc.UnaryUnaryMultiCallable[_federation_pb2.QueryUploadRequest, _federation_pb2.QueryUploadResponse]
     """Says how much of an upload that broke has arrived, so that a retry can begin there.
@@ -157,7 +158,8 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
-    * `UNAVAILABLE`: the server is stopping, or the transfer stalled. Come back.
+    * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
+    * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -209,8 +211,8 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     * `DATA_LOSS`: a chunk contradicts its checksum.
     * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
     * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
-      update, a `start_offset` isn't what the server has staged, the client opened another upload, or the server
-      is stopping.
+      update, the run's history can't be read just now, a `start_offset` isn't what the server has staged, the client
+      opened another upload, or the server is stopping.
     """
     QueryUpload: _aio.UnaryUnaryMultiCallable[_federation_pb2.QueryUploadRequest, _federation_pb2.QueryUploadResponse]  # type: ignore[assignment]
     """Says how much of an upload that broke has arrived, so that a retry can begin there.
@@ -249,7 +251,8 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
-    * `UNAVAILABLE`: the server is stopping, or the transfer stalled. Come back.
+    * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
+    * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
     """
 
     @_abc_1.abstractmethod
@@ -311,8 +314,8 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         * `DATA_LOSS`: a chunk contradicts its checksum.
         * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
         * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
-          update, a `start_offset` isn't what the server has staged, the client opened another upload, or the server
-          is stopping.
+          update, the run's history can't be read just now, a `start_offset` isn't what the server has staged, the client
+          opened another upload, or the server is stopping.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,150 @@
+"""What is written down of a round: gathered while it lasts, and then its report, the history's records, the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fedmtl_core.identifiers import name_some
+from fedmtl_core.logs import Logger
+from fedmtl_server.aggregator import Aggregate
+from fedmtl_server.history import UpdateRecord
+from fedmtl_server.report import RefusedUpdate, RoundReport, component_reports, task_reports
+from fedmtl_server.rounds import RoundEngine, UpdateClaim
+
+MAX_REFUSALS_REPORTED = 100
+
+
+@dataclass
+class RoundFacts:
+    """What is gathered while a round lasts."""
+
+    opened_at_unix_ms: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    refused: list[RefusedUpdate] = field(default_factory=list)
+    """The first of them."""
+    num_refused: int = 0
+
+    def note_refusal(self, refusal: RefusedUpdate) -> None:
+        self.num_refused += 1
+        if len(self.refused) < MAX_REFUSALS_REPORTED:
+            self.refused.append(refusal)
+
+
+def round_report(
+    facts: RoundFacts,
+    engine: RoundEngine,
+    aggregate: Aggregate,
+    heads: Mapping[str, str],
+    *,
+    duration_s: float,
+    aggregation_s: float,
+    failed: bool,
+) -> RoundReport:
+    """The report of a round that has closed.
+
+    Args:
+        facts: what was gathered.
+        engine: which still has the round's cohort.
+        aggregate: what came of it.
+        heads: the scope of each task's head.
+        duration_s: from its opening to now.
+        aggregation_s: how much of that its average took.
+        failed: whether it was given up.
+    """
+    members = engine.cohort.values()
+    return RoundReport(
+        round=engine.round,
+        purpose=engine.purpose,
+        opened_at_unix_ms=facts.opened_at_unix_ms,
+        duration_s=duration_s,
+        components=component_reports(aggregate),
+        tasks=task_reports(heads, members, aggregate, engine.round),
+        missing_clients=[member.client_id for member in members if not member.reported],
+        refused=list(facts.refused),
+        num_refused=facts.num_refused,
+        bytes_received=facts.bytes_received,
+        bytes_sent=facts.bytes_sent,
+        unchanged_tasks=[task for task, scope in heads.items() if scope not in aggregate.components],
+        aggregation_s=aggregation_s,
+        failed=failed,
+    )
+
+
+def update_records(report: RoundReport, reported: Iterable[tuple[UpdateClaim, int]]) -> list[UpdateRecord]:
+    """What became of every update of a round, for the history.
+
+    Args:
+        report: the round's.
+        reported: those that were acknowledged, and their encoded bytes.
+    """
+    acknowledged = [
+        UpdateRecord(
+            round=report.round,
+            client_id=claim.client_id,
+            task=claim.task,
+            base_round=claim.base_round,
+            update_id=claim.update_id,
+            kind=claim.kind,
+            num_examples=claim.num_examples,
+            num_bytes=num_bytes,
+            received_metrics=claim.received_metrics,
+            trained_metrics=claim.trained_metrics,
+            outcome="discarded" if report.failed else "counted",
+            reason="the round lacked its quorum" if report.failed else "",
+        )
+        for claim, num_bytes in reported
+    ]
+    refused = [
+        UpdateRecord(
+            round=report.round,
+            client_id=one.client_id,
+            task=one.task,
+            base_round=one.base_round,
+            update_id=one.update_id,
+            kind=one.kind,
+            num_examples=one.num_examples,
+            num_bytes=0,
+            received_metrics={},
+            trained_metrics={},
+            outcome="refused",
+            code=one.code,
+            reason=one.reason,
+        )
+        for one in report.refused
+    ]
+    return acknowledged + refused
+
+
+def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> None:
+    """Tell the log of a round that was committed."""
+    for component in report.components:
+        log.info(
+            "component.averaged",
+            **title,
+            scope=component.scope,
+            tensors=component.num_tensors,
+            clients=len(component.contributions),
+        )
+    for task in report.tasks:
+        log.info(
+            "task.reported",
+            **title,
+            task=task.task,
+            updates=task.num_updates,
+            examples=task.num_examples,
+            encoder_share=task.encoder_share,
+            received=dict(task.received_metrics),
+            trained=dict(task.trained_metrics),
+        )
+    log.info(
+        "round.committed",
+        **title,
+        seconds=report.duration_s,
+        bytes_in=report.bytes_received,
+        bytes_out=report.bytes_sent,
+        missing=name_some(report.missing_clients),
+        refused=report.num_refused,
+        heads_unchanged=list(report.unchanged_tasks),
+    )
