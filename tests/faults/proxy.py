@@ -117,16 +117,15 @@ class FaultyProxy:
                 return
             resets.callback(_reset, server_writer)
             self.counts["connections"] += 1
-            budget = _Budget(draw.randint(*faults.cut_after) if self._may_cut(faults) else None)
+            left = draw.randint(*faults.cut_after) if faults.cut_after and self._may_cut(faults) else None
+            fate = _Fate(faults, draw, left)
             tee = await self._duplicate(faults, draw)
             pipes = [
-                asyncio.ensure_future(self._pipe(reader, server_writer, faults, draw, budget, "bytes_up", tee)),
-                asyncio.ensure_future(self._pipe(server_reader, writer, faults, draw, budget, "bytes_down")),
+                asyncio.ensure_future(self._pipe(reader, server_writer, fate, "bytes_up", tee)),
+                asyncio.ensure_future(self._pipe(server_reader, writer, fate, "bytes_down")),
             ]
             try:
                 await asyncio.wait(pipes, return_when=asyncio.FIRST_COMPLETED)
-                if budget.is_spent and self._may_cut(faults):
-                    self.counts["cut"] += 1
             finally:
                 for pipe in pipes:
                     pipe.cancel()
@@ -135,7 +134,23 @@ class FaultyProxy:
                     tee.drop()
 
     def _may_cut(self, faults: Faults) -> bool:
-        return faults.cut_after is not None and (faults.max_cuts is None or self.counts["cut"] < faults.max_cuts)
+        return faults.max_cuts is None or self.counts["cut"] < faults.max_cuts
+
+    def _take(self, data: bytes, fate: _Fate) -> bytes:
+        """As much of some bytes as their connection lives to pass on.
+
+        The cut is settled and counted here, before a byte is held back. If that were asked again later, another
+        connection might have been the last that may be cut, and this one would go on with bytes missing.
+        """
+        if fate.left is not None and len(data) >= fate.left:
+            if self._may_cut(fate.faults):
+                self.counts["cut"] += 1
+            else:
+                fate.left = None
+        if fate.left is not None:
+            data = data[: fate.left]
+            fate.left -= len(data)
+        return data
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, _, port = self.target.rpartition(":")
@@ -155,16 +170,17 @@ class FaultyProxy:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        faults: Faults,
-        draw: random.Random,
-        budget: _Budget,
+        fate: _Fate,
         counter: str,
         tee: _Duplicate | None = None,
     ) -> None:
+        faults = fate.faults
         with contextlib.suppress(OSError):
             while data := await reader.read(READ_BYTES):
-                data = budget.take(data) if self._may_cut(faults) else data
-                wait_s = draw.uniform(0, faults.delay_s) if faults.delay_s else 0.0
+                if fate.is_cut:  # the other direction is about to end a connection that is cut
+                    continue
+                data = self._take(data, fate)
+                wait_s = fate.draw.uniform(0, faults.delay_s) if faults.delay_s else 0.0
                 wait_s += len(data) / faults.bytes_per_s if faults.bytes_per_s else 0.0
                 if wait_s:
                     await asyncio.sleep(wait_s)
@@ -173,27 +189,22 @@ class FaultyProxy:
                 await writer.drain()
                 if tee:
                     tee.pass_on(data)
-                if budget.is_spent and self._may_cut(faults):
+                if fate.is_cut:
                     return
 
 
 @dataclass
-class _Budget:
-    """How many bytes a connection still lives for."""
+class _Fate:
+    """What is in store for one connection."""
 
+    faults: Faults
+    draw: random.Random
     left: int | None
+    """Bytes that it lives for; None for ever."""
 
     @property
-    def is_spent(self) -> bool:
+    def is_cut(self) -> bool:
         return self.left == 0
-
-    def take(self, data: bytes) -> bytes:
-        """As much of some bytes as it lives to pass on."""
-        if self.left is None:
-            return data
-        data = data[: self.left]
-        self.left -= len(data)
-        return data
 
 
 class _Duplicate:
