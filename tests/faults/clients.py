@@ -22,7 +22,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -115,6 +115,7 @@ class DeterministicClient:
         self._pace = pace
         self._holdings = Holdings()
         self._counted: set[tuple[str, int]] = set()
+        self._given_up = False
         self._events: queue.SimpleQueue[pb.WatchRoundsResponse | Exception] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -126,11 +127,18 @@ class DeterministicClient:
                 if event.kind == pb.ROUND_EVENT_KIND_OPENED and self._is_wanted(event):
                     self._take_part(event)
         except Exception as error:
-            self._say("client.failed", reason=repr(error))  # at once: the others' threads go on
+            if not self._given_up:
+                self._say("client.failed", reason=repr(error))
             raise
         finally:
             self._api.close()
             watcher.join(30)
+
+    def give_up(self, reason: str) -> None:
+        """Have `run` end with an error, if it hasn't ended."""
+        self._given_up = True
+        self._events.put(RuntimeError(reason))
+        self._api.close()
 
     def _watch(self) -> None:
         while True:
@@ -198,7 +206,7 @@ class DeterministicClient:
 def run_clients(
     address: str, ledger: Path, cohort: Mapping[str, str], *, seed: int = 0, pace: Path | None = None
 ) -> None:
-    """Run clients to the end of the run, each in a thread.
+    """Run clients to the end of the run, each in a thread. Without one of them there is none: all fail with the first.
 
     Args:
         address: the server's.
@@ -210,7 +218,12 @@ def run_clients(
     book = Ledger(ledger)
     clients = [DeterministicClient(address, *member, book, Pace(pace, seed)) for member in cohort.items()]
     with ThreadPoolExecutor(len(clients)) as pool:
-        list(pool.map(DeterministicClient.run, clients))
+        try:
+            for run in as_completed([pool.submit(client.run) for client in clients]):
+                run.result()
+        finally:
+            for client in clients:
+                client.give_up("another client failed")
     book.close()
 
 
