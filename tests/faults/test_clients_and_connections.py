@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -99,7 +98,6 @@ async def test_a_client_that_stalls_in_its_upload_keeps_neither_the_round_nor_th
         assert [one.code for one in event.report.refused] == ["UNAVAILABLE"]
 
 
-@pytest.mark.skipif(os.environ.get("FEDMTL_FAULTS") != "long", reason="part of the long form, FEDMTL_FAULTS=long")
 @pytest.mark.parametrize(
     "faults",
     [
