@@ -37,9 +37,27 @@ from fedmtl_core.wire import (
     plan_from_proto,
 )
 
+
+def keepalive(silence_s: float, timeout_s: float) -> dict[str, int]:
+    """Options of a channel that gives a connection up if nothing is heard of the server.
+
+    The first two are not enough: gRPC waits a minute for the answer to a ping, however short the keepalive's timeout;
+    and a client that only listens, as one that watches does, would ping twice and then once a minute.
+
+    Args:
+        silence_s: how long to hear nothing before the server is asked for a sign of life.
+        timeout_s: how long to wait for that.
+    """
+    return {
+        "grpc.keepalive_time_ms": round(silence_s * 1000),
+        "grpc.keepalive_timeout_ms": round(timeout_s * 1000),
+        "grpc.http2.ping_timeout_ms": round(timeout_s * 1000),
+        "grpc.http2.max_pings_without_data": 0,
+    }
+
+
 CHANNEL_OPTIONS: Mapping[str, int] = {
-    "grpc.keepalive_time_ms": 20_000,
-    "grpc.keepalive_timeout_ms": 10_000,
+    **keepalive(20.0, 10.0),
     "grpc.initial_reconnect_backoff_ms": 200,
     "grpc.max_reconnect_backoff_ms": 5_000,
 }

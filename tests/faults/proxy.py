@@ -1,4 +1,4 @@
-"""A TCP proxy that does to connections what networks do: slow them, cut them, refuse them, try them twice."""
+"""A TCP proxy that does to connections what networks do: slow, cut, refuse and forget them, or try them twice."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class FaultyProxy:
         """What was done: `connections`, `cut`, `refused`, `duplicated`, `unreachable`, `bytes_up`, `bytes_down`."""
         self._random = random.Random(seed)
         self._refuse_until = 0.0
+        self._dark = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty-proxy", daemon=True)
         self._connections: set[asyncio.Task[None]] = set()
@@ -76,6 +77,11 @@ class FaultyProxy:
     def refuse(self, seconds: float) -> None:
         """Reset every new connection for a while."""
         self._refuse_until = time.monotonic() + seconds
+
+    def go_dark(self) -> None:
+        """Pass nothing on any more over the connections that there are, and tell neither end. New ones work."""
+        dark, self._dark = self._dark, threading.Event()
+        dark.set()
 
     def cut_all(self) -> None:
         """Reset the connections that there are."""
@@ -118,7 +124,7 @@ class FaultyProxy:
             resets.callback(_reset, server_writer)
             self.counts["connections"] += 1
             left = draw.randint(*faults.cut_after) if faults.cut_after and self._may_cut(faults) else None
-            fate = _Fate(faults, draw, left)
+            fate = _Fate(faults, draw, left, self._dark)
             tee = await self._duplicate(faults, draw)
             pipes = [
                 asyncio.ensure_future(self._pipe(reader, server_writer, fate, "bytes_up", tee)),
@@ -177,7 +183,7 @@ class FaultyProxy:
         faults = fate.faults
         with contextlib.suppress(OSError):
             while data := await reader.read(READ_BYTES):
-                if fate.is_cut:  # the other direction is about to end a connection that is cut
+                if fate.dark.is_set() or fate.is_cut:  # the other direction is about to end a connection that is cut
                     continue
                 data = self._take(data, fate)
                 wait_s = fate.draw.uniform(0, faults.delay_s) if faults.delay_s else 0.0
@@ -201,6 +207,8 @@ class _Fate:
     draw: random.Random
     left: int | None
     """Bytes that it lives for; None for ever."""
+    dark: threading.Event
+    """Set once nothing is passed on any more."""
 
     @property
     def is_cut(self) -> bool:

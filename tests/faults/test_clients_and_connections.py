@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import grpc
 import pytest
 from fedmtl.v1 import federation_pb2 as pb
 
+from fedmtl_client.api import FederationApi, keepalive
 from fedmtl_server.server import Server
 from tests.faults.clients import run_clients
 from tests.faults.harness import (
@@ -121,3 +123,27 @@ async def test_connections_that_break_anywhere_change_nothing_in_the_model(
             assert proxy.counts["duplicated"] > 0 or not faults.duplicate_share
     accounts(tmp_path / "run", [ledger]).require_exact(FEW_ROUNDS)
     require_same_bits(checkpoint(tmp_path / "run", FEW_ROUNDS), undisturbed.after(FEW_ROUNDS))
+
+
+async def test_a_client_that_only_watches_notices_that_its_connection_is_dead_and_watches_again(tmp_path: Path) -> None:
+    """Nothing comes over it any more, and nothing says so: a host that lost power, a gateway that forgot."""
+    events: list[pb.WatchRoundsResponse] = []
+    async with serving(tmp_path, tiny_model("sst2"), min_clients=2) as server:
+        with FaultyProxy(server.address) as proxy:
+            api = FederationApi(
+                proxy.address,
+                client_id="a",
+                task="sst2",
+                channel_options={**keepalive(1.0, 3.0), "grpc.use_local_subchannel_pool": 1},
+            )
+            watcher = threading.Thread(target=lambda: events.extend(api.watch()), daemon=True)
+            watcher.start()
+            try:
+                await eventually(lambda: bool(events))
+                await asyncio.sleep(4)  # and a few pings
+                seen = len(events)
+                proxy.go_dark()
+                await asyncio.to_thread(wait_until, lambda: len(events) > seen, within_s=20)
+            finally:
+                api.close()
+                watcher.join(10)
