@@ -23,6 +23,7 @@ from fedmtl_client.downloads import Download, Holdings
 from fedmtl_core.chunks import Chunk, ChunkedBytes, read_message
 from fedmtl_core.errors import ChecksumError, MalformedStreamError, RequestError, UnavailableError
 from fedmtl_core.formats import Compression, Encoding
+from fedmtl_core.keepalive import keepalive
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
@@ -36,25 +37,6 @@ from fedmtl_core.wire import (
     encoding_to_proto,
     plan_from_proto,
 )
-
-
-def keepalive(silence_s: float, timeout_s: float) -> dict[str, int]:
-    """Options of a channel that gives a connection up if nothing is heard of the server.
-
-    The first two are not enough: gRPC waits a minute for the answer to a ping, however short the keepalive's timeout;
-    and a client that only listens, as one that watches does, would ping twice and then once a minute.
-
-    Args:
-        silence_s: how long to hear nothing before the server is asked for a sign of life.
-        timeout_s: how long to wait for that.
-    """
-    return {
-        "grpc.keepalive_time_ms": round(silence_s * 1000),
-        "grpc.keepalive_timeout_ms": round(timeout_s * 1000),
-        "grpc.http2.ping_timeout_ms": round(timeout_s * 1000),
-        "grpc.http2.max_pings_without_data": 0,
-    }
-
 
 CHANNEL_OPTIONS: Mapping[str, int] = {
     **keepalive(20.0, 10.0),

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, FedMTLError
+from fedmtl_core.keepalive import keepalive
 from fedmtl_core.logs import get_logger
 from fedmtl_server.aggregator import MTLAggregator
 from fedmtl_server.buffers import BufferPool
@@ -32,16 +33,14 @@ from fedmtl_server.store import RunStore, held_run
 GRACE_S = 5.0
 """How long calls in progress may take to end when the server stops."""
 
-_OPTIONS = [
+_OPTIONS = {
     # gRPC keeps what a connection read into; with hundreds of them that is most of the memory.
-    ("grpc.experimental.tcp_max_read_buffer_size", 128 * 1024),
-    ("grpc.so_reuseport", 0),  # a port in use is an error, not a second server behind it
-    # A client that vanished without a word is noticed, and gone, within half a minute.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.max_ping_strikes", 0),
-]
+    "grpc.experimental.tcp_max_read_buffer_size": 128 * 1024,
+    "grpc.so_reuseport": 0,  # a port in use is an error, not a second server behind it
+    **keepalive(20.0, 10.0),  # a client that vanished without a word is noticed, and gone, within half a minute
+    "grpc.http2.min_ping_interval_without_data_ms": 10_000,
+    "grpc.http2.max_ping_strikes": 0,
+}
 
 
 class Interrupted(Exception):
@@ -100,7 +99,7 @@ class Server:
             FedMTLError: the address can't be listened on; nothing is left behind then.
             StoreError: the run's folder can't be made, read or locked.
         """
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(options=list(_OPTIONS.items()))
         self._listen()
         await asyncio.to_thread(self._open_store)
         FederatedMtlServicer(self.federation).add_to(self._server)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 from collections.abc import AsyncIterator
@@ -12,8 +13,10 @@ import grpc
 import pytest
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_client.api import FederationApi, keepalive
-from fedmtl_server.server import Server
+from fedmtl_client.api import FederationApi
+from fedmtl_core.errors import UnavailableError
+from fedmtl_core.keepalive import keepalive
+from fedmtl_server.server import _OPTIONS, Server
 from tests.faults.clients import run_clients
 from tests.faults.harness import (
     COHORT,
@@ -144,6 +147,35 @@ async def test_a_client_that_only_watches_notices_that_its_connection_is_dead_an
                 seen = len(events)
                 proxy.go_dark()
                 await asyncio.to_thread(wait_until, lambda: len(events) > seen, within_s=20)
+            finally:
+                api.close()
+                watcher.join(10)
+
+
+async def test_a_client_whose_connection_is_dead_is_missed_within_the_keepalive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after gRPC's own minute."""
+
+    def is_there() -> bool:
+        return any(one.connected for one in server.federation.status().clients)
+
+    def watch(api: FederationApi) -> None:
+        with contextlib.suppress(UnavailableError):  # it is closed
+            list(api.watch())
+
+    monkeypatch.setattr("fedmtl_server.server._OPTIONS", _OPTIONS | keepalive(1.0, 3.0))
+    async with serving(tmp_path, tiny_model("sst2"), min_clients=2) as server:
+        with FaultyProxy(server.address) as proxy:
+            silent = {"grpc.keepalive_time_ms": 2**31 - 1, "grpc.use_local_subchannel_pool": 1}
+            api = FederationApi(proxy.address, client_id="a", task="sst2", channel_options=silent)
+            watcher = threading.Thread(target=lambda: watch(api), daemon=True)
+            watcher.start()
+            try:
+                await eventually(is_there)
+                await asyncio.sleep(4)  # and a few pings
+                proxy.go_dark()
+                await asyncio.to_thread(wait_until, lambda: not is_there(), within_s=20)
             finally:
                 api.close()
                 watcher.join(10)
