@@ -10,11 +10,11 @@ PROTOS    := $(shell find protos -name '*.proto')
 GENERATED := generated/fedmtl/v1/federation_pb2.py
 PROTOC     = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$$scratch \
   --pyi_out=$$scratch --grpc_python_out=$$scratch --mypy_grpc_out=quiet:$$scratch $(PROTOS)
-PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local benchmarks
+PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install proto proto-check proto-lint lint format settings test faults demo real bench bench-encodings \
-  bench-scale clean
+.PHONY: help install proto proto-check proto-lint lint audit format settings test fuzz faults demo real bench bench-encodings \
+  bench-scale bench-hostile clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -45,10 +45,16 @@ proto-lint: ## Lint protos/ with buf (STANDARD); needs npm.
 	$(BUF) lint
 	$(BUF) format --diff --exit-code
 
-lint: $(STAMP) ## Run ruff and mypy.
+lint: $(STAMP) ## Run ruff, mypy and bandit; with FEDMTL_AUDIT=1 the audit too.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(PACKAGES)
+	@if [ -n "$$FEDMTL_AUDIT" ]; then $(BIN)/python -m tools.audit; \
+	  else echo "audit: skipped: 'make audit' asks the registry about every dependency; FEDMTL_AUDIT=1 has lint do so"; fi
+
+audit: $(STAMP) ## Ask whether the pinned dependencies have known vulnerabilities; needs the network.
+	$(BIN)/python -m tools.audit
 
 format: $(STAMP) ## Format the Python code.
 	$(BIN)/ruff check --fix .
@@ -65,6 +71,10 @@ test: $(STAMP) ## Run the tests.
 faults: $(STAMP) ## Kill a server 100 times, and the other faults in their long form; a quarter of an hour.
 	FEDMTL_FAULTS=long $(BIN)/python -m pytest tests/faults
 
+fuzz: $(STAMP) ## Look for inputs and orders of calls that do harm; ten minutes.
+	$(BIN)/python -m tests.fuzz --seconds 400
+	FEDMTL_FUZZ=long $(BIN)/python -m pytest tests/fuzz -k "not half_a_minute"
+
 demo: $(STAMP) proto ## Train three tasks on built-in data: one server, three clients, on this machine.
 	$(BIN)/fedmtl-local --config configs/demo.yaml
 
@@ -79,6 +89,9 @@ bench-encodings: $(STAMP) ## Compare the wire encodings over whole demos, 5 seed
 
 bench-scale: $(STAMP) ## Measure rounds of 1,000 small and of 200 larger clients on one server.
 	$(BIN)/python -m benchmarks.scale
+
+bench-hostile: $(STAMP) ## Measure rounds of honest clients with and without 50 hostile ones.
+	$(BIN)/python -m benchmarks.hostile
 
 clean: ## Remove what was built; runs/ stays.
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

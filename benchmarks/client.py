@@ -20,6 +20,7 @@ from benchmarks.processes import serve_commands
 from fedmtl_client.api import FederationApi, Slice
 from fedmtl_client.downloads import Holdings
 from fedmtl_client.synchronizer import ClientModelSynchronizer
+from fedmtl_core import logs
 from fedmtl_core.allocator import keep_freed_blocks
 from fedmtl_core.layout import Component
 from fedmtl_core.modeling import MultiTaskModel, load_encoder
@@ -106,6 +107,7 @@ def _model(folder: str, task: str) -> MultiTaskModel:
 
 def main(address: str, tasks: str, first: str, folder: str) -> None:
     keep_freed_blocks()
+    logs.configure()  # to standard error; answers go to standard output
     clients = [
         Client(address, task, int(first) + i, None if folder == "-" else _model(folder, task))
         for i, task in enumerate(tasks.split(","))

@@ -94,8 +94,17 @@ def cpu_seconds(pid: int) -> float:
 
 def peak_rss(pid: int) -> int:
     """The most memory a process has had resident, in bytes."""
+    return _memory(pid, "VmHWM")
+
+
+def rss(pid: int) -> int:
+    """The memory a process has resident, in bytes."""
+    return _memory(pid, "VmRSS")
+
+
+def _memory(pid: int, what: str) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(what))) * 1024
 
 
 def loopback_bytes() -> int:

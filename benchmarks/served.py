@@ -83,6 +83,10 @@ class Served:
         return self._process.pid
 
     @property
+    def address(self) -> str:
+        return self._address
+
+    @property
     def payload_bytes(self) -> int:
         """Of one client's slice."""
         status = self._api.get_status().model

@@ -16,12 +16,21 @@ from typing import Any, TypeVar
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 from fedmtl.v1 import federation_pb2_grpc as pb_grpc
-from tenacity import RetryCallState, Retrying, retry_if_exception_type
+from tenacity import RetryCallState, Retrying, retry_if_exception
 from tenacity.nap import sleep_using_event
 
+from fedmtl_client.credentials import Credentials, why_unreachable
 from fedmtl_client.downloads import Download, Holdings
 from fedmtl_core.chunks import Chunk, ChunkedBytes, read_message
-from fedmtl_core.errors import ChecksumError, MalformedStreamError, RequestError, UnavailableError
+from fedmtl_core.details import retry_after_s
+from fedmtl_core.errors import (
+    ChecksumError,
+    LimitExceededError,
+    MalformedStreamError,
+    RequestError,
+    UnavailableError,
+    UntrustedServerError,
+)
 from fedmtl_core.formats import Compression, Encoding
 from fedmtl_core.keepalive import keepalive
 from fedmtl_core.layout import Component
@@ -77,6 +86,11 @@ class FederationApi:
         reconnect_s: how long a call keeps trying while the server is away.
         compression: how chunks may be compressed, in both directions.
         channel_options: options of the gRPC channel, besides or instead of `CHANNEL_OPTIONS`.
+        credentials: what the client shows, and what the server has to show.
+        renew: asked after every failure for other credentials, if there are any by now.
+
+    Raises:
+        ConfigError: the server is on another machine, and the connection wouldn't be encrypted.
     """
 
     def __init__(
@@ -88,29 +102,37 @@ class FederationApi:
         reconnect_s: float = 300.0,
         compression: Compression = "none",
         channel_options: Mapping[str, int] | None = None,
+        credentials: Credentials | None = None,
+        renew: Callable[[], Credentials | None] = lambda: None,
     ):
         self.address = address
         self.client_id = client_id
         self.task = task
         self._reconnect_s = reconnect_s
-        options = {**CHANNEL_OPTIONS, **(channel_options or {})}
-        self._channel = grpc.insecure_channel(address, options=list(options.items()))
+        self._options = {**CHANNEL_OPTIONS, **(channel_options or {})}
+        self._renew = renew
+        self._channels: list[grpc.Channel] = []
+        self._open_channel(credentials or Credentials())
         self._compression = compression
-        self._stub = pb_grpc.FederatedMtlServiceStub(self._channel)
-        self._get_slice: Callable[[pb.GetSliceRequest], Iterator[bytes]] = self._channel.unary_stream(
-            f"/{_SERVICE}/GetSlice", pb.GetSliceRequest.SerializeToString, None
-        )
-        self._push_update: Any = self._channel.stream_unary(
-            f"/{_SERVICE}/PushUpdate", None, pb.PushUpdateResponse.FromString
-        )
         self._closed = threading.Event()
         self._last_contact = 0.0
+        self._was_reached = False
         self._log = get_logger()
 
     def close(self) -> None:
         """End every call in progress."""
         self._closed.set()
-        self._channel.close()
+        for channel in self._channels:
+            channel.close()
+
+    def _open_channel(self, credentials: Credentials) -> None:
+        """Make every call from now on over a new channel; those in progress go on over theirs."""
+        channel = credentials.channel(self.address, self._options)
+        self._channels.append(channel)
+        self._metadata = credentials.metadata
+        self._stub = pb_grpc.FederatedMtlServiceStub(channel)
+        self._get_slice: Any = channel.unary_stream(f"/{_SERVICE}/GetSlice", pb.GetSliceRequest.SerializeToString, None)
+        self._push_update: Any = channel.stream_unary(f"/{_SERVICE}/PushUpdate", None, pb.PushUpdateResponse.FromString)
 
     def watch(self) -> Iterator[pb.WatchRoundsResponse]:
         """The run's events for as long as the run lasts, over however many connections.
@@ -124,9 +146,11 @@ class FederationApi:
             yield first
             try:
                 yield from stream
-            except UnavailableError as error:
+            except (UnavailableError, LimitExceededError) as error:
                 if self._closed.is_set():
                     return
+                if not self._may_pass(error):
+                    raise
                 self._log.warning("server.lost", address=self.address, reason=str(error))
 
     def get_slice(
@@ -206,9 +230,9 @@ class FederationApi:
                 self._continue(whole)
             is_retry = True
             ready: Future[Any] = Future()
-            call = self._push_update.future(self._messages(whole, chunked, ready))
+            call = self._push_update.future(self._messages(whole, chunked, ready), metadata=self._metadata)
             ready.set_result(call)
-            receipt: pb.PushUpdateResponse = _call(call.result)
+            receipt: pb.PushUpdateResponse = self._call(call.result)
             return receipt
 
         return self._patiently(attempt, should_stop)
@@ -216,7 +240,8 @@ class FederationApi:
     def _continue(self, header: pb.UpdateHeader) -> None:
         """Have an update's components start where the server's staged bytes end."""
         request = pb.QueryUploadRequest(run_id=header.run_id, client_id=header.client_id, update_id=header.update_id)
-        staged = {one.scope: one.num_bytes for one in _call(lambda: self._stub.QueryUpload(request)).components}
+        answer = self._call(lambda: self._stub.QueryUpload(request, metadata=self._metadata))
+        staged = {one.scope: one.num_bytes for one in answer.components}
         for component in header.components:
             component.start_offset = staged.get(component.scope, 0)
 
@@ -233,11 +258,12 @@ class FederationApi:
 
     def get_status(self) -> pb.GetStatusResponse:
         """Where the run stands."""
-        return self._patiently(lambda: _call(lambda: self._stub.GetStatus(pb.GetStatusRequest())))
+        request = pb.GetStatusRequest()
+        return self._patiently(lambda: self._call(lambda: self._stub.GetStatus(request, metadata=self._metadata)))
 
     def _open_watch(self) -> tuple[Iterator[pb.WatchRoundsResponse], pb.WatchRoundsResponse]:
         request = pb.WatchRoundsRequest(client_id=self.client_id, task=self.task)
-        stream = _translated(self._stub.WatchRounds(request))
+        stream = self._translated(self._stub.WatchRounds(request, metadata=self._metadata))
         first = next(stream, None)
         if first is None:
             raise UnavailableError("the server ended the stream without an event")
@@ -246,7 +272,7 @@ class FederationApi:
     def _download(self, request: pb.GetSliceRequest, download: Download) -> tuple[pb.SliceHeader, dict[str, Component]]:
         del request.held[:]
         request.held.extend(download.held())
-        stream = _translated(self._get_slice(request))
+        stream: Iterator[bytes] = self._translated(self._get_slice(request, metadata=self._metadata))
         first = next(stream, b"")
         opening = read_message(first, pb.GetSliceResponse)
         if isinstance(opening, Chunk) or opening.WhichOneof("part") != "header":
@@ -263,14 +289,17 @@ class FederationApi:
     def _patiently(self, attempt: Callable[[], _T], should_stop: Callable[[], bool] = lambda: False) -> _T:
         """Call until the server answers, with exponential backoff and jitter in between.
 
-        It gives up when nothing was heard of the server for `reconnect_s`, however long the call went well before; and
-        it is quick to try again where the last attempt went well for a while.
+        A server that says when to come back is asked no sooner. It gives up when nothing was heard of the server for
+        `reconnect_s`, however long the call went well before; and it is quick to try again where the last attempt went
+        well for a while.
         """
         began = time.monotonic()
         last_contact, in_vain = self._last_contact, 0
 
-        def wait_s(_: RetryCallState) -> float:
+        def wait_s(state: RetryCallState) -> float:
             nonlocal last_contact, in_vain
+            if (asked_s := _retry_after_s(state)) is not None:
+                return asked_s * random.uniform(1, 1.5)  # not all at once
             in_vain = in_vain + 1 if self._last_contact == last_contact else 0
             last_contact = self._last_contact
             return random.uniform(0, min(MAX_WAIT_S, FIRST_WAIT_S * 2**in_vain))
@@ -280,7 +309,7 @@ class FederationApi:
             return away_s >= self._reconnect_s or self._closed.is_set() or should_stop()
 
         retrying = Retrying(
-            retry=retry_if_exception_type((UnavailableError, ChecksumError)),
+            retry=retry_if_exception(self._may_pass),
             wait=wait_s,
             stop=give_up,
             sleep=sleep_using_event(self._closed),
@@ -297,9 +326,48 @@ class FederationApi:
                 raise
             raise UnavailableError("the connection is closed") from None
 
+    def _may_pass(self, error: BaseException) -> bool:
+        """Whether it is worth to try again: a server that was trusted once may be so again, with a new certificate."""
+        if isinstance(error, UntrustedServerError):
+            return self._was_reached
+        if isinstance(error, LimitExceededError):
+            return error.retry_after_s is not None
+        return isinstance(error, UnavailableError | ChecksumError)
+
+    def _translated(self, stream: Iterator[_T]) -> Iterator[_T]:
+        """A stream's messages, its failure as one of FedMTL's errors."""
+        try:
+            for message in stream:
+                self._was_reached = True
+                yield message
+        except grpc.RpcError as error:
+            raise self._error_of(error) from None
+
+    def _call(self, call: Callable[[], _T]) -> _T:
+        try:
+            answer = call()
+        except grpc.RpcError as error:
+            raise self._error_of(error) from None
+        except grpc.FutureCancelledError:
+            raise UnavailableError("the call was cancelled") from None
+        self._was_reached = True
+        return answer
+
+    def _error_of(self, error: Any) -> RequestError:
+        details = error.details() or ""
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            return why_unreachable(self.address, details)
+        failure = error_from_status(error.code(), details)
+        if isinstance(failure, LimitExceededError):
+            failure.retry_after_s = retry_after_s(error.trailing_metadata())
+        return failure
+
     def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if not self._closed.is_set():
+            renewed = self._renew()
+            if renewed is not None:
+                self._open_channel(renewed)
             self._log.info(
                 "server.away",
                 address=self.address,
@@ -309,22 +377,7 @@ class FederationApi:
             )
 
 
-def _translated(stream: Iterator[_T]) -> Iterator[_T]:
-    """A stream's messages, its failure as one of FedMTL's errors."""
-    try:
-        yield from stream
-    except grpc.RpcError as error:
-        raise _error_of(error) from None
-
-
-def _call(call: Callable[[], _T]) -> _T:
-    try:
-        return call()
-    except grpc.RpcError as error:
-        raise _error_of(error) from None
-    except grpc.FutureCancelledError:
-        raise UnavailableError("the call was cancelled") from None
-
-
-def _error_of(error: Any) -> RequestError:
-    return error_from_status(error.code(), error.details() or "")
+def _retry_after_s(state: RetryCallState) -> float | None:
+    """When the server that refused the last attempt wants to be asked again, if it said so."""
+    error = state.outcome.exception() if state.outcome else None
+    return error.retry_after_s if isinstance(error, LimitExceededError) else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fedmtl_client import credentials
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.cli import LogFormat, settings_help
@@ -57,6 +59,20 @@ def take_part(
         str, typer.Option(metavar="K/N", help="Use the K-th of N disjoint parts of the rows.", callback=_shard)
     ] = "1/1",
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; training.device.")] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="The CA of the server's certificate, PEM; with it, TLS is on; client.tls_ca.")
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="This client's certificate, for mutual TLS; client.tls_certificate.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key; client.tls_key.")] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with this client's token, or the variable FEDMTL_TOKEN; client.token_file."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Connect to other machines without TLS; security.insecure.")
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
     ] = None,
@@ -68,7 +84,12 @@ def take_part(
     """
     logs.configure(log_format.value)
     overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])
+    files = {"tls_ca": tls_ca, "tls_certificate": tls_certificate, "tls_key": tls_key, "token_file": token_file}
+    overrides += [f"client.{key}={json.dumps(str(path))}" for key, path in files.items() if path is not None]
+    overrides += ["security.insecure=true"] if insecure else []
     settled = configuration.load(config, overrides)
+    shown = credentials.load(settled)
+    shown.require_safe(server)
     section = _section(settled, task, config)
 
     import torch  # takes seconds to import; --help needn't wait for it
@@ -97,6 +118,8 @@ def take_part(
         task=task,
         reconnect_s=settled.client.reconnect_s,
         compression=settled.wire.compression,
+        credentials=shown,
+        renew=credentials.Renewal(settled),
     )
     ClientSession(api, spec, data, client_settings).run()
 

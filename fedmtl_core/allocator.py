@@ -1,8 +1,9 @@
-"""How the process gets its memory: large blocks are kept and used again."""
+"""How the process gets its memory and gives it back: large blocks are kept, and what stays isn't looked at again."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # <malloc.h>
@@ -42,3 +43,13 @@ def give_back_freed_blocks() -> None:
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+def keep_what_is_there() -> None:
+    """Tell Python's garbage collector to leave alone what there is by now: libraries, mostly, that stay to the end.
+
+    Otherwise it looks through all of that every now and then, which takes half a second in which nothing else runs, and
+    does so the more often the more calls come. For command lines to call, once, when all is loaded.
+    """
+    gc.collect()
+    gc.freeze()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,9 +28,10 @@ MAX_LABELS = 10_000
 MissingQuorum = Literal["commit", "extend", "fail"]
 CohortSelection = Literal["all", "fraction", "over_select"]
 Durability = Literal["memory", "process", "power"]
+NormAction = Literal["none", "report", "clip", "refuse"]
 
 _FREE_TO_CHANGE = re.compile(
-    r"server\.|store\.|client\.|clients$|training\.device$|tasks\.[^.]+\.data(\.|$)"
+    r"server\.|store\.|security\.|limits\.|client\.|clients$|training\.device$|tasks\.[^.]+\.data(\.|$)"
     r"|rounds\.(deadline_s|quorum_timeout_s|rejoin_grace_s|transfer_timeout_s|report_interval_s|max_extensions)$"
     r"|tasks\.[^.]+\.deadline_s$"
 )
@@ -36,7 +39,11 @@ _FREE_TO_CHANGE = re.compile(
 _QUORUM = re.compile(r"tasks\.[^.]+\.min_clients$")
 """As free, unless cohorts are drawn: so many of a task's clients are drawn at least."""
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
+
 _UINT32 = 2**32 - 1  # what the contract can carry
+_CHUNK_BYTES = 2 * 2**20  # the most data in a chunk, likewise
 
 
 class _Section(BaseModel):
@@ -123,6 +130,40 @@ class RoundsConfig(_Section):
     report_interval_s: float = Field(10.0, gt=0, description="How often the log says what a round is waiting for")
 
 
+class NormsConfig(_Section):
+    """What becomes of updates by how far they move the model."""
+
+    action: NormAction = Field(
+        "report",
+        description="The L2 norm of what an update changes is measured for each component, to `report` it, to `clip` "
+        "(scale down) what is beyond a bound before it is averaged, or to `refuse` such an update; or it isn't: `none`",
+    )
+    bound: float | None = Field(None, gt=0, description="For `clip` and `refuse`: the largest norm of a component")
+    median_factor: float | None = Field(
+        None,
+        gt=1,
+        description="Likewise, as so many times the median of the norms that counted in recent rounds; of both the "
+        "smaller one holds",
+    )
+    window: int = Field(5, ge=1, description="For `median_factor`: over so many rounds, the last that changed it")
+
+    @model_validator(mode="after")
+    def _has_its_bound(self) -> NormsConfig:
+        given = [name for name in ("bound", "median_factor") if getattr(self, name) is not None]
+        bounded = self.action in ("clip", "refuse")
+        if bounded and not given:
+            raise ValueError(f"`action: {self.action}` needs `bound` or `median_factor`")
+        if given and not bounded:
+            raise ValueError(f"`{given[0]}` needs `action: clip` or `action: refuse`, got {self.action!r}")
+        return self
+
+
+class RobustnessConfig(_Section):
+    """What protects the model from updates that would harm it."""
+
+    norms: NormsConfig = NormsConfig()
+
+
 class ServerConfig(_Section):
     """Where the server listens and what it keeps."""
 
@@ -153,6 +194,101 @@ class StoreConfig(_Section):
     keep_checkpoints: int = Field(3, ge=1, description="Checkpoints kept, newest first, besides each task's best")
 
 
+class TlsConfig(_Section):
+    """The server's side of TLS; a client's is in the section `client`. All files are PEM."""
+
+    certificate: Path | None = Field(
+        None, description="The server's certificate, followed by those between it and its CA; with `key`, TLS is on"
+    )
+    key: Path | None = Field(None, description="Its private key. Renewed files are taken up without a restart")
+    client_ca: Path | None = Field(
+        None, description="The CA of the clients' certificates; with it, nobody connects without one (mutual TLS)"
+    )
+
+    @model_validator(mode="after")
+    def _pair(self) -> TlsConfig:
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError(
+                "`certificate` and `key` go together, got only " + ("a certificate" if self.certificate else "a key")
+            )
+        if self.client_ca and not self.certificate:
+            raise ValueError("`client_ca` needs the server's own `certificate` and `key`")
+        return self
+
+
+class SecurityConfig(_Section):
+    """Who may take part. docs/security.md says what it protects from."""
+
+    tls: TlsConfig = TlsConfig()
+    authentication: bool | None = Field(
+        None,
+        description="Whether callers must be clients that `fedmtl-server clients` knows; if not given, they must with "
+        "`tls.client_ca` and on any address but loopback, unless `insecure`",
+    )
+    insecure: bool = Field(
+        False, description="Serve, or connect to, other addresses than loopback without TLS; `--insecure`"
+    )
+    refresh_s: float = Field(
+        1.0, gt=0, le=60, description="How often the server looks for clients that were added or revoked"
+    )
+    open_health: bool = Field(True, description="Whether gRPC's health check answers callers that nobody knows")
+    open_reflection: bool = Field(False, description="Whether gRPC's reflection does")
+
+
+class LimitsConfig(_Section):
+    """What callers may have. docs/security.md says what becomes of those who want more."""
+
+    message_bytes: int = Field(
+        _CHUNK_BYTES + 128 * 1024,
+        ge=_CHUNK_BYTES + 64 * 1024,
+        lt=2**31,
+        description="The largest message the server takes; it has to hold a chunk",
+    )
+    window_bytes: int = Field(
+        65_536,
+        ge=65_536,
+        lt=2**31,
+        description="What the server takes of a call that it doesn't read yet; more is faster over long distances",
+    )
+    request_bytes: int = Field(2**20, ge=1024, description="The largest request, or header of an update")
+    metadata_bytes: int = Field(8192, ge=1024, lt=2**31, description="The most a call's gRPC metadata may take")
+    connections: int = Field(2048, ge=1, lt=2**31, description="Connections in all; further ones are closed at once")
+    handshake_s: float = Field(10.0, gt=0, le=86_400, description="A connection has so long to begin as gRPC's do")
+    connection_idle_s: float = Field(
+        300.0, gt=0, le=86_400, description="A connection without a call is closed after so long"
+    )
+    streams_per_connection: int = Field(
+        100, ge=4, lt=2**31, description="Calls at once on one connection; a client's further ones wait on its own side"
+    )
+    requests_per_s: float = Field(20.0, gt=0, description="Calls a second for each client")
+    request_burst: int = Field(200, ge=1, description="Calls at once, after a quiet time")
+    refusals: int = Field(
+        100, ge=1, description="Refusals after which a connection is closed; they are forgotten at `requests_per_s`"
+    )
+    request_s: float = Field(10.0, gt=0, description="A call's request, or an update's header, comes within so long")
+    half_open_calls: int = Field(32, ge=1, description="Calls in all whose request isn't there yet")
+    uploads: int = Field(1024, ge=1, description="Uploads at once in all")
+    uploads_per_client: int = Field(4, ge=1, description="Uploads at once for each client")
+    upload_s: float = Field(1200.0, gt=0, description="The longest one upload may take")
+    downloads: int = Field(
+        64, ge=1, description="Downloads at once in all; others wait. One takes 2 MiB while its client is slow"
+    )
+    downloads_per_client: int = Field(4, ge=1, description="Downloads at once for each client")
+    stall_s: float = Field(
+        2.0, gt=0, description="A download that nobody reads for so long gives way to one that waits"
+    )
+    watches: int = Field(4096, ge=1, description="Clients' event streams at once in all")
+    watches_per_client: int = Field(4, ge=1, description="Event streams at once for each client, or observer")
+    observers: int = Field(64, ge=1, description="Event streams of observers at once in all")
+    other_calls: int = Field(64, ge=1, description="Other calls at once in all")
+
+    @model_validator(mode="after")
+    def _fits(self) -> LimitsConfig:
+        if self.request_bytes > self.message_bytes:
+            raise ValueError(f"`request_bytes` can't be more than `message_bytes` ({self.message_bytes})")
+        return self
+
+
 class EarlyStoppingConfig(_Section):
     """When training ends before its last round."""
 
@@ -170,6 +306,12 @@ class ClientConfig(_Section):
 
     reconnect_s: float = Field(300.0, ge=0, description="How long to try to reach a server that is away")
     num_threads: int | None = Field(None, ge=1, description="Threads PyTorch may use; its own choice if not given")
+    token_file: Path | None = Field(
+        None, description="File with this client's token; the environment variable FEDMTL_TOKEN if not given"
+    )
+    tls_ca: Path | None = Field(None, description="The CA of the server's certificate, a PEM file; with it, TLS is on")
+    tls_certificate: Path | None = Field(None, description="This client's certificate, for mutual TLS")
+    tls_key: Path | None = Field(None, description="Its private key")
 
 
 class WireConfig(_Section):
@@ -267,6 +409,9 @@ class LocalClient(_Section):
     client_id: str = Field(description="Its name")
     task: str = Field(description="Its task")
     shard: str = Field("1/1", description="`K/N`: the K-th of N disjoint parts of the task's rows")
+    token_file: Path | None = Field(None, description="Its token, instead of `client.token_file`")
+    tls_certificate: Path | None = Field(None, description="Its certificate, instead of `client.tls_certificate`")
+    tls_key: Path | None = Field(None, description="Its key, instead of `client.tls_key`")
 
     @field_validator("client_id")
     @classmethod
@@ -287,8 +432,11 @@ class Config(_Section):
     training: TrainingConfig = TrainingConfig()
     rounds: RoundsConfig = RoundsConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
     server: ServerConfig = ServerConfig()
     store: StoreConfig = StoreConfig()
+    security: SecurityConfig = SecurityConfig()
+    limits: LimitsConfig = LimitsConfig()
     client: ClientConfig = ClientConfig()
     wire: WireConfig = WireConfig()
     tasks: dict[str, TaskConfig] = Field(default_factory=dict, description="The run's tasks by name")
@@ -454,7 +602,7 @@ def _settings(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
     }
     for name, field in section.model_fields.items():
         if isinstance(field.default, _Section):
-            yield from _settings(type(field.default), f"{name}.")
+            yield from _settings(type(field.default), f"{prefix}{name}.")
         elif name in nested:
             yield from _settings(*nested[name])
         else:
@@ -462,19 +610,44 @@ def _settings(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
             yield Setting(prefix + name, default, field.description or "")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key given twice is an error and not the loss of the first."""
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but a key given twice is an error and not the loss of the first, and so is every text that
+    has the form of a date or a number and is none."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError):
+            text = _shown(node.value) if isinstance(node, yaml.ScalarNode) else "what is there"
+            kind = node.tag.removeprefix("tag:yaml.org,2002:")
+            reason = f"{text} can't be read as YAML's {kind}; put quotes around text"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} is there twice", node.start_mark)
+        if isinstance(node, yaml.MappingNode):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            counts = Counter(key for key in keys if isinstance(key, (str, int, float)))
+            if twice := [key for key, count in counts.items() if count > 1]:
+                reason = f"the key {_shown(twice[0])} is there twice"
+                raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _parse(text: str) -> Any:
+    """A YAML document's value.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    try:
+        return yaml.load(text, _Loader)  # nosec B506
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+        values = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't read the configuration: {_reason(error)}") from None
     except yaml.YAMLError as error:
@@ -497,7 +670,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             inner = values[section] = {}
         values = inner
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = _parse(text)
     except yaml.YAMLError:
         values[last] = text
 
@@ -511,13 +684,13 @@ def _explain(error: ValidationError) -> Iterator[str]:
             yield f"{path}: needed, and not given"
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            got = "" if isinstance(problem["input"], (dict, BaseModel)) else f" (got {problem['input']!r})"
+            got = "" if isinstance(problem["input"], (dict, BaseModel)) else f" (got {_shown(problem['input'])})"
             yield f"{path + ': ' if path else ''}{message[:1].lower()}{message[1:]}{got}"
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:
     known = _keys_beside(location)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    close = difflib.get_close_matches(str(location[-1])[:100], known, n=1)
     return (f"did you mean {close[0]!r}? " if close else "") + f"Allowed: {', '.join(known)}"
 
 
@@ -531,7 +704,10 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
         return list((DataConfig if parts[-1] == "data" and len(parts) > 2 else TaskConfig).model_fields)
     if parts[0].startswith("clients"):
         return list(LocalClient.model_fields)
-    return list(type(Config.model_fields[parts[0]].default).model_fields)
+    section: type[BaseModel] = Config
+    for part in parts:
+        section = type(section.model_fields[part].default)
+    return list(section.model_fields)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -546,6 +722,14 @@ def _identifier(value: str, what: str = "a client id") -> str:
         return require_identifier(what, value)
     except InvalidRequestError as error:
         raise ValueError(str(error)) from None
+
+
+def _shown(value: object) -> str:
+    """A value in a message: short, however large or deep it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of too many digits
+        return f"a very large {type(value).__name__}"
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:

@@ -130,7 +130,7 @@ def require_valid(layout: Layout, encoding: Encoding, data: Tensor) -> None:
     elif encoding == "topk":
         _require_valid_topk(layout, data)
     else:
-        _require_valid_halves(layout, data.view(_HALVES[encoding]))
+        _require_valid_halves(layout, _typed(data, _HALVES[encoding]))
 
 
 def decode(layout: Layout, encoding: Encoding, data: Tensor, into: Component | None = None) -> Component:
@@ -161,7 +161,7 @@ def decode(layout: Layout, encoding: Encoding, data: Tensor, into: Component | N
     elif encoding == "topk":
         _decode_topk(component, data)
     else:
-        _decode_halves(component, data.view(_HALVES[encoding]))
+        _decode_halves(component, _typed(data, _HALVES[encoding]))
     _clear_padding(component)
     return component
 
@@ -264,7 +264,7 @@ def _rows(component: Component, data: Tensor) -> Iterator[tuple[Tensor, Tensor, 
 
 def _int8_sections(layout: Layout, data: Tensor) -> tuple[Tensor, Tensor]:
     end = 4 * _num_rows(layout)
-    return data[:end].view(torch.float32), data[end:].view(torch.int8)
+    return _typed(data[:end], torch.float32), _typed(data[end:], torch.int8)
 
 
 def _num_rows(layout: Layout) -> int:
@@ -401,6 +401,11 @@ def _pieces(values: Tensor, size: int, dim: int = 0) -> list[Tensor]:
     """Views of so many elements of a dimension each, the last may be shorter; none of an empty tensor."""
     length = values.shape[dim]
     return [values.narrow(dim, start, min(size, length - start)) for start in range(0, length, size)]
+
+
+def _typed(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes as numbers; where there are none, whatever the stride, which PyTorch would mind."""
+    return data.view(dtype) if len(data) else torch.empty(0, dtype=dtype)
 
 
 def _as_float32(values: Tensor) -> Tensor:

@@ -52,6 +52,10 @@ class NonFiniteError(InvalidRequestError):
     """A value is NaN or infinite."""
 
 
+class NormExceededError(InvalidRequestError):
+    """An update would move the model further than is allowed."""
+
+
 class MalformedStreamError(InvalidRequestError):
     """Messages or bytes contradict the header, or come in the wrong order."""
 
@@ -77,7 +81,24 @@ class ChecksumError(RequestError):
 
 
 class LimitExceededError(RequestError):
-    """A limit was passed."""
+    """A limit was passed.
+
+    Args:
+        message: which, what is allowed, and what came.
+        retry_after_s: when the same request may be let through; None if never.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnauthenticatedError(RequestError):
+    """Nobody knows who calls: credentials are missing, not known, or revoked."""
+
+
+class PermissionDeniedError(RequestError):
+    """The caller is known, and what it asks for isn't its to ask."""
 
 
 class UnavailableError(RequestError):
@@ -86,3 +107,7 @@ class UnavailableError(RequestError):
 
 class ServerFaultError(RequestError):
     """The server has failed at something that nobody foresaw."""
+
+
+class UntrustedServerError(UnavailableError):
+    """What answers can't prove that it is the server."""

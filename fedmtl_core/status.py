@@ -12,6 +12,8 @@ STATUS_OF: dict[type[errors.RequestError], StatusCode] = {
     errors.ClientReplacedError: StatusCode.ALREADY_EXISTS,  # stop: another process has this client id
     errors.ChecksumError: StatusCode.DATA_LOSS,  # send the same again
     errors.LimitExceededError: StatusCode.RESOURCE_EXHAUSTED,  # ask for less
+    errors.UnauthenticatedError: StatusCode.UNAUTHENTICATED,  # stop: the operator gives out credentials
+    errors.PermissionDeniedError: StatusCode.PERMISSION_DENIED,  # stop: another client's id or task
     errors.UnavailableError: StatusCode.UNAVAILABLE,  # come back
     errors.ServerFaultError: StatusCode.INTERNAL,  # stop: the server's log says at what it failed
 }

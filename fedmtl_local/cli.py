@@ -22,13 +22,16 @@ def run(
     run_dir: Annotated[
         Path | None, typer.Option(help="The run's folder; a new one in server.runs_dir if not given.")
     ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Use other addresses than loopback without TLS; security.insecure.")
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
     ] = None,
 ) -> None:
     """Run a whole federation on this machine: a server and the configuration's clients, each its own process."""
     logs.configure(level="warning")
-    overrides = list(set_ or [])
+    overrides = list(set_ or []) + (["security.insecure=true"] if insecure else [])
     settled = configuration.load(config, overrides)
 
     from fedmtl_local.launcher import LocalRun

@@ -13,8 +13,9 @@ from fedmtl.v1 import federation_pb2 as pb
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from fedmtl_client import credentials
 from fedmtl_client.api import FederationApi
-from fedmtl_core.config import Config
+from fedmtl_core.config import Config, LocalClient
 from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.tables import results_table
 from fedmtl_local.processes import LoggedProcess, stop_all
@@ -33,7 +34,7 @@ class LocalRun:
         run_dir: the run's folder; a new one in `server.runs_dir` if None.
 
     Raises:
-        ConfigError: the configuration names no clients.
+        ConfigError: the configuration names no clients, or credentials that can't be used.
         StoreError: the folder holds another run already.
     """
 
@@ -46,6 +47,7 @@ class LocalRun:
         if any((self.run_dir / name).exists() for name in ("config.yaml", "server.json", "logs")):
             raise StoreError(f"{self.run_dir} holds another run already; choose an empty folder with --run-dir")
         self._config = config
+        self._credentials = credentials.load(config)
         self._options = ["--config", str(config_path)] + [part for text in overrides for part in ("--set", text)]
         self._console = Console()
         self._progress = Progress(
@@ -87,7 +89,9 @@ class LocalRun:
         names = ", ".join(f"{client.client_id} ({client.task})" for client in self._config.clients)
         self._say(f"server at {address}, clients {names}; logs and results in {self.run_dir}")
         bar = self._progress.add_task("starting the clients", total=self._config.training.num_rounds)
-        self._observer = FederationApi(address, client_id="", task="", reconnect_s=START_TIMEOUT_S)
+        self._observer = FederationApi(
+            address, client_id="", task="", reconnect_s=START_TIMEOUT_S, credentials=self._credentials
+        )
         watcher = threading.Thread(target=self._watch, args=(self._observer, bar), daemon=True)
         watcher.start()
         clients = self._start_clients(address)
@@ -102,7 +106,11 @@ class LocalRun:
             self._start(
                 f"client-{client.client_id}",
                 "fedmtl_client",
-                ["--client-id", client.client_id, "--task", client.task, "--shard", client.shard, "--server", address],
+                [
+                    *("--client-id", client.client_id, "--task", client.task),
+                    *("--shard", client.shard, "--server", address),
+                    *_own_credentials(client),
+                ],
                 {"OMP_NUM_THREADS": str(threads)},
             )
             for client in self._config.clients
@@ -157,6 +165,16 @@ class LocalRun:
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _own_credentials(client: LocalClient) -> list[str]:
+    """The options for what a client shows that others don't."""
+    files = {
+        "--token-file": client.token_file,
+        "--tls-certificate": client.tls_certificate,
+        "--tls-key": client.tls_key,
+    }
+    return [part for option, path in files.items() if path is not None for part in (option, str(path))]
 
 
 def _title(event: pb.WatchRoundsResponse) -> str:

@@ -17,9 +17,13 @@ from fedmtl_core.errors import AggregationError
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.plan import UpdateKind
 from fedmtl_core.scopes import SHARED, scope_of, task_of
+from fedmtl_server.norms import NormRule, update_norms
 
 _BLOCK = 2**19
 """Elements that are computed with at a time where there is a copy to make."""
+
+NO_NORMS = NormRule()
+"""Updates are not measured."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class ClientUpdate:
     """Commits since the model that it started from."""
     discount: float = 1.0
     """How much of a delta counts, for its staleness (FedBuff; Nguyen et al. 2022, arXiv:2106.06639)."""
+    norms: Mapping[str, float] = field(default_factory=dict)
+    """By scope, the norm of its delta, where it was measured."""
+    clipped_to: Mapping[str, float] = field(default_factory=dict)
+    """By scope, the norm that its delta was scaled down to, where it was."""
 
     @classmethod
     def from_parameters(
@@ -69,6 +77,15 @@ class Contribution:
     weight: float
     """Its share of the average, in 0 to 1; of a stale delta what is left of it."""
     staleness: int = 0
+    norm: float | None = None
+    """The L2 norm of its delta as it was sent, before any discount; None if it wasn't measured."""
+    clipped_to: float | None = None
+    """The norm that its delta was scaled down to before it counted; None if it wasn't."""
+
+    @property
+    def counted_norm(self) -> float | None:
+        """The norm that it counted with."""
+        return self.norm if self.clipped_to is None else self.clipped_to
 
 
 @dataclass(frozen=True)
@@ -101,7 +118,15 @@ class ComponentMean:
         ]
         self._total = 0
 
-    def fold(self, component: Component, weight: int, base: Component | None = None, discount: float = 1.0) -> None:
+    def fold(
+        self,
+        component: Component,
+        weight: int,
+        base: Component | None = None,
+        discount: float = 1.0,
+        *,
+        is_delta: bool = True,
+    ) -> None:
         """Take in one update.
 
         Args:
@@ -110,6 +135,7 @@ class ComponentMean:
             weight: at least 0.
             base: the parameters that the delta is to be added to.
             discount: what the delta is multiplied with.
+            is_delta: False for parameters in spite of a base: what they differ from it by is the delta.
 
         Raises:
             LayoutMismatchError: it is laid out otherwise.
@@ -122,7 +148,7 @@ class ComponentMean:
         before, self._total = self._total, self._total + weight
         base_runs = base.runs() if base else [None] * len(self._means)
         for mean, run, origin in zip(self._means, component.runs(), base_runs, strict=True):
-            _fold_run(mean, run, origin, before, weight, discount)
+            _fold_run(mean, run, origin, before, weight, discount, is_delta)
 
     def result(self) -> Component:
         """The mean of at least one update with a weight, in the layout's own dtypes. Nothing can be folded in after."""
@@ -205,10 +231,19 @@ class RoundFold:
 
     Args:
         base: the model's components that deltas are relative to.
+        norms: what becomes of updates by how far they move the model. Those that are to be refused aren't given here.
+        bounds: by scope, the most that a delta's norm may be in this round.
     """
 
-    def __init__(self, base: Mapping[str, Component]):
+    def __init__(
+        self,
+        base: Mapping[str, Component],
+        norms: NormRule = NO_NORMS,
+        bounds: Mapping[str, float] | None = None,
+    ):
         self._base = base
+        self._norms = norms
+        self._bounds = (bounds or {}) if norms.action == "clip" else {}
         self._means: dict[str, ComponentMean] = {}
         self._counted: dict[str, list[ClientUpdate]] = {}
 
@@ -233,16 +268,33 @@ class RoundFold:
             raise AggregationError(
                 f"{update.client_id}: a delta of {min(unknown)!r} needs the parameters it starts from"
             )
+        update = self._measured(update)
         kept = set()
         for scope, component in update.components.items():
             if scope not in self._means:
                 keep = may_keep and update.num_examples > 0
                 self._means[scope] = ComponentMean(component.layout, component if keep else None)
                 kept |= {scope} if keep else set()
-            base = self._base[scope] if update.kind == "delta" else None
-            self._means[scope].fold(component, update.num_examples, base, update.discount)
+            self._fold_component(scope, component, update)
             self._counted.setdefault(scope, []).append(replace(update, components={}))
         return kept
+
+    def _measured(self, update: ClientUpdate) -> ClientUpdate:
+        """An update with its norms, where they are wanted, and what it is to be clipped to."""
+        if not self._norms.measures:
+            return update
+        norms = update.norms or update_norms(update.kind, update.components, self._base)
+        clipped_to = {scope: bound for scope, bound in self._bounds.items() if norms.get(scope, 0.0) > bound}
+        return replace(update, norms=norms, clipped_to=clipped_to)
+
+    def _fold_component(self, scope: str, component: Component, update: ClientUpdate) -> None:
+        is_delta = update.kind == "delta"
+        if scope in update.clipped_to:
+            scale = update.clipped_to[scope] / update.norms[scope] * update.discount
+            self._means[scope].fold(component, update.num_examples, self._base[scope], scale, is_delta=is_delta)
+        else:
+            base = self._base[scope] if is_delta else None
+            self._means[scope].fold(component, update.num_examples, base, update.discount)
 
     def close(self) -> Aggregate:
         """What the updates came to.
@@ -257,11 +309,18 @@ class RoundFold:
 
 
 class MTLAggregator:
-    """Task-aware averaging: who counts in a component is who sent it, weighted by `num_examples`."""
+    """Task-aware averaging: who counts in a component is who sent it, weighted by `num_examples`.
 
-    def start_round(self, base: Mapping[str, Component]) -> RoundFold:
+    Args:
+        norms: what becomes of updates by how far they move the model.
+    """
+
+    def __init__(self, norms: NormRule = NO_NORMS):
+        self.norms = norms
+
+    def start_round(self, base: Mapping[str, Component], bounds: Mapping[str, float] | None = None) -> RoundFold:
         """Begin a round whose updates come one after the other; see `RoundFold`."""
-        return RoundFold(base)
+        return RoundFold(base, self.norms, bounds)
 
     def aggregate_mtl_updates(
         self, client_updates: Iterable[ClientUpdate], base: Mapping[str, Component] | None = None
@@ -293,7 +352,9 @@ class MTLAggregator:
         }
 
 
-def _fold_run(mean: Tensor, run: Tensor, origin: Tensor | None, before: int, weight: int, discount: float) -> None:
+def _fold_run(
+    mean: Tensor, run: Tensor, origin: Tensor | None, before: int, weight: int, discount: float, is_delta: bool
+) -> None:
     """Take one flat vector, and what it is relative to, into a mean of weight `before`, in place."""
     if origin is None and run.dtype == mean.dtype:
         _move_towards(mean, run, before, weight)
@@ -302,7 +363,11 @@ def _fold_run(mean: Tensor, run: Tensor, origin: Tensor | None, before: int, wei
         block = slice(start, start + _BLOCK)
         value = run[block].to(mean.dtype)
         if origin is not None:
-            value = torch.add(origin[block].to(mean.dtype), value, alpha=discount)
+            start_value = origin[block].to(mean.dtype)
+            if is_delta:
+                value = torch.add(start_value, value, alpha=discount)
+            else:  # both are scaled before they are subtracted, so that nothing overflows
+                value = torch.mul(value, discount).sub_(start_value, alpha=discount).add_(start_value)
         _move_towards(mean[block], value, before, weight)
 
 
@@ -332,6 +397,8 @@ def _contributions(scope: str, counted: Sequence[ClientUpdate]) -> list[Contribu
             update.num_examples,
             update.num_examples / total * update.discount,
             update.staleness,
+            update.norms.get(scope),
+            update.clipped_to.get(scope),
         )
         for update in counted
     ]

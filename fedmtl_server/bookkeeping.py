@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import median
 
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import Logger
 from fedmtl_server.aggregator import Aggregate
 from fedmtl_server.history import UpdateRecord
-from fedmtl_server.report import RefusedUpdate, RoundReport, component_reports, task_reports
+from fedmtl_server.report import ComponentReport, RefusedUpdate, RoundReport, component_reports, task_reports
 from fedmtl_server.rounds import RoundEngine, UpdateClaim
 
 MAX_REFUSALS_REPORTED = 100
@@ -126,7 +127,18 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
             scope=component.scope,
             tensors=component.num_tensors,
             clients=len(component.contributions),
+            **_norm_facts(component),
         )
+        for part in component.contributions:
+            if part.clipped_to is not None:
+                log.warning(
+                    "update.clipped",
+                    **title,
+                    scope=component.scope,
+                    client_id=part.client_id,
+                    norm=part.norm,
+                    bound=part.clipped_to,
+                )
     for task in report.tasks:
         log.info(
             "task.reported",
@@ -148,3 +160,9 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
         refused=report.num_refused,
         heads_unchanged=list(report.unchanged_tasks),
     )
+
+
+def _norm_facts(component: ComponentReport) -> dict[str, float]:
+    """The norms that updates had in a component, in short."""
+    norms = sorted(part.norm for part in component.contributions if part.norm is not None)
+    return {"norm_median": median(norms), "norm_max": norms[-1]} if norms else {}

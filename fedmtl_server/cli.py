@@ -13,6 +13,8 @@ from fedmtl_core import logs
 from fedmtl_core.allocator import give_back_freed_blocks
 from fedmtl_core.cli import LogFormat, settings_help
 from fedmtl_core.errors import ConfigError
+from fedmtl_server.certs_cli import certs_app
+from fedmtl_server.clients_cli import clients_app
 from fedmtl_server.runs_cli import runs_app
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(runs_app, name="runs")
+app.add_typer(clients_app, name="clients")
+app.add_typer(certs_app, name="certs")
 
 
 @app.callback(invoke_without_command=True, epilog=settings_help())
@@ -36,6 +40,12 @@ def serve(
         Path | None,
         typer.Option(metavar="RUN_DIR", help="Take up the run in this folder, with the configuration it has there."),
     ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Listen on other addresses than loopback without TLS, or for anybody; security.insecure."
+        ),
+    ] = False,
     keep_serving: Annotated[bool, typer.Option(help="Stay after the last round, until Ctrl-C.")] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
@@ -58,6 +68,7 @@ def serve(
     overrides = list(set_ or [])
     overrides += [f"server.host={host}"] if host is not None else []
     overrides += [f"server.port={port}"] if port is not None else []
+    overrides += ["security.insecure=true"] if insecure else []
     settled = configuration.load(config, overrides)
 
     logs.get_logger().info("server.starting", config=str(config))

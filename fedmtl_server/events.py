@@ -101,7 +101,9 @@ class Watchers:
         """Send one event; a watcher that doesn't read its events is dropped."""
         watcher._queue.put_nowait(event)
         if watcher._queue.qsize() > MAX_UNREAD_EVENTS:
-            watcher._queue.put_nowait(LimitExceededError(f"{MAX_UNREAD_EVENTS} events are unread; watch again"))
+            watcher._queue.put_nowait(
+                LimitExceededError(f"{MAX_UNREAD_EVENTS} events are unread; watch again", retry_after_s=1.0)
+            )
             self.remove(watcher)
 
     def end(self, error: RequestError) -> None:

@@ -30,7 +30,8 @@ from fedmtl_server.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAg
 from fedmtl_server.bookkeeping import RoundFacts, log_report, round_report, update_records
 from fedmtl_server.events import EventKind, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.report import RefusedUpdate, RoundReport
+from fedmtl_server.norms import RecentNorms, require_within, update_norms
+from fedmtl_server.report import RefusedUpdate, RoundReport, counted_norms
 from fedmtl_server.results import Measurements, TaskResult
 from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
 from fedmtl_server.slices import PublishedModel
@@ -93,6 +94,8 @@ class Federation:
         self._engine = RoundEngine(rules, self._started_at)
         self._published = self._publish_model(1)
         self._fold: RoundFold | None = None
+        self._recent_norms = RecentNorms(aggregator.norms.window)
+        self._bounds = self._norm_bounds()
         self._order = CohortOrder(())
         self._transfers = Transfers(staging, rules.transfer_timeout_s / 2, self._keep_alive)
         self._arrived: list[str] = []
@@ -223,6 +226,26 @@ class Federation:
         self.admit(transfer.claim)
         transfer.require_stream(stream)
         self._keep_alive(transfer.claim.client_id)
+
+    async def judge(self, transfer: Transfer, stream: object) -> None:
+        """Refuse an update that moves the model further than it may, if such updates are refused.
+
+        Raises:
+            NormExceededError: it does.
+            StaleRoundError, InvalidRequestError, UnavailableError: it can't count any more, however far it moves it.
+        """
+        if self._aggregator.norms.action != "refuse" or not transfer.staged.parts:
+            return
+        bounds, base = self._bounds, self._model.components
+        transfer.norms = await self._staging.look(
+            transfer.staged, lambda components: update_norms(transfer.claim.kind, components, base)
+        )
+        if self.admit(transfer.claim) is None:
+            transfer.require_stream(stream)
+            require_within(transfer.norms, bounds)
+
+    def _norm_bounds(self) -> Mapping[str, float]:
+        return self._aggregator.norms.bounds(self._model.components, self._recent_norms)
 
     async def until_countable(self, claim: UpdateClaim) -> None:
         """Wait for the round to be taking updates: while it opens, or with asynchronous rounds while one is averaged.
@@ -410,7 +433,8 @@ class Federation:
     def _begin_round(self) -> None:
         """Take updates for the round that the engine has opened."""
         cohort = self._engine.cohort
-        self._fold = self._aggregator.start_round(self._model.components)
+        self._bounds = self._norm_bounds()
+        self._fold = self._aggregator.start_round(self._model.components, self._bounds)
         self._order = CohortOrder(list(cohort))
         self._log.info(
             "round.opened",
@@ -431,11 +455,14 @@ class Federation:
         """
         for report in left_off.reports:
             self._measured.add(report)
-            self.last_report = report
-        self._engine = RoundEngine(self.rules, self._clock(), left_off.round, left_off.counted)
-        self._published = self._published.for_round(left_off.round)
+            self._remember(report)
+        is_over = self.last_report is not None and self.last_report.purpose == "evaluate"
+        round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
+        self._engine = RoundEngine(self.rules, self._clock(), round_, left_off.counted)
+        self._published = self._published.for_round(round_)
+        self._bounds = self._norm_bounds()
         self._stop_training_if_due()
-        if self.last_report is not None and self.last_report.purpose == "evaluate":
+        if is_over:
             self._engine.phase = Phase.FINISHED
             self._untold = dict.fromkeys(left_off.last_clients, self._clock() + self.rules.quorum_timeout_s)
         elif left_off.cohort is not None:
@@ -464,11 +491,12 @@ class Federation:
             transfer = self._complete.pop(client_id)
             staged = transfer.staged
             components = await self._staging.load(staged)
-            update = self._client_update(transfer.claim, components)
+            update = self._client_update(transfer, components)
             kept = await asyncio.to_thread(self._fold.fold, update, may_keep=True)
             self._staging.release(staged, components, kept)
 
-    def _client_update(self, claim: UpdateClaim, components: Mapping[str, Component]) -> ClientUpdate:
+    def _client_update(self, transfer: Transfer, components: Mapping[str, Component]) -> ClientUpdate:
+        claim = transfer.claim
         rule, staleness = self._engine.asynchronous, self._engine.staleness(claim)
         return ClientUpdate(
             claim.client_id,
@@ -478,6 +506,7 @@ class Federation:
             claim.kind,
             staleness,
             rule.discount(staleness) if rule else 1.0,
+            transfer.norms,
         )
 
     def _end_round(self, round_: int) -> None:
@@ -495,7 +524,7 @@ class Federation:
         report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
         self._measured.add(report)
         await self._commit(aggregate.components, report)
-        self.last_report = report
+        self._remember(report)
         if not failed:
             log_report(self._log, self._title(), report)
         self._publish(EventKind.FAILED if failed else EventKind.COMMITTED, report)
@@ -506,6 +535,10 @@ class Federation:
         if not self._engine.asynchronous:
             self._end_round(round_)  # what was on its way to one more round of training
         self._waiting_announced = False
+
+    def _remember(self, report: RoundReport) -> None:
+        self.last_report = report
+        self._recent_norms.add(counted_norms(report))
 
     def _note_untold(self) -> None:
         """Note who is to hear that the run is over, if it is, and until when, if it is away."""

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -139,6 +139,17 @@ METRICS = sa.Table(
     sa.Column("value", sa.Double, nullable=False),
     sa.Column("num_clients", sa.BigInteger, nullable=False),
 )
+
+CLIENTS = sa.Table(
+    "known_clients",
+    METADATA,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("tasks", _json()),
+    sa.Column("token_sha256", sa.Text),
+    sa.Column("added_at_unix_ms", sa.BigInteger, nullable=False),
+    sa.Column("revoked_at_unix_ms", sa.BigInteger),
+)
+"""Not of one run: `clients.py` reads and writes it."""
 
 
 @dataclass(frozen=True)
@@ -385,6 +396,14 @@ class History:
         return bool(self._read(sa.select(table.id).where(this & (table.outcome == "counted")).limit(1)))
 
     # The database.
+
+    def transaction(self, what: str) -> AbstractContextManager[sa.Connection]:
+        """A transaction of its own, for a table that isn't the runs'; `what` says what it does, in an error."""
+        return self._write(what)
+
+    def select(self, query: sa.Executable) -> list[sa.RowMapping]:
+        """A query's rows, likewise."""
+        return self._read(query)
 
     @contextmanager
     def _write(self, what: str) -> Iterator[sa.Connection]:

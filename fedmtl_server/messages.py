@@ -156,6 +156,8 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
                         num_examples=part.num_examples,
                         weight=part.weight,
                         staleness=part.staleness,
+                        norm=part.norm,
+                        clipped_to=part.clipped_to,
                     )
                     for part in component.contributions
                 ],

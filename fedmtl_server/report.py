@@ -89,6 +89,14 @@ class RoundReport:
         return cls(**{**values, "components": components, "tasks": tasks, "refused": refused})
 
 
+def counted_norms(report: RoundReport) -> dict[str, list[float]]:
+    """By scope, the norms that updates counted with."""
+    return {
+        component.scope: [part.counted_norm for part in component.contributions if part.counted_norm is not None]
+        for component in report.components
+    }
+
+
 def component_reports(aggregate: Aggregate) -> list[ComponentReport]:
     """What a round's average says of each component."""
     return [

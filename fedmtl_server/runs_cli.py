@@ -465,8 +465,10 @@ def _updates_table(report: Mapping[str, Any], updates: Sequence[UpdateRecord]) -
     for component in report["components"]:
         for part in component["contributions"]:
             weights.setdefault(part["client_id"], {})[component["scope"]] = part["weight"]
+    norms = {part["client_id"]: _norm_text(part) for part in _encoder_parts(report)}
+    of_the_encoder = ("weight in the encoder", "norm there")
     table = _Table(
-        "Updates", "client", "task", "became", "examples", "began in", "weight in the encoder", "in its heads", "bytes"
+        "Updates", "client", "task", "became", "examples", "began in", *of_the_encoder, "in its heads", "bytes"
     )
     for one in (one for one in updates if one.outcome != "refused"):
         mine = dict(weights.get(one.client_id, {}))
@@ -474,8 +476,20 @@ def _updates_table(report: Mapping[str, Any], updates: Sequence[UpdateRecord]) -
         heads = ", ".join(f"{task_of(scope) or scope} {weight:.3f}" for scope, weight in mine.items()) or "-"
         became = one.outcome.replace("_", " ") + (f": {one.reason or one.code}" if one.reason or one.code else "")
         base = f"round {one.base_round}"
-        table.add(one.client_id, one.task, became, one.num_examples, base, encoder, heads, _bytes(one.num_bytes))
+        norm = norms.get(one.client_id, "-")
+        table.add(one.client_id, one.task, became, one.num_examples, base, encoder, norm, heads, _bytes(one.num_bytes))
     return table
+
+
+def _encoder_parts(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    encoder = (component for component in report["components"] if component["scope"] == SHARED)
+    return [part for component in encoder for part in component["contributions"]]
+
+
+def _norm_text(part: Mapping[str, Any]) -> str:
+    """How far a client moved a component; older reports don't say."""
+    norm, clipped_to = part.get("norm"), part.get("clipped_to")
+    return "-" if norm is None else f"{norm:.3g}" + ("" if clipped_to is None else f", clipped to {clipped_to:.3g}")
 
 
 def _refusals_table(report: Mapping[str, Any]) -> _Table:

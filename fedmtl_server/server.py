@@ -13,6 +13,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from fedmtl_core.addresses import is_loopback
+from fedmtl_core.allocator import keep_what_is_there
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, FedMTLError
 from fedmtl_core.keepalive import keepalive
@@ -21,7 +23,10 @@ from fedmtl_server.aggregator import MTLAggregator
 from fedmtl_server.buffers import BufferPool
 from fedmtl_server.cohorts import CohortRule
 from fedmtl_server.federation import Federation
+from fedmtl_server.gate import Gate
+from fedmtl_server.limiting import grpc_options, with_limits
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.norms import NormRule
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.results import TaskResult, plot
 from fedmtl_server.rounds import AsyncRule, RoundRules
@@ -29,6 +34,7 @@ from fedmtl_server.servicer import SERVICE_NAME, FederatedMtlServicer
 from fedmtl_server.staging import MIN_UPDATES_IN_MEMORY, StagingArea
 from fedmtl_server.stopping import EarlyStopping
 from fedmtl_server.store import RunStore, held_run
+from fedmtl_server.tls import is_authenticating, require_safe, server_credentials
 
 GRACE_S = 5.0
 """How long calls in progress may take to end when the server stops."""
@@ -61,7 +67,8 @@ class Server:
         finished: whether the run may be over; its model is handed out then.
 
     Raises:
-        ConfigError: the configuration names no task, or contradicts the run that the folder holds.
+        ConfigError: the configuration names no task, contradicts the run that the folder holds, or would let anybody in
+            by accident.
         ModelUnavailableError: the encoder can't be had.
         StoreError: the folder can't be read.
     """
@@ -74,6 +81,7 @@ class Server:
         *,
         finished: bool = False,
     ):
+        require_safe(config)
         if not config.tasks:
             raise ConfigError("tasks: name at least one task, such as `tasks: {sst2: {}}`")
         self.address = ""
@@ -83,6 +91,7 @@ class Server:
         self._run_dir = run_dir
         self._may_be_over = finished
         self._is_over = False
+        self._gate = Gate(config) if is_authenticating(config) else None
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self._run_id = self._held_id or uuid.uuid4().hex
         self._log = get_logger()
@@ -97,10 +106,14 @@ class Server:
 
         Raises:
             FedMTLError: the address can't be listened on; nothing is left behind then.
-            StoreError: the run's folder can't be made, read or locked.
+            ConfigError: the certificate can't be used; likewise.
+            StoreError: the run's folder can't be made, read or locked, or the clients not be read.
         """
-        self._server = grpc.aio.server(options=list(_OPTIONS.items()))
+        options = [*_OPTIONS.items(), *grpc_options(self._config.limits)]
+        self._server = grpc.aio.server(interceptors=self._interceptors(), options=options)
         self._listen()
+        if self._gate:
+            await self._gate.open()
         await asyncio.to_thread(self._open_store)
         FederatedMtlServicer(self.federation).add_to(self._server)
         self._health = health.aio.HealthServicer()
@@ -110,6 +123,7 @@ class Server:
         await self._set_health(serving=True)
         self.store.announce(self.address)
         self._log.info("server.started", address=self.address, run_id=self._run_id, run_dir=str(self.store.run_dir))
+        self._log_security()
 
     async def run(self) -> dict[str, TaskResult]:
         """Hold the rounds until the run is over, and write its results.
@@ -131,19 +145,34 @@ class Server:
         if self._is_over:
             await asyncio.to_thread(self.store.finish)
         await asyncio.to_thread(self.store.close)
+        if self._gate:
+            await self._gate.close()
         self._log.info("server.stopped", reason=reason)
 
     def _listen(self) -> None:
         host, port = self._config.server.host, self._config.server.port
         if ":" in host:
             host = f"[{host}]"  # IPv6
+        address = f"{host}:{port}"
+        tls = self._config.security.tls
+        credentials = server_credentials(tls) if tls.certificate else None
         try:
-            self.address = f"{host}:{self._server.add_insecure_port(f'{host}:{port}')}"
+            if credentials is None:
+                bound = self._server.add_insecure_port(address)
+            else:
+                bound = self._server.add_secure_port(address, credentials)
+            self.address = f"{host}:{bound}"
         except RuntimeError:
             raise FedMTLError(
                 f"can't listen on {host}:{port}: the port is taken or the address isn't this machine's; "
                 "choose another with --port or --host"
             ) from None
+
+    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
+        """What a call passes before the servicer, in this order."""
+        config = self._config
+        inner = [self._gate.interceptor] if self._gate else []
+        return with_limits(config.limits, config.rounds.transfer_timeout_s, inner)
 
     def _open_store(self) -> None:
         """Begin the run, or take it up."""
@@ -164,7 +193,7 @@ class Server:
             run_id=self._run_id,
             model=self._model,
             specs=config.task_specs(),
-            aggregator=MTLAggregator(),
+            aggregator=MTLAggregator(_norms(config)),
             rules=_rules(config),
             plans={task: config.plan(task) for task in config.tasks},
             store=self.store,
@@ -193,6 +222,15 @@ class Server:
             head_parameters=dict(summary.head_parameters),
             total_parameters=summary.total_parameters,
         )
+
+    def _log_security(self) -> None:
+        tls = self._config.security.tls
+        transport = "mutual TLS" if tls.client_ca else "TLS" if tls.certificate else "plaintext"
+        facts = {"transport": transport, "authentication": "on" if self._gate else "off"}
+        if is_loopback(self._config.server.host) or (tls.certificate and self._gate):
+            self._log.info("server.secured", **facts)
+        else:
+            self._log.warning("server.insecure", **facts, host=self._config.server.host)
 
     def _write_results(self, results: dict[str, TaskResult]) -> None:
         if self.store.is_over():  # they are there
@@ -241,6 +279,11 @@ def _rules(config: Config) -> RoundRules:
     )
 
 
+def _norms(config: Config) -> NormRule:
+    section = config.robustness.norms
+    return NormRule(section.action, section.bound, section.median_factor, section.window)
+
+
 def _early_stopping(config: Config) -> EarlyStopping | None:
     section = config.early_stopping
     if section.patience is None:
@@ -281,6 +324,7 @@ async def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _resolve, interrupted, number)
     await server.start()
+    keep_what_is_there()
     run = asyncio.create_task(server.run())
     try:
         await asyncio.wait((run, interrupted), return_when=asyncio.FIRST_COMPLETED)

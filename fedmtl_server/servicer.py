@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
-from google.protobuf.message import DecodeError, Message
 
 from fedmtl_core.chunks import ChunkedBytes
+from fedmtl_core.details import trailing_metadata
 from fedmtl_core.errors import InvalidRequestError, RequestError, ServerFaultError, UnavailableError
 from fedmtl_core.formats import Compression
 from fedmtl_core.identifiers import require_identifier
@@ -60,11 +60,11 @@ class FederatedMtlServicer:
             grpc.stream_unary_rpc_method_handler,
         )
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "GetSlice": stream(_answering(self.GetSlice, pb.GetSliceRequest), None, _serialised),
+            "GetSlice": stream(_answering(self.GetSlice), pb.GetSliceRequest.FromString, _serialised),
             "PushUpdate": upload(_answering(self.PushUpdate), None, _serialised),
-            "QueryUpload": unary(_answering(self.QueryUpload, pb.QueryUploadRequest), None, _serialised),
-            "WatchRounds": stream(_answering(self.WatchRounds, pb.WatchRoundsRequest), None, _serialised),
-            "GetStatus": unary(_answering(self.GetStatus, pb.GetStatusRequest), None, _serialised),
+            "QueryUpload": unary(_answering(self.QueryUpload), pb.QueryUploadRequest.FromString, _serialised),
+            "WatchRounds": stream(_answering(self.WatchRounds), pb.WatchRoundsRequest.FromString, _serialised),
+            "GetStatus": unary(_answering(self.GetStatus), pb.GetStatusRequest.FromString, _serialised),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
@@ -227,21 +227,14 @@ def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:
     return held
 
 
-def _answering(
-    method: Callable[[Any, Context], Awaitable[Any]], request_type: type[Message] | None = None
-) -> Callable[[Any, Context], Awaitable[Any]]:
-    """An RPC that ends with a code of the contract, whatever happens.
-
-    Args:
-        method: the RPC.
-        request_type: what it takes; None for the stream of bytes as it comes.
-    """
+def _answering(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+    """An RPC that ends with a code of the contract, whatever happens."""
 
     async def answer(request: Any, context: Context) -> Any:
         log = get_logger(rpc=method.__name__)
         try:
             try:
-                return await method(_parsed(request, request_type) if request_type else request, context)
+                return await method(request, context)
             except (grpc.aio.AbortError, grpc.aio.InternalError):
                 raise
             except RequestError as error:
@@ -254,13 +247,6 @@ def _answering(
             raise asyncio.CancelledError from None
 
     return answer
-
-
-def _parsed(data: bytes, message_type: type[Message]) -> Message:
-    try:
-        return message_type.FromString(data)
-    except DecodeError as error:
-        raise InvalidRequestError(f"the request is no {message_type.__name__}: {error}") from None
 
 
 def _refused(header: pb.UpdateHeader, error: RequestError) -> RefusedUpdate:
@@ -298,7 +284,7 @@ async def _abort(context: Context, error: RequestError, log: Logger, event: str,
     code = status_of(error)
     write = log.info if isinstance(error, UnavailableError) else log.warning  # a server that stops is no fault
     write(event, code=code.name, reason=_text(error), **facts)
-    await context.abort(code, _text(error))
+    await context.abort(code, _text(error), trailing_metadata(error, _text(error)))
     raise AssertionError("abort raises")
 
 

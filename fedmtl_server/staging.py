@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.buffers import BufferPool
 from fedmtl_server.spool import Spool
+
+_T = TypeVar("_T")
 
 MIN_UPDATES_IN_MEMORY = 2
 """So many updates have room whatever the budget: one that comes in while another is averaged."""
@@ -51,6 +54,13 @@ class StagedUpdate:
     @property
     def num_bytes(self) -> int:
         return sum(part.num_bytes for part in self.parts)
+
+    def continues_with(self, parts: Sequence[EncodedLayout]) -> bool:
+        """Whether components, encoded as they say, begin where what has arrived ends."""
+        starts = {part.scope: part.start for part in parts}
+        return starts == self.offsets and [replace(part, start=0) for part in parts] == [
+            replace(part, start=0) for part in self.parts
+        ]
 
     def require_valid(self) -> None:
         """Check that every number is one.
@@ -88,6 +98,7 @@ class StagingArea:
         self._waiting: list[tuple[int, int, StagedUpdate, asyncio.Future[None]]] = []
         self._arrivals = count()
         self._moving: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()
         self._log = get_logger()
 
     @property
@@ -147,6 +158,36 @@ class StagingArea:
             except OSError as error:
                 self._log.error("staging.failed", reason=error.strerror or str(error), folder=str(self._spool.folder))
                 raise UnavailableError(f"the update can't be written: {error.strerror or error}") from None
+
+    async def look(self, staged: StagedUpdate, inspect: Callable[[Mapping[str, Component]], _T]) -> _T:
+        """Look at an update whose bytes are all in memory, decoded for the moment; one at a time.
+
+        If its round closes meanwhile, what is looked at may be anything: the update can't count any more.
+
+        Args:
+            staged: in memory, and valid.
+            inspect: gets its components, none if the bytes have been taken away, and runs in a thread.
+        """
+        async with self._looking:
+            return await asyncio.to_thread(self._look, staged.parts, staged.buffers, inspect)
+
+    def _look(
+        self,
+        parts: Sequence[EncodedLayout],
+        buffers: Mapping[str, Tensor],
+        inspect: Callable[[Mapping[str, Component]], _T],
+    ) -> _T:
+        decoded = {}
+        scratch = []
+        for part in parts if buffers else ():
+            into = self._scratch(part)
+            scratch += [into] if into else []
+            decoded[part.scope] = decode(part.layout, part.encoding, buffers[part.scope], into)
+        try:
+            return inspect(decoded)
+        finally:
+            for component in scratch:
+                self._pool.release(component.buffer)
 
     async def load(self, staged: StagedUpdate) -> dict[str, Component]:
         """A complete update's components, decoded. `release` takes back what is in use for them.

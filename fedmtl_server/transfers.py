@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedmtl_core.errors import RequestError, UnavailableError
 from fedmtl_core.wire import EncodedLayout
@@ -22,6 +22,8 @@ class Transfer:
     """The stream that brings it now; another that was it before has nothing to say any more."""
     dropped: RequestError | None = None
     """Why it is wanted no longer, if it isn't."""
+    norms: Mapping[str, float] = field(default_factory=dict)
+    """By scope, how far it moves the model, once that was measured."""
 
     def require_stream(self, stream: object) -> None:
         """Check that a stream is the one that brings it now.
@@ -70,7 +72,7 @@ class Transfers:
         before = self._current.get(claim.client_id)
         starts = {part.scope: part.start for part in parts}
         if any(starts.values()):
-            if before is None or before.claim != claim or before.staged.offsets != starts:
+            if before is None or before.claim != claim or not before.staged.continues_with(parts):
                 raise UnavailableError("what the upload continues from is not staged here; ask QueryUpload again")
             before.stream = stream
             before.staged.in_use = True

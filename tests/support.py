@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,13 +127,38 @@ async def serving(
 
 
 class WireClient:
-    """A client made from the generated stubs alone; it cuts, checks and joins bytes by itself."""
+    """A client made from the generated stubs alone; it cuts, checks and joins bytes by itself.
 
-    def __init__(self, server: Server, client_id: str, task: str):
+    Args:
+        server: whose address it calls.
+        client_id: its name.
+        task: its task.
+        credentials: of its channel; None for plaintext.
+        token: what it sends with every call.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        client_id: str,
+        task: str,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+    ):
         self.client_id = client_id
         self.task = task
-        self._channel = grpc.aio.insecure_channel(server.address)
-        self.stub = pb_grpc.FederatedMtlServiceStub(self._channel)
+        self._channel = (
+            grpc.aio.secure_channel(server.address, credentials)
+            if credentials
+            else grpc.aio.insecure_channel(server.address)
+        )
+        self.stub: Any = pb_grpc.FederatedMtlServiceStub(self._channel)
+        if token is not None:
+            metadata = (("authorization", f"Bearer {token}"),)
+            methods = [method.name for method in pb.DESCRIPTOR.services_by_name["FederatedMtlService"].methods]
+            self.stub = SimpleNamespace(
+                **{name: partial(getattr(self.stub, name), metadata=metadata) for name in methods}
+            )
         self._events: Any = None
 
     async def __aenter__(self) -> WireClient:

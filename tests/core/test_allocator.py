@@ -46,3 +46,11 @@ print(before - resident())
 def test_what_was_freed_below_something_that_stays_is_given_back():
     freed = int(subprocess.run([sys.executable, "-c", GIVEN_BACK], capture_output=True, text=True, check=True).stdout)
     assert freed > 250 * 2**20
+
+
+def test_what_is_there_is_not_looked_at_again():
+    script = (
+        "import gc; from fedmtl_core.allocator import keep_what_is_there as keep; keep(); print(gc.get_freeze_count())"
+    )
+    command = [sys.executable, "-c", script]
+    assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) > 1000

@@ -327,7 +327,7 @@ class HistoryBehaviour:
         assert (later.runs(), later.rounds("run-1"), later.updates("run-1"), later.metrics("run-1")) == before
         with later._engine.connect() as connection:
             assert connection.exec_driver_sql("SELECT note FROM runs").all() == [("none",)]
-            assert connection.exec_driver_sql("SELECT version_num FROM fedmtl_version").all() == [("0002",)]
+            assert connection.exec_driver_sql("SELECT version_num FROM fedmtl_version").all() == [("0003",)]
         later.close()
 
     def test_a_newer_database_is_refused_in_words(self, history, database, tmp_path, monkeypatch):
@@ -336,7 +336,7 @@ class HistoryBehaviour:
         with monkeypatch.context() as patch:
             patch.setattr(module, "MIGRATIONS", with_another_revision(tmp_path))
             History.open(database).close()
-        words = r"was written by a newer FedMTL \(schema 0002; this one knows up to 0001\); update FedMTL"
+        words = r"was written by a newer FedMTL \(schema 0003; this one knows up to 0002\); update FedMTL"
         for create in (True, False):
             with pytest.raises(StoreError, match=words):
                 History.open(database, create=create)
@@ -346,7 +346,9 @@ class HistoryBehaviour:
         with history._engine.begin() as connection:
             connection.exec_driver_sql("DROP TABLE fedmtl_version")
         history.close()
-        with pytest.raises(StoreError, match="isn't a history: its tables metrics, rounds, runs, updates are another"):
+        with pytest.raises(
+            StoreError, match="isn't a history: its tables known_clients, metrics, rounds, runs, updates are another"
+        ):
             History.open(database)
 
     def test_what_is_not_there_is_not_made_where_it_is_only_to_be_read(self, database):
@@ -369,6 +371,7 @@ def row_counts(history: History) -> dict[str, int]:
         return {
             name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
             for name, table in module.METADATA.tables.items()
+            if table is not module.CLIENTS
         }
 
 
@@ -376,10 +379,10 @@ def with_another_revision(tmp_path: Path) -> Path:
     """The migrations of a FedMTL to come: the real ones, and one that adds a column."""
     folder = tmp_path / "migrations"
     shutil.copytree(module.MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0002_note.py").write_text(
+    (folder / "versions" / "0003_note.py").write_text(
         "import sqlalchemy as sa\n"
         "from alembic import op\n"
-        "revision, down_revision = '0002', '0001'\n"
+        "revision, down_revision = '0003', '0002'\n"
         "def upgrade():\n"
         "    op.add_column('runs', sa.Column('note', sa.Text(), nullable=False, server_default='none'))\n"
     )
@@ -465,13 +468,13 @@ def test_an_upgrade_that_fails_leaves_the_older_file_as_it_was(tmp_path, monkeyp
     path = tmp_path / "history.sqlite"
     History.open(path).close()
     folder = with_another_revision(tmp_path)
-    script = folder / "versions" / "0002_note.py"
+    script = folder / "versions" / "0003_note.py"
     script.write_text(script.read_text() + "    op.execute('INSERT INTO nowhere VALUES (1)')\n")
     monkeypatch.setattr(module, "MIGRATIONS", folder)
     with pytest.raises(StoreError, match="can't bring its tables up to date: no such table: nowhere"):
         History.open(path)
     with sqlite3.connect(path) as connection:
-        assert connection.execute("SELECT version_num FROM fedmtl_version").fetchall() == [("0001",)]
+        assert connection.execute("SELECT version_num FROM fedmtl_version").fetchall() == [("0002",)]
         assert "note" not in [row[1] for row in connection.execute("PRAGMA table_info(runs)")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from fedmtl_core.errors import StoreError
+from fedmtl_core.errors import StoreError, UnauthenticatedError
+from fedmtl_server.clients import ClientRegistry
 from fedmtl_server.history import History, without_password
+from fedmtl_server.identities import Credentials, Identity
 from tests.server.test_history import (
     HistoryBehaviour,
     begun,
@@ -210,3 +213,20 @@ def test_a_process_killed_before_its_commit_leaves_nothing_of_the_round(database
 def test_a_process_killed_at_any_moment_leaves_whole_rounds_and_all_it_knew_of(database, kill_after_s):
     known = write_and_die(database, kill_after_s=kill_after_s)
     assert require_whole_rounds(database) in (known, known + 1)
+
+
+def test_clients_are_added_and_revoked_there_too(database):
+    """Two processes' registries on one database: what one writes the other knows."""
+    with (
+        contextlib.closing(ClientRegistry.open(database)) as mine,
+        contextlib.closing(ClientRegistry.open(database, create=False)) as theirs,
+    ):
+        token = mine.add("alice", ["sst2"], with_token=True)
+        mine.add("bob", None, with_token=False)
+        known = theirs.known()
+        assert known.identify(Credentials(token=token)) == Identity("alice", frozenset({"sst2"}))
+        assert known.identify(Credentials("bob")) == Identity("bob", None)
+        assert PASSWORD not in theirs.name
+        mine.revoke("alice")
+        with pytest.raises(UnauthenticatedError):
+            theirs.known().identify(Credentials(token=token))

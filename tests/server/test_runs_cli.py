@@ -273,7 +273,7 @@ def test_a_round_is_shown_whole(runs_dir):
         assert fact in text
     assert "missing    c\n" in text
     (row,) = (line for line in text.splitlines() if cells(line)[0] == "b")
-    assert cells(row) == ["b", "qqp", "counted", "30", "round 1", "0.750", "qqp 1.000", "400 bytes"]
+    assert cells(row) == ["b", "qqp", "counted", "30", "round 1", "0.750", "-", "qqp 1.000", "400 bytes"]
     (row,) = (line for line in text.splitlines() if "ABORTED" in line)
     assert cells(row) == ["\\x1b[31mred", "qqp", "ABORTED", "expected [1], got [2]"]  # no colours of a client's choice
     assert "\x1b" not in text

@@ -37,6 +37,11 @@ class FederatedMtlServiceStub:
     slice, train again.
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
+    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it. Any call may be answered so. If the status has
+    a google.rpc `RetryInfo` (in `grpc-status-details-bin`) the limit will pass: the caller SHOULD wait as long as that
+    says, then call again. If not, ask for less.
+    * `UNAUTHENTICATED`: the server knows nobody with these credentials, or no longer does. Stop.
+    * `PERMISSION_DENIED`: the request names another client, or a task that isn't the caller's. Stop.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
     * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
     * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
@@ -87,6 +92,11 @@ class FederatedMtlServiceServicer:
     slice, train again.
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
+    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it. Any call may be answered so. If the status has
+    a google.rpc `RetryInfo` (in `grpc-status-details-bin`) the limit will pass: the caller SHOULD wait as long as that
+    says, then call again. If not, ask for less.
+    * `UNAUTHENTICATED`: the server knows nobody with these credentials, or no longer does. Stop.
+    * `PERMISSION_DENIED`: the request names another client, or a task that isn't the caller's. Stop.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
     * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
     * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
@@ -136,7 +146,8 @@ class FederatedMtlServiceServicer:
         * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
         range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
         unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
-        of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
+        of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite; the update moves a component
+        by a larger norm than the server allows.
         * `NOT_FOUND`: unknown task.
         * `FAILED_PRECONDITION`: `run_id` names another run.
         * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'
@@ -235,6 +246,11 @@ class FederatedMtlService:
     slice, train again.
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
+    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it. Any call may be answered so. If the status has
+    a google.rpc `RetryInfo` (in `grpc-status-details-bin`) the limit will pass: the caller SHOULD wait as long as that
+    says, then call again. If not, ask for less.
+    * `UNAUTHENTICATED`: the server knows nobody with these credentials, or no longer does. Stop.
+    * `PERMISSION_DENIED`: the request names another client, or a task that isn't the caller's. Stop.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
     * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
     * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.

@@ -14,6 +14,14 @@ is in this file: what to call, in which order, what the bytes mean, and what eac
    announced again: its deadline is later, or the server was started again.
 3. On `ROUND_EVENT_KIND_FINISHED`: the run is over.
 
+# Who calls
+
+A server MAY ask its callers who they are. A client then shows a TLS certificate that names it (its common name, or
+without one its only subject alternative name), or sends its token with every call, as the metadata
+`authorization: Bearer TOKEN`, or both. It is bound to its `client_id` and its tasks; the server says
+`PERMISSION_DENIED` to a request that names others, and ends calls in progress with `UNAUTHENTICATED` when a client
+is revoked. Observers and `GetStatus` need the credentials of any client.
+
 # Bytes
 
 Every parameter has a scope: the set of clients that share it. `shared` is everybody (the encoder),
@@ -60,6 +68,11 @@ class FederatedMtlServiceStub:
       slice, train again.
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
+    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it. Any call may be answered so. If the status has
+      a google.rpc `RetryInfo` (in `grpc-status-details-bin`) the limit will pass: the caller SHOULD wait as long as that
+      says, then call again. If not, ask for less.
+    * `UNAUTHENTICATED`: the server knows nobody with these credentials, or no longer does. Stop.
+    * `PERMISSION_DENIED`: the request names another client, or a task that isn't the caller's. Stop.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
     * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
     * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
@@ -109,7 +122,8 @@ class FederatedMtlServiceStub:
     * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
       range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
       unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
-      of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
+      of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite; the update moves a component
+      by a larger norm than the server allows.
     * `NOT_FOUND`: unknown task.
     * `FAILED_PRECONDITION`: `run_id` names another run.
     * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'
@@ -157,6 +171,11 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
       slice, train again.
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
+    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it. Any call may be answered so. If the status has
+      a google.rpc `RetryInfo` (in `grpc-status-details-bin`) the limit will pass: the caller SHOULD wait as long as that
+      says, then call again. If not, ask for less.
+    * `UNAUTHENTICATED`: the server knows nobody with these credentials, or no longer does. Stop.
+    * `PERMISSION_DENIED`: the request names another client, or a task that isn't the caller's. Stop.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
     * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
     * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
@@ -203,7 +222,8 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
       range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
       unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
-      of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
+      of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite; the update moves a component
+      by a larger norm than the server allows.
     * `NOT_FOUND`: unknown task.
     * `FAILED_PRECONDITION`: `run_id` names another run.
     * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'
@@ -250,6 +270,11 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
       slice, train again.
     * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
     * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
+    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it. Any call may be answered so. If the status has
+      a google.rpc `RetryInfo` (in `grpc-status-details-bin`) the limit will pass: the caller SHOULD wait as long as that
+      says, then call again. If not, ask for less.
+    * `UNAUTHENTICATED`: the server knows nobody with these credentials, or no longer does. Stop.
+    * `PERMISSION_DENIED`: the request names another client, or a task that isn't the caller's. Stop.
     * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
     * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
     * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
@@ -306,7 +331,8 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
           range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
           unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
-          of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite.
+          of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite; the update moves a component
+          by a larger norm than the server allows.
         * `NOT_FOUND`: unknown task.
         * `FAILED_PRECONDITION`: `run_id` names another run.
         * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'

@@ -1,0 +1,178 @@
+"""`python -m benchmarks.hostile`: what honest clients notice of hostile ones.
+
+One server process as its users start it, with the limits that it has unless told otherwise; eight honest clients with
+rounds of 17.5 MB each way, and fifty hostile ones in a process of their own (`benchmarks/attackers.py`), on loopback.
+Rounds with and without the hostile clients are measured in turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.figures import Figure
+from benchmarks.figures import show as show_figures
+from benchmarks.processes import Worker, cpu_seconds, rss
+from benchmarks.scale import Measured
+from benchmarks.scale import show as show_measured
+from benchmarks.served import SMALL, Served
+from benchmarks.swarm import raise_file_limit
+
+TASKS = ("sst2", "qqp", "stsb")
+SETTLE_S = 4.0
+"""From the moment the hostile clients come to the first round that is measured, and the other way round."""
+SAMPLE_S = 0.02
+WARM_UP_ROUNDS = 5
+
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
+
+
+class Memory:
+    """The most memory that a process has resident while it is watched, in bytes.
+
+    Args:
+        pid: the process.
+    """
+
+    def __init__(self, pid: int):
+        self._pid = pid
+        self.peak = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Sample it."""
+        stop = threading.Event()
+
+        def sample() -> None:
+            while not stop.wait(SAMPLE_S):
+                self.peak = max(self.peak, rss(self._pid))
+
+        thread = threading.Thread(target=sample, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+class Siege:
+    """The measurement.
+
+    Args:
+        folder: for its files.
+        pairs: how often rounds are measured with and without.
+        rounds: how many at a time.
+        num_hostile: how many hostile clients.
+    """
+
+    def __init__(self, folder: Path, pairs: int, rounds: int, num_hostile: int):
+        self._pairs = pairs
+        self._rounds = rounds
+        self._num_hostile = num_hostile
+        self._served = Served(folder / "served", SMALL, [TASKS[i % len(TASKS)] for i in range(8)])
+        self._done: Counter[str] = Counter()
+        self._cpu_s = {"with": 0.0, "without": 0.0}
+        self.figures: list[Figure] = []
+        self.measured: list[Measured] = []
+
+    def run(self) -> None:
+        """Take all figures."""
+        try:
+            self._attackers = Worker("benchmarks.attackers", self._served.address, str(self._num_hostile))
+            try:
+                self._attackers.await_hello()
+                self._measure()
+            finally:
+                self._attackers.stop()
+        finally:
+            self._served.stop()
+
+    def _measure(self) -> None:
+        before, during = Memory(self._served.pid), Memory(self._served.pid)
+        with before.watched():
+            for _ in range(WARM_UP_ROUNDS + self._rounds):
+                self._served.time_round()
+        seconds: dict[str, list[float]] = {"with": [], "without": []}
+        for pair in range(self._pairs):
+            console.print(f"{time.strftime('%H:%M:%S')} {pair + 1} of {self._pairs}")
+            seconds["without"].append(self._some_rounds("without"))
+            with during.watched(), self._besieged():
+                seconds["with"].append(self._some_rounds("with"))
+        self._add_figures(seconds, (during.peak - before.peak) / 1e6)
+
+    def _some_rounds(self, which: str) -> float:
+        """Seconds of a round, the median of some."""
+        time.sleep(SETTLE_S)
+        cpu_s = cpu_seconds(self._served.pid)
+        taken = [self._served.time_round() for _ in range(self._rounds)]
+        self._cpu_s[which] += cpu_seconds(self._served.pid) - cpu_s
+        return statistics.median(taken)
+
+    @contextmanager
+    def _besieged(self) -> Iterator[None]:
+        self._attackers.send("begin")
+        self._attackers.result()
+        try:
+            yield
+        finally:
+            self._attackers.send("end")
+            self._done.update(self._attackers.result()["done"])
+
+    def _add_figures(self, seconds: dict[str, list[float]], more_mb: float) -> None:
+        name = f"round, 8 clients x 17.5 MB, with {self._num_hostile} hostile clients, against without"
+        self.figures.append(Figure.of_pairs(name, "s", seconds["with"], seconds["without"], 1.5, at_most=True))
+        self._add("server's peak RSS with them, above that without", "MB", more_mb, 200)
+        for which, cpu_s in self._cpu_s.items():
+            self._add(f"server's CPU for a round {which} them", "s", cpu_s / (self._pairs * self._rounds))
+        for what, times in sorted(self._done.items()):
+            self._add(what, "", times)
+        for figure in self.figures:
+            print(figure.to_json(), flush=True)
+        for one in self.measured:
+            print(one.to_json(), flush=True)
+
+    def _add(self, name: str, unit: str, value: float, target: float | None = None) -> None:
+        self.measured.append(Measured(name, unit, value, target))
+
+
+def missed(figures: Sequence[Figure | Measured]) -> bool:
+    """Whether any has a target that it doesn't meet."""
+    return any(one.met is False for one in figures)
+
+
+def main(
+    pairs: Annotated[int, typer.Option(help="How often rounds are measured with and without.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds at a time.")] = 9,
+    hostile: Annotated[int, typer.Option(help="Hostile clients.")] = 50,
+) -> None:
+    """Measure what honest clients notice of hostile ones.
+
+    One JSON line for each figure goes to standard output, progress and tables to standard error. The exit code is 1
+    if a target is missed.
+    """
+    raise_file_limit()  # for the server too
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="hostile-", dir=runs) as folder:
+        siege = Siege(Path(folder), pairs, rounds, hostile)
+        siege.run()
+        show_figures(siege.figures, console)
+        show_measured(siege.measured)
+    if missed([*siege.figures, *siege.measured]):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,178 @@
+"""What a client shows a server, and what it asks to be shown: certificates and the token."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from fedmtl_core import pem
+from fedmtl_core.addresses import host_of, is_loopback
+from fedmtl_core.config import Config
+from fedmtl_core.errors import ConfigError, UnavailableError, UntrustedServerError
+from fedmtl_core.logs import get_logger
+
+TOKEN_VARIABLE = "FEDMTL_TOKEN"
+"""Environment variable of the token, where no file is given."""
+
+_TOKEN = re.compile(r"[!-~]{16,512}")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Certificates in PEM, and the token. Without `ca` the connection isn't encrypted."""
+
+    ca: bytes | None = None
+    """The CA of the server's certificate."""
+    certificate: bytes | None = None
+    """The client's own, for mutual TLS."""
+    key: bytes | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    insecure: bool = False
+    """Whether it may connect without TLS to other machines."""
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What goes with every call."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def channel(self, address: str, options: Mapping[str, int]) -> grpc.Channel:
+        """A channel to a server.
+
+        Raises:
+            ConfigError: it would go to another machine in the clear.
+        """
+        self.require_safe(address)
+        if self.ca is not None:
+            secured = grpc.ssl_channel_credentials(self.ca, self.key, self.certificate)
+            return grpc.secure_channel(address, secured, options=list(options.items()))
+        if self.token and not is_loopback(host_of(address)):
+            get_logger().warning("token.sent_in_the_clear", address=address)
+        return grpc.insecure_channel(address, options=list(options.items()))
+
+    def require_safe(self, address: str) -> None:
+        """Check that nothing goes to another machine in the clear by accident.
+
+        Raises:
+            ConfigError: it would; the message says what to do.
+        """
+        if self.ca is None and not self.insecure and not is_loopback(host_of(address)):
+            raise ConfigError(
+                f"--server: {address} may be another machine, and everything would go over the network in the clear. "
+                "Give the CA of the server's certificate with --tls-ca, or say --insecure on a network that you trust"
+            )
+
+
+class Renewal:
+    """Looks whether the files of credentials have changed. Called, it gives the new ones, or None.
+
+    Args:
+        config: names the files.
+        environment: as for `load`.
+    """
+
+    def __init__(self, config: Config, environment: Mapping[str, str] = os.environ):
+        self._config = config
+        self._environment = environment
+        self._stamp = self._stamps()
+        self._lock = threading.Lock()
+
+    def __call__(self) -> Credentials | None:
+        with self._lock:
+            stamp = self._stamps()
+            if stamp == self._stamp:
+                return None
+            self._stamp = stamp
+            try:
+                renewed = load(self._config, self._environment)
+            except ConfigError as error:  # half a renewal, perhaps
+                get_logger().warning("credentials.not_renewed", reason=str(error))
+                return None
+        get_logger().info("credentials.renewed")
+        return renewed
+
+    def _stamps(self) -> tuple[object, ...]:
+        client = self._config.client
+        paths = (client.tls_ca, client.tls_certificate, client.tls_key, client.token_file)
+        return tuple(_stamp(path) for path in paths if path is not None)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+def load(config: Config, environment: Mapping[str, str] = os.environ) -> Credentials:
+    """What the section `client` of a configuration names.
+
+    Args:
+        config: as the command line has it.
+        environment: where the token may be instead of in a file.
+
+    Raises:
+        ConfigError: a file can't be read, or isn't what it should be.
+    """
+    client = config.client
+    if bool(client.tls_certificate) != bool(client.tls_key):
+        given, missing = ("certificate", "key") if client.tls_certificate else ("key", "certificate")
+        raise ConfigError(f"client.tls_{given}: needs client.tls_{missing} beside it")
+    if client.tls_certificate and not client.tls_ca:
+        raise ConfigError("client.tls_certificate: needs client.tls_ca, the CA of the server's certificate, beside it")
+    ca = certificate = key = None
+    if client.tls_ca:
+        ca = pem.read_certificates("client.tls_ca", client.tls_ca)[0]
+    if client.tls_certificate and client.tls_key:
+        certificate, parsed = pem.read_certificates("client.tls_certificate", client.tls_certificate)
+        key = pem.read_key("client.tls_key", client.tls_key, parsed)
+        pem.require_valid_now("client.tls_certificate", client.tls_certificate, parsed)
+    return Credentials(
+        ca=ca,
+        certificate=certificate,
+        key=key,
+        token=_token(client.token_file, environment),
+        insecure=config.security.insecure,
+    )
+
+
+def _token(path: Path | None, environment: Mapping[str, str]) -> str | None:
+    """The token. What is there instead of one isn't shown: it may be another secret."""
+    if path is not None:
+        source, text = (
+            f"client.token_file: {path}",
+            pem.read("client.token_file", path).decode("utf-8", "replace").strip(),
+        )
+    elif environment.get(TOKEN_VARIABLE):
+        source, text = f"the environment variable {TOKEN_VARIABLE}", environment[TOKEN_VARIABLE].strip()
+    else:
+        return None
+    if not _TOKEN.fullmatch(text):
+        raise ConfigError(
+            f"{source}: expected one token as `fedmtl-server clients add` gives it, got {len(text)} characters that "
+            "are none"
+        )
+    return text
+
+
+def why_unreachable(address: str, details: str) -> UnavailableError:
+    """What gRPC says of a connection that can't be made, for people: whether it is the credentials."""
+    failed = "failed to connect" in details
+    if failed and (match := re.search(r"CERTIFICATE_VERIFY_FAILED: ([^:;]*)", details)):
+        return UntrustedServerError(
+            f"{address} shows a certificate that isn't trusted ({match[1].strip()}): expected a valid one of the CA in "
+            "--tls-ca"
+        )
+    if failed and "Hostname Verification Check failed" in details:
+        return UntrustedServerError(f"{address} shows a certificate that doesn't name {host_of(address)}")
+    if failed and "WRONG_VERSION_NUMBER" in details:
+        return UntrustedServerError(f"{address} doesn't speak TLS, but --tls-ca is given")
+    if failed and details.rstrip().endswith("Socket closed"):
+        details += "; does the server ask for TLS (--tls-ca), or for another certificate (--tls-certificate)?"
+    return UnavailableError(details)

@@ -1,0 +1,141 @@
+"""The server's side of TLS: its certificate and the CA of its clients, read anew when the files change."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+
+from fedmtl_core import pem
+from fedmtl_core.addresses import is_loopback
+from fedmtl_core.config import Config, TlsConfig
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.logs import get_logger
+
+EXPIRES_SOON_DAYS = 14
+"""So long before its end, the log says of a certificate that it ends."""
+
+_Stamp = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What the files hold."""
+
+    configuration: grpc.ServerCertificateConfiguration
+    valid_until: datetime
+
+
+class CertificateFiles:
+    """The files of `security.tls`, as gRPC asks for them at every handshake.
+
+    Two files can't be renewed in one step: until certificate and key fit one another, the ones before stay in use.
+
+    Args:
+        tls: with a certificate.
+
+    Raises:
+        ConfigError: a file can't be read, isn't what it should be, or the certificate isn't valid now.
+    """
+
+    def __init__(self, tls: TlsConfig):
+        if tls.certificate is None or tls.key is None:
+            raise ConfigError("security.tls: expected a certificate and its key")
+        self._certificate = tls.certificate
+        self._key = tls.key
+        self._client_ca = tls.client_ca
+        self._lock = threading.Lock()
+        self._log = get_logger()
+        self._stamp = self._stamps()
+        self._loaded = self._load()
+        self._tell("certificate.loaded")
+
+    @property
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """What was read last and is good."""
+        return self._loaded.configuration
+
+    def fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """What changed since the last time; None if nothing did, or not for the better. Called on gRPC's threads."""
+        with self._lock:
+            try:
+                stamp = self._stamps()
+                if stamp == self._stamp:
+                    return None
+                self._stamp = stamp
+                self._loaded = self._load()
+                self._tell("certificate.renewed")
+            except (ConfigError, OSError) as error:
+                self._log.warning("certificate.not_renewed", reason=str(error))
+                return None
+            return self._loaded.configuration
+
+    def _stamps(self) -> _Stamp:
+        paths = [self._certificate, self._key] + ([self._client_ca] if self._client_ca else [])
+        try:
+            stats = [path.stat() for path in paths]
+        except OSError as error:
+            raise ConfigError(f"security.tls: can't read {error.filename}: {error.strerror}") from None
+        return tuple((one.st_mtime_ns, one.st_ino, one.st_size) for one in stats)
+
+    def _load(self) -> _Loaded:
+        setting = "security.tls.certificate"
+        chain, certificate = pem.read_certificates(setting, self._certificate)
+        key = pem.read_key("security.tls.key", self._key, certificate)
+        pem.require_valid_now(setting, self._certificate, certificate)
+        roots = pem.read_certificates("security.tls.client_ca", self._client_ca)[0] if self._client_ca else None
+        configuration = grpc.ssl_server_certificate_configuration([(key, chain)], roots)
+        return _Loaded(configuration, certificate.not_valid_after_utc)
+
+    def _tell(self, event: str) -> None:
+        until = self._loaded.valid_until
+        facts = {"path": str(self._certificate), "valid_until": until.isoformat()}
+        self._log.info(event, **facts)
+        if (until - datetime.now(UTC)).days < EXPIRES_SOON_DAYS:
+            self._log.warning("certificate.expires_soon", **facts)
+        if self._key.stat().st_mode & 0o077:
+            self._log.warning("key.readable_by_others", path=str(self._key), expected="mode 0600")
+
+
+def server_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
+    """What a server listens with.
+
+    Raises:
+        ConfigError: see `CertificateFiles`.
+    """
+    files = CertificateFiles(tls)
+    fetch: Any = files.fetch  # gRPC's stubs don't know that it may answer None
+    return grpc.dynamic_ssl_server_credentials(files.configuration, fetch, tls.client_ca is not None)
+
+
+def require_safe(config: Config) -> None:
+    """Check that a server doesn't listen to others than this machine without TLS, or to anybody, by accident.
+
+    Raises:
+        ConfigError: it does; the message says what to do.
+    """
+    security, host = config.security, config.server.host
+    if is_loopback(host) or security.insecure:
+        return
+    if security.tls.certificate is None:
+        raise ConfigError(
+            f"server.host: {host} can be reached from other machines, and everything would go over the network in the "
+            "clear. Give security.tls.certificate and security.tls.key (`fedmtl-server certs init DIR` makes them "
+            "for a trial), or say --insecure on a network that you trust"
+        )
+    if not is_authenticating(config):
+        raise ConfigError(
+            f"security.authentication: {host} can be reached from other machines, and anybody there could take part. "
+            "Leave it to its default and add clients with `fedmtl-server clients add`, or say --insecure"
+        )
+
+
+def is_authenticating(config: Config) -> bool:
+    """Whether callers must be known clients."""
+    security = config.security
+    if security.authentication is not None:
+        return security.authentication
+    return security.tls.client_ca is not None or not (is_loopback(config.server.host) or security.insecure)
