@@ -12,10 +12,13 @@ the same history gives the same bounds.
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from statistics import median_low
 from typing import Any
 
@@ -31,8 +34,13 @@ from fedmtl_core.plan import UpdateKind
 
 _BLOCK = 2**17
 """Elements that are looked at together: their difference from the base stays in the cache."""
+_PIECE = 8 * _BLOCK
+"""Elements that one thread takes at a time."""
+_THREADS = ThreadPoolExecutor(os.cpu_count(), "norms")
 _ROW = 2**12
 """Elements whose squares are summed up in float32. BLAS does so few without threads, so always in the same order."""
+_WITHOUT_WARNINGS = partial(np.errstate, over="ignore", under="ignore", invalid="ignore")
+"""What they would be of is looked at more closely."""
 _LEAST, _MOST = 1e-24, 1e30
 """Sums of squares that float32 can be trusted with; others are taken again in float64."""
 
@@ -122,7 +130,7 @@ def norm_of(component: Component, base: Component | None = None) -> float:
     if base is not None:
         component.layout.require_same(base.layout)
     origins = base.runs() if base else [None] * len(component.layout.runs)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # then it is looked at more closely
+    with _WITHOUT_WARNINGS():
         parts = [
             norm
             for run, origin in zip(component.runs(), origins, strict=True)
@@ -145,12 +153,22 @@ def require_within(norms: Mapping[str, float], bounds: Mapping[str, float]) -> N
 
 
 def _norms_in_float32(run: Tensor, origin: Tensor | None) -> list[float]:
-    """The norm of one block after the other of a float32 vector, or of one of two bytes an element."""
-    scratch = np.empty(min(_BLOCK, len(run)), np.float32)
-    return [
-        _norm_in_float32(_as_float32(run[start : start + _BLOCK]), _as_float32_or_none(origin, start), scratch)
-        for start in range(0, len(run), _BLOCK)
-    ]
+    """The norm of one block after the other of a float32 vector, or of one of two bytes an element.
+
+    The blocks are shared among threads: their norms don't depend on who took them.
+    """
+    pieces = range(0, len(run), _PIECE)
+
+    def norms_from(first: int) -> list[float]:
+        scratch = np.empty(min(_BLOCK, len(run)), np.float32)
+        with _WITHOUT_WARNINGS():
+            return [
+                _norm_in_float32(_as_float32(run[start : start + _BLOCK]), _as_float32_or_none(origin, start), scratch)
+                for start in range(first, min(first + _PIECE, len(run)), _BLOCK)
+            ]
+
+    found = _THREADS.map(norms_from, pieces) if len(pieces) > 1 else map(norms_from, pieces)
+    return [norm for norms in found for norm in norms]
 
 
 def _norm_in_float32(
