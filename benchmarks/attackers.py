@@ -151,7 +151,7 @@ async def _flood(address: str, note: Note) -> None:
 
 
 async def _reset(address: str, note: Note) -> None:
-    """Calls that are taken back at once (CVE-2023-44487), as fast as the system takes them."""
+    """Calls that are taken back at once (CVE-2023-44487), up to 10,000 a second."""
     block = header_block(_SERVICE + "GetStatus")
     async with Connection(address) as connection:
         while not connection.closed.is_set():
@@ -162,7 +162,7 @@ async def _reset(address: str, note: Note) -> None:
                 note("calls")
             connection.write(b"".join(batch))
             await connection.drain()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.002)
 
 
 async def _oversized(address: str, note: Note) -> None:

@@ -15,7 +15,7 @@ RETRY_S = 1.0
 PENALTY_S = 60.0
 """How long an address is remembered whose connection was closed for going on past its limits."""
 
-PENALISED_BURST, PENALISED_REFUSALS = 10, 1
+PENALISED_BURST, PENALISED_REFUSALS = 5, 1
 """What a new connection from there may do at once, and how often it is refused before it is closed too."""
 
 

@@ -558,9 +558,10 @@ async def test_an_honest_round_among_hostile_clients_goes_as_if_they_were_not_th
     rounds = {"min_clients": 3, "transfer_timeout_s": 3.0}
     async with limited(tmp_path, model, rounds=rounds, **limits) as server, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(own_connection(server, f"c{number}")) for number in range(3)]
-        hostile = [asyncio.create_task(attack(server.address)) for attack in (_loris, _half_open, _unread, _flood) * 2]
         for client in clients:
             await client.watch()
+        hostile = [asyncio.create_task(attack(server.address)) for attack in (_loris, _half_open, _unread, _flood) * 2]
+        await asyncio.sleep(0.2)
         for round_ in (1, 2, 3):
             await asyncio.gather(*(_take_part(client, round_) for client in clients))
         outcomes = await asyncio.gather(*hostile)
