@@ -117,6 +117,18 @@ class Bench:
                     **{kind: partial(_rate, gigabytes, partial(bare.time, "up")) for kind, bare in bounds.items()},
                 )
             self._add(f"PushUpdate and fold, 1 client, {size}", "GB/s", taken, 0.80)
+            self._norms(model, size, served)
+
+    def _norms(self, model: BertConfig, size: str, unmeasured: Served) -> None:
+        """What it costs to measure an update's norms, against the same without."""
+        with self._served(model, ["sst2"], {"robustness": {"norms": {"action": "report"}}}) as measured:
+            gigabytes = measured.payload_bytes / 1e9
+            measured.time("get")
+            taken = self._in_turns(
+                ours=partial(_rate, gigabytes, partial(_push, measured)),
+                bound=partial(_rate, gigabytes, partial(_push, unmeasured)),
+            )
+        self._add(f"PushUpdate and fold, norms measured, against the same without, {size}", "GB/s", taken, None)
 
     def _synced(self) -> None:
         with self._served(SMALL, ["sst2"], {"store": {"durability": "power"}}) as served:
@@ -209,7 +221,7 @@ class Bench:
         return taken
 
     def _add(
-        self, name: str, unit: str, taken: Mapping[str, Sequence[float]], target: float, *, at_most: bool = False
+        self, name: str, unit: str, taken: Mapping[str, Sequence[float]], target: float | None, *, at_most: bool = False
     ) -> None:
         figures = [Figure.of_pairs(name, unit, taken["ours"], taken["bound"], target, at_most=at_most)]
         if "tuned" in taken:

@@ -30,7 +30,7 @@ from fedmtl_server.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAg
 from fedmtl_server.bookkeeping import RoundFacts, log_report, round_report, update_records
 from fedmtl_server.events import EventKind, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.norms import RecentNorms, require_within, update_norms
+from fedmtl_server.norms import RecentNorms, are_ordinary, require_within, update_norms
 from fedmtl_server.report import RefusedUpdate, RoundReport, counted_norms
 from fedmtl_server.results import Measurements, TaskResult
 from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
@@ -227,22 +227,32 @@ class Federation:
         transfer.require_stream(stream)
         self._keep_alive(transfer.claim.client_id)
 
-    async def judge(self, transfer: Transfer, stream: object) -> None:
-        """Refuse an update that moves the model further than it may, if such updates are refused.
+    async def examine(self, transfer: Transfer, stream: object) -> None:
+        """Check that an update's numbers are numbers, and that it moves the model no further than it may.
+
+        Its norms tell both in one pass where it came as float32.
 
         Raises:
-            NormExceededError: it does.
+            NonFiniteError, MalformedStreamError: they aren't; see `StagedUpdate.require_valid`.
+            NormExceededError: it moves it too far.
             StaleRoundError, InvalidRequestError, UnavailableError: it can't count any more, however far it moves it.
         """
-        if self._aggregator.norms.action != "refuse" or not transfer.staged.parts:
-            return
-        bounds, base = self._bounds, self._model.components
-        transfer.norms = await self._staging.look(
+        staged, rule, bounds = transfer.staged, self._aggregator.norms, self._bounds
+        if rule.measures and staged.is_float32:
+            transfer.norms = await self._measure(transfer)
+        if not transfer.norms or not are_ordinary(transfer.norms):
+            await asyncio.to_thread(staged.require_valid)
+        if rule.action == "refuse" and staged.parts:
+            transfer.norms = transfer.norms or await self._measure(transfer)
+            if self.admit(transfer.claim) is None:
+                transfer.require_stream(stream)
+                require_within(transfer.norms, bounds)
+
+    async def _measure(self, transfer: Transfer) -> Mapping[str, float]:
+        base = self._model.components
+        return await self._staging.look(
             transfer.staged, lambda components: update_norms(transfer.claim.kind, components, base)
         )
-        if self.admit(transfer.claim) is None:
-            transfer.require_stream(stream)
-            require_within(transfer.norms, bounds)
 
     def _norm_bounds(self) -> Mapping[str, float]:
         return self._aggregator.norms.bounds(self._model.components, self._recent_norms)

@@ -115,6 +115,11 @@ def update_norms(
     return {scope: norm_of(component, base[scope]) for scope, component in components.items() if scope in base}
 
 
+def are_ordinary(norms: Mapping[str, float]) -> bool:
+    """Whether norms of float32 numbers are such that all of these are finite. Others need a closer look."""
+    return all(norm < _MOST for norm in norms.values())  # of a NaN the norm is one, of an infinity the largest number
+
+
 def norm_of(component: Component, base: Component | None = None) -> float:
     """The L2 norm of a component's numbers, all of its dtypes together; of their difference from a base if given.
 

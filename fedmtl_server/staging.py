@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from fedmtl_core.encodings import decode, require_valid
@@ -54,6 +55,13 @@ class StagedUpdate:
     @property
     def num_bytes(self) -> int:
         return sum(part.num_bytes for part in self.parts)
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether its bytes are its numbers, all of them float32; not so of metrics alone."""
+        specs = [spec for part in self.parts for spec in part.layout.tensors]
+        exact = all(part.encoding == "float32" for part in self.parts)
+        return exact and bool(specs) and all(spec.dtype == torch.float32 for spec in specs)
 
     def continues_with(self, parts: Sequence[EncodedLayout]) -> bool:
         """Whether components, encoded as they say, begin where what has arrived ends."""

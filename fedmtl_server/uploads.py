@@ -67,8 +67,7 @@ class Upload:
         keep = True
         try:
             num_bytes = await (self._receive_chunks(transfer) if parts else self._receive_end())
-            await asyncio.to_thread(transfer.staged.require_valid)
-            await self._federation.judge(transfer, self)
+            await self._federation.examine(transfer, self)
             await self._federation.staging.secure(transfer.staged)
             await self._federation.until_countable(claim)
             counted_in = self._federation.count(transfer, self)

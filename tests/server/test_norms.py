@@ -21,7 +21,7 @@ from fedmtl_core.layout import DTYPES, Component
 from fedmtl_server import norms
 from fedmtl_server.aggregator import ClientUpdate, Contribution, RoundFold
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.norms import NormRule, RecentNorms, norm_of, require_within, update_norms
+from fedmtl_server.norms import NormRule, RecentNorms, are_ordinary, norm_of, require_within, update_norms
 from fedmtl_server.report import ComponentReport, RoundReport, counted_norms
 from tests.support import TinyEncoder, WireClient, eventually, full_of, serving, specs, tiny_model, watching
 
@@ -113,6 +113,16 @@ def test_a_norm_is_the_same_to_the_last_bit_whatever_the_threads_and_the_place_i
 def test_a_norm_of_another_layout_is_refused():
     with pytest.raises(LayoutMismatchError, match=r"expected float32 \[2\], got float32 \[3\]"):
         norm_of(component_of(torch.ones(2)), component_of(torch.ones(3)))
+
+
+@pytest.mark.parametrize("place", [0, 4_000_000, 8_999_999])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_makes_the_norm_extraordinary_wherever_it_is(value, place):
+    values = torch.ones(9_000_000)
+    assert are_ordinary({"shared": norm_of(component_of(values), component_of(torch.zeros(9_000_000)))})
+    values[place] = value
+    for base in (None, component_of(torch.full((9_000_000,), 0.5))):
+        assert not are_ordinary({"shared": norm_of(component_of(values), base)})
 
 
 # The rule.
