@@ -53,8 +53,8 @@ class Served:
             "model": {"server_model": str(folder / "model"), "random_init": True},
             "training": {"num_rounds": 1_000_000},
             "rounds": {"deadline_s": 600, "rejoin_grace_s": 60},
-            # The figures are about the wire; what it costs to have every update on disk, and to measure how far it moves
-            # the model, are figures of their own.
+            # The figures are about the wire. What it costs to have every update on disk, and to measure how far it
+            # moves the model, are figures of their own.
             "store": {"durability": "memory"},
             "robustness": {"norms": {"action": "none"}},
             "tasks": {task: {"min_clients": tasks.count(task)} for task in dict.fromkeys(tasks)},
