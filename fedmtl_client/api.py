@@ -29,6 +29,7 @@ from fedmtl_core.errors import (
     MalformedStreamError,
     RequestError,
     UnavailableError,
+    UnreachableError,
     UntrustedServerError,
 )
 from fedmtl_core.formats import Compression, Encoding
@@ -316,7 +317,16 @@ class FederationApi:
             before_sleep=self._log_retry,
             reraise=True,
         )
-        return retrying(lambda: self._unless_closed(attempt))
+        try:
+            return retrying(lambda: self._unless_closed(attempt))
+        except UnreachableError as error:
+            if self._closed.is_set() or should_stop():
+                raise
+            away_s = time.monotonic() - max(began, self._last_contact)
+            raise UnreachableError(
+                f"no server at {self.address} for {away_s:.0f} s (client.reconnect_s): {error}. Is it running, and is "
+                "that its address?"
+            ) from None
 
     def _unless_closed(self, attempt: Callable[[], _T]) -> _T:
         try:

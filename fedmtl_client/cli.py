@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from fedmtl_client import credentials
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.cli import LogFormat, settings_help
-from fedmtl_core.config import Config, TaskConfig, parse_address, parse_shard
+from fedmtl_core.config import WHOLE, Config, LocalClient, TaskConfig, parse_address, parse_shard
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.tasks import PRESETS
@@ -27,9 +28,9 @@ def _client_id(value: str) -> str:
         raise typer.BadParameter(str(error)) from None
 
 
-def _shard(value: str) -> str:
+def _shard(value: str | None) -> str | None:
     try:
-        parse_shard(value)
+        parse_shard(value or WHOLE)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     return value
@@ -56,8 +57,11 @@ def take_part(
         typer.Option(help="The configuration, a YAML file: where this client's rows are.", show_default=False),
     ] = None,
     shard: Annotated[
-        str, typer.Option(metavar="K/N", help="Use the K-th of N disjoint parts of the rows.", callback=_shard)
-    ] = "1/1",
+        str | None,
+        typer.Option(
+            metavar="K/N", help="Use the K-th of N disjoint parts of the rows; clients[].shard.", callback=_shard
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; training.device.")] = None,
     tls_ca: Annotated[
         Path | None, typer.Option(help="The CA of the server's certificate, PEM; with it, TLS is on; client.tls_ca.")
@@ -80,14 +84,18 @@ def take_part(
 ) -> None:
     """Take part in a run with this machine's rows of one task, until the run is over.
 
-    Without a configuration the rows are the GLUE task's on the model hub, and the rest is what the server plans.
+    Without a configuration the rows are the GLUE task's on the model hub, and the rest is what the server plans. Where
+    the configuration's `clients` have this client id, its shard, token and certificate there are taken; options win.
     """
     logs.configure(log_format.value)
     overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])
+    named = {"training.device": "--device"} if device is not None else {}
     files = {"tls_ca": tls_ca, "tls_certificate": tls_certificate, "tls_key": tls_key, "token_file": token_file}
     overrides += [f"client.{key}={json.dumps(str(path))}" for key, path in files.items() if path is not None]
     overrides += ["security.insecure=true"] if insecure else []
-    settled = configuration.load(config, overrides)
+    settled = configuration.load(config, overrides, named)
+    mine = _listed(settled, client_id, task, config)
+    settled = _with_own_credentials(settled, mine, overrides)
     shown = credentials.load(settled)
     shown.require_safe(server)
     section = _section(settled, task, config)
@@ -111,7 +119,7 @@ def take_part(
         download=settled.wire.download,
         topk_density=settled.wire.topk_density,
     )
-    data = load_task_data(spec, section.data, parse_shard(shard))
+    data = load_task_data(spec, section.data, parse_shard(shard or (mine.shard if mine else WHOLE)))
     api = FederationApi(
         server,
         client_id=client_id,
@@ -135,6 +143,29 @@ def _section(config: Config, task: str, path: Path | None) -> TaskConfig:
         f"--task: expected one of {', '.join(PRESETS)}, got {task!r}; "
         f"describe another task under `tasks` in a --config file"
     )
+
+
+def _listed(config: Config, client_id: str, task: str, path: Path | None) -> LocalClient | None:
+    """What a configuration's `clients` say of this client.
+
+    Raises:
+        ConfigError: that it has another task.
+    """
+    mine = next((client for client in config.clients if client.client_id == client_id), None)
+    if mine is not None and mine.task != task:
+        raise ConfigError(
+            f"--task: in {path or 'the configuration'}, `clients` say that {client_id!r} has the task {mine.task!r}, "
+            f"got {task!r}; change one of the two, or give another --client-id"
+        )
+    return mine
+
+
+def _with_own_credentials(config: Config, mine: LocalClient | None, overrides: Sequence[str]) -> Config:
+    """A configuration with the files that this client has for itself, unless the command line names others."""
+    given = {override.partition("=")[0] for override in overrides}
+    own = {} if mine is None else {key: getattr(mine, key) for key in ("token_file", "tls_certificate", "tls_key")}
+    files = {key: path for key, path in own.items() if path is not None and f"client.{key}" not in given}
+    return config.model_copy(update={"client": config.client.model_copy(update=files)})
 
 
 def _own_model(config: Config) -> str | None:

@@ -14,7 +14,7 @@ import grpc
 from fedmtl_core import pem
 from fedmtl_core.addresses import host_of, is_loopback
 from fedmtl_core.config import Config
-from fedmtl_core.errors import ConfigError, UnavailableError, UntrustedServerError
+from fedmtl_core.errors import ConfigError, UnavailableError, UnreachableError, UntrustedServerError
 from fedmtl_core.logs import get_logger
 
 TOKEN_VARIABLE = "FEDMTL_TOKEN"
@@ -163,7 +163,7 @@ def _token(path: Path | None, environment: Mapping[str, str]) -> str | None:
 
 def why_unreachable(address: str, details: str) -> UnavailableError:
     """What gRPC says of a connection that can't be made, for people: whether it is the credentials."""
-    failed = "failed to connect" in details
+    failed = "failed to connect" in details or details.startswith("errors resolving")
     if failed and (match := re.search(r"CERTIFICATE_VERIFY_FAILED: ([^:;]*)", details)):
         return UntrustedServerError(
             f"{address} shows a certificate that isn't trusted ({match[1].strip()}): expected a valid one of the CA in "
@@ -173,6 +173,9 @@ def why_unreachable(address: str, details: str) -> UnavailableError:
         return UntrustedServerError(f"{address} shows a certificate that doesn't name {host_of(address)}")
     if failed and "WRONG_VERSION_NUMBER" in details:
         return UntrustedServerError(f"{address} doesn't speak TLS, but --tls-ca is given")
-    if failed and details.rstrip().endswith("Socket closed"):
-        details += "; does the server ask for TLS (--tls-ca), or for another certificate (--tls-certificate)?"
-    return UnavailableError(details)
+    if not failed:
+        return UnavailableError(details)
+    cause = details.rstrip("] ").rpartition(": ")[2]
+    if cause == "Socket closed":
+        cause += "; does the server ask for TLS (--tls-ca), or for another certificate (--tls-certificate)?"
+    return UnreachableError(cause)

@@ -74,7 +74,7 @@ def load_task_data(spec: TaskSpec, source: DataConfig | None, shard: tuple[int, 
     if source is None and spec.hub is not None:
         source = DataConfig(hub=spec.hub[0], subset=spec.hub[1])
     assert source is not None
-    splits = [_rows(spec, _split(spec, source, name), f"{spec.name}, {name} rows") for name in ("train", "validation")]
+    splits = [_rows(spec, _split(spec, source, name), _place(spec, source, name)) for name in ("train", "validation")]
     return TaskData(*(_shard(rows, shard, spec.name) for rows in splits))
 
 
@@ -118,6 +118,12 @@ def _split(spec: TaskSpec, source: DataConfig, split: str) -> Mapping[str, Seque
     return _from_file(Path(getattr(source, split)), spec, split)
 
 
+def _place(spec: TaskSpec, source: DataConfig, split: str) -> str:
+    """Where a split's rows are, for messages."""
+    is_file = not source.builtin and not source.hub
+    return f"{spec.name}, {split} rows" + (f" in {getattr(source, split)}" if is_file else "")
+
+
 def _builtin(name: str, split: str) -> Mapping[str, Sequence[Any]]:
     if name not in toy.tasks():
         raise DataError(f"there is no built-in task {name!r}; expected one of {', '.join(toy.tasks())}")
@@ -144,6 +150,8 @@ def _from_file(path: Path, spec: TaskSpec, split: str) -> Mapping[str, Sequence[
                 )
             )
     except (OSError, ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
+        if _is_of_no_rows(error):
+            raise DataError(f"{key}: {path} has no rows") from None
         raise DataError(f"{key}: {path} can't be read as {path.suffix[1:]}: {_first_line(error)}") from None
 
 
@@ -235,6 +243,12 @@ def _where_from(spec: TaskSpec) -> str:
         f" Download {spec.name} from https://gluebenchmark.com/tasks, or from the hub as data set {spec.hub[0]} "
         f"({spec.hub[1]}), and save it with the columns {', '.join((*spec.text_columns, spec.label_column))}"
     )
+
+
+def _is_of_no_rows(error: BaseException) -> bool:
+    """Whether a file couldn't be read since nothing, or nothing but a header, is in it."""
+    signs = ("corresponds to no data", "BatchSize must be greater than 0")  # of text and JSON files, and of Parquet
+    return isinstance(error, StopIteration) or any(sign in str(error.__cause__ or error) for sign in signs)
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_client.trainer import Trainer, TrainingStopped
 from fedmtl_core.errors import StaleRoundError, UnavailableError, WrongRunError
 from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
-from fedmtl_core.logs import get_logger
+from fedmtl_core.logs import JOINED, get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
 from fedmtl_core.plan import TrainingPlan, UpdateKind
 from fedmtl_core.tasks import TaskSpec
@@ -89,6 +89,7 @@ class ClientSession:
         Raises:
             UnavailableError: the server stayed away for too long.
             RequestError: the server refuses this client.
+            ConfigError: the server's task of this name is another than this client's.
         """
         watcher = threading.Thread(target=self._watch, name="watch-rounds", daemon=True)
         watcher.start()
@@ -116,6 +117,8 @@ class ClientSession:
         """Hand the run's events to `run`; the newest is at hand even while it trains."""
         try:
             for event in self._api.watch():
+                if self._newest is None or event.run_id != self._newest.run_id:
+                    self._log.info(JOINED, run_id=event.run_id, client_id=self._api.client_id, task=self._spec.name)
                 self._newest = event
                 self._num_received += 1
                 self._events.put(event)
@@ -228,9 +231,15 @@ class ClientSession:
         return metrics | {"train_loss": result.loss}
 
     def _prepare(self, plan: TrainingPlan) -> _Workbench:
-        """Model and tokenised rows, made at the first round and again only if the plan changes."""
+        """Model and tokenised rows, made at the first round and again only if the plan changes.
+
+        Raises:
+            ConfigError: the server's task of this name is another.
+        """
         if self._workbench and self._workbench.plan == plan:
             return self._workbench
+        if plan.task_type is not None:
+            self._spec.require_same(plan.task_type, plan.labels)
         source = self._settings.model or plan.client_model
         self._log.info("model.loading", source=source)
         encoder, hidden_size = load_encoder(source, weights=False, num_hidden_layers=plan.num_hidden_layers or None)

@@ -11,6 +11,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import yaml
@@ -23,6 +24,8 @@ from fedmtl_core.plan import Pooling, TrainingPlan
 from fedmtl_core.tasks import METRICS, PRESETS, TaskSpec
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
+WHOLE = "1/1"
+"""The shard that is all rows."""
 MAX_LABELS = 10_000
 
 MissingQuorum = Literal["commit", "extend", "fail"]
@@ -355,7 +358,9 @@ class TaskConfig(_Section):
     labels: list[str] | int | None = Field(None, description="Names of the classes by number, or how many there are")
     text_columns: list[str] | None = Field(None, description="One column of text, or two that are read as a pair")
     label_column: str | None = Field(None, description="Column of the label")
-    metrics: list[str] | None = Field(None, description=f"Of {', '.join(METRICS)}; the first is the main one")
+    metrics: list[str] | None = Field(
+        None, description=f"Of {', '.join(METRICS)}; the first is the main one. f1 is for two labels"
+    )
     min_clients: int = Field(1, ge=0, description="Clients of this task that a round needs; 0 if it may have none")
     deadline_s: float | None = Field(None, gt=0, description="Its clients' deadline, instead of `rounds.deadline_s`")
     train_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client trains on, at most")
@@ -404,11 +409,11 @@ class TaskConfig(_Section):
 
 
 class LocalClient(_Section):
-    """One client that `fedmtl-local` starts."""
+    """One client: `fedmtl-local` starts it, and `fedmtl-client` with its id takes from here what isn't the others'."""
 
     client_id: str = Field(description="Its name")
     task: str = Field(description="Its task")
-    shard: str = Field("1/1", description="`K/N`: the K-th of N disjoint parts of the task's rows")
+    shard: str = Field(WHOLE, description="`K/N`: the K-th of N disjoint parts of the task's rows")
     token_file: Path | None = Field(None, description="Its token, instead of `client.token_file`")
     tls_certificate: Path | None = Field(None, description="Its certificate, instead of `client.tls_certificate`")
     tls_key: Path | None = Field(None, description="Its key, instead of `client.tls_key`")
@@ -440,7 +445,9 @@ class Config(_Section):
     client: ClientConfig = ClientConfig()
     wire: WireConfig = WireConfig()
     tasks: dict[str, TaskConfig] = Field(default_factory=dict, description="The run's tasks by name")
-    clients: list[LocalClient] = Field(default_factory=list, description="What `fedmtl-local` starts")
+    clients: list[LocalClient] = Field(
+        default_factory=list, description="What `fedmtl-local` starts, and what each client has for itself"
+    )
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -486,6 +493,7 @@ class Config(_Section):
     def plan(self, task: str) -> TrainingPlan:
         """What a client of this task is asked to do."""
         training, section = self.training, self.tasks[task]
+        spec = section.spec(task)
         return TrainingPlan(
             local_epochs=training.local_epochs,
             batch_size=training.batch_size,
@@ -503,6 +511,8 @@ class Config(_Section):
             train_samples=section.train_samples or 0,
             val_samples=section.val_samples or 0,
             num_rounds=training.num_rounds,
+            task_type=spec.type,
+            labels=spec.labels,
         )
 
 
@@ -552,12 +562,13 @@ def parse_address(text: str) -> str:
     return text
 
 
-def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load(path: Path | None, overrides: Sequence[str] = (), named: Mapping[str, str] = MappingProxyType({})) -> Config:
     """Read a configuration file.
 
     Args:
         path: a YAML file, or None for defaults alone.
         overrides: `KEY=VALUE` each, where KEY is a dotted path such as `training.num_rounds`; they win.
+        named: by KEY, the command line's option that an override came from where it isn't `--set`, for messages.
 
     Raises:
         ConfigError: the file can't be read, or a key or value is wrong; the message gives the key's path,
@@ -567,10 +578,11 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     source = str(path) if path else "the command line"
     for override in overrides:
         _apply(values, override)
+    options = {key: f"--set {key}" for key in (override.partition("=")[0] for override in overrides)} | dict(named)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{source}: " + "\n".join(_explain(error))) from None
+        raise ConfigError("\n".join(_explain(error, source, options))) from None
     for spec in config.tasks:
         config.tasks[spec].spec(spec)
     return config
@@ -675,17 +687,33 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values[last] = text
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def _explain(error: ValidationError, source: str, options: Mapping[str, str]) -> Iterator[str]:
+    """Each problem with what it came from.
+
+    Args:
+        error: the problems.
+        source: where the values came from.
+        options: by key, the option that set it instead.
+    """
     for problem in error.errors():
         path = _path(problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            yield f"{path}: unknown key; {_suggest(problem['loc'])}"
+        is_unknown = problem["type"] == "extra_forbidden"
+        place = next(
+            (
+                text + path.removeprefix(key) if f"{path}.".startswith(f"{key}.") else text
+                for key, text in options.items()
+                if f"{path}.".startswith(f"{key}.") or (is_unknown and key.startswith(f"{path}."))
+            ),
+            f"{source}: {path}" if path else source,
+        )
+        if is_unknown:
+            yield f"{place}: unknown key; {_suggest(problem['loc'])}"
         elif problem["type"] == "missing":
-            yield f"{path}: needed, and not given"
+            yield f"{place}: needed, and not given"
         else:
             message = problem["msg"].removeprefix("Value error, ")
             got = "" if isinstance(problem["input"], (dict, BaseModel)) else f" (got {_shown(problem['input'])})"
-            yield f"{path + ': ' if path else ''}{message[:1].lower()}{message[1:]}{got}"
+            yield f"{place}: {message[:1].lower()}{message[1:]}{got}"
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:

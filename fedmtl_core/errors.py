@@ -105,6 +105,10 @@ class UnavailableError(RequestError):
     """The server can't be reached, is stopping, lacks something for a moment, or saw no progress; come back later."""
 
 
+class UnreachableError(UnavailableError):
+    """Nobody answers where the server should be."""
+
+
 class ServerFaultError(RequestError):
     """The server has failed at something that nobody foresaw."""
 

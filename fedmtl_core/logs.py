@@ -14,6 +14,9 @@ LogFormat = Literal["console", "json"]
 
 Logger = structlog.stdlib.BoundLogger
 
+JOINED = "run.joined"
+"""What a client's log says when the server has taken it in; `fedmtl-local` looks for it."""
+
 
 def configure(log_format: LogFormat = "console", level: str = "info") -> None:
     """Send every log line of this process to standard error in one format, and quieten the libraries."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,9 @@ TaskType = Literal["classification", "regression"]
 
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 """The metrics a task may name (GLUE's own; Wang et al. 2019, arXiv:1804.07461)."""
+
+MAX_SHOWN = 20
+"""Longer lists of labels aren't told whole in messages."""
 
 _METRICS_OF: dict[TaskType, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
@@ -64,6 +68,38 @@ class TaskSpec:
     @property
     def main_metric(self) -> str:
         return self.metrics[0]
+
+    def require_same(self, type_: TaskType, labels: Sequence[str]) -> None:
+        """Check that a server's task of this name is this one: a label means what it means there.
+
+        Args:
+            type_: the server's.
+            labels: the server's, in the order of their numbers.
+
+        Raises:
+            ConfigError: it is another; the message has both.
+        """
+        if type_ != self.type:
+            raise ConfigError(f"task {self.name}: the server has a {type_}; this client has a {self.type}")
+        if tuple(labels) != self.labels:
+            theirs, mine = _told_apart(tuple(labels), self.labels)
+            raise ConfigError(
+                f"task {self.name}: the server has {theirs}; this client has {mine}. They have to be the same in the "
+                f"same order, since a label is the number of an output: see tasks.{self.name}.labels on both sides"
+            )
+
+
+def _told_apart(theirs: Sequence[str], mine: Sequence[str]) -> tuple[str, str]:
+    """Two lists of labels in words, short enough to be read."""
+    if max(len(theirs), len(mine)) <= MAX_SHOWN:
+        return f"the labels {', '.join(theirs) or '(none)'}", ", ".join(mine) or "none"
+    differ = next((i for i, (one, other) in enumerate(zip(theirs, mine, strict=False)) if one != other), None)
+    if differ is None:
+        return f"{len(theirs)} labels", str(len(mine))
+    return (
+        f"{len(theirs)} labels, number {differ} is {theirs[differ]!r}",
+        f"{len(mine)}, and there it is {mine[differ]!r}",
+    )
 
 
 def _glue(

@@ -13,6 +13,7 @@ from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError
 from fedmtl_core.formats import Compression, Encoding
 from fedmtl_core.layout import Component, Layout, TensorSpec
 from fedmtl_core.plan import Pooling, Purpose, TrainingPlan, UpdateKind
+from fedmtl_core.tasks import TaskType
 
 _DTYPE_TO_PROTO = {
     torch.float32: pb.ELEMENT_TYPE_FLOAT32,
@@ -34,6 +35,16 @@ UPDATE_KIND_FROM_PROTO = {proto: kind for kind, proto in UPDATE_KIND_TO_PROTO.it
 
 _POOLING_TO_PROTO: dict[Pooling, pb.Pooling] = {"cls": pb.POOLING_CLS, "mean": pb.POOLING_MEAN}
 _POOLING_FROM_PROTO = {proto: pooling for pooling, proto in _POOLING_TO_PROTO.items()}
+
+_TASK_TYPE_TO_PROTO: dict[TaskType | None, pb.TaskType] = {
+    None: pb.TASK_TYPE_UNSPECIFIED,
+    "classification": pb.TASK_TYPE_CLASSIFICATION,
+    "regression": pb.TASK_TYPE_REGRESSION,
+}
+_TASK_TYPE_FROM_PROTO = {proto: type_ for type_, proto in _TASK_TYPE_TO_PROTO.items()}
+
+_TRANSLATED = ("update", "pooling", "task_type", "labels")
+"""What of a plan a message has in another form."""
 
 PURPOSE_TO_PROTO: dict[Purpose, pb.RoundPurpose] = {
     "train": pb.ROUND_PURPOSE_TRAIN,
@@ -187,6 +198,7 @@ def plan_to_proto(plan: TrainingPlan) -> pb.TrainingPlan:
     return pb.TrainingPlan(
         update_kind=UPDATE_KIND_TO_PROTO[values.pop("update")],
         pooling=_POOLING_TO_PROTO[values.pop("pooling")],
+        task_type=_TASK_TYPE_TO_PROTO[values.pop("task_type")],
         **values,
     )
 
@@ -203,8 +215,16 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
     pooling = _POOLING_FROM_PROTO.get(message.pooling)
     if pooling is None:
         raise InvalidRequestError(f"plan.pooling: unknown value {message.pooling}")
+    if message.task_type not in _TASK_TYPE_FROM_PROTO:
+        raise InvalidRequestError(f"plan.task_type: unknown value {message.task_type}")
     for name in ("local_epochs", "batch_size", "max_length", "num_rounds"):
         if getattr(message, name) < 1:
             raise InvalidRequestError(f"plan.{name}: expected at least 1, got {getattr(message, name)}")
-    names = [field.name for field in fields(TrainingPlan) if field.name not in ("update", "pooling")]
-    return TrainingPlan(update=update, pooling=pooling, **{name: getattr(message, name) for name in names})
+    as_they_are = (field.name for field in fields(TrainingPlan) if field.name not in _TRANSLATED)
+    return TrainingPlan(
+        update=update,
+        pooling=pooling,
+        task_type=_TASK_TYPE_FROM_PROTO[message.task_type],
+        labels=tuple(message.labels),
+        **{name: getattr(message, name) for name in as_they_are},
+    )

@@ -20,7 +20,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def run(
     config: Annotated[Path, typer.Option(help="The configuration, a YAML file with `clients`.", show_default=False)],
     run_dir: Annotated[
-        Path | None, typer.Option(help="The run's folder; a new one in server.runs_dir if not given.")
+        Path | None,
+        typer.Option(help="The run's folder; a new one in server.runs_dir if not given. A run in it is taken up."),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Use other addresses than loopback without TLS; security.insecure.")
@@ -29,7 +30,10 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
     ] = None,
 ) -> None:
-    """Run a whole federation on this machine: a server and the configuration's clients, each its own process."""
+    """Run a whole federation on this machine: a server and the configuration's clients, each its own process.
+
+    Ctrl-C stops them. With the same configuration and --run-dir the run is taken up where it was.
+    """
     logs.configure(level="warning")
     overrides = list(set_ or []) + (["security.insecure=true"] if insecure else [])
     settled = configuration.load(config, overrides)
@@ -38,7 +42,12 @@ def run(
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    LocalRun(settled, config, overrides, run_dir).run()
+    run = LocalRun(settled, config, overrides, run_dir)
+    try:
+        run.run()
+    except KeyboardInterrupt:
+        typer.echo(run.how_to_go_on(), err=True)
+        raise
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import threading
 import time
 from datetime import datetime
@@ -17,11 +18,15 @@ from fedmtl_client import credentials
 from fedmtl_client.api import FederationApi
 from fedmtl_core.config import Config, LocalClient
 from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
+from fedmtl_core.logs import JOINED
 from fedmtl_core.tables import results_table
 from fedmtl_local.processes import LoggedProcess, stop_all
+from fedmtl_server.folders import state_of, unfinished_run
+from fedmtl_server.lock import is_held
 
 START_TIMEOUT_S = 180.0
-END_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 15.0
+"""Clients that know that the run is over have so long to end."""
 
 
 class LocalRun:
@@ -31,11 +36,11 @@ class LocalRun:
         config: what to run; its `clients` say which clients to start.
         config_path: the same as a file, for the processes.
         overrides: `KEY=VALUE` each, for the processes likewise.
-        run_dir: the run's folder; a new one in `server.runs_dir` if None.
+        run_dir: the run's folder; a new one in `server.runs_dir` if None. A run that it holds is taken up.
 
     Raises:
         ConfigError: the configuration names no clients, or credentials that can't be used.
-        StoreError: the folder holds another run already.
+        StoreError: the run that the folder holds is over or served, or it holds something else.
     """
 
     def __init__(self, config: Config, config_path: Path, overrides: list[str], run_dir: Path | None = None):
@@ -44,9 +49,11 @@ class LocalRun:
                 f"{config_path}: clients: name those to start, such as `clients: [{{client_id: a, task: sst2}}]`"
             )
         self.run_dir = run_dir or config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}"
-        if any((self.run_dir / name).exists() for name in ("config.yaml", "server.json", "logs")):
-            raise StoreError(f"{self.run_dir} holds another run already; choose an empty folder with --run-dir")
+        _require_free(self.run_dir, config)
         self._config = config
+        self._begins_anew = run_dir is None
+        self._command = ["fedmtl-local", "--config", str(config_path)]
+        self._command += [part for text in overrides for part in ("--set", text)]
         self._credentials = credentials.load(config)
         self._options = ["--config", str(config_path)] + [part for text in overrides for part in ("--set", text)]
         self._console = Console()
@@ -81,8 +88,27 @@ class LocalRun:
         if failed:
             raise _failure(failed)  # the run got over it, but the user should know
 
+    def how_to_go_on(self) -> str:
+        """What to say when it was stopped: whether the run is over, and how it is taken up if it isn't."""
+        try:
+            state = state_of(self.run_dir, self._config)
+        except StoreError as error:
+            return f"stopped; {error}"
+        if state is None:
+            return "stopped before the run began"
+        if state == "finished":
+            return f"stopped, but the run was over: its results are in {self.run_dir}"
+        return f"stopped before the run was over; take it up with: {self._take_up(self.run_dir)}"
+
+    def _take_up(self, run_dir: Path) -> str:
+        return shlex.join([*self._command, "--run-dir", str(run_dir)])
+
     def _run(self) -> list[LoggedProcess]:
         """The clients that failed in a run that came to its end."""
+        if self._begins_anew and (earlier := unfinished_run(self._config)):
+            self._say(
+                f"a new run begins; one of the same configuration isn't over: {self._take_up(earlier)} goes on with it"
+            )
         (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         server = self._start("server", "fedmtl_server", ["--port", "0", "--run-dir", str(self.run_dir)], {})
         address = self._await_address(server)
@@ -97,8 +123,26 @@ class LocalRun:
         clients = self._start_clients(address)
         self._await_end(server, clients)
         watcher.join(timeout=5)
+        return self._end(clients)
+
+    def _end(self, clients: list[LoggedProcess]) -> list[LoggedProcess]:
+        """Have the clients end, now that the server has ended well; those that failed before are returned.
+
+        One that still looks for the server, such as one that came too late for the run, would do so in vain.
+        """
+        failed = [client for client in clients if client.returncode not in (None, 0)]
+        late = [client for client in clients if client.returncode is None and not client.has_reached]
         give_up = time.monotonic() + END_TIMEOUT_S
-        return [client for client in clients if client.wait(max(0.0, give_up - time.monotonic())) != 0]
+        for client in late:
+            self._say(f"{client.name} never joined: the run was over")
+        stop_all(late)
+        for client in (client for client in clients if client not in [*failed, *late]):
+            if client.wait(max(0.0, give_up - time.monotonic())) is None:
+                self._say(f"{client.name} was still looking for the server: the run was over")
+                stop_all([client])
+            elif client.returncode != 0:
+                failed.append(client)
+        return failed
 
     def _start_clients(self, address: str) -> list[LoggedProcess]:
         threads = max(1, (os.cpu_count() or 1) // len(self._config.clients))
@@ -112,11 +156,14 @@ class LocalRun:
                     *_own_credentials(client),
                 ],
                 {"OMP_NUM_THREADS": str(threads)},
+                milestone=JOINED,
             )
             for client in self._config.clients
         ]
 
-    def _start(self, name: str, module: str, arguments: list[str], environment: dict[str, str]) -> LoggedProcess:
+    def _start(
+        self, name: str, module: str, arguments: list[str], environment: dict[str, str], milestone: str = ""
+    ) -> LoggedProcess:
         process = LoggedProcess(
             name,
             module,
@@ -124,19 +171,27 @@ class LocalRun:
             self.run_dir / "logs" / f"{name}.log",
             environment,
             on_warning=lambda name, line: self._say(f"{name}: {line}"),
+            milestone=milestone,
         )
         self._processes.append(process)
         return process
 
     def _await_address(self, server: LoggedProcess) -> str:
-        announcement = self.run_dir / "server.json"
         give_up = time.monotonic() + START_TIMEOUT_S
-        while not announcement.exists():
+        while not (address := self._announced(server.pid)):
             if server.wait(0.1) is not None:
                 raise _failure([server])
             if time.monotonic() > give_up:
                 raise FedMTLError(f"the server didn't start within {START_TIMEOUT_S:.0f} s; see {server.log_path}")
-        return str(json.loads(announcement.read_text(encoding="utf-8"))["address"])
+        return address
+
+    def _announced(self, pid: int) -> str:
+        """Where a server process listens; empty if it hasn't said so yet: what is there may be an earlier one's."""
+        try:
+            announcement = json.loads((self.run_dir / "server.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return ""
+        return str(announcement["address"]) if announcement["pid"] == pid else ""
 
     def _await_end(self, server: LoggedProcess, clients: list[LoggedProcess]) -> None:
         while server.wait(0.2) is None:
@@ -165,6 +220,25 @@ class LocalRun:
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _require_free(run_dir: Path, config: Config) -> None:
+    """Check that a run can begin or go on in a folder, before anything in it is touched.
+
+    Raises:
+        StoreError: it can't; the message says why and what to do.
+    """
+    elsewhere = "choose another folder with --run-dir"
+    state = state_of(run_dir, config)
+    if state == "finished":
+        raise StoreError(
+            f"the run in {run_dir} is over: see it with `fedmtl-server runs show {run_dir}`, hand out its model with "
+            f"`fedmtl-server --resume {run_dir} --keep-serving`, or {elsewhere}"
+        )
+    if is_held(run_dir):
+        raise StoreError(f"another server is serving the run in {run_dir}; stop it first, or {elsewhere}")
+    if state is None and any((run_dir / name).exists() for name in ("config.yaml", "server.json", "logs")):
+        raise StoreError(f"{run_dir} holds what another run left, and no run that could be taken up; {elsewhere}")
 
 
 def _own_credentials(client: LocalClient) -> list[str]:

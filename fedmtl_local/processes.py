@@ -26,6 +26,7 @@ class LoggedProcess:
         log_path: where its output goes.
         environment: added to this process's own.
         on_warning: told every line of a warning or an error.
+        milestone: `has_reached` says whether a line has had this.
     """
 
     def __init__(
@@ -36,11 +37,14 @@ class LoggedProcess:
         log_path: Path,
         environment: Mapping[str, str],
         on_warning: Callable[[str, str], None],
+        milestone: str = "",
     ):
         self.name = name
         self.log_path = log_path
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
         self._on_warning = on_warning
+        self._milestone = milestone
+        self._has_reached = False
         # A session of its own: Ctrl-C reaches it through us, in order.
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -54,6 +58,15 @@ class LoggedProcess:
         )
         self._reader = threading.Thread(target=self._read, name=f"log of {name}", daemon=True)
         self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def has_reached(self) -> bool:
+        """Whether it has logged its milestone."""
+        return self._has_reached
 
     @property
     def returncode(self) -> int | None:
@@ -86,9 +99,10 @@ class LoggedProcess:
 
     def _read(self) -> None:
         assert self._process.stderr is not None
-        with self.log_path.open("w", encoding="utf-8") as log:
+        with self.log_path.open("a", encoding="utf-8") as log:  # what an earlier process of the run wrote stays
             for line in self._process.stderr:
                 self._tail.append(line.rstrip())
+                self._has_reached = self._has_reached or self._milestone in line
                 self._pass_on(line, log)
 
     def _pass_on(self, line: str, log: TextIO) -> None:

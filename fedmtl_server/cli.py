@@ -54,9 +54,9 @@ def serve(
 ) -> None:
     """Serve one federated multi-task run, write its results and exit.
 
-    A server that ended before its run was over is started again with the same command, or with --resume: it goes on in
-    the round where it was, with every update that was acknowledged. Every key of the configuration has a default,
-    listed below.
+    A run that isn't over is taken up with --resume and its folder, or with the same command if that has --run-dir: the
+    server goes on in the round where it was, with every update that was acknowledged. Without either of the two a new
+    run begins. Every key of the configuration has a default, listed below.
     """
     if context.invoked_subcommand is not None:
         return
@@ -69,7 +69,9 @@ def serve(
     overrides += [f"server.host={host}"] if host is not None else []
     overrides += [f"server.port={port}"] if port is not None else []
     overrides += ["security.insecure=true"] if insecure else []
-    settled = configuration.load(config, overrides)
+    options = {"server.host": ("--host", host), "server.port": ("--port", port)}
+    named = {key: option for key, (option, value) in options.items() if value is not None}
+    settled = configuration.load(config, overrides, named)
 
     logs.get_logger().info("server.starting", config=str(config))
     from fedmtl_server import server  # PyTorch takes seconds to import; --help needn't wait for it

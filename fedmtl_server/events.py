@@ -83,7 +83,12 @@ class Watchers:
         before = self._by_client.get(watcher.client_id) if watcher.client_id else None
         if before is not None:
             del self._current[before]
-            before._queue.put_nowait(ClientReplacedError(f"another process watches as client {watcher.client_id!r}"))
+            before._queue.put_nowait(
+                ClientReplacedError(
+                    f"another process watches as client {watcher.client_id!r}: it has taken this one's place. Is "
+                    "another one running under that name? Each client needs a --client-id of its own"
+                )
+            )
         self._current[watcher] = None
         if watcher.client_id:
             self._by_client[watcher.client_id] = watcher

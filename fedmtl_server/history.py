@@ -370,6 +370,12 @@ class History:
         query = sa.select(sa.func.count().label("n")).where(*done, ROUNDS.c.outcome == "committed")
         return int(self._read(query)[0]["n"])
 
+    def last_training_round(self, run_id: str) -> int | None:
+        """The round after which a run's training ended, once the final model has been evaluated."""
+        evaluated = (ROUNDS.c.run_id == run_id, ROUNDS.c.purpose == "evaluate", ROUNDS.c.outcome == "committed")
+        rows = self._read(sa.select(ROUNDS.c.round).where(*evaluated).order_by(ROUNDS.c.round.desc()).limit(1))
+        return int(rows[0]["round"]) - 1 if rows else None
+
     def updates(self, run_id: str) -> list[UpdateRecord]:
         """A run's updates, in the order they were written down."""
         query = UPDATES.select().where(UPDATES.c.run_id == run_id).order_by(UPDATES.c.id)

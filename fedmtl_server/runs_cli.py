@@ -21,6 +21,8 @@ import typer
 
 from fedmtl_core.errors import ConfigError, StoreError, UserError
 from fedmtl_core.scopes import SHARED, task_of
+from fedmtl_server.lock import FILE_NAME as _LOCK
+from fedmtl_server.lock import is_held
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -35,7 +37,7 @@ runs_app = typer.Typer(
     help="List, show, export and remove runs.",
 )
 
-_HISTORY, _LOCK = "history.sqlite", "lock"
+_HISTORY = "history.sqlite"
 _BEGINNING = "beginning.json"
 _ID_FILES = ("run.json", _BEGINNING, "server.json")
 """Say whose folder it is."""
@@ -78,15 +80,22 @@ class Place:
     folder: Path
     num_others: int
     """How many other runs its database holds."""
+    last_training_round: int | None = None
+    """After which its training ended."""
 
     @property
     def state(self) -> str:
         """`finished`, `running`, or where no server has it: `stopped`, or `never began` and can't be taken up."""
         if self.run.state == "finished":
             return "finished"
-        if _is_held(self.folder):
+        if is_held(self.folder):
             return "running"
         return "never began" if (self.folder / _BEGINNING).is_file() else "stopped"
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether its training ended before its last round: no watched metric got better (`early_stopping`)."""
+        return self.last_training_round is not None and self.last_training_round < self.run.num_rounds
 
 
 @runs_app.command("list")
@@ -108,7 +117,8 @@ def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json =
             shown = ", ".join(f"{task} {one['metric']} {one['value']:.3f}" for task, one in metrics.items())
             rounds = f"{done}/{run.num_rounds}"
             tasks = ", ".join(run.tasks)
-            table.add(run.run_id[:8], _time(run.created_at_unix_ms), place.state, tasks, rounds, shown, place.folder)
+            state = place.state + (" (early stopping)" if place.stopped_early else "")
+            table.add(run.run_id[:8], _time(run.created_at_unix_ms), state, tasks, rounds, shown, place.folder)
         table.show()
 
 
@@ -232,20 +242,29 @@ def _opened(database: str | Path) -> Iterator[History]:
 
 def _places(databases: Iterable[str | Path]) -> list[Place]:
     """The runs of some databases, the newest first. A file that can't be read is a warning: others may be."""
-    places = []
+    places, unreadable = _read(databases)
+    for error in unreadable.values():
+        typer.echo(f"warning: {error}", err=True)
+    return places
+
+
+def _read(databases: Iterable[str | Path]) -> tuple[list[Place], dict[Path, StoreError]]:
+    """The runs of some databases, the newest first, and what is wrong with the files that can't be read."""
+    places, unreadable = [], {}
     for database in databases:
         try:
             with _opened(database) as history:
                 runs = history.runs()
+                last = {run.run_id: history.last_training_round(run.run_id) for run in runs}
         except StoreError as error:
             if isinstance(database, str):
                 raise
-            typer.echo(f"warning: {error}", err=True)
+            unreadable[database] = error
             continue
         for run in runs:
             folder = database.parent if isinstance(database, Path) else Path(run.run_dir)
-            places.append(Place(database, run, folder, num_others=len(runs) - 1))
-    return sorted(places, key=lambda place: place.run.created_at_unix_ms, reverse=True)
+            places.append(Place(database, run, folder, len(runs) - 1, last[run.run_id]))
+    return sorted(places, key=lambda place: place.run.created_at_unix_ms, reverse=True), unreadable
 
 
 def _find(name: str, runs_dir: Path, url: str | None) -> Place:
@@ -253,9 +272,10 @@ def _find(name: str, runs_dir: Path, url: str | None) -> Place:
 
     Raises:
         UserError: it is none, or could be several.
+        StoreError: its history can't be read.
     """
     here = Path(name) / _HISTORY
-    places = _places([here] if url is None and here.is_file() else _databases(runs_dir, url))
+    places, unreadable = _read([here] if url is None and here.is_file() else _databases(runs_dir, url))
     rules: tuple[Callable[[Place], bool], ...] = (
         lambda place: place.run.run_id == name,
         lambda place: place.folder.name == name or place.folder.resolve() == Path(name).resolve(),
@@ -267,28 +287,17 @@ def _find(name: str, runs_dir: Path, url: str | None) -> Place:
             return found[0]
         if found:
             raise UserError(f"RUN: {name!r} could be any of {_named(found)}")
+    for path, error in unreadable.items():
+        if path == here or path.parent.name == name:
+            raise error
     there = f"there are {_named(places)}" if places else "there are no runs"
+    if unreadable:
+        there = f"{there} that can be read; {'; '.join(map(str, unreadable.values()))}"
     raise UserError(f"RUN: no run {name!r} in {_where(runs_dir, url)}; {there}")
 
 
 def _named(places: Sequence[Place]) -> str:
     return ", ".join(f"{place.run.run_id} ({place.folder.name})" for place in places)
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether a server has the run's folder."""
-    from filelock import FileLock, Timeout
-
-    path = folder / _LOCK
-    try:
-        if not path.is_file():
-            return False
-        with FileLock(path, blocking=False):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # it can't be written: nor could a server
-        return False
 
 
 # A run.
@@ -305,7 +314,7 @@ def _show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upd
     finished = f", finished {_time(run.finished_at_unix_ms)}" if run.finished_at_unix_ms is not None else ""
     _print_facts(
         run=run.run_id,
-        state=f"{place.state}, {done} of {run.num_rounds} rounds",
+        state=f"{place.state}, {done} of {run.num_rounds} rounds{_why_early(place)}",
         created=_time(run.created_at_unix_ms) + finished,
         model=run.base_model,
         tasks=", ".join(run.tasks),
@@ -338,6 +347,14 @@ def _show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upd
             *(_metric_and_share(main.get(task), tasks.get(task, {})) for task in run.tasks),
         )
     table.show()
+
+
+def _why_early(place: Place) -> str:
+    """Why a run's training ended before its last round, if it did."""
+    if not place.stopped_early:
+        return ""
+    patience = (place.run.config.get("early_stopping") or {}).get("patience")
+    return f": early stopping after round {place.last_training_round}, no better for {patience} rounds"
 
 
 def _metric_and_share(name: str | None, task: Mapping[str, Any]) -> str:
@@ -400,6 +417,7 @@ def _summary(place: Place, rounds_done: int) -> dict[str, Any]:
         "tasks": list(run.tasks),
         "rounds_done": rounds_done,
         "num_rounds": run.num_rounds,
+        "stopped_early": place.stopped_early,
         "folder": str(place.folder),
     }
 
@@ -560,7 +578,7 @@ def _print_json(value: object) -> None:
 def _why_not(place: Place) -> str | None:
     """Why a run can't be removed, or None if it can."""
     folder = place.folder
-    if _is_held(folder):
+    if is_held(folder):
         return "a server has it"
     if folder.is_symlink():
         return "its folder is a link to another"

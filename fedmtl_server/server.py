@@ -23,6 +23,7 @@ from fedmtl_server.aggregator import MTLAggregator
 from fedmtl_server.buffers import BufferPool
 from fedmtl_server.cohorts import CohortRule
 from fedmtl_server.federation import Federation
+from fedmtl_server.folders import held_run, unfinished_run
 from fedmtl_server.gate import Gate
 from fedmtl_server.limiting import grpc_options, with_limits
 from fedmtl_server.model import MTLServerModel
@@ -33,7 +34,7 @@ from fedmtl_server.rounds import AsyncRule, RoundRules
 from fedmtl_server.servicer import SERVICE_NAME, FederatedMtlServicer
 from fedmtl_server.staging import MIN_UPDATES_IN_MEMORY, StagingArea
 from fedmtl_server.stopping import EarlyStopping
-from fedmtl_server.store import RunStore, held_run
+from fedmtl_server.store import RunStore
 from fedmtl_server.tls import is_authenticating, require_safe, server_credentials
 
 GRACE_S = 5.0
@@ -178,6 +179,8 @@ class Server:
         """Begin the run, or take it up."""
         components = self._model.components
         if self._held_id is None or self._run_dir is None:
+            if self._run_dir is None:
+                self._warn_of_unfinished()
             self.store = RunStore.create(self._config, self._run_id, components, self._model.summary(), self._run_dir)
             self.federation = self._make_federation()
             return
@@ -186,6 +189,17 @@ class Server:
         self._model.install(left_off.components)
         self.federation = self._make_federation()
         self.federation.resume(left_off, recovered_updates(self.store, left_off, self._model, self._config))
+
+    def _warn_of_unfinished(self) -> None:
+        """Say it if the run that begins could have been an earlier one's going on."""
+        earlier = unfinished_run(self._config)
+        if earlier is not None:
+            self._log.warning(
+                "run.begins_anew",
+                unfinished=str(earlier),
+                reason="a run of the same configuration is there, and isn't over",
+                take_it_up_with=f"fedmtl-server --resume {earlier}",
+            )
 
     def _make_federation(self) -> Federation:
         config = self._config

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import grpc
@@ -196,13 +197,15 @@ class FederatedMtlServicer:
         self, request: pb.GetSliceRequest, published: PublishedModel, parts: Sequence[SlicePart]
     ) -> pb.SliceHeader:
         plans = self._federation.plans
+        # All tasks at once are of no one kind.
+        plan = plans[request.task] if request.task else replace(next(iter(plans.values())), task_type=None, labels=())
         return pb.SliceHeader(
             run_id=self._federation.run_id,
             round=published.round,
             task=request.task,
             components=[component_to_proto(part.layout, part.digest, part.base_digest) for part in parts],
             total_bytes=sum(part.layout.layout.num_bytes for part in parts),
-            plan=plan_to_proto(plans[request.task or next(iter(plans))]),
+            plan=plan_to_proto(plan),
             purpose=PURPOSE_TO_PROTO[self._federation.purpose],
             compression=request.compression,
         )

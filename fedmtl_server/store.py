@@ -32,12 +32,14 @@ from filelock import FileLock, Timeout
 
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, Durability
-from fedmtl_core.errors import ConfigError, CorruptCheckpointError, StoreError
+from fedmtl_core.errors import CorruptCheckpointError, StoreError
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose
 from fedmtl_server.checkpoints import read_safetensors, write_safetensors
+from fedmtl_server.folders import read_run_id
 from fedmtl_server.history import FILE_NAME, History, RoundRecord, RunRecord, UpdateRecord, without_password
+from fedmtl_server.lock import FILE_NAME as LOCK_NAME
 from fedmtl_server.model import ModelSummary
 from fedmtl_server.report import RoundReport
 from fedmtl_server.spool import Spool, sync_folder
@@ -308,7 +310,7 @@ class RunStore:
             raise StoreError(f"{self.run_dir} holds a run already")
         beginning = self.run_dir / "beginning.json"
         if beginning.exists():
-            self._history.delete_run(_read_run_id(beginning))
+            self._history.delete_run(read_run_id(beginning))
         self._write("config.yaml", configuration.dump(config))
         self.write_model(components, 0)
         self._write_json(beginning.name, {"run_id": self.run_id})
@@ -383,28 +385,6 @@ class RunStore:
             _replace(scratch, path)
 
 
-def held_run(run_dir: Path) -> tuple[str, Config] | None:
-    """The id and the configuration of the run that a folder holds, or None if it holds none.
-
-    Raises:
-        StoreError: what it holds can't be read.
-    """
-    path = run_dir / "run.json"
-    if not path.exists():
-        return None
-    try:
-        return _read_run_id(path), configuration.load(run_dir / "config.yaml")
-    except ConfigError as error:
-        raise StoreError(f"{run_dir} holds a run that can't be read: {error}") from None
-
-
-def _read_run_id(path: Path) -> str:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path.parent} holds a run that can't be read: {path.name}: {error}") from None
-
-
 def _without_password(config: Config) -> Config:
     """A configuration as it is kept where others may read it."""
     if config.store.url is None:
@@ -423,7 +403,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _locked(run_dir: Path) -> FileLock:
-    lock = FileLock(run_dir / "lock", timeout=_LOCK_WAIT_S, thread_local=False)
+    lock = FileLock(run_dir / LOCK_NAME, timeout=_LOCK_WAIT_S, thread_local=False)
     with _writing(run_dir):
         try:
             lock.acquire()

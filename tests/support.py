@@ -86,7 +86,7 @@ def model_bytes(model: MTLServerModel) -> dict[str, bytes]:
 
 @asynccontextmanager
 async def serving(
-    run_dir: Path,
+    run_dir: Path | None,
     model: MTLServerModel,
     *,
     num_rounds: int = 1,
@@ -100,6 +100,7 @@ async def serving(
     """A whole server on a free port of loopback, holding its rounds.
 
     Args:
+        run_dir: the run's folder; a new one in `server.runs_dir` if None.
         settings: of the section `server`.
         sections: other sections.
         finished: whether the run may be over.

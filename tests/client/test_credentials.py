@@ -6,9 +6,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
-from fedmtl_client.credentials import Credentials, load
+from fedmtl_client.credentials import Credentials, load, why_unreachable
 from fedmtl_core.config import Config
-from fedmtl_core.errors import ConfigError
+from fedmtl_core.errors import ConfigError, UnreachableError
 from fedmtl_server.certs import make_authority, make_client
 from fedmtl_server.identities import make_token
 
@@ -120,3 +120,33 @@ def test_secrets_are_not_in_what_python_shows_of_credentials():
     shown = repr(Credentials(CA.certificate_pem, ALICE.certificate_pem, ALICE.key_pem, TOKEN))
     assert TOKEN not in shown
     assert "PRIVATE" not in shown
+
+
+@pytest.mark.parametrize(
+    ("details", "cause"),
+    [
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:10.0.0.1:5: Failed to connect to remote "
+            "host: Connection refused",
+            "Connection refused",
+        ),
+        (
+            "errors resolving h:5: [field:hostname lookup error:address lookup failed for h:5: Domain name not found]",
+            "Domain name not found",
+        ),
+        (
+            "failed to connect to all addresses; last error: UNAVAILABLE: ipv4:10.0.0.1:5: Socket closed",
+            "Socket closed; does the server ask for TLS (--tls-ca), or for another certificate (--tls-certificate)?",
+        ),
+    ],
+)
+def test_why_nobody_answers_is_the_last_cause(details, cause):
+    error = why_unreachable("h:5", details)
+    assert isinstance(error, UnreachableError)
+    assert str(error) == cause
+
+
+def test_what_a_server_itself_says_stays_as_it_is():
+    error = why_unreachable("h:5", "the server is stopping: come back")
+    assert not isinstance(error, UnreachableError)
+    assert str(error) == "the server is stopping: come back"

@@ -60,7 +60,10 @@ def test_labels_may_be_names_numbers_or_numbers_as_text(tmp_path):
     ("content", "message"),
     [
         ("text\tlabel\na\t1\n", r"no column 'sentence'; the columns are text, label.*tasks\.sst2\.text_columns"),
-        ("sentence\tlabel\na\t1\nb\t2\n", "row 2: label: expected one of negative, positive, or a number from 0 to 1"),
+        (
+            "sentence\tlabel\na\t1\nb\t2\n",
+            r"sst2, train rows in /.*\.tsv: row 2: label: expected one of negative, positive, or a number from 0",
+        ),
         ("sentence\tlabel\na\t1\nb\tgood\n", "row 2: label: expected one of negative, positive"),
         ("sentence\tlabel\na\t0.5\n", "row 1: label: expected one of negative"),
         ("sentence\tlabel\na\t-1\n", "row 1: label: expected one of negative"),
@@ -109,11 +112,27 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("ending", "content"),
-    [(".csv", b""), (".jsonl", b""), (".csv", b"\xff\xfe\xfa"), (".jsonl", b"{no json"), (".parquet", b"x")],
+    [(".csv", b""), (".csv", b"\xff\xfe\xfa"), (".jsonl", b"{no json"), (".parquet", b"x")],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(ending, content, tmp_path):
     with pytest.raises(DataError, match=rf"train: .*train{ending} can't be read as {ending[1:]}: \S"):
         load_task_data(SST2, files(tmp_path, ending, lambda path: path.write_bytes(content)))
+
+
+@pytest.mark.parametrize(
+    ("ending", "write"),
+    [
+        (".tsv", lambda path: path.write_text("sentence\tlabel\n")),
+        (".csv", lambda path: path.write_text("sentence,label\n")),
+        (".jsonl", lambda path: path.write_text("")),
+        (".jsonl", lambda path: path.write_text("\n")),
+        (".json", lambda path: path.write_text("[]")),
+        (".parquet", pandas.DataFrame({"sentence": [], "label": []}).to_parquet),
+    ],
+)
+def test_a_file_of_a_header_alone_has_no_rows(ending, write, tmp_path):
+    with pytest.raises(DataError, match=rf"^tasks\.sst2\.data\.train: .*train{ending} has no rows$"):
+        load_task_data(SST2, files(tmp_path, ending, write))
 
 
 def test_a_folder_with_brackets_in_its_name_is_a_folder(tmp_path):

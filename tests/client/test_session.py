@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from fedmtl_client.api import FederationApi, Slice
 from fedmtl_client.data import load_task_data
 from fedmtl_client.session import ClientSession, ClientSettings
 from fedmtl_core.config import Config, DataConfig
-from fedmtl_core.errors import ClientReplacedError, UnavailableError
+from fedmtl_core.errors import ClientReplacedError, ConfigError, UnavailableError
 from fedmtl_core.modeling import TOY_MODEL
 from fedmtl_core.tasks import PRESETS
 from fedmtl_server.model import MTLServerModel
@@ -58,7 +59,9 @@ async def test_a_session_whose_client_id_is_taken_up_stops_though_it_trains(tmp_
         running = asyncio.create_task(asyncio.to_thread(session_of(real_api(server.address), rows=6000).run))
         await eventually(lambda: server.federation.status().phase.value == "open")
         await other.watch()
-        with pytest.raises(ClientReplacedError, match="another process watches as client 'a'"):
+        with pytest.raises(
+            ClientReplacedError, match=r"another process watches as client 'a': .*--client-id of its own"
+        ):
             await running
         assert [client.reported for client in server.federation.status().clients] == [False]
 
@@ -98,6 +101,34 @@ async def test_a_session_gives_up_on_a_server_that_stays_away(tmp_path):
     with pytest.raises(UnavailableError):
         async with asyncio.timeout(60):
             await running
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (("positive", "negative"), "has the labels negative, positive; this client has positive, negative"),
+        (
+            ("negative", "neutral", "positive"),
+            "has the labels negative, positive; this client has negative, neutral, p",
+        ),
+    ],
+)
+async def test_a_session_that_means_something_else_by_its_tasks_labels_stops_before_it_trains(labels, told, tmp_path):
+    other = replace(SST2, labels=labels)
+    data = load_task_data(other, DataConfig(builtin="sst2"))
+    settings = ClientSettings(torch.device("cpu"), model=TOY_MODEL, train_samples=64, val_samples=20)
+    async with serving(tmp_path, toy_model()) as server:
+        with pytest.raises(ConfigError, match=f"^task sst2: the server {told}"):
+            await asyncio.to_thread(ClientSession(real_api(server.address), other, data, settings).run)
+        assert [client.reported for client in server.federation.status().clients] == [False]
+
+
+async def test_the_whole_model_is_of_no_one_task(tmp_path):
+    async with serving(tmp_path, toy_model()) as server:
+        with contextlib.closing(real_api(server.address)) as api:
+            assert (await asyncio.to_thread(api.get_slice, 0)).plan.labels == ("negative", "positive")
+            whole = await asyncio.to_thread(api.get_slice, 0, all_tasks=True)
+    assert (whole.plan.task_type, whole.plan.labels) == (None, ())
 
 
 class ScriptedApi:

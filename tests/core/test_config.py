@@ -124,6 +124,24 @@ def test_an_override_wins_over_the_file(tmp_path):
     assert loaded.server.host == "::1"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "named", "message"),
+    [
+        (["server.port=70000"], {}, r"^--set server\.port: .*65535 \(got 70000\)"),
+        (["server.port=70000"], {"server.port": "--port"}, r"^--port: .*65535 \(got 70000\)"),
+        (["trainin.seed=3"], {}, r"^--set trainin\.seed: unknown key; did you mean 'training'"),
+        (["training.sed=3"], {}, r"^--set training\.sed: unknown key; did you mean 'seed'"),
+        (["training={batch_size: 0}"], {}, r"^--set training\.batch_size: .*greater than or equal to 1"),
+        (["training.seed=1"], {}, r"c\.yaml: training\.num_rounds: .*greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_value_is_blamed_on_the_option_it_came_from(overrides, named, message, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("training: {num_rounds: 0}" if overrides == ["training.seed=1"] else "")
+    with pytest.raises(ConfigError, match=message):
+        config.load(path, overrides, named)
+
+
 def test_an_override_without_a_value_is_refused():
     with pytest.raises(ConfigError, match="expected KEY=VALUE"):
         config.load(None, ["training.num_rounds"])

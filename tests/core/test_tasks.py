@@ -39,3 +39,37 @@ def test_a_parameter_belongs_to_its_head_or_to_everybody():
     assert scope_of("encoder.heads.sst2.weight") == SHARED
     assert task_of("task:sst2") == "sst2"
     assert task_of(SHARED) is None
+
+
+def tickets(*labels: str) -> TaskSpec:
+    return TaskSpec("tickets", "classification" if labels else "regression", ("text",), "kind", labels)
+
+
+MANY = tuple(f"label-{i}" for i in range(30))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "message"),
+    [
+        (
+            ("bug", "question", "praise"),
+            ("praise", "bug", "question"),
+            r"^task tickets: the server has the labels bug, question, praise; this client has praise, bug, question\. "
+            r".*tasks\.tickets\.labels",
+        ),
+        (
+            ("bug", "praise"),
+            ("bug", "praise", "question"),
+            "the labels bug, praise; this client has bug, praise, quest",
+        ),
+        (("bug", "praise"), (), "the server has a classification; this client has a regression"),
+        ((), ("bug", "praise"), "the server has a regression; this client has a classification"),
+        (MANY, (*MANY[:25], "x", *MANY[26:]), "has 30 labels, number 25 is 'label-25'; this client has 30, .* is 'x'"),
+        (MANY, MANY[:29], "the server has 30 labels; this client has 29"),
+    ],
+)
+def test_a_servers_task_that_means_something_else_by_its_labels_is_told_with_both(theirs, mine, message):
+    server = tickets(*theirs)
+    with pytest.raises(ConfigError, match=message):
+        tickets(*mine).require_same(server.type, server.labels)
+    server.require_same(server.type, list(server.labels))

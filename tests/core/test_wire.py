@@ -57,6 +57,19 @@ def test_a_plan_survives_the_wire():
     assert plan_from_proto(pb.TrainingPlan.FromString(plan_to_proto(plan).SerializeToString())) == plan
 
 
+def test_a_plan_says_which_labels_the_head_is_for():
+    message = plan_to_proto(Config.model_validate({"tasks": {"rte": {}}}).plan("rte"))
+    assert (message.task_type, list(message.labels)) == (
+        pb.TASK_TYPE_CLASSIFICATION,
+        ["entailment", "not_entailment"],
+    )
+    message.ClearField("task_type")  # a server that doesn't say
+    assert plan_from_proto(message).task_type is None
+    message.task_type = 9
+    with pytest.raises(InvalidRequestError, match=r"plan\.task_type: unknown value 9"):
+        plan_from_proto(message)
+
+
 def test_a_size_that_does_not_add_up_is_refused():
     message = sent(Layout.of("shared", {"a": torch.zeros(3)}))
     message.num_bytes = 2**60

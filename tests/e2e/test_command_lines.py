@@ -55,7 +55,17 @@ WRONG = {
         ("--client-id", "a", "--task", "sst2", "--shard", "3/2"),
         "expected K/N with 1 <= K <= N",
     ),
-    "a wrong device": ("fedmtl_client", ("--client-id", "a", "--task", "sst2", "--device", "gpu"), "training.device"),
+    "a wrong device": (
+        "fedmtl_client",
+        ("--client-id", "a", "--task", "sst2", "--device", "gpu"),
+        "error: --device: expec",
+    ),
+    "a wrong port": ("fedmtl_server", (*DEMO, "--port", "70000"), "error: --port: input should be less than or equal"),
+    "another task than the file's": (
+        "fedmtl_client",
+        ("--client-id", "qqp_client", "--task", "sst2", *DEMO),
+        "`clients` say that 'qqp_client' has the task 'qqp', got 'sst2'",
+    ),
     "no data without a hub": ("fedmtl_client", ("--client-id", "a", "--task", "sst2"), "can't be had from the hub"),
     "no model without a hub": (
         "fedmtl_server",
@@ -105,5 +115,6 @@ def test_a_client_without_a_server_gives_up_in_words():
     result = run("fedmtl_client", *DEMO, *options)
     assert result.returncode == 1
     assert "server.away" in result.stderr
-    assert "error: " in result.stderr
+    assert "error: no server at 127.0.0.1:1 for " in result.stderr
+    assert "failed to connect to all addresses" not in result.stderr
     assert "Traceback" not in result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -83,9 +84,56 @@ def test_ctrl_c_stops_every_process(tmp_path):
         _, errors = local.communicate(timeout=60)
         assert local.returncode == 130
         assert "Traceback" not in errors
+        assert "stopped before the run was over; take it up with: fedmtl-local --config " in errors
     of_this_run = str(tmp_path / "c.yaml").encode()
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if of_this_run in _read(path)]
     assert left == []
+
+
+def test_a_run_that_was_stopped_is_taken_up_with_the_command_that_was_told_and_begun_anew_by_no_other(tmp_path):
+    options = ("--set", "training.num_rounds=3")
+    with subprocess.Popen(
+        command(tmp_path, CONFIG, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as local:
+        _wait(local, lambda: bool(_reports(tmp_path / "run")))
+        local.send_signal(signal.SIGTERM)
+        _, errors = local.communicate(timeout=60)
+    told = shlex.split(errors.strip().splitlines()[-1].partition("take it up with: ")[2])
+    assert told[0] == "fedmtl-local"
+    before = (tmp_path / "run" / "logs" / "server.log").read_text()
+
+    taken_up = [sys.executable, "-m", "fedmtl_local", *told[1:]]
+    result = subprocess.run(taken_up, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Round 1/3" not in result.stdout
+    assert [report["round"] for report in _reports(tmp_path / "run")] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "logs" / "server.log").read_text().startswith(before)
+
+    result = subprocess.run(taken_up, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert f"the run in {tmp_path / 'run'} is over: see it with `fedmtl-server runs show" in result.stderr
+
+
+def test_a_client_that_comes_too_late_for_the_run_is_named_and_no_failure(tmp_path):
+    text = CONFIG.replace("{num_rounds: 2,", "{num_rounds: 1,").replace("min_clients: 2", "min_clients: 1")
+    with subprocess.Popen(command(tmp_path, text), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as local:
+        slow: list[int] = []
+
+        def has_started() -> bool:
+            slow[:] = [
+                int(path.parent.name)
+                for path in Path("/proc").glob("[0-9]*/cmdline")
+                if b"client-id\0b\0" in _read(path) and str(tmp_path).encode() in _read(path)
+            ]
+            return bool(slow)
+
+        _wait(local, has_started)
+        os.kill(slow[0], signal.SIGSTOP)
+        output, errors = local.communicate(timeout=120)
+    assert local.returncode == 0, errors
+    assert "client-b never joined: the run was over" in output
+    assert "after the last" in output
+    assert "exit code" not in errors
 
 
 def test_a_used_folder_is_refused_before_anything_in_it_is_touched(tmp_path):
@@ -94,7 +142,7 @@ def test_a_used_folder_is_refused_before_anything_in_it_is_touched(tmp_path):
     (tmp_path / "run" / "server.json").write_text('{"address": "127.0.0.1:1"}')
     result = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
-    assert "holds another run already" in result.stderr
+    assert "holds what another run left, and no run that could be taken up; choose another" in result.stderr
     assert (tmp_path / "run" / "logs" / "server.log").read_text() == "precious"
 
 

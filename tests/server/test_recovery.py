@@ -159,6 +159,22 @@ async def test_a_run_is_not_taken_up_with_a_configuration_that_contradicts_it(tm
     assert "min_clients" not in str(caught.value)  # who has to be there may change
 
 
+async def test_a_new_run_beside_an_unfinished_one_of_its_configuration_says_how_that_is_taken_up(tmp_path):
+    runs_dir = {"settings": {"runs_dir": str(tmp_path)}}
+    async with serving(tmp_path / "first", tiny_model("sst2"), num_rounds=3, **runs_dir):
+        pass
+    with capture_logs() as logs:
+        async with serving(None, tiny_model("sst2"), num_rounds=3, **runs_dir) as server:
+            assert server.store.run_dir.parent == tmp_path
+    (warning,) = [line for line in logs if line["event"] == "run.begins_anew"]
+    assert (warning["log_level"], warning["unfinished"]) == ("warning", str(tmp_path / "first"))
+    assert warning["take_it_up_with"] == f"fedmtl-server --resume {tmp_path / 'first'}"
+    with capture_logs() as logs:
+        async with serving(None, tiny_model("sst2"), num_rounds=4, **runs_dir):
+            pass
+    assert not [line for line in logs if line["event"] == "run.begins_anew"]
+
+
 async def test_a_second_server_on_one_folder_is_refused_in_words(tmp_path):
     async with serving(tmp_path, tiny_model("sst2")):
         with pytest.raises(StoreError, match="another server is serving the run"):

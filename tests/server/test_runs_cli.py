@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -21,8 +22,8 @@ from click.testing import Result
 from filelock import FileLock
 from typer.testing import CliRunner
 
-from fedmtl_core.config import Config
-from fedmtl_core.errors import UserError
+from fedmtl_core.config import Config, EarlyStoppingConfig
+from fedmtl_core.errors import StoreError, UserError
 from fedmtl_server.history import History, RoundRecord, RunRecord, UpdateRecord
 from fedmtl_server.runs_cli import runs_app
 
@@ -222,6 +223,35 @@ def test_a_broken_history_is_a_warning_and_hides_no_other(runs_dir):
     assert "warning: " in result.stderr
     assert "first/history.sqlite: can't read: file is not a database" in result.stderr
     assert len(json.loads(result.stdout)) == 2
+
+
+def test_a_run_whose_history_cannot_be_read_is_told_so_and_not_that_there_is_none(runs_dir, tmp_path):
+    (runs_dir / "first" / "history.sqlite").write_text("broken" * 1000)
+    for name in ("first", runs_dir / "first"):
+        error = runs("show", name, "--runs-dir", runs_dir).exception
+        assert isinstance(error, StoreError)
+        assert str(error).endswith("first/history.sqlite: can't read: file is not a database")
+    shutil.rmtree(runs_dir / "second")
+    shutil.rmtree(runs_dir / "third")
+    text = refused("show", "aaaa", "--runs-dir", runs_dir)
+    assert "there are no runs that can be read; " in text
+    assert "file is not a database" in text
+
+
+def test_a_run_that_ended_before_its_last_round_says_why(tmp_path):
+    config = CONFIG.model_copy(update={"early_stopping": EarlyStoppingConfig(patience=3)})
+    record = replace(run_record("aaaa", tmp_path / "early"), num_rounds=9, config=config.model_dump(mode="json"))
+    (tmp_path / "early").mkdir()
+    with contextlib.closing(History.open(tmp_path / "early" / "history.sqlite")) as history:
+        history.begin_run(record, {"shared": "00"})
+        end_round(history, "aaaa", 1)
+        assert "early" not in shown("show", "aaaa", "--runs-dir", tmp_path).partition("folder")[0]
+        history.end_round("aaaa", RoundRecord("aaaa", 2, "evaluate", "committed", 1, 2), [])
+        history.finish_run("aaaa", NOW_MS)
+    told = "finished, 1 of 9 rounds: early stopping after round 1, no better for 3 rounds"
+    assert told in shown("show", "aaaa", "--runs-dir", tmp_path)
+    assert "finished (early stopping)" in shown("list", "--runs-dir", tmp_path)
+    assert json.loads(shown("list", "--runs-dir", tmp_path, "--json"))[0]["stopped_early"] is True
 
 
 @pytest.mark.parametrize("name", ["aaaa1111" * 4, "aaaa1", "first", "FOLDER"])

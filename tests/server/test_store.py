@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import pkgutil
 import random
 import shutil
@@ -16,12 +17,13 @@ from safetensors import safe_open
 from structlog.testing import capture_logs
 
 from fedmtl_core import config as configuration
-from fedmtl_core.config import Config
+from fedmtl_core.config import Config, ServerConfig, TrainingConfig
 from fedmtl_core.errors import StoreError
+from fedmtl_server.folders import held_run, state_of, unfinished_run
 from fedmtl_server.history import FILE_NAME, History, RunRecord, UpdateRecord
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.report import RoundReport, TaskReport
-from fedmtl_server.store import LeftOff, RunStore, held_run
+from fedmtl_server.store import LeftOff, RunStore
 from tests.support import OddEncoder, TinyEncoder, model_bytes, tiny_model
 
 COHORT = {"b": "sst2", "a": "sst2", "c": "sst2"}
@@ -654,3 +656,41 @@ def test_other_files_among_the_checkpoints_are_nobodys_business(tmp_path):
     assert copy.read_text() == "mine"
     assert checkpoint(tmp_path, 3).exists()
     assert not checkpoint(tmp_path, 2).exists()
+
+
+def run_in(runs_dir, name, **sections) -> Config:
+    """A run of one round in a folder of `runs_dir`, not over; returns its configuration."""
+    given = Config.model_validate({"tasks": {"sst2": {}}, "server": {"runs_dir": str(runs_dir)}} | sections)
+    model = model_of(0)
+    RunStore.create(given, name, model.components, model.summary(), runs_dir / name).close()
+    return given
+
+
+def test_an_unfinished_run_of_the_same_configuration_is_found_and_the_newest_of_them(tmp_path):
+    for age_s, name in ((20, "older"), (10, "newer")):
+        given = run_in(tmp_path, name)
+        then = time.time() - age_s
+        os.utime(tmp_path / name / "run.json", (then, then))
+    assert unfinished_run(given) == tmp_path / "newer"
+    assert state_of(tmp_path / "newer", given) == "running"
+
+
+def test_a_run_that_is_over_served_unreadable_or_of_another_configuration_is_no_unfinished_one(tmp_path):
+    given = run_in(tmp_path / "1", "over")
+    with contextlib.closing(RunStore.resume(given, "over", tmp_path / "1" / "over")) as store:
+        store.finish()
+    assert (unfinished_run(given), state_of(tmp_path / "1" / "over", given)) == (None, "finished")
+
+    given = run_in(tmp_path / "2", "served")
+    with contextlib.closing(RunStore.resume(given, "served", tmp_path / "2" / "served")):
+        assert unfinished_run(given) is None
+    assert unfinished_run(given) == tmp_path / "2" / "served"
+
+    given = run_in(tmp_path / "3", "unreadable")
+    (tmp_path / "3" / "unreadable" / FILE_NAME).write_text("broken" * 1000)
+    assert unfinished_run(given) is None
+
+    given = run_in(tmp_path / "4", "other")
+    assert unfinished_run(given.model_copy(update={"training": TrainingConfig(seed=7)})) is None
+    assert unfinished_run(given.model_copy(update={"server": ServerConfig(runs_dir=tmp_path / "nowhere")})) is None
+    assert state_of(tmp_path / "nowhere", given) is None

@@ -1,0 +1,24 @@
+"""Who has a run's folder: its server holds the file `lock` in it. Needs no PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+FILE_NAME = "lock"
+"""The lock's name in a run's folder."""
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether a server has the run's folder. To see it, the lock is taken for a moment."""
+    path = run_dir / FILE_NAME
+    try:
+        if not path.is_file():
+            return False
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # it can't be written: nor could a server
+        return False
