@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -169,10 +170,8 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _host(host: str) -> x509.GeneralName:
-    try:
+    with suppress(ValueError):  # then it is a name
         return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:
-        pass
     labels = host.removeprefix("*.").rstrip(".").split(".")
     if not all(
         0 < len(one) <= 63 and one.isascii() and one.replace("-", "").replace("_", "").isalnum() for one in labels

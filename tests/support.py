@@ -301,17 +301,14 @@ def full_of(data: Mapping[str, bytes], value: float) -> dict[str, bytes]:
     return {scope: torch.full((len(part) // 4,), float(value)).numpy().tobytes() for scope, part in data.items()}
 
 
+def chunk_message(scope: str, offset: int, data: bytes) -> pb.PushUpdateRequest:
+    return pb.PushUpdateRequest(chunk=pb.Chunk(scope=scope, offset=offset, data=data, crc32c=google_crc32c.value(data)))
+
+
 def chunk_messages(data: Mapping[str, bytes], size: int = 1_000_000) -> list[pb.PushUpdateRequest]:
     """Chunks of an odd size of our own choosing."""
     return [
-        pb.PushUpdateRequest(
-            chunk=pb.Chunk(
-                scope=scope,
-                offset=offset,
-                data=whole[offset : offset + size],
-                crc32c=google_crc32c.value(whole[offset : offset + size]),
-            )
-        )
+        chunk_message(scope, offset, whole[offset : offset + size])
         for scope, whole in data.items()
         for offset in range(0, len(whole), size)
     ]

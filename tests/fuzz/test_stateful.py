@@ -30,7 +30,7 @@ from fedmtl_core.wire import EncodedLayout, component_to_proto
 from fedmtl_server.rounds import RoundRules
 from tests.fuzz.driver import Driver, Stream, Watch, quiet_log
 from tests.fuzz.rules import DEADLINE_S, GRACE_S, QUORUM_S, TRANSFER_S, Claim, Partial, Rules
-from tests.support import tiny_model
+from tests.support import chunk_message, tiny_model
 
 LONG = os.environ.get("FEDMTL_FUZZ") == "long"
 TASK_OF = {"a": "sst2", "b": "sst2", "c": "qqp"}
@@ -82,17 +82,7 @@ class _Unchanged:
 
 
 def chunks(scope, whole, size, start=0):
-    return [
-        pb.PushUpdateRequest(
-            chunk=pb.Chunk(
-                scope=scope,
-                offset=offset,
-                data=whole[offset : offset + size],
-                crc32c=google_crc32c.value(whole[offset : offset + size]),
-            )
-        )
-        for offset in range(start, len(whole), size)
-    ]
+    return [chunk_message(scope, offset, whole[offset : offset + size]) for offset in range(start, len(whole), size)]
 
 
 def numbers(data):
