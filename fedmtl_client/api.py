@@ -248,10 +248,16 @@ class FederationApi:
 
     def _messages(self, header: pb.UpdateHeader, chunked: Sequence[ChunkedBytes], call: Future[Any]) -> Iterator[bytes]:
         """An update's messages; the chunks once the server has answered the header, which says that it has room."""
-        compression = compression_from_proto(header.compression)
         yield pb.PushUpdateRequest(header=header).SerializeToString()
-        if chunked:
+        messages = self._chunk_messages(header, chunked)
+        first = next(messages, None)  # made while the server looks at the header
+        if first is not None:
             call.result().initial_metadata()
+            yield first
+            yield from messages
+
+    def _chunk_messages(self, header: pb.UpdateHeader, chunked: Sequence[ChunkedBytes]) -> Iterator[bytes]:
+        compression = compression_from_proto(header.compression)
         for component, chunks in zip(header.components, chunked, strict=True):
             for offset in chunks.offsets(component.start_offset):
                 yield chunks.message(offset, compression)

@@ -13,6 +13,7 @@ from functools import partial
 
 from fedmtl_core.errors import (
     NonFiniteError,
+    RequestError,
     StaleRoundError,
     StoreError,
     UnavailableError,
@@ -194,18 +195,24 @@ class Federation:
         """Room for an update that `admit` has let in, or what has arrived of it before; see `Transfers.begin`.
 
         Raises:
-            StaleRoundError: it counts in an earlier round, though not as its client's last.
-            UnavailableError: the history can't be read.
+            StaleRoundError, UnavailableError: see `Transfers.begin`.
         """
+        self._order.append(claim.client_id)  # with asynchronous rounds it may be the next one's
+        transfer = await self._transfers.begin(claim, parts, header, stream, self._order.place(claim.client_id))
+        # The history is read while the bytes come; `examine` waits for what it says.
+        transfer.objection = transfer.objection or asyncio.create_task(self._objection(claim))
+        return transfer
+
+    async def _objection(self, claim: UpdateClaim) -> RequestError | None:
+        """Why the history is against an update, if it is."""
         try:
             has_counted = await asyncio.to_thread(self._store.has_counted, claim.client_id, claim.update_id)
         except StoreError as error:
             self._log.error("history.unreadable", reason=str(error))
-            raise UnavailableError("the run's history can't be read just now; send the update again") from None
-        if has_counted:
-            raise StaleRoundError(f"update {claim.update_id!r} already counts in an earlier round; train again")
-        self._order.append(claim.client_id)  # with asynchronous rounds it may be the next one's
-        return await self._transfers.begin(claim, parts, header, stream, self._order.place(claim.client_id))
+            return UnavailableError("the run's history can't be read just now; send the update again")
+        if has_counted:  # though not as its client's last
+            return StaleRoundError(f"update {claim.update_id!r} already counts in an earlier round; train again")
+        return None
 
     def abandon(self, transfer: Transfer, stream: object, *, keep: bool) -> None:
         """Note that a stream ended before its update was complete; see `Transfers.abandon`."""
@@ -228,15 +235,20 @@ class Federation:
         self._keep_alive(transfer.claim.client_id)
 
     async def examine(self, transfer: Transfer, stream: object) -> None:
-        """Check that an update's numbers are numbers, and that it moves the model no further than it may.
+        """Check that an update is new, its numbers are numbers, and it moves the model no further than it may.
 
-        Its norms tell both in one pass where it came as float32.
+        Its norms tell the latter two in one pass where it came as float32.
 
         Raises:
+            StaleRoundError: it counts in an earlier round.
+            UnavailableError: the history can't be read.
             NonFiniteError, MalformedStreamError: they aren't; see `StagedUpdate.require_valid`.
             NormExceededError: it moves it too far.
             StaleRoundError, InvalidRequestError, UnavailableError: it can't count any more, however far it moves it.
         """
+        if transfer.objection and (objection := await transfer.objection):
+            transfer.objection = None  # a retry asks again
+            raise objection
         staged, rule, bounds = transfer.staged, self._aggregator.norms, self._bounds
         if rule.measures and staged.is_float32:
             transfer.norms = await self._measure(transfer)
