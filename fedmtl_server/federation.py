@@ -195,12 +195,15 @@ class Federation:
         """Room for an update that `admit` has let in, or what has arrived of it before; see `Transfers.begin`.
 
         Raises:
-            StaleRoundError, UnavailableError: see `Transfers.begin`.
+            StaleRoundError: it counts in an earlier round, though not as its client's last; `examine` says so too.
+            UnavailableError: the history can't be read, or see `Transfers.begin`.
         """
+        objection = asyncio.create_task(self._objection(claim))  # looked for while the bytes come
+        if claim.client_id in self._transfers:  # what is there already isn't given up for one that is refused
+            await _raise_if_any(objection)
         self._order.append(claim.client_id)  # with asynchronous rounds it may be the next one's
         transfer = await self._transfers.begin(claim, parts, header, stream, self._order.place(claim.client_id))
-        # The history is read while the bytes come; `examine` waits for what it says.
-        transfer.objection = transfer.objection or asyncio.create_task(self._objection(claim))
+        transfer.objection = objection
         return transfer
 
     async def _objection(self, claim: UpdateClaim) -> RequestError | None:
@@ -246,9 +249,8 @@ class Federation:
             NormExceededError: it moves it too far.
             StaleRoundError, InvalidRequestError, UnavailableError: it can't count any more, however far it moves it.
         """
-        if transfer.objection and (objection := await transfer.objection):
-            transfer.objection = None  # a retry asks again
-            raise objection
+        if transfer.objection is not None:
+            await _raise_if_any(transfer.objection)
         staged, rule, bounds = transfer.staged, self._aggregator.norms, self._bounds
         if rule.measures and staged.is_float32:
             transfer.norms = await self._measure(transfer)
@@ -731,3 +733,9 @@ class Federation:
             text = self._engine.waiting_for(self._clock())
             if text:
                 self._log.info("round.waiting", **self._title(), waiting_for=text)
+
+
+async def _raise_if_any(objection: asyncio.Task[RequestError | None]) -> None:
+    error = await objection
+    if error is not None:
+        raise error

@@ -55,6 +55,10 @@ class Transfers:
         self._keep_alive = keep_alive
         self._current: dict[str, Transfer] = {}
 
+    def __contains__(self, client_id: str) -> bool:
+        """Whether a client has an update on its way."""
+        return client_id in self._current
+
     async def begin(
         self, claim: UpdateClaim, parts: Sequence[EncodedLayout], header: bytes, stream: object, place: int
     ) -> Transfer:

@@ -666,6 +666,23 @@ def test_an_upload_is_not_taken_up_in_another_encoding():
     run.teardown()
 
 
+def test_an_update_that_counted_long_ago_does_not_take_the_place_of_one_on_its_way():
+    run = Server()
+    run.begin("a")
+    for update_id in ("u1", "u2"):
+        run.whole(run.claim("a", update_id, 1, 1.0, "parameters"), "float32")
+    claim = run.claim("a", "u3", 1, 1.0, "parameters")
+    stream = Stream(run.driver)
+    stream.send(*run.messages(claim, "float32")[:2])
+    run.driver.settle()
+    run.driver.cancel(stream.task)
+    assert run.driver.push(run.messages(run.claim("a", "u1", 1, 1.0, "parameters"), "float32")) == "ABORTED"
+    assert run.driver.push(run.messages(claim, "float32", starts={"shared": 24})) == "ACCEPTED"
+    run.rules.count(claim)
+    run.the_model_is_the_average()
+    run.teardown()
+
+
 def test_a_run_that_is_over_is_in_its_last_round_after_a_restart_too():
     run = Server()
     run.begin("a")
