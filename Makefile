@@ -14,7 +14,7 @@ PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local benchmarks too
 
 .DEFAULT_GOAL := help
 .PHONY: help install proto proto-check proto-lint lint audit format settings test fuzz faults demo real bench bench-encodings \
-  bench-scale bench-hostile clean
+  bench-scale bench-hostile docs tutorial clean
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -74,6 +74,13 @@ faults: $(STAMP) ## Kill a server 100 times, and the other faults in their long 
 fuzz: $(STAMP) ## Look for inputs and orders of calls that do harm; ten minutes.
 	$(BIN)/python -m tests.fuzz --seconds 400
 	FEDMTL_FUZZ=long $(BIN)/python -m pytest tests/fuzz -k "not half_a_minute"
+
+docs: $(STAMP) ## Build the documentation into build/site.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html is the first page"
+
+tutorial: $(STAMP) ## Follow docs/tutorial.md word for word; several minutes.
+	FEDMTL_TUTORIAL=1 $(BIN)/python -m pytest tests/docs
 
 demo: $(STAMP) proto ## Train three tasks on built-in data: one server, three clients, on this machine.
 	$(BIN)/fedmtl-local --config configs/demo.yaml
