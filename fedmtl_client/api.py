@@ -22,7 +22,7 @@ from tenacity.nap import sleep_using_event
 from fedmtl_client.credentials import Credentials, why_unreachable
 from fedmtl_client.downloads import Download, Holdings
 from fedmtl_core.chunks import Chunk, ChunkedBytes, read_message
-from fedmtl_core.details import retry_after_s
+from fedmtl_core.details import read_details
 from fedmtl_core.errors import (
     ChecksumError,
     LimitExceededError,
@@ -373,9 +373,11 @@ class FederationApi:
         details = error.details() or ""
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return why_unreachable(self.address, details)
-        failure = error_from_status(error.code(), details)
+        told = read_details(error.trailing_metadata())
+        failure = error_from_status(error.code(), details, told.reason)
+        failure.field, failure.facts = told.field, told.facts
         if isinstance(failure, LimitExceededError):
-            failure.retry_after_s = retry_after_s(error.trailing_metadata())
+            failure.retry_after_s = told.retry_after_s
         return failure
 
     def _log_retry(self, state: RetryCallState) -> None:

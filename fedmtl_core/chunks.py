@@ -165,13 +165,17 @@ class Assembler:
         """
         target = self._bytes.get(chunk.scope)
         if target is None:
-            raise MalformedStreamError(f"chunk of component {chunk.scope!r}, expected one of {', '.join(self._bytes)}")
+            raise MalformedStreamError(
+                f"chunk of component {chunk.scope!r}, expected one of {', '.join(self._bytes)}", field="scope"
+            )
         self._check_place(chunk, len(target))
         crc = google_crc32c.value(chunk.data)
         if crc != chunk.crc32c:
             raise ChecksumError(
                 f"{chunk.scope}: the {len(chunk.data)} bytes at byte {chunk.offset} have CRC32C {crc:08x}, "
-                f"expected {chunk.crc32c:08x}"
+                f"expected {chunk.crc32c:08x}",
+                scope=chunk.scope,
+                offset=chunk.offset,
             )
         end = chunk.offset + chunk.num_bytes
         target[chunk.offset : end] = self._decompressed(chunk) if chunk.uncompressed_bytes else chunk.data
@@ -181,37 +185,51 @@ class Assembler:
     def _check_place(self, chunk: Chunk, total: int) -> None:
         scope, offset, size, expected = chunk.scope, chunk.offset, chunk.num_bytes, self._next[chunk.scope]
         if len(chunk.data) == 0:
-            raise MalformedStreamError(f"{scope}: the chunk at byte {offset} is empty")
+            raise MalformedStreamError(f"{scope}: the chunk at byte {offset} is empty", field="data")
         if max(size, len(chunk.data)) > MAX_CHUNK_BYTES:
             raise LimitExceededError(
-                f"{scope}: a chunk of {max(size, len(chunk.data))} bytes, at most {MAX_CHUNK_BYTES} are allowed"
+                f"{scope}: a chunk of {max(size, len(chunk.data))} bytes, at most {MAX_CHUNK_BYTES} are allowed",
+                field="data",
+                allowed=MAX_CHUNK_BYTES,
+                got=max(size, len(chunk.data)),
             )
         if offset + size > total:
             raise MalformedStreamError(
-                f"{scope}: a chunk ends at byte {offset + size}, but the component has {total} bytes"
+                f"{scope}: a chunk ends at byte {offset + size}, but the component has {total} bytes", field="data"
             )
         if offset < expected:
             raise MalformedStreamError(
-                f"{scope}: the chunk at byte {offset} overlaps what has arrived, expected byte {expected}"
+                f"{scope}: the chunk at byte {offset} overlaps what has arrived, expected byte {expected}",
+                field="offset",
+                expected=expected,
+                got=offset,
             )
         if offset > expected:
-            raise MalformedStreamError(f"{scope}: the chunk at byte {offset} leaves a gap, expected byte {expected}")
+            raise MalformedStreamError(
+                f"{scope}: the chunk at byte {offset} leaves a gap, expected byte {expected}",
+                field="offset",
+                expected=expected,
+                got=offset,
+            )
 
     def _decompressed(self, chunk: Chunk) -> NDArray[np.uint8]:
         """What a chunk decompresses to: exactly as much as it claims, which `_check_place` has bounded."""
         where = f"{chunk.scope}: the compressed chunk at byte {chunk.offset}"
         if self._compression != "zstd":
-            raise MalformedStreamError(f"{where} is not announced: the header says no compression")
+            raise MalformedStreamError(
+                f"{where} is not announced: the header says no compression", field="uncompressed_bytes"
+            )
         try:
             stated = zstandard.frame_content_size(chunk.data.data)  # the library takes this for the memory to get
             if stated != chunk.uncompressed_bytes:
                 raise MalformedStreamError(
                     f"{where} states {'no size' if stated < 0 else f'{stated} bytes'}, "
-                    f"expected {chunk.uncompressed_bytes}"
+                    f"expected {chunk.uncompressed_bytes}",
+                    field="uncompressed_bytes",
                 )
             data = zstandard.ZstdDecompressor().decompress(chunk.data.data, allow_extra_data=False)
         except zstandard.ZstdError as error:
-            raise MalformedStreamError(f"{where} is no Zstandard frame: {error}") from None
+            raise MalformedStreamError(f"{where} is no Zstandard frame: {error}", field="data") from None
         return np.frombuffer(data, np.uint8)
 
     def finish(self) -> None:

@@ -76,7 +76,9 @@ def require_encoded_size(layout: Layout, encoding: Encoding, num_bytes: int) -> 
         if num_bytes == exact:
             return
         expected = str(exact)
-    raise LayoutMismatchError(f"{layout.scope}: {encoding}: expected {expected} bytes, got {num_bytes}")
+    raise LayoutMismatchError(
+        f"{layout.scope}: {encoding}: expected {expected} bytes, got {num_bytes}", expected=expected, got=num_bytes
+    )
 
 
 def encode(component: Component, encoding: Encoding, density: float = DEFAULT_DENSITY) -> Tensor:

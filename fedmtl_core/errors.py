@@ -1,7 +1,12 @@
 """Everything that can go wrong, as one family of exceptions that knows nothing of gRPC.
 
-Each message says what was expected and what came. `fedmtl_core.status` gives each its status code.
+Each message says what was expected and what came. `fedmtl_core.status` gives each its status code and its reason.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class FedMTLError(Exception):
@@ -37,7 +42,28 @@ class CorruptCheckpointError(StoreError):
 
 
 class RequestError(FedMTLError):
-    """A request that was refused. Nothing of it was kept."""
+    """A request that was refused. Nothing of it was kept.
+
+    Args:
+        message: what was expected, and what came.
+        field: the path of the request's field that is to be mended, as the contract names it; empty if it is none.
+        facts: what a program may want of the message, by a name such as `round`.
+    """
+
+    def __init__(self, message: str = "", *, field: str = "", **facts: object):
+        super().__init__(message)
+        self.field = field
+        self.facts = {name: str(fact) for name, fact in facts.items()}
+
+
+@contextmanager
+def within(field: str) -> Iterator[None]:
+    """Have the errors that are raised here name a field below this one, or this one."""
+    try:
+        yield
+    except RequestError as error:
+        error.field = f"{field}.{error.field}" if error.field else field
+        raise
 
 
 class InvalidRequestError(RequestError):
@@ -86,10 +112,11 @@ class LimitExceededError(RequestError):
     Args:
         message: which, what is allowed, and what came.
         retry_after_s: when the same request may be let through; None if never.
+        field, facts: as for every request's.
     """
 
-    def __init__(self, message: str, retry_after_s: float | None = None):
-        super().__init__(message)
+    def __init__(self, message: str = "", retry_after_s: float | None = None, *, field: str = "", **facts: object):
+        super().__init__(message, field=field, **facts)
         self.retry_after_s = retry_after_s
 
 

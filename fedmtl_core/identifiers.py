@@ -16,7 +16,7 @@ def require_identifier(field: str, value: str) -> str:
     """
     if not _IDENTIFIER.fullmatch(value):
         raise InvalidRequestError(
-            f"{field}: expected 1 to 64 letters, digits, '.', '_' or '-', got {_shortened(value)!r}"
+            f"{field}: expected 1 to 64 letters, digits, '.', '_' or '-', got {_shortened(value)!r}", field=field
         )
     return value
 

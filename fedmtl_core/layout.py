@@ -113,21 +113,36 @@ class Layout:
         if self == other:
             return
         if self.scope != other.scope:
-            raise LayoutMismatchError(f"expected component {self.scope!r}, got {other.scope!r}")
+            raise LayoutMismatchError(f"expected component {self.scope!r}, got {other.scope!r}", field="scope")
         mine, theirs = ({spec.name: spec for spec in layout.tensors} for layout in (self, other))
         if len(theirs) != len(other.tensors):
-            raise LayoutMismatchError(f"{self.scope}: a tensor is listed twice")
+            raise LayoutMismatchError(f"{self.scope}: a tensor is listed twice", field="tensors")
         if missing := [name for name in mine if name not in theirs]:
-            raise LayoutMismatchError(f"{self.scope}: tensor {missing[0]!r} is missing{_and_more(missing)}")
+            raise LayoutMismatchError(
+                f"{self.scope}: tensor {missing[0]!r} is missing{_and_more(missing)}", field="tensors"
+            )
+        fields = {spec.name: f"tensors[{number}]" for number, spec in enumerate(other.tensors)}
         if extra := [name for name in theirs if name not in mine]:
-            raise LayoutMismatchError(f"{self.scope}: the layout has no tensor {extra[0]!r}{_and_more(extra)}")
+            raise LayoutMismatchError(
+                f"{self.scope}: the layout has no tensor {extra[0]!r}{_and_more(extra)}",
+                field=f"{fields[extra[0]]}.name",
+            )
         for name, spec in mine.items():
-            if str(spec) != str(theirs[name]):
-                raise LayoutMismatchError(f"{self.scope}: {name}: expected {spec}, got {theirs[name]}")
+            got = theirs[name]
+            if str(spec) != str(got):
+                what = "dtype" if spec.dtype != got.dtype else "shape"
+                raise LayoutMismatchError(
+                    f"{self.scope}: {name}: expected {spec}, got {got}",
+                    field=f"{fields[name]}.{what}",
+                    tensor=name,
+                    expected=spec,
+                    got=got,
+                )
         for spec, got in zip(self.tensors, other.tensors, strict=True):
             if spec != got:
                 raise LayoutMismatchError(
-                    f"{self.scope}: expected {spec.name} at byte {spec.offset}, got {got.name} at byte {got.offset}"
+                    f"{self.scope}: expected {spec.name} at byte {spec.offset}, got {got.name} at byte {got.offset}",
+                    field=f"{fields[got.name]}.{'offset' if spec.name == got.name else 'name'}",
                 )
 
 
@@ -252,7 +267,8 @@ def require_scopes(expected: Iterable[str], got: Iterable[str]) -> None:
     expected, got = list(expected), list(got)
     if expected != got:
         raise LayoutMismatchError(
-            f"expected the components {', '.join(expected) or 'none'}, got {', '.join(got) or 'none'}"
+            f"expected the components {', '.join(expected) or 'none'}, got {', '.join(got) or 'none'}",
+            field="components",
         )
 
 

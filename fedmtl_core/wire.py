@@ -9,7 +9,7 @@ from fedmtl.v1 import federation_pb2 as pb
 from torch import Tensor
 
 from fedmtl_core.encodings import require_encoded_size
-from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError
+from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, within
 from fedmtl_core.formats import Compression, Encoding
 from fedmtl_core.layout import Component, Layout, TensorSpec
 from fedmtl_core.plan import Pooling, Purpose, TrainingPlan, UpdateKind
@@ -128,10 +128,12 @@ def component_from_proto(message: pb.Component) -> EncodedLayout:
     encoding = encoding_from_proto(message.encoding, f"{message.scope}: encoding")
     left_out = message.encoding == pb.ENCODING_UNSPECIFIED and message.encoded_bytes == 0
     num_bytes = layout.num_bytes if left_out else message.encoded_bytes
-    require_encoded_size(layout, encoding, num_bytes)
+    with within("encoded_bytes"):
+        require_encoded_size(layout, encoding, num_bytes)
     if message.start_offset > num_bytes:
         raise InvalidRequestError(
-            f"{message.scope}: start_offset: expected at most {num_bytes}, got {message.start_offset}"
+            f"{message.scope}: start_offset: expected at most {num_bytes}, got {message.start_offset}",
+            field="start_offset",
         )
     return EncodedLayout(layout, encoding, num_bytes, message.start_offset)
 
@@ -140,15 +142,17 @@ def encoding_to_proto(encoding: Encoding) -> pb.Encoding:
     return _ENCODING_TO_PROTO[encoding]
 
 
-def encoding_from_proto(value: pb.Encoding, field: str = "encoding") -> Encoding:
-    """The encoding a message asks for; `float32` if it doesn't say.
+def encoding_from_proto(value: pb.Encoding, name: str = "encoding") -> Encoding:
+    """The encoding a message's field `encoding` asks for; `float32` if it doesn't say.
 
     Raises:
         InvalidRequestError: it is unknown.
     """
     encoding = _ENCODING_FROM_PROTO.get(value or pb.ENCODING_FLOAT32)
     if encoding is None:
-        raise InvalidRequestError(f"{field}: expected one of {', '.join(_ENCODING_TO_PROTO)}, got {value}")
+        raise InvalidRequestError(
+            f"{name}: expected one of {', '.join(_ENCODING_TO_PROTO)}, got {value}", field="encoding"
+        )
     return encoding
 
 
@@ -164,7 +168,9 @@ def compression_from_proto(value: pb.Compression) -> Compression:
     """
     compression = _COMPRESSION_FROM_PROTO.get(value)
     if compression is None:
-        raise InvalidRequestError(f"compression: expected one of {', '.join(_COMPRESSION_TO_PROTO)}, got {value}")
+        raise InvalidRequestError(
+            f"compression: expected one of {', '.join(_COMPRESSION_TO_PROTO)}, got {value}", field="compression"
+        )
     return compression
 
 
@@ -175,19 +181,25 @@ def layout_from_proto(message: pb.Component) -> Layout:
         LayoutMismatchError: an element type is unknown, or the sizes don't add up.
     """
     specs = []
-    for tensor in message.tensors:
+    for number, tensor in enumerate(message.tensors):
         dtype = _DTYPE_FROM_PROTO.get(tensor.dtype)
         if dtype is None:
-            raise LayoutMismatchError(f"{message.scope}: {tensor.name}: unknown element type {tensor.dtype}")
+            raise LayoutMismatchError(
+                f"{message.scope}: {tensor.name}: unknown element type {tensor.dtype}", field=f"tensors[{number}].dtype"
+            )
         if len(tensor.shape) > MAX_RANK or any(size > MAX_SIZE for size in tensor.shape):
             raise LayoutMismatchError(
-                f"{message.scope}: {tensor.name}: expected at most {MAX_RANK} dimensions of at most {MAX_SIZE}"
+                f"{message.scope}: {tensor.name}: expected at most {MAX_RANK} dimensions of at most {MAX_SIZE}",
+                field=f"tensors[{number}].shape",
             )
         specs.append(TensorSpec(tensor.name, dtype, tuple(tensor.shape), tensor.offset))
     layout = Layout(message.scope, tuple(specs))
     if layout.num_bytes != message.num_bytes:
         raise LayoutMismatchError(
-            f"{message.scope}: num_bytes is {message.num_bytes}, but the last tensor ends at byte {layout.num_bytes}"
+            f"{message.scope}: num_bytes is {message.num_bytes}, but the last tensor ends at byte {layout.num_bytes}",
+            field="num_bytes",
+            expected=layout.num_bytes,
+            got=message.num_bytes,
         )
     return layout
 
@@ -211,12 +223,12 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
     """
     update = UPDATE_KIND_FROM_PROTO.get(message.update_kind)
     if update is None:
-        raise InvalidRequestError(f"plan.update_kind: unknown value {message.update_kind}")
+        raise InvalidRequestError(f"plan.update_kind: unknown value {message.update_kind}", field="plan.update_kind")
     pooling = _POOLING_FROM_PROTO.get(message.pooling)
     if pooling is None:
-        raise InvalidRequestError(f"plan.pooling: unknown value {message.pooling}")
+        raise InvalidRequestError(f"plan.pooling: unknown value {message.pooling}", field="plan.pooling")
     if message.task_type not in _TASK_TYPE_FROM_PROTO:
-        raise InvalidRequestError(f"plan.task_type: unknown value {message.task_type}")
+        raise InvalidRequestError(f"plan.task_type: unknown value {message.task_type}", field="plan.task_type")
     for name in ("local_epochs", "batch_size", "max_length", "num_rounds"):
         if getattr(message, name) < 1:
             raise InvalidRequestError(f"plan.{name}: expected at least 1, got {getattr(message, name)}")

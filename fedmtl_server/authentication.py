@@ -22,6 +22,7 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.status import status_of
 from fedmtl_server.callers import current_caller
 from fedmtl_server.identities import Claim, Credentials, Identity, KnownClients, bearer_token, certificate_name
+from fedmtl_server.refusals import abort
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
@@ -141,8 +142,7 @@ class Authentication(grpc.aio.ServerInterceptor):
             code=code.name,
             reason=str(error),
         )
-        await context.abort(code, str(error))
-        raise AssertionError("abort raises")
+        await abort(context, error)
 
 
 @dataclass(frozen=True)

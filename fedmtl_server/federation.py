@@ -144,7 +144,9 @@ class Federation:
             WrongRunError: it means another.
         """
         if run_id not in ("", self.run_id):
-            raise WrongRunError(f"this server's run is {self.run_id!r}, the request is for {run_id!r}")
+            raise WrongRunError(
+                f"this server's run is {self.run_id!r}, the request is for {run_id!r}", expected=self.run_id, got=run_id
+            )
 
     def require_task(self, task: str) -> None:
         """Check that a task is one of the run's.
@@ -153,7 +155,7 @@ class Federation:
             UnknownTaskError: it isn't.
         """
         if task not in self._model.tasks:
-            raise UnknownTaskError(f"task: expected one of {', '.join(self._model.tasks)}, got {task!r}")
+            raise UnknownTaskError(f"task: expected one of {', '.join(self._model.tasks)}, got {task!r}", task=task)
 
     async def watch(self, client_id: str, task: str) -> AsyncGenerator[RoundEvent, None]:
         """The run's events from now on; with a client id, this is the client's presence.
@@ -341,7 +343,9 @@ class Federation:
         """
         if round_ not in (0, self._published.round):
             raise StaleRoundError(
-                f"the slice is wanted for round {round_}, but the run is at round {self._published.round}"
+                f"the slice is wanted for round {round_}, but the run is at round {self._published.round}",
+                round=self._published.round,
+                got=round_,
             )
 
     def status(self) -> Status:

@@ -21,13 +21,12 @@ from google.protobuf.message import DecodeError
 
 from fedmtl_core.chunks import Chunk, read_message
 from fedmtl_core.config import LimitsConfig
-from fedmtl_core.details import trailing_metadata
 from fedmtl_core.errors import InvalidRequestError, LimitExceededError, MalformedStreamError, RequestError
 from fedmtl_core.logs import get_logger
-from fedmtl_core.status import status_of
 from fedmtl_server.callers import address_of, caller_of, named_client
 from fedmtl_server.connections import hang_up
 from fedmtl_server.limits import RETRY_S, Claim, FairPlaces, Paces, Quota, TokenBucket, Verdict
+from fedmtl_server.refusals import abort
 
 LAST_WORD_S = 1.0
 """How long a call's status may take to leave. It waits behind the bytes that the client doesn't take."""
@@ -138,7 +137,7 @@ class ConnectionLimits(grpc.aio.ServerInterceptor):
             weight = 1
             return await _respond(handler, request, guarded)
         except RequestError as error:
-            await _refuse(guarded, error)
+            await abort(guarded, error)
         except asyncio.CancelledError:  # taken back by the client
             if weight > 1:
                 guarded.ended_with = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -152,7 +151,7 @@ class ConnectionLimits(grpc.aio.ServerInterceptor):
         verdict, wait_s = self._paces.call(peer, address_of(peer), self._clock())
         if verdict is not Verdict.ADMITTED:
             self._follow(verdict, method, peer, grpc.StatusCode.RESOURCE_EXHAUSTED)
-            await _refuse(context, _too_fast(self._limits, "on a connection", wait_s))
+            await abort(context, _too_fast(self._limits, "on a connection", wait_s))
 
     def _follow(self, verdict: Verdict, method: str, peer: str, code: grpc.StatusCode) -> None:
         """Do what a refusal asks for besides, and log some of it: who floods the server mustn't flood the log."""
@@ -230,7 +229,7 @@ class CallerLimits(grpc.aio.ServerInterceptor):
             try:
                 return await self._serve(method, handler, request, context)
             except LimitExceededError as error:
-                await _refuse(context, error)
+                await abort(context, error)
 
         return _HANDLER_OF[handler.request_streaming, handler.response_streaming](
             limited, handler.request_deserializer, handler.response_serializer
@@ -479,12 +478,6 @@ def _behaviour(handler: Handler) -> Any:
     if handler.request_streaming:
         return handler.stream_stream if handler.response_streaming else handler.stream_unary
     return handler.unary_stream if handler.response_streaming else handler.unary_unary
-
-
-async def _refuse(context: Any, error: RequestError) -> NoReturn:
-    text = str(error)
-    await context.abort(status_of(error), text, trailing_metadata(error, text))
-    raise AssertionError("abort raises")
 
 
 def _too_fast(limits: LimitsConfig, whose: str, wait_s: float) -> LimitExceededError:

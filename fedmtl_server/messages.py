@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from fedmtl.v1 import federation_pb2 as pb
 from google.protobuf.message import DecodeError
 
-from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, LimitExceededError, MalformedStreamError
+from fedmtl_core.errors import (
+    InvalidRequestError,
+    LayoutMismatchError,
+    LimitExceededError,
+    MalformedStreamError,
+    within,
+)
 from fedmtl_core.formats import DELTA_ENCODINGS
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.layout import Layout, require_scopes
@@ -54,15 +60,20 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
     """
     kind = UPDATE_KIND_FROM_PROTO.get(header.kind)
     if kind is None:
-        raise InvalidRequestError(f"kind: expected parameters, delta or metrics, got {header.kind}")
+        raise InvalidRequestError(f"kind: expected parameters, delta or metrics, got {header.kind}", field="kind")
     if not header.run_id:
-        raise InvalidRequestError("run_id: expected the run's id, as the slice's header has it, got none")
+        raise InvalidRequestError(
+            "run_id: expected the run's id, as the slice's header has it, got none", field="run_id"
+        )
     if kind != "metrics" and not 1 <= header.num_examples <= MAX_EXAMPLES:
-        raise InvalidRequestError(f"num_examples: expected 1 to {MAX_EXAMPLES}, got {header.num_examples}")
+        raise InvalidRequestError(
+            f"num_examples: expected 1 to {MAX_EXAMPLES}, got {header.num_examples}", field="num_examples"
+        )
     received, trained = (_metrics(name, getattr(header, name)) for name in ("received_metrics", "trained_metrics"))
     if (received or trained) and not 1 <= header.num_eval_examples <= MAX_EXAMPLES:
         raise InvalidRequestError(
-            f"num_eval_examples: expected 1 to {MAX_EXAMPLES} with metrics, got {header.num_eval_examples}"
+            f"num_eval_examples: expected 1 to {MAX_EXAMPLES} with metrics, got {header.num_eval_examples}",
+            field="num_eval_examples",
         )
     return UpdateClaim(
         client_id=require_identifier("client_id", header.client_id),
@@ -87,17 +98,25 @@ def require_components(expected: Sequence[Layout], header: pb.UpdateHeader) -> l
     compression_from_proto(header.compression)
     require_scopes([layout.scope for layout in expected], [component.scope for component in header.components])
     parts = []
-    for layout, component in zip(expected, header.components, strict=True):
-        if len(component.tensors) > 2 * len(layout.tensors) + 10:  # don't look at a million of them
-            raise LayoutMismatchError(
-                f"{layout.scope}: expected {len(layout.tensors)} tensors, got {len(component.tensors)}"
-            )
-        part = component_from_proto(component)
-        layout.require_same(part.layout)
-        if part.encoding in DELTA_ENCODINGS and header.kind != pb.UPDATE_KIND_DELTA:
-            raise InvalidRequestError(f"{layout.scope}: encoding: {part.encoding} is for deltas only")
-        parts.append(part)
+    for number, (layout, component) in enumerate(zip(expected, header.components, strict=True)):
+        with within(f"components[{number}]"):
+            parts.append(_require_component(layout, component, header.kind))
     return parts
+
+
+def _require_component(expected: Layout, component: pb.Component, kind: pb.UpdateKind) -> EncodedLayout:
+    if len(component.tensors) > 2 * len(expected.tensors) + 10:  # don't look at a million of them
+        raise LayoutMismatchError(
+            f"{expected.scope}: expected {len(expected.tensors)} tensors, got {len(component.tensors)}",
+            field="tensors",
+            expected=len(expected.tensors),
+            got=len(component.tensors),
+        )
+    part = component_from_proto(component)
+    expected.require_same(part.layout)
+    if part.encoding in DELTA_ENCODINGS and kind != pb.UPDATE_KIND_DELTA:
+        raise InvalidRequestError(f"{expected.scope}: encoding: {part.encoding} is for deltas only", field="encoding")
+    return part
 
 
 def update_from_header(
@@ -230,12 +249,19 @@ def status_to_proto(status: Status) -> pb.GetStatusResponse:
 
 def _metrics(field: str, metrics: Mapping[str, float]) -> dict[str, float]:
     if len(metrics) > MAX_METRICS:
-        raise LimitExceededError(f"{field}: at most {MAX_METRICS} metrics are allowed, got {len(metrics)}")
+        raise LimitExceededError(
+            f"{field}: at most {MAX_METRICS} metrics are allowed, got {len(metrics)}",
+            field=field,
+            allowed=MAX_METRICS,
+            got=len(metrics),
+        )
     for name, value in metrics.items():
         if not 1 <= len(name) <= MAX_METRIC_NAME:
-            raise LimitExceededError(f"{field}: a name has 1 to {MAX_METRIC_NAME} characters, got {len(name)}")
+            raise LimitExceededError(
+                f"{field}: a name has 1 to {MAX_METRIC_NAME} characters, got {len(name)}", field=field
+            )
         if not abs(value) <= MAX_METRIC_VALUE:  # NaN isn't either
             raise InvalidRequestError(
-                f"{field}: {name}: expected a number of at most {MAX_METRIC_VALUE:g}, got {value}"
+                f"{field}: {name}: expected a number of at most {MAX_METRIC_VALUE:g}, got {value}", field=field
             )
     return dict(sorted(metrics.items()))

@@ -153,7 +153,10 @@ def require_within(norms: Mapping[str, float], bounds: Mapping[str, float]) -> N
     for scope, norm in norms.items():
         if scope in bounds and norm > bounds[scope]:
             raise NormExceededError(
-                f"{scope}: the update moves it by an L2 norm of {norm:.6g}, at most {bounds[scope]:.6g} is allowed"
+                f"{scope}: the update moves it by an L2 norm of {norm:.6g}, at most {bounds[scope]:.6g} is allowed",
+                scope=scope,
+                norm=f"{norm:.6g}",
+                allowed=f"{bounds[scope]:.6g}",
             )
 
 

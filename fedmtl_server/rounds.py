@@ -214,34 +214,40 @@ class RoundEngine:
             self._check_kind(claim)
             return
         if self.phase is not Phase.OPEN:
-            raise StaleRoundError(self._stale_text(claim))
+            raise StaleRoundError(self._stale_text(claim), round=self.round, got=claim.base_round)
         self._check_base(claim)
         member = self._cohort.get(claim.client_id)
         if member is None and self.asynchronous:  # its watch broke, its upload runs on
             member = Member(claim.client_id, claim.task)
         if member is None:
-            raise StaleRoundError(f"client {claim.client_id!r} is not in the cohort of round {self.round}")
+            raise StaleRoundError(
+                f"client {claim.client_id!r} is not in the cohort of round {self.round}", round=self.round
+            )
         if member.task != claim.task:
             raise InvalidRequestError(
                 f"task: client {claim.client_id!r} takes part in round {self.round} as {member.task!r}, "
-                f"got {claim.task!r}"
+                f"got {claim.task!r}",
+                field="task",
             )
         self._check_kind(claim)
         if member.reported:
             raise StaleRoundError(
-                f"another update of client {claim.client_id!r} already counts in round {self.round}; wait for the next"
+                f"another update of client {claim.client_id!r} already counts in round {self.round}; wait for the next",
+                round=self.round,
             )
 
     def _check_base(self, claim: UpdateClaim) -> None:
         if not self.oldest_base_round <= claim.base_round <= self.round:
-            raise StaleRoundError(self._stale_text(claim))
+            raise StaleRoundError(self._stale_text(claim), round=self.round, got=claim.base_round)
         # Whoever has been counted starts anew, from that round's model or a later one. So what started before has
         # been counted already, or is overtaken; only the last update of each client has to be remembered.
         _, last_round = self._counted.get(claim.client_id, ("", 0))
         if self.counted_in(claim) is not None or claim.base_round < last_round:
             raise StaleRoundError(
                 f"the update for round {claim.base_round} of client {claim.client_id!r}, or a later one, already "
-                f"counts in round {last_round}"
+                f"counts in round {last_round}",
+                round=self.round,
+                got=claim.base_round,
             )
 
     def _stale_text(self, claim: UpdateClaim) -> str:
@@ -250,9 +256,11 @@ class RoundEngine:
     def _check_kind(self, claim: UpdateClaim) -> None:
         if (claim.kind == "metrics") != (self.purpose == "evaluate"):
             expected = "metrics alone" if self.purpose == "evaluate" else "parameters or a delta"
-            raise InvalidRequestError(f"kind: round {self.round} expects {expected}, got {claim.kind}")
+            raise InvalidRequestError(
+                f"kind: round {self.round} expects {expected}, got {claim.kind}", field="kind", round=self.round
+            )
         if self.asynchronous and claim.kind != "delta":
-            raise InvalidRequestError(f"kind: an asynchronous run expects a delta, got {claim.kind}")
+            raise InvalidRequestError(f"kind: an asynchronous run expects a delta, got {claim.kind}", field="kind")
 
     def progress(self, client_id: str, now: float) -> None:
         """A member's upload has received bytes."""
@@ -267,7 +275,7 @@ class RoundEngine:
         """
         self.check(claim)
         if self.phase is not Phase.OPEN:
-            raise StaleRoundError(self._stale_text(claim))
+            raise StaleRoundError(self._stale_text(claim), round=self.round, got=claim.base_round)
         self._cohort.setdefault(claim.client_id, Member(claim.client_id, claim.task)).claim = claim
         self._counted[claim.client_id] = (claim.update_id, self.round)
 

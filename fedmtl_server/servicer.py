@@ -13,8 +13,8 @@ import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.chunks import ChunkedBytes
-from fedmtl_core.details import trailing_metadata
-from fedmtl_core.errors import InvalidRequestError, RequestError, ServerFaultError, UnavailableError
+from fedmtl_core.details import text_of
+from fedmtl_core.errors import InvalidRequestError, RequestError, ServerFaultError, UnavailableError, within
 from fedmtl_core.formats import Compression
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.logs import Logger, get_logger
@@ -30,14 +30,12 @@ from fedmtl_core.wire import (
 from fedmtl_server.events import RoundEvent
 from fedmtl_server.federation import Federation
 from fedmtl_server.messages import event_to_proto, report_to_proto, status_to_proto
+from fedmtl_server.refusals import abort
 from fedmtl_server.report import RefusedUpdate, RoundReport
 from fedmtl_server.slices import Held, MessageCache, PublishedModel, SlicePart
 from fedmtl_server.uploads import Upload
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
-
-MAX_ERROR_TEXT = 2000
-"""Longer messages are cut: a status travels in a header, and headers are limited."""
 
 MESSAGE_CACHE_BYTES = 32 * 2**20
 """Chunk messages kept for clients that download the same a little later: a small model's all, a large one's newest."""
@@ -187,7 +185,7 @@ class FederatedMtlServicer:
         self._federation.require_run(request.run_id)
         if bool(request.task) == request.all_tasks:
             raise InvalidRequestError(
-                "expected either a task or all_tasks, got " + ("both" if request.task else "neither")
+                "expected either a task or all_tasks, got " + ("both" if request.task else "neither"), field="task"
             )
         if request.task:
             self._federation.require_task(request.task)
@@ -214,7 +212,8 @@ class FederatedMtlServicer:
         if bool(request.client_id) != bool(request.task):
             raise InvalidRequestError(
                 "expected a client_id and a task, or neither for an observer, got only "
-                + ("a client_id" if request.client_id else "a task")
+                + ("a client_id" if request.client_id else "a task"),
+                field="task" if request.client_id else "client_id",
             )
         if request.client_id:
             require_identifier("client_id", request.client_id)
@@ -224,8 +223,9 @@ class FederatedMtlServicer:
 def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:
     """What a client says it has, by scope."""
     held: dict[str, list[Held]] = {}
-    for one in request.held:
-        encoding = encoding_from_proto(one.encoding, f"held: {one.scope}: encoding")
+    for number, one in enumerate(request.held):
+        with within(f"held[{number}]"):
+            encoding = encoding_from_proto(one.encoding, f"held: {one.scope}: encoding")
         held.setdefault(one.scope, []).append(Held(one.digest, encoding, one.num_bytes))
     return held
 
@@ -245,7 +245,7 @@ def _answering(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[An
             except Exception:
                 log.exception("rpc.failed")
                 fault = ServerFaultError("the server has failed; its log says at what")
-                await context.abort(status_of(fault), str(fault))
+                await abort(context, fault)
         except grpc.aio.InternalError:  # the connection is gone, and nobody there to be told
             raise asyncio.CancelledError from None
 
@@ -258,7 +258,7 @@ def _refused(header: pb.UpdateHeader, error: RequestError) -> RefusedUpdate:
         client_id=header.client_id[:64],
         task=header.task[:64],
         code=status_of(error).name,
-        reason=_text(error),
+        reason=text_of(error),
         update_id=header.update_id[:64],
         base_round=header.base_round,
         kind=UPDATE_KIND_FROM_PROTO.get(header.kind, ""),
@@ -286,11 +286,5 @@ def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
 async def _abort(context: Context, error: RequestError, log: Logger, event: str, **facts: object) -> NoReturn:
     code = status_of(error)
     write = log.info if isinstance(error, UnavailableError) else log.warning  # a server that stops is no fault
-    write(event, code=code.name, reason=_text(error), **facts)
-    await context.abort(code, _text(error), trailing_metadata(error, _text(error)))
-    raise AssertionError("abort raises")
-
-
-def _text(error: RequestError) -> str:
-    text = str(error).encode("ascii", "backslashreplace").decode()
-    return text if len(text) <= MAX_ERROR_TEXT else text[:MAX_ERROR_TEXT] + "..."
+    write(event, code=code.name, reason=text_of(error), **facts)
+    await abort(context, error)

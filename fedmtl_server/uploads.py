@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.chunks import Assembler, Chunk, read_message
-from fedmtl_core.errors import ChecksumError, MalformedStreamError, RequestError, UnavailableError
+from fedmtl_core.errors import ChecksumError, MalformedStreamError, RequestError, UnavailableError, within
 from fedmtl_core.wire import EncodedLayout, compression_from_proto
 from fedmtl_server.federation import Federation
 from fedmtl_server.messages import claim_from_header, require_components
@@ -60,7 +60,8 @@ class Upload:
             RequestError: the update is refused. Nothing of it is kept, unless the stream broke and a retry can go on.
         """
         claim, parts = await self._receive_header()
-        counted_in = self._federation.admit(claim)
+        with within("header"):
+            counted_in = self._federation.admit(claim)
         if counted_in is not None:
             return Receipt(counted_in, duplicate=True, num_bytes=0)
         transfer = await self._federation.stage(claim, parts, self.header.SerializeToString(), self)
@@ -91,9 +92,10 @@ class Upload:
         self.header = message.header
         self._federation.require_run(self.header.run_id)
         self._federation.require_task(self.header.task)
-        claim = claim_from_header(self.header)
-        expected = () if claim.kind == "metrics" else self._federation.model.layouts_for(claim.task)
-        return claim, require_components(expected, self.header)
+        with within("header"):
+            claim = claim_from_header(self.header)
+            expected = () if claim.kind == "metrics" else self._federation.model.layouts_for(claim.task)
+            return claim, require_components(expected, self.header)
 
     async def _receive_end(self) -> int:
         if await self._next() is not None:
@@ -110,7 +112,8 @@ class Upload:
             if not isinstance(message, Chunk):
                 raise MalformedStreamError(f"expected a chunk after the header, got {_name(message)}")
             self._federation.received(transfer, self, message.num_bytes)
-            assembler.add(message)
+            with within("chunk"):
+                assembler.add(message)
         if not assembler.is_complete:
             await asyncio.sleep(HANG_UP_S)
         assembler.finish()

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from benchmarks.frames import DATA, Connection, frame, message_prefix
 from fedmtl_client.api import FederationApi
-from fedmtl_core.details import retry_after_s
+from fedmtl_core.details import read_details
 from fedmtl_core.errors import LimitExceededError
 from fedmtl_server import limiting
 from fedmtl_server.callers import current_caller
@@ -83,7 +83,7 @@ def asks_to_wait(error, text):
     """Whether a call was refused for a limit that will pass."""
     assert error.code() is CODE.RESOURCE_EXHAUSTED, error.details()
     assert text in error.details()
-    seconds = retry_after_s(error.trailing_metadata())
+    seconds = read_details(error.trailing_metadata()).retry_after_s
     assert seconds is not None
     assert 0 < seconds <= 5
     return seconds
@@ -191,7 +191,7 @@ async def test_a_message_that_is_too_large_is_refused(tmp_path):
         messages[1].chunk.data = bytes(2**21 + 2**17)
         refusal = await asyncio.to_thread(_refusal_of_upload, server.address, messages)
         assert refusal.code() is CODE.RESOURCE_EXHAUSTED
-        assert retry_after_s(refusal.trailing_metadata()) is None  # it would be no smaller the next time
+        assert read_details(refusal.trailing_metadata()).retry_after_s is None  # it would be no smaller the next time
         await eventually(lambda: server.federation.staged_bytes == 0 or not server.caller_limits.uploads.num_held)
         assert (await client.push(client.update(header, data))).outcome == pb.OUTCOME_ACCEPTED
 
@@ -216,7 +216,7 @@ async def test_a_request_or_header_that_is_too_large_is_refused(rpc, tmp_path):
         refusal = await refusal_of(call)
     assert refusal.code() is CODE.RESOURCE_EXHAUSTED
     assert "request: at most 2000 bytes are allowed, got" in refusal.details()
-    assert retry_after_s(refusal.trailing_metadata()) is None
+    assert read_details(refusal.trailing_metadata()).retry_after_s is None
 
 
 async def test_metadata_that_is_too_large_is_refused(tmp_path):

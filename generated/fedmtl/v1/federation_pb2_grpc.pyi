@@ -59,23 +59,42 @@ GRPC_VERSION: str
 class FederatedMtlServiceStub:
     """One federated multi-task run.
 
-    Status codes are chosen by what the caller does next:
+    Status codes are chosen by what the caller does next. Every error also has a google.rpc `ErrorInfo` with the domain
+    `fedmtl.v1` and one of the reasons named here, which tell apart what has one code:
 
     * `INVALID_ARGUMENT`: the request contradicts itself or the layout. Mend it.
-    * `NOT_FOUND`: the server has no such task.
-    * `FAILED_PRECONDITION`: the request belongs to another run.
-    * `ABORTED`: the round has closed, or is not this client's. Wait for the next `OPENED` event, get the
+      * `LAYOUT_MISMATCH`: tensors differ from the layout in name, shape, dtype or place.
+      * `NON_FINITE`: a value is NaN or infinite.
+      * `NORM_EXCEEDED`: an update would move the model further than is allowed.
+      * `MALFORMED_STREAM`: messages or bytes contradict the header, or come in the wrong order.
+      * `INVALID_REQUEST`: another field is missing or out of range.
+    * `NOT_FOUND`, `UNKNOWN_TASK`: the server has no such task.
+    * `FAILED_PRECONDITION`, `WRONG_RUN`: the request belongs to another run.
+    * `ABORTED`, `STALE_ROUND`: the round has closed, or is not this client's. Wait for the next `OPENED` event, get the
       slice, train again.
-    * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
-    * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
-    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it. Any call may be answered so. If the status has
-      a google.rpc `RetryInfo` (in `grpc-status-details-bin`) the limit will pass: the caller SHOULD wait as long as that
-      says, then call again. If not, ask for less.
-    * `UNAUTHENTICATED`: the server knows nobody with these credentials, or no longer does. Stop.
-    * `PERMISSION_DENIED`: the request names another client, or a task that isn't the caller's. Stop.
-    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
-    * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
-    * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
+    * `ALREADY_EXISTS`, `CLIENT_REPLACED`: another process has taken up this client id. Stop.
+    * `DATA_LOSS`, `CHECKSUM_MISMATCH`: bytes were damaged on the way. Send the same update again.
+    * `RESOURCE_EXHAUSTED`, `LIMIT_EXCEEDED`: a limit was passed, and the message names it. Any call may be answered so.
+      If there is a `RetryInfo` the limit will pass: the caller SHOULD wait as long as that says, then call again. If not,
+      ask for less.
+    * `UNAUTHENTICATED`, the reason likewise: the server knows nobody with these credentials, or no longer does. Stop.
+    * `PERMISSION_DENIED`, the reason likewise: the request names another client, or a task that isn't the caller's. Stop.
+    * `UNAVAILABLE`, the reason likewise: the server is stopping, lacks something for a moment, or the transfer stalled. Come
+      back. A call that never reached a server ends with this code too, and without details.
+    * `INTERNAL`, `SERVER_FAULT`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
+
+    Reasons are in the status's details, a google.rpc `Status` in the trailing metadata `grpc-status-details-bin`:
+
+    * `ErrorInfo`: the reason; its `metadata` has facts of the message where there are any, such as `round`, the round the
+      run is at, or `expected` and `got`. There MAY be more facts and more reasons in later versions; a client that
+      doesn't know a reason goes by the code.
+    * `BadRequest`, with `INVALID_ARGUMENT` where one field of the request is at fault: its path from the request's message,
+      such as `header.components[0].tensors[3].shape`.
+    * `RetryInfo`: as above.
+
+    All of it together is less than 8 KiB. Calls may be refused before they reach the service, so that `LIMIT_EXCEEDED`,
+    `UNAUTHENTICATED`, `PERMISSION_DENIED` and `SERVER_FAULT` concern every call, also where an `Errors:` list below
+    doesn't name them.
     """
 
     @_typing.overload
@@ -92,11 +111,11 @@ class FederatedMtlServiceStub:
     A download that breaks is taken up where it stopped: call again and say in `held` what has arrived.
 
     Errors:
-    * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given; `encoding` or `compression` is
-      unknown.
-    * `NOT_FOUND`: unknown task.
-    * `FAILED_PRECONDITION`: `run_id` names another run.
-    * `ABORTED`: `round` is not the current round.
+    * `INVALID_ARGUMENT` (`INVALID_REQUEST`): neither or both of `task` and `all_tasks` are given; `encoding` or
+      `compression` is unknown.
+    * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+    * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
+    * `ABORTED` (`STALE_ROUND`): `round` is not the current round.
     * `UNAVAILABLE`: no message was taken for the server's transfer timeout, or the server is stopping.
     """
     PushUpdate: _grpc.StreamUnaryMultiCallable[_federation_pb2.PushUpdateRequest, _federation_pb2.PushUpdateResponse]
@@ -119,17 +138,22 @@ class FederatedMtlServiceStub:
     upload in progress ends with `UNAVAILABLE` when its client opens another.
 
     Errors:
-    * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
-      range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
-      unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
-      of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite; the update moves a component
-      by a larger norm than the server allows.
-    * `NOT_FOUND`: unknown task.
-    * `FAILED_PRECONDITION`: `run_id` names another run.
-    * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'
-      `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted in it.
-    * `DATA_LOSS`: a chunk contradicts its checksum.
-    * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
+    * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a field of the header is out of range; the encoding or the compression is
+      unknown, or doesn't go with the update's kind.
+    * `INVALID_ARGUMENT` (`LAYOUT_MISMATCH`): a component or a tensor is missing, unknown, or of another shape or dtype; a
+      size isn't the layout's.
+    * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): the stream is empty; the header is missing, repeated or late; chunks
+      overlap, leave a gap, run past the component, or end short of it; a chunk doesn't decompress to what it claims;
+      encoded bytes that mean nothing.
+    * `INVALID_ARGUMENT` (`NON_FINITE`): a value is NaN or infinite.
+    * `INVALID_ARGUMENT` (`NORM_EXCEEDED`): the update moves a component by a larger norm than the server allows.
+    * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+    * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
+    * `ABORTED` (`STALE_ROUND`): `base_round` is not the round in progress (with asynchronous rounds: older than the
+      events' `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted
+      in it.
+    * `DATA_LOSS` (`CHECKSUM_MISMATCH`): a chunk contradicts its checksum.
+    * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): a chunk or the metrics exceed a limit.
     * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
       update, the run's history can't be read just now, a `start_offset` isn't what the server has staged, the client
       opened another upload, or the server is stopping.
@@ -138,8 +162,8 @@ class FederatedMtlServiceStub:
     """Says how much of an upload that broke has arrived, so that a retry can begin there.
 
     Errors:
-    * `INVALID_ARGUMENT`: a malformed id.
-    * `FAILED_PRECONDITION`: `run_id` names another run.
+    * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a malformed id.
+    * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
     """
     WatchRounds: _grpc.UnaryStreamMultiCallable[_federation_pb2.WatchRoundsRequest, _federation_pb2.WatchRoundsResponse]
     """Streams the run's events as they happen, beginning with where the run stands now.
@@ -149,36 +173,60 @@ class FederatedMtlServiceStub:
     the old, which ends with `ALREADY_EXISTS`.
 
     Errors:
-    * `INVALID_ARGUMENT`: a `client_id` without a `task`, a `task` without a `client_id`, or a malformed id.
-    * `NOT_FOUND`: unknown task.
-    * `ALREADY_EXISTS`: another stream took up this client id.
-    * `RESOURCE_EXHAUSTED`: the caller does not read its events.
+    * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a `client_id` without a `task`, a `task` without a `client_id`, or a
+      malformed id.
+    * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+    * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
+    * `ALREADY_EXISTS` (`CLIENT_REPLACED`): another stream took up this client id.
+    * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): the caller does not read its events.
     * `UNAVAILABLE`: the server is stopping.
     """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_federation_pb2.GetStatusRequest, _federation_pb2.GetStatusResponse]
-    """Says where the run stands: what a person asks first."""
+    """Says where the run stands: what a person asks first.
+
+    Errors: those of every call.
+    """
 
 @_typing.type_check_only
 class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     """One federated multi-task run.
 
-    Status codes are chosen by what the caller does next:
+    Status codes are chosen by what the caller does next. Every error also has a google.rpc `ErrorInfo` with the domain
+    `fedmtl.v1` and one of the reasons named here, which tell apart what has one code:
 
     * `INVALID_ARGUMENT`: the request contradicts itself or the layout. Mend it.
-    * `NOT_FOUND`: the server has no such task.
-    * `FAILED_PRECONDITION`: the request belongs to another run.
-    * `ABORTED`: the round has closed, or is not this client's. Wait for the next `OPENED` event, get the
+      * `LAYOUT_MISMATCH`: tensors differ from the layout in name, shape, dtype or place.
+      * `NON_FINITE`: a value is NaN or infinite.
+      * `NORM_EXCEEDED`: an update would move the model further than is allowed.
+      * `MALFORMED_STREAM`: messages or bytes contradict the header, or come in the wrong order.
+      * `INVALID_REQUEST`: another field is missing or out of range.
+    * `NOT_FOUND`, `UNKNOWN_TASK`: the server has no such task.
+    * `FAILED_PRECONDITION`, `WRONG_RUN`: the request belongs to another run.
+    * `ABORTED`, `STALE_ROUND`: the round has closed, or is not this client's. Wait for the next `OPENED` event, get the
       slice, train again.
-    * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
-    * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
-    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it. Any call may be answered so. If the status has
-      a google.rpc `RetryInfo` (in `grpc-status-details-bin`) the limit will pass: the caller SHOULD wait as long as that
-      says, then call again. If not, ask for less.
-    * `UNAUTHENTICATED`: the server knows nobody with these credentials, or no longer does. Stop.
-    * `PERMISSION_DENIED`: the request names another client, or a task that isn't the caller's. Stop.
-    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
-    * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
-    * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
+    * `ALREADY_EXISTS`, `CLIENT_REPLACED`: another process has taken up this client id. Stop.
+    * `DATA_LOSS`, `CHECKSUM_MISMATCH`: bytes were damaged on the way. Send the same update again.
+    * `RESOURCE_EXHAUSTED`, `LIMIT_EXCEEDED`: a limit was passed, and the message names it. Any call may be answered so.
+      If there is a `RetryInfo` the limit will pass: the caller SHOULD wait as long as that says, then call again. If not,
+      ask for less.
+    * `UNAUTHENTICATED`, the reason likewise: the server knows nobody with these credentials, or no longer does. Stop.
+    * `PERMISSION_DENIED`, the reason likewise: the request names another client, or a task that isn't the caller's. Stop.
+    * `UNAVAILABLE`, the reason likewise: the server is stopping, lacks something for a moment, or the transfer stalled. Come
+      back. A call that never reached a server ends with this code too, and without details.
+    * `INTERNAL`, `SERVER_FAULT`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
+
+    Reasons are in the status's details, a google.rpc `Status` in the trailing metadata `grpc-status-details-bin`:
+
+    * `ErrorInfo`: the reason; its `metadata` has facts of the message where there are any, such as `round`, the round the
+      run is at, or `expected` and `got`. There MAY be more facts and more reasons in later versions; a client that
+      doesn't know a reason goes by the code.
+    * `BadRequest`, with `INVALID_ARGUMENT` where one field of the request is at fault: its path from the request's message,
+      such as `header.components[0].tensors[3].shape`.
+    * `RetryInfo`: as above.
+
+    All of it together is less than 8 KiB. Calls may be refused before they reach the service, so that `LIMIT_EXCEEDED`,
+    `UNAUTHENTICATED`, `PERMISSION_DENIED` and `SERVER_FAULT` concern every call, also where an `Errors:` list below
+    doesn't name them.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -192,11 +240,11 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     A download that breaks is taken up where it stopped: call again and say in `held` what has arrived.
 
     Errors:
-    * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given; `encoding` or `compression` is
-      unknown.
-    * `NOT_FOUND`: unknown task.
-    * `FAILED_PRECONDITION`: `run_id` names another run.
-    * `ABORTED`: `round` is not the current round.
+    * `INVALID_ARGUMENT` (`INVALID_REQUEST`): neither or both of `task` and `all_tasks` are given; `encoding` or
+      `compression` is unknown.
+    * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+    * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
+    * `ABORTED` (`STALE_ROUND`): `round` is not the current round.
     * `UNAVAILABLE`: no message was taken for the server's transfer timeout, or the server is stopping.
     """
     PushUpdate: _aio.StreamUnaryMultiCallable[_federation_pb2.PushUpdateRequest, _federation_pb2.PushUpdateResponse]  # type: ignore[assignment]
@@ -219,17 +267,22 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     upload in progress ends with `UNAVAILABLE` when its client opens another.
 
     Errors:
-    * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
-      range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
-      unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
-      of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite; the update moves a component
-      by a larger norm than the server allows.
-    * `NOT_FOUND`: unknown task.
-    * `FAILED_PRECONDITION`: `run_id` names another run.
-    * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'
-      `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted in it.
-    * `DATA_LOSS`: a chunk contradicts its checksum.
-    * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
+    * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a field of the header is out of range; the encoding or the compression is
+      unknown, or doesn't go with the update's kind.
+    * `INVALID_ARGUMENT` (`LAYOUT_MISMATCH`): a component or a tensor is missing, unknown, or of another shape or dtype; a
+      size isn't the layout's.
+    * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): the stream is empty; the header is missing, repeated or late; chunks
+      overlap, leave a gap, run past the component, or end short of it; a chunk doesn't decompress to what it claims;
+      encoded bytes that mean nothing.
+    * `INVALID_ARGUMENT` (`NON_FINITE`): a value is NaN or infinite.
+    * `INVALID_ARGUMENT` (`NORM_EXCEEDED`): the update moves a component by a larger norm than the server allows.
+    * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+    * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
+    * `ABORTED` (`STALE_ROUND`): `base_round` is not the round in progress (with asynchronous rounds: older than the
+      events' `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted
+      in it.
+    * `DATA_LOSS` (`CHECKSUM_MISMATCH`): a chunk contradicts its checksum.
+    * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): a chunk or the metrics exceed a limit.
     * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
       update, the run's history can't be read just now, a `start_offset` isn't what the server has staged, the client
       opened another upload, or the server is stopping.
@@ -238,8 +291,8 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     """Says how much of an upload that broke has arrived, so that a retry can begin there.
 
     Errors:
-    * `INVALID_ARGUMENT`: a malformed id.
-    * `FAILED_PRECONDITION`: `run_id` names another run.
+    * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a malformed id.
+    * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
     """
     WatchRounds: _aio.UnaryStreamMultiCallable[_federation_pb2.WatchRoundsRequest, _federation_pb2.WatchRoundsResponse]  # type: ignore[assignment]
     """Streams the run's events as they happen, beginning with where the run stands now.
@@ -249,35 +302,59 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     the old, which ends with `ALREADY_EXISTS`.
 
     Errors:
-    * `INVALID_ARGUMENT`: a `client_id` without a `task`, a `task` without a `client_id`, or a malformed id.
-    * `NOT_FOUND`: unknown task.
-    * `ALREADY_EXISTS`: another stream took up this client id.
-    * `RESOURCE_EXHAUSTED`: the caller does not read its events.
+    * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a `client_id` without a `task`, a `task` without a `client_id`, or a
+      malformed id.
+    * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+    * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
+    * `ALREADY_EXISTS` (`CLIENT_REPLACED`): another stream took up this client id.
+    * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): the caller does not read its events.
     * `UNAVAILABLE`: the server is stopping.
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_federation_pb2.GetStatusRequest, _federation_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """Says where the run stands: what a person asks first."""
+    """Says where the run stands: what a person asks first.
+
+    Errors: those of every call.
+    """
 
 class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
     """One federated multi-task run.
 
-    Status codes are chosen by what the caller does next:
+    Status codes are chosen by what the caller does next. Every error also has a google.rpc `ErrorInfo` with the domain
+    `fedmtl.v1` and one of the reasons named here, which tell apart what has one code:
 
     * `INVALID_ARGUMENT`: the request contradicts itself or the layout. Mend it.
-    * `NOT_FOUND`: the server has no such task.
-    * `FAILED_PRECONDITION`: the request belongs to another run.
-    * `ABORTED`: the round has closed, or is not this client's. Wait for the next `OPENED` event, get the
+      * `LAYOUT_MISMATCH`: tensors differ from the layout in name, shape, dtype or place.
+      * `NON_FINITE`: a value is NaN or infinite.
+      * `NORM_EXCEEDED`: an update would move the model further than is allowed.
+      * `MALFORMED_STREAM`: messages or bytes contradict the header, or come in the wrong order.
+      * `INVALID_REQUEST`: another field is missing or out of range.
+    * `NOT_FOUND`, `UNKNOWN_TASK`: the server has no such task.
+    * `FAILED_PRECONDITION`, `WRONG_RUN`: the request belongs to another run.
+    * `ABORTED`, `STALE_ROUND`: the round has closed, or is not this client's. Wait for the next `OPENED` event, get the
       slice, train again.
-    * `ALREADY_EXISTS`: another process has taken up this client id. Stop.
-    * `DATA_LOSS`: bytes were damaged on the way. Send the same update again.
-    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it. Any call may be answered so. If the status has
-      a google.rpc `RetryInfo` (in `grpc-status-details-bin`) the limit will pass: the caller SHOULD wait as long as that
-      says, then call again. If not, ask for less.
-    * `UNAUTHENTICATED`: the server knows nobody with these credentials, or no longer does. Stop.
-    * `PERMISSION_DENIED`: the request names another client, or a task that isn't the caller's. Stop.
-    * `RESOURCE_EXHAUSTED`: a limit was passed, and the message names it.
-    * `UNAVAILABLE`: the server is stopping, lacks something for a moment, or the transfer stalled. Come back.
-    * `INTERNAL`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
+    * `ALREADY_EXISTS`, `CLIENT_REPLACED`: another process has taken up this client id. Stop.
+    * `DATA_LOSS`, `CHECKSUM_MISMATCH`: bytes were damaged on the way. Send the same update again.
+    * `RESOURCE_EXHAUSTED`, `LIMIT_EXCEEDED`: a limit was passed, and the message names it. Any call may be answered so.
+      If there is a `RetryInfo` the limit will pass: the caller SHOULD wait as long as that says, then call again. If not,
+      ask for less.
+    * `UNAUTHENTICATED`, the reason likewise: the server knows nobody with these credentials, or no longer does. Stop.
+    * `PERMISSION_DENIED`, the reason likewise: the request names another client, or a task that isn't the caller's. Stop.
+    * `UNAVAILABLE`, the reason likewise: the server is stopping, lacks something for a moment, or the transfer stalled. Come
+      back. A call that never reached a server ends with this code too, and without details.
+    * `INTERNAL`, `SERVER_FAULT`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
+
+    Reasons are in the status's details, a google.rpc `Status` in the trailing metadata `grpc-status-details-bin`:
+
+    * `ErrorInfo`: the reason; its `metadata` has facts of the message where there are any, such as `round`, the round the
+      run is at, or `expected` and `got`. There MAY be more facts and more reasons in later versions; a client that
+      doesn't know a reason goes by the code.
+    * `BadRequest`, with `INVALID_ARGUMENT` where one field of the request is at fault: its path from the request's message,
+      such as `header.components[0].tensors[3].shape`.
+    * `RetryInfo`: as above.
+
+    All of it together is less than 8 KiB. Calls may be refused before they reach the service, so that `LIMIT_EXCEEDED`,
+    `UNAUTHENTICATED`, `PERMISSION_DENIED` and `SERVER_FAULT` concern every call, also where an `Errors:` list below
+    doesn't name them.
     """
 
     @_abc_1.abstractmethod
@@ -295,11 +372,11 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         A download that breaks is taken up where it stopped: call again and say in `held` what has arrived.
 
         Errors:
-        * `INVALID_ARGUMENT`: neither or both of `task` and `all_tasks` are given; `encoding` or `compression` is
-          unknown.
-        * `NOT_FOUND`: unknown task.
-        * `FAILED_PRECONDITION`: `run_id` names another run.
-        * `ABORTED`: `round` is not the current round.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): neither or both of `task` and `all_tasks` are given; `encoding` or
+          `compression` is unknown.
+        * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+        * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
+        * `ABORTED` (`STALE_ROUND`): `round` is not the current round.
         * `UNAVAILABLE`: no message was taken for the server's transfer timeout, or the server is stopping.
         """
 
@@ -328,17 +405,22 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         upload in progress ends with `UNAVAILABLE` when its client opens another.
 
         Errors:
-        * `INVALID_ARGUMENT`: the stream is empty; the header is missing, repeated or late; a field is out of
-          range; a tensor is missing, unknown, or of another shape or dtype; the encoding or the compression is
-          unknown or its size isn't the layout's; chunks overlap, leave a gap, run past the component, or end short
-          of it; a chunk doesn't decompress to what it claims; a value is NaN or infinite; the update moves a component
-          by a larger norm than the server allows.
-        * `NOT_FOUND`: unknown task.
-        * `FAILED_PRECONDITION`: `run_id` names another run.
-        * `ABORTED`: `base_round` is not the round in progress (with asynchronous rounds: older than the events'
-          `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted in it.
-        * `DATA_LOSS`: a chunk contradicts its checksum.
-        * `RESOURCE_EXHAUSTED`: a chunk or the metrics exceed a limit.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a field of the header is out of range; the encoding or the compression is
+          unknown, or doesn't go with the update's kind.
+        * `INVALID_ARGUMENT` (`LAYOUT_MISMATCH`): a component or a tensor is missing, unknown, or of another shape or dtype; a
+          size isn't the layout's.
+        * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): the stream is empty; the header is missing, repeated or late; chunks
+          overlap, leave a gap, run past the component, or end short of it; a chunk doesn't decompress to what it claims;
+          encoded bytes that mean nothing.
+        * `INVALID_ARGUMENT` (`NON_FINITE`): a value is NaN or infinite.
+        * `INVALID_ARGUMENT` (`NORM_EXCEEDED`): the update moves a component by a larger norm than the server allows.
+        * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+        * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
+        * `ABORTED` (`STALE_ROUND`): `base_round` is not the round in progress (with asynchronous rounds: older than the
+          events' `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted
+          in it.
+        * `DATA_LOSS` (`CHECKSUM_MISMATCH`): a chunk contradicts its checksum.
+        * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): a chunk or the metrics exceed a limit.
         * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
           update, the run's history can't be read just now, a `start_offset` isn't what the server has staged, the client
           opened another upload, or the server is stopping.
@@ -353,8 +435,8 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         """Says how much of an upload that broke has arrived, so that a retry can begin there.
 
         Errors:
-        * `INVALID_ARGUMENT`: a malformed id.
-        * `FAILED_PRECONDITION`: `run_id` names another run.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a malformed id.
+        * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
         """
 
     @_abc_1.abstractmethod
@@ -370,10 +452,12 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         the old, which ends with `ALREADY_EXISTS`.
 
         Errors:
-        * `INVALID_ARGUMENT`: a `client_id` without a `task`, a `task` without a `client_id`, or a malformed id.
-        * `NOT_FOUND`: unknown task.
-        * `ALREADY_EXISTS`: another stream took up this client id.
-        * `RESOURCE_EXHAUSTED`: the caller does not read its events.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a `client_id` without a `task`, a `task` without a `client_id`, or a
+          malformed id.
+        * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+        * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
+        * `ALREADY_EXISTS` (`CLIENT_REPLACED`): another stream took up this client id.
+        * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): the caller does not read its events.
         * `UNAVAILABLE`: the server is stopping.
         """
 
@@ -383,6 +467,9 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.GetStatusResponse, _abc.Awaitable[_federation_pb2.GetStatusResponse]]:
-        """Says where the run stands: what a person asks first."""
+        """Says where the run stands: what a person asks first.
+
+        Errors: those of every call.
+        """
 
 def add_FederatedMtlServiceServicer_to_server(servicer: FederatedMtlServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
