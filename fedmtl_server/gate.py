@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from grpc_health.v1 import health
-from grpc_reflection.v1alpha import reflection
 
 from fedmtl_core.config import Config
 from fedmtl_core.errors import StoreError
 from fedmtl_core.logs import get_logger
+from fedmtl_server import reflection
 from fedmtl_server.authentication import Authentication
 from fedmtl_server.clients import ClientRegistry, database_of
 from fedmtl_server.identities import KnownClients
@@ -26,8 +26,9 @@ class Gate:
 
     def __init__(self, config: Config):
         security = config.security
-        open_services = {health.SERVICE_NAME: security.open_health, reflection.SERVICE_NAME: security.open_reflection}
-        self.interceptor = Authentication(KnownClients(), [name for name, is_open in open_services.items() if is_open])
+        open_services = [health.SERVICE_NAME] if security.open_health else []
+        open_services += reflection.SERVICE_NAMES if security.open_reflection else []
+        self.interceptor = Authentication(KnownClients(), open_services)
         self._database: str | Path = database_of(config)
         self._interval_s = security.refresh_s
         self._thread = ThreadPoolExecutor(1, "clients")  # its own: others may be busy for long

@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from fedmtl_core.addresses import is_loopback
 from fedmtl_core.allocator import keep_what_is_there
@@ -19,6 +18,7 @@ from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, FedMTLError
 from fedmtl_core.keepalive import keepalive
 from fedmtl_core.logs import get_logger
+from fedmtl_server import reflection
 from fedmtl_server.aggregator import MTLAggregator
 from fedmtl_server.buffers import BufferPool
 from fedmtl_server.cohorts import CohortRule
@@ -119,7 +119,7 @@ class Server:
         FederatedMtlServicer(self.federation).add_to(self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        reflection.add_to(self._server, (SERVICE_NAME, health.SERVICE_NAME))
         await self._server.start()
         await self._set_health(serving=True)
         self.store.announce(self.address)
