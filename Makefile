@@ -7,14 +7,14 @@ STAMP  := $(VENV)/.installed
 BUF    := npx --yes @bufbuild/buf@1.75.0
 
 PROTOS    := $(shell find protos -name '*.proto')
-GENERATED := generated/fedmtl/v1/federation_pb2.py
+RELEASED  := protos/released.binpb
 PROTOC     = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$$scratch \
   --pyi_out=$$scratch --grpc_python_out=$$scratch --mypy_grpc_out=quiet:$$scratch $(PROTOS)
 PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local benchmarks tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install proto proto-check proto-lint lint audit format settings test fuzz faults demo real bench bench-encodings \
-  bench-scale bench-hostile docs tutorial clean
+# Every target with a description is a name, and no file's.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\# .*/\1/p' $(MAKEFILE_LIST))
 
 help: ## List the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -30,20 +30,30 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,real]'
 	@touch $@
 
-proto: $(STAMP) ## Write generated/ from protos/.
+proto: $(STAMP) ## Write generated/ and docs/reference/contract.md from protos/.
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(PROTOC) \
 	  && rm -rf generated/fedmtl && mkdir -p generated && cp -r $$scratch/fedmtl generated/
-	@echo "generated/ is written from $(words $(PROTOS)) proto file(s)"
+	@$(BIN)/python -m tools.contract_page
+	@echo "generated/ and docs/reference/contract.md are written from $(words $(PROTOS)) proto file(s)"
 
-proto-check: $(STAMP) ## Fail when generated/ is not what protos/ gives.
+proto-check: $(STAMP) ## Fail when generated/ or docs/reference/contract.md is not what protos/ gives.
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && $(PROTOC) \
 	  && diff -r -x __pycache__ -x '*.egg-info' $$scratch generated \
 	  || { echo "generated/ is stale: run 'make proto' and commit the result" >&2; exit 1; }
-	@echo "generated/ is up to date"
+	@$(BIN)/python -m tools.contract_page --check
+	@echo "generated/ and docs/reference/contract.md are up to date"
 
 proto-lint: ## Lint protos/ with buf (STANDARD); needs npm.
 	$(BUF) lint
 	$(BUF) format --diff --exit-code
+
+proto-breaking: ## Fail when protos/ breaks the contract of the last release; needs npm.
+	@$(BUF) breaking --against $(RELEASED) \
+	  || { echo "protos/ breaks the contract of the last release ($(RELEASED)): v1 only takes additions" >&2; exit 1; }
+	@echo "protos/ keeps the contract of the last release"
+
+proto-release: ## Make protos/ the contract that proto-breaking holds to: part of a release; needs npm.
+	$(BUF) build --exclude-source-info --output $(RELEASED)
 
 lint: $(STAMP) ## Run ruff, mypy and bandit; with FEDMTL_AUDIT=1 the audit too.
 	$(BIN)/ruff check .

@@ -1,0 +1,200 @@
+"""Writes the contract's reference page from the proto's own comments: every RPC, message, field and enum.
+
+`python -m tools.contract_page` writes it, with `--check` it says whether the page is what the proto gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+    FileDescriptorSet,
+    MethodDescriptorProto,
+    ServiceDescriptorProto,
+)
+from grpc_tools import protoc
+
+ROOT = Path(__file__).parents[1]
+PROTO = Path("fedmtl/v1/federation.proto")
+PAGE = ROOT / "docs" / "reference" / "contract.md"
+
+_NOTE = "<!-- Written by `make proto` from protos/{proto}. Change that, not this. -->"
+_MAINTENANCE = re.compile(r"\s*The next available field number is \d+\.")
+"""Of no interest to who reads the contract."""
+
+_Path: TypeAlias = tuple[int, ...]
+_SYNTAX, _MESSAGE, _ENUM, _SERVICE, _FIELD, _VALUE, _METHOD = 12, 4, 5, 6, 2, 2, 2
+"""Field numbers in a descriptor's path: of a file's syntax, messages, enums and services, and of their parts."""
+
+_SCALARS = {number: name.removeprefix("TYPE_").lower() for name, number in FieldDescriptorProto.Type.items()}
+
+
+def describe(protos: Path, proto: Path = PROTO) -> FileDescriptorProto:
+    """A proto file as protoc reads it, comments included.
+
+    Args:
+        protos: the import root.
+        proto: the file, relative to it.
+
+    Raises:
+        ValueError: protoc doesn't take it, and has said why.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "contract.binpb"
+        if protoc.main(["protoc", f"-I{protos}", "--include_source_info", f"--descriptor_set_out={out}", str(proto)]):
+            raise ValueError(f"{protos / proto} is no valid proto file")
+        files = FileDescriptorSet()
+        files.ParseFromString(out.read_bytes())
+        return files.file[-1]
+
+
+def render(file: FileDescriptorProto) -> str:
+    """The page, in Markdown."""
+    return _Page(file).text()
+
+
+class _Page:
+    def __init__(self, file: FileDescriptorProto):
+        self._file = file
+        self._comments: dict[_Path, str] = {}
+        for location in file.source_code_info.location:
+            detached = "\n\n".join(location.leading_detached_comments) if tuple(location.path) == (_SYNTAX,) else ""
+            self._comments[tuple(location.path)] = (detached + location.leading_comments).rstrip()
+        rpcs = [method.name for service in file.service for method in service.method]
+        types = [*(message.name for message in file.message_type), *(enum.name for enum in file.enum_type)]
+        self._anchors = {name: name.lower() for name in (*types, *rpcs)}
+        self._anchors |= {value.name: enum.name.lower() for enum in file.enum_type for value in enum.value}
+
+    def text(self) -> str:
+        file = self._file
+        parts = [
+            _NOTE.format(proto=file.name),
+            f"# The contract `{file.package}`",
+            f"Every call, message and field, from the comments in [`protos/{file.name}`](../../protos/{file.name}); "
+            "[`wire.md`](../wire.md) has the bytes inside the messages.",
+            self._contents(),
+            self._prose((_SYNTAX,)).replace("\n# ", "\n## "),
+        ]
+        for number, service in enumerate(file.service):
+            parts += self._service(service, (_SERVICE, number))
+        parts.append("## Messages")
+        for number, message in enumerate(file.message_type):
+            parts += self._message(message, (_MESSAGE, number))
+        parts.append("## Enums")
+        for number, enum in enumerate(file.enum_type):
+            parts += self._enum(enum, (_ENUM, number))
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _contents(self) -> str:
+        file = self._file
+        kinds: Sequence[tuple[str, Iterable[str]]] = (
+            ("Calls", (method.name for service in file.service for method in service.method)),
+            ("Messages", (message.name for message in file.message_type)),
+            ("Enums", (enum.name for enum in file.enum_type)),
+        )
+        return "\n\n".join(f"**{kind}**: " + " · ".join(map(self._link, names)) for kind, names in kinds)
+
+    def _service(self, service: ServiceDescriptorProto, path: _Path) -> list[str]:
+        parts = [f"## {service.name}", f"`{self._file.package}.{service.name}`", self._prose(path)]
+        for number, method in enumerate(service.method):
+            parts += [f"### {method.name}", self._signature(method), self._prose((*path, _METHOD, number))]
+        return parts
+
+    def _signature(self, method: MethodDescriptorProto) -> str:
+        def side(type_name: str, is_stream: bool) -> str:
+            return ("a stream of " if is_stream else "") + self._link(type_name.rpartition(".")[2])
+
+        asked = side(method.input_type, method.client_streaming)
+        return f"{asked} → {side(method.output_type, method.server_streaming)}"
+
+    def _message(self, message: DescriptorProto, path: _Path) -> list[str]:
+        parts = [f"### {message.name}", self._prose(path)]
+        if not message.field:
+            return [*parts, "No fields."]
+        maps = {one.name: one for one in message.nested_type if one.options.map_entry}
+        rows = []
+        for number, field in enumerate(message.field):
+            comment = self._cell((*path, _FIELD, number))
+            if field.HasField("oneof_index") and not field.proto3_optional:
+                comment = f"One of `{message.oneof_decl[field.oneof_index].name}`. {comment}"
+            rows.append((str(field.number), f"`{field.name}`", self._type(field, maps), comment))
+        return [*parts, _table(("number", "field", "type", ""), rows)]
+
+    def _type(self, field: FieldDescriptorProto, maps: Mapping[str, DescriptorProto]) -> str:
+        name = field.type_name.rpartition(".")[2]
+        if name in maps:
+            key, value = maps[name].field
+            return f"map of {self._type(key, {})} to {self._type(value, {})}"
+        shown = self._link(name) if name else f"`{_SCALARS[field.type]}`"
+        if field.label == FieldDescriptorProto.LABEL_REPEATED:
+            return f"repeated {shown}"
+        return f"optional {shown}" if field.proto3_optional else shown
+
+    def _enum(self, enum: EnumDescriptorProto, path: _Path) -> list[str]:
+        rows = [
+            (str(value.number), f"`{value.name}`", self._cell((*path, _VALUE, number)))
+            for number, value in enumerate(enum.value)
+        ]
+        return [f"### {enum.name}", self._prose(path), _table(("number", "value", ""), rows)]
+
+    def _prose(self, path: _Path) -> str:
+        """A comment as paragraphs and lists. Markdown wants a blank line before a list."""
+        lines: list[str] = []
+        for line in _unindented(self._comments.get(path, "")):
+            is_item = line.startswith("* ") or bool(re.match(r"\d+\. ", line))
+            if is_item and lines and lines[-1] and not re.match(r"\* |\d+\. | ", lines[-1]):
+                lines.append("")
+            lines.append(line)
+        return self._linked(_MAINTENANCE.sub("", "\n".join(lines)).strip())
+
+    def _cell(self, path: _Path) -> str:
+        """A comment as one line of a table."""
+        joined = " ".join(line.strip() for line in _unindented(self._comments.get(path, "")))
+        return self._linked(joined.replace("|", "\\|").strip())
+
+    def _linked(self, text: str) -> str:
+        return re.sub(r"`(\w+)`", lambda match: self._link(match[1]), text)
+
+    def _link(self, name: str) -> str:
+        return f"[`{name}`](#{self._anchors[name]})" if name in self._anchors else f"`{name}`"
+
+
+def _unindented(comment: str) -> list[str]:
+    """A comment's lines without the blank between the slashes and the text."""
+    return [line.removeprefix(" ").rstrip() for line in comment.splitlines()]
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---:"] + ["---"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(prog="python -m tools.contract_page", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail when the page is not what the proto gives")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where it is")
+    options = parser.parse_args(arguments)
+    text = render(describe(ROOT / "protos"))
+    if not options.check:
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        options.page.write_text(text, encoding="utf-8")
+        return 0
+    if options.page.is_file() and options.page.read_text(encoding="utf-8") == text:
+        return 0
+    print(f"{options.page} is stale: run 'make proto' and commit the result", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
