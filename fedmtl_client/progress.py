@@ -14,9 +14,14 @@ from fedmtl_core.logs import get_logger
 
 
 @contextmanager
-def training_progress(title: str) -> Iterator[Callable[[Step], None]]:
-    """Yields what is to be told of every step."""
-    if not sys.stderr.isatty():
+def training_progress(title: str, *, bar: bool) -> Iterator[Callable[[Step], None]]:
+    """Yields what is to be told of every step.
+
+    Args:
+        title: what is going on.
+        bar: whether a terminal may get a bar.
+    """
+    if not (bar and sys.stderr.isatty()):
         yield lambda step: _log_epoch(title, step)
         return
     columns = (
@@ -27,9 +32,9 @@ def training_progress(title: str) -> Iterator[Callable[[Step], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(title, total=None, loss=float("nan"))
+        task = progress.add_task(title, total=None, loss=float("nan"))
         yield lambda step: progress.update(
-            bar,
+            task,
             description=f"{title}, epoch {step.epoch}/{step.num_epochs}",
             total=step.num_steps,
             completed=step.step,

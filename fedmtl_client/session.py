@@ -6,7 +6,8 @@ import queue
 import threading
 import uuid
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from fedmtl.v1 import federation_pb2 as pb
@@ -22,7 +23,7 @@ from fedmtl_core.errors import StaleRoundError, UnavailableError, WrongRunError
 from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
-from fedmtl_core.plan import TrainingPlan, UpdateKind
+from fedmtl_core.plan import Purpose, TrainingPlan, UpdateKind
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent
 
@@ -40,6 +41,34 @@ class ClientSettings:
     download: Encoding = "float32"
     """How slices travel."""
     topk_density: float = DEFAULT_DENSITY
+    progress_bar: bool = False
+    """Whether training shows a bar where standard error is a terminal."""
+
+
+@dataclass(frozen=True)
+class RoundWork:
+    """What a client did in one round."""
+
+    round: int
+    purpose: Purpose
+    received_metrics: Mapping[str, float]
+    """Of the model it received, on its evaluation rows."""
+    trained_metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of its own, after training, with the `train_loss`; empty where it was asked to evaluate alone."""
+    num_examples: int = 0
+    """Rows it trained on."""
+    bytes_sent: int = 0
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What a client did in a run."""
+
+    run_id: str
+    client_id: str
+    task: str
+    rounds: Mapping[int, RoundWork]
+    """By number, the rounds that its update came in time for."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +102,7 @@ class ClientSession:
         lossy = settings.upload != "float32"
         self._feedback = ErrorFeedback(settings.upload, settings.topk_density) if lossy else None
         self._run_id = ""
+        self._done: dict[int, RoundWork] = {}
         self._events: queue.SimpleQueue[pb.WatchRoundsResponse | Exception] = queue.SimpleQueue()
         self._newest: pb.WatchRoundsResponse | None = None
         self._num_received = 0
@@ -83,8 +113,11 @@ class ClientSession:
         self._workbench: _Workbench | None = None
         self._log = get_logger()
 
-    def run(self) -> None:
+    def run(self) -> ClientResult:
         """Take part until the run is over. The connection is closed then.
+
+        Returns:
+            What was done, in the last run if the server went over to another.
 
         Raises:
             UnavailableError: the server stayed away for too long.
@@ -98,6 +131,7 @@ class ClientSession:
         finally:
             self._api.close()
             watcher.join()
+        return ClientResult(self._run_id, self._api.client_id, self._spec.name, self._done)
 
     def _follow(self) -> None:
         while True:
@@ -156,6 +190,7 @@ class ClientSession:
     def _get_slice(self, event: pb.WatchRoundsResponse) -> Slice:
         if event.run_id != self._run_id:
             self._run_id = event.run_id
+            self._done = {}
             if self._feedback:
                 self._feedback.forget()
         return self._api.get_slice(
@@ -186,6 +221,7 @@ class ClientSession:
         )
         if slice_.purpose == "evaluate":
             self._push(header, [], event)
+            self._done[slice_.round] = RoundWork(slice_.round, "evaluate", received)
             self._log.info("model.evaluated", **_progress(event), metrics=received)
             return
         if share:
@@ -197,6 +233,9 @@ class ClientSession:
         receipt = self._push(header, self._encoded_update(bench.model, kind), event)
         if self._feedback:
             self._feedback.counted()
+        self._done[slice_.round] = RoundWork(
+            slice_.round, "train", received, trained, header.num_examples, receipt.num_bytes
+        )
         self._log.info(
             "update.sent", **_progress(event), received=received, trained=trained, bytes_sent=receipt.num_bytes
         )
@@ -215,7 +254,7 @@ class ClientSession:
         return receipt
 
     def _train(self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse) -> dict[str, float]:
-        with training_progress(_progress(event)["progress"]) as on_step:
+        with training_progress(_progress(event)["progress"], bar=self._settings.progress_bar) as on_step:
             result = bench.trainer.train(
                 bench.model,
                 bench.train,

@@ -579,12 +579,31 @@ def load(path: Path | None, overrides: Sequence[str] = (), named: Mapping[str, s
     for override in overrides:
         _apply(values, override)
     options = {key: f"--set {key}" for key in (override.partition("=")[0] for override in overrides)} | dict(named)
+    return _validated(values, source, options)
+
+
+def resolve(given: Config | Mapping[str, Any] | Path | str | None) -> Config:
+    """A configuration however a program gives it: as it is, as nested dictionaries, or as a YAML file's path.
+
+    Raises:
+        ConfigError: as for `load`.
+    """
+    if isinstance(given, Config):
+        given.task_specs()
+        return given
+    if isinstance(given, Mapping):
+        return _validated(given, "the configuration", {})
+    if given is None or isinstance(given, (Path, str)):
+        return load(None if given is None else Path(given))
+    raise ConfigError(f"expected a Config, a dictionary or a YAML file's path, got {type(given).__name__}")
+
+
+def _validated(values: Mapping[str, Any], source: str, options: Mapping[str, str]) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error, source, options))) from None
-    for spec in config.tasks:
-        config.tasks[spec].spec(spec)
+    config.task_specs()
     return config
 
 

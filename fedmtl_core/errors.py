@@ -33,6 +33,10 @@ class AggregationError(FedMTLError):
     """There is nothing to average."""
 
 
+class RunStoppedError(FedMTLError):
+    """A server was told to stop before its run was over. What was acknowledged is kept for the one that takes it up."""
+
+
 class StoreError(FedMTLError):
     """The run's folder or its database can't be written or read."""
 

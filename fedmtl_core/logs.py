@@ -49,6 +49,15 @@ def configure(log_format: LogFormat = "console", level: str = "info") -> None:
     _quieten_libraries()
 
 
+def be_quiet_unless_configured() -> None:
+    """Within a program that hasn't configured structlog, log warnings and errors alone, to standard error.
+
+    structlog would otherwise print every line.
+    """
+    if not structlog.is_configured():
+        configure(level="warning")
+
+
 def get_logger(**facts: object) -> Logger:
     """A logger whose lines all carry these facts."""
     return cast(Logger, structlog.get_logger(**facts))

@@ -12,7 +12,7 @@ from rich.table import Table
 from fedmtl_core.config import reference
 
 
-def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path) -> None:
+def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path, console: Console | None = None) -> None:
     """Print what a run came to, task by task, from the contents of its `results.json`."""
     table = Table(title="Metric of the shared model on each task's evaluation rows", title_justify="left")
     table.add_column("task")
@@ -23,7 +23,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path) -> No
         table.add_row(
             task, result["metric"], *(_number(result[key]) for key in ("first", "last", "best", "best_round"))
         )
-    console = Console()
+    console = console or Console()
     console.print(table)
     console.print(f"Run folder: {run_dir}", soft_wrap=True, highlight=False)
 

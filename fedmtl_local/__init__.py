@@ -1,1 +1,19 @@
 """A whole federation on one machine: a server and its clients as separate processes, from one configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedmtl_local.launcher import run_local
+
+__all__ = ["run_local"]
+
+
+def __getattr__(name: str) -> Any:
+    """`fedmtl_local.run_local`, imported when it is asked for: PyTorch takes seconds, and `--help` has no need of it."""
+    if name in __all__:
+        from fedmtl_local import launcher
+
+        return getattr(launcher, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from fedmtl.v1 import federation_pb2 as pb
 from rich.console import Console
@@ -16,6 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fedmtl_client import credentials
 from fedmtl_client.api import FederationApi
+from fedmtl_core import config as configuration
+from fedmtl_core import logs
 from fedmtl_core.config import Config, LocalClient
 from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.logs import JOINED
@@ -23,10 +28,42 @@ from fedmtl_core.tables import results_table
 from fedmtl_local.processes import LoggedProcess, stop_all
 from fedmtl_server.folders import state_of, unfinished_run
 from fedmtl_server.lock import is_held
+from fedmtl_server.results import TaskResult
 
 START_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 15.0
 """Clients that know that the run is over have so long to end."""
+
+
+def run_local(
+    config: Config | Mapping[str, Any] | Path | str, run_dir: Path | str | None = None
+) -> dict[str, TaskResult]:
+    """Run a whole federation on this machine, a server and the configuration's `clients`, each a process of its own.
+
+    Nothing is printed; what the processes log is in the run's folder, under `logs`.
+
+    Args:
+        config: what to run: a `Config`, nested dictionaries, or a YAML file's path.
+        run_dir: the run's folder; a new one in `server.runs_dir` if None. A run that it holds is taken up.
+
+    Returns:
+        Every task's main metric by round.
+
+    Raises:
+        ConfigError: the configuration is wrong or names no clients.
+        StoreError: the run that the folder holds is over or served, or it holds something else.
+        FedMTLError: a process failed; the message says which, and how.
+    """
+    logs.be_quiet_unless_configured()
+    settled, folder = configuration.resolve(config), None if run_dir is None else Path(run_dir)
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(config, (Path, str)):
+            path = Path(config)
+        else:
+            path = Path(scratch) / "config.yaml"  # the processes read a file
+            path.write_text(configuration.dump(settled), encoding="utf-8")
+        results = LocalRun(settled, path, [], folder, Console(quiet=True)).run()
+    return {task: TaskResult.from_dict(result) for task, result in results.items()}
 
 
 class LocalRun:
@@ -37,13 +74,21 @@ class LocalRun:
         config_path: the same as a file, for the processes.
         overrides: `KEY=VALUE` each, for the processes likewise.
         run_dir: the run's folder; a new one in `server.runs_dir` if None. A run that it holds is taken up.
+        console: where it shows how the rounds go; standard output if None.
 
     Raises:
         ConfigError: the configuration names no clients, or credentials that can't be used.
         StoreError: the run that the folder holds is over or served, or it holds something else.
     """
 
-    def __init__(self, config: Config, config_path: Path, overrides: list[str], run_dir: Path | None = None):
+    def __init__(
+        self,
+        config: Config,
+        config_path: Path,
+        overrides: list[str],
+        run_dir: Path | None = None,
+        console: Console | None = None,
+    ):
         if not config.clients:
             raise ConfigError(
                 f"{config_path}: clients: name those to start, such as `clients: [{{client_id: a, task: sst2}}]`"
@@ -56,7 +101,7 @@ class LocalRun:
         self._command += [part for text in overrides for part in ("--set", text)]
         self._credentials = credentials.load(config)
         self._options = ["--config", str(config_path)] + [part for text in overrides for part in ("--set", text)]
-        self._console = Console()
+        self._console = console or Console()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -70,8 +115,11 @@ class LocalRun:
         self._observer: FederationApi | None = None
         self._first_round_opened = threading.Event()
 
-    def run(self) -> None:
+    def run(self) -> dict[str, dict[str, Any]]:
         """Start everything, wait for the end, and print what came of it.
+
+        Returns:
+            What is in the run's `results.json`.
 
         Raises:
             FedMTLError: a process failed; the message says which, and how.
@@ -83,10 +131,11 @@ class LocalRun:
             if self._observer:
                 self._observer.close()
             stop_all(self._processes)
-        results = json.loads((self.run_dir / "results.json").read_text(encoding="utf-8"))
-        results_table(results, self.run_dir)
+        results: dict[str, dict[str, Any]] = json.loads((self.run_dir / "results.json").read_text(encoding="utf-8"))
+        results_table(results, self.run_dir, self._console)
         if failed:
             raise _failure(failed)  # the run got over it, but the user should know
+        return results
 
     def how_to_go_on(self) -> str:
         """What to say when it was stopped: whether the run is over, and how it is taken up if it isn't."""

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.allocator import give_back_freed_blocks
+from fedmtl_core.allocator import keep_what_is_there
 from fedmtl_core.cli import LogFormat, settings_help
-from fedmtl_core.errors import ConfigError
+from fedmtl_core.errors import ConfigError, RunStoppedError
 from fedmtl_server.certs_cli import certs_app
 from fedmtl_server.clients_cli import clients_app
 from fedmtl_server.runs_cli import runs_app
 
 if TYPE_CHECKING:
+    from fedmtl_server.api import Server
     from fedmtl_server.results import TaskResult
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -74,19 +78,39 @@ def serve(
     settled = configuration.load(config, overrides, named)
 
     logs.get_logger().info("server.starting", config=str(config))
-    from fedmtl_server import server  # PyTorch takes seconds to import; --help needn't wait for it
+    from fedmtl_server.api import Server  # PyTorch takes seconds to import; --help needn't wait for it
 
-    instance = server.Server(settled, run_dir, finished=keep_serving)
-    give_back_freed_blocks()  # of the model as it was loaded
+    server = Server(settled, run_dir, keep_serving=keep_serving)
+    with _stopped_by_signals(server) as signals:
+        try:
+            with server:
+                keep_what_is_there()
+                _show_results(server.wait(), server.run_dir)
+                server.join()
+        except RunStoppedError:
+            typer.echo(
+                f"stopped by {signals[0].name} before the run was over; "
+                f"take it up with: fedmtl-server --resume {server.run_dir}",
+                err=True,
+            )
+            raise typer.Exit(128 + signals[0]) from None
+
+
+@contextmanager
+def _stopped_by_signals(server: Server) -> Iterator[list[signal.Signals]]:
+    """Have Ctrl-C and SIGTERM stop a server in order; yields those that came."""
+    came: list[signal.Signals] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        server.ask_to_stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        asyncio.run(server.serve(instance, keep_serving=keep_serving, on_finished=_show_results))
-    except server.Interrupted as interruption:
-        typer.echo(
-            f"stopped by {interruption} before the run was over; "
-            f"take it up with: fedmtl-server --resume {instance.store.run_dir}",
-            err=True,
-        )
-        raise typer.Exit(128 + interruption.signal_number) from None
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _resumed(folder: Path, config: Path | None, run_dir: Path | None) -> tuple[Path, Path]:

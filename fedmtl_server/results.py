@@ -30,6 +30,11 @@ class TaskResult:
     def best_round(self) -> int | None:
         return max(self.by_round, key=lambda round_: self.by_round[round_], default=None)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TaskResult:
+        """What `to_dict` gave, as JSON has it."""
+        return cls(values["metric"], {int(round_): value for round_, value in values["by_round"].items()})
+
     def to_dict(self) -> dict[str, Any]:
         best = self.best_round
         return asdict(self) | {

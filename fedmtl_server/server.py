@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import uuid
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -13,9 +12,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedmtl_core.addresses import is_loopback
-from fedmtl_core.allocator import keep_what_is_there
 from fedmtl_core.config import Config, contradictions
-from fedmtl_core.errors import ConfigError, FedMTLError
+from fedmtl_core.errors import ConfigError, FedMTLError, RunStoppedError
 from fedmtl_core.keepalive import keepalive
 from fedmtl_core.logs import get_logger
 from fedmtl_server import reflection
@@ -48,14 +46,6 @@ _OPTIONS = {
     "grpc.http2.min_ping_interval_without_data_ms": 10_000,
     "grpc.http2.max_ping_strikes": 0,
 }
-
-
-class Interrupted(Exception):
-    """The server was told to stop before its run was over."""
-
-    def __init__(self, signal_number: int):
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
 
 
 class Server:
@@ -312,45 +302,43 @@ async def _either(work: Coroutine[Any, Any, None], other: asyncio.Future[Any], t
     task.cancel()
 
 
-def _resolve(future: asyncio.Future[int], value: int) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
 async def serve(
     server: Server,
+    told_to_stop: asyncio.Event,
     *,
     keep_serving: bool = False,
-    on_finished: Callable[[dict[str, TaskResult], Path], None] = lambda results, run_dir: None,
+    on_started: Callable[[], None] = lambda: None,
+    on_finished: Callable[[dict[str, TaskResult]], None] = lambda results: None,
 ) -> None:
-    """Run a server until its run is over, or with `keep_serving` until a signal.
+    """Run a server until its run is over, or with `keep_serving` until it is told to stop.
 
     Args:
         server: not started yet.
+        told_to_stop: set to have it stop in order.
         keep_serving: go on handing out the final model.
-        on_finished: told the results and the run's folder, once they are there.
+        on_started: called when clients can come.
+        on_finished: told the results, once they are in the run's folder.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came before the run was over. What was acknowledged is kept for the server that
+        RunStoppedError: it was told to stop before the run was over. What was acknowledged is kept for the server that
             takes the run up.
     """
-    interrupted: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, _resolve, interrupted, number)
     await server.start()
-    keep_what_is_there()
+    on_started()
+    stop = asyncio.create_task(told_to_stop.wait())
     run = asyncio.create_task(server.run())
     try:
-        await asyncio.wait((run, interrupted), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((run, stop), return_when=asyncio.FIRST_COMPLETED)
         if not run.done():
-            raise Interrupted(interrupted.result())
-        on_finished(run.result(), server.store.run_dir)
+            raise RunStoppedError(f"the run in {server.store.run_dir} was stopped before it was over")
+        on_finished(run.result())
         if keep_serving:
-            await interrupted
+            await stop
         else:
-            await _either(server.federation.until_all_know(), interrupted, server.federation.rules.quorum_timeout_s)
+            await _either(server.federation.until_all_know(), stop, server.federation.rules.quorum_timeout_s)
     finally:
         finished = run.done() and run.exception() is None
-        run.cancel()
-        await asyncio.gather(run, return_exceptions=True)
+        for task in (run, stop):
+            task.cancel()
+        await asyncio.gather(run, stop, return_exceptions=True)
         await server.stop("the run is over" if finished else "the server is stopping", GRACE_S if finished else 0.0)

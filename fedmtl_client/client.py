@@ -1,0 +1,187 @@
+"""A client for programs and notebooks, and for the command line: from a configuration to a session."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedmtl_client import credentials
+from fedmtl_core import config as configuration
+from fedmtl_core import logs
+from fedmtl_core.config import WHOLE, Config, LocalClient, TaskConfig, parse_address, parse_shard
+from fedmtl_core.errors import ConfigError, InvalidRequestError
+from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.tasks import PRESETS
+
+if TYPE_CHECKING:
+    from fedmtl_client.session import ClientResult, ClientSession, ClientSettings
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+
+class Client:
+    """One client of one task: `Client(config, task="sst2").run()`.
+
+    It handles no signal and prints nothing; its log is structlog's. Where the configuration's `clients` have this
+    client, its shard, token and certificate there are taken.
+
+    Args:
+        config: where this client's rows are, and how it behaves: a `Config`, nested dictionaries, or a YAML file's
+            path; None for a GLUE task from the model hub.
+        task: the task it has rows for.
+        client_id: its name, which no other client may have. If None, the only one of the configuration's `clients` with
+            this task, or a new one if it lists none.
+        server: `HOST:PORT` where the server listens.
+        shard: `K/N` for the K-th of N disjoint parts of the rows; that of the configuration's `clients` if None.
+        origin: the file that a `Config` came from, for messages.
+        progress_bar: show a bar while it trains, where standard error is a terminal.
+
+    Raises:
+        ConfigError: the configuration is wrong or has no such task, or the server isn't to be called without TLS.
+    """
+
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any] | Path | str | None = None,
+        *,
+        task: str,
+        client_id: str | None = None,
+        server: str = DEFAULT_ADDRESS,
+        shard: str | None = None,
+        origin: Path | None = None,
+        progress_bar: bool = False,
+    ):
+        logs.be_quiet_unless_configured()
+        if origin is None and isinstance(config, (Path, str)):
+            origin = Path(config)
+        settled = configuration.resolve(config)
+        self.task = task
+        self.client_id = _client_id(settled, task, client_id)
+        listed = _listed(settled, self.client_id, task, origin)
+        self._section = _section(settled, task, origin)
+        self._config = _with_own_credentials(settled, listed)
+        self._shard = _checked(parse_shard, "shard", shard or (listed.shard if listed else WHOLE))
+        self._server = _checked(parse_address, "server", server)
+        self._progress_bar = progress_bar
+        self._credentials = credentials.load(self._config)
+        self._credentials.require_safe(server)
+
+    def run(self) -> ClientResult:
+        """Take part until the run is over.
+
+        Returns:
+            What it did, round by round.
+
+        Raises:
+            DataError: there are no such rows, or they aren't what the task says.
+            ConfigError: the server's task of this name is another, or a setting can't be had on this machine.
+            ModelUnavailableError: the encoder's architecture or its tokenizer can't be had.
+            UnavailableError: the server stayed away for too long.
+            RequestError: the server refuses this client.
+        """
+        return self._session().run()
+
+    def _session(self) -> ClientSession:
+        import torch  # takes seconds to import; a wrong setting is told before
+
+        from fedmtl_client import data
+        from fedmtl_client.api import FederationApi
+        from fedmtl_client.session import ClientSession
+
+        config = self._config
+        if config.client.num_threads:
+            torch.set_num_threads(config.client.num_threads)
+        spec, settings = self._section.spec(self.task), self._settings()
+        rows = data.load_task_data(spec, self._section.data, self._shard)
+        api = FederationApi(
+            self._server,
+            client_id=self.client_id,
+            task=self.task,
+            reconnect_s=config.client.reconnect_s,
+            compression=config.wire.compression,
+            credentials=self._credentials,
+            renew=credentials.Renewal(config),
+        )
+        return ClientSession(api, spec, rows, settings)
+
+    def _settings(self) -> ClientSettings:
+        from fedmtl_client.session import ClientSettings
+        from fedmtl_client.trainer import choose_device
+
+        config = self._config
+        return ClientSettings(
+            device=choose_device(config.training.device),
+            model=_own_model(config),
+            train_samples=self._section.train_samples or 0,
+            val_samples=self._section.val_samples or 0,
+            upload=config.wire.upload,
+            download=config.wire.download,
+            topk_density=config.wire.topk_density,
+            progress_bar=self._progress_bar,
+        )
+
+
+def _checked(parse: Any, what: str, text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from None
+
+
+def _section(config: Config, task: str, origin: Path | None) -> TaskConfig:
+    if task in config.tasks:
+        return config.tasks[task]
+    if config.tasks or origin is not None:
+        raise ConfigError(f"task: {_name(origin)} has the tasks {', '.join(config.tasks) or '(none)'}, got {task!r}")
+    if task in PRESETS:
+        return TaskConfig()
+    raise ConfigError(
+        f"task: expected one of {', '.join(PRESETS)}, got {task!r}; "
+        f"describe another task under `tasks` in a configuration"
+    )
+
+
+def _client_id(config: Config, task: str, given: str | None) -> str:
+    if given is None:
+        listed = [client.client_id for client in config.clients if client.task == task]
+        if len(listed) > 1:
+            raise ConfigError(f"client_id: needed, since `clients` list several for {task!r}: {', '.join(listed)}")
+        given = listed[0] if listed else f"{task[:32]}-{uuid.uuid4().hex[:8]}"
+    try:
+        return require_identifier("client_id", given)
+    except InvalidRequestError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _listed(config: Config, client_id: str, task: str, origin: Path | None) -> LocalClient | None:
+    """What a configuration's `clients` say of this client.
+
+    Raises:
+        ConfigError: that it has another task.
+    """
+    mine = next((client for client in config.clients if client.client_id == client_id), None)
+    if mine is not None and mine.task != task:
+        raise ConfigError(
+            f"task: in {_name(origin)}, `clients` say that {client_id!r} has the task {mine.task!r}, "
+            f"got {task!r}; change one of the two, or take another client id"
+        )
+    return mine
+
+
+def _name(origin: Path | None) -> str:
+    return str(origin) if origin else "the configuration"
+
+
+def _with_own_credentials(config: Config, mine: LocalClient | None) -> Config:
+    """A configuration with the files that this client has for itself."""
+    own = {} if mine is None else {key: getattr(mine, key) for key in ("token_file", "tls_certificate", "tls_key")}
+    files = {key: path for key, path in own.items() if path is not None}
+    return config.model_copy(update={"client": config.client.model_copy(update=files)})
+
+
+def _own_model(config: Config) -> str | None:
+    """The model this client's own configuration names, if it names one."""
+    given = config.model.model_fields_set & {"server_model", "client_model"}
+    return (config.model.client_model or config.model.server_model) if given else None
