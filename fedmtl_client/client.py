@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedmtl_client import credentials
 from fedmtl_core import config as configuration
-from fedmtl_core import logs
+from fedmtl_core import logs, plugins
 from fedmtl_core.config import WHOLE, Config, LocalClient, TaskConfig, parse_address, parse_shard
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.tasks import PRESETS
 
 if TYPE_CHECKING:
+    import torch
+
     from fedmtl_client.session import ClientResult, ClientSession, ClientSettings
+    from fedmtl_client.trainer import Trainer
+    from fedmtl_core.plan import TrainingPlan
+    from fedmtl_core.tasks import TaskSpec
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -119,6 +124,7 @@ class Client:
             upload=config.wire.upload,
             download=config.wire.download,
             topk_density=config.wire.topk_density,
+            trainer=_trainer(config),
             progress_bar=self._progress_bar,
         )
 
@@ -179,6 +185,22 @@ def _with_own_credentials(config: Config, mine: LocalClient | None) -> Config:
     own = {} if mine is None else {key: getattr(mine, key) for key in ("token_file", "tls_certificate", "tls_key")}
     files = {key: path for key, path in own.items() if path is not None}
     return config.model_copy(update={"client": config.client.model_copy(update=files)})
+
+
+def _trainer(config: Config) -> Callable[[TaskSpec, TrainingPlan, torch.device], Trainer]:
+    """What makes the trainer that a configuration names."""
+    from fedmtl_client.trainer import Trainer
+
+    key, reference = "training.trainer", config.training.trainer
+    if reference is None:
+        return Trainer
+    kind, options = plugins.load(key, reference, Trainer), config.training.trainer_options or {}
+
+    def make(spec: TaskSpec, plan: TrainingPlan, device: torch.device) -> Trainer:
+        with plugins.blamed(key, reference):
+            return kind(spec, plan, device, **options)
+
+    return make
 
 
 def _own_model(config: Config) -> str | None:

@@ -6,7 +6,8 @@ import csv
 import glob
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fedmtl_core import toy
+from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import DataError
 from fedmtl_core.tasks import TaskSpec
@@ -57,6 +58,31 @@ class TaskData:
     validation: Rows
 
 
+class RowSource(ABC):
+    """Rows from wherever they are: a plug-in for `tasks.NAME.data.plugin`.
+
+    A row is a mapping with the task's `text_columns` and its `label_column`; what else it has is ignored. A label is a
+    class's name or number, or a number. Where shards are taken, all clients must give the rows in the same order.
+
+    Args:
+        spec: the task.
+        options: as `tasks.NAME.data.options` has them; a subclass names those it knows.
+    """
+
+    def __init__(self, spec: TaskSpec, **options: Any):
+        if options:
+            raise TypeError(f"{type(self).__name__} knows no option {next(iter(options))!r}")
+        self.spec = spec
+
+    @abstractmethod
+    def train(self) -> Iterable[Mapping[str, Any]]:
+        """The rows to train on. A list of dictionaries will do, and a `datasets.Dataset`."""
+
+    @abstractmethod
+    def validation(self) -> Iterable[Mapping[str, Any]]:
+        """The rows to evaluate on."""
+
+
 def load_task_data(spec: TaskSpec, source: DataConfig | None, shard: tuple[int, int] = (1, 1)) -> TaskData:
     """Read a task's rows and take a client's part of them.
 
@@ -92,7 +118,7 @@ class EncodedRows(Dataset[dict[str, Any]]):
         columns = [list(column) for column in zip(*rows.texts, strict=True)]
         self._features = tokenizer(*columns, truncation=True, max_length=max_length) if columns else {}
         self._tokenizer = tokenizer
-        self._dtype = torch.float32 if spec.type == "regression" else torch.int64
+        self._dtype = torch.int64 if spec.labels else torch.float32
         self.labels = rows.labels
 
     def __len__(self) -> int:
@@ -110,6 +136,8 @@ class EncodedRows(Dataset[dict[str, Any]]):
 
 def _split(spec: TaskSpec, source: DataConfig, split: str) -> Mapping[str, Sequence[Any]]:
     """One split's columns."""
+    if source.plugin:
+        return _from_plugin(spec, source, split)
     if source.builtin:
         return _builtin(source.builtin, split)
     if source.hub:
@@ -120,7 +148,7 @@ def _split(spec: TaskSpec, source: DataConfig, split: str) -> Mapping[str, Seque
 
 def _place(spec: TaskSpec, source: DataConfig, split: str) -> str:
     """Where a split's rows are, for messages."""
-    is_file = not source.builtin and not source.hub
+    is_file = not source.builtin and not source.hub and not source.plugin
     return f"{spec.name}, {split} rows" + (f" in {getattr(source, split)}" if is_file else "")
 
 
@@ -128,6 +156,21 @@ def _builtin(name: str, split: str) -> Mapping[str, Sequence[Any]]:
     if name not in toy.tasks():
         raise DataError(f"there is no built-in task {name!r}; expected one of {', '.join(toy.tasks())}")
     rows = toy.rows(name)[0 if split == "train" else 1]
+    return {column: [row[column] for row in rows] for column in rows[0]}
+
+
+def _from_plugin(spec: TaskSpec, source: DataConfig, split: str) -> Mapping[str, Sequence[Any]]:
+    key, plugin = f"tasks.{spec.name}.data.plugin", source.plugin or ""
+    kind = plugins.load(key, plugin, RowSource)  # type: ignore[type-abstract]
+    with plugins.blamed(key, plugin):
+        rows = list(getattr(kind(spec, **(source.options or {})), split)())
+    if not rows:
+        raise DataError(f"{key}: {plugin}: {split}() gives no rows")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise DataError(f"{key}: {plugin}: {split}() gives a {type(row).__name__} as row {number}, not a mapping")
+        if missing := [column for column in rows[0] if column not in row]:
+            raise DataError(f"{key}: {plugin}: {split}(): row {number} has no {missing[0]!r}, which the first has")
     return {column: [row[column] for row in rows] for column in rows[0]}
 
 
@@ -204,7 +247,7 @@ def _rows(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> R
 
 
 def _label(spec: TaskSpec, value: Any, place: str) -> float:
-    if spec.type == "regression":
+    if not spec.labels:
         number = _number(value)
         if not math.isfinite(number):
             raise DataError(f"{place}: expected a finite number, got {value!r}")

@@ -6,7 +6,7 @@ import queue
 import threading
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +41,8 @@ class ClientSettings:
     download: Encoding = "float32"
     """How slices travel."""
     topk_density: float = DEFAULT_DENSITY
+    trainer: Callable[[TaskSpec, TrainingPlan, torch.device], Trainer] = Trainer
+    """Makes what trains and evaluates."""
     progress_bar: bool = False
     """Whether training shows a bar where standard error is a terminal."""
 
@@ -295,7 +297,7 @@ class ClientSession:
             )
         )
         self._log.info("data.ready", task=self._spec.name, train_rows=len(train), validation_rows=len(validation))
-        trainer = Trainer(self._spec, plan, self._settings.device)
+        trainer = self._settings.trainer(self._spec, plan, self._settings.device)
         self._workbench = _Workbench(plan, model.to(self._settings.device), trainer, train, validation)
         return self._workbench
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
 from fedmtl_client.data import EncodedRows
-from fedmtl_core import metrics
+from fedmtl_core import kinds
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.modeling import MultiTaskModel
 from fedmtl_core.plan import TrainingPlan
@@ -66,6 +66,9 @@ def choose_device(name: str) -> torch.device:
 class Trainer:
     """Trains one task's slice: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), linear schedule, clipping.
 
+    A subclass is a trainer of one's own, for `training.trainer`. It may override `train`, `loss` and `optimizer`. One
+    object stays from round to round, until the server's plan changes.
+
     Args:
         spec: the task.
         plan: how to train.
@@ -73,9 +76,10 @@ class Trainer:
     """
 
     def __init__(self, spec: TaskSpec, plan: TrainingPlan, device: torch.device):
-        self._spec = spec
-        self._plan = plan
-        self._device = device
+        self.spec = spec
+        self.plan = plan
+        self.device = device
+        self._kind = kinds.kind_of(spec)
 
     def train(
         self,
@@ -101,7 +105,7 @@ class Trainer:
         Raises:
             TrainingStopped: `should_stop` said so.
         """
-        plan, began = self._plan, time.monotonic()
+        plan, began = self.plan, time.monotonic()
         torch.manual_seed(seed)
         loader = DataLoader(
             rows,
@@ -111,14 +115,14 @@ class Trainer:
             generator=torch.Generator().manual_seed(seed),
         )
         num_steps = plan.local_epochs * len(loader)
-        optimizer, schedule = self._optimizer(model, num_steps, round_)
+        optimizer, schedule = self.optimizer(model, num_steps, round_)
         model.train()
         step, mean = 0, 0.0
         for epoch in range(1, plan.local_epochs + 1):
             for batch, (inputs, labels) in enumerate(loader, 1):
                 if should_stop():
                     raise TrainingStopped
-                loss = self._loss(model, inputs, labels)
+                loss = self.loss(model, inputs, labels)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 if plan.max_grad_norm:
@@ -136,18 +140,26 @@ class Trainer:
         model.eval()
         outputs, losses = [], []
         for inputs, labels in self._batches(rows):
-            logits = model(self._spec.name, self._there(inputs))
+            logits = model(self.spec.name, self._there(inputs))
             outputs.append(logits.float().cpu())
-            losses.append(self._loss_of(logits, labels.to(self._device), reduction="none").float().cpu())
+            losses.append(self._kind.loss(logits, labels.to(self.device), reduction="none").float().cpu())
         logits, targets = torch.cat(outputs).numpy(), np.asarray(rows.labels, dtype=np.float64)
-        return metrics.compute(self._spec, logits.astype(np.float64), targets) | {
-            "loss": float(torch.cat(losses).mean())
-        }
+        return kinds.measure(self.spec, logits.astype(np.float64), targets) | {"loss": float(torch.cat(losses).mean())}
 
-    def _optimizer(
+    def loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+        """What a training step minimises over one batch, a scalar.
+
+        Args:
+            inputs: the tokenizer's, each `(batch, tokens)`, on CPU.
+            labels: `(batch,)`, likewise.
+        """
+        return self._kind.loss(model(self.spec.name, self._there(inputs)), labels.to(self.device))
+
+    def optimizer(
         self, model: MultiTaskModel, steps_per_round: int, round_: int
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        plan = self._plan
+        """A round's optimizer, and its schedule, which steps with it. Both are new in each round."""
+        plan = self.plan
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
         others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]  # biases and norms
         optimizer = torch.optim.AdamW(
@@ -167,15 +179,7 @@ class Trainer:
         return optimizer, schedule
 
     def _batches(self, rows: EncodedRows) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        return iter(DataLoader(rows, batch_size=2 * self._plan.batch_size, collate_fn=rows.collate))
-
-    def _loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-        return self._loss_of(model(self._spec.name, self._there(inputs)), labels.to(self._device))
-
-    def _loss_of(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-        if self._spec.type == "regression":
-            return nn.functional.mse_loss(logits[:, 0], labels, reduction=reduction)
-        return nn.functional.cross_entropy(logits, labels, reduction=reduction)
+        return iter(DataLoader(rows, batch_size=2 * self.plan.batch_size, collate_fn=rows.collate))
 
     def _there(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}

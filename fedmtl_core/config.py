@@ -17,11 +17,12 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedmtl_core import plugins
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.formats import DEFAULT_DENSITY, ENCODINGS, Compression, Encoding
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.plan import Pooling, TrainingPlan
-from fedmtl_core.tasks import METRICS, PRESETS, TaskSpec
+from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
 WHOLE = "1/1"
@@ -84,6 +85,15 @@ class TrainingConfig(_Section):
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of everything random")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; a client's own setting")
     update: Literal["parameters", "delta"] = Field("parameters", description="What clients send back")
+    trainer: str | None = Field(
+        None, description="`module:Name`, a trainer of your own, a subclass of `fedmtl_client.trainer.Trainer`"
+    )
+    trainer_options: dict[str, Any] | None = Field(None, description="What it is made with, besides")
+
+    @field_validator("trainer")
+    @classmethod
+    def _names_a_class(cls, trainer: str | None) -> str | None:
+        return trainer and _reference(trainer)
 
     @field_validator("device")
     @classmethod
@@ -332,9 +342,11 @@ class WireConfig(_Section):
 
 
 class DataConfig(_Section):
-    """Where a task's rows are: `builtin`, or `hub` (with `subset`), or the files `train` and `validation`."""
+    """Where a task's rows are: `builtin`, `hub` (with `subset`), `plugin`, or the files `train` and `validation`."""
 
     builtin: str | None = Field(None, description="A generated task of the toy language: `sst2`, `qqp` or `stsb`")
+    plugin: str | None = Field(None, description="`module:Name`, a class of your own that gives the rows")
+    options: dict[str, Any] | None = Field(None, description="What that class is made with")
     hub: str | None = Field(None, description="A data set on the hub")
     subset: str | None = Field(None, description="Its configuration there")
     train: str | None = Field(None, description="TSV, CSV, JSONL or Parquet file; with `hub`, the split's name")
@@ -344,17 +356,30 @@ class DataConfig(_Section):
     def _one_source(self) -> DataConfig:
         if self.builtin and (self.hub or self.subset or self.train or self.validation):
             raise ValueError("`builtin` takes no other key beside it")
+        if self.plugin and (self.builtin or self.hub or self.subset or self.train or self.validation):
+            raise ValueError("`plugin` takes no other key but `options` beside it")
+        if self.options and not self.plugin:
+            raise ValueError("`options` needs `plugin`")
         if self.subset and not self.hub:
             raise ValueError("`subset` needs `hub`")
-        if not self.builtin and not self.hub and not (self.train and self.validation):
-            raise ValueError("expected `builtin`, or `hub`, or both files `train` and `validation`")
+        if not (self.builtin or self.hub or self.plugin or (self.train and self.validation)):
+            raise ValueError("expected `builtin`, or `hub`, or `plugin`, or both files `train` and `validation`")
         return self
+
+    @field_validator("plugin")
+    @classmethod
+    def _names_a_class(cls, plugin: str | None) -> str | None:
+        return plugin and _reference(plugin)
 
 
 class TaskConfig(_Section):
     """One task. For a GLUE task (sst2, qqp, stsb, mrpc, cola, rte, qnli, mnli) every key is optional."""
 
-    type: Literal["classification", "regression"] | None = Field(None, description="Kind of problem")
+    type: str | None = Field(
+        None,
+        description="Kind of problem: `classification`, `regression`, or `module:Name`, a class of your own, which the "
+        "server and the task's clients need alike",
+    )
     labels: list[str] | int | None = Field(None, description="Names of the classes by number, or how many there are")
     text_columns: list[str] | None = Field(None, description="One column of text, or two that are read as a pair")
     label_column: str | None = Field(None, description="Column of the label")
@@ -366,6 +391,13 @@ class TaskConfig(_Section):
     train_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client trains on, at most")
     val_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client evaluates on, at most")
     data: DataConfig | None = Field(None, description="Where the rows are; for a GLUE task the hub if not given")
+
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, type_: str | None) -> str | None:
+        if type_ is not None and type_ not in METRICS_OF:
+            return _reference(type_, f"{', '.join(METRICS_OF)}, or a class of your own as {plugins.FORM}")
+        return type_
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -511,7 +543,7 @@ class Config(_Section):
             train_samples=section.train_samples or 0,
             val_samples=section.val_samples or 0,
             num_rounds=training.num_rounds,
-            task_type=spec.type,
+            task_type=spec.kind,
             labels=spec.labels,
         )
 
@@ -762,6 +794,12 @@ def _path(location: tuple[int | str, ...]) -> str:
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
+
+
+def _reference(value: str, expected: str = f"a class of your own as {plugins.FORM}") -> str:
+    if not plugins.is_reference(value):
+        raise ValueError(f"expected {expected}")
+    return value
 
 
 def _identifier(value: str, what: str = "a client id") -> str:

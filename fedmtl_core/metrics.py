@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 from sklearn import metrics as sk
 
-from fedmtl_core.tasks import TaskSpec
-
 Array = npt.NDArray[np.float64]
 
 
-def compute(spec: TaskSpec, outputs: Array, targets: Array) -> dict[str, float]:
-    """A task's metrics.
+def scores(names: Iterable[str], targets: Array, predictions: Array) -> dict[str, float]:
+    """Metrics by name.
 
     Args:
-        spec: the task; its `metrics` are computed.
-        outputs: the head's outputs, `(examples, spec.num_outputs)`: logits, or the predicted value.
+        names: of `fedmtl_core.tasks.METRICS`.
         targets: class numbers or values, `(examples,)`.
+        predictions: likewise.
 
     Returns:
         Value by metric name, each in -1 to 1. A correlation is 0 where it is undefined: with fewer than
         two examples, or when one side is constant or not finite.
     """
-    predictions = outputs[:, 0] if spec.type == "regression" else outputs.argmax(axis=1)
-    return {name: float(_METRICS[name](targets, predictions)) for name in spec.metrics}
+    return {name: float(_METRICS[name](targets, predictions)) for name in names}
 
 
 def _correlation(function: Callable[[Array, Array], tuple[float, float]]) -> Callable[[Array, Array], float]:

@@ -15,23 +15,13 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 
 from fedmtl_core import toy
 from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskError
+from fedmtl_core.kinds import new_head
 from fedmtl_core.plan import Pooling
 from fedmtl_core.scopes import SHARED, scope_of, task_scope
 from fedmtl_core.tasks import TaskSpec
 
 TOY_MODEL = "builtin:toy"
 _PACKAGE_PREFIX = "python:"
-
-
-class TaskHead(nn.Linear):
-    """Dropout, then a linear layer: `(batch, hidden)` to `(batch, num_outputs)`."""
-
-    def __init__(self, hidden_size: int, num_outputs: int, dropout: float):
-        super().__init__(hidden_size, num_outputs)
-        self.dropout = dropout
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        return super().forward(nn.functional.dropout(pooled, self.dropout, self.training))
 
 
 class MultiTaskModel(nn.Module):
@@ -73,20 +63,18 @@ class MultiTaskModel(nn.Module):
         """Add a task's head; neither the other parameters nor the global random state change.
 
         Raises:
-            ConfigError: the name is taken.
+            ConfigError: the name is taken, or the task's kind gives no head.
         """
         if hasattr(self.heads, spec.name):
             taken = "there is such a head already" if spec.name in self.heads else "PyTorch has a use for that name"
             raise ConfigError(f"tasks: {spec.name!r} can't be a task's name: {taken}")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed ^ zlib.crc32(spec.name.encode()))
-            head = TaskHead(self.hidden_size, spec.num_outputs, self._dropout)
-            nn.init.normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
+            head = new_head(spec, self.hidden_size, self._dropout)
         self.heads[spec.name] = head
 
     def forward(self, task: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Outputs of one task's head, `(batch, num_outputs)`.
+        """Outputs of one task's head, `(batch, num_outputs)` unless its kind is a plug-in.
 
         Raises:
             UnknownTaskError: the model has no such head.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedmtl_core.tasks import TaskType
-
 UpdateKind = Literal["parameters", "delta", "metrics"]
 """What an update carries: trained parameters, trained minus received parameters, or metrics alone."""
 
@@ -47,7 +45,7 @@ class TrainingPlan:
     """Rows to evaluate on, at most; 0 for all."""
     num_rounds: int
     """Training rounds in the run."""
-    task_type: TaskType | None = None
-    """Of the slice's head; None if the server doesn't say."""
+    task_type: str | None = None
+    """The kind of task of the slice's head, `TaskSpec.kind`; None if the server doesn't say."""
     labels: tuple[str, ...] = ()
     """Names of its classes, in the order of the head's outputs. Empty for regression."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
-from fedmtl_core.errors import ConfigError
-
-TaskType = Literal["classification", "regression"]
+from fedmtl_core.errors import ConfigError, InvalidRequestError
+from fedmtl_core.identifiers import require_identifier
 
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 """The metrics a task may name (GLUE's own; Wang et al. 2019, arXiv:1804.07461)."""
@@ -16,10 +14,11 @@ METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
 MAX_SHOWN = 20
 """Longer lists of labels aren't told whole in messages."""
 
-_METRICS_OF: dict[TaskType, tuple[str, ...]] = {
+METRICS_OF: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "regression": ("pearson", "spearman"),
 }
+"""By built-in type, the metrics that fit it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class TaskSpec:
     """One task, as server and clients both understand it."""
 
     name: str
-    type: TaskType
+    type: str
+    """`classification`, `regression`, or `module:Name` for a `fedmtl_core.kinds.TaskKind` of the user's own."""
     text_columns: tuple[str, ...]
     """One column of text, or two that are read as a pair."""
     label_column: str
@@ -39,54 +39,78 @@ class TaskSpec:
     """Where the data set hub has it: repository and configuration."""
     hub_splits: tuple[str, str] = ("train", "validation")
     """Names of the training and evaluation splits there."""
+    kind: str = field(init=False)
+    """The type by the name that both sides have for it; that of a plug-in is what its class says."""
 
     def __post_init__(self) -> None:
-        if self.type == "classification" and len(self.labels) < 2:
-            raise ConfigError(f"tasks.{self.name}: a classification needs at least 2 labels, got {len(self.labels)}")
-        if self.type == "regression" and self.labels:
-            raise ConfigError(f"tasks.{self.name}: a regression has no labels, got {list(self.labels)}")
+        kind, metrics, has_labels = _traits(self.name, self.type)
+        object.__setattr__(self, "kind", kind)
+        if has_labels and len(self.labels) < 2:
+            raise ConfigError(f"tasks.{self.name}: a {kind} needs at least 2 labels, got {len(self.labels)}")
+        if not has_labels and self.labels:
+            raise ConfigError(f"tasks.{self.name}: a {kind} has no labels, got {list(self.labels)}")
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"tasks.{self.name}: labels must differ, got {', '.join(self.labels)}")
         if len(self.text_columns) not in (1, 2):
             raise ConfigError(f"tasks.{self.name}: expected 1 or 2 text columns, got {list(self.text_columns)}")
         if not self.metrics:
-            object.__setattr__(self, "metrics", (_METRICS_OF[self.type][0],))
+            object.__setattr__(self, "metrics", metrics[:1])
         for metric in self.metrics:
-            if metric not in _METRICS_OF[self.type]:
+            if metric not in metrics:
                 raise ConfigError(
-                    f"tasks.{self.name}: metric {metric!r} doesn't fit a {self.type}; "
-                    f"expected {', '.join(_METRICS_OF[self.type])}"
+                    f"tasks.{self.name}: metric {metric!r} doesn't fit a {kind}; expected {', '.join(metrics)}"
                 )
-            if metric == "f1" and len(self.labels) != 2:
+            if self.type == "classification" and metric == "f1" and len(self.labels) != 2:
                 raise ConfigError(f"tasks.{self.name}: f1 is for 2 labels, got {len(self.labels)}")
 
     @property
     def num_outputs(self) -> int:
-        """Width of the task's head: its classes, or 1 for a regression."""
+        """Width of a built-in head: its classes, or 1 for a regression."""
         return len(self.labels) or 1
 
     @property
     def main_metric(self) -> str:
         return self.metrics[0]
 
-    def require_same(self, type_: TaskType, labels: Sequence[str]) -> None:
+    def require_same(self, kind: str, labels: Sequence[str]) -> None:
         """Check that a server's task of this name is this one: a label means what it means there.
 
         Args:
-            type_: the server's.
+            kind: the server's.
             labels: the server's, in the order of their numbers.
 
         Raises:
             ConfigError: it is another; the message has both.
         """
-        if type_ != self.type:
-            raise ConfigError(f"task {self.name}: the server has a {type_}; this client has a {self.type}")
+        if kind != self.kind:
+            raise ConfigError(f"task {self.name}: the server has a {kind}; this client has a {self.kind}")
         if tuple(labels) != self.labels:
             theirs, mine = _told_apart(tuple(labels), self.labels)
             raise ConfigError(
                 f"task {self.name}: the server has {theirs}; this client has {mine}. They have to be the same in the "
                 f"same order, since a label is the number of an output: see tasks.{self.name}.labels on both sides"
             )
+
+
+def _traits(task: str, type_: str) -> tuple[str, tuple[str, ...], bool]:
+    """A type's name for both sides, the metrics that fit it, and whether it has labels."""
+    if type_ in METRICS_OF:
+        return type_, METRICS_OF[type_], type_ == "classification"
+    from fedmtl_core import kinds, plugins  # it needs PyTorch, which what is built in doesn't
+
+    key = f"tasks.{task}.type"
+    plugin = plugins.load(key, type_, kinds.TaskKind)  # type: ignore[type-abstract]
+    name = plugin.name or plugin.__name__
+    try:
+        require_identifier("name", name)
+    except InvalidRequestError as error:
+        raise ConfigError(f"{key}: {type_}: {error}") from None
+    if name in METRICS_OF:
+        raise ConfigError(f"{key}: {type_} needs a name of its own, got {name!r}, which is built in")
+    metrics = getattr(plugin, "metrics", None)
+    if not isinstance(metrics, tuple) or not metrics or not all(isinstance(metric, str) for metric in metrics):
+        raise ConfigError(f"{key}: {type_}: expected `metrics` to be a tuple of names, got {metrics!r}")
+    return name, metrics, plugin.has_labels
 
 
 def _told_apart(theirs: Sequence[str], mine: Sequence[str]) -> tuple[str, str]:

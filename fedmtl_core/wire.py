@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
 from fedmtl.v1 import federation_pb2 as pb
@@ -11,9 +12,9 @@ from torch import Tensor
 from fedmtl_core.encodings import require_encoded_size
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, within
 from fedmtl_core.formats import Compression, Encoding
+from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.layout import Component, Layout, TensorSpec
 from fedmtl_core.plan import Pooling, Purpose, TrainingPlan, UpdateKind
-from fedmtl_core.tasks import TaskType
 
 _DTYPE_TO_PROTO = {
     torch.float32: pb.ELEMENT_TYPE_FLOAT32,
@@ -36,7 +37,7 @@ UPDATE_KIND_FROM_PROTO = {proto: kind for kind, proto in UPDATE_KIND_TO_PROTO.it
 _POOLING_TO_PROTO: dict[Pooling, pb.Pooling] = {"cls": pb.POOLING_CLS, "mean": pb.POOLING_MEAN}
 _POOLING_FROM_PROTO = {proto: pooling for pooling, proto in _POOLING_TO_PROTO.items()}
 
-_TASK_TYPE_TO_PROTO: dict[TaskType | None, pb.TaskType] = {
+_TASK_TYPE_TO_PROTO: dict[str | None, pb.TaskType] = {
     None: pb.TASK_TYPE_UNSPECIFIED,
     "classification": pb.TASK_TYPE_CLASSIFICATION,
     "regression": pb.TASK_TYPE_REGRESSION,
@@ -210,7 +211,7 @@ def plan_to_proto(plan: TrainingPlan) -> pb.TrainingPlan:
     return pb.TrainingPlan(
         update_kind=UPDATE_KIND_TO_PROTO[values.pop("update")],
         pooling=_POOLING_TO_PROTO[values.pop("pooling")],
-        task_type=_TASK_TYPE_TO_PROTO[values.pop("task_type")],
+        **_kind_to_proto(values.pop("task_type")),
         **values,
     )
 
@@ -227,8 +228,6 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
     pooling = _POOLING_FROM_PROTO.get(message.pooling)
     if pooling is None:
         raise InvalidRequestError(f"plan.pooling: unknown value {message.pooling}", field="plan.pooling")
-    if message.task_type not in _TASK_TYPE_FROM_PROTO:
-        raise InvalidRequestError(f"plan.task_type: unknown value {message.task_type}", field="plan.task_type")
     for name in ("local_epochs", "batch_size", "max_length", "num_rounds"):
         if getattr(message, name) < 1:
             raise InvalidRequestError(f"plan.{name}: expected at least 1, got {getattr(message, name)}")
@@ -236,7 +235,21 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
     return TrainingPlan(
         update=update,
         pooling=pooling,
-        task_type=_TASK_TYPE_FROM_PROTO[message.task_type],
+        task_type=_kind_from_proto(message),
         labels=tuple(message.labels),
         **{name: getattr(message, name) for name in as_they_are},
     )
+
+
+def _kind_to_proto(kind: str | None) -> dict[str, Any]:
+    if kind in _TASK_TYPE_TO_PROTO:
+        return {"task_type": _TASK_TYPE_TO_PROTO[kind]}
+    return {"task_type": pb.TASK_TYPE_CUSTOM, "task_kind": kind}
+
+
+def _kind_from_proto(message: pb.TrainingPlan) -> str | None:
+    if message.task_type == pb.TASK_TYPE_CUSTOM:
+        return require_identifier("plan.task_kind", message.task_kind)
+    if message.task_type not in _TASK_TYPE_FROM_PROTO:
+        raise InvalidRequestError(f"plan.task_type: unknown value {message.task_type}", field="plan.task_type")
+    return _TASK_TYPE_FROM_PROTO[message.task_type]

@@ -11,7 +11,7 @@ __all__ = ["run_local"]
 
 
 def __getattr__(name: str) -> Any:
-    """`fedmtl_local.run_local`, imported when it is asked for: PyTorch takes seconds, and `--help` has no need of it."""
+    """`fedmtl_local.run_local`, imported when it is asked for: PyTorch takes seconds, and `--help` needs none."""
     if name in __all__:
         from fedmtl_local import launcher
 

@@ -60,7 +60,7 @@ def test_the_learning_rate_follows_one_schedule_over_the_whole_run():
     trainer = Trainer(spec, dataclasses.replace(PLAN, warmup_ratio=0.25), CPU)
     rates = []
     for round_ in (1, 2, 3, 4):
-        optimizer, schedule = trainer._optimizer(model, 4, round_)
+        optimizer, schedule = trainer.optimizer(model, 4, round_)
         for _ in range(4):
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()

@@ -71,5 +71,5 @@ MANY = tuple(f"label-{i}" for i in range(30))
 def test_a_servers_task_that_means_something_else_by_its_labels_is_told_with_both(theirs, mine, message):
     server = tickets(*theirs)
     with pytest.raises(ConfigError, match=message):
-        tickets(*mine).require_same(server.type, server.labels)
-    server.require_same(server.type, list(server.labels))
+        tickets(*mine).require_same(server.kind, server.labels)
+    server.require_same(server.kind, list(server.labels))

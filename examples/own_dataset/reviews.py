@@ -1,0 +1,39 @@
+"""Rows from a database: reviews with stars, of which the task makes positive and negative ones."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from fedmtl_client.data import RowSource
+from fedmtl_core.tasks import TaskSpec
+
+
+class Reviews(RowSource):
+    """The table `reviews`; every fourth review is kept for evaluation.
+
+    Args:
+        spec: the task, with the column `text` and the labels `negative` and `positive`.
+        path: a file of SQL that makes the table. A real one would name a database.
+        positive_from: so many stars are positive.
+    """
+
+    def __init__(self, spec: TaskSpec, *, path: str, positive_from: int = 4):
+        super().__init__(spec)
+        self._script = Path(path).read_text(encoding="utf-8")
+        self._positive_from = positive_from
+
+    def train(self) -> Iterator[Mapping[str, Any]]:
+        return self._rows("id % 4 != 0")
+
+    def validation(self) -> Iterator[Mapping[str, Any]]:
+        return self._rows("id % 4 = 0")
+
+    def _rows(self, condition: str) -> Iterator[Mapping[str, Any]]:
+        with closing(sqlite3.connect(":memory:")) as database:
+            database.executescript(self._script)
+            for text, stars in database.execute(f"SELECT text, stars FROM reviews WHERE {condition} ORDER BY id"):
+                yield {"text": text, "sentiment": "positive" if stars >= self._positive_from else "negative"}

@@ -1,0 +1,102 @@
+"""Plug-ins: classes in a user's own file, which the configuration names as `module:Name`.
+
+What a configuration names is imported and run. It is this machine's own configuration: nothing that comes over the wire
+names a plug-in.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TypeVar
+
+from fedmtl_core.errors import ConfigError, FedMTLError
+
+FORM = "module:Name"
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+_T = TypeVar("_T")
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text has the form `module:Name`."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
+def load(key: str, reference: str, base: type[_T]) -> type[_T]:
+    """The class that a setting names.
+
+    Args:
+        key: the setting, for messages.
+        reference: `module:Name`; the module is in the working folder or installed.
+        base: what it has to be a subclass of.
+
+    Raises:
+        ConfigError: there is no such module or class, or it is something else; the message has the key and what was
+            expected.
+    """
+    module_name, _, name = reference.partition(":")
+    module = _import(key, module_name)
+    found = getattr(module, name, None)
+    wanted = f"a subclass of {base.__module__}.{base.__qualname__}"
+    if found is None:
+        others = [one for one, value in vars(module).items() if _is_subclass(value, base) and value is not base]
+        has = f"; it has {', '.join(others)}" if others else f"; expected {wanted} of that name"
+        raise ConfigError(f"{key}: the module {module_name!r} ({module.__file__}) has no {name!r}{has}")
+    if not _is_subclass(found, base):
+        what = f"the class {found.__name__}" if inspect.isclass(found) else f"of the type {type(found).__name__}"
+        raise ConfigError(f"{key}: expected {wanted}; {reference} is {what}")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise ConfigError(f"{key}: {reference} lacks the methods {', '.join(missing)} of {base.__qualname__}")
+    result: type[_T] = found
+    return result
+
+
+@contextmanager
+def blamed(key: str, reference: str) -> Iterator[None]:
+    """Have what a plug-in's own code raises told with its key and place; FedMTL's errors pass as they are."""
+    try:
+        yield
+    except FedMTLError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{key}: {reference} raised {_told(error)}") from error
+
+
+def _import(key: str, name: str) -> ModuleType:
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as `python -m` has it; what is imported may import its neighbours later
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"{key}: there is no module {error.name!r}, neither in the working folder ({folder}) nor installed"
+            ) from None
+        raise ConfigError(f"{key}: the module {name!r} can't be imported: {_told(error)}") from error
+    except Exception as error:
+        raise ConfigError(f"{key}: the module {name!r} can't be imported: {_told(error)}") from error
+
+
+def _is_subclass(value: object, base: type) -> bool:
+    return inspect.isclass(value) and issubclass(value, base)
+
+
+def _told(error: BaseException) -> str:
+    """An error of somebody's own code in one line: what, and where."""
+    lines = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}, line {error.lineno}"
+    else:
+        place = f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else "somewhere"
+    text = str(error.msg if isinstance(error, SyntaxError) else error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text} ({place})" if text else f"{type(error).__name__} ({place})"

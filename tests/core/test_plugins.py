@@ -1,0 +1,234 @@
+"""Plug-ins: found, checked, and blamed with the setting that names them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from fedmtl.v1 import federation_pb2 as pb
+from torch import nn
+
+from fedmtl_client.client import Client
+from fedmtl_client.data import RowSource, load_task_data
+from fedmtl_client.trainer import Trainer
+from fedmtl_core import config, plugins
+from fedmtl_core.config import Config, DataConfig
+from fedmtl_core.errors import ConfigError, DataError, InvalidRequestError
+from fedmtl_core.kinds import TaskKind, measure, new_head
+from fedmtl_core.tasks import PRESETS
+from fedmtl_core.wire import plan_from_proto, plan_to_proto
+
+_numbers = itertools.count()
+
+KIND = """
+import torch
+from torch import nn
+from fedmtl_core.kinds import TaskKind
+
+class Count(TaskKind):
+    metrics = ("closeness",)
+    has_labels = False
+    def head(self, hidden_size, dropout): return nn.Linear(hidden_size, 1)
+    def loss(self, outputs, targets, reduction="mean"): return nn.functional.poisson_nll_loss(
+        outputs[:, 0], targets, reduction=reduction)
+    def measure(self, outputs, targets): return {"closeness": -abs(outputs[:, 0] - targets).mean()}
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module into the working folder; returns its name, a new one each time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+
+    def write(text: str) -> str:
+        name = f"written_{next(_numbers)}"
+        (tmp_path / f"{name}.py").write_text(text)
+        return name
+
+    return write
+
+
+def rows_of(reference: str, **options: Any):
+    return load_task_data(PRESETS["sst2"], DataConfig(plugin=reference, options=options))
+
+
+def task_of(reference: str, **fields: Any) -> Config:
+    section = {"type": reference, "text_columns": ["a"], "label_column": "b", **fields}
+    return config.resolve({"tasks": {"visits": section}})
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        (
+            None,
+            "Rows",
+            r"^key: there is no module 'no_such_module', neither in the working folder \(.*\) nor inst",
+        ),
+        (
+            "import no_such_library",
+            "Rows",
+            r"can't be imported: ModuleNotFoundError: .*'no_such_library' .*line 1\)",
+        ),
+        ("x = 1 +", "Rows", r"can't be imported: SyntaxError: invalid syntax \(.*written_\d+\.py, line 1\)"),
+        ("\nraise KeyError('a')", "Rows", r"can't be imported: KeyError: 'a' \(.*written_\d+\.py, line 2\)"),
+        ("", "Rows", r"has no 'Rows'; expected a subclass of fedmtl_client\.data\.RowSource of that name"),
+        (
+            "from fedmtl_client.data import RowSource\nclass Rows(RowSource): ...",
+            "Row",
+            "has no 'Row'; it has Rows",
+        ),
+        ("Rows = 3", "Rows", r"expected a subclass of fedmtl_client\.data\.RowSource; .*:Rows is of the type int"),
+        ("class Rows: ...", "Rows", r"expected a subclass of .*; .*:Rows is the class Rows"),
+        (
+            "from fedmtl_client.data import RowSource\nclass Rows(RowSource):\n  def train(self): ...",
+            "Rows",
+            "Rows lacks the methods validation of RowSource",
+        ),
+    ],
+)
+def test_what_is_no_plugin_is_told_with_the_setting_and_what_was_expected(module, text, name, message):
+    where = "no_such_module" if text is None else module(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        plugins.load("key", f"{where}:{name}", RowSource)
+    assert str(caught.value).startswith("key: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "tasks: {sst2: {type: grading}}",
+            r"tasks\.sst2\.type: expected classification, regression, or a class .*gr",
+        ),
+        ("tasks: {sst2: {type: 'a b:C'}}", r"tasks\.sst2\.type: expected classification"),
+        (
+            "tasks: {sst2: {data: {plugin: rows}}}",
+            r"tasks\.sst2\.data\.plugin: expected a class of your own as mod",
+        ),
+        ("training: {trainer: proximal.py}", r"training\.trainer: expected a class of your own as module:Name"),
+        ("tasks: {sst2: {data: {plugin: 'a:B', builtin: sst2}}}", "`plugin` takes no other key but `options`"),
+        (
+            "tasks: {sst2: {data: {builtin: sst2, options: {a: 1}}}}",
+            "`options` needs `plugin`|`builtin` takes no",
+        ),
+        ("tasks: {sst2: {type: 'no_such_module:A', labels: 2}}", r"tasks\.sst2\.type: there is no module 'no_such_mod"),
+    ],
+)
+def test_a_setting_that_names_no_class_is_refused(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        config.load(tmp_path / "c.yaml")
+
+
+ROWS = "from fedmtl_client.data import RowSource\nclass Rows(RowSource):\n"
+GIVES = "  def train(self): return {}\n  def validation(self): return self.train()\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ("[]", DataError, r"^tasks\.sst2\.data\.plugin: written_\d+:Rows: train\(\) gives no rows"),
+        ("[3]", DataError, r"train\(\) gives a int as row 1, not a mapping"),
+        ("[{'sentence': 'a', 'label': 1}, {'label': 1}]", DataError, r"train\(\): row 2 has no 'sentence', which the "),
+        (
+            "[{'text': 'a', 'label': 1}]",
+            DataError,
+            r"sst2, train rows: there is no column 'sentence'; the columns are",
+        ),
+        (
+            "[{'sentence': 'a', 'label': 7}]",
+            DataError,
+            r"sst2, train rows: row 1: label: expected one of negative",
+        ),
+        ("1 / 0", ConfigError, r"written_\d+:Rows raised ZeroDivisionError: division by zero \(.*\.py, line 3\)"),
+    ],
+)
+def test_rows_that_are_none_are_told_with_their_place(module, value, error, message):
+    with pytest.raises(error, match=message):
+        rows_of(module(ROWS + GIVES.format(value)) + ":Rows")
+
+
+def test_options_reach_the_class_and_unknown_ones_are_told(module):
+    name = module(
+        ROWS + "  def __init__(self, spec, *, word): super().__init__(spec); self.word = word\n"
+        "  def train(self): yield {'sentence': self.word, 'label': 'positive', 'more': None}\n"
+        "  def validation(self): return list(self.train())\n"
+    )
+    data = rows_of(f"{name}:Rows", word="fine")
+    assert (data.train.texts, data.train.labels) == ([("fine",)], [1])
+    with pytest.raises(ConfigError, match=r"raised TypeError: .*unexpected keyword argument 'wrod'"):
+        rows_of(f"{name}:Rows", wrod="fine")
+    with pytest.raises(ConfigError, match="Rows knows no option 'word'"):
+        rows_of(module(ROWS + GIVES.format("[]")) + ":Rows", word="fine")
+
+
+def test_a_kind_of_ones_own_is_the_tasks_in_every_place(module):
+    loaded = task_of(f"{module(KIND)}:Count")
+    spec = loaded.tasks["visits"].spec("visits")
+    assert (spec.kind, spec.metrics, spec.main_metric) == ("Count", ("closeness",), "closeness")
+    assert isinstance(new_head(spec, 4, 0.0), nn.Linear)
+    assert measure(spec, torch.tensor([[3.0], [5.0]]).numpy(), torch.tensor([4.0, 5.0]).numpy()) == {"closeness": -0.5}
+    sent = plan_to_proto(loaded.plan("visits"))
+    assert (sent.task_type, sent.task_kind) == (pb.TASK_TYPE_CUSTOM, "Count")
+    assert plan_from_proto(sent).task_type == "Count"
+    assert config.resolve(config.Config.model_validate(loaded.model_dump(mode="json", exclude_none=True))) == loaded
+
+
+def test_a_kind_that_contradicts_itself_is_told(module):
+    kind = module(KIND)
+    with pytest.raises(ConfigError, match=r"tasks\.visits: a Count has no labels, got \['a', 'b'\]"):
+        task_of(f"{kind}:Count", labels=["a", "b"])
+    with pytest.raises(ConfigError, match="metric 'accuracy' doesn't fit a Count; expected closeness"):
+        task_of(f"{kind}:Count", metrics=["accuracy"])
+    with pytest.raises(ConfigError, match="needs a name of its own, got 'regression', which is built in"):
+        task_of(module(KIND.replace("metrics =", "name = 'regression'\n    metrics =")) + ":Count")
+    with pytest.raises(ConfigError, match="expected `metrics` to be a tuple of names, got 'closeness'"):
+        task_of(module(KIND.replace('("closeness",)', '"closeness"')) + ":Count")
+    with pytest.raises(ConfigError, match="name: expected 1 to 64 letters"):
+        task_of(module(KIND.replace("metrics =", "name = 'a b'\n    metrics =")) + ":Count")
+
+
+def test_a_kind_whose_methods_give_nothing_of_use_is_told(module):
+    spec = task_of(module(KIND.replace("return nn.Linear(hidden_size, 1)", "return None")) + ":Count").task_specs()[0]
+    with pytest.raises(ConfigError, match=r"tasks\.visits\.type: .*: head\(\) gives no torch\.nn\.Module .* but None"):
+        new_head(spec, 4, 0.0)
+    text = KIND.replace('"closeness": -abs(outputs[:, 0] - targets).mean()', '"closeness": float("nan")')
+    spec = task_of(module(text) + ":Count").task_specs()[0]
+    with pytest.raises(ConfigError, match=r"measure\(\) gives nan for 'closeness', not a number"):
+        measure(spec, torch.zeros(1, 1).numpy(), torch.zeros(1).numpy())
+
+
+def test_a_server_that_names_a_kind_badly_is_refused():
+    message = plan_to_proto(Config.model_validate({"tasks": {"sst2": {}}}).plan("sst2"))
+    message.task_type = pb.TASK_TYPE_CUSTOM
+    with pytest.raises(InvalidRequestError, match=r"plan\.task_kind: expected 1 to 64 letters"):
+        plan_from_proto(message)
+
+
+def test_a_trainer_of_ones_own_is_made_with_its_options(module):
+    name = module(
+        "from fedmtl_client.trainer import Trainer\nclass Mine(Trainer):\n"
+        "  def __init__(self, spec, plan, device, *, mu): super().__init__(spec, plan, device); self.mu = mu\n"
+    )
+    settings = {"trainer": f"{name}:Mine", "trainer_options": {"mu": 3}}
+    given = {"training": settings, "tasks": {"sst2": {"data": {"builtin": "sst2"}}}}
+    plan = config.resolve(given).plan("sst2")
+    made = Client(given, task="sst2")._settings().trainer(PRESETS["sst2"], plan, torch.device("cpu"))
+    assert isinstance(made, Trainer)
+    assert made.mu == 3
+    settings["trainer_options"] = {"nu": 3}
+    with pytest.raises(ConfigError, match=r"training\.trainer: .*:Mine raised TypeError: .*'nu'"):
+        Client(given, task="sst2")._settings().trainer(PRESETS["sst2"], plan, torch.device("cpu"))
+    settings["trainer"] = f"{module(KIND)}:Count"
+    with pytest.raises(ConfigError, match=r"training\.trainer: expected a subclass of fedmtl_client\.trainer\.Trainer"):
+        Client(given, task="sst2")._settings()
+
+
+def test_nothing_but_a_task_kind_is_one(module):
+    with pytest.raises(ConfigError, match=r"tasks\.visits\.type: expected a subclass of fedmtl_core\.kinds\.TaskKind"):
+        task_of(module(ROWS + GIVES.format("[]")) + ":Rows")
+    assert TaskKind.__abstractmethods__ == {"head", "loss", "measure"}

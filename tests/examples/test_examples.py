@@ -1,0 +1,101 @@
+"""The examples under `examples/`: they run as they are, and each plug-in acts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedmtl_client.data import load_task_data
+from fedmtl_core import plugins
+from fedmtl_core.errors import ConfigError
+from fedmtl_server.history import FILE_NAME, History
+from tests.federations import loaded, run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def example(name: str, *overrides: str):
+    return loaded(ROOT / "examples" / name / "config.yaml", "training.num_rounds=1", *overrides)
+
+
+def drift(run_dir: Path) -> float:
+    """How far the clients moved the encoder in round 1, the mean over them."""
+    history = History.open(run_dir / FILE_NAME, create=False)
+    try:
+        report = history.rounds(history.runs()[0].run_id)[1].report
+    finally:
+        history.close()
+    norms = [part["norm"] for part in report["components"][0]["contributions"]]
+    return sum(norms) / len(norms)
+
+
+def test_a_dataset_of_ones_own_gives_its_rows_to_clients_in_shards(tmp_path):
+    config = example("own_dataset")
+    section = config.tasks["reviews"]
+    data = load_task_data(section.spec("reviews"), section.data)
+    assert (len(data.train), len(data.validation)) == (300, 100)  # 400 reviews, every fourth for evaluation
+    assert set(data.train.labels) == {0, 1}
+    stricter = section.data.model_copy(update={"options": section.data.options | {"positive_from": 5}})
+    assert sum(load_task_data(section.spec("reviews"), stricter).train.labels) < sum(data.train.labels)
+
+    results, clients = run(config, tmp_path / "run")
+    assert sorted(results["reviews"].by_round) == [0, 1]
+    assert [client.rounds[1].num_examples for client in clients] == [150, 150]
+
+
+def test_a_trainer_of_ones_own_holds_the_update_to_the_received_model(tmp_path):
+    few = ("tasks.sst2.train_samples=64", "tasks.sst2.val_samples=20", "training.local_epochs=4")
+    moved = {}
+    for mu in (0, 10):
+        run(example("own_trainer", *few, f"training.trainer_options={{mu: {mu}}}"), tmp_path / str(mu))
+        moved[mu] = drift(tmp_path / str(mu))
+    assert 0 < moved[10] < 0.7 * moved[0]
+
+
+def test_a_task_of_ones_own_has_its_head_in_the_checkpoint_and_its_metric_in_the_results(tmp_path):
+    results, clients = run(example("own_task"), tmp_path)
+    assert results["similarity"].metric == "quadratic_kappa"
+    assert results["sst2"].metric == "accuracy"
+    assert {"quadratic_kappa", "loss", "train_loss"} <= clients[0].rounds[1].trained_metrics.keys()
+    heads = {
+        name: tensor
+        for name, tensor in load_file(tmp_path / "checkpoints" / "round-0001.safetensors").items()
+        if name.startswith("heads.")
+    }
+    assert {name: list(tensor.shape) for name, tensor in heads.items()} == {
+        "heads.similarity.direction.weight": [1, 64],
+        "heads.similarity.thresholds": [3],
+        "heads.sst2.weight": [2, 64],
+        "heads.sst2.bias": [2],
+    }
+    assert not torch.equal(heads["heads.similarity.thresholds"], torch.linspace(1.0, -1.0, 3))
+
+
+def test_a_client_that_means_another_kind_by_the_task_stops_before_it_trains(tmp_path):
+    server = example("own_task")
+    plain = loaded(ROOT / "examples/own_task/config.yaml", "tasks.similarity.type=classification")
+    plan = server.plan("similarity")
+    assert plan.task_type == "ordinal"
+    with pytest.raises(ConfigError, match="task similarity: the server has a ordinal; this client has a classific"):
+        plain.tasks["similarity"].spec("similarity").require_same(plan.task_type, plan.labels)
+
+
+def test_the_ordinal_loss_is_that_of_the_thresholds_passed():
+    kind = plugins.load("type", "examples.own_task.ordinal:Ordinal", object)(
+        example("own_task").tasks["similarity"].spec("similarity")
+    )
+    outputs = torch.tensor([[0.0, 0.0, 0.0], [30.0, 30.0, -30.0]])
+    targets = torch.tensor([1, 2])
+    rows = kind.loss(outputs, targets, reduction="none")
+    assert rows.tolist() == pytest.approx([3 * 0.693147, 0.0], abs=1e-5)  # 3 coins; 2 is above 0 and 1, and not above 2
+    assert kind.loss(outputs, targets).item() == pytest.approx(1.5 * 0.693147, abs=1e-5)
+    measured = kind.measure(outputs.numpy(), targets.numpy())
+    assert (measured["accuracy"], measured["within_one"]) == (0.5, 1.0)  # 0 for 1, and 2 for 2
