@@ -131,7 +131,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show a run and its rounds, or one round's whole report."""
-    place = _find(run, runs_dir, url)
+    place = find_run(run, runs_dir, url)
     run_id = place.run.run_id
     with _opened(place.database) as history:
         rounds, updates = history.rounds(run_id), history.updates(run_id)
@@ -155,7 +155,7 @@ def export(
     url: Url = None,
 ) -> None:
     """Write a run's updates, rounds or metrics as CSV or JSON."""
-    place = _find(run, runs_dir, url)
+    place = find_run(run, runs_dir, url)
     run_id = place.run.run_id
     records: Sequence[UpdateRecord | RoundRecord | MetricRecord]
     with _opened(place.database) as history:
@@ -267,7 +267,7 @@ def _read(databases: Iterable[str | Path]) -> tuple[list[Place], dict[Path, Stor
     return sorted(places, key=lambda place: place.run.created_at_unix_ms, reverse=True), unreadable
 
 
-def _find(name: str, runs_dir: Path, url: str | None) -> Place:
+def find_run(name: str, runs_dir: Path, url: str | None) -> Place:
     """The run that a person means.
 
     Raises:

@@ -1,0 +1,168 @@
+"""Model cards: what a model's reader has to know, as Markdown with the hub's front matter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from fedmtl_core.config import Config
+from fedmtl_core.plan import Pooling
+from fedmtl_core.tasks import TaskSpec
+
+_METRIC_IDS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+"""Names that the hub has for metrics, where they differ."""
+_SEES = {"cls": "the encoder's pooled first token", "mean": "the mean over all tokens"}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What is said of a run. Clients are counted, not named."""
+
+    run_id: str
+    base_model: str
+    round: int
+    """Whose model it is."""
+    num_rounds: int
+    """Of training, planned."""
+    tasks: Sequence[TaskSpec]
+    pooling: Pooling
+    max_length: int
+    metrics: Mapping[str, Mapping[str, float]]
+    """Of this model, by task."""
+    num_clients: Mapping[str, int] | None
+    """By task, the clients whose updates are in this model; None if it isn't known."""
+
+
+def card_of_task(facts: CardFacts, spec: TaskSpec, architecture: str, *, is_native: bool) -> str:
+    """The card of one task's model."""
+    remote = "" if is_native else ", trust_remote_code=True"
+    pair = len(spec.text_columns) == 2
+    of, texts = ("pairs of texts", '"a text", "another"') if pair else ("texts", '"a text"')
+    outputs = (
+        "The outputs are the labels " + ", ".join(f"`{label}`" for label in spec.labels)
+        if spec.labels
+        else "The only output is the predicted number"
+    )
+    own = (
+        ""
+        if is_native
+        else "\nNo class of `transformers` computes this model, so that `modeling_fedmtl.py` beside it does. Read it "
+        "before you trust it.\n"
+    )
+    return _card(
+        facts,
+        f"{spec.name}, trained with FedMTL",
+        [spec],
+        f"""The encoder of a federated multi-task run with the head of its task {spec.name}: {spec.kind} of {of}.
+{outputs}. The head sees {_SEES[facts.pooling]}; inputs are cut after {facts.max_length} tokens.
+
+## Use
+
+```python
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # this one
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder{remote})  # {architecture}
+logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logits
+```
+{own}""",
+        pipeline_tag="text-classification",
+    )
+
+
+def card_of_all(facts: CardFacts, config: Config) -> str:
+    """The card of a whole model."""
+    return _card(
+        facts,
+        "A multi-task model trained with FedMTL",
+        facts.tasks,
+        f"""The shared encoder of a federated multi-task run, and the heads of all its tasks. A head sees
+{_SEES[facts.pooling]}.
+
+| file | what |
+| --- | --- |
+| `encoder/` | the encoder with its tokenizer, for `AutoModel.from_pretrained` |
+| `fedmtl.safetensors` | encoder and heads: `encoder.…`, and a `heads.TASK.…` for each task |
+
+## Use
+
+```python
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+encoder = AutoModel.from_pretrained("encoder")
+tokenizer = AutoTokenizer.from_pretrained("encoder")
+tensors = load_file("fedmtl.safetensors")
+head = {{name: tensor for name, tensor in tensors.items() if name.startswith("heads.{next(iter(config.tasks))}.")}}
+```
+""",
+        pipeline_tag="feature-extraction",
+    )
+
+
+def _card(facts: CardFacts, title: str, specs: Sequence[TaskSpec], text: str, **data: Any) -> str:
+    """Front matter, title, a text, and what every card says."""
+    front_matter = ModelCardData(
+        library_name="transformers",
+        base_model=facts.base_model if _HUB_NAME.fullmatch(facts.base_model) else None,
+        tags=["federated-learning", "multi-task-learning", "fedmtl"],
+        model_name=title,
+        eval_results=[result for spec in specs for result in _eval_results(facts, spec)] or None,
+        **data,
+    )
+    return f"""---
+{front_matter.to_yaml()}
+---
+
+# {title}
+
+{text}
+## Training
+
+Round {facts.round} of {facts.num_rounds} of the run `{facts.run_id}`, begun from `{facts.base_model}`.
+In each round clients trained encoder and head on rows of their own; the encoder is the average over the clients of all
+tasks, a head that over its task's.
+
+{_table(facts)}
+
+The metrics are of this very model, measured by the clients on evaluation rows of their own, and averaged by how many
+they have.
+
+## Limitations
+
+- Nobody but the clients has seen the rows that it was trained and measured on: neither is checked here.
+- It is only as good on other texts as these are like the clients'.
+- Averaging hides no single client's influence: there is neither differential privacy nor secure aggregation in it.
+"""
+
+
+def _table(facts: CardFacts) -> str:
+    lines = ["| task | kind | clients that contributed | metrics |", "| --- | --- | ---: | --- |"]
+    for spec in facts.tasks:
+        clients = "not known" if facts.num_clients is None else str(facts.num_clients.get(spec.name, 0))
+        values = facts.metrics.get(spec.name, {})
+        metrics = ", ".join(f"{name} {value:.3f}" for name, value in values.items()) or "not measured"
+        lines.append(f"| {spec.name} | {spec.kind} | {clients} | {metrics} |")
+    return "\n".join(lines)
+
+
+def _eval_results(facts: CardFacts, spec: TaskSpec) -> list[EvalResult]:
+    values = facts.metrics.get(spec.name, {})
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type="private",
+            dataset_name=f"{spec.name}: the clients' own evaluation rows",
+            metric_type=_METRIC_IDS.get(name, name),
+            metric_name=name,
+            metric_value=round(values[name], 6),
+        )
+        for name in spec.metrics
+        if name in values
+    ]
