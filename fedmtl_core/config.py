@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from fedmtl_core import plugins
 from fedmtl_core.errors import ConfigError, InvalidRequestError
@@ -33,15 +35,20 @@ MissingQuorum = Literal["commit", "extend", "fail"]
 CohortSelection = Literal["all", "fraction", "over_select"]
 Durability = Literal["memory", "process", "power"]
 NormAction = Literal["none", "report", "clip", "refuse"]
+TrackerName = Literal["tensorboard", "mlflow"]
 
 _FREE_TO_CHANGE = re.compile(
-    r"server\.|store\.|security\.|limits\.|client\.|clients$|training\.device$|tasks\.[^.]+\.data(\.|$)"
+    r"server\.|store\.|security\.|limits\.|tracking\.|tracing\.|client\.|clients$|training\.device$"
+    r"|tasks\.[^.]+\.data(\.|$)"
     r"|rounds\.(deadline_s|quorum_timeout_s|rejoin_grace_s|transfer_timeout_s|report_interval_s|max_extensions)$"
     r"|tasks\.[^.]+\.deadline_s$"
 )
 """Settings that a run may be taken up with another value of: they don't change what it computes."""
 _QUORUM = re.compile(r"tasks\.[^.]+\.min_clients$")
 """As free, unless cohorts are drawn: so many of a task's clients are drawn at least."""
+
+_SECRET = "secret"  # nosec B105
+"""The type of an error whose value isn't shown."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
@@ -189,6 +196,71 @@ class ServerConfig(_Section):
         description="Updates are staged in this many MiB of memory, two of them in any case; others wait, or lie in "
         "files in the run's folder",
     )
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of `/metrics` for Prometheus, 0 for any free one; no such port if not given",
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address that `/metrics` listens on. It is plain HTTP, and asks nobody who they are"
+    )
+
+
+class TrackingConfig(_Section):
+    """Where the server reports its rounds to. docs/trackers.md says what is there."""
+
+    report_to: list[TrackerName] = Field(
+        [],
+        description="Trackers that are told of every round: `tensorboard`, `mlflow`, a list of them, or `none`; each "
+        "is an extra of its name",
+    )
+    tensorboard_dir: Path | None = Field(
+        None, description="Folder that gets one of each run's id; `tensorboard` in the run's folder if not given"
+    )
+    mlflow_uri: str | None = Field(
+        None,
+        description="MLflow's tracking server or store, such as `http://127.0.0.1:5000` or `sqlite:///mlflow.db`; if "
+        "not given, as MLFLOW_TRACKING_URI says",
+    )
+    mlflow_experiment: str = Field("fedmtl", min_length=1, description="MLflow's experiment that the run is in")
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_none(cls, report_to: Any) -> Any:
+        if report_to in ("none", ["none"], None):
+            return []
+        return [report_to] if isinstance(report_to, str) else report_to
+
+    @field_validator("report_to")
+    @classmethod
+    def _once(cls, report_to: list[TrackerName]) -> list[TrackerName]:
+        return list(dict.fromkeys(report_to))
+
+    @field_validator("mlflow_uri")
+    @classmethod
+    def _no_password(cls, uri: str | None) -> str | None:
+        return (
+            None if uri is None else _without_secret(uri, "MLFLOW_TRACKING_PASSWORD, or the URI in MLFLOW_TRACKING_URI")
+        )
+
+
+class TracingConfig(_Section):
+    """OpenTelemetry's traces, on both sides. Its own OTEL_… variables say what isn't said here."""
+
+    enabled: bool = Field(False, description="Whether spans are recorded and exported; takes the extra `otel`")
+    endpoint: str | None = Field(
+        None,
+        description="Where they go, by OTLP over gRPC, such as `http://127.0.0.1:4317`; if not given, as "
+        "OTEL_EXPORTER_OTLP_ENDPOINT says",
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _no_password(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not re.match(r"https?://[^/\s]", endpoint):
+            raise ValueError("expected a URL such as http://127.0.0.1:4317")
+        return None if endpoint is None else _without_secret(endpoint, "OTEL_EXPORTER_OTLP_HEADERS")
 
 
 class StoreConfig(_Section):
@@ -474,6 +546,8 @@ class Config(_Section):
     store: StoreConfig = StoreConfig()
     security: SecurityConfig = SecurityConfig()
     limits: LimitsConfig = LimitsConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    tracing: TracingConfig = TracingConfig()
     client: ClientConfig = ClientConfig()
     wire: WireConfig = WireConfig()
     tasks: dict[str, TaskConfig] = Field(default_factory=dict, description="The run's tasks by name")
@@ -553,7 +627,7 @@ def contradictions(stored: Config, given: Config) -> list[str]:
     problems = []
     if stored.tasks.keys() != given.tasks.keys():
         problems.append(f"tasks: the run has {', '.join(stored.tasks)}, got {', '.join(given.tasks)}")
-    mine, theirs = (dict(_flattened(config.model_dump(mode="json"))) for config in (stored, given))
+    mine, theirs = (dict(flattened(config.model_dump(mode="json"))) for config in (stored, given))
     is_drawn = stored.rounds.cohort != "all"
     return problems + [
         f"{key}: the run has {mine.get(key)!r}, got {theirs.get(key)!r}"
@@ -562,10 +636,11 @@ def contradictions(stored: Config, given: Config) -> list[str]:
     ]
 
 
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested sections by dotted key. Lists are values."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flattened(value, f"{prefix}{key}.")
+            yield from flattened(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -763,7 +838,8 @@ def _explain(error: ValidationError, source: str, options: Mapping[str, str]) ->
             yield f"{place}: needed, and not given"
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            got = "" if isinstance(problem["input"], (dict, BaseModel)) else f" (got {_shown(problem['input'])})"
+            is_silent = problem["type"] == _SECRET or isinstance(problem["input"], (dict, BaseModel))
+            got = "" if is_silent else f" (got {_shown(problem['input'])})"
             yield f"{place}: {message[:1].lower()}{message[1:]}{got}"
 
 
@@ -787,6 +863,21 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     for part in parts:
         section = type(section.model_fields[part].default)
     return list(section.model_fields)
+
+
+def _without_secret(url: str, instead: str) -> str:
+    """A URL that is shown, and kept in the run's folder.
+
+    Raises:
+        PydanticCustomError: it has a password.
+    """
+    try:
+        has_password = urlsplit(url).password is not None
+    except ValueError:  # such as a bracket that isn't closed
+        has_password = False
+    if has_password:
+        raise PydanticCustomError(_SECRET, f"a password in it would be kept where others read it; give it in {instead}")
+    return url
 
 
 def _path(location: tuple[int | str, ...]) -> str:

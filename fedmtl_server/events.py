@@ -1,4 +1,4 @@
-"""The run's events, and the watchers they go to."""
+"""The run's events, the watchers they go to, and the listeners within the server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from enum import Enum
 
 from fedmtl_core.errors import ClientReplacedError, LimitExceededError, RequestError
 from fedmtl_core.plan import Purpose
-from fedmtl_server.report import RoundReport
+from fedmtl_server.report import RefusedUpdate, RoundReport
+from fedmtl_server.rounds import UpdateClaim
 
 MAX_UNREAD_EVENTS = 256
 """A watcher that leaves more events than this unread is no longer watching."""
@@ -40,6 +41,22 @@ class RoundEvent:
     deadline_s: float = 0.0
     waiting_for: str = ""
     report: RoundReport | None = None
+
+
+class Listener:
+    """Told of what happens in a run, at once and on its event loop: what it does is quick, and raises nothing."""
+
+    def update_counted(self, claim: UpdateClaim) -> None:
+        """An update counts in the round in progress; told in the task of the call that brought it."""
+
+    def update_refused(self, refusal: RefusedUpdate) -> None:
+        """An update doesn't count."""
+
+    def round_closing(self) -> None:
+        """The round in progress has what it gets, and is averaged."""
+
+    def round_ended(self, report: RoundReport) -> None:
+        """A round was committed, or given up."""
 
 
 @dataclass(eq=False)

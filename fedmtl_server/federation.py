@@ -29,7 +29,7 @@ from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
 from fedmtl_server.bookkeeping import RoundFacts, log_report, round_report, update_records
-from fedmtl_server.events import EventKind, RoundEvent, Watcher, Watchers
+from fedmtl_server.events import EventKind, Listener, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.norms import RecentNorms, are_ordinary, require_within, update_norms
 from fedmtl_server.report import RefusedUpdate, RoundReport, counted_norms
@@ -58,6 +58,7 @@ class Federation:
         early_stopping: when training ends before its last round; None for never.
         topk_density: share of a component's elements in a `topk` slice.
         report_interval_s: how often the log says what the run waits for.
+        listeners: told of what happens.
         clock: seconds, monotonic.
     """
 
@@ -75,6 +76,7 @@ class Federation:
         early_stopping: EarlyStopping | None = None,
         topk_density: float = DEFAULT_DENSITY,
         report_interval_s: float = 10.0,
+        listeners: Sequence[Listener] = (),
         clock: Callable[[], float] = time.monotonic,
     ):
         self.run_id = run_id
@@ -89,6 +91,7 @@ class Federation:
         self._store = store
         self._staging = staging
         self._topk_density = topk_density
+        self._listeners = listeners
         self._clock = clock
         self._report_interval_s = report_interval_s
         self._started_at = clock()
@@ -123,6 +126,11 @@ class Federation:
     def staged_bytes(self) -> int:
         """Bytes of updates in memory that are not averaged yet."""
         return self._staging.used_bytes
+
+    @property
+    def facts(self) -> RoundFacts:
+        """What was gathered of the round in progress."""
+        return self._facts
 
     @property
     def staging(self) -> StagingArea:
@@ -302,6 +310,8 @@ class Federation:
         self._transfers.complete(transfer)
         self._take(transfer)
         self._wake.set()
+        for listener in self._listeners:
+            listener.update_counted(transfer.claim)
         return None
 
     def round_of(self, claim: UpdateClaim) -> int:
@@ -330,6 +340,8 @@ class Federation:
     def note_refusal(self, refusal: RefusedUpdate) -> None:
         """Note a refused update for the round's report."""
         self._facts.note_refusal(refusal)
+        for listener in self._listeners:
+            listener.update_refused(refusal)
 
     def note_sent(self, num_bytes: int) -> None:
         """Note bytes of a slice that were sent."""
@@ -547,12 +559,16 @@ class Federation:
         round_ = self._engine.round
         self._end_round(round_)
         self._publish(EventKind.CLOSING)
+        for listener in self._listeners:
+            listener.round_closing()
         began = self._clock()
         aggregate = Aggregate() if failed else await self._aggregate()
         report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
         self._measured.add(report)
         await self._commit(aggregate.components, report)
         self._remember(report)
+        for listener in self._listeners:
+            listener.round_ended(report)
         if not failed:
             log_report(self._log, self._title(), report)
         self._publish(EventKind.FAILED if failed else EventKind.COMMITTED, report)

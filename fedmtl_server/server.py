@@ -32,8 +32,9 @@ from fedmtl_server.rounds import AsyncRule, RoundRules
 from fedmtl_server.servicer import SERVICE_NAME, FederatedMtlServicer
 from fedmtl_server.staging import MIN_UPDATES_IN_MEMORY, StagingArea
 from fedmtl_server.stopping import EarlyStopping
-from fedmtl_server.store import RunStore
+from fedmtl_server.store import RunStore, without_secrets
 from fedmtl_server.tls import is_authenticating, require_safe, server_credentials
+from fedmtl_server.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
 
 GRACE_S = 5.0
 """How long calls in progress may take to end when the server stops."""
@@ -81,7 +82,8 @@ class Server:
         self._config = config
         self._run_dir = run_dir
         self._may_be_over = finished
-        self._is_over = False
+        self._outcome: Outcome = "stopped"
+        self._trackers = trackers_for(config)
         self._gate = Gate(config) if is_authenticating(config) else None
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self._run_id = self._held_id or uuid.uuid4().hex
@@ -115,6 +117,7 @@ class Server:
         self.store.announce(self.address)
         self._log.info("server.started", address=self.address, run_id=self._run_id, run_dir=str(self.store.run_dir))
         self._log_security()
+        self._tracking.start()
 
     async def run(self) -> dict[str, TaskResult]:
         """Hold the rounds until the run is over, and write its results.
@@ -122,10 +125,14 @@ class Server:
         Returns:
             Every task's metric by round.
         """
-        await self.federation.run()
-        results = self.federation.results()
-        await asyncio.to_thread(self._write_results, results)
-        self._is_over = True
+        try:
+            await self.federation.run()
+            results = self.federation.results()
+            await asyncio.to_thread(self._write_results, results)
+        except Exception:
+            self._outcome = "failed"
+            raise
+        self._outcome = "finished"
         return results
 
     async def stop(self, reason: str, patience_s: float = 0.0) -> None:
@@ -133,7 +140,8 @@ class Server:
         await self._set_health(serving=False)
         await self.federation.stop(reason, patience_s)
         await self._server.stop(GRACE_S)
-        if self._is_over:
+        await self._tracking.close(self._outcome)
+        if self._outcome == "finished":
             await asyncio.to_thread(self.store.finish)
         await asyncio.to_thread(self.store.close)
         if self._gate:
@@ -193,6 +201,8 @@ class Server:
 
     def _make_federation(self) -> Federation:
         config = self._config
+        run = TrackedRun.of(self._run_id, self.store.run_dir, without_secrets(config))
+        self._tracking = Tracking(self._trackers, run, lambda: [round_point(one) for one in self.store.reports()])
         return Federation(
             run_id=self._run_id,
             model=self._model,
@@ -205,6 +215,7 @@ class Server:
             early_stopping=_early_stopping(config),
             topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,
+            listeners=[self._tracking],
         )
 
     def _make_staging(self) -> StagingArea:

@@ -124,7 +124,7 @@ class RunStore:
             run_dir = config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}-{run_id[:8]}"
         store = cls(run_dir, run_id, config)
         try:
-            store._begin(_without_password(config), components, summary)
+            store._begin(without_secrets(config), components, summary)
         except BaseException:
             store.close()
             raise
@@ -205,6 +205,13 @@ class RunStore:
             reports=[RoundReport.from_dict(one.report) for one in ended if one.report is not None],
             components=components,
         )
+
+    def reports(self) -> list[RoundReport]:
+        """Of the rounds that have ended, in their order."""
+        with self._working():
+            rounds = self._history.rounds(self.run_id)
+        ended = [one for one in rounds if one.outcome in ("committed", "failed")]
+        return [RoundReport.from_dict(one.report) for one in ended if one.report is not None]
 
     def announce(self, address: str) -> None:
         """Write down where the server listens, for those who look for it."""
@@ -385,7 +392,7 @@ class RunStore:
             _replace(scratch, path)
 
 
-def _without_password(config: Config) -> Config:
+def without_secrets(config: Config) -> Config:
     """A configuration as it is kept where others may read it."""
     if config.store.url is None:
         return config
