@@ -38,6 +38,7 @@ from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
 from fedmtl_core.status import error_from_status
+from fedmtl_core.tracing import OFF, Tracing
 from fedmtl_core.wire import (
     PURPOSE_FROM_PROTO,
     EncodedComponent,
@@ -89,6 +90,7 @@ class FederationApi:
         channel_options: options of the gRPC channel, besides or instead of `CHANNEL_OPTIONS`.
         credentials: what the client shows, and what the server has to show.
         renew: asked after every failure for other credentials, if there are any by now.
+        tracing: tells the server of the span that a call is made in.
 
     Raises:
         ConfigError: the server is on another machine, and the connection wouldn't be encrypted.
@@ -105,6 +107,7 @@ class FederationApi:
         channel_options: Mapping[str, int] | None = None,
         credentials: Credentials | None = None,
         renew: Callable[[], Credentials | None] = lambda: None,
+        tracing: Tracing = OFF,
     ):
         self.address = address
         self.client_id = client_id
@@ -112,6 +115,7 @@ class FederationApi:
         self._reconnect_s = reconnect_s
         self._options = {**CHANNEL_OPTIONS, **(channel_options or {})}
         self._renew = renew
+        self._tracing = tracing
         self._channels: list[grpc.Channel] = []
         self._open_channel(credentials or Credentials())
         self._compression = compression
@@ -134,6 +138,9 @@ class FederationApi:
         self._stub = pb_grpc.FederatedMtlServiceStub(channel)
         self._get_slice: Any = channel.unary_stream(f"/{_SERVICE}/GetSlice", pb.GetSliceRequest.SerializeToString, None)
         self._push_update: Any = channel.stream_unary(f"/{_SERVICE}/PushUpdate", None, pb.PushUpdateResponse.FromString)
+
+    def _call_metadata(self) -> tuple[tuple[str, str], ...]:
+        return (*self._metadata, *self._tracing.headers())
 
     def watch(self) -> Iterator[pb.WatchRoundsResponse]:
         """The run's events for as long as the run lasts, over however many connections.
@@ -231,7 +238,7 @@ class FederationApi:
                 self._continue(whole)
             is_retry = True
             ready: Future[Any] = Future()
-            call = self._push_update.future(self._messages(whole, chunked, ready), metadata=self._metadata)
+            call = self._push_update.future(self._messages(whole, chunked, ready), metadata=self._call_metadata())
             ready.set_result(call)
             receipt: pb.PushUpdateResponse = self._call(call.result)
             return receipt
@@ -241,7 +248,7 @@ class FederationApi:
     def _continue(self, header: pb.UpdateHeader) -> None:
         """Have an update's components start where the server's staged bytes end."""
         request = pb.QueryUploadRequest(run_id=header.run_id, client_id=header.client_id, update_id=header.update_id)
-        answer = self._call(lambda: self._stub.QueryUpload(request, metadata=self._metadata))
+        answer = self._call(lambda: self._stub.QueryUpload(request, metadata=self._call_metadata()))
         staged = {one.scope: one.num_bytes for one in answer.components}
         for component in header.components:
             component.start_offset = staged.get(component.scope, 0)
@@ -279,7 +286,7 @@ class FederationApi:
     def _download(self, request: pb.GetSliceRequest, download: Download) -> tuple[pb.SliceHeader, dict[str, Component]]:
         del request.held[:]
         request.held.extend(download.held())
-        stream: Iterator[bytes] = self._translated(self._get_slice(request, metadata=self._metadata))
+        stream: Iterator[bytes] = self._translated(self._get_slice(request, metadata=self._call_metadata()))
         first = next(stream, b"")
         opening = read_message(first, pb.GetSliceResponse)
         if isinstance(opening, Chunk) or opening.WhichOneof("part") != "header":

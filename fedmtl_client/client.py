@@ -14,6 +14,7 @@ from fedmtl_core.config import WHOLE, Config, LocalClient, TaskConfig, parse_add
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.tasks import PRESETS
+from fedmtl_core.tracing import Tracing, tracing_for
 
 if TYPE_CHECKING:
     import torch
@@ -86,9 +87,13 @@ class Client:
             UnavailableError: the server stayed away for too long.
             RequestError: the server refuses this client.
         """
-        return self._session().run()
+        tracing = tracing_for(self._config.tracing, "fedmtl-client")
+        try:
+            return self._session(tracing).run()
+        finally:
+            tracing.close()
 
-    def _session(self) -> ClientSession:
+    def _session(self, tracing: Tracing) -> ClientSession:
         import torch  # takes seconds to import; a wrong setting is told before
 
         from fedmtl_client import data
@@ -108,8 +113,9 @@ class Client:
             compression=config.wire.compression,
             credentials=self._credentials,
             renew=credentials.Renewal(config),
+            tracing=tracing,
         )
-        return ClientSession(api, spec, rows, settings)
+        return ClientSession(api, spec, rows, settings, tracing)
 
     def _settings(self) -> ClientSettings:
         from fedmtl_client.session import ClientSettings

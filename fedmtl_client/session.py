@@ -25,6 +25,7 @@ from fedmtl_core.logs import JOINED, get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
 from fedmtl_core.plan import Purpose, TrainingPlan, UpdateKind
 from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.tracing import OFF, Tracing
 from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent
 
 
@@ -92,10 +93,19 @@ class ClientSession:
         spec: the client's task.
         data: its rows.
         settings: what it decides for itself.
+        tracing: records what it does in a round.
     """
 
-    def __init__(self, api: FederationApi, spec: TaskSpec, data: TaskData, settings: ClientSettings):
+    def __init__(
+        self,
+        api: FederationApi,
+        spec: TaskSpec,
+        data: TaskData,
+        settings: ClientSettings,
+        tracing: Tracing = OFF,
+    ):
         self._api = api
+        self._tracing = tracing
         self._spec = spec
         self._data = data
         self._settings = settings
@@ -179,7 +189,8 @@ class ClientSession:
     def _take_part(self, event: pb.WatchRoundsResponse) -> None:
         """Do a round's work. A round that closes meanwhile is left; the next event says how it goes on."""
         try:
-            self._work(self._get_slice(event), event)
+            with self._tracing.span("round", round=event.round, client_id=self._api.client_id, task=self._spec.name):
+                self._work(self._get_slice(event), event)
         except (StaleRoundError, WrongRunError) as error:
             self._log.warning("round.missed", **_progress(event), reason=str(error))
         except TrainingStopped:
@@ -195,13 +206,14 @@ class ClientSession:
             self._done = {}
             if self._feedback:
                 self._feedback.forget()
-        return self._api.get_slice(
-            event.round,
-            run_id=event.run_id,
-            encoding=self._settings.download,
-            holdings=self._holdings,
-            should_stop=lambda: self._has_closed(event),
-        )
+        with self._tracing.call("GetSlice"):
+            return self._api.get_slice(
+                event.round,
+                run_id=event.run_id,
+                encoding=self._settings.download,
+                holdings=self._holdings,
+                should_stop=lambda: self._has_closed(event),
+            )
 
     def _work(self, slice_: Slice, event: pb.WatchRoundsResponse) -> None:
         bench = self._prepare(slice_.plan)
@@ -210,7 +222,7 @@ class ClientSession:
         share = kind == "parameters" and self._settings.download not in DELTA_ENCODINGS
         share = share and self._settings.device.type == "cpu"
         self._synchronizer.load(bench.model, slice_.components, share=share)
-        received = bench.trainer.evaluate(bench.model, bench.validation)
+        received = self._evaluate(bench)
         header = pb.UpdateHeader(
             run_id=slice_.run_id,
             client_id=self._api.client_id,
@@ -251,12 +263,18 @@ class ClientSession:
     def _push(
         self, header: pb.UpdateHeader, components: list[EncodedComponent], event: pb.WatchRoundsResponse
     ) -> pb.PushUpdateResponse:
-        receipt = self._api.push_update(header, components, should_stop=lambda: self._has_closed(event))
+        with self._tracing.call("PushUpdate"):
+            receipt = self._api.push_update(header, components, should_stop=lambda: self._has_closed(event))
         self._counted, self._num_before_counted = (event.run_id, receipt.round), self._num_received
         return receipt
 
+    def _evaluate(self, bench: _Workbench) -> dict[str, float]:
+        with self._tracing.span("evaluate"):
+            return bench.trainer.evaluate(bench.model, bench.validation)
+
     def _train(self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse) -> dict[str, float]:
-        with training_progress(_progress(event)["progress"], bar=self._settings.progress_bar) as on_step:
+        title = _progress(event)["progress"]
+        with self._tracing.span("train"), training_progress(title, bar=self._settings.progress_bar) as on_step:
             result = bench.trainer.train(
                 bench.model,
                 bench.train,
@@ -265,7 +283,7 @@ class ClientSession:
                 on_step=on_step,
                 should_stop=lambda: self._has_closed(event),
             )
-        metrics = bench.trainer.evaluate(bench.model, bench.validation)
+        metrics = self._evaluate(bench)
         self._log.info(
             "round.trained", **_progress(event), loss=result.loss, steps=result.num_steps, seconds=result.seconds
         )

@@ -25,6 +25,7 @@ from fedmtl_server.folders import held_run, unfinished_run
 from fedmtl_server.gate import Gate
 from fedmtl_server.limiting import grpc_options, with_limits
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.monitoring import Monitoring
 from fedmtl_server.norms import NormRule
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.results import TaskResult, plot
@@ -84,6 +85,7 @@ class Server:
         self._may_be_over = finished
         self._outcome: Outcome = "stopped"
         self._trackers = trackers_for(config)
+        self._monitoring = Monitoring.of(config)
         self._gate = Gate(config) if is_authenticating(config) else None
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self._run_id = self._held_id or uuid.uuid4().hex
@@ -105,6 +107,7 @@ class Server:
         options = [*_OPTIONS.items(), *grpc_options(self._config.limits)]
         self._server = grpc.aio.server(interceptors=self._interceptors(), options=options)
         self._listen()
+        self._monitoring.listen()
         if self._gate:
             await self._gate.open()
         await asyncio.to_thread(self._open_store)
@@ -118,6 +121,7 @@ class Server:
         self._log.info("server.started", address=self.address, run_id=self._run_id, run_dir=str(self.store.run_dir))
         self._log_security()
         self._tracking.start()
+        self._monitoring.start(self.federation)
 
     async def run(self) -> dict[str, TaskResult]:
         """Hold the rounds until the run is over, and write its results.
@@ -141,6 +145,7 @@ class Server:
         await self.federation.stop(reason, patience_s)
         await self._server.stop(GRACE_S)
         await self._tracking.close(self._outcome)
+        await self._monitoring.close()
         if self._outcome == "finished":
             await asyncio.to_thread(self.store.finish)
         await asyncio.to_thread(self.store.close)
@@ -171,7 +176,8 @@ class Server:
         """What a call passes before the servicer, in this order."""
         config = self._config
         inner = [self._gate.interceptor] if self._gate else []
-        return with_limits(config.limits, config.rounds.transfer_timeout_s, inner)
+        limited = with_limits(config.limits, config.rounds.transfer_timeout_s, inner)
+        return [*self._monitoring.interceptors, *limited]
 
     def _open_store(self) -> None:
         """Begin the run, or take it up."""
@@ -215,7 +221,7 @@ class Server:
             early_stopping=_early_stopping(config),
             topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,
-            listeners=[self._tracking],
+            listeners=[self._tracking, *self._monitoring.listeners],
         )
 
     def _make_staging(self) -> StagingArea:
