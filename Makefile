@@ -77,6 +77,18 @@ settings: $(STAMP) ## Write the table of configuration keys into the README.
 	  readme = Path('README.md'); text = readme.read_text(); \
 	  readme.write_text(re.sub(r'(?s)\| key \| default .*?\n\n', lambda _: settings_markdown() + '\n\n', text))"
 
+examples: example-node example-go example-cpp ## Build the clients in TypeScript, Go and C++; needs npm, Go, and C++ with gRPC.
+
+example-node: examples/node/node_modules/.package-lock.json
+	cd examples/node && npm run --silent build
+
+examples/node/node_modules/.package-lock.json: examples/node/package-lock.json
+	cd examples/node && npm ci --no-audit --no-fund
+	@touch $@
+
+example-go example-cpp: example-%:
+	$(MAKE) -C examples/$*
+
 test: $(STAMP) ## Run the tests.
 	$(BIN)/python -m pytest
 
@@ -114,3 +126,4 @@ bench-hostile: $(STAMP) ## Measure rounds of honest clients with and without 50 
 
 clean: ## Remove what was built; runs/ stays.
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf examples/node/node_modules examples/node/dist examples/node/src/generated examples/*/build

@@ -21,7 +21,7 @@ import { DamagedError, UnexpectedError } from "./errors.js";
 import { retryDelayMs } from "./retry_info.js";
 
 /** How long the first connection may take. */
-const CONNECT_MS = 5_000;
+const CONNECT_MS = 3_000;
 /** How long a server that was reached once may be away. */
 const PATIENCE_MS = 300_000;
 const FIRST_WAIT_MS = 200;
@@ -117,18 +117,20 @@ export class Api {
   /** Send an update. An upload that breaks goes on where it stopped; its one `updateId` counts once. */
   pushUpdate(header: UpdateHeader, components: WholeComponent[]): Promise<Receipt> {
     const parts = components.map(({ layout: { scope, tensors, numBytes } }): ComponentToSend => {
-      return { scope, tensors, numBytes, encoding: "ENCODING_FLOAT32", encodedBytes: numBytes };
+      return { scope, tensors, numBytes, encoding: "ENCODING_FLOAT32", encodedBytes: numBytes, startOffset: 0 };
     });
-    let isRetry = false;
+    let mayBeStaged = false;
     return this.patiently(async () => {
-      const staged = isRetry && parts.length > 0 ? (await this.queryUpload(header)).components : [];
-      for (const part of parts) part.startOffset = staged.find(({ scope }) => scope === part.scope)?.numBytes ?? 0;
-      isRetry = true;
-      return this.upload({ ...header, components: parts }, components);
+      if (mayBeStaged) {
+        const staged = (await this.queryUpload(header)).components;
+        for (const part of parts) part.startOffset = staged.find(({ scope }) => scope === part.scope)?.numBytes ?? 0;
+        mayBeStaged = false; // the server has said; a refusal of the next call doesn't change it
+      }
+      return this.upload({ ...header, components: parts }, components, () => (mayBeStaged = true));
     });
   }
 
-  private upload(header: UpdateHeader, components: WholeComponent[]): Promise<Receipt> {
+  private upload(header: UpdateHeader, components: WholeComponent[], onChunk: () => void): Promise<Receipt> {
     return new Promise((resolve, reject) => {
       const call = this.stub.pushUpdate(this.metadata, (error, receipt) => {
         messages.destroy();
@@ -136,11 +138,11 @@ export class Api {
         else resolve(receipt!);
       });
       this.opened(call);
-      const answered = new Promise<void>((proceed) => {
-        call.on("metadata", () => proceed());
-        call.on("status", () => proceed());
+      const hasRoom = new Promise<boolean>((answer) => {
+        call.on("metadata", () => answer(true));
+        call.on("status", () => answer(false)); // refused
       });
-      const messages = Readable.from(this.messages(header, components, answered));
+      const messages = Readable.from(this.messages(header, components, hasRoom, onChunk));
       // It waits while the transport is full. Its type speaks of bytes, the call takes messages.
       messages.pipe(call as unknown as NodeJS.WritableStream);
     });
@@ -150,12 +152,14 @@ export class Api {
   private async *messages(
     header: UpdateHeader,
     components: WholeComponent[],
-    answered: Promise<void>,
+    hasRoom: Promise<boolean>,
+    onChunk: () => void,
   ): AsyncGenerator<PushUpdateRequest> {
     yield { header };
-    if (components.length > 0) await answered;
+    if (components.length > 0 && !(await hasRoom)) return;
     for (const [i, { layout, bytes }] of components.entries()) {
       for (let offset = Number(header.components![i]!.startOffset); offset < bytes.length; offset += MAX_CHUNK_BYTES) {
+        onChunk();
         yield { chunk: chunkAt(layout.scope, offset, bytes) };
         this.lastContact = Date.now(); // there is room for another
       }
