@@ -1,0 +1,39 @@
+// One attempt at a download, and one at an upload.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fedmtl/v1/federation.grpc.pb.h"
+#include "retry.h"
+#include "wire.h"
+
+namespace fedmtl_cpp {
+
+// How to reach the server.
+struct Connection {
+  std::string address;
+  // Goes with every call, where it isn't empty.
+  std::string token;
+  std::unique_ptr<pb::FederatedMtlService::Stub> stub;
+
+  void prepare(grpc::ClientContext& context) const;
+};
+
+// A channel in the clear. For TLS, give grpc::SslCredentials(...) instead of InsecureChannelCredentials().
+Connection connect(const std::string& address, const std::string& token);
+
+struct Slice {
+  pb::SliceHeader header;
+  std::vector<Component> components;
+};
+
+// Gets a slice from its first byte, and checks it. Throws CallFailed, Damaged or Malformed.
+Slice download(const Connection& connection, Interruption& interruption, const pb::GetSliceRequest& request);
+
+// Sends an update from its first byte; sent again with the same header it counts once. Throws CallFailed.
+pb::PushUpdateResponse upload(const Connection& connection, Interruption& interruption, const pb::UpdateHeader& header,
+                              const std::vector<Component>& components);
+
+}  // namespace fedmtl_cpp

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash/crc32"
+
+	pb "fedmtl-go/fedmtlpb"
+)
+
+// maxChunkBytes is the most that one chunk carries.
+const maxChunkBytes = 2 << 20
+
+// maxComponentBytes keeps a table of contents that makes no sense from overflowing what adds it up.
+const maxComponentBytes = 1 << 40
+
+// errDamaged says that bytes were changed on the way. They are worth asking for again.
+var errDamaged = errors.New("damaged on the way")
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// tensor is where one tensor lies in its component.
+type tensor struct {
+	name  string
+	dtype pb.ElementType
+	shape []uint64
+	// offset is its first byte, from the start of the component.
+	offset uint64
+	// elements is the product of shape; 1 for a scalar.
+	elements uint64
+}
+
+// rows is how many rows of a last dimension the tensor has, and columns how many elements each of them.
+func (t tensor) rows() (rows, columns uint64) {
+	if len(t.shape) == 0 {
+		return 1, 1
+	}
+	columns = t.shape[len(t.shape)-1]
+	if columns == 0 {
+		return 0, 0
+	}
+	return t.elements / columns, columns
+}
+
+// layout is a component's table of contents.
+type layout struct {
+	scope   string
+	tensors []tensor
+	// numBytes is the end of the last tensor, elements how many the tensors have together.
+	numBytes, elements uint64
+}
+
+// component is a component's decoded bytes, with the layout that says what they mean.
+type component struct {
+	layout layout
+	data   []byte
+}
+
+// elementBytes is the size of an element, or 0 for a type that this client doesn't know.
+func elementBytes(dtype pb.ElementType) uint64 {
+	switch dtype {
+	case pb.ElementType_ELEMENT_TYPE_FLOAT16, pb.ElementType_ELEMENT_TYPE_BFLOAT16:
+		return 2
+	case pb.ElementType_ELEMENT_TYPE_FLOAT32:
+		return 4
+	case pb.ElementType_ELEMENT_TYPE_FLOAT64:
+		return 8
+	}
+	return 0
+}
+
+// readLayout checks a table of contents: every tensor lies where the one before it and its alignment put it.
+func readLayout(scope string, specs []*pb.TensorSpec) (layout, error) {
+	l := layout{scope: scope}
+	for _, spec := range specs {
+		size := elementBytes(spec.Dtype)
+		if size == 0 {
+			return layout{}, fmt.Errorf("%s: %s has the unknown element type %v", scope, spec.Name, spec.Dtype)
+		}
+		elements := uint64(1)
+		for _, length := range spec.Shape {
+			if elements != 0 && length > maxComponentBytes/elements {
+				return layout{}, fmt.Errorf("%s: %s of shape %v is too large", scope, spec.Name, spec.Shape)
+			}
+			elements *= length
+		}
+		offset := (l.numBytes + size - 1) / size * size
+		if spec.Offset != offset {
+			return layout{}, fmt.Errorf("%s: %s begins at byte %d, expected %d", scope, spec.Name, spec.Offset, offset)
+		}
+		l.tensors = append(l.tensors, tensor{spec.Name, spec.Dtype, spec.Shape, offset, elements})
+		l.elements += elements
+		if l.numBytes = offset + elements*size; l.numBytes > maxComponentBytes {
+			return layout{}, fmt.Errorf("%s: more than %d bytes", scope, uint64(maxComponentBytes))
+		}
+	}
+	return l, nil
+}
+
+// arrival is one component on its way.
+type arrival struct {
+	layout   layout
+	encoding pb.Encoding
+	digest   []byte
+	// encodedBytes is how many are expected in all; data holds those that are here.
+	encodedBytes uint64
+	data         []byte
+}
+
+// assembler puts a slice's chunks together.
+type assembler struct {
+	// arrivals are in the header's order.
+	arrivals []*arrival
+}
+
+// newAssembler reads what a slice's header announces. Memory is taken for what arrives, not for what is announced.
+func newAssembler(header *pb.SliceHeader) (*assembler, error) {
+	a := &assembler{}
+	for _, c := range header.Components {
+		l, err := readLayout(c.Scope, c.Tensors)
+		if err != nil {
+			return nil, err
+		}
+		if c.NumBytes != l.numBytes {
+			return nil, fmt.Errorf("%s: the header says %d bytes, its tensors take %d", c.Scope, c.NumBytes, l.numBytes)
+		}
+		if c.StartOffset != 0 || len(c.BaseDigest) != 0 {
+			return nil, fmt.Errorf("%s: the server counts on bytes that this client hasn't said it holds", c.Scope)
+		}
+		if a.find(c.Scope) != nil {
+			return nil, fmt.Errorf("%s: twice in one header", c.Scope)
+		}
+		one := &arrival{layout: l, encoding: c.Encoding, digest: c.Digest, encodedBytes: c.EncodedBytes}
+		if c.Encoding == pb.Encoding_ENCODING_UNSPECIFIED && c.EncodedBytes == 0 {
+			one.encodedBytes = c.NumBytes
+		}
+		a.arrivals = append(a.arrivals, one)
+	}
+	return a, nil
+}
+
+func (a *assembler) find(scope string) *arrival {
+	for _, one := range a.arrivals {
+		if one.layout.scope == scope {
+			return one
+		}
+	}
+	return nil
+}
+
+// add takes one chunk. The checks are those of docs/wire.md, in its order.
+func (a *assembler) add(chunk *pb.Chunk) error {
+	one := a.find(chunk.Scope)
+	if one == nil {
+		return fmt.Errorf("a chunk of %q, which the header doesn't have", chunk.Scope)
+	}
+	here, size := uint64(len(one.data)), uint64(len(chunk.Data))
+	switch {
+	case size == 0:
+		return fmt.Errorf("%s: an empty chunk", chunk.Scope)
+	case chunk.Offset != here:
+		return fmt.Errorf("%s: a chunk at byte %d, expected %d", chunk.Scope, chunk.Offset, here)
+	case size > one.encodedBytes-here:
+		return fmt.Errorf("%s: a chunk ends behind the component's %d bytes", chunk.Scope, one.encodedBytes)
+	case size > maxChunkBytes:
+		return fmt.Errorf("%s: a chunk of %d bytes, expected at most %d", chunk.Scope, size, maxChunkBytes)
+	case chunk.UncompressedBytes != 0:
+		return fmt.Errorf("%s: a compressed chunk, though none was asked for", chunk.Scope)
+	}
+	if err := verify(chunk); err != nil {
+		return err
+	}
+	one.data = append(one.data, chunk.Data...)
+	return nil
+}
+
+// finish decodes what has arrived, and checks the digests. The components are in the header's order.
+func (a *assembler) finish() ([]component, error) {
+	var components []component
+	for _, one := range a.arrivals {
+		if here := uint64(len(one.data)); here != one.encodedBytes {
+			return nil, fmt.Errorf("%s: %d of %d bytes arrived", one.layout.scope, here, one.encodedBytes)
+		}
+		data, err := decode(one.layout, one.encoding, one.data)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", one.layout.scope, err)
+		}
+		if sum := sha256.Sum256(data); len(one.digest) != 0 && string(sum[:]) != string(one.digest) {
+			return nil, fmt.Errorf("%s: SHA-256 is %x, the header says %x: %w", one.layout.scope, sum, one.digest, errDamaged)
+		}
+		components = append(components, component{one.layout, data})
+	}
+	return components, nil
+}
+
+// verify compares a chunk with its checksum.
+func verify(chunk *pb.Chunk) error {
+	if sum := crc32.Checksum(chunk.Data, castagnoli); sum != chunk.Crc32C {
+		return fmt.Errorf("%s at byte %d: CRC32C is %08x, the chunk says %08x: %w",
+			chunk.Scope, chunk.Offset, sum, chunk.Crc32C, errDamaged)
+	}
+	return nil
+}
+
+// cut gives a component's chunks, in their order.
+func cut(scope string, data []byte) []*pb.Chunk {
+	var chunks []*pb.Chunk
+	for begin := 0; begin < len(data); begin += maxChunkBytes {
+		end := begin + maxChunkBytes
+		if end > len(data) {
+			end = len(data)
+		}
+		chunks = append(chunks, newChunk(scope, uint64(begin), data[begin:end]))
+	}
+	return chunks
+}
+
+func newChunk(scope string, offset uint64, data []byte) *pb.Chunk {
+	return &pb.Chunk{Scope: scope, Offset: offset, Data: data, Crc32C: crc32.Checksum(data, castagnoli)}
+}
+
+// toProto lays a component out as an update's header has it: in the exact encoding, from its first byte on.
+func (l layout) toProto() *pb.Component {
+	out := &pb.Component{
+		Scope: l.scope, NumBytes: l.numBytes, Encoding: pb.Encoding_ENCODING_FLOAT32, EncodedBytes: l.numBytes,
+	}
+	for _, t := range l.tensors {
+		out.Tensors = append(out.Tensors,
+			&pb.TensorSpec{Name: t.name, Dtype: t.dtype, Shape: t.shape, Offset: t.offset})
+	}
+	return out
+}
