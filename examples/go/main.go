@@ -25,9 +25,10 @@ const usage = `usage: fedmtl-go train --server HOST:PORT --task TASK --client-id
        fedmtl-go vectors DIR`
 
 const (
-	exitFailure     = 1
-	exitUsage       = 2
-	exitInterrupted = 128 + int(syscall.SIGINT)
+	exitFailure = 1
+	exitUsage   = 2
+	// exitSignal is added to a signal's number.
+	exitSignal = 128
 )
 
 // usageError is a mistake on the command line.
@@ -36,15 +37,22 @@ type usageError struct{ text string }
 func (e usageError) Error() string { return e.text }
 
 func main() {
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	number := make(chan syscall.Signal, 1)
+	go func() {
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+		number <- (<-signals).(syscall.Signal)
+		cancel() // ends the calls in progress
+	}()
 	err := command(ctx, os.Args[1:])
 	var wrong usageError
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
 		logf("interrupted")
-		os.Exit(exitInterrupted)
+		os.Exit(exitSignal + int(<-number))
 	case errors.As(err, &wrong):
 		fmt.Fprintf(os.Stderr, "error: %v\n%s\n", err, usage)
 		os.Exit(exitUsage)
@@ -98,6 +106,7 @@ func train(ctx context.Context, arguments []string) error {
 	defer connection.Close()
 	client := session{
 		stub: pb.NewFederatedMtlServiceClient(connection), server: *server, clientID: *clientID, task: *task,
+		patience: patienceFirst,
 	}
 	return client.run(ctx)
 }

@@ -14,8 +14,10 @@ import (
 )
 
 const (
-	// patience is how long to go on trying a server that doesn't answer.
-	patience = 20 * time.Second
+	// patienceFirst holds for a server that was never reached: who typed its address looks on. patienceLater is for one
+	// that was, and may be started again.
+	patienceFirst patience = patience(10 * time.Second)
+	patienceLater patience = patience(5 * time.Minute)
 	// firstWait and maxWait bound the time to the next try: up to the first, then up to twice as long each time, up to
 	// the second.
 	firstWait = 200 * time.Millisecond
@@ -23,6 +25,12 @@ const (
 	// maxAskedWait is the longest that a server can make this client wait.
 	maxAskedWait = time.Hour
 )
+
+// patience is how long to go on trying a server that doesn't answer.
+type patience time.Duration
+
+// jitter is seeded by the time, so that clients don't come back all at once.
+var jitter = rand.New(rand.NewSource(time.Now().UnixNano()))
 
 // errRoundLost says that nothing can be done for the round any more; the next event says how it goes on.
 type errRoundLost struct{ reason string }
@@ -64,18 +72,23 @@ func nextAfter(err error) (next, time.Duration) {
 }
 
 // persist calls until it goes well, or the contract or the server's silence says to stop.
-func persist(ctx context.Context, what string, call func() error) error {
+func (p patience) persist(ctx context.Context, what string, call func() error) error {
 	var failing time.Time
 	for ceiling := firstWait; ; ceiling = shorter(2*ceiling, maxWait) {
 		err := call()
 		if err == nil {
 			return nil
 		}
+		todo, _ := nextAfter(err)
+		again := todo == tryAgain || todo == tryAgainLater
 		if failing.IsZero() {
 			failing = time.Now()
+			if again && ctx.Err() == nil {
+				logf("%s: trying again: %s", what, plain(err))
+			}
 		}
-		if todo, _ := nextAfter(err); todo == tryAgain && time.Since(failing) > patience && ctx.Err() == nil {
-			return fmt.Errorf("%s: gave up after %.0f s: %s", what, time.Since(failing).Seconds(), plain(err))
+		if away := time.Since(failing); todo == tryAgain && away > time.Duration(p) && ctx.Err() == nil {
+			return fmt.Errorf("%s: gave up after %.0f s: %s", what, away.Seconds(), plain(err))
 		}
 		if err := backOff(ctx, what, err, ceiling); err != nil {
 			return err
@@ -96,12 +109,11 @@ func backOff(ctx context.Context, what string, err error, ceiling time.Duration)
 	case leaveRound:
 		return errRoundLost{plain(err)}
 	case tryAgain:
-		wait = time.Duration(rand.Int63n(int64(ceiling)))
+		wait = time.Duration(jitter.Int63n(int64(ceiling)))
 	case tryAgainLater:
 		wait = shorter(wait, maxAskedWait)
-		wait += time.Duration(rand.Int63n(int64(wait)/2 + 1)) // so that not all come at once
+		wait += time.Duration(jitter.Int63n(int64(wait)/2 + 1)) // so that not all come at once
 	}
-	logf("%s: trying again in %.1f s: %s", what, wait.Seconds(), plain(err))
 	select {
 	case <-time.After(wait):
 		return nil

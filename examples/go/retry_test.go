@@ -44,7 +44,7 @@ func TestALimitThatWillPassIsWaitedFor(t *testing.T) {
 
 func TestACallIsTriedAgainUntilItGoesWellOrTheRoundIsLost(t *testing.T) {
 	calls := 0
-	err := persist(context.Background(), "a test", func() error {
+	err := patienceFirst.persist(context.Background(), "a test", func() error {
 		if calls++; calls < 3 {
 			return status.Error(codes.DataLoss, "")
 		}
@@ -53,7 +53,7 @@ func TestACallIsTriedAgainUntilItGoesWellOrTheRoundIsLost(t *testing.T) {
 	if err != nil || calls != 3 {
 		t.Errorf("%d calls: %v", calls, err)
 	}
-	err = persist(context.Background(), "a test", func() error { return status.Error(codes.Aborted, "it has closed") })
+	err = patienceFirst.persist(context.Background(), "a test", func() error { return status.Error(codes.Aborted, "it has closed") })
 	var lost errRoundLost
 	if !errors.As(err, &lost) || lost.reason != "it has closed" {
 		t.Errorf("%v", err)

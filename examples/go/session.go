@@ -16,6 +16,7 @@ import (
 type session struct {
 	stub                   pb.FederatedMtlServiceClient
 	server, clientID, task string
+	patience               patience
 	// joined is the run that the client has joined, waiting what it was last told to wait for.
 	joined, waiting string
 }
@@ -26,7 +27,7 @@ func (s *session) run(ctx context.Context) error {
 		var events pb.FederatedMtlService_WatchRoundsClient
 		var event *pb.WatchRoundsResponse
 		// The stream is open, and the client present, once its first event is there: where the run stands.
-		err := persist(ctx, "joining the run at "+s.server, func() (err error) {
+		err := s.patience.persist(ctx, "joining the run at "+s.server, func() (err error) {
 			events, err = s.stub.WatchRounds(ctx, &pb.WatchRoundsRequest{ClientId: s.clientID, Task: s.task})
 			if err == nil {
 				event, err = events.Recv()
@@ -36,6 +37,7 @@ func (s *session) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		s.patience = patienceLater
 		for err == nil {
 			if event.Kind == pb.RoundEventKind_ROUND_EVENT_KIND_FINISHED {
 				logf("run finished after round %d", event.Round)
@@ -48,6 +50,7 @@ func (s *session) run(ctx context.Context) error {
 			// long reads them beside it, and stops when one says that the round has closed.
 			event, err = events.Recv()
 		}
+		logf("server lost: %s", plain(err))
 		if err := backOff(ctx, "watching the rounds", err, firstWait); err != nil {
 			return err
 		}
@@ -85,11 +88,13 @@ func (s *session) follow(ctx context.Context, event *pb.WatchRoundsResponse) err
 func (s *session) takePart(ctx context.Context, event *pb.WatchRoundsResponse) error {
 	var header *pb.SliceHeader
 	var received []component
-	err := persist(ctx, fmt.Sprintf("round %d: getting the slice", event.Round), func() (err error) {
-		header, received, err = download(ctx, s.stub, &pb.GetSliceRequest{
-			RunId: event.RunId, ClientId: s.clientID, Task: s.task, Round: event.Round,
-			Encoding: pb.Encoding_ENCODING_FLOAT32,
-		})
+	var parts assembler
+	request := &pb.GetSliceRequest{
+		RunId: event.RunId, ClientId: s.clientID, Task: s.task, Round: event.Round,
+		Encoding: pb.Encoding_ENCODING_FLOAT32,
+	}
+	err := s.patience.persist(ctx, fmt.Sprintf("round %d: getting the slice", event.Round), func() (err error) {
+		header, received, err = download(ctx, s.stub, request, &parts)
 		return err
 	})
 	if err != nil {
@@ -100,8 +105,18 @@ func (s *session) takePart(ctx context.Context, event *pb.WatchRoundsResponse) e
 		return err
 	}
 	var receipt *pb.PushUpdateResponse
-	err = persist(ctx, fmt.Sprintf("round %d: sending the update", event.Round), func() (err error) {
+	broken := false
+	err = s.patience.persist(ctx, fmt.Sprintf("round %d: sending the update", event.Round), func() (err error) {
+		if broken {
+			if err := resume(ctx, s.stub, update); err != nil {
+				return err
+			}
+			broken = false
+		}
 		receipt, err = upload(ctx, s.stub, update, components)
+		// A call that a limit refused has left nothing to ask for; and to ask would count against the limit too.
+		todo, _ := nextAfter(err)
+		broken = err != nil && todo == tryAgain && len(components) > 0
 		return err
 	})
 	if err != nil {

@@ -3,16 +3,18 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	pb "fedmtl-go/fedmtlpb"
 )
 
-// download gets a slice from its first byte, and checks it.
-func download(ctx context.Context, stub pb.FederatedMtlServiceClient, request *pb.GetSliceRequest) (
+// download gets a slice, checks it, and goes on with what an attempt before has left in parts.
+func download(ctx context.Context, stub pb.FederatedMtlServiceClient, request *pb.GetSliceRequest, parts *assembler) (
 	*pb.SliceHeader, []component, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the call where it is left early
+	request.Held = parts.held()
 	stream, err := stub.GetSlice(ctx, request)
 	if err != nil {
 		return nil, nil, err
@@ -25,8 +27,7 @@ func download(ctx context.Context, stub pb.FederatedMtlServiceClient, request *p
 	if header == nil {
 		return nil, nil, errors.New("expected a header first in the slice's stream")
 	}
-	parts, err := newAssembler(header)
-	if err != nil {
+	if err := parts.begin(header); err != nil {
 		return nil, nil, err
 	}
 	for {
@@ -48,7 +49,30 @@ func download(ctx context.Context, stub pb.FederatedMtlServiceClient, request *p
 	}
 }
 
-// upload sends an update from its first byte. Sent again with the same header it counts once.
+// resume has an update's components begin where the bytes end that the server has of it.
+func resume(ctx context.Context, stub pb.FederatedMtlServiceClient, header *pb.UpdateHeader) error {
+	answer, err := stub.QueryUpload(ctx, &pb.QueryUploadRequest{
+		RunId: header.RunId, ClientId: header.ClientId, UpdateId: header.UpdateId,
+	})
+	if err != nil {
+		return err
+	}
+	for _, c := range header.Components {
+		c.StartOffset = 0
+		for _, staged := range answer.Components {
+			if staged.Scope == c.Scope {
+				c.StartOffset = staged.NumBytes
+			}
+		}
+		if c.StartOffset > c.EncodedBytes {
+			return fmt.Errorf("%s: the server has %d of %d bytes", c.Scope, c.StartOffset, c.EncodedBytes)
+		}
+	}
+	return nil
+}
+
+// upload sends an update, of each component what follows its start_offset. An update that is sent again with the same
+// update_id counts once.
 func upload(ctx context.Context, stub pb.FederatedMtlServiceClient, header *pb.UpdateHeader, components []component) (
 	*pb.PushUpdateResponse, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -57,26 +81,19 @@ func upload(ctx context.Context, stub pb.FederatedMtlServiceClient, header *pb.U
 	if err != nil {
 		return nil, err
 	}
-	part := &pb.PushUpdateRequest_Header{Header: header}
-	// io.EOF means that the call is over, and CloseAndRecv says why.
-	if err := stream.Send(&pb.PushUpdateRequest{Part: part}); err != nil && err != io.EOF {
+	err = stream.Send(&pb.PushUpdateRequest{Part: &pb.PushUpdateRequest_Header{Header: header}})
+	if err == nil && len(components) > 0 {
+		_, err = stream.Header() // comes when the server has room for the chunks
+	}
+	for i, c := range components {
+		size := uint64(len(c.data))
+		for offset := header.Components[i].StartOffset; err == nil && offset < size; offset += maxChunkBytes {
+			part := &pb.PushUpdateRequest_Chunk{Chunk: c.nextChunk(offset)}
+			err = stream.Send(&pb.PushUpdateRequest{Part: part})
+		}
+	}
+	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	if len(components) > 0 {
-		if _, err := stream.Header(); err != nil { // comes when the server has room for the chunks
-			return nil, err
-		}
-	}
-	for _, c := range components {
-		for _, chunk := range cut(c.layout.scope, c.data) {
-			err := stream.Send(&pb.PushUpdateRequest{Part: &pb.PushUpdateRequest_Chunk{Chunk: chunk}})
-			if err == io.EOF {
-				return stream.CloseAndRecv()
-			}
-			if err != nil {
-				return nil, err
-			}
-		}
-	}
-	return stream.CloseAndRecv()
+	return stream.CloseAndRecv() // after an io.EOF the call is over, and this says why
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -108,36 +109,73 @@ type arrival struct {
 	data         []byte
 }
 
-// assembler puts a slice's chunks together.
+// readArrival reads what a slice's header says of one component.
+func readArrival(c *pb.Component) (*arrival, error) {
+	l, err := readLayout(c.Scope, c.Tensors)
+	if err != nil {
+		return nil, err
+	}
+	if c.NumBytes != l.numBytes {
+		return nil, fmt.Errorf("%s: the header says %d bytes, its tensors take %d", c.Scope, c.NumBytes, l.numBytes)
+	}
+	if len(c.BaseDigest) != 0 {
+		return nil, fmt.Errorf("%s: the server sends a difference, though none was asked for", c.Scope)
+	}
+	one := &arrival{layout: l, encoding: c.Encoding, digest: c.Digest, encodedBytes: c.EncodedBytes}
+	if c.Encoding == pb.Encoding_ENCODING_UNSPECIFIED && c.EncodedBytes == 0 {
+		one.encodedBytes = c.NumBytes
+	}
+	return one, nil
+}
+
+// goesOn says whether the bytes of another arrival are the first of this one's.
+func (one *arrival) goesOn(other *arrival) bool {
+	return len(one.digest) != 0 && bytes.Equal(one.digest, other.digest) && one.encoding == other.encoding &&
+		one.encodedBytes == other.encodedBytes
+}
+
+// assembler puts a slice's chunks together, over however many streams.
 type assembler struct {
 	// arrivals are in the header's order.
 	arrivals []*arrival
 }
 
-// newAssembler reads what a slice's header announces. Memory is taken for what arrives, not for what is announced.
-func newAssembler(header *pb.SliceHeader) (*assembler, error) {
-	a := &assembler{}
+// begin reads what a stream's header announces. What it goes on with stays; memory is taken for what arrives, not for
+// what is announced.
+func (a *assembler) begin(header *pb.SliceHeader) error {
+	var next assembler
 	for _, c := range header.Components {
-		l, err := readLayout(c.Scope, c.Tensors)
+		one, err := readArrival(c)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if c.NumBytes != l.numBytes {
-			return nil, fmt.Errorf("%s: the header says %d bytes, its tensors take %d", c.Scope, c.NumBytes, l.numBytes)
+		if next.find(c.Scope) != nil {
+			return fmt.Errorf("%s: twice in one header", c.Scope)
 		}
-		if c.StartOffset != 0 || len(c.BaseDigest) != 0 {
-			return nil, fmt.Errorf("%s: the server counts on bytes that this client hasn't said it holds", c.Scope)
+		known := a.find(c.Scope)
+		if c.StartOffset > 0 {
+			if known == nil || !one.goesOn(known) || c.StartOffset > uint64(len(known.data)) {
+				return fmt.Errorf("%s: the server goes on at byte %d of what isn't here", c.Scope, c.StartOffset)
+			}
+			one.data = known.data[:c.StartOffset]
 		}
-		if a.find(c.Scope) != nil {
-			return nil, fmt.Errorf("%s: twice in one header", c.Scope)
-		}
-		one := &arrival{layout: l, encoding: c.Encoding, digest: c.Digest, encodedBytes: c.EncodedBytes}
-		if c.Encoding == pb.Encoding_ENCODING_UNSPECIFIED && c.EncodedBytes == 0 {
-			one.encodedBytes = c.NumBytes
-		}
-		a.arrivals = append(a.arrivals, one)
+		next.arrivals = append(next.arrivals, one)
 	}
-	return a, nil
+	*a = next
+	return nil
+}
+
+// held says what needs not be sent again.
+func (a *assembler) held() []*pb.HeldComponent {
+	var held []*pb.HeldComponent
+	for _, one := range a.arrivals {
+		if len(one.data) > 0 {
+			held = append(held, &pb.HeldComponent{
+				Scope: one.layout.scope, Digest: one.digest, NumBytes: uint64(len(one.data)), Encoding: one.encoding,
+			})
+		}
+	}
+	return held
 }
 
 func (a *assembler) find(scope string) *arrival {
@@ -186,7 +224,8 @@ func (a *assembler) finish() ([]component, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", one.layout.scope, err)
 		}
-		if sum := sha256.Sum256(data); len(one.digest) != 0 && string(sum[:]) != string(one.digest) {
+		if sum := sha256.Sum256(data); len(one.digest) != 0 && !bytes.Equal(sum[:], one.digest) {
+			one.data = nil // none of it is good for going on
 			return nil, fmt.Errorf("%s: SHA-256 is %x, the header says %x: %w", one.layout.scope, sum, one.digest, errDamaged)
 		}
 		components = append(components, component{one.layout, data})
@@ -203,17 +242,13 @@ func verify(chunk *pb.Chunk) error {
 	return nil
 }
 
-// cut gives a component's chunks, in their order.
-func cut(scope string, data []byte) []*pb.Chunk {
-	var chunks []*pb.Chunk
-	for begin := 0; begin < len(data); begin += maxChunkBytes {
-		end := begin + maxChunkBytes
-		if end > len(data) {
-			end = len(data)
-		}
-		chunks = append(chunks, newChunk(scope, uint64(begin), data[begin:end]))
+// nextChunk gives the chunk of a component that begins at an offset.
+func (c component) nextChunk(offset uint64) *pb.Chunk {
+	end := offset + maxChunkBytes
+	if end > uint64(len(c.data)) {
+		end = uint64(len(c.data))
 	}
-	return chunks
+	return newChunk(c.layout.scope, offset, c.data[offset:end])
 }
 
 func newChunk(scope string, offset uint64, data []byte) *pb.Chunk {

@@ -9,19 +9,23 @@ import (
 	pb "fedmtl-go/fedmtlpb"
 )
 
-// sliceOf announces one component of n float32 numbers.
-func sliceOf(t *testing.T, data []byte) *assembler {
-	t.Helper()
+// headerOf announces one component of float32 numbers.
+func headerOf(data []byte) *pb.SliceHeader {
 	sum := sha256.Sum256(data)
 	numBytes := uint64(len(data))
-	a, err := newAssembler(&pb.SliceHeader{Components: []*pb.Component{{
+	return &pb.SliceHeader{Components: []*pb.Component{{
 		Scope: "shared", NumBytes: numBytes, EncodedBytes: numBytes, Digest: sum[:],
 		Encoding: pb.Encoding_ENCODING_FLOAT32,
 		Tensors: []*pb.TensorSpec{{
 			Name: "a", Dtype: pb.ElementType_ELEMENT_TYPE_FLOAT32, Shape: []uint64{numBytes / 4},
 		}},
-	}}})
-	if err != nil {
+	}}}
+}
+
+func sliceOf(t *testing.T, data []byte) *assembler {
+	t.Helper()
+	a := &assembler{}
+	if err := a.begin(headerOf(data)); err != nil {
 		t.Fatal(err)
 	}
 	return a
@@ -30,19 +34,46 @@ func sliceOf(t *testing.T, data []byte) *assembler {
 func TestAComponentIsCutAndPutTogetherAgain(t *testing.T) {
 	data := make([]byte, 2*maxChunkBytes+4)
 	data[0], data[len(data)-1] = 1, 2
-	chunks := cut("shared", data)
-	if len(chunks) != 3 || len(chunks[2].Data) != 4 || chunks[2].Offset != 2*maxChunkBytes {
-		t.Fatalf("%d chunks, the last at %d", len(chunks), chunks[len(chunks)-1].Offset)
-	}
 	a := sliceOf(t, data)
-	for _, chunk := range chunks {
-		if err := a.add(chunk); err != nil {
+	whole := component{a.arrivals[0].layout, data}
+	if last := whole.nextChunk(2 * maxChunkBytes); len(last.Data) != 4 {
+		t.Fatalf("the last chunk has %d bytes", len(last.Data))
+	}
+	for offset := uint64(0); offset < uint64(len(data)); offset += maxChunkBytes {
+		if err := a.add(whole.nextChunk(offset)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	components, err := a.finish()
 	if err != nil || !bytes.Equal(components[0].data, data) {
 		t.Fatalf("it isn't what was cut: %v", err)
+	}
+}
+
+func TestADownloadGoesOnWithWhatIsHere(t *testing.T) {
+	data := []byte{1, 2, 3, 4, 5, 6, 7, 8}
+	a := sliceOf(t, data)
+	if err := a.add(newChunk("shared", 0, data[:6])); err != nil {
+		t.Fatal(err)
+	}
+	if held := a.held(); len(held) != 1 || held[0].NumBytes != 6 {
+		t.Fatalf("held: %v", held)
+	}
+	header := headerOf(data)
+	header.Components[0].StartOffset = 4 // the server may go back a little
+	if err := a.begin(header); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.add(newChunk("shared", 4, data[4:])); err != nil {
+		t.Fatal(err)
+	}
+	if components, err := a.finish(); err != nil || !bytes.Equal(components[0].data, data) {
+		t.Fatalf("it isn't the whole: %v", err)
+	}
+	other := headerOf([]byte{8, 7, 6, 5, 4, 3, 2, 1})
+	other.Components[0].StartOffset = 4
+	if err := a.begin(other); err == nil {
+		t.Error("another version goes on with these bytes")
 	}
 }
 

@@ -23,7 +23,8 @@ constexpr char kUsage[] =
     "usage: fedmtl-cpp train --server HOST:PORT --task TASK --client-id ID [--token-file FILE]\n"
     "       fedmtl-cpp vectors DIR\n";
 
-constexpr int kExitFailure = 1, kExitUsage = 2, kExitInterrupted = 128 + SIGINT;
+// The last is added to a signal's number.
+constexpr int kExitFailure = 1, kExitUsage = 2, kExitSignal = 128;
 
 // A mistake on the command line.
 struct UsageError : std::runtime_error {
@@ -42,7 +43,7 @@ class SignalWatch {
     thread_ = std::thread([this, &interruption] {
       int number = 0;
       if (sigwait(&signals_, &number) == 0 && number != SIGUSR1) {
-        interruption.request();
+        interruption.request(number);
       }
     });
   }
@@ -124,7 +125,7 @@ int main(int count, char** arguments) {
     command(count - 1, arguments + 1);
   } catch (const Interrupted& error) {
     log_line(error.what());
-    return kExitInterrupted;
+    return kExitSignal + error.signal;
   } catch (const UsageError& error) {
     std::cerr << "error: " << error.what() << "\n" << kUsage;
     return kExitUsage;

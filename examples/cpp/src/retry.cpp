@@ -16,8 +16,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long to go on trying a server that doesn't answer.
-constexpr double kPatienceS = 20;
 // The longest that a server can make this client wait.
 constexpr double kMaxAskedWaitS = 3600;
 
@@ -60,9 +58,9 @@ grpc::Status attempt(const std::function<void()>& call) {
 
 }  // namespace
 
-void Interruption::request() {
+void Interruption::request(int signal) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  requested_ = true;
+  signal_ = signal;
   for (grpc::ClientContext* call : calls_) {
     call->TryCancel();
   }
@@ -71,15 +69,15 @@ void Interruption::request() {
 
 void Interruption::check() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (requested_) {
-    throw Interrupted();
+  if (signal_ != 0) {
+    throw Interrupted(signal_);
   }
 }
 
 void Interruption::sleep(double seconds) {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return requested_; })) {
-    throw Interrupted();
+  if (changed_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return signal_ != 0; })) {
+    throw Interrupted(signal_);
   }
 }
 
@@ -113,19 +111,24 @@ Advice advice_for(const grpc::Status& status) {
   }
 }
 
-void persist(Interruption& interruption, const std::string& what, const std::function<void()>& call) {
+void persist(Interruption& interruption, double patience_s, const std::string& what,
+             const std::function<void()>& call) {
   std::optional<Clock::time_point> failing;
   for (double ceiling_s = kFirstWaitS;; ceiling_s = std::min(2 * ceiling_s, kMaxWaitS)) {
     const grpc::Status status = attempt(call);
     if (status.ok()) {
       return;
     }
+    interruption.check();
+    const Next next = advice_for(status).next;
     if (!failing) {
       failing = Clock::now();
+      if (next == Next::kTryAgain || next == Next::kTryAgainLater) {
+        log_line(what + ": trying again: " + status.error_message());
+      }
     }
     const double failing_s = seconds_since(*failing);
-    interruption.check();
-    if (advice_for(status).next == Next::kTryAgain && failing_s > kPatienceS) {
+    if (next == Next::kTryAgain && failing_s > patience_s) {
       throw std::runtime_error(what + ": gave up after " + rounded(failing_s, 0) + " s: " + status.error_message());
     }
     back_off(interruption, what, status, ceiling_s);
@@ -148,7 +151,6 @@ void back_off(Interruption& interruption, const std::string& what, const grpc::S
       wait_s = advice.wait_s + uniform(advice.wait_s / 2);  // so that not all come at once
       break;
   }
-  log_line(what + ": trying again in " + rounded(wait_s, 1) + " s: " + status.error_message());
   interruption.sleep(wait_s);
 }
 

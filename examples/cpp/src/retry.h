@@ -24,16 +24,17 @@ struct RoundLost : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The user has said to stop.
+// The user has said to stop, with a signal.
 struct Interrupted : std::runtime_error {
-  Interrupted() : std::runtime_error("interrupted") {}
+  explicit Interrupted(int by) : std::runtime_error("interrupted"), signal(by) {}
+  int signal;
 };
 
 // Ends what is in progress when the user says to stop. Safe to use from several threads.
 class Interruption {
  public:
   // Cancels the calls in progress, and every later one.
-  void request();
+  void request(int signal);
 
   // Throws Interrupted once it was requested.
   void check();
@@ -57,7 +58,8 @@ class Interruption {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  bool requested_ = false;
+  // 0 until it was requested.
+  int signal_ = 0;
   std::set<grpc::ClientContext*> calls_;
 };
 
@@ -71,8 +73,13 @@ struct Advice {
 
 Advice advice_for(const grpc::Status& status);
 
+// How long to go on trying a server that was never reached, as who typed its address looks on; and one that was, and may
+// be started again.
+constexpr double kFirstPatienceS = 10, kPatienceS = 300;
+
 // Calls until it goes well, or the contract or the server's silence says to stop.
-void persist(Interruption& interruption, const std::string& what, const std::function<void()>& call);
+void persist(Interruption& interruption, double patience_s, const std::string& what,
+             const std::function<void()>& call);
 
 // Waits until a call may be tried again after an error: for up to `ceiling_s`, or for as long as the server asks.
 // Throws where it may not.

@@ -57,7 +57,7 @@ bool Session::watch() {
   std::unique_ptr<grpc::ClientReader<pb::WatchRoundsResponse>> events;
   pb::WatchRoundsResponse event;
   // The stream is open, and the client present, once its first event is there: where the run stands.
-  persist(interruption_, "joining the run at " + connection_.address, [&] {
+  persist(interruption_, patience_s_, "joining the run at " + connection_.address, [&] {
     events.reset();
     call.reset();
     context = std::make_unique<grpc::ClientContext>();
@@ -69,6 +69,7 @@ bool Session::watch() {
       throw CallFailed(status.ok() ? grpc::Status(grpc::StatusCode::UNAVAILABLE, "no event came") : status);
     }
   });
+  patience_s_ = kPatienceS;
   try {
     do {
       if (event.kind() == pb::ROUND_EVENT_KIND_FINISHED) {
@@ -88,6 +89,8 @@ bool Session::watch() {
   if (status.ok()) {
     status = grpc::Status(grpc::StatusCode::UNAVAILABLE, "the server ended the stream early");
   }
+  interruption_.check();
+  log_line("server lost: " + status.error_message());
   back_off(interruption_, "watching the rounds", status, kFirstWaitS);
   return false;
 }
@@ -120,12 +123,25 @@ void Session::take_part(const pb::WatchRoundsResponse& event) {
   request.set_round(event.round());
   request.set_encoding(pb::ENCODING_FLOAT32);
   Slice slice;
-  persist(interruption_, round + "getting the slice",
-          [&] { slice = download(connection_, interruption_, request); });
-  const Update update = work(slice);
+  Assembler parts;
+  persist(interruption_, patience_s_, round + "getting the slice",
+          [&] { slice = download(connection_, interruption_, request, parts); });
+  Update update = work(slice);
   pb::PushUpdateResponse receipt;
-  persist(interruption_, round + "sending the update",
-          [&] { receipt = upload(connection_, interruption_, update.header, update.components); });
+  bool broken = false;
+  persist(interruption_, patience_s_, round + "sending the update", [&] {
+    if (broken) {
+      resume(connection_, interruption_, update.header);
+      broken = false;
+    }
+    try {
+      receipt = upload(connection_, interruption_, update.header, update.components);
+    } catch (const CallFailed& error) {
+      // A call that a limit refused has left nothing to ask for; and to ask would count against the limit too.
+      broken = advice_for(error.status).next == Next::kTryAgain && !update.components.empty();
+      throw;
+    }
+  });
   const bool before = receipt.outcome() == pb::OUTCOME_DUPLICATE;
   log_line(round + "slice " + rounded(static_cast<double>(slice.header.total_bytes()) / 1e6, 1) + " MB, loss " +
            update.loss + (before ? ", accepted before" : ", accepted"));

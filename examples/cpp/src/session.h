@@ -34,6 +34,7 @@ class Session {
   std::string client_id_, task_;
   // The run that the client has joined, and what it was last told to wait for.
   std::string joined_, waiting_;
+  double patience_s_ = kFirstPatienceS;
 };
 
 }  // namespace fedmtl_cpp

@@ -14,8 +14,8 @@ void require_ok(const grpc::Status& status) {
 }
 
 // Writes a component's chunks. False if the call is over; its status says why.
-bool write_chunks(grpc::ClientWriter<pb::PushUpdateRequest>& writer, const Component& component) {
-  for (std::uint64_t offset = 0; offset < component.data.size(); offset += kMaxChunkBytes) {
+bool write_chunks(grpc::ClientWriter<pb::PushUpdateRequest>& writer, const Component& component, std::uint64_t offset) {
+  for (; offset < component.data.size(); offset += kMaxChunkBytes) {
     pb::PushUpdateRequest message;
     *message.mutable_chunk() =
         make_chunk(component.layout.scope, offset, component.data.substr(offset, kMaxChunkBytes));
@@ -46,7 +46,12 @@ Connection connect(const std::string& address, const std::string& token) {
   return {address, token, pb::FederatedMtlService::NewStub(channel)};
 }
 
-Slice download(const Connection& connection, Interruption& interruption, const pb::GetSliceRequest& request) {
+Slice download(const Connection& connection, Interruption& interruption, pb::GetSliceRequest request,
+               Assembler& parts) {
+  request.clear_held();
+  for (pb::HeldComponent& one : parts.held()) {
+    *request.add_held() = std::move(one);
+  }
   grpc::ClientContext context;
   connection.prepare(context);
   const Interruption::Call call(interruption, context);
@@ -61,19 +66,42 @@ Slice download(const Connection& connection, Interruption& interruption, const p
       throw Malformed("expected a header first in the slice's stream");
     }
     Slice slice{message.header(), {}};
-    Assembler assembler(slice.header);
+    parts.begin(slice.header);
     while (reader->Read(&message)) {
       if (!message.has_chunk()) {
         throw Malformed("expected a chunk after the header in the slice's stream");
       }
-      assembler.add(message.chunk());
+      parts.add(message.chunk());
     }
     require_ok(reader->Finish());
-    slice.components = assembler.finish();
+    slice.components = parts.finish();
     return slice;
   } catch (...) {
     context.TryCancel();  // has no effect on a call that is over
     throw;
+  }
+}
+
+void resume(const Connection& connection, Interruption& interruption, pb::UpdateHeader& header) {
+  grpc::ClientContext context;
+  connection.prepare(context);
+  const Interruption::Call call(interruption, context);
+  pb::QueryUploadRequest request;
+  request.set_run_id(header.run_id());
+  request.set_client_id(header.client_id());
+  request.set_update_id(header.update_id());
+  pb::QueryUploadResponse answer;
+  require_ok(connection.stub->QueryUpload(&context, request, &answer));
+  for (pb::Component& component : *header.mutable_components()) {
+    component.set_start_offset(0);
+    for (const pb::StagedComponent& staged : answer.components()) {
+      if (staged.scope() == component.scope()) {
+        component.set_start_offset(staged.num_bytes());
+      }
+    }
+    if (component.start_offset() > component.encoded_bytes()) {
+      throw Malformed(component.scope() + ": the server has more of it than there is");
+    }
   }
 }
 
@@ -90,8 +118,9 @@ pb::PushUpdateResponse upload(const Connection& connection, Interruption& interr
   if (going_on && !components.empty()) {
     writer->WaitForInitialMetadata();  // comes when the server has room for the chunks, or with the call's end
   }
-  for (const Component& component : components) {
-    going_on = going_on && write_chunks(*writer, component);
+  for (std::size_t i = 0; i < components.size(); ++i) {
+    const std::uint64_t offset = header.components(static_cast<int>(i)).start_offset();
+    going_on = going_on && write_chunks(*writer, components[i], offset);
   }
   writer->WritesDone();
   require_ok(writer->Finish());

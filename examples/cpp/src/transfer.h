@@ -29,10 +29,16 @@ struct Slice {
   std::vector<Component> components;
 };
 
-// Gets a slice from its first byte, and checks it. Throws CallFailed, Damaged or Malformed.
-Slice download(const Connection& connection, Interruption& interruption, const pb::GetSliceRequest& request);
+// Gets a slice, checks it, and goes on with what an attempt before has left in `parts`. Throws CallFailed, Damaged or
+// Malformed.
+Slice download(const Connection& connection, Interruption& interruption, pb::GetSliceRequest request,
+               Assembler& parts);
 
-// Sends an update from its first byte; sent again with the same header it counts once. Throws CallFailed.
+// Has an update's components begin where the bytes end that the server has of it. Throws CallFailed or Malformed.
+void resume(const Connection& connection, Interruption& interruption, pb::UpdateHeader& header);
+
+// Sends an update, of each component what follows its start_offset. An update that is sent again with the same update_id
+// counts once. Throws CallFailed.
 pb::PushUpdateResponse upload(const Connection& connection, Interruption& interruption, const pb::UpdateHeader& header,
                               const std::vector<Component>& components);
 

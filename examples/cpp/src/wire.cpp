@@ -135,27 +135,27 @@ void verify(const pb::Chunk& chunk) {
   }
 }
 
-Assembler::Assembler(const pb::SliceHeader& header) {
-  for (const pb::Component& component : header.components()) {
-    Layout layout = read_layout(component.scope(), component.tensors());
-    if (component.num_bytes() != layout.num_bytes) {
-      throw Malformed(layout.scope + ": the header says " + std::to_string(component.num_bytes()) +
-                      " bytes, its tensors take " + std::to_string(layout.num_bytes));
-    }
-    if (component.start_offset() != 0 || !component.base_digest().empty()) {
-      throw Malformed(layout.scope + ": the server counts on bytes that this client hasn't said it holds");
-    }
-    if (find(layout.scope) != nullptr) {
-      throw Malformed(layout.scope + ": twice in one header");
-    }
-    const bool left_out = component.encoding() == pb::ENCODING_UNSPECIFIED && component.encoded_bytes() == 0;
-    const std::uint64_t encoded_bytes = left_out ? component.num_bytes() : component.encoded_bytes();
-    arrivals_.push_back({std::move(layout), component.encoding(), component.digest(), encoded_bytes, {}});
-  }
+bool Assembler::Arrival::goes_on(const Arrival& other) const {
+  return !digest.empty() && digest == other.digest && encoding == other.encoding &&
+         encoded_bytes == other.encoded_bytes;
 }
 
-Assembler::Arrival* Assembler::find(const std::string& scope) {
-  for (Arrival& arrival : arrivals_) {
+Assembler::Arrival Assembler::read(const pb::Component& component) {
+  Layout layout = read_layout(component.scope(), component.tensors());
+  if (component.num_bytes() != layout.num_bytes) {
+    throw Malformed(layout.scope + ": the header says " + std::to_string(component.num_bytes()) +
+                    " bytes, its tensors take " + std::to_string(layout.num_bytes));
+  }
+  if (!component.base_digest().empty()) {
+    throw Malformed(layout.scope + ": the server sends a difference, though none was asked for");
+  }
+  const bool left_out = component.encoding() == pb::ENCODING_UNSPECIFIED && component.encoded_bytes() == 0;
+  const std::uint64_t encoded_bytes = left_out ? component.num_bytes() : component.encoded_bytes();
+  return {std::move(layout), component.encoding(), component.digest(), encoded_bytes, {}};
+}
+
+Assembler::Arrival* Assembler::find(std::vector<Arrival>& arrivals, const std::string& scope) {
+  for (Arrival& arrival : arrivals) {
     if (arrival.layout.scope == scope) {
       return &arrival;
     }
@@ -163,8 +163,42 @@ Assembler::Arrival* Assembler::find(const std::string& scope) {
   return nullptr;
 }
 
+void Assembler::begin(const pb::SliceHeader& header) {
+  std::vector<Arrival> next;
+  for (const pb::Component& component : header.components()) {
+    Arrival arrival = read(component);
+    const std::string& scope = arrival.layout.scope;
+    if (find(next, scope) != nullptr) {
+      throw Malformed(scope + ": twice in one header");
+    }
+    if (const std::uint64_t start = component.start_offset(); start > 0) {
+      const Arrival* known = find(arrivals_, scope);
+      if (known == nullptr || !arrival.goes_on(*known) || start > known->data.size()) {
+        throw Malformed(scope + ": the server goes on at byte " + std::to_string(start) + " of what isn't here");
+      }
+      arrival.data = known->data.substr(0, start);
+    }
+    next.push_back(std::move(arrival));
+  }
+  arrivals_ = std::move(next);
+}
+
+std::vector<pb::HeldComponent> Assembler::held() const {
+  std::vector<pb::HeldComponent> held;
+  for (const Arrival& arrival : arrivals_) {
+    if (!arrival.data.empty()) {
+      pb::HeldComponent& one = held.emplace_back();
+      one.set_scope(arrival.layout.scope);
+      one.set_digest(arrival.digest);
+      one.set_num_bytes(arrival.data.size());
+      one.set_encoding(arrival.encoding);
+    }
+  }
+  return held;
+}
+
 void Assembler::add(const pb::Chunk& chunk) {
-  Arrival* arrival = find(chunk.scope());
+  Arrival* arrival = find(arrivals_, chunk.scope());
   if (arrival == nullptr) {
     throw Malformed("a chunk of '" + chunk.scope() + "', which the header doesn't have");
   }
@@ -200,9 +234,10 @@ std::vector<Component> Assembler::finish() {
     }
     std::string data = decode(arrival.layout, arrival.encoding, arrival.data);
     if (!arrival.digest.empty() && sha256(data) != arrival.digest) {
+      arrival.data.clear();  // none of it is good for going on
       throw Damaged(scope + ": the bytes contradict the header's SHA-256");
     }
-    components.push_back({std::move(arrival.layout), std::move(data)});
+    components.push_back({arrival.layout, std::move(data)});
   }
   return components;
 }

@@ -78,11 +78,15 @@ pb::Chunk make_chunk(const std::string& scope, std::uint64_t offset, std::string
 // Compares a chunk with its checksum.
 void verify(const pb::Chunk& chunk);
 
-// Puts a slice's chunks together.
+// Puts a slice's chunks together, over however many streams.
 class Assembler {
  public:
-  // Reads what a slice's header announces. Memory is taken for what arrives, not for what is announced.
-  explicit Assembler(const pb::SliceHeader& header);
+  // Reads what a stream's header announces. What it goes on with stays; memory is taken for what arrives, not for what
+  // is announced.
+  void begin(const pb::SliceHeader& header);
+
+  // What needs not be sent again.
+  std::vector<pb::HeldComponent> held() const;
 
   // Takes one chunk. The checks are those of docs/wire.md, in its order.
   void add(const pb::Chunk& chunk);
@@ -98,9 +102,13 @@ class Assembler {
     // Expected in all; `data` has those that are here.
     std::uint64_t encoded_bytes;
     std::string data;
+
+    // Whether the bytes of another arrival are the first of this one's.
+    bool goes_on(const Arrival& other) const;
   };
 
-  Arrival* find(const std::string& scope);
+  static Arrival read(const pb::Component& component);
+  static Arrival* find(std::vector<Arrival>& arrivals, const std::string& scope);
 
   std::vector<Arrival> arrivals_;
 };

@@ -54,12 +54,33 @@ pb::SliceHeader header_of(const std::string& data) {
   return header;
 }
 
+Assembler assembler_of(const pb::SliceHeader& header) {
+  Assembler assembler;
+  assembler.begin(header);
+  return assembler;
+}
+
 void chunks_that_fit_are_put_together() {
   const std::string data("\1\2\3\4\5\6\7\10", 8);
-  Assembler assembler(header_of(data));
+  Assembler assembler = assembler_of(header_of(data));
   assembler.add(make_chunk("shared", 0, data.substr(0, 4)));
   assembler.add(make_chunk("shared", 4, data.substr(4)));
   check(assembler.finish().at(0).data == data, "a component is what its chunks were");
+}
+
+void a_download_goes_on_with_what_is_here() {
+  const std::string data = "8 bytes.";
+  Assembler assembler = assembler_of(header_of(data));
+  assembler.add(make_chunk("shared", 0, data.substr(0, 6)));
+  check(assembler.held().size() == 1 && assembler.held()[0].num_bytes() == 6, "what is here is held");
+  pb::SliceHeader header = header_of(data);
+  header.mutable_components(0)->set_start_offset(4);  // the server may go back a little
+  assembler.begin(header);
+  assembler.add(make_chunk("shared", 4, data.substr(4)));
+  check(assembler.finish().at(0).data == data, "a download in two parts is the whole");
+  pb::SliceHeader other = header_of("another.");
+  other.mutable_components(0)->set_start_offset(4);
+  check(throws<Malformed>([&] { assembler.begin(other); }), "another version doesn't go on with these bytes");
 }
 
 void chunks_that_do_not_fit_are_refused() {
@@ -75,13 +96,13 @@ void chunks_that_do_not_fit_are_refused() {
   };
   for (const auto& [name, chunk] : cases) {
     const pb::Chunk& bad = chunk;
-    check(throws<Malformed>([&] { Assembler(header_of(data)).add(bad); }), "a chunk is refused: " + name);
+    check(throws<Malformed>([&] { assembler_of(header_of(data)).add(bad); }), "a chunk is refused: " + name);
   }
-  check(throws<Malformed>([&] { Assembler(header_of(data)).finish(); }), "missing bytes are noticed");
+  check(throws<Malformed>([&] { assembler_of(header_of(data)).finish(); }), "missing bytes are noticed");
   pb::Chunk damaged = make_chunk("shared", 0, data);
   damaged.set_crc32c(damaged.crc32c() + 1);
-  check(throws<Damaged>([&] { Assembler(header_of(data)).add(damaged); }), "a checksum is compared");
-  Assembler other(header_of(data));
+  check(throws<Damaged>([&] { assembler_of(header_of(data)).add(damaged); }), "a checksum is compared");
+  Assembler other = assembler_of(header_of(data));
   other.add(make_chunk("shared", 0, std::string(8, 'y')));
   check(throws<Damaged>([&] { other.finish(); }), "a digest is compared");
 }
@@ -93,7 +114,7 @@ void tables_of_contents_that_make_no_sense_are_refused() {
     if (wrong == "offset") spec->set_offset(4);
     if (wrong == "element type") spec->set_dtype(pb::ELEMENT_TYPE_UNSPECIFIED);
     if (wrong == "size") spec->set_shape(0, std::uint64_t{1} << 62);
-    check(throws<Malformed>([&] { Assembler{header}; }), "a wrong " + wrong + " is refused");
+    check(throws<Malformed>([&] { assembler_of(header); }), "a wrong " + wrong + " is refused");
   }
 }
 
@@ -229,6 +250,7 @@ int main(int count, char** arguments) {
     return 2;
   }
   chunks_that_fit_are_put_together();
+  a_download_goes_on_with_what_is_here();
   chunks_that_do_not_fit_are_refused();
   tables_of_contents_that_make_no_sense_are_refused();
   every_finite_half_is_read_and_written_as_itself();
