@@ -21,15 +21,13 @@ help: ## List the targets.
 
 install: $(STAMP) ## Make .venv and install FedMTL with its development tools.
 
-# torch first and alone: the constraints then keep every other package from replacing it. MLflow's client last and alone:
-# it asks for cachetools<8, and does without.
+# torch first and alone: the constraints then keep every other package from replacing it.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "FedMTL needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,real]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$$(grep '^mlflow-skinny==' constraints.txt)"
 	@touch $@
 
 proto: $(STAMP) ## Write generated/ and docs/reference/contract.md from protos/.
