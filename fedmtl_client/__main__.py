@@ -1,11 +1,19 @@
 """`python -m fedmtl_client`, and the command `fedmtl-client`."""
 
+import sys
+
 from fedmtl_client.cli import app
 from fedmtl_core.cli import run
 
 
 def main() -> None:
-    run(app)
+    if sys.argv[1:2] == ["doctor"]:  # beside it the command has options that it needs, so that it can't be a group
+        from fedmtl_client.doctor_cli import doctor_app
+
+        sys.argv[:2] = [f"{sys.argv[0]} doctor"]
+        run(doctor_app)
+    else:
+        run(app)
 
 
 if __name__ == "__main__":

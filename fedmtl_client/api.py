@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 from fedmtl.v1 import federation_pb2_grpc as pb_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tenacity import RetryCallState, Retrying, retry_if_exception
 from tenacity.nap import sleep_using_event
 
@@ -269,6 +270,34 @@ class FederationApi:
             for offset in chunks.offsets(component.start_offset):
                 yield chunks.message(offset, compression)
                 self._last_contact = time.monotonic()  # it isn't asked for more where the call has ended
+
+    def get_plan(self) -> TrainingPlan:
+        """What the server plans for this client's task: the header of its slice, without the slice.
+
+        Raises:
+            RequestError: as for `get_slice`.
+        """
+
+        def attempt() -> TrainingPlan:
+            call = self._get_slice(
+                pb.GetSliceRequest(client_id=self.client_id, task=self.task), metadata=self._metadata
+            )
+            try:
+                opening = read_message(next(self._translated(call), b""), pb.GetSliceResponse)
+            finally:
+                call.cancel()
+            if isinstance(opening, Chunk) or opening.WhichOneof("part") != "header":
+                raise MalformedStreamError("expected a header first in the slice's stream")
+            return plan_from_proto(opening.header.plan)
+
+        return self._patiently(attempt)
+
+    def is_serving(self) -> bool:
+        """What gRPC's health check says of the server."""
+        stub: Any = health_pb2_grpc.HealthStub(self._channels[-1])
+        request = health_pb2.HealthCheckRequest(service=_SERVICE)
+        answer = self._patiently(lambda: self._call(lambda: stub.Check(request, metadata=self._metadata)))
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def get_status(self) -> pb.GetStatusResponse:
         """Where the run stands."""

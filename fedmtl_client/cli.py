@@ -20,14 +20,16 @@ from fedmtl_core.identifiers import require_identifier
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
-def _client_id(value: str) -> str:
+def identifier(value: str) -> str:
+    """A client's name as an option."""
     try:
         return require_identifier("client id", value)
     except InvalidRequestError as error:
         raise typer.BadParameter(str(error)) from None
 
 
-def _shard(value: str | None) -> str | None:
+def shard_name(value: str | None) -> str | None:
+    """`K/N` as an option."""
     try:
         parse_shard(value or WHOLE)
     except ValueError as error:
@@ -35,7 +37,8 @@ def _shard(value: str | None) -> str | None:
     return value
 
 
-def _address(value: str) -> str:
+def address(value: str) -> str:
+    """`HOST:PORT` as an option."""
     try:
         return parse_address(value)
     except ValueError as error:
@@ -45,11 +48,11 @@ def _address(value: str) -> str:
 @app.command(epilog=settings_help())
 def take_part(
     client_id: Annotated[
-        str, typer.Option(help="This client's name; no other client may have it.", callback=_client_id)
+        str, typer.Option(help="This client's name; no other client may have it.", callback=identifier)
     ],
     task: Annotated[str, typer.Option("--task", "--tasks", help="The task this client has data for.")],
     server: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=_address)
+        str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=address)
     ] = DEFAULT_ADDRESS,
     config: Annotated[
         Path | None,
@@ -58,7 +61,7 @@ def take_part(
     shard: Annotated[
         str | None,
         typer.Option(
-            metavar="K/N", help="Use the K-th of N disjoint parts of the rows; clients[].shard.", callback=_shard
+            metavar="K/N", help="Use the K-th of N disjoint parts of the rows; clients[].shard.", callback=shard_name
         ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; training.device.")] = None,
@@ -85,6 +88,7 @@ def take_part(
 
     Without a configuration the rows are the GLUE task's on the model hub, and the rest is what the server plans. Where
     the configuration's `clients` have this client id, its shard, token and certificate there are taken; options win.
+    `fedmtl-client doctor` with the same options looks at what is needed, and takes no part.
     """
     logs.configure(log_format.value)
     overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])
@@ -92,11 +96,11 @@ def take_part(
     files = {"tls_ca": tls_ca, "tls_certificate": tls_certificate, "tls_key": tls_key, "token_file": token_file}
     overrides += [f"client.{key}={json.dumps(str(path))}" for key, path in files.items() if path is not None]
     overrides += ["security.insecure=true"] if insecure else []
-    settled = _with_options_first(configuration.load(config, overrides, named), client_id, overrides)
+    settled = with_options_first(configuration.load(config, overrides, named), client_id, overrides)
     Client(settled, task=task, client_id=client_id, server=server, shard=shard, origin=config, progress_bar=True).run()
 
 
-def _with_options_first(config: Config, client_id: str, overrides: Sequence[str]) -> Config:
+def with_options_first(config: Config, client_id: str, overrides: Sequence[str]) -> Config:
     """A configuration whose `clients` don't name files for this client that the command line names too."""
     given = {override.partition("=")[0].removeprefix("client.") for override in overrides}
     own = dict.fromkeys(given & {"token_file", "tls_certificate", "tls_key"})

@@ -65,10 +65,10 @@ class Client:
         settled = configuration.resolve(config)
         self.task = task
         self.client_id = _client_id(settled, task, client_id)
-        listed = _listed(settled, self.client_id, task, origin)
-        self._section = _section(settled, task, origin)
-        self._config = _with_own_credentials(settled, listed)
-        self._shard = _checked(parse_shard, "shard", shard or (listed.shard if listed else WHOLE))
+        mine = listed(settled, self.client_id, task, origin)
+        self._section = section_of(settled, task, origin)
+        self._config = with_own_credentials(settled, mine)
+        self._shard = _checked(parse_shard, "shard", shard or (mine.shard if mine else WHOLE))
         self._server = _checked(parse_address, "server", server)
         self._progress_bar = progress_bar
         self._credentials = credentials.load(self._config)
@@ -124,7 +124,7 @@ class Client:
         config = self._config
         return ClientSettings(
             device=choose_device(config.training.device),
-            model=_own_model(config),
+            model=own_model(config),
             train_samples=self._section.train_samples or 0,
             val_samples=self._section.val_samples or 0,
             upload=config.wire.upload,
@@ -142,7 +142,12 @@ def _checked(parse: Any, what: str, text: str) -> Any:
         raise ConfigError(f"{what}: {error}") from None
 
 
-def _section(config: Config, task: str, origin: Path | None) -> TaskConfig:
+def section_of(config: Config, task: str, origin: Path | None) -> TaskConfig:
+    """What a configuration says of a task.
+
+    Raises:
+        ConfigError: nothing, and it is none that is known by name.
+    """
     if task in config.tasks:
         return config.tasks[task]
     if config.tasks or origin is not None:
@@ -167,7 +172,7 @@ def _client_id(config: Config, task: str, given: str | None) -> str:
         raise ConfigError(str(error)) from None
 
 
-def _listed(config: Config, client_id: str, task: str, origin: Path | None) -> LocalClient | None:
+def listed(config: Config, client_id: str, task: str, origin: Path | None) -> LocalClient | None:
     """What a configuration's `clients` say of this client.
 
     Raises:
@@ -186,7 +191,7 @@ def _name(origin: Path | None) -> str:
     return str(origin) if origin else "the configuration"
 
 
-def _with_own_credentials(config: Config, mine: LocalClient | None) -> Config:
+def with_own_credentials(config: Config, mine: LocalClient | None) -> Config:
     """A configuration with the files that this client has for itself."""
     own = {} if mine is None else {key: getattr(mine, key) for key in ("token_file", "tls_certificate", "tls_key")}
     files = {key: path for key, path in own.items() if path is not None}
@@ -209,7 +214,7 @@ def _trainer(config: Config) -> Callable[[TaskSpec, TrainingPlan, torch.device],
     return make
 
 
-def _own_model(config: Config) -> str | None:
+def own_model(config: Config) -> str | None:
     """The model this client's own configuration names, if it names one."""
     given = config.model.model_fields_set & {"server_model", "client_model"}
     return (config.model.client_model or config.model.server_model) if given else None

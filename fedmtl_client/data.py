@@ -7,10 +7,11 @@ import glob
 import math
 import tempfile
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -95,13 +96,44 @@ def load_task_data(spec: TaskSpec, source: DataConfig | None, shard: tuple[int, 
     Raises:
         DataError: there are no such rows, or they aren't what the task says; the message names the place.
     """
-    if source is None and spec.hub is None:
-        raise DataError(f"tasks.{spec.name}.data: needed, since {spec.name!r} is not on the hub under a known name")
-    if source is None and spec.hub is not None:
-        source = DataConfig(hub=spec.hub[0], subset=spec.hub[1])
-    assert source is not None
+    source = _source(spec, source)
     splits = [_rows(spec, _split(spec, source, name), _place(spec, source, name)) for name in ("train", "validation")]
     return TaskData(*(_shard(rows, shard, spec.name) for rows in splits))
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is in one split, whether it is all as the task says or not."""
+
+    num_rows: int
+    num_empty: int
+    """Rows with an empty text."""
+    labels: Mapping[str, int]
+    """Rows by label; none for a regression."""
+    unknown: Mapping[str, int]
+    """Rows by what stands there as a label and is none of the task's, or no number."""
+
+
+def survey(spec: TaskSpec, source: DataConfig | None, split: Literal["train", "validation"]) -> Survey:
+    """Look through one split of a task's rows, all shards of it.
+
+    Raises:
+        DataError: as for `load_task_data`, but for labels.
+    """
+    source = _source(spec, source)
+    columns, place = _split(spec, source, split), _place(spec, source, split)
+    texts = _texts(spec, columns, place)
+    labels: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for value in columns[spec.label_column]:
+        try:
+            number = _label(spec, value, place)
+        except DataError:
+            unknown[str(value)] += 1
+        else:
+            labels.update([spec.labels[int(number)]] if spec.labels else [])
+    num_empty = sum(any(not text.strip() for text in row) for row in texts)
+    return Survey(len(texts), num_empty, labels, unknown)
 
 
 class EncodedRows(Dataset[dict[str, Any]]):
@@ -132,6 +164,15 @@ class EncodedRows(Dataset[dict[str, Any]]):
         labels = torch.tensor([row["labels"] for row in rows], dtype=self._dtype)
         features = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
         return dict(self._tokenizer.pad(features, return_tensors="pt")), labels
+
+
+def _source(spec: TaskSpec, source: DataConfig | None) -> DataConfig:
+    """Where a task's rows are: its place on the hub if nothing else is said."""
+    if source is not None:
+        return source
+    if spec.hub is None:
+        raise DataError(f"tasks.{spec.name}.data: needed, since {spec.name!r} is not on the hub under a known name")
+    return DataConfig(hub=spec.hub[0], subset=spec.hub[1])
 
 
 def _split(spec: TaskSpec, source: DataConfig, split: str) -> Mapping[str, Sequence[Any]]:
@@ -228,6 +269,16 @@ def _columns(dataset: Any) -> Mapping[str, Sequence[Any]]:
 
 def _rows(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> Rows:
     """Rows checked against their task."""
+    texts = _texts(spec, columns, place)
+    labels = [
+        _label(spec, value, f"{place}: row {number}: {spec.label_column}")
+        for number, value in enumerate(columns[spec.label_column], 1)
+    ]
+    return Rows(texts, labels)
+
+
+def _texts(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> list[tuple[str, ...]]:
+    """The texts of rows that have their task's columns."""
     wanted = (*spec.text_columns, spec.label_column)
     if missing := [column for column in wanted if column not in columns]:
         raise DataError(
@@ -239,11 +290,7 @@ def _rows(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> R
         for column, text in zip(spec.text_columns, row, strict=True):
             if not isinstance(text, str):
                 raise DataError(f"{place}: row {number}: {column}: expected text, got {text!r}")
-    labels = [
-        _label(spec, value, f"{place}: row {number}: {spec.label_column}")
-        for number, value in enumerate(columns[spec.label_column], 1)
-    ]
-    return Rows(texts, labels)
+    return texts
 
 
 def _label(spec: TaskSpec, value: Any, place: str) -> float:

@@ -119,7 +119,7 @@ def load_encoder(
         if source == TOY_MODEL:
             encoder = BertModel(_first_layers(_toy_config(), source, num_hidden_layers))
         else:
-            encoder = _load_pretrained(_resolve(source), source, weights and not random_init, num_hidden_layers)
+            encoder = _load_pretrained(locate(source), source, weights and not random_init, num_hidden_layers)
     return encoder, int(encoder.config.hidden_size)
 
 
@@ -143,9 +143,12 @@ def load_tokenizer(source: str) -> Any:
     if source == TOY_MODEL:
         return _toy_tokenizer()
     try:
-        return AutoTokenizer.from_pretrained(_resolve(source))
+        tokenizer = AutoTokenizer.from_pretrained(locate(source))
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # every word would be unknown to it
+            raise ValueError(f"it knows {len(tokenizer)} tokens, none of them a word's.")
     except (OSError, ValueError) as error:
         raise _unavailable(source, "tokenizer", error) from None
+    return tokenizer
 
 
 def _load_pretrained(location: str, source: str, weights: bool, num_hidden_layers: int | None) -> Any:
@@ -168,8 +171,12 @@ def _first_layers(config: Any, source: str, num_hidden_layers: int | None) -> An
     return config
 
 
-def _resolve(source: str) -> str:
-    """Where a model really lies: a folder's path, or a name on the hub."""
+def locate(source: str) -> str:
+    """Where a model really lies: a folder's path, or a name on the hub.
+
+    Raises:
+        ModelUnavailableError: it is to be in a folder or a package, and isn't there.
+    """
     if source.startswith("builtin:"):
         raise ModelUnavailableError(f"there is no built-in model {source!r}; expected {TOY_MODEL!r}")
     if not source.startswith(_PACKAGE_PREFIX):

@@ -11,6 +11,9 @@ from cryptography.hazmat.primitives import serialization
 
 from fedmtl_core.errors import ConfigError
 
+EXPIRES_SOON_DAYS = 14
+"""So long before its end, it is said of a certificate that it ends."""
+
 
 def read(setting: str, path: Path) -> bytes:
     """A file's bytes.

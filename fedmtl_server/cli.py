@@ -18,6 +18,7 @@ from fedmtl_core.cli import LogFormat, settings_help
 from fedmtl_core.errors import ConfigError, RunStoppedError
 from fedmtl_server.certs_cli import certs_app
 from fedmtl_server.clients_cli import clients_app
+from fedmtl_server.doctor_cli import examine as doctor
 from fedmtl_server.export_cli import export
 from fedmtl_server.runs_cli import runs_app
 
@@ -30,6 +31,7 @@ app.add_typer(runs_app, name="runs")
 app.add_typer(clients_app, name="clients")
 app.add_typer(certs_app, name="certs")
 app.command()(export)
+app.command("doctor")(doctor)
 
 
 @app.callback(invoke_without_command=True, epilog=settings_help())

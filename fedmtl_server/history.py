@@ -255,6 +255,22 @@ class History:
             raise
         return history
 
+    @classmethod
+    def schema_of(cls, database: str | Path) -> tuple[str | None, str]:
+        """The revision of a database's tables, None if it has none of ours yet, and the one that is needed.
+
+        Nothing is written.
+
+        Raises:
+            StoreError: it can't be reached or read, was written by a newer FedMTL, or is another program's.
+        """
+        history = cls(*_connect(database, create=False))
+        try:
+            schema, known = history._find_schema()
+        finally:
+            history.close()
+        return schema, known[0]
+
     def close(self) -> None:
         """Let go of the database."""
         with self._errors("close"):
@@ -435,21 +451,9 @@ class History:
     def _migrate(self, create: bool) -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         from alembic import command
-        from alembic.script import ScriptDirectory
 
         config = _alembic_config()
-        known = [one.revision for one in ScriptDirectory.from_config(config).walk_revisions()]  # newest first
-        with self._errors("read"), self._engine.connect() as connection:
-            tables = sa.inspect(connection).get_table_names()  # first: another process may be making them
-            schema = _schema(connection)
-        if schema is not None and schema not in known:
-            raise StoreError(
-                f"{self.name} was written by a newer FedMTL (schema {schema}; this one knows up to {known[0]}); "
-                "update FedMTL"
-            )
-        strange = sorted(set(tables) & set(METADATA.tables))
-        if schema is None and strange:
-            raise StoreError(f"{self.name} isn't a history: its tables {', '.join(strange)} are another program's")
+        schema, known = self._find_schema()
         if schema is None and not create:
             raise StoreError(f"{self.name} holds no history")
         if create or schema != known[0]:
@@ -461,6 +465,25 @@ class History:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection
             command.upgrade(config, "head")  # from what it finds: another process may have been faster
+
+    def _find_schema(self) -> tuple[str | None, list[str]]:
+        """The revision of the tables, None without any, and those that are known, the newest first."""
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        from alembic.script import ScriptDirectory
+
+        known = [one.revision for one in ScriptDirectory.from_config(_alembic_config()).walk_revisions()]
+        with self._errors("read"), self._engine.connect() as connection:
+            tables = sa.inspect(connection).get_table_names()  # first: another process may be making them
+            schema = _schema(connection)
+        if schema is not None and schema not in known:
+            raise StoreError(
+                f"{self.name} was written by a newer FedMTL (schema {schema}; this one knows up to {known[0]}); "
+                "update FedMTL"
+            )
+        strange = sorted(set(tables) & set(METADATA.tables))
+        if schema is None and strange:
+            raise StoreError(f"{self.name} isn't a history: its tables {', '.join(strange)} are another program's")
+        return schema, known
 
     def _use_write_ahead_log(self) -> None:
         """On SQLite: readers don't hold up the writer. A file system that can't have it keeps the rollback journal."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import grpc
+from cryptography import x509
 
 from fedmtl_core import pem
 from fedmtl_core.addresses import is_loopback
@@ -15,18 +17,36 @@ from fedmtl_core.config import Config, TlsConfig
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
 
-EXPIRES_SOON_DAYS = 14
-"""So long before its end, the log says of a certificate that it ends."""
-
 _Stamp = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """What the files hold."""
 
     configuration: grpc.ServerCertificateConfiguration
-    valid_until: datetime
+    certificate: x509.Certificate
+    """The server's."""
+    client_ca: x509.Certificate | None
+
+
+def read(certificate: Path, key: Path, client_ca: Path | None) -> Loaded:
+    """What a server's files hold, if they are good and belong together.
+
+    Raises:
+        ConfigError: a file can't be read, isn't what it should be, or the certificate isn't valid now.
+    """
+    setting = "security.tls.certificate"
+    chain, own = pem.read_certificates(setting, certificate)
+    private = pem.read_key("security.tls.key", key, own)
+    pem.require_valid_now(setting, certificate, own)
+    roots, authority = pem.read_certificates("security.tls.client_ca", client_ca) if client_ca else (None, None)
+    return Loaded(grpc.ssl_server_certificate_configuration([(private, chain)], roots), own, authority)
+
+
+def is_readable_by_others(key: Path) -> bool:
+    """Whether more than its owner may read a private key."""
+    return bool(key.stat().st_mode & 0o077)
 
 
 class CertificateFiles:
@@ -81,22 +101,16 @@ class CertificateFiles:
             raise ConfigError(f"security.tls: can't read {error.filename}: {error.strerror}") from None
         return tuple((one.st_mtime_ns, one.st_ino, one.st_size) for one in stats)
 
-    def _load(self) -> _Loaded:
-        setting = "security.tls.certificate"
-        chain, certificate = pem.read_certificates(setting, self._certificate)
-        key = pem.read_key("security.tls.key", self._key, certificate)
-        pem.require_valid_now(setting, self._certificate, certificate)
-        roots = pem.read_certificates("security.tls.client_ca", self._client_ca)[0] if self._client_ca else None
-        configuration = grpc.ssl_server_certificate_configuration([(key, chain)], roots)
-        return _Loaded(configuration, certificate.not_valid_after_utc)
+    def _load(self) -> Loaded:
+        return read(self._certificate, self._key, self._client_ca)
 
     def _tell(self, event: str) -> None:
-        until = self._loaded.valid_until
+        until = self._loaded.certificate.not_valid_after_utc
         facts = {"path": str(self._certificate), "valid_until": until.isoformat()}
         self._log.info(event, **facts)
-        if (until - datetime.now(UTC)).days < EXPIRES_SOON_DAYS:
+        if (until - datetime.now(UTC)).days < pem.EXPIRES_SOON_DAYS:
             self._log.warning("certificate.expires_soon", **facts)
-        if self._key.stat().st_mode & 0o077:
+        if is_readable_by_others(self._key):
             self._log.warning("key.readable_by_others", path=str(self._key), expected="mode 0600")
 
 

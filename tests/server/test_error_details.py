@@ -131,7 +131,8 @@ async def test_facts_come_with_the_reason(tmp_path, request_, reason, facts):
 
 async def test_the_limits_and_the_gate_tell_as_much_as_the_servicer(tmp_path):
     sections = {"security": {"authentication": True}, "limits": {"request_bytes": 2000}}
-    async with serving(tmp_path, tiny_model("sst2"), sections=sections) as server:
+    settings = {"runs_dir": str(tmp_path)}
+    async with serving(tmp_path / "run", tiny_model("sst2"), settings=settings, sections=sections) as server:
         async with WireClient(server, "a", "sst2") as stranger:
             with pytest.raises(grpc.aio.AioRpcError) as unknown:
                 await stranger.stub.GetStatus(pb.GetStatusRequest())

@@ -1,0 +1,198 @@
+"""What a client needs, looked at before it starts: its credentials, its rows, its model, and a server that takes it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING, Literal
+
+from fedmtl_core import doctor
+from fedmtl_core.config import Config, DataConfig
+from fedmtl_core.doctor import Finding, fail, ok, warn
+from fedmtl_core.errors import RequestError
+from fedmtl_core.tasks import TaskSpec
+
+if TYPE_CHECKING:
+    from fedmtl.v1 import federation_pb2 as pb
+
+    from fedmtl_client.api import FederationApi
+    from fedmtl_client.data import Survey
+    from fedmtl_core.plan import TrainingPlan
+
+MAX_SKEW_S = 60.0
+"""A server's clock may be so far ahead before it is worth a word."""
+_SHOWN = 5
+_RARE = 0.05
+"""A class with a smaller share of the rows than this is worth a word."""
+
+
+def examine(
+    config: Config,
+    *,
+    client_id: str,
+    spec: TaskSpec,
+    source: DataConfig | None,
+    shard: tuple[int, int],
+    model: str | None,
+    server: str,
+) -> list[Finding]:
+    """Everything that a client needs.
+
+    Args:
+        config: the client's, its own files in the section `client`.
+        client_id: its name.
+        spec: its task.
+        source: where the task's rows are; its place on the hub if None.
+        shard: which of them are the client's.
+        model: where it takes its model from; from the server's plan if None.
+        server: `HOST:PORT`.
+    """
+    checks: dict[str, Callable[[], Iterable[Finding]]] = {
+        "device": lambda: device(config),
+        "train rows": lambda: rows(spec, source, "train", shard),
+        "validation rows": lambda: rows(spec, source, "validation", shard),
+        "credentials": lambda: credentials(config, server),
+    }
+    found = [finding for name, check in checks.items() for finding in doctor.findings(name, check)]
+    plans: list[TrainingPlan] = []
+    found += doctor.findings("server", lambda: reach(config, client_id, spec, server, plans))
+    planned = plans[0].client_model if plans else ""
+    if source_of_model := model or planned:
+        found += doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model))
+    else:
+        found.append(warn("tokenizer", "not known: the server says which, and it wasn't reached"))
+    return found
+
+
+def device(config: Config) -> Iterator[Finding]:
+    """Whether this machine has the device that is asked for."""
+    from fedmtl_client.trainer import choose_device
+
+    chosen = choose_device(config.training.device)
+    yield ok("device", str(chosen))
+
+
+def rows(
+    spec: TaskSpec, source: DataConfig | None, split: Literal["train", "validation"], shard: tuple[int, int]
+) -> Iterator[Finding]:
+    """Whether one split can be read, and its rows are what the task says."""
+    from fedmtl_client.data import survey
+
+    yield from judge(spec, survey(spec, source, split), f"{split} rows", shard)
+
+
+def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> Iterator[Finding]:
+    """What the rows of one split come to."""
+    part, whole = shard
+    mine = len(range(part - 1, seen.num_rows, whole))
+    if mine == 0:
+        yield fail(check, f"shard {part}/{whole} of {seen.num_rows} rows is empty", "ask for fewer shards")
+        return
+    columns = ", ".join((*spec.text_columns, spec.label_column))
+    of_all = f" of {seen.num_rows:,}" if whole > 1 else ""
+    yield ok(check, f"{mine:,}{of_all}, with the columns {columns}{_shares(spec, seen)}")
+    if seen.unknown:
+        expected = f"one of {', '.join(spec.labels)}" if spec.labels else "a finite number"
+        yield fail(
+            check,
+            f"{spec.label_column}: expected {expected}; {_counted(seen.unknown)}",
+            f"mend these rows, or tasks.{spec.name}.labels",
+        )
+    if missing := [label for label in spec.labels if not seen.labels.get(label)]:
+        yield warn(check, f"no row has the label {', '.join(missing)}", f"see tasks.{spec.name}.labels")
+    if seen.num_empty:
+        yield warn(check, f"{seen.num_empty:,} rows have an empty text", "they train and count like any other")
+
+
+def _shares(spec: TaskSpec, seen: Survey) -> str:
+    if not spec.labels:
+        return ""
+    return "; " + ", ".join(f"{label} {seen.labels.get(label, 0):,}" for label in spec.labels[:_SHOWN])
+
+
+def _counted(unknown: Mapping[str, int]) -> str:
+    """Values with how often they are there, the most frequent first."""
+    most = Counter(unknown).most_common()
+    shown = ", ".join(f"{value[:40]!r} in {count:,} rows" for value, count in most[:_SHOWN])
+    return f"got {shown}" + (f" and {len(most) - _SHOWN} other values" if len(most) > _SHOWN else "")
+
+
+def credentials(config: Config, server: str) -> Iterator[Finding]:
+    """Whether the client's files are good, and nothing goes to another machine in the clear by accident."""
+    from fedmtl_client.credentials import load
+    from fedmtl_core import pem
+    from fedmtl_core.addresses import host_of, is_loopback
+
+    shown = load(config)
+    shown.require_safe(server)
+    files = config.client
+    parts = ["TLS" if shown.ca else "no TLS"]
+    parts += ["a certificate"] if shown.certificate else []
+    parts += ["a token"] if shown.token else []
+    exposed = shown.ca is None and not is_loopback(host_of(server))
+    yield (warn if exposed else ok)("credentials", ", ".join(parts) + (": others can read it all" if exposed else ""))
+    for setting, path in (("client.tls_ca", files.tls_ca), ("client.tls_certificate", files.tls_certificate)):
+        if path is not None:
+            certificate = pem.read_certificates(setting, path)[1]
+            pem.require_valid_now(setting, path, certificate)
+            yield from doctor.expiry("credentials", path, certificate)
+
+
+def reach(config: Config, client_id: str, spec: TaskSpec, server: str, plans: list[TrainingPlan]) -> Iterator[Finding]:
+    """Whether the server answers, takes this client, and has the same task.
+
+    Args:
+        plans: gets the server's plan, if it says one.
+    """
+    from fedmtl_client.api import FederationApi
+    from fedmtl_client.credentials import load
+
+    api = FederationApi(server, client_id=client_id, task=spec.name, reconnect_s=0, credentials=load(config))
+    with closing(api):
+        yield from health(api)
+        status = api.get_status()
+        yield ok("server", f"{server} is at round {status.round} of {status.num_rounds}{_waiting(status)}")
+        yield from clock(status, time.time())
+        if any(one.client_id == client_id and one.connected for one in status.clients):
+            yield warn(
+                "client id", f"{client_id!r} takes part already", "it would be replaced; choose another --client-id"
+            )
+        try:
+            plan = api.get_plan()
+        except RequestError as error:
+            yield fail("task", str(error))
+            return
+        plans.append(plan)
+        if plan.task_type is not None:
+            spec.require_same(plan.task_type, plan.labels)
+        same = "labels" if spec.labels else "kind"
+        yield ok("task", f"the server has {spec.name} with the same {same}, and lets {client_id} have it")
+
+
+def health(api: FederationApi) -> Iterator[Finding]:
+    """What gRPC's health check says; a server that is stopping says it doesn't serve."""
+    if api.is_serving():
+        yield ok("health", "serving")
+    else:
+        yield warn("health", "the server doesn't serve at the moment", "it is starting or stopping; try again")
+
+
+def clock(status: pb.GetStatusResponse, now: float) -> Iterator[Finding]:
+    """Whether the server's clock is ahead, as far as the last round's end tells. Certificates go by clocks.
+
+    Args:
+        status: the server's answer.
+        now: seconds since 1970, here.
+    """
+    if not status.HasField("last_report"):
+        return
+    report = status.last_report
+    ahead_s = report.opened_at_unix_ms / 1000 + report.duration_seconds - now
+    if ahead_s > MAX_SKEW_S:
+        yield warn("clock", f"the server's is at least {ahead_s:.0f} s ahead of this machine's", "set both by NTP")
+
+
+def _waiting(status: pb.GetStatusResponse) -> str:
+    return f", waiting for {status.waiting_for}" if status.waiting_for else ""

@@ -1,0 +1,83 @@
+"""`fedmtl-client doctor`: look at everything a client needs, without taking part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmtl_client.cli import address, identifier, shard_name, with_options_first
+from fedmtl_client.client import DEFAULT_ADDRESS, listed, own_model, section_of, with_own_credentials
+from fedmtl_core import config as configuration
+from fedmtl_core import doctor, logs
+from fedmtl_core.cli import EXIT_FAILURE
+from fedmtl_core.config import WHOLE, parse_shard
+from fedmtl_core.errors import ConfigError
+
+doctor_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+@doctor_app.command("doctor")
+def examine(
+    client_id: Annotated[str, typer.Option(help="This client's name.", callback=identifier)],
+    task: Annotated[str, typer.Option("--task", "--tasks", help="The task this client has data for.")],
+    server: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=address)
+    ] = DEFAULT_ADDRESS,
+    config: Annotated[Path | None, typer.Option(help="The configuration, a YAML file.", show_default=False)] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="The K-th of N disjoint parts of the rows.", callback=shard_name)
+    ] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="The CA of the server's certificate; client.tls_ca.")] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="This client's certificate; client.tls_certificate.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its private key; client.tls_key.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File with its token; client.token_file.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Connect to other machines without TLS; security.insecure.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at what a client with these options needs, and say what is missing. It takes no part in the run.
+
+    The exit code is 1 if the client wouldn't work.
+    """
+    logs.configure(level="critical")  # what there is to say are the findings
+    files = {"tls_ca": tls_ca, "tls_certificate": tls_certificate, "tls_key": tls_key, "token_file": token_file}
+    overrides = list(set_ or [])
+    overrides += [f"client.{key}={json.dumps(str(path))}" for key, path in files.items() if path is not None]
+    overrides += ["security.insecure=true"] if insecure else []
+    found = doctor.findings("environment", doctor.environment)
+    try:
+        settled = with_options_first(configuration.load(config, overrides), client_id, overrides)
+        mine = listed(settled, client_id, task, config)
+        settled = with_own_credentials(settled, mine)
+        section = section_of(settled, task, config)
+        spec = section.spec(task)
+    except ConfigError as error:
+        found.append(doctor.fail("configuration", str(error)))
+    else:
+        found.append(doctor.ok("configuration", str(config or "the defaults")))
+        from fedmtl_client.doctor import examine as examine_client
+
+        found += examine_client(
+            settled,
+            client_id=client_id,
+            spec=spec,
+            source=section.data,
+            shard=parse_shard(shard or (mine.shard if mine else WHOLE)),
+            model=own_model(settled),
+            server=server,
+        )
+    if as_json:
+        typer.echo(json.dumps(doctor.to_dicts(found), indent=2, ensure_ascii=False))
+    else:
+        doctor.show(found)
+    if doctor.has_failed(found):
+        raise typer.Exit(EXIT_FAILURE)

@@ -1,0 +1,231 @@
+"""What a server needs, looked at before it starts: its address, certificates, clients, folder, database and model."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmtl_core import doctor
+from fedmtl_core.addresses import is_loopback
+from fedmtl_core.config import Config
+from fedmtl_core.doctor import Finding, fail, ok, warn
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+_EVERYWHERE = ("0.0.0.0", "::")  # nosec B104 - compared with, not listened on
+
+
+def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
+    """Everything that a server with this configuration needs.
+
+    Args:
+        config: the server's.
+        run_dir: the run's folder, if it isn't to be a new one in `server.runs_dir`.
+    """
+    place = run_dir or config.server.runs_dir
+    checks: dict[str, Callable[[], Iterable[Finding]]] = {
+        "address": lambda: address(config),
+        "tls": lambda: certificates(config),
+        "clients": lambda: clients(config),
+        "tasks": lambda: tasks(config),
+        "run folder": lambda: doctor.writable("run folder", place),
+        "database": lambda: database(config, run_dir),
+    }
+    found = [finding for name, check in checks.items() for finding in doctor.findings(name, check)]
+    found += (of_model := doctor.findings("model", lambda: doctor.model(config)))
+    if doctor.has_failed(of_model):  # nothing that needs it can be known
+        return found
+    found += doctor.findings("tokenizer", lambda: clients_tokenizer(config))
+    found += doctor.findings("disk", lambda: disk(config, place))
+    return found
+
+
+def address(config: Config) -> Iterator[Finding]:
+    """Whether the address may be served as it is configured, and is free."""
+    from fedmtl_server.tls import require_safe
+
+    require_safe(config)
+    host, port = config.server.host, config.server.port
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: one just closed is free
+            listener.bind(place)
+            listener.listen(1)
+    except OSError as error:
+        reasons = {
+            errno.EADDRINUSE: f"port {port} is taken",
+            errno.EADDRNOTAVAIL: f"{host} isn't an address of this machine",
+            errno.EACCES: f"this user may not have port {port}",
+        }
+        reason = reasons.get(error.errno or 0, error.strerror or str(error))
+        yield fail("address", f"can't listen on {host}:{port}: {reason}", "choose another: server.host, server.port")
+        return
+    free = "any free port" if port == 0 else f"port {port} is free"
+    if not is_loopback(host) and config.security.insecure:
+        yield warn("address", f"{host}: {free}, and security.insecure lets others read all that goes over the network")
+    else:
+        yield ok("address", f"{host}: {free}")
+
+
+def certificates(config: Config) -> Iterator[Finding]:
+    """Whether the files of `security.tls` are good, and name the address that is listened on."""
+    from fedmtl_core import pem
+    from fedmtl_server.tls import is_readable_by_others, read
+
+    tls, host = config.security.tls, config.server.host
+    if tls.certificate is None or tls.key is None:
+        yield (ok if is_loopback(host) else warn)("tls", "off: what is sent can be read on the network")
+        return
+    loaded = read(tls.certificate, tls.key, tls.client_ca)
+    yield from doctor.expiry("tls", tls.certificate, loaded.certificate)
+    yield from names(host, loaded.certificate)
+    if is_readable_by_others(tls.key):
+        yield warn("tls", f"{tls.key} can be read by others on this machine", f"chmod 600 {tls.key}")
+    if tls.client_ca and loaded.client_ca:
+        pem.require_valid_now("security.tls.client_ca", tls.client_ca, loaded.client_ca)
+        yield from doctor.expiry("tls", tls.client_ca, loaded.client_ca)
+
+
+def names(host: str, certificate: Certificate) -> Iterator[Finding]:
+    """Which hosts a certificate names. Under any other, clients don't trust the server."""
+    from cryptography.x509 import ExtensionNotFound
+
+    from fedmtl_server.certs import hosts_of
+
+    try:
+        named = hosts_of(certificate)
+    except ExtensionNotFound:
+        named = []
+    if not named:
+        yield fail(
+            "tls", "the certificate names no host, so no client will trust it", "issue one with the server's name"
+        )
+    elif host in _EVERYWHERE or host in named:
+        yield ok("tls", f"clients may reach it as {', '.join(named)}")
+    else:
+        yield warn(
+            "tls",
+            f"it names {', '.join(named)}, and not {host}, which is listened on",
+            "clients must give one of these names as --server",
+        )
+
+
+def clients(config: Config) -> Iterator[Finding]:
+    """Whether callers have to be known, and whether each task has somebody who may take part."""
+    from fedmtl_server.clients import ClientRegistry, database_of
+    from fedmtl_server.history import History
+    from fedmtl_server.tls import is_authenticating
+
+    if not is_authenticating(config):
+        level = ok if is_loopback(config.server.host) else warn
+        yield level("clients", "anybody who reaches the server may take part")
+        return
+    place, advice = database_of(config), "fedmtl-server clients add NAME --task TASK"
+    if (file := _file_of(place)) and not file.is_file():
+        yield warn("clients", f"{file} isn't there: nobody may take part yet", advice)
+        return
+    schema, newest = History.schema_of(place)
+    if schema != newest:  # to read it would bring it up to date
+        yield warn("clients", f"not known: the tables of {_name_of(place)} are of another version, or none", advice)
+        return
+    with closing(ClientRegistry.open(place, create=False)) as registry:
+        live = [one for one in registry.records() if one.revoked_at_unix_ms is None]
+    alone = [task for task in config.tasks if not any(one.tasks is None or task in one.tasks for one in live)]
+    found = f"{len(live)} may take part, as {_name_of(place)} has them"
+    if alone:
+        yield warn("clients", f"{found}; none of them has {', '.join(alone)}", advice)
+    else:
+        yield ok("clients", found)
+
+
+def tasks(config: Config) -> Iterator[Finding]:
+    """Whether there are tasks, and how many clients a round waits for."""
+    if not config.tasks:
+        yield fail("tasks", "there are none", "name at least one, such as `tasks: {sst2: {}}`")
+        return
+    needed = ", ".join(f"{name} {task.min_clients}" for name, task in config.tasks.items())
+    yield ok("tasks", f"clients that a round needs: {needed}")
+
+
+def clients_tokenizer(config: Config) -> Iterator[Finding]:
+    """The tokenizer that clients take unless they name a model: their machines need it, this one doesn't."""
+    from fedmtl_core.errors import ModelUnavailableError
+
+    source = config.model.client_model or config.model.server_model
+    try:
+        yield from doctor.tokenizer(source)
+    except ModelUnavailableError as error:
+        yield warn("tokenizer", str(error), "clients need it on their machines, or a model of their own there")
+
+
+def disk(config: Config, place: Path) -> Iterator[Finding]:
+    """Whether the disk of a folder holds what a run keeps there: checkpoints, and updates that are staged."""
+    slices = slice_bytes(config)
+    whole = slices.pop("")
+    kept = config.store.keep_checkpoints + len(config.tasks) + 1  # each task's best, and the one being written
+    staged = 0
+    if config.store.durability != "memory":
+        staged = sum(slices[name] * max(task.min_clients, 1) for name, task in config.tasks.items())
+    what = f"{kept} checkpoints of {doctor.megabytes(whole)}"
+    what += f", and the updates of a round's fewest clients, {doctor.megabytes(staged)}" if staged else ""
+    yield from doctor.room("disk", place, kept * whole + staged, what)
+
+
+def slice_bytes(config: Config) -> dict[str, int]:
+    """Bytes of each task's slice, and under the empty name those of the whole model. It is built without memory."""
+    import torch
+
+    from fedmtl_core.modeling import MultiTaskModel, load_encoder
+    from fedmtl_core.scopes import SHARED, task_scope
+
+    with torch.device("meta"):
+        encoder, hidden_size = load_encoder(
+            config.model.server_model, weights=False, num_hidden_layers=config.model.num_hidden_layers
+        )
+        model = MultiTaskModel(encoder, config.task_specs(), hidden_size=hidden_size)
+    sizes = {
+        scope: sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        for scope, tensors in model.parameters_by_scope().items()
+    }
+    return {"": sum(sizes.values())} | {name: sizes[SHARED] + sizes[task_scope(name)] for name in config.tasks}
+
+
+def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
+    """Whether the run's history can be reached, and is of this version. Nothing is brought up to date."""
+    from fedmtl_server.history import FILE_NAME, History
+
+    url = config.store.url
+    place: str | Path = url or (run_dir or config.server.runs_dir) / FILE_NAME
+    if url is None and not (run_dir and (run_dir / FILE_NAME).is_file()):
+        yield ok("database", "SQLite in the run's folder, made at the start")
+        return
+    if (file := _file_of(place)) and not file.exists():
+        yield from doctor.writable("database", file.parent)
+        return
+    schema, newest = History.schema_of(place)
+    if schema is None:
+        yield ok("database", f"{_name_of(place)} can be reached, and holds no history yet")
+    elif schema != newest:
+        yield warn("database", f"{_name_of(place)} has schema {schema}", f"the server brings it up to {newest}")
+    else:
+        yield ok("database", f"{_name_of(place)} has schema {schema}, which is the newest")
+
+
+def _file_of(database: str | Path) -> Path | None:
+    """The file of an SQLite database; None if it is another."""
+    if isinstance(database, Path):
+        return database
+    path = database.removeprefix("sqlite:///")
+    return Path(path) if path != database else None
+
+
+def _name_of(database: str | Path) -> str:
+    from fedmtl_server.history import without_password
+
+    return str(database) if isinstance(database, Path) else without_password(database)
