@@ -420,6 +420,22 @@ class TestOtherServices:
             assert (await self.health(guard, guard.tokens["alice"])).status == health_pb2.HealthCheckResponse.SERVING
             assert "fedmtl.v1.FederatedMtlService" in await self.services(guard)
 
+    @pytest.mark.parametrize("is_open", [True, False])
+    async def test_reflection_is_the_same_under_its_newer_name(self, tmp_path, is_open):
+        async with guarded(tmp_path, open_reflection=is_open) as guard:
+            async with grpc.aio.insecure_channel(guard.server.address) as channel:
+                ask = channel.stream_stream(
+                    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                    reflection_pb2.ServerReflectionRequest.SerializeToString,
+                    reflection_pb2.ServerReflectionResponse.FromString,
+                )
+                call = ask(aiter_of([reflection_pb2.ServerReflectionRequest(list_services="")]))
+                if is_open:
+                    (answer,) = [answer async for answer in call]
+                    assert "fedmtl.v1.FederatedMtlService" in str(answer)
+                else:
+                    assert await call.code() is UNAUTHENTICATED
+
     async def test_a_watch_of_a_closed_health_service_ends_with_its_client(self, tmp_path):
         async with guarded(tmp_path, open_health=False) as guard:
             async with grpc.aio.insecure_channel(guard.server.address) as channel:
