@@ -162,10 +162,10 @@ def section_of(config: Config, task: str, origin: Path | None) -> TaskConfig:
 
 def _client_id(config: Config, task: str, given: str | None) -> str:
     if given is None:
-        listed = [client.client_id for client in config.clients if client.task == task]
-        if len(listed) > 1:
-            raise ConfigError(f"client_id: needed, since `clients` list several for {task!r}: {', '.join(listed)}")
-        given = listed[0] if listed else f"{task[:32]}-{uuid.uuid4().hex[:8]}"
+        known = [client.client_id for client in config.clients if client.task == task]
+        if len(known) > 1:
+            raise ConfigError(f"client_id: needed, since `clients` list several for {task!r}: {', '.join(known)}")
+        given = known[0] if known else f"{task[:32]}-{uuid.uuid4().hex[:8]}"
     try:
         return require_identifier("client_id", given)
     except InvalidRequestError as error:
