@@ -2,10 +2,13 @@
 
 import asyncio
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from fedmtl.v1 import federation_pb2 as pb
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -133,3 +136,44 @@ def test_tracing_without_its_package_is_an_error_that_says_how_to_install_it(mon
         Server(config, model=tiny_model("sst2"))
     with pytest.raises(ConfigError, match=r"pip install 'fedmtl\[otel\]'"):
         tracing_for(config.tracing, "fedmtl-client")
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans as any collector of OTLP does."""
+
+    def __init__(self):
+        self.spans = []
+
+    def Export(self, request, context):  # noqa: N802
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                self.spans += scope.spans
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+def test_spans_reach_a_collector_before_the_process_ends():
+    collector = Collector()
+    server = grpc.server(ThreadPoolExecutor(1))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        tracing = tracing_for(TracingConfig(enabled=True, endpoint=f"http://127.0.0.1:{port}"), "fedmtl-client")
+        with tracing.span("round", round=3), tracing.call("GetSlice"):
+            assert dict(tracing.headers())["traceparent"].startswith("00-")
+        tracing.close()
+    finally:
+        server.stop(None)
+    spans = {span.name: span for span in collector.spans}
+    assert spans["GetSlice"].parent_span_id == spans["round"].span_id
+    assert [(one.key, one.value.int_value) for one in spans["round"].attributes] == [("fedmtl.round", 3)]
+
+
+def test_a_collector_that_is_away_holds_nobody_up():
+    tracing = tracing_for(TracingConfig(enabled=True, endpoint="http://127.0.0.1:9"), "fedmtl-client")
+    began = time.monotonic()
+    for number in range(100):
+        with tracing.span("round", round=number):
+            pass
+    tracing.close(0.5)
+    assert time.monotonic() - began < 4
