@@ -12,6 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class TensorBoardTracker(Tracker):
         self._writer: RecordWriter | None = None
 
     def begin(self, run: TrackedRun) -> None:
-        self._close()
+        with suppress(OSError):  # what couldn't be written to a file is written to the next
+            self._close()
         self._run = run
         self._run_folder = (self._folder or run.run_dir / "tensorboard") / run.run_id
         self._run_folder.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
-from fedmtl_core.errors import ConfigError
+from fedmtl_core.errors import ConfigError, StoreError
 from fedmtl_server import tracking
+from fedmtl_server.federation import Federation
 from fedmtl_server.mlflow_tracker import RUN_TAG, MlflowTracker
 from fedmtl_server.server import Server
 from fedmtl_server.tensorboard_tracker import TensorBoardTracker
@@ -373,3 +374,54 @@ def test_a_round_that_failed_counts_no_updates(tmp_path):
     assert failed.metrics["round/updates_counted"] == 0
     assert failed.metrics["round/failed"] == 1
     assert list(failed.metrics)[-1] == "round/seconds"
+
+
+def test_tensorboard_on_a_full_disk_fails_and_goes_on_in_a_file_of_its_own(tmp_path, monkeypatch):
+    tracker = TensorBoardTracker()
+    tracker.begin(a_run(tmp_path))
+    points = points_to(3)
+    tracker.round(points[0])
+
+    class Full:
+        """A file that takes half of what it is given, as a disk does that fills up."""
+
+        def __init__(self, file):
+            self._file = file
+
+        def write(self, data):
+            self._file.write(data[: len(data) // 2])
+            self._file.flush()
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            self._file.close()
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tracker._writer, "_writer", Full(tracker._writer._writer))
+    with pytest.raises(OSError, match="No space left"):
+        tracker.round(points[1])
+    tracker.begin(a_run(tmp_path))
+    rest = tracker.lacks(points)
+    assert rest == points[1:]
+    for point in rest:
+        tracker.round(point)
+    tracker.end("finished")
+    folder = tmp_path / "tensorboard" / "a-run"
+    assert scalars(folder, "received/sst2/accuracy") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert len(list(folder.iterdir())) == 2
+
+
+async def test_a_run_that_fails_is_said_to_have_failed_and_one_that_is_stopped_to_have_been_stopped(
+    unreliable, tmp_path, monkeypatch
+):
+    async def fail(self):
+        raise StoreError("the disk is gone")
+
+    async with serving(tmp_path / "stopped", tiny_model("sst2")):
+        pass
+    assert unreliable.outcome == "stopped"
+    monkeypatch.setattr(Federation, "run", fail)
+    async with serving(tmp_path / "failed", tiny_model("sst2")) as server:
+        with pytest.raises(StoreError):
+            await server.run_task
+    assert unreliable.outcome == "failed"
