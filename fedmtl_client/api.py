@@ -231,17 +231,23 @@ class FederationApi:
         whole.components.extend(component_to_proto(one.layout) for one in components)
         whole.compression = compression_to_proto(self._compression)
         chunked = [ChunkedBytes(one.layout.scope, one.data) for one in components]
-        is_retry = False
+        may_be_staged = False
 
         def attempt() -> pb.PushUpdateResponse:
-            nonlocal is_retry
-            if is_retry and chunked:
+            nonlocal may_be_staged
+            if may_be_staged:
                 self._continue(whole)
-            is_retry = True
+                may_be_staged = False
             ready: Future[Any] = Future()
             call = self._push_update.future(self._messages(whole, chunked, ready), metadata=self._call_metadata())
             ready.set_result(call)
-            receipt: pb.PushUpdateResponse = self._call(call.result)
+            try:
+                receipt: pb.PushUpdateResponse = self._call(call.result)
+            except LimitExceededError:  # asking what is staged would use up the call that the wait is for
+                raise
+            except RequestError:
+                may_be_staged = bool(chunked)
+                raise
             return receipt
 
         return self._patiently(attempt, should_stop)

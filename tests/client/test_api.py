@@ -184,6 +184,25 @@ async def test_a_server_that_takes_no_update_is_asked_less_and_less_often_and_gi
     assert len(waits) < 10
 
 
+async def test_an_update_gets_the_one_call_that_a_busy_client_is_given(tmp_path):
+    """Asking what is staged of it first would take that call, and the update would be refused for ever."""
+    limits = {"requests_per_s": 4, "request_burst": 2}
+    async with (
+        serving(tmp_path, tiny_model("sst2"), sections={"limits": limits}) as server,
+        watching(server, a="sst2") as clients,
+    ):
+        await clients["a"].until(pb.ROUND_EVENT_KIND_OPENED)
+        header, data = await clients["a"].get_slice()
+        update = clients["a"].update(header, data, components=[])[0].header
+        encoded = [EncodedComponent.exact(component) for component in server.federation.model.components.values()]
+        with capture_logs() as logs, api_of(server.address) as api:
+            for _ in range(2):
+                await asyncio.to_thread(api.get_status)
+            receipt = await asyncio.to_thread(api.push_update, update, encoded)
+    assert receipt.outcome == pb.OUTCOME_ACCEPTED
+    assert "at most 4 a second" in "".join(line["reason"] for line in logs if line["event"] == "server.away")
+
+
 async def test_damaged_bytes_are_fetched_again(tmp_path, monkeypatch):
     """A checksum that fails once, as after a flipped bit, costs another attempt and nothing else."""
     import google_crc32c
