@@ -13,9 +13,7 @@ import google_crc32c
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 from fedmtl.v1 import federation_pb2_grpc as pb_grpc
-
-from fedmtl_core.details import trailing_metadata
-from fedmtl_core.errors import LimitExceededError
+from google.rpc import error_details_pb2, status_pb2
 
 CODE = grpc.StatusCode
 RUN_ID, TASK = "the-run", "sst2"
@@ -156,9 +154,7 @@ class ScriptedServer(pb_grpc.FederatedMtlServiceServicer):
             self._round_ended[self.headers[-1].base_round].set()
         details: tuple[tuple[str, bytes], ...] = ()
         if code is CODE.RESOURCE_EXHAUSTED:
-            error = LimitExceededError("the script's limit")
-            error.retry_after_s = RETRY_S
-            details = trailing_metadata(error, "the script's limit")
+            details = _retry_info()
             self.refused_at = asyncio.get_running_loop().time()
         await context.abort(code, f"the script says {code.name}", details)
 
@@ -180,6 +176,16 @@ class ScriptedServer(pb_grpc.FederatedMtlServiceServicer):
             deadline_seconds=60,
             oldest_base_round=number,
         )
+
+
+def _retry_info() -> tuple[tuple[str, bytes], ...]:
+    """What asks a caller to wait; it isn't the only detail, nor the first."""
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(round(1000 * RETRY_S))
+    status = status_pb2.Status(code=CODE.RESOURCE_EXHAUSTED.value[0], message="the script's limit")
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason="SCRIPTED", domain="fedmtl.v1"))
+    status.details.add().Pack(retry)
+    return (("grpc-status-details-bin", status.SerializeToString()),)
 
 
 def _purpose(number: int) -> pb.RoundPurpose:
