@@ -81,7 +81,7 @@ example-node: examples/node/node_modules/.package-lock.json
 	cd examples/node && npm run --silent build
 
 examples/node/node_modules/.package-lock.json: examples/node/package-lock.json
-	cd examples/node && npm ci --no-audit --no-fund
+	cd examples/node && npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 example-go example-cpp: example-%:

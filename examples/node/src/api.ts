@@ -103,12 +103,17 @@ export class Api {
     const download = new Download();
     const request = { runId, round, clientId: this.clientId, task: this.task };
     return this.patiently(async () => {
-      let isFirst = true;
-      for await (const message of this.opened(this.stub.getSlice({ ...request, held: download.held() }, this.metadata))) {
-        this.lastContact = Date.now();
-        if (isFirst && message.header) download.begin(message.header);
-        else download.add(message.chunk);
-        isFirst = false;
+      const call = this.opened(this.stub.getSlice({ ...request, held: download.held() }, this.metadata));
+      try {
+        let isFirst = true;
+        for await (const message of call) {
+          this.lastContact = Date.now();
+          if (isFirst && message.header) download.begin(message.header);
+          else download.add(message.chunk);
+          isFirst = false;
+        }
+      } finally {
+        call.cancel(); // where it is left early; one that is over doesn't mind
       }
       return download.finish();
     });

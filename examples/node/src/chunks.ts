@@ -64,7 +64,7 @@ export class ArrivingComponent {
       );
     }
     if (data.length > MAX_CHUNK_BYTES || chunk.uncompressedBytes !== 0) {
-      throw new UnexpectedError(`${scope}: a chunk at byte ${offset} is too large, or compressed without being asked for`);
+      throw new UnexpectedError(`${scope}: a chunk at byte ${offset} is too large, or compressed, which wasn't asked for`);
     }
     const crc = crc32c(data);
     if (crc !== chunk.crc32c) {

@@ -76,11 +76,14 @@ function tokenIn(path: string, server: string): string {
   if (!/^(localhost|127\.[\d.]+|\[::1\]):\d+$/.test(server)) {
     throw new UnexpectedError(`--token-file: ${server} may be another machine, and the token would go there in the clear`);
   }
+  let token: string;
   try {
-    return readFileSync(path, "utf8").trim();
+    token = readFileSync(path, "utf8").trim();
   } catch (error) {
     throw new UnexpectedError(`--token-file: ${(error as Error).message}`);
   }
+  if (!/^[!-~]+$/.test(token)) throw new UnexpectedError(`--token-file: expected one token in ${path}`); // and no word of what it has
+  return token;
 }
 
 main().catch((error: unknown) => {
