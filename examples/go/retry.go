@@ -16,7 +16,7 @@ import (
 const (
 	// patienceFirst holds for a server that was never reached: who typed its address looks on. patienceLater is for one
 	// that was, and may be started again.
-	patienceFirst patience = patience(10 * time.Second)
+	patienceFirst patience = patience(15 * time.Second)
 	patienceLater patience = patience(5 * time.Minute)
 	// firstWait and maxWait bound the time to the next try: up to the first, then up to twice as long each time, up to
 	// the second.
@@ -71,6 +71,12 @@ func nextAfter(err error) (next, time.Duration) {
 	return stop, 0
 }
 
+// willPass says whether a call is worth to be tried again after an error.
+func willPass(err error) bool {
+	todo, _ := nextAfter(err)
+	return todo == tryAgain || todo == tryAgainLater
+}
+
 // persist calls until it goes well, or the contract or the server's silence says to stop.
 func (p patience) persist(ctx context.Context, what string, call func() error) error {
 	var failing time.Time
@@ -79,18 +85,18 @@ func (p patience) persist(ctx context.Context, what string, call func() error) e
 		if err == nil {
 			return nil
 		}
-		todo, _ := nextAfter(err)
-		again := todo == tryAgain || todo == tryAgainLater
 		if failing.IsZero() {
 			failing = time.Now()
-			if again && ctx.Err() == nil {
+			if willPass(err) && ctx.Err() == nil {
 				logf("%s: trying again: %s", what, plain(err))
 			}
 		}
-		if away := time.Since(failing); todo == tryAgain && away > time.Duration(p) && ctx.Err() == nil {
-			return fmt.Errorf("%s: gave up after %.0f s: %s", what, away.Seconds(), plain(err))
+		todo, _ := nextAfter(err)
+		left := time.Duration(p) - time.Since(failing)
+		if todo == tryAgain && left <= 0 && ctx.Err() == nil {
+			return fmt.Errorf("%s: gave up after %.0f s: %s", what, time.Since(failing).Seconds(), plain(err))
 		}
-		if err := backOff(ctx, what, err, ceiling); err != nil {
+		if err := backOff(ctx, what, err, shorter(ceiling, left+firstWait)); err != nil {
 			return err
 		}
 	}

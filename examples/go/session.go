@@ -50,7 +50,9 @@ func (s *session) run(ctx context.Context) error {
 			// long reads them beside it, and stops when one says that the round has closed.
 			event, err = events.Recv()
 		}
-		logf("server lost: %s", plain(err))
+		if willPass(err) && ctx.Err() == nil {
+			logf("server lost: %s", plain(err))
+		}
 		if err := backOff(ctx, "watching the rounds", err, firstWait); err != nil {
 			return err
 		}

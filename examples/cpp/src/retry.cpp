@@ -111,6 +111,11 @@ Advice advice_for(const grpc::Status& status) {
   }
 }
 
+bool will_pass(const grpc::Status& status) {
+  const Next next = advice_for(status).next;
+  return next == Next::kTryAgain || next == Next::kTryAgainLater;
+}
+
 void persist(Interruption& interruption, double patience_s, const std::string& what,
              const std::function<void()>& call) {
   std::optional<Clock::time_point> failing;
@@ -120,18 +125,17 @@ void persist(Interruption& interruption, double patience_s, const std::string& w
       return;
     }
     interruption.check();
-    const Next next = advice_for(status).next;
     if (!failing) {
       failing = Clock::now();
-      if (next == Next::kTryAgain || next == Next::kTryAgainLater) {
+      if (will_pass(status)) {
         log_line(what + ": trying again: " + status.error_message());
       }
     }
     const double failing_s = seconds_since(*failing);
-    if (next == Next::kTryAgain && failing_s > patience_s) {
+    if (advice_for(status).next == Next::kTryAgain && failing_s > patience_s) {
       throw std::runtime_error(what + ": gave up after " + rounded(failing_s, 0) + " s: " + status.error_message());
     }
-    back_off(interruption, what, status, ceiling_s);
+    back_off(interruption, what, status, std::min(ceiling_s, patience_s - failing_s + kFirstWaitS));
   }
 }
 

@@ -73,9 +73,12 @@ struct Advice {
 
 Advice advice_for(const grpc::Status& status);
 
+// Whether a call is worth to be tried again.
+bool will_pass(const grpc::Status& status);
+
 // How long to go on trying a server that was never reached, as who typed its address looks on; and one that was, and may
 // be started again.
-constexpr double kFirstPatienceS = 10, kPatienceS = 300;
+constexpr double kFirstPatienceS = 15, kPatienceS = 300;
 
 // Calls until it goes well, or the contract or the server's silence says to stop.
 void persist(Interruption& interruption, double patience_s, const std::string& what,

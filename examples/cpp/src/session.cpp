@@ -90,7 +90,9 @@ bool Session::watch() {
     status = grpc::Status(grpc::StatusCode::UNAVAILABLE, "the server ended the stream early");
   }
   interruption_.check();
-  log_line("server lost: " + status.error_message());
+  if (will_pass(status)) {
+    log_line("server lost: " + status.error_message());
+  }
   back_off(interruption_, "watching the rounds", status, kFirstWaitS);
   return false;
 }
