@@ -49,6 +49,8 @@ _QUORUM = re.compile(r"tasks\.[^.]+\.min_clients$")
 
 _SECRET = "secret"  # nosec B105
 """The type of an error whose value isn't shown."""
+_RENAMED = {"batch_size": "per_device_train_batch_size"}
+"""Keys that other names are given for, in the hints of errors alone."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
@@ -79,12 +81,16 @@ class ModelConfig(_Section):
 
 
 class TrainingConfig(_Section):
-    """How the run goes, and what clients do in a round; it reaches them in the slice's header."""
+    """How the run goes, and what clients do in a round; it reaches them in the slice's header.
+
+    What `transformers.TrainingArguments` has with the same meaning has its name. `local_epochs` isn't its
+    `num_train_epochs`, which are those of a whole run.
+    """
 
     num_rounds: int = Field(10, ge=1, le=_UINT32, description="Rounds of training")
     local_epochs: int = Field(3, ge=1, le=_UINT32, description="Passes over a client's rows in one round")
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of AdamW")
-    batch_size: int = Field(32, ge=1, le=_UINT32, description="Rows in one optimiser step")
+    per_device_train_batch_size: int = Field(32, ge=1, le=_UINT32, description="Rows in one optimiser step")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the run's steps with a rising learning rate")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 for no clipping")
@@ -602,7 +608,7 @@ class Config(_Section):
         spec = section.spec(task)
         return TrainingPlan(
             local_epochs=training.local_epochs,
-            batch_size=training.batch_size,
+            batch_size=training.per_device_train_batch_size,
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
             warmup_ratio=training.warmup_ratio,
@@ -845,7 +851,8 @@ def _explain(error: ValidationError, source: str, options: Mapping[str, str]) ->
 
 def _suggest(location: tuple[int | str, ...]) -> str:
     known = _keys_beside(location)
-    close = difflib.get_close_matches(str(location[-1])[:100], known, n=1)
+    name = str(location[-1])[:100]
+    close = [_RENAMED[name]] if _RENAMED.get(name) in known else difflib.get_close_matches(name, known, n=1)
     return (f"did you mean {close[0]!r}? " if close else "") + f"Allowed: {', '.join(known)}"
 
 

@@ -36,7 +36,11 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
     [
         ("training: {num_round: 3}", r"training\.num_round: unknown key; did you mean 'num_rounds'\?"),
         ("trainin: {}", r"trainin: unknown key; did you mean 'training'\?"),
-        ("training: {batch_size: 0}", r"training\.batch_size: .*greater than or equal to 1 \(got 0\)"),
+        ("training: {batch_size: 8}", r"training\.batch_size: .*did you mean 'per_device_train_batch_size'\?"),
+        (
+            "training: {per_device_train_batch_size: 0}",
+            r"training\.per_device_train_batch_size: .*greater than or equal to 1 \(got 0\)",
+        ),
         ("training: {learning_rate: fast}", r"training\.learning_rate: .*valid number.* \(got 'fast'\)"),
         ("training: {learning_rate: .inf}", r"training\.learning_rate: .*finite.* \(got inf\)"),
         ("training: {device: gpu}", r"training\.device: expected auto, cpu, cuda, cuda:N or mps \(got 'gpu'\)"),
@@ -131,7 +135,11 @@ def test_an_override_wins_over_the_file(tmp_path):
         (["server.port=70000"], {"server.port": "--port"}, r"^--port: .*65535 \(got 70000\)"),
         (["trainin.seed=3"], {}, r"^--set trainin\.seed: unknown key; did you mean 'training'"),
         (["training.sed=3"], {}, r"^--set training\.sed: unknown key; did you mean 'seed'"),
-        (["training={batch_size: 0}"], {}, r"^--set training\.batch_size: .*greater than or equal to 1"),
+        (
+            ["training={per_device_train_batch_size: 0}"],
+            {},
+            r"^--set training\.per_device_train_batch_size: .*greater than or equal to 1",
+        ),
         (["training.seed=1"], {}, r"c\.yaml: training\.num_rounds: .*greater than or equal to 1"),
     ],
 )
@@ -157,7 +165,7 @@ def test_a_task_of_ones_own_needs_type_and_columns(tmp_path):
 
 def test_the_reference_names_every_key_with_its_default():
     settings = {setting.key: setting.default for setting in config.reference()}
-    assert settings["training.batch_size"] == "32"
+    assert settings["training.per_device_train_batch_size"] == "32"
     assert settings["tasks.NAME.min_clients"] == "1"
     assert settings["tasks.NAME.data.builtin"] == ""
     assert all(setting.description for setting in config.reference())
@@ -231,8 +239,11 @@ def test_a_setting_that_a_run_cannot_be_taken_up_with_is_named_with_both_values(
 
 
 def test_every_contradiction_is_named():
-    told = config.contradictions(given_with(), given_with("training.seed=1", "training.batch_size=8"))
-    assert told == ["training.batch_size: the run has 32, got 8", "training.seed: the run has 42, got 1"]
+    told = config.contradictions(given_with(), given_with("training.seed=1", "training.per_device_train_batch_size=8"))
+    assert told == [
+        "training.per_device_train_batch_size: the run has 32, got 8",
+        "training.seed: the run has 42, got 1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -288,3 +299,17 @@ def test_a_glue_task_that_the_run_has_not_is_a_contradiction():
 def test_a_task_called_data_is_as_free_as_any_other():
     data = "tasks.data={type: regression, text_columns: [a], label_column: b}"
     assert config.contradictions(given_with(data), given_with(data, "tasks.data.min_clients=2")) == []
+
+
+def test_keys_that_mean_the_same_have_the_names_of_transformers_training_arguments():
+    from transformers import TrainingArguments
+
+    theirs = set(TrainingArguments.__dataclass_fields__)
+    ours = set(config.TrainingConfig.model_fields)
+    assert ours & theirs == {
+        "learning_rate",
+        "max_grad_norm",
+        "per_device_train_batch_size",
+        "seed",
+        "weight_decay",
+    }  # it calls a ratio of warm-up steps `warmup_steps` since transformers 5

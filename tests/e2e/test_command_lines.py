@@ -41,8 +41,8 @@ WRONG = {
     "an unknown key": ("fedmtl_server", (*DEMO, "--set", "training.epochs=3"), "training.epochs: unknown key"),
     "a wrong value": (
         "fedmtl_server",
-        (*DEMO, "--set", "training.batch_size=none"),
-        "training.batch_size: input should be a valid integer, unable to parse string as an integer (got 'none')",
+        (*DEMO, "--set", "training.max_length=none"),
+        "training.max_length: input should be a valid integer, unable to parse string as an integer (got 'none')",
     ),
     "no tasks": ("fedmtl_server", ("--config", os.devnull), "tasks: name at least one task"),
     "a wrong flag": ("fedmtl_server", (*DEMO, "--prot", "1"), "No such option"),

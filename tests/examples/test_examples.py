@@ -23,7 +23,12 @@ def _in_the_repository(monkeypatch):
 
 
 def example(name: str, *overrides: str):
-    return loaded(ROOT / "examples" / name / "config.yaml", "training.num_rounds=1", *overrides)
+    short = ("training.num_rounds=1", "training.local_epochs=2")
+    return loaded(ROOT / "examples" / name / "config.yaml", *short, *overrides)
+
+
+def few_rows(task: str) -> tuple[str, str]:
+    return f"tasks.{task}.train_samples=64", f"tasks.{task}.val_samples=40"
 
 
 def drift(run_dir: Path) -> float:
@@ -52,7 +57,7 @@ def test_a_dataset_of_ones_own_gives_its_rows_to_clients_in_shards(tmp_path):
 
 
 def test_a_trainer_of_ones_own_holds_the_update_to_the_received_model(tmp_path):
-    few = ("tasks.sst2.train_samples=64", "tasks.sst2.val_samples=20", "training.local_epochs=4")
+    few = (*few_rows("sst2"), "training.local_epochs=4")
     moved = {}
     for mu in (0, 10):
         run(example("own_trainer", *few, f"training.trainer_options={{mu: {mu}}}"), tmp_path / str(mu))
@@ -61,7 +66,7 @@ def test_a_trainer_of_ones_own_holds_the_update_to_the_received_model(tmp_path):
 
 
 def test_a_task_of_ones_own_has_its_head_in_the_checkpoint_and_its_metric_in_the_results(tmp_path):
-    results, clients = run(example("own_task"), tmp_path)
+    results, clients = run(example("own_task", *few_rows("similarity"), *few_rows("sst2")), tmp_path)
     assert results["similarity"].metric == "quadratic_kappa"
     assert results["sst2"].metric == "accuracy"
     assert {"quadratic_kappa", "loss", "train_loss"} <= clients[0].rounds[1].trained_metrics.keys()
