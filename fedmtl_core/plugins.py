@@ -83,7 +83,7 @@ def _import(key: str, name: str) -> ModuleType:
                 f"{key}: there is no module {error.name!r}, neither in the working folder ({folder}) nor installed"
             ) from None
         raise ConfigError(f"{key}: the module {name!r} can't be imported: {_told(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a guard ends the process when it is imported
         raise ConfigError(f"{key}: the module {name!r} can't be imported: {_told(error)}") from error
 
 

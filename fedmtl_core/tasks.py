@@ -83,7 +83,7 @@ class TaskSpec:
             ConfigError: it is another; the message has both.
         """
         if kind != self.kind:
-            raise ConfigError(f"task {self.name}: the server has a {kind}; this client has a {self.kind}")
+            raise ConfigError(f"task {self.name}: the server has {_named(kind)}; this client has {_named(self.kind)}")
         if tuple(labels) != self.labels:
             theirs, mine = _told_apart(tuple(labels), self.labels)
             raise ConfigError(
@@ -111,6 +111,10 @@ def _traits(task: str, type_: str) -> tuple[str, tuple[str, ...], bool]:
     if not isinstance(metrics, tuple) or not metrics or not all(isinstance(metric, str) for metric in metrics):
         raise ConfigError(f"{key}: {type_}: expected `metrics` to be a tuple of names, got {metrics!r}")
     return name, metrics, plugin.has_labels
+
+
+def _named(kind: str) -> str:
+    return f"a {kind}" if kind in METRICS_OF else f"the kind {kind!r}"
 
 
 def _told_apart(theirs: Sequence[str], mine: Sequence[str]) -> tuple[str, str]:

@@ -89,7 +89,7 @@ def test_a_client_that_means_another_kind_by_the_task_stops_before_it_trains(tmp
     plain = loaded(ROOT / "examples/own_task/config.yaml", "tasks.similarity.type=classification")
     plan = server.plan("similarity")
     assert plan.task_type == "ordinal"
-    with pytest.raises(ConfigError, match="task similarity: the server has a ordinal; this client has a classific"):
+    with pytest.raises(ConfigError, match="task similarity: the server has the kind 'ordinal'; this client has a cl"):
         plain.tasks["similarity"].spec("similarity").require_same(plan.task_type, plan.labels)
 
 

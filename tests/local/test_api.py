@@ -193,3 +193,20 @@ def test_importing_the_packages_imports_no_pytorch():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
     assert result.stdout == "module 'fedmtl_server' has no attribute 'Serve'\n"
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "python.md"
+
+
+@pytest.mark.e2e
+async def test_the_guide_runs_as_it_is_printed_where_a_loop_is_running(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cells = [part.split("```")[0] for part in GUIDE.read_text(encoding="utf-8").split("```python\n")[1:]]
+    assert len(cells) == 3
+    scope: dict[str, Any] = {}
+    for cell in cells:
+        exec(compile(cell, str(GUIDE), "exec"), scope)
+    printed = capsys.readouterr().out
+    assert printed.startswith("accuracy {0: 0.")
+    assert "trainin: unknown key; did you mean 'training'?" in printed
+    assert len(list((tmp_path / "runs").iterdir())) == 2
