@@ -16,7 +16,7 @@ class Reviews(RowSource):
     """The table `reviews`; every fourth review is kept for evaluation.
 
     Args:
-        spec: the task, with the column `text` and the labels `negative` and `positive`.
+        spec: the task, of the column `text`, with the label column `sentiment` (negative, positive) or `stars`.
         path: a file of SQL that makes the table. A real one would name a database.
         positive_from: so many stars are positive.
     """
@@ -36,4 +36,5 @@ class Reviews(RowSource):
         with closing(sqlite3.connect(":memory:")) as database:
             database.executescript(self._script)
             for text, stars in database.execute(f"SELECT text, stars FROM reviews WHERE {condition} ORDER BY id"):
-                yield {"text": text, "sentiment": "positive" if stars >= self._positive_from else "negative"}
+                sentiment = "positive" if stars >= self._positive_from else "negative"
+                yield {"text": text, "stars": stars, "sentiment": sentiment}

@@ -66,8 +66,8 @@ def test_a_trainer_of_ones_own_holds_the_update_to_the_received_model(tmp_path):
 
 
 def test_a_task_of_ones_own_has_its_head_in_the_checkpoint_and_its_metric_in_the_results(tmp_path):
-    results, clients = run(example("own_task", *few_rows("similarity"), *few_rows("sst2")), tmp_path)
-    assert results["similarity"].metric == "quadratic_kappa"
+    results, clients = run(example("own_task", *few_rows("stars"), *few_rows("sst2")), tmp_path)
+    assert results["stars"].metric == "quadratic_kappa"
     assert results["sst2"].metric == "accuracy"
     assert {"quadratic_kappa", "loss", "train_loss"} <= clients[0].rounds[1].trained_metrics.keys()
     heads = {
@@ -76,26 +76,26 @@ def test_a_task_of_ones_own_has_its_head_in_the_checkpoint_and_its_metric_in_the
         if name.startswith("heads.")
     }
     assert {name: list(tensor.shape) for name, tensor in heads.items()} == {
-        "heads.similarity.direction.weight": [1, 64],
-        "heads.similarity.thresholds": [3],
+        "heads.stars.direction.weight": [1, 64],
+        "heads.stars.thresholds": [3],
         "heads.sst2.weight": [2, 64],
         "heads.sst2.bias": [2],
     }
-    assert not torch.equal(heads["heads.similarity.thresholds"], torch.linspace(1.0, -1.0, 3))
+    assert not torch.equal(heads["heads.stars.thresholds"], torch.linspace(1.0, -1.0, 3))
 
 
 def test_a_client_that_means_another_kind_by_the_task_stops_before_it_trains(tmp_path):
     server = example("own_task")
-    plain = loaded(ROOT / "examples/own_task/config.yaml", "tasks.similarity.type=classification")
-    plan = server.plan("similarity")
+    plain = loaded(ROOT / "examples/own_task/config.yaml", "tasks.stars.type=classification")
+    plan = server.plan("stars")
     assert plan.task_type == "ordinal"
-    with pytest.raises(ConfigError, match="task similarity: the server has the kind 'ordinal'; this client has a cl"):
-        plain.tasks["similarity"].spec("similarity").require_same(plan.task_type, plan.labels)
+    with pytest.raises(ConfigError, match="task stars: the server has the kind 'ordinal'; this client has a cl"):
+        plain.tasks["stars"].spec("stars").require_same(plan.task_type, plan.labels)
 
 
 def test_the_ordinal_loss_is_that_of_the_thresholds_passed():
     kind = plugins.load("type", "examples.own_task.ordinal:Ordinal", object)(
-        example("own_task").tasks["similarity"].spec("similarity")
+        example("own_task").tasks["stars"].spec("stars")
     )
     outputs = torch.tensor([[0.0, 0.0, 0.0], [30.0, 30.0, -30.0]])
     targets = torch.tensor([1, 2])

@@ -260,11 +260,11 @@ def test_a_task_of_its_own_kind_is_exported_with_the_rest_alone(tmp_path, monkey
     tasks = yaml.safe_load(Path("examples/own_task/config.yaml").read_text())["tasks"]
     begun(tmp_path / "run", TOY_MODEL, tasks=tasks)
     run = open_run(tmp_path / "run")
-    with pytest.raises(UserError, match=r"similarity is of a kind of its own .*; --all writes it as it is"):
-        export_task(run, "similarity", tmp_path / "out")
+    with pytest.raises(UserError, match=r"stars is of a kind of its own .*; --all writes it as it is"):
+        export_task(run, "stars", tmp_path / "out")
     export_task(run, "sst2", tmp_path / "sst2")
     export_all(run, tmp_path / "out")
-    assert load_file(tmp_path / "out" / "fedmtl.safetensors")["heads.similarity.thresholds"].shape == (3,)
+    assert load_file(tmp_path / "out" / "fedmtl.safetensors")["heads.stars.thresholds"].shape == (3,)
 
 
 def test_a_model_that_would_compute_something_else_is_not_written(tmp_path, monkeypatch):
