@@ -36,6 +36,7 @@ CohortSelection = Literal["all", "fraction", "over_select"]
 Durability = Literal["memory", "process", "power"]
 NormAction = Literal["none", "report", "clip", "refuse"]
 TrackerName = Literal["tensorboard", "mlflow"]
+OPTIMIZERS = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
 
 _FREE_TO_CHANGE = re.compile(
     r"server\.|store\.|security\.|limits\.|tracking\.|tracing\.|client\.|clients$|training\.device$"
@@ -188,6 +189,31 @@ class RobustnessConfig(_Section):
     """What protects the model from updates that would harm it."""
 
     norms: NormsConfig = NormsConfig()
+
+
+class ServerOptimizerConfig(_Section):
+    """How the model moves, once it is known where the updates' average lies. docs/aggregation.md has the formulas."""
+
+    name: str = Field(
+        "fedavg",
+        description=f"What the average is to the model: {', '.join(OPTIMIZERS)}, or a class of your own as "
+        "`module:Name`; with `fedavg` the average is the model",
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="The server's; if not given, 1 for `fedavgm` and 0.01 for the others"
+    )
+    beta_1: float | None = Field(
+        None, ge=0, lt=1, description="Momentum; if not given, 0 for `fedadagrad` and 0.9 for the others"
+    )
+    beta_2: float = Field(0.99, ge=0, lt=1, description="For `fedadam` and `fedyogi`: decay of the second moment")
+    tau: float = Field(
+        1e-3, gt=0, description="For all but `fedavgm`: degree of adaptivity, added to the second moment's root"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_or_plugin(name, OPTIMIZERS)
 
 
 class ServerConfig(_Section):
@@ -548,6 +574,7 @@ class Config(_Section):
     rounds: RoundsConfig = RoundsConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     robustness: RobustnessConfig = RobustnessConfig()
+    server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     server: ServerConfig = ServerConfig()
     store: StoreConfig = StoreConfig()
     security: SecurityConfig = SecurityConfig()
@@ -898,6 +925,14 @@ def _reference(value: str, expected: str = f"a class of your own as {plugins.FOR
     if not plugins.is_reference(value):
         raise ValueError(f"expected {expected}")
     return value
+
+
+def _known_or_plugin(name: str, known: Sequence[str]) -> str:
+    if name not in known and not plugins.is_reference(name):
+        close = difflib.get_close_matches(name[:100], known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"{hint}expected {', '.join(known)}, or module:Name for a class of your own")
+    return name
 
 
 def _identifier(value: str, what: str = "a client id") -> str:

@@ -32,6 +32,7 @@ from fedmtl_server.bookkeeping import RoundFacts, log_report, round_report, upda
 from fedmtl_server.events import EventKind, Listener, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.norms import RecentNorms, are_ordinary, require_within, update_norms
+from fedmtl_server.optimizer_state import OptimizerState
 from fedmtl_server.report import RefusedUpdate, RoundReport, counted_norms
 from fedmtl_server.results import Measurements, TaskResult
 from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
@@ -55,6 +56,7 @@ class Federation:
         plans: what clients are asked to do, by task.
         store: where commits go.
         staging: where updates lie until they are averaged.
+        optimizer: what makes the next model of the average; None if the average is it.
         early_stopping: when training ends before its last round; None for never.
         topk_density: share of a component's elements in a `topk` slice.
         report_interval_s: how often the log says what the run waits for.
@@ -73,6 +75,7 @@ class Federation:
         plans: Mapping[str, TrainingPlan],
         store: RunStore,
         staging: StagingArea,
+        optimizer: OptimizerState | None = None,
         early_stopping: EarlyStopping | None = None,
         topk_density: float = DEFAULT_DENSITY,
         report_interval_s: float = 10.0,
@@ -87,6 +90,7 @@ class Federation:
         self._model = model
         self._measured = Measurements(specs)
         self._aggregator = aggregator
+        self._optimizer = optimizer
         self._early_stopping = early_stopping
         self._store = store
         self._staging = staging
@@ -493,6 +497,8 @@ class Federation:
             left_off: where that was; its model is installed already.
             updates: what was acknowledged in the round that was open, in any order.
         """
+        if self._optimizer is not None:
+            self._optimizer.install(left_off.state)
         for report in left_off.reports:
             self._measured.add(report)
             self._remember(report)
@@ -622,9 +628,11 @@ class Federation:
                 self._published = self._published.for_round(self._engine.round + 1)
             return
         components = {**self._model.components, **changed}
-        model = asyncio.create_task(asyncio.to_thread(self._store.write_model, components, report.round))
+        state = dict(self._optimizer.components) if self._optimizer else {}
+        model = asyncio.create_task(asyncio.to_thread(self._store.write_model, components, report.round, state))
         published = await asyncio.to_thread(self._publish_model, self._engine.round + 1, components)
         digests = {scope: one.digest for scope, one in published.components.items()}
+        digests |= await asyncio.to_thread(lambda: {scope: one.digest() for scope, one in state.items()})
         writing = self._write(model, partial(end_round, digests), self._measured.best_rounds())
         self._writing = asyncio.create_task(writing)
         self._writing.add_done_callback(lambda _: self._wake.set())  # `_step` looks what came of it
@@ -661,17 +669,19 @@ class Federation:
         return await asyncio.to_thread(self._finished, self._fold)
 
     def _finished(self, fold: RoundFold) -> Aggregate:
-        return self._only_finite(fold.close())
-
-    def _only_finite(self, aggregate: Aggregate) -> Aggregate:
-        """The average without components that left the range of their dtype; those stay as they were."""
+        """What the model becomes, without components that left the range of their dtype; those stay as they were."""
+        aggregate = fold.close()
         good = {}
         for scope, component in aggregate.components.items():
+            what = "average"
             try:
                 component.require_finite()
+                if self._optimizer is not None:
+                    what = "server_optimizer's step"
+                    self._optimizer.step(self._model.components[scope], component)
                 good[scope] = component
             except NonFiniteError as error:
-                self._log.error("component.discarded", **self._title(), reason=f"its average isn't finite: {error}")
+                self._log.error("component.discarded", **self._title(), reason=f"its {what} isn't finite: {error}")
         return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good})
 
     def _report(self, aggregate: Aggregate, aggregation_s: float, *, failed: bool) -> RoundReport:

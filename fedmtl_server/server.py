@@ -27,6 +27,8 @@ from fedmtl_server.limiting import grpc_options, with_limits
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring import Monitoring
 from fedmtl_server.norms import NormRule
+from fedmtl_server.optimizer_state import OptimizerState
+from fedmtl_server.optimizers import make_optimizer
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.results import TaskResult, plot
 from fedmtl_server.rounds import AsyncRule, RoundRules
@@ -60,8 +62,8 @@ class Server:
         finished: whether the run may be over; its model is handed out then.
 
     Raises:
-        ConfigError: the configuration names no task, contradicts the run that the folder holds, or would let anybody in
-            by accident.
+        ConfigError: the configuration names no task, contradicts the run that the folder holds, would let anybody in
+            by accident, or names a class that can't be had.
         ModelUnavailableError: the encoder can't be had.
         StoreError: the folder can't be read.
     """
@@ -90,10 +92,13 @@ class Server:
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self._run_id = self._held_id or uuid.uuid4().hex
         self._log = get_logger()
+        optimizer = make_optimizer(config.server_optimizer)  # before anything that takes long
         if model is None:
             self._log.info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
         self._model = model
+        layouts = model.layouts_for(None)
+        self._optimizer = OptimizerState(optimizer, layouts) if optimizer else None
         self._log_model()
 
     async def start(self) -> None:
@@ -189,7 +194,8 @@ class Server:
             self.federation = self._make_federation()
             return
         self.store = RunStore.resume(self._config, self._run_id, self._run_dir, finished=self._may_be_over)
-        left_off = self.store.left_off([component.layout for component in components.values()])
+        state_layouts = self._optimizer.layouts if self._optimizer else ()
+        left_off = self.store.left_off([component.layout for component in components.values()], state_layouts)
         self._model.install(left_off.components)
         self.federation = self._make_federation()
         self.federation.resume(left_off, recovered_updates(self.store, left_off, self._model, self._config))
@@ -218,6 +224,7 @@ class Server:
             plans={task: config.plan(task) for task in config.tasks},
             store=self.store,
             staging=self._make_staging(),
+            optimizer=self._optimizer,
             early_stopping=_early_stopping(config),
             topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,

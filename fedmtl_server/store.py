@@ -7,7 +7,8 @@ RUN_DIR/
   lock                     held by the server that serves the run
   server.json              address, process id and run id of the server, while and after it serves
   history.sqlite           the run's history, unless `store.url` names another database
-  checkpoints/             round-0003.safetensors: the model after a round; the newest few, and each task's best
+  checkpoints/             round-0003.safetensors: the model after a round; the newest few, and each task's best;
+                           round-0003.state.safetensors: what the server's optimiser remembers then, if it has one
   staging/                 acknowledged updates of the round in progress
   results.json, metrics.png    when the run is over
 
@@ -17,13 +18,14 @@ superfluous goes afterwards; so whenever a server ends, the history says where t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,8 @@ class LeftOff:
     reports: Sequence[RoundReport]
     components: Mapping[str, Component]
     """The model."""
+    state: Mapping[str, Component] = field(default_factory=dict)
+    """What the server's optimiser remembers, by `SCOPE/SLOT`; none before its first step."""
 
 
 class RunStore:
@@ -156,7 +160,7 @@ class RunStore:
             "with --keep-serving, or choose another folder with --run-dir"
         )
 
-    def left_off(self, layouts: Iterable[Layout]) -> LeftOff:
+    def left_off(self, layouts: Iterable[Layout], state_layouts: Iterable[Layout] = ()) -> LeftOff:
         """Where the run stands.
 
         A checkpoint that isn't what was written is refused, and the one before it used; the rounds since then are
@@ -164,18 +168,20 @@ class RunStore:
 
         Args:
             layouts: of the whole model.
+            state_layouts: of what the server's optimiser remembers.
 
         Raises:
             StoreError: no checkpoint can be used.
         """
-        layouts = list(layouts)
+        layouts, state_layouts = list(layouts), list(state_layouts)
         rounds = self._history.rounds(self.run_id)
         committed = [one for one in rounds if one.outcome == "committed" and one.checkpoint is not None]
         refused: list[int] = []
         reason = ""
         for record in reversed(committed):
             try:
-                components = self._read_model(record, layouts)
+                components = self._read(self._checkpoint(record.round), record, layouts)
+                state = self._read_state(record, state_layouts)
                 break
             except CorruptCheckpointError as error:
                 reason = reason or str(error)
@@ -204,6 +210,7 @@ class RunStore:
             last_clients=ended[-1].cohort.keys() - set((ended[-1].report or {}).get("missing_clients", ())),
             reports=[RoundReport.from_dict(one.report) for one in ended if one.report is not None],
             components=components,
+            state=state,
         )
 
     def reports(self) -> list[RoundReport]:
@@ -222,14 +229,21 @@ class RunStore:
         with self._working():
             self._history.open_round(self.run_id, round_, purpose, opened_at_unix_ms, cohort)
 
-    def write_model(self, components: Mapping[str, Component], round_: int) -> None:
+    def write_model(
+        self, components: Mapping[str, Component], round_: int, state: Mapping[str, Component] | None = None
+    ) -> None:
         """Put a model on disk; it is of no account until `end_round` says so.
 
         Args:
             components: the whole model by scope.
             round_: the round that made it.
+            state: what the server's optimiser remembers, if it has one. It is there before the model is.
         """
-        path = self._checkpoint(round_)
+        if state:
+            self._write_components(self._state(round_), state, round_)
+        self._write_components(self._checkpoint(round_), components, round_)
+
+    def _write_components(self, path: Path, components: Mapping[str, Component], round_: int) -> None:
         with self._working(), _writing(path):
             scratch = path.with_suffix(".tmp")
             with scratch.open("wb", buffering=0) as file:
@@ -249,7 +263,8 @@ class RunStore:
             report: how it came about.
             cohort: task by client id.
             updates: what became of each.
-            digests: of the model that was written for it, by scope; None if the model is as it was.
+            digests: of what was written for it, the model by scope and the optimiser's state by `SCOPE/SLOT`; None
+                if the model is as it was.
         """
         record = RoundRecord(
             run_id=self.run_id,
@@ -277,6 +292,7 @@ class RunStore:
             for old in rounds[: -self._keep]:
                 if old not in best_rounds:
                     self._checkpoint(old).unlink(missing_ok=True)
+                    self._state(old).unlink(missing_ok=True)
 
     def is_over(self) -> bool:
         """Whether `finish` has been called, by this server or one before it, and no rollback since."""
@@ -354,6 +370,9 @@ class RunStore:
     def _checkpoint(self, round_: int) -> Path:
         return self._checkpoints / f"round-{round_:04}.safetensors"
 
+    def _state(self, round_: int) -> Path:
+        return self._checkpoint(round_).with_suffix(".state.safetensors")
+
     def _checkpoint_rounds(self) -> list[int]:
         """The rounds whose checkpoints are there."""
         numbers = (path.stem.removeprefix("round-") for path in self._checkpoints.glob("round-*.safetensors"))
@@ -366,10 +385,12 @@ class RunStore:
                 if round_ > to_round:
                     path = self._checkpoint(round_)
                     path.replace(path.with_suffix(".damaged"))
+                    with contextlib.suppress(FileNotFoundError):
+                        self._state(round_).replace(self._state(round_).with_suffix(".damaged"))
             sync_folder(self._checkpoints)
 
-    def _read_model(self, record: RoundRecord, layouts: Sequence[Layout]) -> dict[str, Component]:
-        path = self._checkpoint(record.round)
+    def _read(self, path: Path, record: RoundRecord, layouts: Sequence[Layout]) -> dict[str, Component]:
+        """What a round's commit says is in a file."""
         try:
             components = read_safetensors(path, layouts, self._metadata(record.round))
         except FileNotFoundError:
@@ -380,6 +401,13 @@ class RunStore:
         if damaged := [scope for scope, one in components.items() if one.digest().hex() != expected.get(scope)]:
             raise CorruptCheckpointError(f"{path}: {', '.join(damaged)}: the bytes aren't those that were written")
         return components
+
+    def _read_state(self, record: RoundRecord, layouts: Sequence[Layout]) -> dict[str, Component]:
+        """What the optimiser remembered after a round; nothing after one that was before its first step."""
+        committed = record.checkpoint or {}
+        if not any(layout.scope in committed for layout in layouts):
+            return {}
+        return self._read(self._state(record.round), record, layouts)
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self._write(name, json.dumps(value, indent=2, allow_nan=False) + "\n")

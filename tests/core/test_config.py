@@ -51,6 +51,14 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
         ("tasks: {mine: {}}", r"tasks\.mine\.type: needed, since 'mine' is not one of the GLUE tasks"),
         ("tasks: {sst2: {metrics: [pearson]}}", "metric 'pearson' doesn't fit a classification"),
         ("tasks: {a.b: {}}", "can't have a '.'"),
+        (
+            "server_optimizer: {name: fedadm}",
+            r"server_optimizer\.name: did you mean 'fedadam'\? expected .*module:Name for a class of your own "
+            r"\(got 'fedadm'\)",
+        ),
+        ("server_optimizer: {beta_1: 1}", r"server_optimizer\.beta_1: .*less than 1 \(got 1\)"),
+        ("server_optimizer: {tau: 0}", r"server_optimizer\.tau: .*greater than 0 \(got 0\)"),
+        ("server_optimizer: {beta1: 0.9}", r"server_optimizer\.beta1: unknown key; did you mean 'beta_1'\?"),
         ("security: {tls: {key: k}}", r"security\.tls: `certificate` and `key` go together, got only a key"),
         (
             "security: {tls: {client_ca: a}}",

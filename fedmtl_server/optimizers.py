@@ -1,0 +1,173 @@
+"""Server optimisers: how far, and where, the model moves along what a round's updates come to.
+
+FedAvgM (Hsu et al. 2019, arXiv:1909.06335); FedAdagrad, FedAdam and FedYogi (Reddi et al. 2021, arXiv:2003.00295,
+algorithm 2). The average minus the model is the pseudo-gradient Δ, which the optimiser makes a step of. As in the
+papers there is no correction of the moments' bias.
+
+Every number is dealt with by itself, so an optimiser is a function of flat vectors: it knows neither layouts nor files.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from fedmtl_core import plugins
+from fedmtl_core.config import ServerOptimizerConfig
+from fedmtl_core.errors import ConfigError
+
+MOMENTUM, SECOND_MOMENT = "momentum", "second_moment"
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The section `server_optimizer`, as an optimiser is made with it."""
+
+    learning_rate: float = 1.0
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    tau: float = 1e-3
+
+
+class ServerOptimizer(ABC):
+    """What moves the model; to be derived from in a file of one's own, which the configuration names.
+
+    The same arguments must give the same result to the last bit: a run that is taken up computes a round again.
+
+    Args:
+        settings: of the configuration.
+    """
+
+    def __init__(self, settings: OptimizerSettings):
+        self.settings = settings
+
+    @property
+    @abstractmethod
+    def slots(self) -> Mapping[str, float]:
+        """What it remembers of each of the model's numbers, by name, and the value that each begins with."""
+
+    @abstractmethod
+    def step(self, delta: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Take one round's step, for a part of a component.
+
+        Args:
+            delta: float32 `(n,)`, the average minus the model. Neither this nor the state may be changed.
+            state: by slot, float32 `(n,)`, what the last step returned.
+
+        Returns:
+            What is to be added to the model, and the state for the next step; each float32 `(n,)`.
+        """
+
+
+class FedAvgM(ServerOptimizer):
+    """Momentum: m = β₁ m + Δ, x += η m (Hsu et al. 2019, arXiv:1909.06335, section 4.3)."""
+
+    slots = MappingProxyType({MOMENTUM: 0.0})
+
+    def step(self, delta: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        momentum = torch.add(delta, state[MOMENTUM], alpha=self.settings.beta_1)
+        return self.settings.learning_rate * momentum, {MOMENTUM: momentum}
+
+
+class _Adaptive(ServerOptimizer):
+    """m = β₁ m + (1 - β₁) Δ, x += η m / (√v + τ), v₀ = τ² (Reddi et al. 2021, arXiv:2003.00295, algorithm 2).
+
+    What v becomes is each subclass's.
+    """
+
+    @property
+    def slots(self) -> Mapping[str, float]:
+        return {MOMENTUM: 0.0, SECOND_MOMENT: self.settings.tau**2}
+
+    def step(self, delta: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        settings = self.settings
+        momentum = (settings.beta_1 * state[MOMENTUM]).add_(delta, alpha=1 - settings.beta_1)
+        second = self._second_moment(state[SECOND_MOMENT], delta.square())
+        move = (settings.learning_rate * momentum).div_(second.sqrt().add_(settings.tau))
+        return move, {MOMENTUM: momentum, SECOND_MOMENT: second}
+
+    @abstractmethod
+    def _second_moment(self, second: Tensor, square: Tensor) -> Tensor:
+        """v after a round.
+
+        Args:
+            second: v before it.
+            square: Δ².
+        """
+
+
+class FedAdagrad(_Adaptive):
+    """v += Δ²."""
+
+    def _second_moment(self, second: Tensor, square: Tensor) -> Tensor:
+        return second + square
+
+
+class FedAdam(_Adaptive):
+    """v = β₂ v + (1 - β₂) Δ²."""
+
+    def _second_moment(self, second: Tensor, square: Tensor) -> Tensor:
+        return (self.settings.beta_2 * second).add_(square, alpha=1 - self.settings.beta_2)
+
+
+class FedYogi(_Adaptive):
+    """v -= (1 - β₂) Δ² sign(v - Δ²)."""
+
+    def _second_moment(self, second: Tensor, square: Tensor) -> Tensor:
+        return second - (1 - self.settings.beta_2) * square * torch.sign(second - square)
+
+
+class _Own(ServerOptimizer):
+    """A class of the user's own, whose errors are told with the setting that names it."""
+
+    def __init__(self, settings: OptimizerSettings, reference: str):
+        super().__init__(settings)
+        self._reference = reference
+        make = plugins.load(_KEY, reference, ServerOptimizer)  # type: ignore[type-abstract]
+        with plugins.blamed(_KEY, reference):
+            self._own = make(settings)
+            self._slots = {str(slot): float(value) for slot, value in self._own.slots.items()}
+        if bad := [slot for slot in self._slots if not slot.isidentifier()]:
+            raise ConfigError(f"{_KEY}: {reference}: expected slots that are named like variables, got {bad[0]!r}")
+
+    @property
+    def slots(self) -> Mapping[str, float]:
+        return self._slots
+
+    def step(self, delta: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        with plugins.blamed(_KEY, self._reference):
+            return self._own.step(delta, state)
+
+
+_KEY = "server_optimizer.name"
+_KNOWN: Mapping[str, type[ServerOptimizer]] = {
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+}
+
+
+def make_optimizer(section: ServerOptimizerConfig) -> ServerOptimizer | None:
+    """The optimiser that a configuration names; None for `fedavg`: the average is the model.
+
+    Raises:
+        ConfigError: a class of the user's own can't be had or made.
+    """
+    name = section.name
+    if name == "fedavg":
+        return None
+    defaults = {"fedavgm": (1.0, 0.9), "fedadagrad": (0.01, 0.0)}
+    learning_rate, beta_1 = defaults.get(name, (0.01, 0.9))
+    settings = OptimizerSettings(
+        learning_rate if section.learning_rate is None else section.learning_rate,
+        beta_1 if section.beta_1 is None else section.beta_1,
+        section.beta_2,
+        section.tau,
+    )
+    return _KNOWN[name](settings) if name in _KNOWN else _Own(settings, name)
