@@ -37,6 +37,17 @@ Durability = Literal["memory", "process", "power"]
 NormAction = Literal["none", "report", "clip", "refuse"]
 TrackerName = Literal["tensorboard", "mlflow"]
 OPTIMIZERS = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
+TASK_WEIGHTINGS = (
+    "examples",
+    "uniform",
+    "fixed",
+    "temperature",
+    "uncertainty",
+    "gradnorm",
+    "pcgrad",
+    "cagrad",
+    "famo",
+)
 
 _FREE_TO_CHANGE = re.compile(
     r"server\.|store\.|security\.|limits\.|tracking\.|tracing\.|client\.|clients$|training\.device$"
@@ -214,6 +225,45 @@ class ServerOptimizerConfig(_Section):
     @classmethod
     def _known(cls, name: str) -> str:
         return _known_or_plugin(name, OPTIMIZERS)
+
+
+class AggregationConfig(_Section):
+    """What each task counts for in the encoder. docs/aggregation.md has the formulas."""
+
+    task_weighting: str = Field(
+        "examples",
+        description=f"Each task's weight in the encoder's average: {', '.join(TASK_WEIGHTINGS)}, or a class of your "
+        "own as `module:Name`; with `examples` a task weighs what its clients have trained on",
+    )
+    task_weights: dict[str, float] | None = Field(None, description="For `fixed`: every task's weight")
+    temperature: float = Field(
+        2.0, gt=0, description="For `temperature`: its T; 1 is `examples`, and the larger, the closer to `uniform`"
+    )
+    conflict_aversion: float = Field(
+        0.5, ge=0, lt=1, description="For `cagrad`: its c, how far from the tasks' mean it may go; 0 is the mean"
+    )
+    asymmetry: float = Field(1.5, ge=0, description="For `gradnorm`: its alpha, how much slow tasks are favoured")
+    learning_rate: float = Field(
+        0.025, gt=0, description="For `uncertainty`, `gradnorm` and `famo`: how fast the weights follow the losses"
+    )
+    decay: float = Field(0.001, ge=0, description="For `famo`: its gamma, how fast the weights forget")
+
+    @field_validator("task_weighting")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_or_plugin(name, TASK_WEIGHTINGS)
+
+    @model_validator(mode="after")
+    def _has_its_weights(self) -> AggregationConfig:
+        fixed = self.task_weighting == "fixed"
+        if fixed and not self.task_weights:
+            raise ValueError("`task_weighting: fixed` needs `task_weights`, a weight for every task")
+        if self.task_weights and not fixed:
+            raise ValueError(f"`task_weights` needs `task_weighting: fixed`, got {self.task_weighting!r}")
+        for task, weight in (self.task_weights or {}).items():
+            if not weight > 0:
+                raise ValueError(f"`task_weights`: expected a weight above 0 for {task!r}, got {weight}")
+        return self
 
 
 class ServerConfig(_Section):
@@ -574,6 +624,7 @@ class Config(_Section):
     rounds: RoundsConfig = RoundsConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     robustness: RobustnessConfig = RobustnessConfig()
+    aggregation: AggregationConfig = AggregationConfig()
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     server: ServerConfig = ServerConfig()
     store: StoreConfig = StoreConfig()
@@ -618,12 +669,24 @@ class Config(_Section):
         for task in self.early_stopping.watch or ():
             if task not in self.tasks:
                 raise ValueError(f"early_stopping.watch: {task!r} isn't in `tasks`")
+        self._require_task_weights()
         if self.rounds.mode == "async" and self.rounds.cohort != "all":
             raise ValueError(f"rounds.cohort: asynchronous rounds are for all clients, got {self.rounds.cohort!r}")
         ids = [client.client_id for client in self.clients]
         if len(set(ids)) != len(ids):
             raise ValueError(f"client ids must differ, got {', '.join(ids)}")
         return self
+
+    def _require_task_weights(self) -> None:
+        weights = self.aggregation.task_weights
+        if weights is None:
+            return
+        for task in weights:
+            if task not in self.tasks:
+                raise ValueError(f"aggregation.task_weights: {task!r} isn't in `tasks`")
+        for task in self.tasks:
+            if task not in weights:
+                raise ValueError(f"aggregation.task_weights: expected a weight for every task, got none for {task!r}")
 
     def task_specs(self) -> list[TaskSpec]:
         """The run's tasks, in the file's order."""

@@ -1,11 +1,14 @@
 """How updates become the next model: the encoder averaged over all clients, each head over its own task's.
 
-FedAvg (McMahan et al. 2017, arXiv:1602.05629) per component of MT-DNN (Liu et al. 2019, arXiv:1901.11504).
+FedAvg (McMahan et al. 2017, arXiv:1602.05629) per component of MT-DNN (Liu et al. 2019, arXiv:1901.11504). Where a task
+is to count for something else in the encoder than its examples do, there is one mean for each task, and at the close
+the model moves by the sum of what these differ from it by, each times what its task counts for.
 A function of its arguments: no clock, no lock, no socket, and the updates come back unchanged.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +20,9 @@ from fedmtl_core.errors import AggregationError
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.plan import UpdateKind
 from fedmtl_core.scopes import SHARED, scope_of, task_of
+from fedmtl_server.combining import combine, inner_products
 from fedmtl_server.norms import NormRule, update_norms
+from fedmtl_server.task_weighting.base import RoundWeighting, TaskFacts, TaskWeighting, Weighed
 
 _BLOCK = 2**19
 """Elements that are computed with at a time where there is a copy to make."""
@@ -45,6 +50,12 @@ class ClientUpdate:
     """By scope, the norm of its delta, where it was measured."""
     clipped_to: Mapping[str, float] = field(default_factory=dict)
     """By scope, the norm that its delta was scaled down to, where it was."""
+    num_eval_examples: int = 0
+    """That its metrics were measured on."""
+    received_metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of the model that it started from; `loss` among them, if its client says so."""
+    trained_metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of its own; `train_loss` among them, likewise."""
 
     @classmethod
     def from_parameters(
@@ -75,7 +86,8 @@ class Contribution:
     task: str
     num_examples: int
     weight: float
-    """Its share of the average, in 0 to 1; of a stale delta what is left of it."""
+    """Its share of the average, of a stale delta what is left of it; with a task weighting its share of what its task's
+    delta was multiplied with, and not all weightings bring these to a sum of 1."""
     staleness: int = 0
     norm: float | None = None
     """The L2 norm of its delta as it was sent, before any discount; None if it wasn't measured."""
@@ -96,6 +108,8 @@ class Aggregate:
     """The new parameters by scope."""
     contributions: Mapping[str, Sequence[Contribution]] = field(default_factory=dict)
     """Who counted in them, in the order of folding."""
+    weighting_states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By scope, what the task weighting is to remember of it; as JSON gives it back."""
 
 
 class ComponentMean:
@@ -149,6 +163,16 @@ class ComponentMean:
         base_runs = base.runs() if base else [None] * len(self._means)
         for mean, run, origin in zip(self._means, component.runs(), base_runs, strict=True):
             _fold_run(mean, run, origin, before, weight, discount, is_delta)
+
+    @property
+    def runs(self) -> list[Tensor]:
+        """The mean so far, as flat vectors of the component's runs, in float32 or float64; as views."""
+        return self._means
+
+    @property
+    def buffer(self) -> Tensor:
+        """The component's bytes."""
+        return self._component.buffer
 
     def result(self) -> Component:
         """The mean of at least one update with a weight, in the layout's own dtypes. Nothing can be folded in after."""
@@ -233,6 +257,7 @@ class RoundFold:
         base: the model's components that deltas are relative to.
         norms: what becomes of updates by how far they move the model. Those that are to be refused aren't given here.
         bounds: by scope, the most that a delta's norm may be in this round.
+        weighting: what each task counts for in what several share; None for its examples.
     """
 
     def __init__(
@@ -240,12 +265,17 @@ class RoundFold:
         base: Mapping[str, Component],
         norms: NormRule = NO_NORMS,
         bounds: Mapping[str, float] | None = None,
+        weighting: RoundWeighting | None = None,
     ):
         self._base = base
         self._norms = norms
         self._bounds = (bounds or {}) if norms.action == "clip" else {}
-        self._means: dict[str, ComponentMean] = {}
+        self._weighting = weighting
+        self._means: dict[str, dict[str, ComponentMean]] = {}
+        """By scope and task; all tasks in one under an empty name, where they aren't weighted."""
         self._counted: dict[str, list[ClientUpdate]] = {}
+        self.spare: list[Tensor] = []
+        """Once it is closed: the buffers of means that nobody needs any more, also of updates that were kept."""
 
     def fold(self, update: ClientUpdate, *, may_keep: bool = False) -> set[str]:
         """Take in the update whose turn it is.
@@ -258,7 +288,8 @@ class RoundFold:
             The scopes of the components that were kept.
 
         Raises:
-            AggregationError: its weight is negative, or it is a delta of what the model hasn't.
+            AggregationError: its weight is negative, or it is a delta of what the model hasn't, or its task is to be
+                weighted in what the model hasn't.
         """
         if update.num_examples < 0:
             raise AggregationError(
@@ -271,11 +302,12 @@ class RoundFold:
         update = self._measured(update)
         kept = set()
         for scope, component in update.components.items():
-            if scope not in self._means:
+            means, task = self._means.setdefault(scope, {}), self._mean_of(scope, update)
+            if task not in means:
                 keep = may_keep and update.num_examples > 0
-                self._means[scope] = ComponentMean(component.layout, component if keep else None)
+                means[task] = ComponentMean(component.layout, component if keep else None)
                 kept |= {scope} if keep else set()
-            self._fold_component(scope, component, update)
+            self._fold_component(means[task], scope, component, update)
             self._counted.setdefault(scope, []).append(replace(update, components={}))
         return kept
 
@@ -287,25 +319,62 @@ class RoundFold:
         clipped_to = {scope: bound for scope, bound in self._bounds.items() if norms.get(scope, 0.0) > bound}
         return replace(update, norms=norms, clipped_to=clipped_to)
 
-    def _fold_component(self, scope: str, component: Component, update: ClientUpdate) -> None:
+    def _mean_of(self, scope: str, update: ClientUpdate) -> str:
+        """Which of a component's means an update belongs to."""
+        if self._weighting is None or task_of(scope) is not None:
+            return ""
+        if scope not in self._base:
+            raise AggregationError(
+                f"{update.client_id}: weighting tasks in {scope!r} needs the parameters that they start from"
+            )
+        self._base[scope].layout.require_same(update.components[scope].layout)
+        return update.task
+
+    def _fold_component(self, mean: ComponentMean, scope: str, component: Component, update: ClientUpdate) -> None:
         is_delta = update.kind == "delta"
         if scope in update.clipped_to:
             scale = update.clipped_to[scope] / update.norms[scope] * update.discount
-            self._means[scope].fold(component, update.num_examples, self._base[scope], scale, is_delta=is_delta)
+            mean.fold(component, update.num_examples, self._base[scope], scale, is_delta=is_delta)
         else:
             base = self._base[scope] if is_delta else None
-            self._means[scope].fold(component, update.num_examples, base, update.discount)
+            mean.fold(component, update.num_examples, base, update.discount)
 
     def close(self) -> Aggregate:
         """What the updates came to.
 
         Raises:
-            AggregationError: there are no updates, or a component's weights sum to zero.
+            AggregationError: there are no updates, a component's weights sum to zero, or a weighting of the user's own
+                answers with something else than it should.
         """
         if not self._counted:
             raise AggregationError("there are no updates to average")
-        contributions = {scope: _contributions(scope, counted) for scope, counted in self._counted.items()}
-        return Aggregate({scope: mean.result() for scope, mean in self._means.items()}, contributions)
+        components, contributions, states = {}, {}, {}
+        for scope, counted in self._counted.items():
+            by_task = _examples_by_task(scope, counted)
+            if "" in self._means[scope]:
+                components[scope] = self._means[scope][""].result()
+                contributions[scope] = _contributions(scope, counted, by_task)
+            else:
+                weighed = self._weigh(scope, by_task)
+                shares = dict(zip(_counting(by_task), weighed.coefficients, strict=True))
+                components[scope], states[scope] = self._combined(scope, shares), weighed.state
+                contributions[scope] = _contributions(scope, counted, by_task, shares)
+        return Aggregate(components, contributions, states)
+
+    def _weigh(self, scope: str, by_task: Mapping[str, int]) -> Weighed:
+        assert self._weighting is not None
+        tasks, means = _counting(by_task), self._means[scope]
+        needed = self._weighting.weighting.needs_products
+        products = inner_products(self._base[scope], [means[task].runs for task in tasks]) if needed else None
+        return self._weighting.weigh(scope, _facts(self._counted[scope], tasks), products)
+
+    def _combined(self, scope: str, shares: Mapping[str, float]) -> Component:
+        """A component of the base, moved by the tasks' deltas."""
+        means = self._means[scope]
+        first, *others = [means[task] for task in shares]
+        combine(self._base[scope], [mean.runs for mean in (first, *others)], list(shares.values()))
+        self.spare += [mean.buffer for mean in means.values() if mean is not first]
+        return first.result()
 
 
 class MTLAggregator:
@@ -313,14 +382,25 @@ class MTLAggregator:
 
     Args:
         norms: what becomes of updates by how far they move the model.
+        weighting: what each task counts for in what several share; None for its examples.
+        seed: the run's, for what the weighting leaves to chance.
     """
 
-    def __init__(self, norms: NormRule = NO_NORMS):
+    def __init__(self, norms: NormRule = NO_NORMS, weighting: TaskWeighting | None = None, seed: int = 0):
         self.norms = norms
+        self._weighting = weighting
+        self._seed = seed
 
-    def start_round(self, base: Mapping[str, Component], bounds: Mapping[str, float] | None = None) -> RoundFold:
-        """Begin a round whose updates come one after the other; see `RoundFold`."""
-        return RoundFold(base, self.norms, bounds)
+    def start_round(
+        self,
+        base: Mapping[str, Component],
+        bounds: Mapping[str, float] | None = None,
+        round_: int = 0,
+        states: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> RoundFold:
+        """Begin a round whose updates come one after the other; see `RoundFold` and `RoundWeighting`."""
+        weighting = RoundWeighting(self._weighting, round_, self._seed, states or {}) if self._weighting else None
+        return RoundFold(base, self.norms, bounds, weighting)
 
     def aggregate_mtl_updates(
         self, client_updates: Iterable[ClientUpdate], base: Mapping[str, Component] | None = None
@@ -329,7 +409,7 @@ class MTLAggregator:
 
         Args:
             client_updates: in any order; the result is the same to the last bit.
-            base: the model's components by scope, if any update is a delta.
+            base: the model's components by scope, if any update is a delta or tasks are weighted.
 
         Returns:
             `{"shared": {name: tensor}, "task_heads": {task: {name: tensor}}}` in the updates' dtypes. A task
@@ -386,22 +466,77 @@ def _move_towards(mean: Tensor, value: Tensor, before: int, weight: int) -> None
         torch.lerp(value, mean, before / total, out=mean)
 
 
-def _contributions(scope: str, counted: Sequence[ClientUpdate]) -> list[Contribution]:
-    total = sum(update.num_examples for update in counted)
-    if total == 0:
+def _examples_by_task(scope: str, counted: Sequence[ClientUpdate]) -> dict[str, int]:
+    """The examples of a component's updates, by task; not all of them 0."""
+    by_task: dict[str, int] = {}
+    for update in counted:
+        by_task[update.task] = by_task.get(update.task, 0) + update.num_examples
+    if not any(by_task.values()):
         raise AggregationError(f"{scope}: the weights (num_examples) of its {len(counted)} updates sum to zero")
+    return by_task
+
+
+def _counting(by_task: Mapping[str, int]) -> list[str]:
+    """The tasks that count for anything, by name: whoever was faster."""
+    return sorted(task for task, num_examples in by_task.items() if num_examples)
+
+
+def _contributions(
+    scope: str, counted: Sequence[ClientUpdate], by_task: Mapping[str, int], shares: Mapping[str, float] | None = None
+) -> list[Contribution]:
+    """Who counted in a component, and with what weight.
+
+    Args:
+        scope: the component's.
+        counted: the updates.
+        by_task: their examples.
+        shares: what each task counts for; None for its examples.
+    """
+    total = sum(by_task.values())
+
+    def weight(update: ClientUpdate) -> float:
+        if shares is None:
+            return update.num_examples / total
+        return shares[update.task] * update.num_examples / by_task[update.task] if update.task in shares else 0.0
+
     return [
         Contribution(
             update.client_id,
             update.task,
             update.num_examples,
-            update.num_examples / total * update.discount,
+            weight(update) * update.discount,
             update.staleness,
             update.norms.get(scope),
             update.clipped_to.get(scope),
         )
         for update in counted
     ]
+
+
+def _facts(counted: Sequence[ClientUpdate], tasks: Sequence[str]) -> list[TaskFacts]:
+    """What a round's updates say of their tasks. Who started from an older model says nothing of the round's own."""
+    facts = []
+    for task in tasks:
+        mine = [update for update in counted if update.task == task]
+        received = [
+            (update.num_eval_examples, update.received_metrics["loss"])
+            for update in mine
+            if "loss" in update.received_metrics and not update.staleness
+        ]
+        trained = [
+            (update.num_examples, update.trained_metrics["train_loss"])
+            for update in mine
+            if "train_loss" in update.trained_metrics
+        ]
+        num_examples = sum(update.num_examples for update in mine)
+        facts.append(TaskFacts(task, num_examples, _mean_of(received), _mean_of(trained)))
+    return facts
+
+
+def _mean_of(weighted: Sequence[tuple[int, float]]) -> float | None:
+    """The mean of values with their weights; None if they have none."""
+    total = sum(weight for weight, _ in weighted)
+    return math.fsum(weight / total * value for weight, value in weighted) if total else None
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import Logger
@@ -39,6 +40,7 @@ def round_report(
     aggregate: Aggregate,
     heads: Mapping[str, str],
     *,
+    weighting_states: Mapping[str, Mapping[str, Any]],
     duration_s: float,
     aggregation_s: float,
     failed: bool,
@@ -50,6 +52,7 @@ def round_report(
         engine: which still has the round's cohort.
         aggregate: what came of it.
         heads: the scope of each task's head.
+        weighting_states: by scope, what the task weighting remembers now.
         duration_s: from its opening to now.
         aggregation_s: how much of that its average took.
         failed: whether it was given up.
@@ -70,6 +73,7 @@ def round_report(
         unchanged_tasks=[task for task, scope in heads.items() if scope not in aggregate.components],
         aggregation_s=aggregation_s,
         failed=failed,
+        weighting_states=weighting_states,
     )
 
 

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from fedmtl_core.errors import (
     NonFiniteError,
@@ -102,6 +103,7 @@ class Federation:
         self._engine = RoundEngine(rules, self._started_at)
         self._published = self._publish_model(1)
         self._fold: RoundFold | None = None
+        self._weighting_states: Mapping[str, Mapping[str, Any]] = {}
         self._recent_norms = RecentNorms(aggregator.norms.window)
         self._bounds = self._norm_bounds()
         self._order = CohortOrder(())
@@ -478,7 +480,9 @@ class Federation:
         """Take updates for the round that the engine has opened."""
         cohort = self._engine.cohort
         self._bounds = self._norm_bounds()
-        self._fold = self._aggregator.start_round(self._model.components, self._bounds)
+        self._fold = self._aggregator.start_round(
+            self._model.components, self._bounds, self._engine.round, self._weighting_states
+        )
         self._order = CohortOrder(list(cohort))
         self._log.info(
             "round.opened",
@@ -553,6 +557,9 @@ class Federation:
             staleness,
             rule.discount(staleness) if rule else 1.0,
             transfer.norms,
+            num_eval_examples=claim.num_eval_examples,
+            received_metrics=claim.received_metrics,
+            trained_metrics=claim.trained_metrics,
         )
 
     def _end_round(self, round_: int) -> None:
@@ -588,6 +595,7 @@ class Federation:
 
     def _remember(self, report: RoundReport) -> None:
         self.last_report = report
+        self._weighting_states = report.weighting_states
         self._recent_norms.add(counted_norms(report))
 
     def _note_untold(self) -> None:
@@ -666,7 +674,10 @@ class Federation:
         assert self._fold is not None
         await self._fold_arrived()
         await self._fold_all(self._order.close())
-        return await asyncio.to_thread(self._finished, self._fold)
+        aggregate = await asyncio.to_thread(self._finished, self._fold)
+        for buffer in self._fold.spare:
+            self._staging.take_back(buffer)
+        return aggregate
 
     def _finished(self, fold: RoundFold) -> Aggregate:
         """What the model becomes, without components that left the range of their dtype; those stay as they were."""
@@ -682,7 +693,8 @@ class Federation:
                 good[scope] = component
             except NonFiniteError as error:
                 self._log.error("component.discarded", **self._title(), reason=f"its {what} isn't finite: {error}")
-        return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good})
+        states = {scope: state for scope, state in aggregate.weighting_states.items() if scope in good}
+        return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good}, states)
 
     def _report(self, aggregate: Aggregate, aggregation_s: float, *, failed: bool) -> RoundReport:
         facts, self._facts = self._facts, RoundFacts()  # what comes from now on belongs to the next report
@@ -691,6 +703,7 @@ class Federation:
             self._engine,
             aggregate,
             {task: self._model.scopes_for(task)[-1] for task in self._model.tasks},
+            weighting_states={**self._weighting_states, **aggregate.weighting_states},
             duration_s=self._clock() - self._engine.opened_at,
             aggregation_s=aggregation_s,
             failed=failed,

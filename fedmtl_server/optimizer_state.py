@@ -11,7 +11,7 @@ from fedmtl_core.errors import AggregationError
 from fedmtl_core.layout import Component, Layout
 from fedmtl_server.optimizers import ServerOptimizer
 
-_BLOCK = 2**17
+_BLOCK = 2**19
 """Elements that are computed with at a time: everything that a step makes of them stays in the cache."""
 
 

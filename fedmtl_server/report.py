@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedmtl_core.plan import Purpose
@@ -29,7 +29,7 @@ class TaskReport:
     num_updates: int
     num_examples: int
     encoder_share: float
-    """Its share of the encoder's average, in 0 to 1."""
+    """What its delta counts for in the encoder: its share of the average, or what a task weighting makes of it."""
     received_metrics: Mapping[str, float]
     """Of the model the round began with: mean over the task's clients, weighted by what they evaluated on."""
     trained_metrics: Mapping[str, float]
@@ -73,6 +73,8 @@ class RoundReport:
     """From the round's end to its average; part of `duration_s`."""
     failed: bool = False
     """Whether it lacked its quorum and was given up: nothing counts, the model is as it was."""
+    weighting_states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By scope, what the task weighting remembers after it, as JSON has it."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,6 +16,7 @@ from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, FedMTLError, RunStoppedError
 from fedmtl_core.keepalive import keepalive
 from fedmtl_core.logs import get_logger
+from fedmtl_core.scopes import SHARED
 from fedmtl_server import reflection
 from fedmtl_server.aggregator import MTLAggregator
 from fedmtl_server.buffers import BufferPool
@@ -36,6 +37,7 @@ from fedmtl_server.servicer import SERVICE_NAME, FederatedMtlServicer
 from fedmtl_server.staging import MIN_UPDATES_IN_MEMORY, StagingArea
 from fedmtl_server.stopping import EarlyStopping
 from fedmtl_server.store import RunStore, without_secrets
+from fedmtl_server.task_weighting import make_weighting
 from fedmtl_server.tls import is_authenticating, require_safe, server_credentials
 from fedmtl_server.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
 
@@ -93,6 +95,7 @@ class Server:
         self._run_id = self._held_id or uuid.uuid4().hex
         self._log = get_logger()
         optimizer = make_optimizer(config.server_optimizer)  # before anything that takes long
+        self._weighting = make_weighting(config.aggregation)
         if model is None:
             self._log.info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
@@ -219,7 +222,7 @@ class Server:
             run_id=self._run_id,
             model=self._model,
             specs=config.task_specs(),
-            aggregator=MTLAggregator(_norms(config)),
+            aggregator=MTLAggregator(_norms(config), self._weighting, config.training.seed),
             rules=_rules(config),
             plans={task: config.plan(task) for task in config.tasks},
             store=self.store,
@@ -232,12 +235,13 @@ class Server:
         )
 
     def _make_staging(self) -> StagingArea:
-        """Room for updates; the pool keeps what a round uses at its height, the model before included."""
+        """Room for updates; the pool keeps what a round uses at its height: the model before, and each task's mean."""
         config, model = self._config, self._model
         budget = config.server.staging_memory_mb * 2**20
         largest = max(sum(layout.num_bytes for layout in model.layouts_for(task)) for task in model.tasks)
         whole = sum(component.layout.num_bytes for component in model.components.values())
-        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + whole)
+        encoders = (len(model.tasks) - 1) * model.components[SHARED].layout.num_bytes if self._weighting else 0
+        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + whole + encoders)
         return StagingArea(budget, self.store.spool, pool, durable=config.store.durability != "memory")
 
     def _log_model(self) -> None:

@@ -59,6 +59,23 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
         ("server_optimizer: {beta_1: 1}", r"server_optimizer\.beta_1: .*less than 1 \(got 1\)"),
         ("server_optimizer: {tau: 0}", r"server_optimizer\.tau: .*greater than 0 \(got 0\)"),
         ("server_optimizer: {beta1: 0.9}", r"server_optimizer\.beta1: unknown key; did you mean 'beta_1'\?"),
+        ("aggregation: {task_weighting: uniforme}", r"did you mean 'uniform'\? expected examples, uniform, .*module:N"),
+        ("aggregation: {task_weighting: fixed}", "`task_weighting: fixed` needs `task_weights`, a weight for every"),
+        ("aggregation: {task_weights: {a: 1}}", "`task_weights` needs `task_weighting: fixed`, got 'examples'"),
+        (
+            "aggregation: {task_weighting: fixed, task_weights: {sst2: 0}}",
+            "`task_weights`: expected a weight above 0 for 'sst2', got 0",
+        ),
+        (
+            "tasks: {sst2: {}}\naggregation: {task_weighting: fixed, task_weights: {sst2: 1, qqp: 2}}",
+            r"aggregation\.task_weights: 'qqp' isn't in `tasks`",
+        ),
+        (
+            "tasks: {sst2: {}, qqp: {}}\naggregation: {task_weighting: fixed, task_weights: {sst2: 1}}",
+            r"aggregation\.task_weights: expected a weight for every task, got none for 'qqp'",
+        ),
+        ("aggregation: {temperature: 0}", r"aggregation\.temperature: .*greater than 0 \(got 0\)"),
+        ("aggregation: {conflict_aversion: 1}", r"aggregation\.conflict_aversion: .*less than 1 \(got 1\)"),
         ("security: {tls: {key: k}}", r"security\.tls: `certificate` and `key` go together, got only a key"),
         (
             "security: {tls: {client_ca: a}}",

@@ -7,47 +7,14 @@ from safetensors import safe_open
 from structlog.testing import capture_logs
 
 from fedmtl_core.errors import ConfigError
-from tests.support import TinyEncoder, model_bytes, reports_of, serving, tiny_model, watching
+from tests.server.playing import TASKS, model, play
+from tests.support import model_bytes, reports_of, serving
 
-OPENED, COMMITTED = pb.ROUND_EVENT_KIND_OPENED, pb.ROUND_EVENT_KIND_COMMITTED
 NAMES = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")
-TASKS = {"a": "sst2", "b": "qqp"}
 
 
 def settings_of(name, **store):
     return {"sections": {"server_optimizer": {"name": name}, "store": store}, "num_rounds": 4}
-
-
-def trained(data, client_id, round_):
-    """The slice, moved by something that depends on the client and the round."""
-    generator = torch.Generator().manual_seed(100 * round_ + ord(client_id))
-    return {
-        scope: (
-            torch.frombuffer(bytearray(part), dtype=torch.float32)
-            + 0.1 * torch.randn(len(part) // 4, generator=generator)
-        )
-        .numpy()
-        .tobytes()
-        for scope, part in data.items()
-    }
-
-
-async def play(server, rounds, tasks=None, **header_fields):
-    """Hold rounds; what the model is then, by scope."""
-    tasks = tasks or TASKS
-    async with watching(server, **tasks) as clients:
-        for round_ in rounds:
-            for client_id, client in clients.items():
-                header, data = await client.get_slice(round=round_)
-                update = trained(data, client_id, round_)
-                await client.push(client.update(header, update, num_examples=1 + ord(client_id) % 3, **header_fields))
-            for client in clients.values():
-                await client.until(OPENED, round_ + 1)
-    return model_bytes(server.federation.model)
-
-
-def model(seed=0):
-    return tiny_model("sst2", "qqp", encoder=TinyEncoder(seed=seed))
 
 
 @pytest.mark.parametrize("name", NAMES)
