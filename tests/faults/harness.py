@@ -53,11 +53,12 @@ _ENCODER = {
 """4.8 MB: three chunks."""
 
 
-def write_config(folder: Path) -> Path:
+def write_config(folder: Path, sections: Mapping[str, object] | None = None) -> Path:
     """Write down a run that waits for every client, however long it takes: which model it comes to is certain.
 
     Args:
         folder: for the configuration and the encoder.
+        sections: of the configuration, besides.
     """
     (folder / "encoder").mkdir(parents=True)
     (folder / "encoder" / "config.json").write_text(json.dumps(_ENCODER))
@@ -68,6 +69,7 @@ def write_config(folder: Path) -> Path:
         "rounds": {"deadline_s": 3600, "quorum_timeout_s": 3600, "rejoin_grace_s": 3600},
         "store": {"keep_checkpoints": NUM_ROUNDS},
         "tasks": {task: {"min_clients": number} for task, number in tasks.items()},
+        **(sections or {}),
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -275,9 +277,11 @@ class Undisturbed:
 
 
 @asynccontextmanager
-async def served(folder: Path, num_rounds: int = NUM_ROUNDS) -> AsyncIterator[Server]:
+async def served(
+    folder: Path, num_rounds: int = NUM_ROUNDS, sections: Mapping[str, object] | None = None
+) -> AsyncIterator[Server]:
     """The same run as the server processes', or its first rounds, in this process; it is over in the end."""
-    config = configuration.load(write_config(folder), ["server.port=0", f"training.num_rounds={num_rounds}"])
+    config = configuration.load(write_config(folder, sections), ["server.port=0", f"training.num_rounds={num_rounds}"])
     server = Server(config, folder / "run")
     await server.start()
     run = asyncio.create_task(server.run())
@@ -291,9 +295,9 @@ async def served(folder: Path, num_rounds: int = NUM_ROUNDS) -> AsyncIterator[Se
         await server.stop("the test is over")
 
 
-async def run_undisturbed(folder: Path) -> Undisturbed:
+async def run_undisturbed(folder: Path, sections: Mapping[str, object] | None = None) -> Undisturbed:
     """One server, its clients, and nothing in between."""
-    async with served(folder) as server:
+    async with served(folder, sections=sections) as server:
         initial = await asyncio.to_thread(download, server.address)
         async with asyncio.timeout(60):
             await asyncio.to_thread(run_clients, server.address, folder / "ledger", COHORT)

@@ -6,10 +6,11 @@ Five times; a hundred times with `FEDMTL_FAULTS=long` in the environment, which 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.faults.harness import (
     accounts,
     checkpoint,
     require_same_bits,
+    run_undisturbed,
     undisturbed_model,
     wait_until,
     write_config,
@@ -98,10 +100,13 @@ class Killer:
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[tuple[ServerProcess, ClientProcess, Path]]:
-    """A server, its clients, and the file that says how far the run may have come; none of them started."""
+def federation(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[ServerProcess, ClientProcess, Path]]:
+    """A server, its clients, and the file that says how far the run may have come; none of them started.
+
+    As its parameter it takes sections of the configuration.
+    """
     pace = tmp_path / "pace"
-    server = ServerProcess(tmp_path, write_config(tmp_path / "config"))
+    server = ServerProcess(tmp_path, write_config(tmp_path / "config", getattr(request, "param", None)))
     clients = ClientProcess(tmp_path, "clients", server.address, COHORT, seed=SEED, pace=str(pace))
     set_pace(pace, 0.0)
     yield server, clients, pace
@@ -127,15 +132,24 @@ def test_the_undisturbed_run_comes_to_what_the_definition_says(undisturbed: Undi
 def test_what_a_server_acknowledged_outlives_every_kill(
     federation: tuple[ServerProcess, ClientProcess, Path], undisturbed: Undisturbed, say: Callable[[str], None]
 ) -> None:
-    """Each life may take the run a little further, so that the kills fall all over it."""
+    outlive(federation, plan_of(NUM_KILLS, random.Random(SEED)), undisturbed, say)
+
+
+def outlive(
+    federation: tuple[ServerProcess, ClientProcess, Path],
+    moments: Sequence[str],
+    undisturbed: Undisturbed,
+    say: Callable[[str], None],
+) -> None:
+    """Kill a server at some moments. Each life may take the run a little further, so that they fall all over it."""
     server, clients, pace = federation
     draw = random.Random(SEED)
     killer = Killer(server, clients.ledger, draw)
     server.start()
     clients.start()
     wait_until(clients.ledger.exists, within_s=60, or_else=clients.log)
-    for life, moment in enumerate(plan_of(NUM_KILLS, draw)):
-        set_pace(pace, NUM_ROUNDS * (life + 1) / NUM_KILLS)
+    for life, moment in enumerate(moments):
+        set_pace(pace, NUM_ROUNDS * (life + 1) / len(moments))
         killer.kill(moment)
         assert not clients.has_ended, clients.log()
         server.start()
@@ -145,12 +159,29 @@ def test_what_a_server_acknowledged_outlives_every_kill(
 
     result = accounts(server.run_dir, [clients.ledger])
     say(
-        f"kills {NUM_KILLS}, acknowledged {result.acknowledged}, lost {len(result.lost)}, "
+        f"kills {len(moments)}, acknowledged {result.acknowledged}, lost {len(result.lost)}, "
         f"double-counted {len(result.double_counted)}"
     )
     result.require_exact(NUM_ROUNDS)
     require_same_bits(checkpoint(server.run_dir, NUM_ROUNDS), undisturbed.after(NUM_ROUNDS))
     assert "Traceback" not in server.log() + clients.log()
+
+
+MOVED = {"server_optimizer": {"name": "fedadam"}, "aggregation": {"task_weighting": "pcgrad"}}
+
+
+@pytest.mark.parametrize("federation", [MOVED], indirect=True, ids=["fedadam and pcgrad"])
+def test_what_an_optimiser_remembers_outlives_every_kill_too(
+    federation: tuple[ServerProcess, ClientProcess, Path],
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    say: Callable[[str], None],
+) -> None:
+    """The model is, to the last bit, that of a run nobody killed; and another one than the plain average."""
+    expected = asyncio.run(run_undisturbed(tmp_path / "undisturbed", MOVED))
+    plain, moved = undisturbed.after(NUM_ROUNDS), expected.after(NUM_ROUNDS)
+    assert max(float((moved[name] - tensor).abs().max()) for name, tensor in plain.items()) > 1e-3
+    outlive(federation, ["commit", "ledger", "commit"] * (NUM_KILLS // 5), expected, say)
 
 
 @pytest.mark.skipif(not LONG, reason="part of the long form, FEDMTL_FAULTS=long")

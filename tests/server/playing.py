@@ -25,7 +25,7 @@ def trained(data, client_id, round_):
 
 def metrics(client_id, round_):
     """Losses that fall, at another rate for each client."""
-    loss = (2 + ord(client_id) % 3) / (1 + round_ * (ord(client_id) % 5))
+    loss = (2 + ord(client_id) % 3) / (1 + round_ * (1 + ord(client_id) % 2))
     return {"num_eval_examples": 5, "received_metrics": {"loss": loss}, "trained_metrics": {"train_loss": 0.9 * loss}}
 
 
