@@ -70,10 +70,8 @@ format: $(STAMP) ## Format the Python code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-settings: $(STAMP) ## Write the table of configuration keys into the README.
-	@$(BIN)/python -c "import re; from pathlib import Path; from fedmtl_core.tables import settings_markdown; \
-	  readme = Path('README.md'); text = readme.read_text(); \
-	  readme.write_text(re.sub(r'(?s)\| key \| default .*?\n\n', lambda _: settings_markdown() + '\n\n', text))"
+settings: $(STAMP) ## Write docs/reference/configuration.md from the configuration.
+	@$(BIN)/python -m tools.settings_page
 
 examples: example-node example-go example-cpp ## Build the clients in TypeScript, Go and C++; needs npm, Go, and C++ with gRPC.
 

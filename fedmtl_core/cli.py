@@ -42,7 +42,7 @@ def settings_help() -> str:
         sections.setdefault(section, []).append(f"{key} = {setting.default}" if setting.default else key)
     paragraphs = [f"{section}: {', '.join(keys)}" for section, keys in sections.items()]
     # typer takes square brackets for markup.
-    return "\n\n".join(["Configuration keys and their defaults; the README says what they mean.", *paragraphs]).replace(
+    return "\n\n".join(["Configuration keys and their defaults; docs/reference/configuration.md says what they mean.", *paragraphs]).replace(
         "[", r"\["
     )
 

@@ -9,8 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedmtl_core.config import reference
-
 
 def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path, console: Console | None = None) -> None:
     """Print what a run came to, task by task, from the contents of its `results.json`."""
@@ -26,12 +24,6 @@ def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path, conso
     console = console or Console()
     console.print(table)
     console.print(f"Run folder: {run_dir}", soft_wrap=True, highlight=False)
-
-
-def settings_markdown() -> str:
-    """Every configuration key with its default and meaning, as a Markdown table."""
-    rows = [f"| `{key}` | {f'`{default}`' if default else ''} | {text} |" for key, default, text in reference()]
-    return "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
 
 
 def _number(value: float | int | None) -> str:

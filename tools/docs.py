@@ -1,9 +1,8 @@
-"""The pages of the documentation that are made of the code: MkDocs calls this (`hooks` in `mkdocs.yml`)."""
+"""What the documentation has of the code: MkDocs calls this (`hooks` in `mkdocs.yml`)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
@@ -12,55 +11,15 @@ from mkdocs.structure.pages import Page
 from typer.cli import get_docs_for_click
 
 from fedmtl_client.cli import app as client
-from fedmtl_core.config import Setting, reference
+from fedmtl_client.doctor_cli import doctor_app as doctor
 from fedmtl_local.cli import app as local
 from fedmtl_server.cli import app as server
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that nobody writes."""
-    pages: dict[str, Callable[[], str]] = {
-        "reference/configuration.md": configuration,
-        "reference/commands.md": commands,
-    }
-    for path, page in pages.items():
-        files.append(File.generated(config, path, content=page()))
+    """Add the page that nobody writes."""
+    files.append(File.generated(config, "reference/commands.md", content=commands()))
     return files
-
-
-def configuration() -> str:
-    """Every configuration key, a table for each section."""
-    return "\n".join(
-        [
-            "# Configuration",
-            "",
-            "One YAML file serves the server, the clients and the launcher. Every key is optional but those marked as "
-            "required; `--set KEY=VALUE` overrides any on the command line. A key that doesn't exist is an error that "
-            "names it.",
-            *_sections(),
-        ]
-    )
-
-
-def _sections() -> Iterator[str]:
-    current = ""
-    for setting in reference():
-        section, _, key = setting.key.rpartition(".")
-        if section != current:
-            current = section
-            yield from (
-                "",
-                f"## {section.replace('[]', '[…]')}",
-                "",
-                "| key | default | meaning |",
-                "| --- | --- | --- |",
-            )
-        yield _row(key, setting)
-
-
-def _row(key: str, setting: Setting) -> str:
-    default = f"`{setting.default}`" if setting.default else ""
-    return f"| `{key}` | {default} | {setting.description} |"
 
 
 def commands() -> str:
@@ -69,7 +28,7 @@ def commands() -> str:
     return "\n\n".join(["# Command lines", *pages])
 
 
-_APPS = {"fedmtl-server": server, "fedmtl-client": client, "fedmtl-local": local}
+_APPS = {"fedmtl-server": server, "fedmtl-client": client, "fedmtl-client doctor": doctor, "fedmtl-local": local}
 
 
 def _command(app: typer.Typer, name: str) -> str:

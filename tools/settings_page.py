@@ -1,0 +1,60 @@
+"""`python -m tools.settings_page`: write docs/reference/configuration.md from the configuration; with --check, compare."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from fedmtl_core.config import Setting, reference
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
+
+_INTRODUCTION = """\
+# Configuration
+
+<!-- Written from fedmtl_core/config.py by `make settings`. Not to be edited. -->
+
+One YAML file serves the server, the clients and the launcher. Every key is optional but those marked as required; a key
+that doesn't exist is an error that names it. `--set KEY=VALUE` overrides any on the command line.
+
+The server's training settings reach its clients in the slice's header. `training.device`, the `client` section and a
+task's `data` are each client's own, and so are the model's name and the numbers of rows where its own file gives them.
+"""
+
+
+def render(settings: Sequence[Setting]) -> str:
+    """Every key with its default and meaning, a table for each section."""
+    sections = (
+        "\n".join([f"## {section}", "", "| key | default | meaning |", "| --- | --- | --- |", *_rows(group)])
+        for section, group in groupby(settings, key=lambda setting: setting.key.rpartition(".")[0] or "The run")
+    )
+    return "\n\n".join([_INTRODUCTION.rstrip(), *sections]) + "\n"
+
+
+def _rows(settings: Iterator[Setting]) -> Iterator[str]:
+    for setting in settings:
+        default = f"`{setting.default}`" if setting.default else ""
+        yield f"| `{setting.key}` | {default} | {setting.description} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(prog="python -m tools.settings_page", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail when the page is not what the configuration gives")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where it is")
+    options = parser.parse_args(arguments)
+    text = render(reference())
+    if not options.check:
+        options.page.write_text(text, encoding="utf-8")
+        return 0
+    if options.page.is_file() and options.page.read_text(encoding="utf-8") == text:
+        return 0
+    print(f"{options.page} is stale: run 'make settings' and commit the result", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
