@@ -41,10 +41,8 @@ def settings_help() -> str:
         section, _, key = setting.key.rpartition(".")
         sections.setdefault(section, []).append(f"{key} = {setting.default}" if setting.default else key)
     paragraphs = [f"{section}: {', '.join(keys)}" for section, keys in sections.items()]
-    # typer takes square brackets for markup.
-    return "\n\n".join(["Configuration keys and their defaults; docs/reference/configuration.md says what they mean.", *paragraphs]).replace(
-        "[", r"\["
-    )
+    first = "Configuration keys and their defaults; docs/reference/configuration.md says what they mean."
+    return "\n\n".join([first, *paragraphs]).replace("[", r"\[")  # typer takes square brackets for markup
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -1,4 +1,4 @@
-"""`python -m tools.settings_page`: write docs/reference/configuration.md from the configuration; with --check, compare."""
+"""`python -m tools.settings_page`: write docs/reference/configuration.md from the configuration, or check it."""
 
 from __future__ import annotations
 
