@@ -640,7 +640,8 @@ class Federation:
         model = asyncio.create_task(asyncio.to_thread(self._store.write_model, components, report.round, state))
         published = await asyncio.to_thread(self._publish_model, self._engine.round + 1, components)
         digests = {scope: one.digest for scope, one in published.components.items()}
-        digests |= await asyncio.to_thread(lambda: {scope: one.digest() for scope, one in state.items()})
+        if state:
+            digests |= await asyncio.to_thread(lambda: {scope: one.digest() for scope, one in state.items()})
         writing = self._write(model, partial(end_round, digests), self._measured.best_rounds())
         self._writing = asyncio.create_task(writing)
         self._writing.add_done_callback(lambda _: self._wake.set())  # `_step` looks what came of it
