@@ -90,12 +90,13 @@ class Rules:
         self.not_waited_for.discard(task)
         if client in self.cohort and self.cohort[client].task == task:
             self.cohort[client].expected_until = None
+        else:  # whoever has taken its id has another task: that one's turn is the next round
+            self._miss(client)
         self.settle()
 
     def leave(self, client: str) -> None:
         self.present.pop(client, None)
-        if client in self.cohort:
-            self.cohort[client].expected_until = self.now + GRACE_S
+        self._miss(client)
         self.settle()
 
     def pass_time(self, seconds: float) -> None:
@@ -153,6 +154,10 @@ class Rules:
             for claim in claims:
                 self.cohort[claim.client].claim = claim
         self.settle()
+
+    def _miss(self, client: str) -> None:
+        if client in self.cohort and self.cohort[client].expected_until is None:
+            self.cohort[client].expected_until = self.now + GRACE_S
 
     def _lacking(self) -> set[str]:
         have = Counter(self.present.values())

@@ -683,6 +683,15 @@ def test_an_update_that_counted_long_ago_does_not_take_the_place_of_one_on_its_w
     run.teardown()
 
 
+def test_a_client_that_came_back_with_another_task_is_waited_for_as_one_that_left():
+    run = Server()
+    run.begin("a")
+    run.watch("a", "qqp")
+    run.time_passes(GRACE_S)
+    run.the_server_is_where_the_rules_say()
+    run.teardown()
+
+
 def test_a_run_that_is_over_is_in_its_last_round_after_a_restart_too():
     run = Server()
     run.begin("a")
