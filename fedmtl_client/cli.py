@@ -87,8 +87,8 @@ def take_part(
     """Take part in a run with this machine's rows of one task, until the run is over.
 
     Without a configuration the rows are the GLUE task's on the model hub, and the rest is what the server plans. Where
-    the configuration's `clients` have this client id, its shard, token and certificate there are taken; options win.
-    `fedmtl-client doctor` with the same options looks at what is needed, and takes no part.
+    the configuration's `clients` have this client id, what they say of its shard, partition, token and certificate is
+    taken; options win. `fedmtl-client doctor` with the same options looks at what is needed, and takes no part.
     """
     logs.configure(log_format.value)
     overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])

@@ -68,6 +68,7 @@ class Client:
         mine = listed(settled, self.client_id, task, origin)
         self._section = section_of(settled, task, origin)
         self._config = with_own_credentials(settled, mine)
+        self._skew = mine.partition if mine else None
         self._shard = _checked(parse_shard, "shard", shard or (mine.shard if mine else WHOLE))
         self._server = _checked(parse_address, "server", server)
         self._progress_bar = progress_bar
@@ -98,13 +99,15 @@ class Client:
 
         from fedmtl_client import data
         from fedmtl_client.api import FederationApi
+        from fedmtl_client.partition import LabelSkew
         from fedmtl_client.session import ClientSession
 
         config = self._config
         if config.client.num_threads:
             torch.set_num_threads(config.client.num_threads)
         spec, settings = self._section.spec(self.task), self._settings()
-        rows = data.load_task_data(spec, self._section.data, self._shard)
+        skew = self._skew and LabelSkew(self._skew.dirichlet, self._skew.seed)
+        rows = data.load_task_data(spec, self._section.data, self._shard, skew)
         api = FederationApi(
             self._server,
             client_id=self.client_id,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fedmtl_client.partition import LabelSkew, groups_of_values, parts_of
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import DataError
@@ -49,6 +50,10 @@ class Rows:
     def head(self, count: int) -> Rows:
         """The first rows; all for 0."""
         return Rows(self.texts[:count], self.labels[:count]) if count else self
+
+    def select(self, numbers: Sequence[int]) -> Rows:
+        """The rows of these numbers, counted from 0, in their order."""
+        return Rows([self.texts[i] for i in numbers], [self.labels[i] for i in numbers])
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,9 @@ class RowSource(ABC):
         """The rows to evaluate on."""
 
 
-def load_task_data(spec: TaskSpec, source: DataConfig | None, shard: tuple[int, int] = (1, 1)) -> TaskData:
+def load_task_data(
+    spec: TaskSpec, source: DataConfig | None, shard: tuple[int, int] = (1, 1), skew: LabelSkew | None = None
+) -> TaskData:
     """Read a task's rows and take a client's part of them.
 
     Args:
@@ -92,13 +99,20 @@ def load_task_data(spec: TaskSpec, source: DataConfig | None, shard: tuple[int, 
             its name or its number; where both would do, the name counts.
         source: where the rows are; the task's place on the hub if None.
         shard: `(K, N)` for the K-th of N disjoint parts, of training and evaluation rows alike.
+        skew: how the parts' training rows differ in their labels; not at all if None. Evaluation rows never do, so
+            that the mean over a task's clients is a measure of the whole task.
 
     Raises:
         DataError: there are no such rows, or they aren't what the task says; the message names the place.
     """
     source = _source(spec, source)
-    splits = [_rows(spec, _split(spec, source, name), _place(spec, source, name)) for name in ("train", "validation")]
-    return TaskData(*(_shard(rows, shard, spec.name) for rows in splits))
+    train, validation = (
+        _rows(spec, _split(spec, source, name), _place(spec, source, name)) for name in ("train", "validation")
+    )
+    return TaskData(
+        _shard(train, shard, spec.name) if skew is None else _skewed_shard(train, shard, spec, skew),
+        _shard(validation, shard, spec.name),
+    )
 
 
 @dataclass(frozen=True)
@@ -323,7 +337,16 @@ def _shard(rows: Rows, shard: tuple[int, int], task: str) -> Rows:
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_SHARD_SEED)).tolist()[part - 1 :: whole]
     if not order:
         raise DataError(f"{task}: shard {part}/{whole} of {len(rows)} rows is empty")
-    return Rows([rows.texts[i] for i in order], [rows.labels[i] for i in order])
+    return rows.select(order)
+
+
+def _skewed_shard(rows: Rows, shard: tuple[int, int], spec: TaskSpec, skew: LabelSkew) -> Rows:
+    part, whole = shard
+    groups = [int(label) for label in rows.labels] if spec.labels else groups_of_values(rows.labels)
+    try:
+        return rows.select(parts_of(groups, whole, skew)[part - 1])
+    except DataError as error:
+        raise DataError(f"{spec.name}: partition: {error}") from None
 
 
 def _where_from(spec: TaskSpec) -> str:

@@ -594,12 +594,25 @@ class TaskConfig(_Section):
         )
 
 
+class PartitionConfig(_Section):
+    """How the parts of a task's training rows differ in their labels, instead of not at all."""
+
+    dirichlet: float = Field(
+        gt=0,
+        description="`shard` then takes parts of unequal label distributions, drawn from a Dirichlet distribution of "
+        "this concentration (Hsu et al. 2019): the smaller, the fewer labels a part has. For training rows only; "
+        "values count by the fifth of the rows that they lie in",
+    )
+    seed: int = Field(0, ge=0, le=_UINT32, description="Its seed; a task's clients need the same for disjoint parts")
+
+
 class LocalClient(_Section):
     """One client: `fedmtl-local` starts it, and `fedmtl-client` with its id takes from here what isn't the others'."""
 
     client_id: str = Field(description="Its name")
     task: str = Field(description="Its task")
     shard: str = Field(WHOLE, description="`K/N`: the K-th of N disjoint parts of the task's rows")
+    partition: PartitionConfig | None = None
     token_file: Path | None = Field(None, description="Its token, instead of `client.token_file`")
     tls_certificate: Path | None = Field(None, description="Its certificate, instead of `client.tls_certificate`")
     tls_key: Path | None = Field(None, description="Its key, instead of `client.tls_key`")
@@ -675,6 +688,8 @@ class Config(_Section):
         ids = [client.client_id for client in self.clients]
         if len(set(ids)) != len(ids):
             raise ValueError(f"client ids must differ, got {', '.join(ids)}")
+        for task in self.tasks:
+            _require_one_partition(task, [client for client in self.clients if client.task == task])
         return self
 
     def _require_task_weights(self) -> None:
@@ -716,6 +731,19 @@ class Config(_Section):
             task_type=spec.kind,
             labels=spec.labels,
         )
+
+
+def _require_one_partition(task: str, clients: Sequence[LocalClient]) -> None:
+    """Check that a task's clients take their shards of the same parts, without which they'd share rows unawares."""
+    if not any(client.partition for client in clients):
+        return
+    first = clients[0]
+    for client in clients[1:]:
+        if (client.partition, parse_shard(client.shard)[1]) != (first.partition, parse_shard(first.shard)[1]):
+            raise ValueError(
+                f"clients: those of {task!r} need the same `partition` and the same N in `shard: K/N`, or their rows "
+                f"would overlap; {first.client_id!r} and {client.client_id!r} differ"
+            )
 
 
 def contradictions(stored: Config, given: Config) -> list[str]:
@@ -777,12 +805,12 @@ def load(path: Path | None, overrides: Sequence[str] = (), named: Mapping[str, s
         ConfigError: the file can't be read, or a key or value is wrong; the message gives the key's path,
             the value and what is allowed.
     """
-    values = _read(path) if path else {}
+    values = read_yaml(path) if path else {}
     source = str(path) if path else "the command line"
     for override in overrides:
         _apply(values, override)
     options = {key: f"--set {key}" for key in (override.partition("=")[0] for override in overrides)} | dict(named)
-    return _validated(values, source, options)
+    return validated(values, source, options)
 
 
 def resolve(given: Config | Mapping[str, Any] | Path | str | None) -> Config:
@@ -795,13 +823,23 @@ def resolve(given: Config | Mapping[str, Any] | Path | str | None) -> Config:
         given.task_specs()
         return given
     if isinstance(given, Mapping):
-        return _validated(given, "the configuration", {})
+        return validated(given, "the configuration")
     if given is None or isinstance(given, (Path, str)):
         return load(None if given is None else Path(given))
     raise ConfigError(f"expected a Config, a dictionary or a YAML file's path, got {type(given).__name__}")
 
 
-def _validated(values: Mapping[str, Any], source: str, options: Mapping[str, str]) -> Config:
+def validated(values: Mapping[str, Any], source: str, options: Mapping[str, str] = MappingProxyType({})) -> Config:
+    """A configuration of sections that are at hand.
+
+    Args:
+        values: the sections.
+        source: where they come from, for messages.
+        options: by key, the option that set it instead.
+
+    Raises:
+        ConfigError: a key or value is wrong, as for `load`.
+    """
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -833,6 +871,7 @@ def _settings(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
         "tasks": (TaskConfig, "tasks.NAME."),
         "clients": (LocalClient, "clients[]."),
         "data": (DataConfig, prefix + "data."),
+        "partition": (PartitionConfig, prefix + "partition."),
     }
     for name, field in section.model_fields.items():
         if isinstance(field.default, _Section):
@@ -879,7 +918,12 @@ def _parse(text: str) -> Any:
         raise yaml.YAMLError("nested too deeply") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's sections, as they stand there.
+
+    Raises:
+        ConfigError: it can't be read, or holds no sections.
+    """
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -955,7 +999,7 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     if parts[0] == "tasks":
         return list((DataConfig if parts[-1] == "data" and len(parts) > 2 else TaskConfig).model_fields)
     if parts[0].startswith("clients"):
-        return list(LocalClient.model_fields)
+        return list((PartitionConfig if parts[-1] == "partition" else LocalClient).model_fields)
     section: type[BaseModel] = Config
     for part in parts:
         section = type(section.model_fields[part].default)
