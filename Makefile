@@ -10,7 +10,7 @@ PROTOS    := $(shell find protos -name '*.proto')
 RELEASED  := protos/released.binpb
 PROTOC     = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$$scratch \
   --pyi_out=$$scratch --grpc_python_out=$$scratch --mypy_grpc_out=quiet:$$scratch $(PROTOS)
-PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local benchmarks tools
+PACKAGES  := fedmtl_core fedmtl_server fedmtl_client fedmtl_local fedmtl_experiment benchmarks tools
 
 .DEFAULT_GOAL := help
 # Every target with a description is a name, and no file's.
@@ -107,6 +107,12 @@ demo: $(STAMP) proto ## Train three tasks on built-in data: one server, three cl
 
 real: $(STAMP) ## The same on real rows and a pretrained encoder.
 	$(BIN)/fedmtl-local --config configs/real.yaml
+
+experiment: $(STAMP) ## Compare clients alone, a federation per task, one of all tasks, and all data in one place; one seed.
+	$(BIN)/fedmtl-experiment --config configs/experiment-small.yaml
+
+experiment-full: $(STAMP) ## The whole comparison: all settings, two encoders, three seeds; goes on where it was stopped.
+	$(BIN)/fedmtl-experiment --config configs/experiment.yaml
 
 bench: $(STAMP) ## Measure the wire and the average against bare gRPC and bare PyTorch, in the same run.
 	$(BIN)/python -m benchmarks

@@ -63,6 +63,17 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def adamw(model: nn.Module, plan: TrainingPlan) -> torch.optim.AdamW:
+    """AdamW over all of a model's trainable parameters, with weight decay on those of two and more dimensions."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]  # biases and norms
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=plan.learning_rate,
+        fused=True,  # one pass per parameter: over wide embeddings the step is else half of the time
+    )
+
+
 class Trainer:
     """Trains one task's slice: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), linear schedule, clipping.
 
@@ -160,13 +171,7 @@ class Trainer:
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """A round's optimizer, and its schedule, which steps with it. Both are new in each round."""
         plan = self.plan
-        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-        others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]  # biases and norms
-        optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=plan.learning_rate,
-            fused=True,  # one pass per parameter: over wide embeddings the step is else half of the time
-        )
+        optimizer = adamw(model, plan)
         for group in optimizer.param_groups:
             group["initial_lr"] = plan.learning_rate
         total = plan.num_rounds * steps_per_round

@@ -8,7 +8,7 @@ import shlex
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,8 @@ class LocalRun:
         config_path: the same as a file, for the processes.
         overrides: `KEY=VALUE` each, for the processes likewise.
         run_dir: the run's folder; a new one in `server.runs_dir` if None. A run that it holds is taken up.
-        console: where it shows how the rounds go; standard output if None.
+        console: where to say how it goes; standard output if None.
+        on_round: told the number of rounds that are done, whenever one opens.
 
     Raises:
         ConfigError: the configuration names no clients, or credentials that can't be used.
@@ -87,7 +88,9 @@ class LocalRun:
         config_path: Path,
         overrides: list[str],
         run_dir: Path | None = None,
+        *,
         console: Console | None = None,
+        on_round: Callable[[int], None] = lambda done: None,
     ):
         if not config.clients:
             raise ConfigError(
@@ -102,6 +105,7 @@ class LocalRun:
         self._credentials = credentials.load(config)
         self._options = ["--config", str(config_path)] + [part for text in overrides for part in ("--set", text)]
         self._console = console or Console()
+        self._on_round = on_round
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -124,18 +128,21 @@ class LocalRun:
         Raises:
             FedMTLError: a process failed; the message says which, and how.
         """
-        try:
-            with self._progress:
-                failed = self._run()
-        finally:
-            if self._observer:
-                self._observer.close()
-            stop_all(self._processes)
+        failed = self._to_the_end()
         results: dict[str, dict[str, Any]] = json.loads((self.run_dir / "results.json").read_text(encoding="utf-8"))
         results_table(results, self.run_dir, self._console)
         if failed:
             raise _failure(failed)  # the run got over it, but the user should know
         return results
+
+    def complete(self) -> None:
+        """As `run`, without a table.
+
+        Raises:
+            FedMTLError: a process failed, even if the run got over it; the message says which, and how.
+        """
+        if failed := self._to_the_end():
+            raise _failure(failed)
 
     def how_to_go_on(self) -> str:
         """What to say when it was stopped: whether the run is over, and how it is taken up if it isn't."""
@@ -148,6 +155,16 @@ class LocalRun:
         if state == "finished":
             return f"stopped, but the run was over: its results are in {self.run_dir}"
         return f"stopped before the run was over; take it up with: {self._take_up(self.run_dir)}"
+
+    def _to_the_end(self) -> list[LoggedProcess]:
+        """The clients that failed in a run that came to its end; nothing runs any more."""
+        try:
+            with self._progress:
+                return self._run()
+        finally:
+            if self._observer:
+                self._observer.close()
+            stop_all(self._processes)
 
     def _take_up(self, run_dir: Path) -> str:
         return shlex.join([*self._command, "--run-dir", str(run_dir)])
@@ -264,6 +281,7 @@ class LocalRun:
         if event.kind == pb.ROUND_EVENT_KIND_OPENED:
             self._first_round_opened.set()
             self._progress.update(bar, description=_title(event), completed=event.round - 1)
+            self._on_round(event.round - 1)
         if event.kind in (pb.ROUND_EVENT_KIND_COMMITTED, pb.ROUND_EVENT_KIND_FAILED):
             self._say(_line(event, self._config))
 

@@ -1,0 +1,185 @@
+"""The grid: which cells an experiment has, and what each is made of. Nothing here runs or reads anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from fedmtl_core.errors import ConfigError
+from fedmtl_experiment.config import Experiment, flattened, merged
+
+_PATIENCE: Mapping[str, Any] = {
+    "rounds": {
+        "deadline_s": 7200.0,
+        "quorum_timeout_s": 7200.0,
+        "rejoin_grace_s": 600.0,
+        "on_missing_quorum": "fail",
+    },
+    "limits": {"upload_s": 7200.0},
+}
+"""A slow machine must not decide who counts."""
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One thing to be measured once."""
+
+    setting: str
+    encoder: str
+    method: str
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.setting}/{self.encoder}/{self.method}/{self.seed}"
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client, the same in every method: its name goes into its seeds."""
+
+    client_id: str
+    task: str
+    shard: str
+
+
+@dataclass(frozen=True)
+class Federation:
+    """A server and its clients, one run."""
+
+    name: str
+    clients: tuple[Client, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(client.task for client in self.clients))
+
+
+def plan(experiment: Experiment, only: Sequence[str] = ()) -> list[Cell]:
+    """The cells, one seed's after the other's, so that early results are of every method.
+
+    Args:
+        experiment: the grid.
+        only: patterns of ids such as `mission/*/mtl/1`; all cells for none.
+
+    Raises:
+        ConfigError: a pattern is none's.
+    """
+    cells = [
+        Cell(name, encoder, method, seed)
+        for seed in experiment.seeds
+        for name, setting in experiment.settings.items()
+        for encoder in (setting.encoders or experiment.encoders)
+        for method in (setting.methods or experiment.methods)
+    ]
+    for pattern in only:
+        if not any(fnmatchcase(cell.id, pattern) for cell in cells):
+            raise ConfigError(
+                f"--only: no cell is like {pattern!r}; they are SETTING/ENCODER/METHOD/SEED, such as {cells[0].id}"
+            )
+    return [cell for cell in cells if not only or any(fnmatchcase(cell.id, pattern) for pattern in only)]
+
+
+def clients_of(experiment: Experiment, setting: str) -> tuple[Client, ...]:
+    """A setting's clients, task by task."""
+    return tuple(
+        Client(f"{task}_{number}", task, f"{number}/{rows.clients}")
+        for task, rows in experiment.settings[setting].tasks.items()
+        for number in range(1, rows.clients + 1)
+    )
+
+
+def federations(experiment: Experiment, cell: Cell) -> list[Federation]:
+    """The runs that a cell takes; none for data in one place."""
+    clients = clients_of(experiment, cell.setting)
+    match experiment.methods[cell.method].base:
+        case "local":
+            return [Federation(client.client_id, (client,)) for client in clients]
+        case "standard":
+            tasks = dict.fromkeys(client.task for client in clients)
+            return [Federation(task, tuple(one for one in clients if one.task == task)) for task in tasks]
+        case "mtl":
+            return [Federation("all", clients)]
+        case "central":
+            return []
+
+
+def settings_of(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """FedMTL's settings of a cell, as sections, without tasks and clients; the method's own win."""
+    return merged(
+        _PATIENCE,
+        experiment.common,
+        experiment.encoders[cell.encoder],
+        experiment.settings[cell.setting].set,
+        experiment.methods[cell.method].set,
+        {"training.seed": cell.seed},
+    )
+
+
+def run_values(experiment: Experiment, cell: Cell, federation: Federation, data: Path, run_dir: Path) -> dict[str, Any]:
+    """A run's whole configuration.
+
+    Args:
+        experiment: the experiment.
+        cell: the cell.
+        federation: which of its runs.
+        data: the folder of the prepared rows: `TASK-train.jsonl` and `TASK-validation.jsonl`.
+        run_dir: the run's folder.
+    """
+    partition = experiment.settings[cell.setting].partition
+    skew = {"partition": {"dirichlet": partition.dirichlet, "seed": cell.seed % 2**32}} if partition else {}
+    tasks = {
+        task: experiment.tasks[task].model_dump(mode="json", exclude_none=True, exclude={"data"})
+        | {
+            "min_clients": sum(client.task == task for client in federation.clients),
+            "data": {split: str(data / f"{task}-{split}.jsonl") for split in ("train", "validation")},
+        }
+        for task in federation.tasks
+    }
+    clients = [
+        {"client_id": client.client_id, "task": client.task, "shard": client.shard, **skew}
+        for client in federation.clients
+    ]
+    server = {"server": {"runs_dir": str(run_dir.parent), "port": 0}}
+    return merged(settings_of(experiment, cell), server) | {"tasks": tasks, "clients": clients}
+
+
+def inputs(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+    """All that a cell's result depends on, by dotted key: with the same inputs it needn't be computed again."""
+    setting, method = experiment.settings[cell.setting], experiment.methods[cell.method]
+    tasks = {
+        task: experiment.tasks[task].model_dump(mode="json", exclude_defaults=True) | rows.model_dump(mode="json")
+        for task, rows in setting.tasks.items()
+    }
+    return flattened(
+        {
+            "base": method.base,
+            "set": settings_of(experiment, cell),
+            "tasks": tasks,
+            "validation_rows": setting.validation_rows,
+            "report_rows": setting.report_rows,
+            "dirichlet": setting.partition.dirichlet if setting.partition else None,
+        }
+    )
+
+
+def differences(stored: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
+    """What two cells' inputs differ in, in words."""
+    return [
+        f"{key}: it has {stored.get(key)!r}, the configuration {planned.get(key)!r}"
+        for key in dict.fromkeys([*stored, *planned])
+        if stored.get(key) != planned.get(key)
+    ]
+
+
+def shard_sizes(num_rows: int, clients: int) -> list[int]:
+    """Rows of each of a task's clients, with and without `partition`."""
+    return [len(range(number, num_rows, clients)) for number in range(clients)]
+
+
+def steps_per_round(num_rows: int, clients: int, batch_size: int, local_epochs: int) -> int:
+    """Optimiser steps that a task's clients take together in a round."""
+    return local_epochs * sum(-(-size // batch_size) for size in shard_sizes(num_rows, clients))

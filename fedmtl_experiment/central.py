@@ -1,0 +1,119 @@
+"""All data in one place: one model trained on batches of all tasks in turn, in one process.
+
+As MT-DNN does (Liu et al. 2019, arXiv:1901.11504, algorithm 1): an epoch's batches of all tasks are mixed, and each
+step is one batch of one task. Each task takes as many steps as its clients do together.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import get_linear_schedule_with_warmup
+
+from fedmtl_client.data import EncodedRows
+from fedmtl_client.trainer import Trainer, adamw, choose_device
+from fedmtl_core.config import Config
+from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_experiment.evaluation import Evaluator
+from fedmtl_experiment.rows import TaskRows
+from fedmtl_server.model import MTLServerModel
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CentralRun:
+    """A trained model."""
+
+    model: MultiTaskModel
+    by_round: Mapping[str, Mapping[int, float]]
+    """By task, its main metric on its validation rows, as often as a federation's; 0 is before the first step."""
+    best: Mapping[str, tuple[int, State]]
+    """By task, the round that was best of them and the model's values then."""
+
+
+def train_central(
+    config: Config,
+    rows: Mapping[str, TaskRows],
+    steps_per_round: Mapping[str, int],
+    on_round: Callable[[int], None] = lambda done: None,
+) -> CentralRun:
+    """Train one model on all tasks.
+
+    Args:
+        config: model and training as for a federation of all tasks. A round is what its clients do in one.
+        rows: by task.
+        steps_per_round: by task.
+        on_round: told the number of rounds that are done.
+    """
+    device = choose_device(config.training.device)
+    model = MTLServerModel.from_config(config).module.to(device)
+    training = config.training
+    tokenizer = load_tokenizer(config.model.client_model or config.model.server_model)
+    specs = {spec.name: spec for spec in config.task_specs()}
+    trainers = {task: Trainer(spec, config.plan(task), device) for task, spec in specs.items()}
+    batches = {
+        task: endless(
+            EncodedRows(rows[task].train, spec, tokenizer, training.max_length), training.batch_size, training.seed
+        )
+        for task, spec in specs.items()
+    }
+    evaluator = Evaluator(config, {task: one.validation for task, one in rows.items()})
+    optimizer = adamw(model, config.plan(next(iter(specs))))
+    total = training.num_rounds * sum(steps_per_round.values())
+    schedule = get_linear_schedule_with_warmup(optimizer, round(training.warmup_ratio * total), total)
+    curve = _Curve({task: spec.main_metric for task, spec in specs.items()}, evaluator)
+    torch.manual_seed(training.seed)
+    curve.measure(model, 0)
+    for round_ in range(1, training.num_rounds + 1):
+        on_round(round_ - 1)
+        model.train()
+        for task in mixed(steps_per_round, training.seed + round_):
+            loss = trainers[task].loss(model, *next(batches[task]))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if training.max_grad_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+        curve.measure(model, round_)
+    return CentralRun(model, curve.by_round, curve.best)
+
+
+def mixed(steps: Mapping[str, int], seed: int) -> list[str]:
+    """Which task each step is of: each task as often as it has steps, in random order."""
+    order = [task for task, count in steps.items() for _ in range(count)]
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def endless(rows: EncodedRows, batch_size: int, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Batches of one pass over the rows after another, each in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    loader = DataLoader(rows, batch_size=batch_size, shuffle=True, collate_fn=rows.collate, generator=generator)
+    while True:
+        yield from loader
+
+
+class _Curve:
+    """How good the model was after each round, and what it was when it was best."""
+
+    def __init__(self, metrics: Mapping[str, str], evaluator: Evaluator):
+        self._metrics = metrics
+        self._evaluator = evaluator
+        self.by_round: dict[str, dict[int, float]] = {task: {} for task in metrics}
+        self.best: dict[str, tuple[int, State]] = {}
+
+    def measure(self, model: MultiTaskModel, round_: int) -> None:
+        state: State | None = None
+        for task, metric in self._metrics.items():
+            value = self._evaluator.evaluate(model, task)[metric]
+            if all(value > earlier for earlier in self.by_round[task].values()):
+                state = state or {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+                self.best[task] = (round_, state)
+            self.by_round[task][round_] = value

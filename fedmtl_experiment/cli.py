@@ -1,0 +1,118 @@
+"""The command line of an experiment."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import filelock
+import typer
+from rich.console import Console
+
+from fedmtl_core import logs
+from fedmtl_core.errors import FedMTLError, StoreError, UserError
+from fedmtl_experiment import cells as grid
+from fedmtl_experiment import config as configuration
+from fedmtl_experiment.config import Experiment
+from fedmtl_experiment.results import Folder
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Option(help="The experiment, a YAML file.", show_default=False)],
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of the results; the file's results_dir if not given.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Only cells like this: SETTING/ENCODER/METHOD/SEED with * and ?; may be repeated."
+        ),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Say which cells there are and which are finished.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Write tables and plots of what is finished, and compute nothing.")
+    ] = False,
+    keep_runs: Annotated[
+        bool, typer.Option("--keep-runs", help="Keep every cell's rows, runs and logs under work/.")
+    ] = False,
+) -> None:
+    """Compare clients alone, a federation per task, one of all tasks, and all data in one place.
+
+    Federations are real servers and clients, processes on this machine. A cell that is finished is not computed
+    again: after Ctrl-C the same command goes on.
+    """
+    logs.configure(level="warning")
+    experiment = configuration.load(config)
+    cells = grid.plan(experiment, only or ())
+    folder = Folder(results or experiment.results_dir)
+    done = folder.finished({cell: grid.inputs(experiment, cell) for cell in cells})
+    if list_:
+        for cell in cells:
+            typer.echo(f"{'finished' if cell in done else 'to do':<9} {cell.id}")
+        return
+    console = Console()
+    if not report_only:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        try:
+            with _held(folder.path):
+                _compute(
+                    experiment, folder, [cell for cell in cells if cell not in done], len(cells), console, keep_runs
+                )
+        except KeyboardInterrupt:
+            left = len(cells) - len(folder.finished({cell: grid.inputs(experiment, cell) for cell in cells}))
+            typer.echo(f"stopped with {left} of {len(cells)} cells to do; the same command goes on", err=True)
+            raise
+    _report(experiment, folder, console)
+
+
+def _compute(
+    experiment: Experiment, folder: Folder, cells: list[grid.Cell], planned: int, console: Console, keep_runs: bool
+) -> None:
+    from fedmtl_experiment.progress import ConsoleProgress
+    from fedmtl_experiment.runner import Runner
+
+    with ConsoleProgress(console, planned - len(cells), planned) as progress:
+        runner = Runner(experiment, folder, progress, keep_runs=keep_runs)
+        runner.require_possible(cells)
+        for cell in cells:
+            try:
+                runner.compute(cell)
+            except FedMTLError as error:
+                kind = UserError if isinstance(error, UserError) else FedMTLError
+                raise kind(f"cell {cell.id}: {error}\nRows, runs and logs of it are in {folder.work(cell)}") from None
+
+
+def _report(experiment: Experiment, folder: Folder, console: Console) -> None:
+    """Of all the cells that are finished, whichever this command was to compute."""
+    from fedmtl_experiment.runner import write_report
+
+    cells = grid.plan(experiment)
+    done = folder.finished({cell: grid.inputs(experiment, cell) for cell in cells})
+    if not done:
+        raise StoreError(f"no cell is finished in {folder.path}: there is nothing to report")
+    written = write_report(experiment, folder, done, len(cells))
+    console.print(written[0].read_text(encoding="utf-8"), soft_wrap=True, highlight=False, markup=False)
+    console.print("Written: " + ", ".join(str(path) for path in written), soft_wrap=True, highlight=False)
+
+
+def _held(folder: Path) -> filelock.BaseFileLock:
+    """A lock on the results, so that no second experiment computes the same cells."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / "lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise StoreError(f"another experiment is computing in {folder}; choose another folder with --results") from None
+    except OSError as error:
+        raise StoreError(f"{folder} can't be written: {error.strerror or error}") from None
+    return lock
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,200 @@
+"""An experiment's configuration: what is compared, on which rows, with which encoders and seeds.
+
+What concerns a federation is said in FedMTL's own keys (`fedmtl_core.config`), as sections or as dotted names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedmtl_core import config as configuration
+from fedmtl_core.config import TaskConfig
+from fedmtl_core.errors import ConfigError, InvalidRequestError
+from fedmtl_core.identifiers import require_identifier
+
+Base = Literal["local", "standard", "mtl", "central"]
+"""Each client alone; one federation per task; one federation of all tasks; all data in one place."""
+
+Settings = dict[str, Any]
+"""FedMTL's keys, dotted or as sections, with their values."""
+
+_THE_EXPERIMENTS_OWN = ("tasks", "clients", "training.seed", "server", "store.url", "security", "early_stopping")
+"""Keys that the experiment sets itself, or that would make runs unequal."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TaskRows(_Section):
+    """How many rows of a task there are in a setting, and among how many clients."""
+
+    train_rows: int | None = Field(None, ge=1, description="Rows of all its clients together; all there are if None")
+    clients: int = Field(2, ge=1, le=1000)
+
+
+class Skew(_Section):
+    """How a task's clients differ in their labels; `clients[].partition` of FedMTL's configuration."""
+
+    dirichlet: float = Field(gt=0)
+
+
+class Setting(_Section):
+    """Tasks with rows and clients."""
+
+    tasks: dict[str, TaskRows] = Field(min_length=1)
+    validation_rows: int = Field(400, ge=1, description="Of each task, cut from its training file, for choosing")
+    report_rows: int | None = Field(None, ge=1, description="Of each task's evaluation file, for reporting; None: all")
+    partition: Skew | None = None
+    encoders: list[str] | None = Field(None, description="All if None")
+    methods: list[str] | None = Field(None, description="All if None")
+    set: Settings = {}
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _empty_tasks(cls, tasks: Any) -> Any:
+        return {name: task or {} for name, task in tasks.items()} if isinstance(tasks, dict) else tasks
+
+
+class Method(_Section):
+    """A way to train, and what is set otherwise for it."""
+
+    base: Base
+    set: Settings = {}
+
+
+class Experiment(_Section):
+    """A whole file."""
+
+    results_dir: Path
+    seeds: list[int] = Field(min_length=1)
+    common: Settings = Field({}, description="For every run")
+    tasks: dict[str, TaskConfig] = Field(min_length=1, description="As in FedMTL's configuration")
+    encoders: dict[str, Settings] = Field(min_length=1)
+    settings: dict[str, Setting] = Field(min_length=1)
+    methods: dict[str, Method] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        for what, names in (("encoders", self.encoders), ("settings", self.settings), ("methods", self.methods)):
+            for name in names:
+                _identifier(name, f"{what}: a name")
+        if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: expected different numbers from 0 on, got {self.seeds}")
+        for name, task in self.tasks.items():
+            taken = [key for key in ("min_clients", "train_samples", "val_samples") if key in task.model_fields_set]
+            if taken:
+                raise ValueError(f"tasks.{name}.{taken[0]}: the experiment sets it; see `settings`")
+        for name, setting in self.settings.items():
+            _require_known(f"settings.{name}.tasks", setting.tasks, self.tasks)
+            _require_known(f"settings.{name}.encoders", setting.encoders or (), self.encoders)
+            _require_known(f"settings.{name}.methods", setting.methods or (), self.methods)
+        for place, settings in self._all_settings():
+            _require_free(place, settings)
+        return self
+
+    def _all_settings(self) -> Iterator[tuple[str, Settings]]:
+        yield "common", self.common
+        yield from ((f"encoders.{name}", settings) for name, settings in self.encoders.items())
+        yield from ((f"settings.{name}.set", setting.set) for name, setting in self.settings.items())
+        yield from ((f"methods.{name}.set", method.set) for name, method in self.methods.items())
+
+
+def load(path: Path) -> Experiment:
+    """Read an experiment's file.
+
+    Raises:
+        ConfigError: it can't be read, or a key or value is wrong; the message gives the key's path, the value and what
+            is allowed.
+    """
+    values = configuration.read_yaml(path)
+    try:
+        experiment = Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
+    for name, task in experiment.tasks.items():
+        task.spec(name)
+    return experiment
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as sections: `{"training.seed": 1}` is `{"training": {"seed": 1}}`."""
+    return merged({}, settings)
+
+
+def merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings on top of others, as sections; the later win, key by key."""
+    result = {key: merged({}, value) if isinstance(value, Mapping) else value for key, value in first.items()}
+    for other in others:
+        for dotted, value in other.items():
+            key, _, rest = str(dotted).partition(".")
+            value = {rest: value} if rest else value
+            if isinstance(value, Mapping):
+                below = result.get(key)
+                result[key] = merged(below if isinstance(below, Mapping) else {}, value)
+            else:
+                result[key] = value
+    return result
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _require_free(place: str, settings: Settings) -> None:
+    for key in flattened(nested(settings)):
+        if any(f"{key}.".startswith(f"{own}.") for own in _THE_EXPERIMENTS_OWN):
+            raise ValueError(f"{place}: {key} isn't to be set here: it is the experiment's, or would make runs unequal")
+
+
+def _require_known(place: str, names: Any, known: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{place}: expected some of {', '.join(known)}, got {name!r}")
+
+
+def _identifier(value: str, what: str) -> str:
+    try:
+        return require_identifier(what, value)
+    except InvalidRequestError as error:
+        raise ValueError(str(error)) from None
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _keys_beside(problem["loc"])
+            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            yield f"{place}: unknown key; {hint}Allowed: {', '.join(known)}"
+        elif problem["type"] == "missing":
+            yield f"{place}: needed, and not given"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            got = "" if isinstance(problem["input"], (dict, BaseModel)) else f" (got {problem['input']!r:.100})"
+            yield f"{place + ': ' if place else ''}{message[:1].lower()}{message[1:]}{got}"
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the keys allowed in the section that a location lies in."""
+    section: Any = Experiment
+    for part in location[:-1]:
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            section = section.model_fields[str(part)].annotation
+            if isinstance(section, types.UnionType):
+                section = typing.get_args(section)[0]
+        else:
+            section = typing.get_args(section)[1]
+    return list(section.model_fields)

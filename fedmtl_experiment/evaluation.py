@@ -1,0 +1,36 @@
+"""How good a model is on the rows for reporting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fedmtl_client.data import EncodedRows, Rows
+from fedmtl_client.trainer import Trainer, choose_device
+from fedmtl_core.config import Config
+from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
+
+
+class Evaluator:
+    """Evaluates models of one configuration; texts are made into token ids once.
+
+    Args:
+        config: names the tokenizer, and how long inputs are.
+        rows: by task.
+    """
+
+    def __init__(self, config: Config, rows: Mapping[str, Rows]):
+        tokenizer: Any = load_tokenizer(config.model.client_model or config.model.server_model)
+        self._device: torch.device = choose_device(config.training.device)
+        self._specs = {spec.name: spec for spec in config.task_specs() if spec.name in rows}
+        self._trainers = {task: Trainer(spec, config.plan(task), self._device) for task, spec in self._specs.items()}
+        self._rows = {
+            task: EncodedRows(rows[task], spec, tokenizer, config.training.max_length)
+            for task, spec in self._specs.items()
+        }
+
+    def evaluate(self, model: MultiTaskModel, task: str) -> dict[str, float]:
+        """A task's metrics, and its `loss`; the model is unchanged, but on the configuration's device."""
+        return self._trainers[task].evaluate(model.to(self._device), self._rows[task])

@@ -1,0 +1,107 @@
+"""One federation of a cell: a real server and its clients as processes, and what its final model is worth."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors.torch import load_file
+
+from fedmtl_core import config as configuration
+from fedmtl_core.config import Config
+from fedmtl_core.errors import FedMTLError
+from fedmtl_experiment.evaluation import Evaluator
+from fedmtl_local.launcher import LocalRun
+from fedmtl_server.folders import read_run_id
+from fedmtl_server.history import FILE_NAME, History
+from fedmtl_server.model import MTLServerModel
+
+
+@dataclass(frozen=True)
+class FederatedRun:
+    """What a run left behind."""
+
+    config: Config
+    folder: Path
+    by_round: Mapping[str, Mapping[int, float]]
+    """By task, its main metric on its clients' evaluation rows; 0 is before the first round."""
+    best_rounds: Mapping[str, int]
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+
+
+def run_federation(
+    values: Mapping[str, Any], run_dir: Path, on_round: Callable[[int], None] = lambda done: None
+) -> FederatedRun:
+    """Run a federation to its end.
+
+    Args:
+        values: its configuration.
+        run_dir: its folder; beside it lie its configuration, `….yaml`, and what the launcher says, `….log`.
+        on_round: told the number of rounds that are done.
+
+    Raises:
+        FedMTLError: a process failed, or a round went without one of its clients.
+    """
+    path = run_dir.with_suffix(".yaml")
+    config = configuration.Config.model_validate(values)
+    path.write_text(configuration.dump(config), encoding="utf-8")
+    began = time.monotonic()
+    with run_dir.with_suffix(".log").open("w", encoding="utf-8") as log:
+        LocalRun(config, path, [], run_dir, console=Console(file=log, width=200), on_round=on_round).complete()
+    seconds = time.monotonic() - began
+    results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
+    with closing(History.open(run_dir / FILE_NAME, create=False)) as history:
+        rounds = history.rounds(read_run_id(run_dir / "run.json"))
+    reports = [one.report for one in rounds if one.report is not None]
+    require_complete(reports, config)
+    return FederatedRun(
+        config,
+        run_dir,
+        {task: {int(key): value for key, value in one["by_round"].items()} for task, one in results.items()},
+        {task: one["best_round"] for task, one in results.items()},
+        sum(report["bytes_received"] for report in reports),
+        sum(report["bytes_sent"] for report in reports),
+        seconds,
+    )
+
+
+def require_complete(reports: Sequence[Mapping[str, Any]], config: Config) -> None:
+    """Check that every round had all of its clients: a comparison of fewer would be of something else.
+
+    Raises:
+        FedMTLError: a round had not, or there are too few.
+    """
+    if len(reports) != config.training.num_rounds + 1:
+        raise FedMTLError(f"expected {config.training.num_rounds} rounds and an evaluation, got {len(reports)}")
+    for report in reports:
+        if report["failed"] or report["missing_clients"] or report["num_refused"]:
+            raise FedMTLError(
+                f"round {report['round']} went without all of its clients: missing "
+                f"{', '.join(report['missing_clients']) or 'none'}, {report['num_refused']} updates refused"
+            )
+
+
+def evaluate_checkpoints(
+    run: FederatedRun, evaluator: Evaluator
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """By task, the metrics of the final model, and of the model of the task's best round."""
+    model = MTLServerModel.from_config(run.config, weights=False).module
+    last = run.config.training.num_rounds
+    measured: dict[tuple[str, int], dict[str, float]] = {}
+    for round_ in sorted({last, *run.best_rounds.values()}):
+        model.load_state_dict(load_file(run.folder / "checkpoints" / f"round-{round_:04}.safetensors"))
+        for task, best in run.best_rounds.items():
+            if round_ in (last, best):
+                measured[task, round_] = evaluator.evaluate(model, task)
+    return (
+        {task: measured[task, last] for task in run.best_rounds},
+        {task: measured[task, best] for task, best in run.best_rounds.items()},
+    )

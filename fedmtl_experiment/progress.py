@@ -1,0 +1,64 @@
+"""How an experiment goes, for people: bars on a terminal, a line for each run and cell elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from fedmtl_experiment.cells import Cell
+from fedmtl_experiment.results import CellResult
+
+
+class ConsoleProgress:
+    """Shows cells and rounds while it is entered.
+
+    Args:
+        console: where.
+        finished: cells that are there already.
+        planned: cells in all.
+    """
+
+    def __init__(self, console: Console, finished: int, planned: int):
+        self._console = console
+        self._finished, self._planned = finished, planned
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._cells = self._bars.add_task("cells", total=planned, completed=finished)
+        self._rounds = self._bars.add_task("rounds", total=None)
+
+    def __enter__(self) -> ConsoleProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def run_started(self, cell: Cell, name: str, rounds: int) -> None:
+        self._bars.reset(self._rounds, total=rounds, description=f"{cell.id}: {name}")
+        if not self._console.is_terminal:
+            self._say(f"{cell.id}: {name}")
+
+    def round_opened(self, done: int) -> None:
+        self._bars.update(self._rounds, completed=done)
+
+    def cell_finished(self, result: CellResult) -> None:
+        self._finished += 1
+        self._bars.update(self._cells, completed=self._finished)
+        values = "  ".join(f"{task} {outcome.value:.3f}" for task, outcome in result.tasks.items())
+        self._say(f"{result.cell.id}: {values}  ({result.seconds:.0f} s; {self._finished} of {self._planned} cells)")
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"{time.strftime('%H:%M:%S')} {text}", soft_wrap=True, highlight=False, markup=False)

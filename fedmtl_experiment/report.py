@@ -1,0 +1,291 @@
+"""What the cells say together: numbers, tables and plots. From results alone; nothing is measured here."""
+
+from __future__ import annotations
+
+import statistics as stats
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedmtl_experiment.config import Base
+from fedmtl_experiment.results import CellResult
+from fedmtl_experiment.statistics import Difference, Summary, paired_difference, ratio_of_means, summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WORDS: Mapping[Base, str] = {
+    "local": "each client alone",
+    "standard": "a federation per task",
+    "mtl": "one federation of all tasks",
+    "central": "all data in one place",
+}
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One method on one task."""
+
+    value: Summary
+    """The main metric of the final model on the rows for reporting."""
+    value_at_best: Summary
+    """Likewise of the model of the round that was best on the rows for choosing."""
+    to_standard: Difference | None
+    """Against a federation per task; None where there is none to compare with."""
+    to_central: float | None
+    """The share of what all data in one place come to."""
+    steps: int
+    by_round: Mapping[int, float]
+    """On the rows for choosing, mean over seeds."""
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One method in one setting."""
+
+    method: str
+    base: Base
+    seeds: Sequence[int]
+    tasks: Mapping[str, TaskRow]
+    encoder_parameters: int
+    held_parameters: int
+    bytes_moved: float | None
+    """Up and down, mean over seeds."""
+    seconds: float
+    """Mean over seeds."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The methods in one setting with one encoder."""
+
+    setting: str
+    encoder: str
+    metrics: Mapping[str, str]
+    """Main metric by task."""
+    report_rows: Mapping[str, int]
+    trivial: Mapping[str, float | None]
+    """By task, what the metric comes to without reading a text."""
+    methods: Sequence[MethodRow]
+
+    @property
+    def title(self) -> str:
+        return f"{self.setting}, {self.encoder}"
+
+
+def compare(results: Sequence[CellResult], bases: Mapping[str, Base]) -> list[Comparison]:
+    """Put the results of each setting and encoder side by side.
+
+    Args:
+        results: finished cells, in the order of the tables to be.
+        bases: of the methods, in the order of the tables' rows.
+    """
+    grids = dict.fromkeys((one.cell.setting, one.cell.encoder) for one in results)
+    return [
+        _comparison([one for one in results if (one.cell.setting, one.cell.encoder) == grid], bases) for grid in grids
+    ]
+
+
+def to_json(comparisons: Sequence[Comparison], *, finished: int, planned: int) -> dict[str, Any]:
+    """The comparisons as JSON has them, with how much of the experiment they are of."""
+    return {
+        "cells_finished": finished,
+        "cells_planned": planned,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+    }
+
+
+def markdown(comparisons: Sequence[Comparison], *, finished: int, planned: int) -> str:
+    """The comparisons as tables."""
+    lines = [f"{finished} of {planned} cells are finished.", ""]
+    for comparison in comparisons:
+        lines += [f"## {comparison.title}", "", *_metrics_table(comparison), ""]
+        lines += [*_differences_table(comparison), "", *_costs_table(comparison), ""]
+    return "\n".join(lines)
+
+
+def curves(comparison: Comparison) -> Figure:
+    """Every task's metric by round, a line for each method; on the rows for choosing, mean over seeds."""
+
+    from matplotlib.ticker import MaxNLocator
+
+    def draw(axes: Axes, task: str) -> None:
+        for row in comparison.methods:
+            by_round = row.tasks[task].by_round
+            axes.plot(list(by_round), list(by_round.values()), marker="o", markersize=3, label=row.method)
+        axes.set(xlabel="round (0: before the first)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+
+    figure = _panels(comparison, "validation", draw)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, len(labels)), frameon=False)
+    return figure
+
+
+def bars(comparison: Comparison) -> Figure:
+    """Every task's reported metric, a bar for each method, with the standard deviation over seeds.
+
+    The dotted line is what it comes to without reading a text.
+    """
+
+    def draw(axes: Axes, task: str) -> None:
+        for place, row in enumerate(comparison.methods):
+            value = row.tasks[task].value
+            axes.bar(place, value.mean, yerr=value.std, capsize=4)
+        trivial = comparison.trivial[task]
+        if trivial is not None:
+            axes.axhline(trivial, color="black", linewidth=0.8, linestyle=":")
+        axes.set_xticks(range(len(comparison.methods)), [row.method for row in comparison.methods], rotation=30)
+        axes.grid(alpha=0.3, axis="y")
+
+    return _panels(comparison, "reported", draw)
+
+
+def _comparison(results: Sequence[CellResult], bases: Mapping[str, Base]) -> Comparison:
+    of_method = {method: [one for one in results if one.cell.method == method] for method in bases}
+    of_base = {base: of_method[method] for method, base in reversed([*bases.items()]) if of_method[method]}
+    first = results[0]
+    return Comparison(
+        first.cell.setting,
+        first.cell.encoder,
+        {task: outcome.metric for task, outcome in first.tasks.items()},
+        {task: outcome.report_rows for task, outcome in first.tasks.items()},
+        {task: outcome.trivial for task, outcome in first.tasks.items()},
+        [
+            _method_row(method, base, of_method[method], of_base.get("standard", []), of_base.get("central", []))
+            for method, base in bases.items()
+            if of_method[method]
+        ],
+    )
+
+
+def _method_row(
+    method: str,
+    base: Base,
+    mine: Sequence[CellResult],
+    standard: Sequence[CellResult],
+    central: Sequence[CellResult],
+) -> MethodRow:
+    is_standard = mine is standard
+    tasks = {}
+    for task, outcome in mine[0].tasks.items():
+        values = _by_seed(mine, task)
+        tasks[task] = TaskRow(
+            summary(list(values.values())),
+            summary([one.tasks[task].value_at_best for one in mine]),
+            None if is_standard else paired_difference(values, _by_seed(standard, task)),
+            ratio_of_means(values, _by_seed(central, task)),
+            outcome.steps,
+            _mean_curve([one.tasks[task].by_round for one in mine]),
+        )
+    moved = [one.bytes_up + one.bytes_down for one in mine if one.bytes_up is not None and one.bytes_down is not None]
+    return MethodRow(
+        method,
+        base,
+        [one.cell.seed for one in mine],
+        tasks,
+        mine[0].encoder_parameters,
+        mine[0].held_parameters,
+        stats.fmean(moved) if moved else None,
+        stats.fmean(one.seconds for one in mine),
+    )
+
+
+def _by_seed(results: Sequence[CellResult], task: str) -> dict[int, float]:
+    return {one.cell.seed: one.tasks[task].value for one in results}
+
+
+def _mean_curve(seeds: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    rounds = sorted(set.intersection(*(set(curve) for curve in seeds)))
+    return {round_: stats.fmean(curve[round_] for curve in seeds) for round_ in rounds}
+
+
+def _metrics_table(comparison: Comparison) -> list[str]:
+    tasks = list(comparison.metrics)
+    heads = [f"{task} {metric}" for task, metric in comparison.metrics.items()]
+    rows = [
+        ["without reading", "", *(_number(comparison.trivial[task]) for task in tasks)],
+        *(
+            [
+                f"{row.method}: {_WORDS[row.base]}",
+                str(len(row.seeds)),
+                *(_plus_minus(row.tasks[task].value) for task in tasks),
+            ]
+            for row in comparison.methods
+        ),
+        *(
+            [
+                f"{row.method}, best round",
+                str(len(row.seeds)),
+                *(_plus_minus(row.tasks[task].value_at_best) for task in tasks),
+            ]
+            for row in comparison.methods
+        ),
+    ]
+    return _table(["method", "seeds", *heads], rows)
+
+
+def _differences_table(comparison: Comparison) -> list[str]:
+    tasks = list(comparison.metrics)
+    rows = [
+        [f"{row.method} − standard", *(_difference(row.tasks[task].to_standard) for task in tasks)]
+        for row in comparison.methods
+        if any(row.tasks[task].to_standard for task in tasks)
+    ] + [
+        [f"{row.method} / central", *(_number(row.tasks[task].to_central) for task in tasks)]
+        for row in comparison.methods
+        if row.base != "central" and any(row.tasks[task].to_central is not None for task in tasks)
+    ]
+    return _table(["comparison", *tasks], rows) if rows else []
+
+
+def _costs_table(comparison: Comparison) -> list[str]:
+    rows = [
+        [
+            row.method,
+            f"{row.held_parameters:,}",
+            f"{row.held_parameters / row.encoder_parameters:.2f}",
+            "–" if row.bytes_moved is None else f"{row.bytes_moved / 1e6:,.1f}",
+            " + ".join(f"{task.steps:,}" for task in row.tasks.values()),
+            f"{row.seconds:,.0f}",
+        ]
+        for row in comparison.methods
+    ]
+    heads = ["method", "parameters held", "in encoders", "MB moved", "steps by task", "seconds"]
+    return _table(heads, rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _plus_minus(value: Summary) -> str:
+    return f"{value.mean:.3f}" if value.std is None else f"{value.mean:.3f} ± {value.std:.3f}"
+
+
+def _difference(value: Difference | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value.mean:+.3f}" + ("" if value.standard_error is None else f" (SE {value.standard_error:.3f})")
+
+
+def _panels(comparison: Comparison, what: str, draw: Callable[[Axes, str], None]) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tasks = list(comparison.metrics)
+    figure = Figure(figsize=(3.6 * len(tasks), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axes, task in zip(panels, tasks, strict=True):
+        draw(axes, task)
+        axes.set_title(task, fontsize=10)
+        axes.set_ylabel(f"{comparison.metrics[task]} ({what})")
+    return figure

@@ -1,0 +1,251 @@
+"""Computes cells, one after the other, and writes down what came of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from fedmtl_client.data import TaskData, load_task_data
+from fedmtl_core import config as configuration
+from fedmtl_core.config import Config
+from fedmtl_core.modeling import load_tokenizer
+from fedmtl_core.tasks import TaskSpec
+from fedmtl_experiment import report
+from fedmtl_experiment.cells import Cell, Federation, clients_of, federations, inputs, run_values, steps_per_round
+from fedmtl_experiment.central import train_central
+from fedmtl_experiment.config import Experiment
+from fedmtl_experiment.evaluation import Evaluator
+from fedmtl_experiment.federated import FederatedRun, evaluate_checkpoints, run_federation
+from fedmtl_experiment.results import CellResult, Folder, TaskOutcome, write_whole
+from fedmtl_experiment.rows import TaskRows, draw, trivial_baseline, write_jsonl
+from fedmtl_server.model import ModelSummary, MTLServerModel
+
+_Key = TypeVar("_Key", str, int)
+
+
+class Progress(Protocol):
+    """Told how it goes."""
+
+    def run_started(self, cell: Cell, name: str, rounds: int) -> None: ...
+    def round_opened(self, done: int) -> None: ...
+    def cell_finished(self, result: CellResult) -> None: ...
+
+
+class Runner:
+    """Computes the cells of one experiment.
+
+    Args:
+        experiment: what to compute.
+        folder: where results go.
+        progress: told how it goes.
+        keep_runs: keep the cells' rows, runs and logs.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Folder, progress: Progress, *, keep_runs: bool = False):
+        self._experiment = experiment
+        self._folder = folder
+        self._progress = progress
+        self._keep_runs = keep_runs
+        self._data: dict[str, TaskData] = {}
+
+    def require_possible(self, cells: Sequence[Cell]) -> None:
+        """Check configurations, rows and tokenizers of cells before the first is computed, which may be hours earlier.
+
+        Raises:
+            UserError: something is wrong or missing; the message names it.
+        """
+        kinds = {(cell.setting, cell.encoder, cell.method): cell for cell in cells}.values()
+        configs = [_whole_config(self._experiment, cell) for cell in kinds]
+        for cell in {cell.setting: cell for cell in cells}.values():
+            self._rows(cell)
+        for source in {config.model.client_model or config.model.server_model for config in configs}:
+            load_tokenizer(source)
+
+    def compute(self, cell: Cell) -> CellResult:
+        """Compute one cell, and keep its result.
+
+        Raises:
+            FedMTLError: it can't be; its rows, runs and logs stay in the folder then.
+        """
+        rows = self._rows(cell)
+        if self._experiment.methods[cell.method].base == "central":
+            result = self._central(cell, rows)
+        else:
+            result = self._federated(cell, rows)
+        self._folder.save(result)
+        if not self._keep_runs:
+            self._folder.end_work(cell)
+        self._progress.cell_finished(result)
+        return result
+
+    def _rows(self, cell: Cell) -> dict[str, TaskRows]:
+        setting = self._experiment.settings[cell.setting]
+        return {
+            task: draw(
+                self._spec(task),
+                self._all_rows(task),
+                train_rows=counts.train_rows,
+                validation_rows=setting.validation_rows,
+                report_rows=setting.report_rows,
+                seed=cell.seed,
+            )
+            for task, counts in setting.tasks.items()
+        }
+
+    def _all_rows(self, task: str) -> TaskData:
+        if task not in self._data:
+            self._data[task] = load_task_data(self._spec(task), self._experiment.tasks[task].data)
+        return self._data[task]
+
+    def _spec(self, task: str) -> TaskSpec:
+        return self._experiment.tasks[task].spec(task)
+
+    def _central(self, cell: Cell, rows: Mapping[str, TaskRows]) -> CellResult:
+        config = _whole_config(self._experiment, cell)
+        steps = self._steps(cell, config, rows)
+        self._progress.run_started(cell, "central", config.training.num_rounds)
+        began = time.monotonic()
+        run = train_central(config, rows, steps, self._progress.round_opened)
+        seconds = time.monotonic() - began
+        evaluator = Evaluator(config, {task: one.report for task, one in rows.items()})
+        final = {task: evaluator.evaluate(run.model, task) for task in rows}
+        at_best = {}
+        for task, (_, state) in run.best.items():
+            run.model.load_state_dict(state)
+            at_best[task] = evaluator.evaluate(run.model, task)
+        outcomes = {
+            task: TaskOutcome(
+                metric=self._spec(task).main_metric,
+                report=final[task],
+                report_at_best=at_best[task],
+                best_rounds=[run.best[task][0]],
+                by_round=run.by_round[task],
+                by_client={},
+                steps=config.training.num_rounds * steps[task],
+                **self._of_report(task, one),
+            )
+            for task, one in rows.items()
+        }
+        summary = MTLServerModel.from_config(config, weights=False).summary()
+        return CellResult(
+            cell,
+            inputs(self._experiment, cell),
+            outcomes,
+            summary.shared_parameters,
+            summary.total_parameters,
+            None,
+            None,
+            seconds,
+            environment(),
+        )
+
+    def _federated(self, cell: Cell, rows: Mapping[str, TaskRows]) -> CellResult:
+        work = self._folder.begin_work(cell)
+        for task, one in rows.items():
+            write_jsonl(work / f"{task}-train.jsonl", self._spec(task), one.train)
+            write_jsonl(work / f"{task}-validation.jsonl", self._spec(task), one.validation)
+        evaluator = Evaluator(_whole_config(self._experiment, cell), {task: one.report for task, one in rows.items()})
+        runs = []
+        for federation in federations(self._experiment, cell):
+            run = self._run(cell, federation, work)
+            runs.append((federation, run, *evaluate_checkpoints(run, evaluator)))
+        config = runs[0][1].config
+        steps = self._steps(cell, config, rows)
+        is_local = self._experiment.methods[cell.method].base == "local"
+        outcomes = {}
+        for task, one in rows.items():
+            mine = [(federation, run, final, best) for federation, run, final, best in runs if task in run.best_rounds]
+            metric = self._spec(task).main_metric
+            outcomes[task] = TaskOutcome(
+                metric=metric,
+                report=_mean([final[task] for _, _, final, _ in mine]),
+                report_at_best=_mean([best[task] for _, _, _, best in mine]),
+                best_rounds=[run.best_rounds[task] for _, run, _, _ in mine],
+                by_round=_mean([run.by_round[task] for _, run, _, _ in mine]),
+                by_client={federation.name: final[task][metric] for federation, _, final, _ in mine}
+                if is_local
+                else {},
+                steps=config.training.num_rounds * steps[task],
+                **self._of_report(task, one),
+            )
+        summaries = [_summary(run) for _, run, _, _ in runs]
+        return CellResult(
+            cell,
+            inputs(self._experiment, cell),
+            outcomes,
+            summaries[0].shared_parameters,
+            sum(summary.total_parameters for summary in summaries),
+            None if is_local else sum(run.bytes_up for _, run, _, _ in runs),
+            None if is_local else sum(run.bytes_down for _, run, _, _ in runs),
+            sum(run.seconds for _, run, _, _ in runs),
+            environment(),
+        )
+
+    def _run(self, cell: Cell, federation: Federation, work: Path) -> FederatedRun:
+        run_dir = work / f"run-{federation.name}"
+        values = run_values(self._experiment, cell, federation, work, run_dir)
+        self._progress.run_started(cell, federation.name, values["training"].get("num_rounds", 0))
+        return run_federation(values, run_dir, self._progress.round_opened)
+
+    def _steps(self, cell: Cell, config: Config, rows: Mapping[str, TaskRows]) -> dict[str, int]:
+        """By task, the optimiser steps of a round."""
+        counts = self._experiment.settings[cell.setting].tasks
+        training = config.training
+        return {
+            task: steps_per_round(len(one.train), counts[task].clients, training.batch_size, training.local_epochs)
+            for task, one in rows.items()
+        }
+
+    def _of_report(self, task: str, rows: TaskRows) -> dict[str, Any]:
+        return {
+            "report_rows": len(rows.report),
+            "trivial": trivial_baseline(self._spec(task), rows.report.labels),
+        }
+
+
+def write_report(
+    experiment: Experiment, folder: Folder, results: Mapping[Cell, CellResult], planned: int
+) -> list[Path]:
+    """Write the tables and plots of what is finished; the files that were written are returned."""
+    settings, encoders = list(experiment.settings), list(experiment.encoders)
+    order = sorted(results, key=lambda cell: (settings.index(cell.setting), encoders.index(cell.encoder), cell.seed))
+    bases = {name: method.base for name, method in experiment.methods.items()}
+    comparisons = report.compare([results[cell] for cell in order], bases)
+    counts = {"finished": len(results), "planned": planned}
+    written = [folder.path / "results.md", folder.path / "results.json"]
+    write_whole(written[0], report.markdown(comparisons, **counts))
+    write_whole(written[1], json.dumps(report.to_json(comparisons, **counts), indent=1))
+    for comparison in comparisons:
+        for kind, draw_figure in (("curves", report.curves), ("bars", report.bars)):
+            path = folder.path / f"{comparison.setting}-{comparison.encoder}-{kind}.png"
+            draw_figure(comparison).savefig(path, dpi=150)
+            written.append(path)
+    return written
+
+
+def environment() -> dict[str, str]:
+    """What the numbers were computed with."""
+    packages = {name: version(name) for name in ("fedmtl", "torch", "transformers", "numpy")}
+    return packages | {"python": platform.python_version(), "processors": str(os.cpu_count())}
+
+
+def _whole_config(experiment: Experiment, cell: Cell) -> Config:
+    """The configuration of a federation of all tasks and clients of a cell's setting."""
+    everybody = Federation("all", clients_of(experiment, cell.setting))
+    values = run_values(experiment, cell, everybody, Path("data"), Path("run"))
+    return configuration.validated(values, f"cell {cell.id}")
+
+
+def _summary(run: FederatedRun) -> ModelSummary:
+    return MTLServerModel.from_config(run.config, weights=False).summary()
+
+
+def _mean(measured: Sequence[Mapping[_Key, float]]) -> dict[_Key, float]:
+    return {key: statistics.fmean(one[key] for one in measured) for key in measured[0]}

@@ -1,0 +1,120 @@
+"""The grid of cells, and what each is made of."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedmtl_core.config import validated
+from fedmtl_core.errors import ConfigError
+from fedmtl_experiment.cells import (
+    Cell,
+    differences,
+    federations,
+    inputs,
+    plan,
+    run_values,
+    shard_sizes,
+    steps_per_round,
+)
+from tests.experiment.support import TOY, experiment
+
+SKEWED = {"tiny": {**TOY["settings"]["tiny"], "partition": {"dirichlet": 0.5}}}
+
+
+def test_a_seeds_cells_come_before_the_next_seeds(tmp_path):
+    cells = plan(experiment(tmp_path))
+    assert [cell.id for cell in cells[:5]] == [
+        "tiny/toy/local/1",
+        "tiny/toy/standard/1",
+        "tiny/toy/mtl/1",
+        "tiny/toy/central/1",
+        "tiny/toy/local/2",
+    ]
+    assert len(cells) == 8
+
+
+def test_a_setting_may_have_some_of_the_methods_and_encoders(tmp_path):
+    settings = {"one": {"tasks": {"sst2": {}}, "methods": ["mtl"]}, **TOY["settings"]}
+    cells = plan(experiment(tmp_path, settings=settings))
+    assert [cell.method for cell in cells if cell.setting == "one"] == ["mtl", "mtl"]
+
+
+def test_patterns_choose_cells_in_the_plans_order_and_one_that_fits_none_is_an_error(tmp_path):
+    loaded = experiment(tmp_path)
+    assert [cell.id for cell in plan(loaded, ["*/mtl/2", "tiny/toy/local/*"])] == [
+        "tiny/toy/local/1",
+        "tiny/toy/local/2",
+        "tiny/toy/mtl/2",
+    ]
+    with pytest.raises(ConfigError, match=r"no cell is like 'mtl'; they are SETTING/.*such as tiny/toy/local/1"):
+        plan(loaded, ["mtl"])
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("local", [["sst2_1"], ["sst2_2"], ["stsb_1"]]),
+        ("standard", [["sst2_1", "sst2_2"], ["stsb_1"]]),
+        ("mtl", [["sst2_1", "sst2_2", "stsb_1"]]),
+        ("central", []),
+    ],
+)
+def test_methods_differ_in_who_shares_a_server_and_in_nothing_else(method, expected, tmp_path):
+    loaded = experiment(tmp_path, settings=SKEWED)
+    cell = Cell("tiny", "toy", method, 2)
+    found = federations(loaded, cell)
+    assert [[client.client_id for client in one.clients] for one in found] == expected
+    everybody = run_values(
+        loaded,
+        Cell("tiny", "toy", "mtl", 2),
+        federations(loaded, Cell("tiny", "toy", "mtl", 2))[0],
+        Path("d"),
+        Path("r"),
+    )
+    for federation in found:
+        values = run_values(loaded, cell, federation, Path("d"), Path("r"))
+        config = validated(values, "test")
+        assert config.training == validated(everybody, "test").training
+        assert config.training.seed == 2
+        for client in config.clients:
+            assert client in validated(everybody, "test").clients
+            assert client.partition is not None
+            assert (client.partition.dirichlet, client.partition.seed) == (0.5, 2)
+        for task, section in config.tasks.items():
+            assert section.min_clients == sum(client.task == task for client in config.clients)
+            assert section.data is not None
+            assert section.data.train == f"d/{task}-train.jsonl"
+
+
+def test_a_cells_inputs_are_all_that_its_result_depends_on(tmp_path):
+    loaded, cell = experiment(tmp_path), Cell("tiny", "toy", "mtl", 1)
+    before = inputs(loaded, cell)
+    assert inputs(experiment(tmp_path, results_dir="elsewhere", seeds=[1, 5]), cell) == before
+    changes = {
+        "set.training.num_rounds": {"common": {"training": {**TOY["common"]["training"], "num_rounds": 3}}},
+        "set.rounds.max_extensions": {"methods": {"mtl": {"base": "mtl", "set": {"rounds.max_extensions": 2}}}},
+        "dirichlet": {"settings": SKEWED},
+        "tasks.sst2.train_rows": {
+            "settings": {"tiny": {**TOY["settings"]["tiny"], "tasks": {"sst2": {"train_rows": 9}, "stsb": {}}}}
+        },
+    }
+    for key, change in changes.items():
+        problems = differences(before, inputs(experiment(tmp_path, **change), cell))
+        assert any(problem.startswith(f"{key}: it has") for problem in problems)
+    assert differences(before, inputs(loaded, Cell("tiny", "toy", "mtl", 2))) == [
+        "set.training.seed: it has 1, the configuration 2"
+    ]
+
+
+@given(st.integers(1, 500), st.integers(1, 20))
+def test_shards_make_up_the_whole_and_are_of_one_size(rows, clients):
+    sizes = shard_sizes(rows, clients)
+    assert (sum(sizes), len(sizes)) == (rows, clients)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_steps_are_those_of_all_clients_together():
+    # 101 rows are 51 and 50: 4 batches of 16 each, in each of 3 epochs.
+    assert steps_per_round(101, clients=2, batch_size=16, local_epochs=3) == 24

@@ -1,0 +1,91 @@
+"""A whole experiment, with real servers and clients."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.experiment.support import TOY, write
+
+pytestmark = pytest.mark.e2e
+
+# A single client's federation is the same with and without others of its task: one setting of one task shows it.
+SETTINGS = {
+    "pair": {
+        "validation_rows": 60,
+        "report_rows": 100,
+        "methods": ["central", "mtl"],
+        "tasks": {"sst2": {"train_rows": 64, "clients": 1}, "stsb": {"train_rows": 64, "clients": 1}},
+    },
+    "alone": {
+        "validation_rows": 60,
+        "report_rows": 100,
+        "methods": ["standard", "local"],
+        "tasks": {"sst2": {"train_rows": 64, "clients": 1}},
+    },
+}
+
+
+def command(tmp_path: Path) -> list[str]:
+    common = {"training": {**TOY["common"]["training"], "num_rounds": 1}}
+    path = write(tmp_path, seeds=[1], settings=SETTINGS, common=common)
+    return [sys.executable, "-m", "fedmtl_experiment", "--config", str(path), "--results", str(tmp_path / "r")]
+
+
+def test_all_four_methods_run_go_on_after_ctrl_c_and_begin_alike(tmp_path):
+    with subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        first_cell, server = tmp_path / "r/cells/pair/toy/central-1.json", tmp_path / "r/work/pair-toy-mtl-1/run-all"
+        _wait(first, server / "server.json")
+        first.send_signal(signal.SIGINT)
+        _, errors = first.communicate(timeout=120)
+    assert first.returncode == 130, errors
+    assert "stopped with 3 of 4 cells to do; the same command goes on" in errors
+    computed = first_cell.read_text()
+    of_this_run = str(tmp_path / "r").encode()
+    assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if of_this_run in _read(path)] == []
+
+    result = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "4 of 4 cells are finished." in result.stdout
+    assert "central" not in result.stdout.split("## ")[0]  # it was there already
+    assert first_cell.read_text() == computed
+    assert list((tmp_path / "r" / "work").iterdir()) == []
+
+    cells = {
+        name: json.loads((tmp_path / f"r/cells/{name}-1.json").read_text())
+        for name in ("pair/toy/central", "pair/toy/mtl", "alone/toy/standard", "alone/toy/local")
+    }
+    for one in cells.values():
+        sst2 = one["tasks"]["sst2"]
+        assert sst2["by_round"]["0"] == cells["pair/toy/mtl"]["tasks"]["sst2"]["by_round"]["0"]
+        assert sst2["by_round"].keys() == {"0", "1"}
+        assert (sst2["steps"], sst2["report_rows"]) == (2, 100)
+    alone, standard = cells["alone/toy/local"], cells["alone/toy/standard"]
+    assert alone["tasks"]["sst2"]["report"] == standard["tasks"]["sst2"]["report"]
+    assert alone["bytes_up"] is None
+    encoder = standard["encoder_parameters"]
+    assert standard["held_parameters"] == encoder + 65 * 2
+    assert cells["pair/toy/mtl"]["held_parameters"] == encoder + 65 * 2 + 65
+    # Two clients' exact updates of encoder and head in the one training round, and no tensors in the evaluation.
+    assert cells["pair/toy/mtl"]["bytes_up"] == 4 * (2 * encoder + 65 * 2 + 65)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended since
+        return b""
+
+
+def _wait(process: subprocess.Popen[str], path: Path) -> None:
+    give_up = time.monotonic() + 400
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < give_up
+        time.sleep(0.1)

@@ -1,0 +1,96 @@
+"""Tables and plots, from results that are made up here."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from fedmtl_experiment.report import bars, compare, curves, markdown, to_json
+from tests.experiment.support import outcome, result
+
+BASES = {"local": "local", "standard": "standard", "mtl": "mtl", "mtl_other": "mtl", "central": "central"}
+RESULTS = [
+    result("standard", 1, 0.70, held_parameters=2020),
+    result("standard", 2, 0.80, held_parameters=2020),
+    result("mtl", 1, 0.75),
+    result("mtl", 2, 0.87),
+    result("mtl_other", 1, 0.60),
+    result("central", 1, 0.90, bytes_up=None, bytes_down=None, seconds=1234.5),
+    result("central", 2, 0.90, bytes_up=None, bytes_down=None, seconds=1234.5),
+]
+
+
+def test_a_table_has_means_deviations_differences_ratios_and_costs():
+    """mtl - standard is 0.05 and 0.07: mean 0.06, error sqrt(0.0002) / sqrt(2) = 0.01. 0.81 / 0.9 = 0.9."""
+    text = markdown(compare(RESULTS, BASES), finished=7, planned=10)
+    assert text.startswith("7 of 10 cells are finished.")
+    for line in (
+        "## tiny, toy",
+        "| method | seeds | sst2 accuracy |",
+        "| without reading |  | 0.500 |",
+        "| standard: a federation per task | 2 | 0.750 ± 0.071 |",
+        "| mtl: one federation of all tasks | 2 | 0.810 ± 0.085 |",
+        "| mtl_other: one federation of all tasks | 1 | 0.600 |",
+        "| mtl − standard | +0.060 (SE 0.010) |",
+        "| mtl_other − standard | -0.100 |",
+        "| mtl / central | 0.900 |",
+        "| mtl_other / central | 0.667 |",
+        "| standard | 2,020 | 2.02 | 4.0 | 8 | 10 |",
+        "| mtl | 1,010 | 1.01 | 4.0 | 8 | 10 |",
+        "| central | 1,010 | 1.01 | – | 8 | 1,234 |",
+    ):
+        assert line in text.splitlines(), line
+    assert "standard − standard" not in text
+    assert "local" not in text
+
+
+def test_methods_are_compared_with_the_first_of_their_kind():
+    others = [result("standard", 1, 0.5), result("standard_other", 1, 0.9), result("mtl", 1, 0.6)]
+    (comparison,) = compare(others, {"standard": "standard", "standard_other": "standard", "mtl": "mtl"})
+    rows = {row.method: row.tasks["sst2"].to_standard for row in comparison.methods}
+    assert rows["standard"] is None
+    assert rows["mtl"].mean == pytest.approx(0.1)
+    assert rows["standard_other"].mean == pytest.approx(0.4)
+
+
+def test_without_a_federation_per_task_and_central_data_there_is_nothing_to_compare_with():
+    text = markdown(compare([result("mtl", 1, 0.7)], BASES), finished=1, planned=1)
+    assert "−" not in text
+    assert " / central" not in text
+
+
+def test_the_model_of_the_best_round_is_reported_apart():
+    best = [result("mtl", 1, 0.7, tasks={"sst2": outcome(0.7, 0.9)})]
+    lines = markdown(compare(best, BASES), finished=1, planned=1).splitlines()
+    assert "| mtl: one federation of all tasks | 1 | 0.700 |" in lines
+    assert "| mtl, best round | 1 | 0.900 |" in lines
+
+
+def test_curves_are_means_over_seeds_of_the_rounds_that_all_have():
+    short = outcome(0.0, by_round={0: 0.1, 1: 0.2})
+    long = outcome(0.0, by_round={0: 0.3, 1: 0.6, 2: 1.0})
+    results = [result("mtl", seed, 0.0, tasks={"sst2": one}) for seed, one in ((1, short), (2, long))]
+    (comparison,) = compare(results, BASES)
+    assert comparison.methods[0].tasks["sst2"].by_round == pytest.approx({0: 0.2, 1: 0.4})
+
+
+def test_the_json_is_what_the_tables_are_made_of():
+    values = json.loads(json.dumps(to_json(compare(RESULTS, BASES), finished=7, planned=10)))
+    row = next(one for one in values["comparisons"][0]["methods"] if one["method"] == "mtl")
+    assert row["tasks"]["sst2"]["to_standard"] == pytest.approx({"mean": 0.06, "standard_error": 0.01, "n": 2})
+    assert (values["cells_finished"], values["cells_planned"]) == (7, 10)
+
+
+def test_plots_show_every_method_once_for_each_task():
+    (comparison,) = compare(RESULTS, BASES)
+    axes = curves(comparison).axes[0]
+    assert [line.get_label() for line in axes.lines] == ["standard", "mtl", "mtl_other", "central"]
+    assert list(axes.lines[1].get_ydata()) == pytest.approx([0.5, 0.81, 0.81])
+    drawn = bars(comparison).axes[0]
+    assert [bar.get_height() for bar in drawn.patches] == pytest.approx([0.75, 0.81, 0.6, 0.9])
+    assert [label.get_text() for label in drawn.get_xticklabels()] == ["standard", "mtl", "mtl_other", "central"]
+
+
+def test_each_setting_and_encoder_has_tables_of_its_own():
+    other = replace(RESULTS[0], cell=replace(RESULTS[0].cell, encoder="large"))
+    assert [one.title for one in compare([*RESULTS, other], BASES)] == ["tiny, toy", "tiny, large"]

@@ -1,0 +1,70 @@
+"""Rows for training, choosing and reporting."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmtl_client.data import Rows, TaskData, load_task_data
+from fedmtl_core.config import DataConfig
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.tasks import PRESETS
+from fedmtl_experiment.rows import draw, trivial_baseline, write_jsonl
+
+SST2, STSB = PRESETS["sst2"], PRESETS["stsb"]
+DATA = TaskData(
+    Rows([(f"train {n}",) for n in range(50)], [n % 2 for n in range(50)]),
+    Rows([(f"dev {n}",) for n in range(20)], [n % 2 for n in range(20)]),
+)
+
+
+def taken(**changes):
+    return draw(SST2, DATA, **{"train_rows": 30, "validation_rows": 10, "report_rows": 15, "seed": 1, **changes})
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 10), st.integers(1, 20), st.integers(0, 2**40))
+def test_no_row_is_for_two_purposes_and_reporting_is_not_drawn(train_rows, validation_rows, report_rows, seed):
+    rows = taken(train_rows=train_rows, validation_rows=validation_rows, report_rows=report_rows, seed=seed)
+    parts = [rows.train.texts, rows.validation.texts, rows.report.texts]
+    assert [len(part) for part in parts] == [train_rows, validation_rows, report_rows]
+    assert len({text for part in parts for text in part}) == sum(map(len, parts))
+    assert rows.report.texts == DATA.validation.texts[:report_rows]
+
+
+def test_a_seed_draws_the_same_rows_again_and_more_rows_contain_the_fewer():
+    assert taken() == taken()
+    assert taken(seed=2).train != taken().train
+    assert taken(train_rows=35).train.texts[:30] == taken().train.texts
+    assert taken(train_rows=35).validation == taken().validation
+
+
+def test_all_rows_are_those_that_choosing_leaves():
+    rows = taken(train_rows=None, report_rows=None)
+    assert (len(rows.train), len(rows.validation), len(rows.report)) == (40, 10, 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_rows": 41}, "sst2: 41 training and 10 validation rows were asked for; its training file has 50 rows"),
+        ({"train_rows": None, "validation_rows": 50}, "sst2: 1 training and 50 validation rows"),
+        ({"report_rows": 21}, "sst2: 21 rows for reporting were asked for; its evaluation file has 20 rows"),
+    ],
+)
+def test_more_rows_than_there_are_is_an_error_with_both_numbers(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        taken(**changes)
+
+
+@pytest.mark.parametrize("spec", [SST2, STSB])
+def test_a_client_reads_the_rows_that_were_written(spec, tmp_path):
+    rows = load_task_data(spec, DataConfig(builtin=spec.name)).train.head(40)
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, spec, rows)
+    read = load_task_data(spec, DataConfig(train=str(path), validation=str(path))).train
+    assert sorted(zip(read.texts, read.labels, strict=True)) == sorted(zip(rows.texts, rows.labels, strict=True))
+
+
+def test_what_no_reading_comes_to_is_the_larger_class_and_no_correlation():
+    assert trivial_baseline(SST2, [0, 1, 1, 1]) == 0.75
+    assert trivial_baseline(STSB, [0.0, 5.0]) == 0.0
