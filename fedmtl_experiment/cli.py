@@ -85,7 +85,9 @@ def _compute(
                 runner.compute(cell)
             except FedMTLError as error:
                 kind = UserError if isinstance(error, UserError) else FedMTLError
-                raise kind(f"cell {cell.id}: {error}\nRows, runs and logs of it are in {folder.work(cell)}") from None
+                left = folder.work(cell)
+                where = f"\nIts rows, runs and logs are in {left}" if left.exists() else ""
+                raise kind(f"cell {cell.id}: {error}{where}") from None
 
 
 def _report(experiment: Experiment, folder: Folder, console: Console) -> None:

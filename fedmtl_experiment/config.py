@@ -25,7 +25,10 @@ Base = Literal["local", "standard", "mtl", "central"]
 Settings = dict[str, Any]
 """FedMTL's keys, dotted or as sections, with their values."""
 
-_THE_EXPERIMENTS_OWN = ("tasks", "clients", "training.seed", "server", "store.url", "security", "early_stopping")
+_THE_EXPERIMENTS_OWN = (
+    *("tasks", "clients", "training.seed", "server.host", "server.port", "server.runs_dir"),
+    *("store.url", "security", "early_stopping"),
+)
 """Keys that the experiment sets itself, or that would make runs unequal."""
 
 

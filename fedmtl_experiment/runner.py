@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -156,6 +157,8 @@ class Runner:
         for federation in federations(self._experiment, cell):
             run = self._run(cell, federation, work)
             runs.append((federation, run, *evaluate_checkpoints(run, evaluator)))
+            if not self._keep_runs:
+                shutil.rmtree(run.folder / "checkpoints")  # a cell may have many runs, and a run many models
         config = runs[0][1].config
         steps = self._steps(cell, config, rows)
         is_local = self._experiment.methods[cell.method].base == "local"

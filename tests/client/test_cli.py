@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedmtl_client import cli, credentials, data
+from fedmtl_client.partition import LabelSkew
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError
 
@@ -24,7 +25,7 @@ class Reached(Exception):
     """As far as a client's own settings go."""
 
 
-def taken(monkeypatch, tmp_path, *options: str) -> dict[str, Any]:
+def taken(monkeypatch, tmp_path, *options: str, config: str = CONFIG) -> dict[str, Any]:
     """What a client with these options would use."""
     seen: dict[str, Any] = {}
 
@@ -32,13 +33,13 @@ def taken(monkeypatch, tmp_path, *options: str) -> dict[str, Any]:
         seen.update(config.client.model_dump(mode="json", exclude_none=True))
         return credentials.Credentials()
 
-    def load_task_data(spec, source, shard):
-        seen["shard"] = shard
+    def load_task_data(spec, source, shard, skew):
+        seen.update(shard=shard, skew=skew)
         raise Reached
 
     monkeypatch.setattr(credentials, "load", load)
     monkeypatch.setattr(data, "load_task_data", load_task_data)
-    (tmp_path / "c.yaml").write_text(CONFIG)
+    (tmp_path / "c.yaml").write_text(config)
     arguments = ["--task", "sst2", "--config", str(tmp_path / "c.yaml"), *options]
     result = CliRunner().invoke(cli.app, arguments)
     if not isinstance(result.exception, Reached):
@@ -54,6 +55,13 @@ def test_a_client_that_its_configuration_lists_takes_its_shard_and_its_credentia
 
     seen = taken(monkeypatch, tmp_path, "--client-id", "b")
     assert (seen["shard"], seen["token_file"]) == ((2, 2), "everybodys.token")
+
+
+def test_a_client_that_its_configuration_lists_takes_its_partition_from_there(monkeypatch, tmp_path):
+    text = CONFIG.replace("shard:", "partition: {dirichlet: 0.5, seed: 7}, shard:")
+    assert taken(monkeypatch, tmp_path, "--client-id", "b", config=text)["skew"] == LabelSkew(0.5, 7)
+    assert taken(monkeypatch, tmp_path, "--client-id", "b")["skew"] is None
+    assert taken(monkeypatch, tmp_path, "--client-id", "c", config=text)["skew"] is None
 
 
 def test_a_client_that_is_not_listed_uses_all_rows(monkeypatch, tmp_path):
