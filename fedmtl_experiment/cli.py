@@ -103,17 +103,15 @@ def _report(experiment: Experiment, folder: Folder, console: Console) -> None:
     console.print("Written: " + ", ".join(str(path) for path in written), soft_wrap=True, highlight=False)
 
 
-def _held(folder: Path) -> filelock.BaseFileLock:
-    """A lock on the results, so that no second experiment computes the same cells."""
+def _held(folder: Path) -> filelock.AcquireReturnProxy:
+    """A lock on the results, so that no second experiment computes the same cells; released when it is left."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / "lock", timeout=0)
-        lock.acquire()
+        return filelock.FileLock(folder / "lock", timeout=0).acquire()
     except filelock.Timeout:
         raise StoreError(f"another experiment is computing in {folder}; choose another folder with --results") from None
     except OSError as error:
         raise StoreError(f"{folder} can't be written: {error.strerror or error}") from None
-    return lock
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
