@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -103,7 +104,7 @@ def _report(experiment: Experiment, folder: Folder, console: Console) -> None:
     console.print("Written: " + ", ".join(str(path) for path in written), soft_wrap=True, highlight=False)
 
 
-def _held(folder: Path) -> filelock.AcquireReturnProxy:
+def _held(folder: Path) -> AbstractContextManager[object]:
     """A lock on the results, so that no second experiment computes the same cells; released when it is left."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
