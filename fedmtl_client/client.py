@@ -106,7 +106,7 @@ class Client:
         if config.client.num_threads:
             torch.set_num_threads(config.client.num_threads)
         spec, settings = self._section.spec(self.task), self._settings()
-        skew = self._skew and LabelSkew(self._skew.dirichlet, self._skew.seed)
+        skew = LabelSkew(self._skew.dirichlet, self._skew.seed) if self._skew else None
         rows = data.load_task_data(spec, self._section.data, self._shard, skew)
         api = FederationApi(
             self._server,

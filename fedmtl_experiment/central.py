@@ -59,7 +59,9 @@ def train_central(
     trainers = {task: Trainer(spec, config.plan(task), device) for task, spec in specs.items()}
     batches = {
         task: endless(
-            EncodedRows(rows[task].train, spec, tokenizer, training.max_length), training.batch_size, training.seed
+            EncodedRows(rows[task].train, spec, tokenizer, training.max_length),
+            training.per_device_train_batch_size,
+            training.seed,
         )
         for task, spec in specs.items()
     }

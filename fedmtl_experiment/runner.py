@@ -202,7 +202,9 @@ class Runner:
         counts = self._experiment.settings[cell.setting].tasks
         training = config.training
         return {
-            task: steps_per_round(len(one.train), counts[task].clients, training.batch_size, training.local_epochs)
+            task: steps_per_round(
+                len(one.train), counts[task].clients, training.per_device_train_batch_size, training.local_epochs
+            )
             for task, one in rows.items()
         }
 

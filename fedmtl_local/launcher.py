@@ -25,7 +25,7 @@ from fedmtl_core.config import Config, LocalClient
 from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.logs import JOINED
 from fedmtl_core.tables import results_table
-from fedmtl_local.processes import LoggedProcess, stop_all
+from fedmtl_local.processes import LoggedProcess, stop_all, uninterrupted
 from fedmtl_server.folders import state_of, unfinished_run
 from fedmtl_server.lock import is_held
 from fedmtl_server.results import TaskResult
@@ -62,7 +62,7 @@ def run_local(
         else:
             path = Path(scratch) / "config.yaml"  # the processes read a file
             path.write_text(configuration.dump(settled), encoding="utf-8")
-        results = LocalRun(settled, path, [], folder, Console(quiet=True)).run()
+        results = LocalRun(settled, path, [], folder, console=Console(quiet=True)).run()
     return {task: TaskResult.from_dict(result) for task, result in results.items()}
 
 
@@ -230,16 +230,17 @@ class LocalRun:
     def _start(
         self, name: str, module: str, arguments: list[str], environment: dict[str, str], milestone: str = ""
     ) -> LoggedProcess:
-        process = LoggedProcess(
-            name,
-            module,
-            [*self._options, *arguments],
-            self.run_dir / "logs" / f"{name}.log",
-            environment,
-            on_warning=lambda name, line: self._say(f"{name}: {line}"),
-            milestone=milestone,
-        )
-        self._processes.append(process)
+        with uninterrupted():  # else it could be running without anybody to stop it
+            process = LoggedProcess(
+                name,
+                module,
+                [*self._options, *arguments],
+                self.run_dir / "logs" / f"{name}.log",
+                environment,
+                on_warning=lambda name, line: self._say(f"{name}: {line}"),
+                milestone=milestone,
+            )
+            self._processes.append(process)
         return process
 
     def _await_address(self, server: LoggedProcess) -> str:

@@ -18,23 +18,34 @@ def test_dotted_keys_and_sections_are_the_same():
 
 
 def test_the_later_settings_win_key_by_key_and_the_first_stay_as_they_were():
-    first = {"training": {"num_rounds": 1, "batch_size": 4}}
+    first = {"training": {"num_rounds": 1, "per_device_train_batch_size": 4}}
     assert merged(first, {"training.num_rounds": 2}, {"training": {"max_length": 9}}) == {
-        "training": {"num_rounds": 2, "batch_size": 4, "max_length": 9}
+        "training": {"num_rounds": 2, "per_device_train_batch_size": 4, "max_length": 9}
     }
-    assert first == {"training": {"num_rounds": 1, "batch_size": 4}}
+    assert first == {"training": {"num_rounds": 1, "per_device_train_batch_size": 4}}
 
 
 def test_a_methods_settings_win_over_the_settings_the_encoders_and_the_common_ones(tmp_path):
     loaded = experiment(
         tmp_path,
-        common={"training.batch_size": 1, "training.num_rounds": 1, "training.max_length": 8, "model.pooling": "cls"},
+        common={
+            "training.per_device_train_batch_size": 1,
+            "training.num_rounds": 1,
+            "training.max_length": 8,
+            "model.pooling": "cls",
+        },
         encoders={"toy": {"training.num_rounds": 2, "training.max_length": 9, "model.pooling": "mean"}},
         settings={"tiny": {"tasks": {"sst2": {}}, "set": {"training.max_length": 10, "model.pooling": "cls"}}},
         methods={"mtl": {"base": "mtl", "set": {"model.pooling": "mean"}}},
     )
     flat = flattened(settings_of(loaded, plan(loaded)[1]))
-    keys = ("training.batch_size", "training.num_rounds", "training.max_length", "model.pooling", "training.seed")
+    keys = (
+        "training.per_device_train_batch_size",
+        "training.num_rounds",
+        "training.max_length",
+        "model.pooling",
+        "training.seed",
+    )
     assert [flat[key] for key in keys] == [1, 2, 10, "mean", 2]
 
 
