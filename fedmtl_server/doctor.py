@@ -17,7 +17,7 @@ from fedmtl_core.doctor import Finding, fail, ok, warn
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-_EVERYWHERE = ("0.0.0.0", "::")
+_EVERYWHERE = ("0.0.0.0", "::")  # nosec B104: what a configuration may say
 
 
 def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
