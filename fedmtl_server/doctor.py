@@ -17,7 +17,8 @@ from fedmtl_core.doctor import Finding, fail, ok, warn
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-_EVERYWHERE = ("0.0.0.0", "::")  # nosec B104: what a configuration may say
+# What a configuration may say; nothing listens on it here.
+_EVERYWHERE = ("0.0.0.0", "::")  # nosec B104
 
 
 def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
