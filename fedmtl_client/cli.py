@@ -97,7 +97,14 @@ def take_part(
     overrides += [f"client.{key}={json.dumps(str(path))}" for key, path in files.items() if path is not None]
     overrides += ["security.insecure=true"] if insecure else []
     settled = with_options_first(configuration.load(config, overrides, named), client_id, overrides)
-    Client(settled, task=task, client_id=client_id, server=server, shard=shard, origin=config, progress_bar=True).run()
+    client = Client(
+        settled, task=task, client_id=client_id, server=server, shard=shard, origin=config, progress_bar=True
+    )
+    try:
+        client.run()
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command comes back to the run, which counts what was accepted", err=True)
+        raise
 
 
 def with_options_first(config: Config, client_id: str, overrides: Sequence[str]) -> Config:

@@ -98,7 +98,7 @@ def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> I
         yield fail(
             check,
             f"{spec.label_column}: expected {expected}; {_counted(seen.unknown)}",
-            f"mend these rows, or tasks.{spec.name}.labels",
+            f"mend these rows, or tasks.{spec.name}.{'labels' if spec.labels else 'label_column'}",
         )
     if missing := [label for label in spec.labels if not seen.labels.get(label)]:
         yield warn(check, f"no row has the label {', '.join(missing)}", f"see tasks.{spec.name}.labels")

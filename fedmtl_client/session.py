@@ -154,7 +154,7 @@ class ClientSession:
             if event.kind == pb.ROUND_EVENT_KIND_FINISHED:
                 self._log.info("run.finished", run_id=event.run_id, rounds=event.num_rounds)
                 return
-            if event.kind == pb.ROUND_EVENT_KIND_WAITING:
+            if event.kind == pb.ROUND_EVENT_KIND_WAITING and event.waiting_for:
                 self._log.info("round.waiting", **_progress(event), waiting_for=event.waiting_for)
             if event.kind == pb.ROUND_EVENT_KIND_OPENED and self._is_wanted(event):
                 self._take_part(event)

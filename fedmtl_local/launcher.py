@@ -8,6 +8,7 @@ import shlex
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -180,6 +181,8 @@ class LocalRun:
         address = self._await_address(server)
         names = ", ".join(f"{client.client_id} ({client.task})" for client in self._config.clients)
         self._say(f"server at {address}, clients {names}; logs and results in {self.run_dir}")
+        for task in self._without_clients():
+            self._say(f"`clients` has none for the task {task}: the first round waits for one from elsewhere")
         bar = self._progress.add_task("starting the clients", total=self._config.training.num_rounds)
         self._observer = FederationApi(
             address, client_id="", task="", reconnect_s=START_TIMEOUT_S, credentials=self._credentials
@@ -190,6 +193,11 @@ class LocalRun:
         self._await_end(server, clients)
         watcher.join(timeout=5)
         return self._end(clients)
+
+    def _without_clients(self) -> list[str]:
+        """The tasks that need more clients than are started here."""
+        have = Counter(client.task for client in self._config.clients)
+        return [task for task, section in self._config.tasks.items() if have[task] < section.min_clients]
 
     def _end(self, clients: list[LoggedProcess]) -> list[LoggedProcess]:
         """Have the clients end, now that the server has ended well; those that failed before are returned.

@@ -67,7 +67,7 @@ def card_of_task(facts: CardFacts, spec: TaskSpec, architecture: str, *, is_nati
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 folder = "."  # this one
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder{remote})
 model = AutoModelForSequenceClassification.from_pretrained(folder{remote})  # {architecture}
 logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logits
 ```

@@ -284,7 +284,10 @@ def _held_run_id(run_dir: Path, config: Config) -> str | None:
         return None
     run_id, stored = held
     if problems := contradictions(stored, config):
-        raise ConfigError(f"{run_dir} holds a run of another configuration: {'; '.join(problems)}")
+        raise ConfigError(
+            f"{run_dir} holds a run of another configuration: {'; '.join(problems)}. Begin a new run with another "
+            f"--run-dir, or remove that folder if its run isn't wanted"
+        )
     return run_id
 
 
