@@ -85,8 +85,11 @@ examples/node/node_modules/.package-lock.json: examples/node/package-lock.json
 example-go example-cpp: example-%:
 	$(MAKE) -C examples/$*
 
-test: $(STAMP) ## Run the tests.
-	$(BIN)/python -m pytest
+test: $(STAMP) ## Run the tests, but for the long ones.
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(STAMP) ## Run the long tests: whole federations as processes; ten minutes.
+	$(BIN)/python -m pytest -m long
 
 faults: $(STAMP) ## Kill a server 100 times, and the other faults in their long form; a quarter of an hour.
 	FEDMTL_FAULTS=long $(BIN)/python -m pytest tests/faults

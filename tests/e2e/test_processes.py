@@ -126,6 +126,7 @@ def test_three_clients_and_a_server_finish_three_rounds(tmp_path, stack):
     assert "Traceback" not in log + "".join(run.log(f"{task}_client") for task in TASKS)
 
 
+@pytest.mark.long
 def test_a_client_killed_in_mid_round_does_not_keep_the_run_from_its_end(tmp_path, stack):
     run = Federation(tmp_path, stack)
     clients = {task: run.client(task) for task in TASKS}
@@ -141,6 +142,7 @@ def test_a_client_killed_in_mid_round_does_not_keep_the_run_from_its_end(tmp_pat
     assert "1 more qqp client" in run.log("server") or reports[1]["missing_clients"] == ["qqp_client"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_server_told_to_stop_leaves_its_last_commit_on_disk_and_no_traceback(number, code, tmp_path, stack):
     run = Federation(tmp_path, stack, "training.num_rounds=50", "client.reconnect_s=1")
@@ -161,6 +163,7 @@ def test_a_server_told_to_stop_leaves_its_last_commit_on_disk_and_no_traceback(n
     assert "error: " in run.log("sst2_client")
 
 
+@pytest.mark.long
 def test_a_client_interrupted_leaves_in_order_and_another_can_take_its_place(tmp_path, stack):
     run = Federation(tmp_path, stack, "rounds.quorum_timeout_s=60")
     clients = {task: run.client(task) for task in TASKS}
@@ -173,6 +176,7 @@ def test_a_client_interrupted_leaves_in_order_and_another_can_take_its_place(tmp
     assert again.wait(30) == 0
 
 
+@pytest.mark.long
 def test_a_server_kept_serving_still_gives_the_final_model(tmp_path, stack):
     run = Federation(tmp_path, stack, "training.num_rounds=1", keep_serving=True)
     clients = [run.client(task) for task in TASKS]
@@ -189,6 +193,7 @@ def test_a_server_kept_serving_still_gives_the_final_model(tmp_path, stack):
     assert run.server.wait(30) == 0
 
 
+@pytest.mark.long
 def test_deltas_and_parameters_train_to_the_same_results_within_rounding(tmp_path, stack):
     results = []
     for update in ("parameters", "delta"):

@@ -114,6 +114,7 @@ def own(name: str) -> tuple[str, ...]:
     return ("--tls-ca", "certs/ca.pem", *certificate)
 
 
+@pytest.mark.long
 def test_a_whole_run_over_mutual_tls_and_nobody_else_in_it(tmp_path, stack):
     site = Site(tmp_path, stack, min_clients=1)
     made = site.run("fedmtl_server", "certs", "init", "certs", *(f"--client={name}" for name in ("ann", "ben", "eve")))
@@ -147,6 +148,7 @@ def test_a_whole_run_over_mutual_tls_and_nobody_else_in_it(tmp_path, stack):
     assert not [line for line in keys if line in said]
 
 
+@pytest.mark.long
 def test_a_run_with_tokens_in_which_one_is_revoked_and_no_token_is_ever_said(tmp_path, stack):
     site = Site(tmp_path, stack, num_rounds=200)
     add = ("fedmtl_server", "clients", "add")
@@ -186,6 +188,7 @@ def test_a_run_with_tokens_in_which_one_is_revoked_and_no_token_is_ever_said(tmp
             assert path.name == "ben.token" or secret not in path.read_bytes(), path
 
 
+@pytest.mark.long
 def test_a_local_federation_behind_tls_and_tokens(tmp_path, stack):
     site = Site(tmp_path, stack)
     site.run("fedmtl_server", "certs", "init", "certs")

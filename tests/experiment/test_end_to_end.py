@@ -38,6 +38,7 @@ def command(tmp_path: Path) -> list[str]:
     return [sys.executable, "-m", "fedmtl_experiment", "--config", str(path), "--results", str(tmp_path / "r")]
 
 
+@pytest.mark.long
 def test_all_four_methods_run_go_on_after_ctrl_c_and_begin_alike(tmp_path):
     with subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
         first_cell, server = tmp_path / "r/cells/pair/toy/central-1.json", tmp_path / "r/work/pair-toy-mtl-1/run-all"

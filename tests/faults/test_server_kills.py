@@ -170,6 +170,7 @@ def outlive(
 MOVED = {"server_optimizer": {"name": "fedadam"}, "aggregation": {"task_weighting": "pcgrad"}}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("federation", [MOVED], indirect=True, ids=["fedadam and pcgrad"])
 def test_what_an_optimiser_remembers_outlives_every_kill_too(
     federation: tuple[ServerProcess, ClientProcess, Path],

@@ -170,6 +170,7 @@ def test_a_client_without_its_rows_raises(tmp_path):
         Client(config(tasks=tasks, clients=[]), task="sst2").run()
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 def test_a_local_federation_runs_from_dictionaries(tmp_path, capfd):
     results = run_local(config(1, server={"runs_dir": str(tmp_path)}))
@@ -198,6 +199,7 @@ def test_importing_the_packages_imports_no_pytorch():
 GUIDE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
+@pytest.mark.long
 @pytest.mark.e2e
 async def test_the_guide_runs_as_it_is_printed_where_a_loop_is_running(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

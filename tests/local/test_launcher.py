@@ -63,6 +63,7 @@ def test_a_run_ends_with_a_table_and_everything_in_its_folder(tmp_path):
     }
 
 
+@pytest.mark.long
 def test_a_client_that_fails_at_the_start_ends_the_run_with_its_reason(tmp_path):
     text = CONFIG.replace("data: {builtin: stsb}", "data: {train: no.tsv, validation: no.tsv}")
     result = subprocess.run(command(tmp_path, text), capture_output=True, text=True, timeout=120, check=False)
@@ -72,6 +73,7 @@ def test_a_client_that_fails_at_the_start_ends_the_run_with_its_reason(tmp_path)
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_every_process(tmp_path):
     with subprocess.Popen(
         command(tmp_path, CONFIG, "--set", "training.num_rounds=500"),
@@ -90,6 +92,7 @@ def test_ctrl_c_stops_every_process(tmp_path):
     assert left == []
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_is_taken_up_with_the_command_that_was_told_and_begun_anew_by_no_other(tmp_path):
     options = ("--set", "training.num_rounds=3")
     with subprocess.Popen(
@@ -114,6 +117,7 @@ def test_a_run_that_was_stopped_is_taken_up_with_the_command_that_was_told_and_b
     assert f"the run in {tmp_path / 'run'} is over: see it with `fedmtl-server runs show" in result.stderr
 
 
+@pytest.mark.long
 def test_a_client_that_comes_too_late_for_the_run_is_named_and_no_failure(tmp_path):
     text = CONFIG.replace("{num_rounds: 2,", "{num_rounds: 1,").replace("min_clients: 2", "min_clients: 1")
     with subprocess.Popen(command(tmp_path, text), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as local:
@@ -146,6 +150,7 @@ def test_a_used_folder_is_refused_before_anything_in_it_is_touched(tmp_path):
     assert (tmp_path / "run" / "logs" / "server.log").read_text() == "precious"
 
 
+@pytest.mark.long
 def test_a_client_that_dies_late_is_named_after_the_table_of_the_run_that_got_over_it(tmp_path):
     text = CONFIG.replace("{num_rounds: 2,", "{num_rounds: 4,").replace("min_clients: 2", "min_clients: 1")
     with subprocess.Popen(command(tmp_path, text), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as local:
