@@ -160,12 +160,13 @@ class Connection:
 
     async def _read(self) -> None:
         try:
-            while True:
-                head = await self._reader.readexactly(9)
-                payload = await self._reader.readexactly(int.from_bytes(head[:3], "big"))
-                self._take(head[3], head[4], int.from_bytes(head[5:], "big") & 0x7FFFFFFF, payload)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+            with contextlib.suppress(
+                asyncio.IncompleteReadError, ConnectionError
+            ):  # the server hung up, which `closed` says
+                while True:
+                    head = await self._reader.readexactly(9)
+                    payload = await self._reader.readexactly(int.from_bytes(head[:3], "big"))
+                    self._take(head[3], head[4], int.from_bytes(head[5:], "big") & 0x7FFFFFFF, payload)
         finally:
             self.closed.set()
 

@@ -75,9 +75,6 @@ def examine(
             model=own_model(settled),
             server=server,
         )
-    if as_json:
-        typer.echo(json.dumps(doctor.to_dicts(found), indent=2, ensure_ascii=False))
-    else:
-        doctor.show(found)
+    doctor.tell(found, as_json=as_json)
     if doctor.has_failed(found):
         raise typer.Exit(EXIT_FAILURE)

@@ -7,6 +7,7 @@ findings are shown; what a server or a client needs besides is in its own `docto
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import platform
 import shutil
@@ -297,6 +298,14 @@ def expiry(check: str, path: Path, certificate: Certificate) -> Iterator[Finding
 # How findings are shown.
 
 _COLOURS: Mapping[Level, str] = {Level.ok: "green", Level.warn: "yellow", Level.fail: "bold red"}
+
+
+def tell(found: Sequence[Finding], *, as_json: bool) -> None:
+    """Print findings, for programs or for people."""
+    if as_json:
+        print(json.dumps(to_dicts(found), indent=2, ensure_ascii=False))
+    else:
+        show(found)
 
 
 def show(found: Sequence[Finding]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -37,9 +36,6 @@ def examine(
         from fedmtl_server.doctor import examine as examine_server
 
         found += examine_server(settled, run_dir)
-    if as_json:
-        typer.echo(json.dumps(doctor.to_dicts(found), indent=2, ensure_ascii=False))
-    else:
-        doctor.show(found)
+    doctor.tell(found, as_json=as_json)
     if doctor.has_failed(found):
         raise typer.Exit(EXIT_FAILURE)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 from grpc_tools import protoc
+
+from tools.pages import write_or_check
 
 ROOT = Path(__file__).parents[1]
 PROTO = Path("fedmtl/v1/federation.proto")
@@ -181,19 +182,14 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check the page."""
-    parser = argparse.ArgumentParser(prog="python -m tools.contract_page", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when the page is not what the proto gives")
-    parser.add_argument("--page", type=Path, default=PAGE, help="where it is")
-    options = parser.parse_args(arguments)
-    text = render(describe(ROOT / "protos"))
-    if not options.check:
-        options.page.parent.mkdir(parents=True, exist_ok=True)
-        options.page.write_text(text, encoding="utf-8")
-        return 0
-    if options.page.is_file() and options.page.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{options.page} is stale: run 'make proto' and commit the result", file=sys.stderr)
-    return 1
+    return write_or_check(
+        arguments,
+        module="tools.contract_page",
+        purpose=__doc__ or "",
+        page=PAGE,
+        render=lambda: render(describe(ROOT / "protos")),
+        target="proto",
+    )
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from fedmtl_core.config import Setting, reference
+from tools.pages import write_or_check
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 
@@ -42,18 +42,14 @@ def _rows(settings: Iterator[Setting]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check the page."""
-    parser = argparse.ArgumentParser(prog="python -m tools.settings_page", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when the page is not what the configuration gives")
-    parser.add_argument("--page", type=Path, default=PAGE, help="where it is")
-    options = parser.parse_args(arguments)
-    text = render(reference())
-    if not options.check:
-        options.page.write_text(text, encoding="utf-8")
-        return 0
-    if options.page.is_file() and options.page.read_text(encoding="utf-8") == text:
-        return 0
-    print(f"{options.page} is stale: run 'make settings' and commit the result", file=sys.stderr)
-    return 1
+    return write_or_check(
+        arguments,
+        module="tools.settings_page",
+        purpose=__doc__ or "",
+        page=PAGE,
+        render=lambda: render(reference()),
+        target="settings",
+    )
 
 
 if __name__ == "__main__":
