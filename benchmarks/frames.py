@@ -160,9 +160,8 @@ class Connection:
 
     async def _read(self) -> None:
         try:
-            with contextlib.suppress(
-                asyncio.IncompleteReadError, ConnectionError
-            ):  # the server hung up, which `closed` says
+            # The server hung up, which `closed` says.
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 while True:
                     head = await self._reader.readexactly(9)
                     payload = await self._reader.readexactly(int.from_bytes(head[:3], "big"))
