@@ -381,13 +381,13 @@ async def test_a_client_that_goes_away_in_mid_stream_changes_nothing_and_can_go_
             await asyncio.Event().wait()
 
         with capture_logs() as logs:
+            update_id = messages[0].header.update_id
             call = client.stub.PushUpdate(half())
-            await eventually(lambda: server.federation.staged_bytes > 0)
+            await eventually(lambda: server.federation.facts.bytes_received > 0)  # and so in their place
             call.cancel()
             await eventually(lambda: any(line["event"] == "update.abandoned" for line in logs))
         assert model_bytes(model) == before
-        query = pb.QueryUploadRequest(client_id="a", update_id=messages[0].header.update_id)
-        staged = await client.stub.QueryUpload(query)
+        staged = await client.stub.QueryUpload(pb.QueryUploadRequest(client_id="a", update_id=update_id))
         assert [(one.scope, one.num_bytes) for one in staged.components] == [("shared", 80), ("task:sst2", 0)]
         messages[0].header.components[0].start_offset = 80
         receipt = await client.push([messages[0], *messages[2:]])
