@@ -236,6 +236,12 @@ class AggregationConfig(_Section):
         "own as `module:Name`; with `examples` a task weighs what its clients have trained on",
     )
     task_weights: dict[str, float] | None = Field(None, description="For `fixed`: every task's weight")
+    scaling: float = Field(
+        1.0,
+        gt=0,
+        description="What the tasks' weighted deltas are multiplied with before the encoder moves by them; with the "
+        "number of tasks, each moves it as far as it would alone",
+    )
     temperature: float = Field(
         2.0, gt=0, description="For `temperature`: its T; 1 is `examples`, and the larger, the closer to `uniform`"
     )

@@ -41,6 +41,18 @@ class TaskRow:
 
 
 @dataclass(frozen=True)
+class MeanRow:
+    """One method over all tasks alike: the mean of their main metrics, seed by seed."""
+
+    value: Summary
+    """On the rows for reporting."""
+    to_standard: Difference | None
+    to_central: float | None
+    for_choosing: float
+    """On the rows for choosing, of the final model: mean over tasks and seeds."""
+
+
+@dataclass(frozen=True)
 class MethodRow:
     """One method in one setting."""
 
@@ -48,6 +60,7 @@ class MethodRow:
     base: Base
     seeds: Sequence[int]
     tasks: Mapping[str, TaskRow]
+    mean: MeanRow
     encoder_parameters: int
     held_parameters: int
     bytes_moved: float | None
@@ -68,6 +81,9 @@ class Comparison:
     trivial: Mapping[str, float | None]
     """By task, what the metric comes to without reading a text."""
     methods: Sequence[MethodRow]
+    chosen: str | None
+    """Of the federations of all tasks the best one on the rows for choosing, among those with the most seeds; None if
+    there is but one."""
 
     @property
     def title(self) -> str:
@@ -101,7 +117,7 @@ def markdown(comparisons: Sequence[Comparison], *, finished: int, planned: int) 
     lines = [f"{finished} of {planned} cells are finished.", ""]
     for comparison in comparisons:
         lines += [f"## {comparison.title}", "", *_metrics_table(comparison), ""]
-        lines += [*_differences_table(comparison), "", *_costs_table(comparison), ""]
+        lines += [*_differences_table(comparison), "", *_chosen_line(comparison), *_costs_table(comparison), ""]
     return "\n".join(lines)
 
 
@@ -147,18 +163,27 @@ def _comparison(results: Sequence[CellResult], bases: Mapping[str, Base]) -> Com
     of_method = {method: [one for one in results if one.cell.method == method] for method in bases}
     of_base = {base: of_method[method] for method, base in reversed([*bases.items()]) if of_method[method]}
     first = results[0]
+    rows = [
+        _method_row(method, base, of_method[method], of_base.get("standard", []), of_base.get("central", []))
+        for method, base in bases.items()
+        if of_method[method]
+    ]
     return Comparison(
         first.cell.setting,
         first.cell.encoder,
         {task: outcome.metric for task, outcome in first.tasks.items()},
         {task: outcome.report_rows for task, outcome in first.tasks.items()},
         {task: outcome.trivial for task, outcome in first.tasks.items()},
-        [
-            _method_row(method, base, of_method[method], of_base.get("standard", []), of_base.get("central", []))
-            for method, base in bases.items()
-            if of_method[method]
-        ],
+        rows,
+        _chosen([row for row in rows if row.base == "mtl"]),
     )
+
+
+def _chosen(rows: Sequence[MethodRow]) -> str | None:
+    """The best of methods, by what was measured for choosing alone."""
+    seeds = max((len(row.seeds) for row in rows), default=0)
+    candidates = [row for row in rows if len(row.seeds) == seeds]
+    return max(candidates, key=lambda row: row.mean.for_choosing).method if len(rows) > 1 else None
 
 
 def _method_row(
@@ -186,10 +211,27 @@ def _method_row(
         base,
         [one.cell.seed for one in mine],
         tasks,
+        _mean_row(mine, None if is_standard else standard, central),
         mine[0].encoder_parameters,
         mine[0].held_parameters,
         stats.fmean(moved) if moved else None,
         stats.fmean(one.seconds for one in mine),
+    )
+
+
+def _mean_row(
+    mine: Sequence[CellResult], standard: Sequence[CellResult] | None, central: Sequence[CellResult]
+) -> MeanRow:
+    def by_seed(results: Sequence[CellResult]) -> dict[int, float]:
+        return {one.cell.seed: stats.fmean(task.value for task in one.tasks.values()) for one in results}
+
+    values = by_seed(mine)
+    last = [task.by_round[max(task.by_round)] for one in mine for task in one.tasks.values()]
+    return MeanRow(
+        summary(list(values.values())),
+        None if standard is None else paired_difference(values, by_seed(standard)),
+        ratio_of_means(values, by_seed(central)),
+        stats.fmean(last),
     )
 
 
@@ -206,12 +248,13 @@ def _metrics_table(comparison: Comparison) -> list[str]:
     tasks = list(comparison.metrics)
     heads = [f"{task} {metric}" for task, metric in comparison.metrics.items()]
     rows = [
-        ["without reading", "", *(_number(comparison.trivial[task]) for task in tasks)],
+        ["without reading", "", *(_number(comparison.trivial[task]) for task in tasks), ""],
         *(
             [
                 f"{row.method}: {_WORDS[row.base]}",
                 str(len(row.seeds)),
                 *(_plus_minus(row.tasks[task].value) for task in tasks),
+                _plus_minus(row.mean.value),
             ]
             for row in comparison.methods
         ),
@@ -220,25 +263,42 @@ def _metrics_table(comparison: Comparison) -> list[str]:
                 f"{row.method}, best round",
                 str(len(row.seeds)),
                 *(_plus_minus(row.tasks[task].value_at_best) for task in tasks),
+                "",
             ]
             for row in comparison.methods
         ),
     ]
-    return _table(["method", "seeds", *heads], rows)
+    return _table(["method", "seeds", *heads, "mean"], rows)
 
 
 def _differences_table(comparison: Comparison) -> list[str]:
     tasks = list(comparison.metrics)
     rows = [
-        [f"{row.method} − standard", *(_difference(row.tasks[task].to_standard) for task in tasks)]
+        [
+            f"{row.method} − standard",
+            *(_difference(row.tasks[task].to_standard) for task in tasks),
+            _difference(row.mean.to_standard),
+        ]
         for row in comparison.methods
         if any(row.tasks[task].to_standard for task in tasks)
     ] + [
-        [f"{row.method} / central", *(_number(row.tasks[task].to_central) for task in tasks)]
+        [
+            f"{row.method} / central",
+            *(_number(row.tasks[task].to_central) for task in tasks),
+            _number(row.mean.to_central),
+        ]
         for row in comparison.methods
         if row.base != "central" and any(row.tasks[task].to_central is not None for task in tasks)
     ]
-    return _table(["comparison", *tasks], rows) if rows else []
+    return _table(["comparison", *tasks, "mean"], rows) if rows else []
+
+
+def _chosen_line(comparison: Comparison) -> list[str]:
+    if comparison.chosen is None:
+        return []
+    federated = [row for row in comparison.methods if row.base == "mtl"]
+    values = ", ".join(f"{row.method} {row.mean.for_choosing:.3f}" for row in federated)
+    return [f"Chosen on the validation rows: `{comparison.chosen}` (means over tasks there: {values}).", ""]
 
 
 def _costs_table(comparison: Comparison) -> list[str]:

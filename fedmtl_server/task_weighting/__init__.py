@@ -11,11 +11,12 @@ from fedmtl_server.task_weighting.cagrad import CAGrad
 from fedmtl_server.task_weighting.famo import FAMO
 from fedmtl_server.task_weighting.gradnorm import GradNorm
 from fedmtl_server.task_weighting.pcgrad import PCGrad
-from fedmtl_server.task_weighting.shares import Fixed, Temperature, Uniform
+from fedmtl_server.task_weighting.shares import Examples, Fixed, Temperature, Uniform
 from fedmtl_server.task_weighting.uncertainty import Uncertainty
 
 _KEY = "aggregation.task_weighting"
 _KNOWN: Mapping[str, type[TaskWeighting]] = {
+    "examples": Examples,
     "uniform": Uniform,
     "fixed": Fixed,
     "temperature": Temperature,
@@ -28,16 +29,17 @@ _KNOWN: Mapping[str, type[TaskWeighting]] = {
 
 
 def make_weighting(section: AggregationConfig) -> TaskWeighting | None:
-    """The weighting that a configuration names; None for `examples`, which needs no more than one running mean.
+    """The weighting that a configuration names; None for plain `examples`, which need no more than one running mean.
 
     Raises:
         ConfigError: a class of the user's own can't be had or made.
     """
     name = section.task_weighting
-    if name == "examples":
+    if name == "examples" and section.scaling == 1:
         return None
     settings = WeightingSettings(
         section.task_weights or {},
+        section.scaling,
         section.temperature,
         section.conflict_aversion,
         section.asymmetry,

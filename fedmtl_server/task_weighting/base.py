@@ -24,6 +24,8 @@ class WeightingSettings:
 
     weights: Mapping[str, float] = field(default_factory=dict)
     """By task, for `fixed`."""
+    scaling: float = 1.0
+    """What all coefficients are multiplied with, whichever weighting they are of."""
     temperature: float = 2.0
     conflict_aversion: float = 0.5
     asymmetry: float = 1.5
@@ -86,7 +88,7 @@ class TaskWeighting(ABC):
 
     @abstractmethod
     def weigh(self, round_: TaskRound) -> Weighed:
-        """What each task's delta, the mean over its clients, counts for in this round."""
+        """What each task's delta, the mean over its clients, counts for in this round; `scaling` comes on top of it."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ class RoundWeighting:
             raise AggregationError(
                 f"aggregation.task_weighting: expected {len(facts)} finite coefficients, got {coefficients}"
             )
-        return Weighed(coefficients, state)
+        scaling = self.weighting.settings.scaling
+        return Weighed([scaling * one for one in coefficients], state)
 
 
 def shares(weights: Sequence[float]) -> list[float]:

@@ -11,6 +11,14 @@ import math
 from fedmtl_server.task_weighting.base import TaskRound, TaskWeighting, Weighed, shares, softmax
 
 
+class Examples(TaskWeighting):
+    """As much as its clients trained on. By itself it is the plain average, which needs no weighting: it is for others'
+    company, as with `scaling`."""
+
+    def weigh(self, round_: TaskRound) -> Weighed:
+        return Weighed(shares([one.num_examples for one in round_.tasks]))
+
+
 class Uniform(TaskWeighting):
     """Every task the same: p = 1/T of the T tasks that take part in the round."""
 
@@ -30,5 +38,5 @@ class Temperature(TaskWeighting):
 
     def weigh(self, round_: TaskRound) -> Weighed:
         if self.settings.temperature == 1:
-            return Weighed(shares([one.num_examples for one in round_.tasks]))
+            return Examples(self.settings).weigh(round_)
         return Weighed(softmax([math.log(one.num_examples) / self.settings.temperature for one in round_.tasks]))

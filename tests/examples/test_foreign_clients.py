@@ -99,6 +99,7 @@ def stack() -> Iterator[contextlib.ExitStack]:
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 async def test_clients_in_all_languages_train_one_model(languages, tmp_path, stack):
     task_of = {client: task for client, task in TASK_OF.items() if client not in LANGUAGES.keys() - languages.keys()}
     tasks = {
@@ -258,6 +259,7 @@ async def test_a_task_that_the_server_does_not_have(language, tmp_path):
     assert "expected one of sst2, got 'weather'" in client.said, "the server says it best"
 
 
+@pytest.mark.long
 async def test_a_server_that_is_not_there(language, tmp_path):
     with socket.socket() as taken:  # bound, and nobody listens
         taken.bind(("127.0.0.1", 0))

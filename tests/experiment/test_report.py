@@ -26,15 +26,15 @@ def test_a_table_has_means_deviations_differences_ratios_and_costs():
     assert text.startswith("7 of 10 cells are finished.")
     for line in (
         "## tiny, toy",
-        "| method | seeds | sst2 accuracy |",
-        "| without reading |  | 0.500 |",
-        "| standard: a federation per task | 2 | 0.750 ± 0.071 |",
-        "| mtl: one federation of all tasks | 2 | 0.810 ± 0.085 |",
-        "| mtl_other: one federation of all tasks | 1 | 0.600 |",
-        "| mtl − standard | +0.060 (SE 0.010) |",
-        "| mtl_other − standard | -0.100 |",
-        "| mtl / central | 0.900 |",
-        "| mtl_other / central | 0.667 |",
+        "| method | seeds | sst2 accuracy | mean |",
+        "| without reading |  | 0.500 |  |",
+        "| standard: a federation per task | 2 | 0.750 ± 0.071 | 0.750 ± 0.071 |",
+        "| mtl: one federation of all tasks | 2 | 0.810 ± 0.085 | 0.810 ± 0.085 |",
+        "| mtl_other: one federation of all tasks | 1 | 0.600 | 0.600 |",
+        "| mtl − standard | +0.060 (SE 0.010) | +0.060 (SE 0.010) |",
+        "| mtl_other − standard | -0.100 | -0.100 |",
+        "| mtl / central | 0.900 | 0.900 |",
+        "| mtl_other / central | 0.667 | 0.667 |",
         "| standard | 2,020 | 2.02 | 4.0 | 8 | 10 |",
         "| mtl | 1,010 | 1.01 | 4.0 | 8 | 10 |",
         "| central | 1,010 | 1.01 | – | 8 | 1,234 |",
@@ -42,6 +42,39 @@ def test_a_table_has_means_deviations_differences_ratios_and_costs():
         assert line in text.splitlines(), line
     assert "standard − standard" not in text
     assert "local" not in text
+
+
+def test_the_mean_over_tasks_is_taken_seed_by_seed():
+    """Means over tasks are 0.6 and 0.8, and 0.5 and 0.5: differences 0.1 and 0.3, error sqrt(0.02) / sqrt(2) = 0.1."""
+
+    def of_two(method, seed, sst2, qqp):
+        return result(method, seed, 0.0, tasks={"sst2": outcome(sst2), "qqp": outcome(qqp)})
+
+    results = [of_two("mtl", 1, 0.5, 0.7), of_two("mtl", 2, 0.9, 0.7)]
+    results += [of_two("standard", 1, 0.4, 0.6), of_two("standard", 2, 0.6, 0.4)]
+    (comparison,) = compare(results, BASES)
+    mean = next(row.mean for row in comparison.methods if row.method == "mtl")
+    assert mean.value.mean == pytest.approx(0.7)
+    assert mean.to_standard.mean == pytest.approx(0.2)
+    assert mean.to_standard.standard_error == pytest.approx(0.1)
+    assert "| mtl − standard | +0.200 (SE 0.100) | +0.200 (SE 0.100) | +0.200 (SE 0.100) |" in markdown(
+        [comparison], finished=4, planned=4
+    )
+
+
+def test_a_federation_of_all_tasks_is_chosen_by_the_rows_for_choosing_alone():
+    def seen(method, seed, reported, chosen_by):
+        return result(method, seed, 0.0, tasks={"sst2": outcome(reported, by_round={0: 0.9, 1: chosen_by})})
+
+    results = [seen("mtl", seed, 0.9, 0.6) for seed in (1, 2)] + [seen("mtl_other", seed, 0.5, 0.7) for seed in (1, 2)]
+    (comparison,) = compare([*results, seen("central", 1, 0.9, 0.95)], BASES)
+    assert comparison.chosen == "mtl_other"
+    assert (
+        "Chosen on the validation rows: `mtl_other` (means over tasks there: mtl 0.600, mtl_other 0.700)."
+        in markdown([comparison], finished=5, planned=5)
+    )
+    assert compare(results[:3], BASES)[0].chosen == "mtl"  # the other has fewer seeds
+    assert compare(results[:1], BASES)[0].chosen is None
 
 
 def test_methods_are_compared_with_the_first_of_their_kind():
@@ -62,8 +95,8 @@ def test_without_a_federation_per_task_and_central_data_there_is_nothing_to_comp
 def test_the_model_of_the_best_round_is_reported_apart():
     best = [result("mtl", 1, 0.7, tasks={"sst2": outcome(0.7, 0.9)})]
     lines = markdown(compare(best, BASES), finished=1, planned=1).splitlines()
-    assert "| mtl: one federation of all tasks | 1 | 0.700 |" in lines
-    assert "| mtl, best round | 1 | 0.900 |" in lines
+    assert "| mtl: one federation of all tasks | 1 | 0.700 | 0.700 |" in lines
+    assert "| mtl, best round | 1 | 0.900 |  |" in lines
 
 
 def test_curves_are_means_over_seeds_of_the_rounds_that_all_have():

@@ -39,6 +39,7 @@ def everybody_watches(server: Server) -> bool:
     return sum(client.connected for client in server.federation.status().clients) == len(COHORT)
 
 
+@pytest.mark.long
 async def test_clients_killed_at_random_come_back_and_count_once(tmp_path: Path, undisturbed: Undisturbed) -> None:
     """Each of two processes has half the clients; one of them dies in the middle of what it does, again and again."""
     names = sorted(COHORT)

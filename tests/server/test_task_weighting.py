@@ -49,7 +49,7 @@ def base_of(*tasks, base=BASE):
 
 def folded(updates, name="examples", *, state=None, round_=1, norms=None, bounds=None, seed=7, base=BASE, **given):
     """What a round of updates comes to."""
-    made = weighting(name, **given) if isinstance(name, str) and name != "examples" else None
+    made = weighting(name, **given) if isinstance(name, str) and (name != "examples" or given) else None
     if isinstance(name, TaskWeighting):
         made = name
     states = {} if state is None else {"shared": state}
@@ -352,6 +352,33 @@ def test_no_direction_as_near_serves_the_worst_task_better_than_cagrads(deltas, 
     directions = np.random.default_rng(0).normal(size=(2000, 3))
     tried = mean + reach * directions / np.linalg.norm(directions, axis=1, keepdims=True)
     assert (vectors @ got).min() >= (tried @ vectors.T).min(axis=1).max() - 2e-3 * scale
+
+
+# What they are all multiplied with.
+
+
+def test_scaled_by_their_number_the_tasks_deltas_add_up():
+    updates = [update("a", "sst2", [4.0, 0.0], 900), update("b", "qqp", [0.0, 8.0], 100)]
+    result = folded(updates, "uniform", scaling=2.0)
+    assert moved(result) == [4.0, 8.0]
+    assert share(result) == {"qqp": 1.0, "sst2": 1.0}
+
+
+def test_the_plain_average_is_scaled_too():
+    updates = [update("a", "sst2", [4.0, 0.0], 3), update("b", "qqp", [0.0, 8.0], 1)]
+    assert moved(folded(updates, "examples", scaling=2.0)) == [6.0, 4.0]  # 2 * (3 * 4, 1 * 8) / 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scaling_multiplies_whatever_the_weights_are(name):
+    plain, scaled = (folded(same_examples(name), name, scaling=scaling) for scaling in (1.0, 3.0))
+    assert moved(scaled) == pytest.approx([3 * one for one in moved(plain)], rel=1e-5)
+
+
+def test_a_head_is_not_scaled():
+    updates = [update("a", "sst2", [4.0, 0.0], 3), update("b", "qqp", [0.0, 8.0], 1)]
+    result = folded(updates, "uniform", scaling=2.0)
+    assert result.components["task:sst2"].views()["heads.sst2.weight"].tolist() == [3.0]
 
 
 # What holds for all of them.
