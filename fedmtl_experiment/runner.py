@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import statistics
@@ -26,6 +25,7 @@ from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_experiment.federated import FederatedRun, evaluate_checkpoints, run_federation
 from fedmtl_experiment.results import CellResult, Folder, TaskOutcome, write_whole
 from fedmtl_experiment.rows import TaskRows, draw, trivial_baseline, write_jsonl
+from fedmtl_local.processes import num_processors
 from fedmtl_server.model import ModelSummary, MTLServerModel
 
 _Key = TypeVar("_Key", str, int)
@@ -238,7 +238,7 @@ def write_report(
 def environment() -> dict[str, str]:
     """What the numbers were computed with."""
     packages = {name: version(name) for name in ("fedmtl", "torch", "transformers", "numpy")}
-    return packages | {"python": platform.python_version(), "processors": str(os.cpu_count())}
+    return packages | {"python": platform.python_version(), "processors": str(num_processors())}
 
 
 def _whole_config(experiment: Experiment, cell: Cell) -> Config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import tempfile
 import threading
@@ -26,7 +25,7 @@ from fedmtl_core.config import Config, LocalClient
 from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.logs import JOINED
 from fedmtl_core.tables import results_table
-from fedmtl_local.processes import LoggedProcess, stop_all, uninterrupted
+from fedmtl_local.processes import LoggedProcess, num_processors, stop_all, uninterrupted
 from fedmtl_server.folders import state_of, unfinished_run
 from fedmtl_server.lock import is_held
 from fedmtl_server.results import TaskResult
@@ -219,7 +218,7 @@ class LocalRun:
         return failed
 
     def _start_clients(self, address: str) -> list[LoggedProcess]:
-        threads = max(1, (os.cpu_count() or 1) // len(self._config.clients))
+        threads = max(1, num_processors() // len(self._config.clients))
         return [
             self._start(
                 f"client-{client.client_id}",

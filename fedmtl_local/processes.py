@@ -17,6 +17,11 @@ from typing import TextIO
 TAIL_LINES = 12
 
 
+def num_processors() -> int:
+    """How many processors this process and its children may use, which may be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class LoggedProcess:
     """A Python module run as a process of its own, whose log goes to a file.
 

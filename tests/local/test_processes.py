@@ -1,6 +1,9 @@
 """Processes are started and stopped together."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -30,3 +33,10 @@ def test_where_nothing_can_be_interrupted_nothing_is_put_off():
     thread.start()
     thread.join()
     assert done == [True]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system binds no process to processors")
+def test_processors_that_a_process_is_kept_from_do_not_count():
+    script = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); import fedmtl_local.processes as p; "
+    done = subprocess.run([sys.executable, "-c", script + "print(p.num_processors())"], capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
