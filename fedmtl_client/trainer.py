@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
 from fedmtl_client.data import EncodedRows
+from fedmtl_client.proximal import ProximalTerm
 from fedmtl_core import kinds
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.modeling import MultiTaskModel
@@ -63,19 +64,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def adamw(model: nn.Module, plan: TrainingPlan) -> torch.optim.AdamW:
-    """AdamW over all of a model's trainable parameters, with weight decay on those of two and more dimensions."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]  # biases and norms
-    return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=plan.learning_rate,
-        fused=True,  # one pass per parameter: over wide embeddings the step is else half of the time
-    )
+def local_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.Optimizer:
+    """The plan's optimiser over a model's trainable parameters, with weight decay on those of two and more dimensions.
+
+    Args:
+        plan: `sgd` is without momentum, and its weight decay is part of the gradient.
+    """
+    decayed = [p for p in _trainable(model) if p.ndim >= 2]
+    others = [p for p in _trainable(model) if p.ndim < 2]  # biases and norms
+    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[plan.optimizer]
+    # Fused, it is one pass per parameter: over wide embeddings the step is else half of the time.
+    return kind(groups, lr=plan.learning_rate, fused=True)
 
 
 class Trainer:
-    """Trains one task's slice: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), linear schedule, clipping.
+    """Trains one task's slice: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) or SGD, linear schedule, clipping.
+
+    With `proximal_mu` what is minimised is the loss and FedProx's term together, so that gradients are clipped with it.
 
     A subclass is a trainer of one's own, for `training.trainer`. It may override `train`, `loss` and `optimizer`. One
     object stays from round to round, until the server's plan changes.
@@ -127,6 +133,7 @@ class Trainer:
         )
         num_steps = plan.local_epochs * len(loader)
         optimizer, schedule = self.optimizer(model, num_steps, round_)
+        proximal = ProximalTerm(_trainable(model), plan.proximal_mu) if plan.proximal_mu else None
         model.train()
         step, mean = 0, 0.0
         for epoch in range(1, plan.local_epochs + 1):
@@ -136,6 +143,8 @@ class Trainer:
                 loss = self.loss(model, inputs, labels)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
+                if proximal:
+                    proximal.add_gradient()
                 if plan.max_grad_norm:
                     nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
                 optimizer.step()
@@ -170,21 +179,29 @@ class Trainer:
         self, model: MultiTaskModel, steps_per_round: int, round_: int
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """A round's optimizer, and its schedule, which steps with it. Both are new in each round."""
-        plan = self.plan
-        optimizer = adamw(model, plan)
+        optimizer = local_optimizer(model, self.plan)
+        return optimizer, self.schedule(optimizer, steps_per_round, round_)
+
+    def schedule(
+        self, optimizer: torch.optim.Optimizer, steps_per_round: int, round_: int
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The run's schedule, taken up at this round's place in it, for an optimizer whose rates are the peaks."""
         for group in optimizer.param_groups:
-            group["initial_lr"] = plan.learning_rate
-        total = plan.num_rounds * steps_per_round
-        schedule = get_linear_schedule_with_warmup(
+            group["initial_lr"] = group["lr"]
+        total = self.plan.num_rounds * steps_per_round
+        return get_linear_schedule_with_warmup(
             optimizer,
-            num_warmup_steps=round(plan.warmup_ratio * total),
+            num_warmup_steps=round(self.plan.warmup_ratio * total),
             num_training_steps=total,
             last_epoch=(round_ - 1) * steps_per_round - 1,
         )
-        return optimizer, schedule
 
     def _batches(self, rows: EncodedRows) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         return iter(DataLoader(rows, batch_size=2 * self.plan.batch_size, collate_fn=rows.collate))
 
     def _there(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -23,7 +23,7 @@ from fedmtl_core import plugins
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.formats import DEFAULT_DENSITY, ENCODINGS, Compression, Encoding
 from fedmtl_core.identifiers import require_identifier
-from fedmtl_core.plan import Pooling, TrainingPlan
+from fedmtl_core.plan import LocalOptimizer, Pooling, TrainingPlan
 from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
@@ -101,11 +101,19 @@ class TrainingConfig(_Section):
 
     num_rounds: int = Field(10, ge=1, le=_UINT32, description="Rounds of training")
     local_epochs: int = Field(3, ge=1, le=_UINT32, description="Passes over a client's rows in one round")
-    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of AdamW")
+    optimizer: LocalOptimizer = Field(
+        "adamw", description="What clients take their steps with: `adamw`, or `sgd`, plain and without momentum"
+    )
+    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of the clients' optimiser")
     per_device_train_batch_size: int = Field(32, ge=1, le=_UINT32, description="Rows in one optimiser step")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay")
+    weight_decay: float = Field(0.01, ge=0, description="The clients' optimiser's weight decay")
     warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the run's steps with a rising learning rate")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 for no clipping")
+    proximal_mu: float = Field(
+        0.0,
+        ge=0,
+        description="FedProx's mu: the loss has half the squared distance to the received model in it, times this",
+    )
     max_length: int = Field(128, ge=8, le=_UINT32, description="Longest input in tokens")
     seed: int = Field(42, ge=0, lt=2**63, description="Seed of everything random")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; a client's own setting")
@@ -736,6 +744,8 @@ class Config(_Section):
             num_rounds=training.num_rounds,
             task_type=spec.kind,
             labels=spec.labels,
+            proximal_mu=training.proximal_mu,
+            optimizer=training.optimizer,
         )
 
 

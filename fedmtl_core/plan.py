@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+LocalOptimizer = Literal["adamw", "sgd"]
+"""What a client takes its steps with."""
+
 UpdateKind = Literal["parameters", "delta", "metrics"]
 """What an update carries: trained parameters, trained minus received parameters, or metrics alone."""
 
@@ -23,7 +26,7 @@ class TrainingPlan:
     """Passes over the client's examples in one round."""
     batch_size: int
     learning_rate: float
-    """Peak of AdamW's learning rate."""
+    """The optimiser's, at its peak."""
     weight_decay: float
     warmup_ratio: float
     """Share of the run's steps over which the learning rate rises; then it falls linearly to 0 at the run's end."""
@@ -49,3 +52,6 @@ class TrainingPlan:
     """The kind of task of the slice's head, `TaskSpec.kind`; None if the server doesn't say."""
     labels: tuple[str, ...] = ()
     """Names of its classes, in the order of the head's outputs. Empty for regression."""
+    proximal_mu: float = 0.0
+    """What half the squared distance to the received parameters counts for in the loss; 0 for nothing."""
+    optimizer: LocalOptimizer = "adamw"

@@ -14,7 +14,7 @@ from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, within
 from fedmtl_core.formats import Compression, Encoding
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.layout import Component, Layout, TensorSpec
-from fedmtl_core.plan import Pooling, Purpose, TrainingPlan, UpdateKind
+from fedmtl_core.plan import LocalOptimizer, Pooling, Purpose, TrainingPlan, UpdateKind
 
 _DTYPE_TO_PROTO = {
     torch.float32: pb.ELEMENT_TYPE_FLOAT32,
@@ -37,6 +37,12 @@ UPDATE_KIND_FROM_PROTO = {proto: kind for kind, proto in UPDATE_KIND_TO_PROTO.it
 _POOLING_TO_PROTO: dict[Pooling, pb.Pooling] = {"cls": pb.POOLING_CLS, "mean": pb.POOLING_MEAN}
 _POOLING_FROM_PROTO = {proto: pooling for pooling, proto in _POOLING_TO_PROTO.items()}
 
+_OPTIMIZER_TO_PROTO: dict[LocalOptimizer, pb.LocalOptimizer] = {
+    "adamw": pb.LOCAL_OPTIMIZER_ADAMW,
+    "sgd": pb.LOCAL_OPTIMIZER_SGD,
+}
+_OPTIMIZER_FROM_PROTO = {proto: optimizer for optimizer, proto in _OPTIMIZER_TO_PROTO.items()}
+
 _TASK_TYPE_TO_PROTO: dict[str | None, pb.TaskType] = {
     None: pb.TASK_TYPE_UNSPECIFIED,
     "classification": pb.TASK_TYPE_CLASSIFICATION,
@@ -44,7 +50,7 @@ _TASK_TYPE_TO_PROTO: dict[str | None, pb.TaskType] = {
 }
 _TASK_TYPE_FROM_PROTO = {proto: type_ for type_, proto in _TASK_TYPE_TO_PROTO.items()}
 
-_TRANSLATED = ("update", "pooling", "task_type", "labels")
+_TRANSLATED = ("update", "pooling", "task_type", "labels", "optimizer")
 """What of a plan a message has in another form."""
 
 PURPOSE_TO_PROTO: dict[Purpose, pb.RoundPurpose] = {
@@ -211,6 +217,7 @@ def plan_to_proto(plan: TrainingPlan) -> pb.TrainingPlan:
     return pb.TrainingPlan(
         update_kind=UPDATE_KIND_TO_PROTO[values.pop("update")],
         pooling=_POOLING_TO_PROTO[values.pop("pooling")],
+        optimizer=_OPTIMIZER_TO_PROTO[values.pop("optimizer")],
         **_kind_to_proto(values.pop("task_type")),
         **values,
     )
@@ -228,6 +235,9 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
     pooling = _POOLING_FROM_PROTO.get(message.pooling)
     if pooling is None:
         raise InvalidRequestError(f"plan.pooling: unknown value {message.pooling}", field="plan.pooling")
+    optimizer = _OPTIMIZER_FROM_PROTO.get(message.optimizer or pb.LOCAL_OPTIMIZER_ADAMW)
+    if optimizer is None:
+        raise InvalidRequestError(f"plan.optimizer: unknown value {message.optimizer}", field="plan.optimizer")
     for name in ("local_epochs", "batch_size", "max_length", "num_rounds"):
         if getattr(message, name) < 1:
             raise InvalidRequestError(f"plan.{name}: expected at least 1, got {getattr(message, name)}")
@@ -237,6 +247,7 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
         pooling=pooling,
         task_type=_kind_from_proto(message),
         labels=tuple(message.labels),
+        optimizer=optimizer,
         **{name: getattr(message, name) for name in as_they_are},
     )
 

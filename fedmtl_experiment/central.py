@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
 from fedmtl_client.data import EncodedRows
-from fedmtl_client.trainer import Trainer, adamw, choose_device
+from fedmtl_client.trainer import Trainer, choose_device, local_optimizer
 from fedmtl_core.config import Config
 from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
 from fedmtl_experiment.evaluation import Evaluator
@@ -66,7 +66,7 @@ def train_central(
         for task, spec in specs.items()
     }
     evaluator = Evaluator(config, {task: one.validation for task, one in rows.items()})
-    optimizer = adamw(model, config.plan(next(iter(specs))))
+    optimizer = local_optimizer(model, config.plan(next(iter(specs))))
     total = training.num_rounds * sum(steps_per_round.values())
     schedule = get_linear_schedule_with_warmup(optimizer, round(training.warmup_ratio * total), total)
     curve = _Curve({task: spec.main_metric for task, spec in specs.items()}, evaluator)

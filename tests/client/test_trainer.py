@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedmtl_client.data import EncodedRows, load_task_data
-from fedmtl_client.trainer import Trainer, TrainingStopped, choose_device
+from fedmtl_client.trainer import Trainer, TrainingStopped, choose_device, local_optimizer
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
@@ -78,6 +78,21 @@ def test_gradients_are_clipped_to_the_plans_norm():
         norms.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item())
     assert norms[0] == pytest.approx(1e-3, rel=1e-2)
     assert norms[1] > 1e-2
+
+
+def test_sgd_steps_against_the_gradient_with_weight_decay_on_matrices_alone():
+    _, model, _ = setting()
+    plan = dataclasses.replace(PLAN, optimizer="sgd", learning_rate=0.5, weight_decay=0.1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = local_optimizer(model, plan)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    optimizer.step()  # without momentum it is as long as the first
+    for name, parameter in model.named_parameters():
+        decay = 0.1 if parameter.ndim >= 2 else 0.0
+        once = before[name] - 0.5 * (1 + decay * before[name])
+        assert torch.allclose(parameter, once - 0.5 * (1 + decay * once), atol=1e-6), name
 
 
 def test_every_step_is_told_and_epochs_end():

@@ -52,7 +52,8 @@ def test_a_component_that_says_nothing_of_an_encoding_is_exact():
 
 
 def test_a_plan_survives_the_wire():
-    config = Config.model_validate({"training": {"update": "delta"}, "tasks": {"sst2": {"train_samples": 7}}})
+    training = {"update": "delta", "optimizer": "sgd", "proximal_mu": 0.5}
+    config = Config.model_validate({"training": training, "tasks": {"sst2": {"train_samples": 7}}})
     plan = config.plan("sst2")
     assert plan_from_proto(pb.TrainingPlan.FromString(plan_to_proto(plan).SerializeToString())) == plan
 
@@ -67,6 +68,15 @@ def test_a_plan_says_which_labels_the_head_is_for():
     assert plan_from_proto(message).task_type is None
     message.task_type = 9
     with pytest.raises(InvalidRequestError, match=r"plan\.task_type: unknown value 9"):
+        plan_from_proto(message)
+
+
+def test_a_plan_that_names_no_optimiser_means_adamw_and_an_unknown_one_is_refused():
+    message = plan_to_proto(Config.model_validate({"tasks": {"sst2": {}}}).plan("sst2"))
+    message.ClearField("optimizer")
+    assert plan_from_proto(message).optimizer == "adamw"
+    message.optimizer = 9
+    with pytest.raises(InvalidRequestError, match=r"plan\.optimizer: unknown value 9"):
         plan_from_proto(message)
 
 

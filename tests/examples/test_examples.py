@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from examples.own_trainer.layerwise import LayerwiseTrainer
 from fedmtl_client.data import load_task_data
 from fedmtl_core import plugins
 from fedmtl_core.errors import ConfigError
+from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder
 from fedmtl_server.history import FILE_NAME, History
 from tests.federations import loaded, run
 
@@ -56,13 +58,25 @@ def test_a_dataset_of_ones_own_gives_its_rows_to_clients_in_shards(tmp_path):
     assert [client.rounds[1].num_examples for client in clients] == [150, 150]
 
 
-def test_a_trainer_of_ones_own_holds_the_update_to_the_received_model(tmp_path):
+def test_a_trainer_of_ones_own_takes_smaller_steps_in_deeper_layers(tmp_path):
+    config = example("own_trainer")
+    spec, plan = config.tasks["sst2"].spec("sst2"), config.plan("sst2")
+    model = MultiTaskModel(load_encoder(TOY_MODEL, weights=False)[0], [spec], hidden_size=64)  # of two layers
+    trainer = LayerwiseTrainer(spec, plan, torch.device("cpu"), decay=0.5)
+    optimizer, schedule = trainer.optimizer(model, 10, 1)
+    rates = {group["params"][0]: peak for group, peak in zip(optimizer.param_groups, schedule.base_lrs, strict=True)}
+    named = {name: rates[parameter] / plan.learning_rate for name, parameter in model.named_parameters()}
+    assert {named[f"heads.sst2.{name}"] for name in ("weight", "bias")} == {1.0}
+    assert named["encoder.pooler.dense.weight"] == named["encoder.encoder.layer.1.output.dense.bias"] == 0.5
+    assert named["encoder.encoder.layer.0.attention.self.query.weight"] == 0.25
+    assert named["encoder.embeddings.word_embeddings.weight"] == 0.125
+
     few = (*few_rows("sst2"), "training.local_epochs=4")
     moved = {}
-    for mu in (0, 10):
-        run(example("own_trainer", *few, f"training.trainer_options={{mu: {mu}}}"), tmp_path / str(mu))
-        moved[mu] = drift(tmp_path / str(mu))
-    assert 0 < moved[10] < 0.7 * moved[0]
+    for decay in (1.0, 0.2):
+        run(example("own_trainer", *few, f"training.trainer_options={{decay: {decay}}}"), tmp_path / str(decay))
+        moved[decay] = drift(tmp_path / str(decay))
+    assert 0 < moved[0.2] < 0.5 * moved[1.0]
 
 
 def test_a_task_of_ones_own_has_its_head_in_the_checkpoint_and_its_metric_in_the_results(tmp_path):

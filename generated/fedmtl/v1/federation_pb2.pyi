@@ -49,6 +49,12 @@ class TaskType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_TYPE_REGRESSION: _ClassVar[TaskType]
     TASK_TYPE_CUSTOM: _ClassVar[TaskType]
 
+class LocalOptimizer(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOCAL_OPTIMIZER_UNSPECIFIED: _ClassVar[LocalOptimizer]
+    LOCAL_OPTIMIZER_ADAMW: _ClassVar[LocalOptimizer]
+    LOCAL_OPTIMIZER_SGD: _ClassVar[LocalOptimizer]
+
 class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     POOLING_UNSPECIFIED: _ClassVar[Pooling]
@@ -102,6 +108,9 @@ TASK_TYPE_UNSPECIFIED: TaskType
 TASK_TYPE_CLASSIFICATION: TaskType
 TASK_TYPE_REGRESSION: TaskType
 TASK_TYPE_CUSTOM: TaskType
+LOCAL_OPTIMIZER_UNSPECIFIED: LocalOptimizer
+LOCAL_OPTIMIZER_ADAMW: LocalOptimizer
+LOCAL_OPTIMIZER_SGD: LocalOptimizer
 POOLING_UNSPECIFIED: Pooling
 POOLING_CLS: Pooling
 POOLING_MEAN: Pooling
@@ -168,7 +177,7 @@ class Chunk(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ..., uncompressed_bytes: _Optional[int] = ...) -> None: ...
 
 class TrainingPlan(_message.Message):
-    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds", "pooling", "task_type", "labels", "task_kind")
+    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds", "pooling", "task_type", "labels", "task_kind", "proximal_mu", "optimizer")
     LOCAL_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +197,8 @@ class TrainingPlan(_message.Message):
     TASK_TYPE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     TASK_KIND_FIELD_NUMBER: _ClassVar[int]
+    PROXIMAL_MU_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     local_epochs: int
     batch_size: int
     learning_rate: float
@@ -207,7 +218,9 @@ class TrainingPlan(_message.Message):
     task_type: TaskType
     labels: _containers.RepeatedScalarFieldContainer[str]
     task_kind: str
-    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ...) -> None: ...
+    proximal_mu: float
+    optimizer: LocalOptimizer
+    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ..., proximal_mu: _Optional[float] = ..., optimizer: _Optional[_Union[LocalOptimizer, str]] = ...) -> None: ...
 
 class GetSliceRequest(_message.Message):
     __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held", "encoding", "compression")
