@@ -240,7 +240,7 @@ class ClientSession:
             return
         if share:
             self._holdings.spoil()
-        trained = self._train(bench, slice_, event)
+        trained, header.num_steps = self._train(bench, slice_, event)
         header.kind = UPDATE_KIND_TO_PROTO[kind]
         header.num_examples = len(bench.train)
         header.trained_metrics.update(trained)
@@ -272,7 +272,12 @@ class ClientSession:
         with self._tracing.span("evaluate"):
             return bench.trainer.evaluate(bench.model, bench.validation)
 
-    def _train(self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse) -> dict[str, float]:
+    def _train(self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse) -> tuple[dict[str, float], int]:
+        """Train for a round.
+
+        Returns:
+            The metrics of what came of it, and the steps that it took.
+        """
         title = _progress(event)["progress"]
         with self._tracing.span("train"), training_progress(title, bar=self._settings.progress_bar) as on_step:
             result = bench.trainer.train(
@@ -287,7 +292,7 @@ class ClientSession:
         self._log.info(
             "round.trained", **_progress(event), loss=result.loss, steps=result.num_steps, seconds=result.seconds
         )
-        return metrics | {"train_loss": result.loss}
+        return metrics | {"train_loss": result.loss}, result.num_steps
 
     def _prepare(self, plan: TrainingPlan) -> _Workbench:
         """Model and tokenised rows, made at the first round and again only if the plan changes.

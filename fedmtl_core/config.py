@@ -35,6 +35,7 @@ MissingQuorum = Literal["commit", "extend", "fail"]
 CohortSelection = Literal["all", "fraction", "over_select"]
 Durability = Literal["memory", "process", "power"]
 NormAction = Literal["none", "report", "clip", "refuse"]
+Normalization = Literal["none", "fednova"]
 TrackerName = Literal["tensorboard", "mlflow"]
 OPTIMIZERS = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
 TASK_WEIGHTINGS = (
@@ -236,7 +237,7 @@ class ServerOptimizerConfig(_Section):
 
 
 class AggregationConfig(_Section):
-    """What each task counts for in the encoder. docs/aggregation.md has the formulas."""
+    """What each task counts for in the encoder, and each client's steps. docs/aggregation.md has the formulas."""
 
     task_weighting: str = Field(
         "examples",
@@ -261,6 +262,11 @@ class AggregationConfig(_Section):
         0.025, gt=0, description="For `uncertainty`, `gradnorm` and `famo`: how fast the weights follow the losses"
     )
     decay: float = Field(0.001, ge=0, description="For `famo`: its gamma, how fast the weights forget")
+    normalization: Normalization = Field(
+        "none",
+        description="With `fednova` deltas are averaged by optimiser step, so that clients who take more of them "
+        "don't pull the model to themselves",
+    )
 
     @field_validator("task_weighting")
     @classmethod

@@ -2,7 +2,8 @@
 
 FedAvg (McMahan et al. 2017, arXiv:1602.05629) per component of MT-DNN (Liu et al. 2019, arXiv:1901.11504). Where a task
 is to count for something else in the encoder than its examples do, there is one mean for each task, and at the close
-the model moves by the sum of what these differ from it by, each times what its task counts for.
+the model moves by the sum of what these differ from it by, each times what its task counts for. Where deltas are to
+count by step, their weights are others, and so is what the means are multiplied with at the close.
 A function of its arguments: no clock, no lock, no socket, and the updates come back unchanged.
 """
 
@@ -11,16 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedmtl_core.config import Normalization
 from fedmtl_core.errors import AggregationError
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.plan import UpdateKind
 from fedmtl_core.scopes import SHARED, scope_of, task_of
 from fedmtl_server.combining import combine, inner_products
+from fedmtl_server.normalization import RoundSteps, Steps, step_weight
 from fedmtl_server.norms import NormRule, update_norms
 from fedmtl_server.task_weighting.base import RoundWeighting, TaskFacts, TaskWeighting, Weighed
 
@@ -56,6 +61,8 @@ class ClientUpdate:
     """Of the model that it started from; `loss` among them, if its client says so."""
     trained_metrics: Mapping[str, float] = field(default_factory=dict)
     """Of its own; `train_loss` among them, likewise."""
+    num_steps: int = 0
+    """Optimiser steps that it took; 0 if it doesn't say."""
 
     @classmethod
     def from_parameters(
@@ -87,7 +94,8 @@ class Contribution:
     num_examples: int
     weight: float
     """Its share of the average, of a stale delta what is left of it; with a task weighting its share of what its task's
-    delta was multiplied with, and not all weightings bring these to a sum of 1."""
+    delta was multiplied with, and not all weightings bring these to a sum of 1. Where deltas count by step, what
+    its own was multiplied with."""
     staleness: int = 0
     norm: float | None = None
     """The L2 norm of its delta as it was sent, before any discount; None if it wasn't measured."""
@@ -130,12 +138,12 @@ class ComponentMean:
             run if run.dtype == _accumulator(run.dtype) else torch.empty(run.shape, dtype=_accumulator(run.dtype))
             for run in self._component.runs()
         ]
-        self._total = 0
+        self._total: int | Fraction = 0
 
     def fold(
         self,
         component: Component,
-        weight: int,
+        weight: int | Fraction,
         base: Component | None = None,
         discount: float = 1.0,
         *,
@@ -258,6 +266,7 @@ class RoundFold:
         norms: what becomes of updates by how far they move the model. Those that are to be refused aren't given here.
         bounds: by scope, the most that a delta's norm may be in this round.
         weighting: what each task counts for in what several share; None for its examples.
+        normalization: whether a delta counts by the steps that its client took.
     """
 
     def __init__(
@@ -266,11 +275,13 @@ class RoundFold:
         norms: NormRule = NO_NORMS,
         bounds: Mapping[str, float] | None = None,
         weighting: RoundWeighting | None = None,
+        normalization: Normalization = "none",
     ):
         self._base = base
         self._norms = norms
         self._bounds = (bounds or {}) if norms.action == "clip" else {}
         self._weighting = weighting
+        self._by_step = normalization == "fednova"
         self._means: dict[str, dict[str, ComponentMean]] = {}
         """By scope and task; all tasks in one under an empty name, where they aren't weighted."""
         self._counted: dict[str, list[ClientUpdate]] = {}
@@ -289,7 +300,7 @@ class RoundFold:
 
         Raises:
             AggregationError: its weight is negative, or it is a delta of what the model hasn't, or its task is to be
-                weighted in what the model hasn't.
+                weighted in what the model hasn't, or it is to count by step and says no steps.
         """
         if update.num_examples < 0:
             raise AggregationError(
@@ -321,23 +332,26 @@ class RoundFold:
 
     def _mean_of(self, scope: str, update: ClientUpdate) -> str:
         """Which of a component's means an update belongs to."""
-        if self._weighting is None or task_of(scope) is not None:
+        weighted = self._weighting is not None and task_of(scope) is None
+        if (weighted or self._by_step) and scope not in self._base:
+            what = "weighting tasks" if weighted else "counting by step"
+            raise AggregationError(f"{update.client_id}: {what} in {scope!r} needs the parameters that they start from")
+        if not weighted:
             return ""
-        if scope not in self._base:
-            raise AggregationError(
-                f"{update.client_id}: weighting tasks in {scope!r} needs the parameters that they start from"
-            )
         self._base[scope].layout.require_same(update.components[scope].layout)
         return update.task
 
     def _fold_component(self, mean: ComponentMean, scope: str, component: Component, update: ClientUpdate) -> None:
         is_delta = update.kind == "delta"
+        weight: int | Fraction = update.num_examples
+        if self._by_step:
+            weight = step_weight(update.client_id, update.num_examples, update.num_steps)
         if scope in update.clipped_to:
             scale = update.clipped_to[scope] / update.norms[scope] * update.discount
-            mean.fold(component, update.num_examples, self._base[scope], scale, is_delta=is_delta)
+            mean.fold(component, weight, self._base[scope], scale, is_delta=is_delta)
         else:
             base = self._base[scope] if is_delta else None
-            mean.fold(component, update.num_examples, base, update.discount)
+            mean.fold(component, weight, base, update.discount)
 
     def close(self) -> Aggregate:
         """What the updates came to.
@@ -351,28 +365,37 @@ class RoundFold:
         components, contributions, states = {}, {}, {}
         for scope, counted in self._counted.items():
             by_task = _examples_by_task(scope, counted)
+            steps = _round_steps(counted) if self._by_step else None
             if "" in self._means[scope]:
-                components[scope] = self._means[scope][""].result()
-                contributions[scope] = _contributions(scope, counted, by_task)
+                factors = {"": float(steps.factor()) if steps else 1.0}
+                components[scope] = self._combined(scope, factors)
+                contributions[scope] = _contributions(scope, counted, by_task, steps=steps)
             else:
-                weighed = self._weigh(scope, by_task)
-                shares = dict(zip(_counting(by_task), weighed.coefficients, strict=True))
-                components[scope], states[scope] = self._combined(scope, shares), weighed.state
-                contributions[scope] = _contributions(scope, counted, by_task, shares)
+                tasks = _counting(by_task)
+                factors = {task: float(steps.factor(task)) if steps else 1.0 for task in tasks}
+                weighed = self._weigh(scope, factors)
+                shares = dict(zip(tasks, weighed.coefficients, strict=True))
+                coefficients = {task: share * factors[task] for task, share in shares.items()}
+                components[scope], states[scope] = self._combined(scope, coefficients), weighed.state
+                contributions[scope] = _contributions(scope, counted, by_task, shares, steps)
         return Aggregate(components, contributions, states)
 
-    def _weigh(self, scope: str, by_task: Mapping[str, int]) -> Weighed:
+    def _weigh(self, scope: str, factors: Mapping[str, float]) -> Weighed:
+        """What the tasks count for, whose deltas are their means' differences from the base times these factors."""
         assert self._weighting is not None
-        tasks, means = _counting(by_task), self._means[scope]
-        needed = self._weighting.weighting.needs_products
-        products = inner_products(self._base[scope], [means[task].runs for task in tasks]) if needed else None
-        return self._weighting.weigh(scope, _facts(self._counted[scope], tasks), products)
+        means, products = self._means[scope], None
+        if self._weighting.weighting.needs_products:
+            products = inner_products(self._base[scope], [means[task].runs for task in factors])
+            products *= np.outer(list(factors.values()), list(factors.values()))
+        return self._weighting.weigh(scope, _facts(self._counted[scope], list(factors)), products)
 
-    def _combined(self, scope: str, shares: Mapping[str, float]) -> Component:
-        """A component of the base, moved by the tasks' deltas."""
+    def _combined(self, scope: str, coefficients: Mapping[str, float]) -> Component:
+        """A component of the base, moved by the means' differences from it times these coefficients."""
         means = self._means[scope]
-        first, *others = [means[task] for task in shares]
-        combine(self._base[scope], [mean.runs for mean in (first, *others)], list(shares.values()))
+        first, *others = [means[task] for task in coefficients]
+        if means.keys() == {""} and coefficients[""] == 1.0:
+            return first.result()
+        combine(self._base[scope], [mean.runs for mean in (first, *others)], list(coefficients.values()))
         self.spare += [mean.buffer for mean in means.values() if mean is not first]
         return first.result()
 
@@ -384,10 +407,18 @@ class MTLAggregator:
         norms: what becomes of updates by how far they move the model.
         weighting: what each task counts for in what several share; None for its examples.
         seed: the run's, for what the weighting leaves to chance.
+        normalization: whether a client's delta counts by the steps that it took; see `fedmtl_server.normalization`.
     """
 
-    def __init__(self, norms: NormRule = NO_NORMS, weighting: TaskWeighting | None = None, seed: int = 0):
+    def __init__(
+        self,
+        norms: NormRule = NO_NORMS,
+        weighting: TaskWeighting | None = None,
+        seed: int = 0,
+        normalization: Normalization = "none",
+    ):
         self.norms = norms
+        self.normalization = normalization
         self._weighting = weighting
         self._seed = seed
 
@@ -400,7 +431,7 @@ class MTLAggregator:
     ) -> RoundFold:
         """Begin a round whose updates come one after the other; see `RoundFold` and `RoundWeighting`."""
         weighting = RoundWeighting(self._weighting, round_, self._seed, states or {}) if self._weighting else None
-        return RoundFold(base, self.norms, bounds, weighting)
+        return RoundFold(base, self.norms, bounds, weighting, self.normalization)
 
     def aggregate_mtl_updates(
         self, client_updates: Iterable[ClientUpdate], base: Mapping[str, Component] | None = None
@@ -409,7 +440,8 @@ class MTLAggregator:
 
         Args:
             client_updates: in any order; the result is the same to the last bit.
-            base: the model's components by scope, if any update is a delta or tasks are weighted.
+            base: the model's components by scope, if any update is a delta, or tasks are weighted, or deltas count by
+                step.
 
         Returns:
             `{"shared": {name: tensor}, "task_heads": {task: {name: tensor}}}` in the updates' dtypes. A task
@@ -433,7 +465,13 @@ class MTLAggregator:
 
 
 def _fold_run(
-    mean: Tensor, run: Tensor, origin: Tensor | None, before: int, weight: int, discount: float, is_delta: bool
+    mean: Tensor,
+    run: Tensor,
+    origin: Tensor | None,
+    before: int | Fraction,
+    weight: int | Fraction,
+    discount: float,
+    is_delta: bool,
 ) -> None:
     """Take one flat vector, and what it is relative to, into a mean of weight `before`, in place."""
     if origin is None and run.dtype == mean.dtype:
@@ -451,7 +489,7 @@ def _fold_run(
         _move_towards(mean[block], value, before, weight)
 
 
-def _move_towards(mean: Tensor, value: Tensor, before: int, weight: int) -> None:
+def _move_towards(mean: Tensor, value: Tensor, before: int | Fraction, weight: int | Fraction) -> None:
     """Take one value into a mean of weight `before`, in place.
 
     The step is taken from whichever of the two weighs more: the smaller share is the one that keeps its precision
@@ -461,9 +499,9 @@ def _move_towards(mean: Tensor, value: Tensor, before: int, weight: int) -> None
     if before == 0:
         mean.copy_(value)
     elif weight < before:
-        mean.lerp_(value, weight / total)
+        mean.lerp_(value, float(weight / total))
     else:
-        torch.lerp(value, mean, before / total, out=mean)
+        torch.lerp(value, mean, float(before / total), out=mean)
 
 
 def _examples_by_task(scope: str, counted: Sequence[ClientUpdate]) -> dict[str, int]:
@@ -476,13 +514,21 @@ def _examples_by_task(scope: str, counted: Sequence[ClientUpdate]) -> dict[str, 
     return by_task
 
 
+def _round_steps(counted: Sequence[ClientUpdate]) -> RoundSteps:
+    return RoundSteps(tuple(Steps(one.task, one.num_examples, one.num_steps) for one in counted))
+
+
 def _counting(by_task: Mapping[str, int]) -> list[str]:
     """The tasks that count for anything, by name: whoever was faster."""
     return sorted(task for task, num_examples in by_task.items() if num_examples)
 
 
 def _contributions(
-    scope: str, counted: Sequence[ClientUpdate], by_task: Mapping[str, int], shares: Mapping[str, float] | None = None
+    scope: str,
+    counted: Sequence[ClientUpdate],
+    by_task: Mapping[str, int],
+    shares: Mapping[str, float] | None = None,
+    steps: RoundSteps | None = None,
 ) -> list[Contribution]:
     """Who counted in a component, and with what weight.
 
@@ -491,13 +537,18 @@ def _contributions(
         counted: the updates.
         by_task: their examples.
         shares: what each task counts for; None for its examples.
+        steps: theirs, if deltas count by step.
     """
     total = sum(by_task.values())
+    effective = steps.effective if steps else None
 
     def weight(update: ClientUpdate) -> float:
+        scale = 1.0 if effective is None else float(effective / update.num_steps)
         if shares is None:
-            return update.num_examples / total
-        return shares[update.task] * update.num_examples / by_task[update.task] if update.task in shares else 0.0
+            return update.num_examples / total * scale
+        if update.task not in shares:
+            return 0.0
+        return shares[update.task] * update.num_examples / by_task[update.task] * scale
 
     return [
         Contribution(

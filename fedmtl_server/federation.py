@@ -560,6 +560,7 @@ class Federation:
             num_eval_examples=claim.num_eval_examples,
             received_metrics=claim.received_metrics,
             trained_metrics=claim.trained_metrics,
+            num_steps=claim.num_steps,
         )
 
     def _end_round(self, round_: int) -> None:

@@ -85,6 +85,7 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
         num_eval_examples=header.num_eval_examples,
         received_metrics=received,
         trained_metrics=trained,
+        num_steps=header.num_steps if kind != "metrics" else 0,
     )
 
 

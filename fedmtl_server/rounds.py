@@ -82,6 +82,8 @@ class RoundRules:
     max_extensions: int = 3
     """How often a round's deadline is extended by its own length; then it commits with what is there."""
     cohort: CohortRule = field(default_factory=CohortRule)
+    needs_num_steps: bool = False
+    """Whether an update has to say how many optimiser steps its client took."""
     asynchronous: AsyncRule | None = None
 
 
@@ -98,6 +100,8 @@ class UpdateClaim:
     num_eval_examples: int
     received_metrics: Mapping[str, float]
     trained_metrics: Mapping[str, float]
+    num_steps: int = 0
+    """Optimiser steps of its training; 0 if it doesn't say."""
 
 
 @dataclass
@@ -207,7 +211,8 @@ class RoundEngine:
         Raises:
             StaleRoundError: it belongs to another round, its client isn't in the cohort, or has reported; it or a
                 later one of its client counts already.
-            InvalidRequestError: it is of another task or kind than the round expects.
+            InvalidRequestError: it is of another task or kind than the round expects, or doesn't say its steps where
+                they count.
         """
         if self.asynchronous and self.phase in (Phase.WAITING, Phase.AGGREGATING):
             self._check_base(claim)
@@ -261,6 +266,12 @@ class RoundEngine:
             )
         if self.asynchronous and claim.kind != "delta":
             raise InvalidRequestError(f"kind: an asynchronous run expects a delta, got {claim.kind}", field="kind")
+        if self.rules.needs_num_steps and claim.kind != "metrics" and claim.num_steps < 1:
+            raise InvalidRequestError(
+                "num_steps: this server counts deltas by step (aggregation.normalization), expected at least 1, got "
+                f"{claim.num_steps}",
+                field="num_steps",
+            )
 
     def progress(self, client_id: str, now: float) -> None:
         """A member's upload has received bytes."""

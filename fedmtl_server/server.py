@@ -222,7 +222,9 @@ class Server:
             run_id=self._run_id,
             model=self._model,
             specs=config.task_specs(),
-            aggregator=MTLAggregator(_norms(config), self._weighting, config.training.seed),
+            aggregator=MTLAggregator(
+                _norms(config), self._weighting, config.training.seed, config.aggregation.normalization
+            ),
             rules=_rules(config),
             plans={task: config.plan(task) for task in config.tasks},
             store=self.store,
@@ -306,6 +308,7 @@ def _rules(config: Config) -> RoundRules:
         cohort=CohortRule(
             rounds.cohort, rounds.cohort_fraction, rounds.cohort_size, rounds.cohort_extra, config.training.seed
         ),
+        needs_num_steps=config.aggregation.normalization != "none",
         asynchronous=(
             AsyncRule(rounds.buffer_size, rounds.max_staleness, rounds.staleness_exponent)
             if rounds.mode == "async"

@@ -176,6 +176,7 @@ func (s *session) work(header *pb.SliceHeader, received []component) (*pb.Update
 		update.Components = append(update.Components, c.layout.toProto())
 	}
 	update.NumExamples = int64(len(rows))
+	update.NumSteps = numSteps
 	update.TrainedMetrics = after
 	return update, trained, fmt.Sprintf("%.4f -> %.4f", before["loss"], after["loss"]), nil
 }

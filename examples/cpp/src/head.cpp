@@ -10,7 +10,6 @@ namespace fedmtl_cpp {
 namespace {
 
 constexpr std::size_t kNumExamples = 8;
-constexpr int kNumSteps = 5;
 constexpr double kLearningRate = 0.5;
 
 // Where a head's two tensors lie.

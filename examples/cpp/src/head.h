@@ -50,7 +50,9 @@ std::vector<Example> examples_for(const Head& head);
 
 Gradient gradient_of(const Head& head, const std::vector<Example>& rows);
 
-// A few steps of gradient descent, each over all rows.
+inline constexpr int kNumSteps = 5;
+
+// So many steps of gradient descent, each over all rows.
 void train(Head& head, const std::vector<Example>& rows);
 
 Metrics measure(const Head& head, const std::vector<Example>& rows);

@@ -192,6 +192,7 @@ Session::Update Session::work(const Slice& slice) const {
     *header.add_components() = fedmtl_cpp::to_proto(component.layout);
   }
   header.set_num_examples(num_rows);
+  header.set_num_steps(kNumSteps);
   *header.mutable_trained_metrics() = to_proto(after, head.regression);
   return {header, std::move(components), rounded(before.loss, 4) + " -> " + rounded(after.loss, 4)};
 }

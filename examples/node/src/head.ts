@@ -4,7 +4,7 @@ import type { Component, TensorSpec, TrainingPlan } from "./contract.js";
 import { UnexpectedError } from "./errors.js";
 
 export const NUM_ROWS = 8;
-const NUM_STEPS = 5;
+export const NUM_STEPS = 5;
 const LEARNING_RATE = 0.25; // below where descent on rows of length 1 could overshoot
 
 /** What an evaluation measures; the names are those of the update's metrics. */

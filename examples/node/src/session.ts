@@ -8,7 +8,7 @@ import { type Api, hasCode, messageOf } from "./api.js";
 import type { RoundEvent, UpdateHeader } from "./contract.js";
 import type { Slice } from "./download.js";
 import { UnexpectedError } from "./errors.js";
-import { Head, NUM_ROWS } from "./head.js";
+import { Head, NUM_ROWS, NUM_STEPS } from "./head.js";
 
 /**
  * Take part until the run is over.
@@ -73,7 +73,7 @@ async function answer(api: Api, { header, components }: Slice): Promise<string> 
   head.train();
   const trained = head.evaluate();
   const { outcome } = await api.pushUpdate(
-    { ...update, kind: "UPDATE_KIND_PARAMETERS", numExamples: NUM_ROWS, trainedMetrics: trained },
+    { ...update, kind: "UPDATE_KIND_PARAMETERS", numExamples: NUM_ROWS, numSteps: NUM_STEPS, trainedMetrics: trained },
     components,
   );
   return `${size}, loss ${received.loss.toFixed(4)} -> ${trained.loss.toFixed(4)}, ${wordFor(outcome)}`;

@@ -1,0 +1,71 @@
+"""Normalised averaging (FedNova; Wang et al. 2020, arXiv:2007.07481): a client's delta counts for each step it took.
+
+Clients that take more local steps move further, and the plain average of their deltas ends nearer to their minima than
+to the one of the weighted mean of all losses. FedNova averages deltas by step, and gives the average back the round's
+effective number of steps:
+
+    x += τ_eff Σ p_i Δ_i / τ_i,    τ_eff = Σ p_i τ_i
+
+with p_i client i's share of the examples and τ_i its steps. Nothing of that is known before the round's last update is
+there but p_i / τ_i up to a scale, which is enough: the deltas are averaged with the weights n_i / τ_i as they come, and
+at the close that mean is multiplied with τ_eff Σ p_i / τ_i. The factor is at least 1, and 1 where all take the same
+number of steps. Both are fractions, so that FedNova then is the plain average to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from fedmtl_core.errors import AggregationError
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One client's part in a component."""
+
+    task: str
+    num_examples: int
+    num_steps: int
+
+
+def step_weight(client_id: str, num_examples: int, num_steps: int) -> Fraction:
+    """What a delta weighs in the running mean: n / τ.
+
+    Raises:
+        AggregationError: there are no steps.
+    """
+    if num_steps < 1:
+        raise AggregationError(f"{client_id}: expected num_steps of at least 1, got {num_steps}")
+    return Fraction(num_examples, num_steps)
+
+
+@dataclass(frozen=True)
+class RoundSteps:
+    """The steps of all who share a component in a round.
+
+    Args:
+        parts: theirs; their examples are not all 0.
+    """
+
+    parts: tuple[Steps, ...]
+
+    @property
+    def effective(self) -> Fraction:
+        """τ_eff, by the examples of all of them: also where tasks weigh something else, it is one for all tasks."""
+        return _mean((Fraction(part.num_steps), part.num_examples) for part in self.parts)
+
+    def factor(self, task: str | None = None) -> Fraction:
+        """What the mean of weights n / τ is multiplied with: τ_eff Σ p / τ, with p the shares within that mean.
+
+        Args:
+            task: whose mean it is; None for all tasks'. Its examples are not all 0.
+        """
+        mine = [part for part in self.parts if task in (None, part.task)]
+        return self.effective * _mean((Fraction(1, part.num_steps), part.num_examples) for part in mine)
+
+
+def _mean(weighted: Iterable[tuple[Fraction, int]]) -> Fraction:
+    pairs = list(weighted)
+    return sum((value * weight for value, weight in pairs), Fraction()) / sum(weight for _, weight in pairs)
