@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import math
 import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedmtl_client.partition import LabelSkew, groups_of_values, parts_of
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import DataError
+from fedmtl_core.kinds import Collate, kind_of
 from fedmtl_core.tasks import TaskSpec
 
 _SHARD_SEED = 0
@@ -41,11 +40,11 @@ class Rows:
 
     texts: Sequence[tuple[str, ...]]
     """One or two per row."""
-    labels: Sequence[float]
-    """Class numbers, or values."""
+    labels: Sequence[Any]
+    """Class numbers, or values, or what the kind of task makes of them; None each where it has no labels."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.texts)
 
     def head(self, count: int) -> Rows:
         """The first rows; all for 0."""
@@ -67,8 +66,9 @@ class TaskData:
 class RowSource(ABC):
     """Rows from wherever they are: a plug-in for `tasks.NAME.data.plugin`.
 
-    A row is a mapping with the task's `text_columns` and its `label_column`; what else it has is ignored. A label is a
-    class's name or number, or a number. Where shards are taken, all clients must give the rows in the same order.
+    A row is a mapping with the task's `text_columns` and its `label_column`, if it has one; what else it has is
+    ignored. A label is a class's name or number, or a number. Where shards are taken, all clients must give the rows in
+    the same order.
 
     Args:
         spec: the task.
@@ -123,7 +123,7 @@ class Survey:
     num_empty: int
     """Rows with an empty text."""
     labels: Mapping[str, int]
-    """Rows by label; none for a regression."""
+    """Rows by label, or where rows have several the labels; none where the kind has no classes."""
     unknown: Mapping[str, int]
     """Rows by what stands there as a label and is none of the task's, or no number."""
 
@@ -139,13 +139,16 @@ def survey(spec: TaskSpec, source: DataConfig | None, split: Literal["train", "v
     texts = _texts(spec, columns, place)
     labels: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
-    for value in columns[spec.label_column]:
-        try:
-            number = _label(spec, value, place)
-        except DataError:
-            unknown[str(value)] += 1
-        else:
-            labels.update([spec.labels[int(number)]] if spec.labels else [])
+    kind = kind_of(spec)
+    with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
+        for value in columns[spec.label_column] if spec.is_labelled else ():
+            try:
+                target = kind.target(value)
+            except ValueError:
+                unknown[str(value)] += 1
+            else:
+                several = target if isinstance(target, list) else [target]
+                labels.update(spec.labels[int(number)] for number in several if spec.labels)
     num_empty = sum(any(not text.strip() for text in row) for row in texts)
     return Survey(len(texts), num_empty, labels, unknown)
 
@@ -161,23 +164,21 @@ class EncodedRows(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, rows: Rows, spec: TaskSpec, tokenizer: Any, max_length: int):
-        columns = [list(column) for column in zip(*rows.texts, strict=True)]
-        self._features = tokenizer(*columns, truncation=True, max_length=max_length) if columns else {}
+        self._kind = kind_of(spec)
+        with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
+            self._columns = self._kind.encode(rows.texts, rows.labels, tokenizer, max_length) if len(rows) else {}
         self._tokenizer = tokenizer
-        self._dtype = torch.int64 if spec.labels else torch.float32
-        self.labels = rows.labels
+        self._num_rows = len(rows)
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._num_rows
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {name: values[index] for name, values in self._features.items()} | {"labels": self.labels[index]}
+        return {name: values[index] for name, values in self._columns.items()}
 
-    def collate(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
-        """One batch: token ids `(rows, longest)` and what goes with them, and labels `(rows,)`."""
-        labels = torch.tensor([row["labels"] for row in rows], dtype=self._dtype)
-        features = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
-        return dict(self._tokenizer.pad(features, return_tensors="pt")), labels
+    def collator(self, seed: int) -> Collate:
+        """What makes batches of its rows; see `TaskKind.collator`."""
+        return self._kind.collator(self._tokenizer, seed)
 
 
 def _source(spec: TaskSpec, source: DataConfig | None) -> DataConfig:
@@ -284,20 +285,25 @@ def _columns(dataset: Any) -> Mapping[str, Sequence[Any]]:
 def _rows(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> Rows:
     """Rows checked against their task."""
     texts = _texts(spec, columns, place)
-    labels = [
-        _label(spec, value, f"{place}: row {number}: {spec.label_column}")
-        for number, value in enumerate(columns[spec.label_column], 1)
-    ]
-    return Rows(texts, labels)
+    if not spec.is_labelled:
+        return Rows(texts, [None] * len(texts))
+    kind, targets = kind_of(spec), []
+    with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
+        for number, value in enumerate(columns[spec.label_column], 1):
+            try:
+                targets.append(kind.target(value))
+            except ValueError as error:
+                raise DataError(f"{place}: row {number}: {spec.label_column}: {error}") from None
+    return Rows(texts, targets)
 
 
 def _texts(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> list[tuple[str, ...]]:
     """The texts of rows that have their task's columns."""
-    wanted = (*spec.text_columns, spec.label_column)
+    wanted = _wanted(spec)
     if missing := [column for column in wanted if column not in columns]:
         raise DataError(
             f"{place}: there is no column {missing[0]!r}; the columns are {', '.join(columns)}. "
-            f"Set tasks.{spec.name}.text_columns and tasks.{spec.name}.label_column"
+            f"Set tasks.{spec.name}.text_columns{f' and tasks.{spec.name}.label_column' if spec.is_labelled else ''}"
         )
     texts = list(zip(*(columns[column] for column in spec.text_columns), strict=True))
     for number, row in enumerate(texts, 1):
@@ -307,29 +313,9 @@ def _texts(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> 
     return texts
 
 
-def _label(spec: TaskSpec, value: Any, place: str) -> float:
-    if not spec.labels:
-        number = _number(value)
-        if not math.isfinite(number):
-            raise DataError(f"{place}: expected a finite number, got {value!r}")
-        return number
-    if str(value) in spec.labels:  # a name wins over a number, in whatever kind of file it stands
-        return spec.labels.index(str(value))
-    number = _number(value)
-    if not (number.is_integer() and 0 <= number < len(spec.labels)):
-        raise DataError(
-            f"{place}: expected one of {', '.join(spec.labels)}, or a number from 0 to {len(spec.labels) - 1}, "
-            f"got {value!r}"
-        )
-    return int(number)
-
-
-def _number(value: Any) -> float:
-    """A cell as a number; NaN if it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+def _wanted(spec: TaskSpec) -> tuple[str, ...]:
+    """The columns that a task's rows need."""
+    return (*spec.text_columns, *([spec.label_column] if spec.is_labelled else []))
 
 
 def _shard(rows: Rows, shard: tuple[int, int], task: str) -> Rows:
@@ -342,6 +328,8 @@ def _shard(rows: Rows, shard: tuple[int, int], task: str) -> Rows:
 
 def _skewed_shard(rows: Rows, shard: tuple[int, int], spec: TaskSpec, skew: LabelSkew) -> Rows:
     part, whole = shard
+    if not all(isinstance(label, (int, float)) for label in rows.labels):
+        raise DataError(f"{spec.name}: partition: the rows of a {spec.kind} have no label to differ in")
     groups = [int(label) for label in rows.labels] if spec.labels else groups_of_values(rows.labels)
     try:
         return rows.select(parts_of(groups, whole, skew)[part - 1])
@@ -354,7 +342,7 @@ def _where_from(spec: TaskSpec) -> str:
         return ""
     return (
         f" Download {spec.name} from https://gluebenchmark.com/tasks, or from the hub as data set {spec.hub[0]} "
-        f"({spec.hub[1]}), and save it with the columns {', '.join((*spec.text_columns, spec.label_column))}"
+        f"({spec.hub[1]}), and save it with the columns {', '.join(_wanted(spec))}"
     )
 
 

@@ -90,7 +90,7 @@ def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> I
     if mine == 0:
         yield fail(check, f"shard {part}/{whole} of {seen.num_rows} rows is empty", "ask for fewer shards")
         return
-    columns = ", ".join((*spec.text_columns, spec.label_column))
+    columns = ", ".join((*spec.text_columns, *([spec.label_column] if spec.is_labelled else [])))
     of_all = f" of {seen.num_rows:,}" if whole > 1 else ""
     yield ok(check, f"{mine:,}{of_all}, with the columns {columns}{_shares(spec, seen)}")
     if seen.unknown:

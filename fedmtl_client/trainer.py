@@ -15,10 +15,13 @@ from transformers import get_linear_schedule_with_warmup
 from fedmtl_client.data import EncodedRows
 from fedmtl_client.proximal import ProximalTerm
 from fedmtl_core import kinds
-from fedmtl_core.errors import ConfigError
+from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.modeling import MultiTaskModel
 from fedmtl_core.plan import TrainingPlan
 from fedmtl_core.tasks import TaskSpec
+
+EVALUATION_SEED = 0
+"""Of what is random in an evaluation, such as which tokens are masked: every model is asked the same."""
 
 
 class TrainingStopped(Exception):
@@ -115,7 +118,7 @@ class Trainer:
 
         Args:
             round_: counted from 1.
-            seed: of shuffling and dropout.
+            seed: of shuffling and dropout, and of what is random in the batches.
             on_step: told after every optimiser step.
             should_stop: asked before every step.
 
@@ -128,7 +131,7 @@ class Trainer:
             rows,
             batch_size=plan.batch_size,
             shuffle=True,
-            collate_fn=rows.collate,
+            collate_fn=rows.collator(seed),
             generator=torch.Generator().manual_seed(seed),
         )
         num_steps = plan.local_epochs * len(loader)
@@ -156,24 +159,41 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self, model: MultiTaskModel, rows: EncodedRows) -> dict[str, float]:
-        """The task's metrics and the mean `loss` over all rows."""
+        """The task's metrics and the mean `loss` over all rows, or over all tokens that have a target.
+
+        Raises:
+            DataError: there is nothing to measure.
+        """
         model.eval()
-        outputs, losses = [], []
+        kept, wanted, losses = [], [], []
         for inputs, labels in self._batches(rows):
-            logits = model(self.spec.name, self._there(inputs))
-            outputs.append(logits.float().cpu())
-            losses.append(self._kind.loss(logits, labels.to(self.device), reduction="none").float().cpu())
-        logits, targets = torch.cat(outputs).numpy(), np.asarray(rows.labels, dtype=np.float64)
-        return kinds.measure(self.spec, logits.astype(np.float64), targets) | {"loss": float(torch.cat(losses).mean())}
+            outputs, targets = self._outputs(model, inputs, labels)
+            kept.append(self._kind.kept(outputs).float().cpu())
+            wanted.append(targets.cpu())
+            losses.append(self._kind.loss(outputs, targets, reduction="none").float().cpu())
+        outputs, targets = (torch.cat(parts).numpy().astype(np.float64) for parts in (kept, wanted))
+        if not len(targets):
+            raise DataError(f"{self.spec.name}: none of the {len(rows)} rows to evaluate on has a token with a target")
+        return kinds.measure(self.spec, outputs, targets) | {"loss": float(torch.cat(losses).mean())}
 
     def loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         """What a training step minimises over one batch, a scalar.
 
         Args:
             inputs: the tokenizer's, each `(batch, tokens)`, on CPU.
-            labels: `(batch,)`, likewise.
+            labels: `(batch,)`, or where the task's kind sees tokens `(batch, tokens)`; likewise.
         """
-        return self._kind.loss(model(self.spec.name, self._there(inputs)), labels.to(self.device))
+        outputs, targets = self._outputs(model, inputs, labels)
+        # Of a batch without a target, such as one text of a few words, there is nothing to learn.
+        return self._kind.loss(outputs, targets) if len(targets) else outputs.sum()
+
+    def _outputs(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The head's outputs, `(targets, …)`, and what they should be, `(targets,)`."""
+        labels = labels.to(self.device)
+        if self._kind.sees == "text":
+            return model(self.spec.name, self._there(inputs)), labels
+        has_target = labels != kinds.IGNORED
+        return model(self.spec.name, self._there(inputs), has_target), labels[has_target]
 
     def optimizer(
         self, model: MultiTaskModel, steps_per_round: int, round_: int
@@ -197,7 +217,8 @@ class Trainer:
         )
 
     def _batches(self, rows: EncodedRows) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        return iter(DataLoader(rows, batch_size=2 * self.plan.batch_size, collate_fn=rows.collate))
+        collate = rows.collator(EVALUATION_SEED)
+        return iter(DataLoader(rows, batch_size=2 * self.plan.batch_size, collate_fn=collate))
 
     def _there(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}

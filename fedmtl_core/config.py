@@ -24,7 +24,7 @@ from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.formats import DEFAULT_DENSITY, ENCODINGS, Compression, Encoding
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.plan import LocalOptimizer, Pooling, TrainingPlan
-from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec
+from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec, traits_of
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
 WHOLE = "1/1"
@@ -546,17 +546,30 @@ class DataConfig(_Section):
         return plugin and _reference(plugin)
 
 
+class AuxiliaryConfig(_Section):
+    """A task that shapes the encoder and is waited for by nobody. docs/auxiliary.md says when that is wanted."""
+
+    weight: float = Field(
+        1.0,
+        ge=0,
+        le=1e6,
+        description="With it the task is auxiliary (`auxiliary: true` for the defaults): it counts neither for quorum "
+        "nor for early stopping, and in the encoder's average an example of it counts so many times",
+    )
+    decay: float = Field(1.0, gt=0, le=1, description="From round to round the weight is multiplied with it")
+
+
 class TaskConfig(_Section):
     """One task. For a GLUE task (sst2, qqp, stsb, mrpc, cola, rte, qnli, mnli) every key is optional."""
 
     type: str | None = Field(
         None,
-        description="Kind of problem: `classification`, `regression`, or `module:Name`, a class of your own, which the "
-        "server and the task's clients need alike",
+        description="Kind of problem: `classification`, `regression`, `masked_lm` (words of a text, no labels), or "
+        "`module:Name`, a class of your own, which the server and the task's clients need alike",
     )
     labels: list[str] | int | None = Field(None, description="Names of the classes by number, or how many there are")
     text_columns: list[str] | None = Field(None, description="One column of text, or two that are read as a pair")
-    label_column: str | None = Field(None, description="Column of the label")
+    label_column: str | None = Field(None, description="Column of the label; none for `masked_lm`")
     metrics: list[str] | None = Field(
         None, description=f"Of {', '.join(METRICS)}; the first is the main one. f1 is for two labels"
     )
@@ -565,6 +578,29 @@ class TaskConfig(_Section):
     train_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client trains on, at most")
     val_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client evaluates on, at most")
     data: DataConfig | None = Field(None, description="Where the rows are; for a GLUE task the hub if not given")
+    auxiliary: AuxiliaryConfig | None = None
+
+    @field_validator("auxiliary", mode="before")
+    @classmethod
+    def _yes_or_no(cls, auxiliary: Any) -> Any:
+        if isinstance(auxiliary, bool):
+            return {} if auxiliary else None
+        if auxiliary is not None and not isinstance(auxiliary, (dict, AuxiliaryConfig)):
+            raise ValueError("expected true, false, or what it counts for, such as {weight: 0.5, decay: 0.9}")
+        return auxiliary
+
+    @model_validator(mode="before")
+    @classmethod
+    def _needed_by_no_round(cls, values: Any) -> Any:
+        """An auxiliary task's quorum is 0, however it is given."""
+        if not isinstance(values, dict) or values.get("auxiliary") in (None, False):
+            return values
+        if values.get("min_clients", 0) != 0:
+            raise ValueError(
+                "`min_clients` and `auxiliary` don't go together: no round needs an auxiliary task's clients, "
+                f"got min_clients: {_shown(values['min_clients'])}"
+            )
+        return values | {"min_clients": 0}
 
     @field_validator("type")
     @classmethod
@@ -593,8 +629,9 @@ class TaskConfig(_Section):
             ConfigError: something is missing or doesn't fit.
         """
         preset = PRESETS.get(name)
+        is_labelled = self.type is None or traits_of(name, self.type).is_labelled
         if preset is None:
-            for key in ("type", "text_columns", "label_column"):
+            for key in ("type", "text_columns", *(["label_column"] if is_labelled else [])):
                 if getattr(self, key) is None:
                     raise ConfigError(
                         f"tasks.{name}.{key}: needed, since {name!r} is not one of the GLUE tasks {', '.join(PRESETS)}"
@@ -606,7 +643,7 @@ class TaskConfig(_Section):
             name=name,
             type=kind,
             text_columns=tuple(self.text_columns or (preset.text_columns if preset else ())),
-            label_column=self.label_column or (preset.label_column if preset else ""),
+            label_column=self.label_column or (preset.label_column if preset and is_labelled else ""),
             labels=tuple(labels or (preset.labels if preset and same_kind else ())),
             metrics=tuple(self.metrics or (preset.metrics if preset and same_kind else ())),
             hub=preset.hub if preset else None,
@@ -702,6 +739,8 @@ class Config(_Section):
         for task in self.early_stopping.watch or ():
             if task not in self.tasks:
                 raise ValueError(f"early_stopping.watch: {task!r} isn't in `tasks`")
+            if task in self.auxiliary_tasks():
+                raise ValueError(f"early_stopping.watch: {task!r} is auxiliary, and ends no run")
         self._require_task_weights()
         if self.rounds.mode == "async" and self.rounds.cohort != "all":
             raise ValueError(f"rounds.cohort: asynchronous rounds are for all clients, got {self.rounds.cohort!r}")
@@ -726,6 +765,10 @@ class Config(_Section):
     def task_specs(self) -> list[TaskSpec]:
         """The run's tasks, in the file's order."""
         return [task.spec(name) for name, task in self.tasks.items()]
+
+    def auxiliary_tasks(self) -> frozenset[str]:
+        """The tasks that no round needs and that end no run."""
+        return frozenset(name for name, task in self.tasks.items() if task.auxiliary is not None)
 
     def plan(self, task: str) -> TrainingPlan:
         """What a client of this task is asked to do."""
@@ -893,6 +936,7 @@ def _settings(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
         "tasks": (TaskConfig, "tasks.NAME."),
         "clients": (LocalClient, "clients[]."),
         "data": (DataConfig, prefix + "data."),
+        "auxiliary": (AuxiliaryConfig, prefix + "auxiliary."),
         "partition": (PartitionConfig, prefix + "partition."),
     }
     for name, field in section.model_fields.items():
@@ -1019,7 +1063,8 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
         return list(Config.model_fields)
     parts = path.split(".")
     if parts[0] == "tasks":
-        return list((DataConfig if parts[-1] == "data" and len(parts) > 2 else TaskConfig).model_fields)
+        inner: Mapping[str, type[BaseModel]] = {"data": DataConfig, "auxiliary": AuxiliaryConfig}
+        return list((inner.get(parts[-1], TaskConfig) if len(parts) > 2 else TaskConfig).model_fields)
     if parts[0].startswith("clients"):
         return list((PartitionConfig if parts[-1] == "partition" else LocalClient).model_fields)
     section: type[BaseModel] = Config

@@ -1,17 +1,20 @@
 """Kinds of tasks: what a task's head is, what it minimises, and how well it does.
 
-Classification and regression are built in; a subclass of `TaskKind` is a kind of one's own.
+Classification, regression and masked-language modelling (`fedmtl_core.masked_lm`) are built in; a subclass of
+`TaskKind` is a kind of one's own.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from fedmtl_core import metrics, plugins
@@ -19,6 +22,46 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.tasks import METRICS_OF, TaskSpec
 
 Array = npt.NDArray[np.float64]
+
+Row = Mapping[str, Any]
+"""One row as token ids: what a tokenizer made of its text, by name, and its `TARGETS` where it has some."""
+Collate = Callable[[Sequence[Row]], tuple[dict[str, Tensor], Tensor]]
+"""Makes a batch of rows: what the encoder takes, each `(batch, tokens)`, and the targets."""
+
+TARGETS = "targets"
+"""The column of `TaskKind.encode` that isn't the encoder's."""
+IGNORED = -100
+"""The target of a token that has none; PyTorch's and transformers' own."""
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """What a head may have to know of the encoder that it sits on."""
+
+    hidden_size: int
+    """Width of its output."""
+    vocabulary_size: int = 0
+    """Rows of its word embeddings; 0 if it has none."""
+    embedding_size: int = 0
+    """Their width."""
+    activation: str = "gelu"
+    """By its name in transformers."""
+    norm_eps: float = 1e-12
+    """Of its layer norms."""
+
+    @classmethod
+    def of(cls, encoder: Any, hidden_size: int) -> EncoderFacts:
+        """An encoder's facts, as far as it has them."""
+        words, config = word_embeddings(encoder), getattr(encoder, "config", None)
+        rows, width = (0, 0) if words is None else words.shape
+        activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None) or cls.activation
+        return cls(hidden_size, rows, width, activation, getattr(config, "layer_norm_eps", cls.norm_eps))
+
+
+def word_embeddings(encoder: Any) -> Tensor | None:
+    """An encoder's word embeddings, `(vocabulary, width)`: the parameter itself; None if it has none."""
+    get = getattr(encoder, "get_input_embeddings", None)
+    return getattr(get(), "weight", None) if get is not None else None
 
 
 class TaskKind(ABC):
@@ -35,13 +78,20 @@ class TaskKind(ABC):
     """Names of what `measure` gives; a task takes the first unless it names others. More is better."""
     has_labels: ClassVar[bool] = True
     """Whether a task of this kind has classes: its targets are their numbers then, and any numbers otherwise."""
+    is_labelled: ClassVar[bool] = True
+    """Whether its rows have a label, in the task's `label_column`; else its targets are made of the texts alone."""
+    sees: ClassVar[Literal["text", "tokens"]] = "text"
+    """What a head gets a vector for: each text, pooled as the plan says, which has one target; or each token that has a
+    target of its own."""
+    sees_embeddings: ClassVar[bool] = False
+    """Whether the head gets the encoder's word embeddings, `(vocabulary, width)`, as a second argument."""
 
     def __init__(self, spec: TaskSpec):
         self.spec = spec
 
     @abstractmethod
-    def head(self, hidden_size: int, dropout: float) -> nn.Module:
-        """A new head: takes what the encoder gives, `(batch, hidden_size)`, and gives outputs, `(batch, anything)`.
+    def head(self, encoder: EncoderFacts, dropout: float) -> nn.Module:
+        """A new head: from a vector for each target, `(targets, hidden_size)`, to outputs, `(targets, anything)`.
 
         What is random in it comes from PyTorch's global generator, which has the head's seed.
         """
@@ -51,9 +101,9 @@ class TaskKind(ABC):
         """What training minimises.
 
         Args:
-            outputs: the head's, `(batch, anything)`.
-            targets: `(batch,)`, int64 class numbers, or float32 where there are no labels.
-            reduction: `mean` for their mean, a scalar; `none` for each row's, `(batch,)`.
+            outputs: the head's, `(targets, anything)`.
+            targets: `(targets,)`, int64 class numbers, or float32 where there are no labels.
+            reduction: `mean` for their mean, a scalar; `none` for each target's, `(targets,)`.
         """
 
     @abstractmethod
@@ -61,12 +111,89 @@ class TaskKind(ABC):
         """The metrics over a whole evaluation set.
 
         Args:
-            outputs: the head's, `(examples, anything)`.
-            targets: `(examples,)`.
+            outputs: what `kept` left of the head's, `(targets, anything)`.
+            targets: `(targets,)`.
 
         Returns:
             By name, at least those that the task names; finite.
         """
+
+    def kept(self, outputs: Tensor) -> Tensor:
+        """What `measure` needs of a batch's outputs: all of them are kept until the last batch is evaluated."""
+        return outputs
+
+    def target(self, value: Any) -> Any:
+        """What a cell of the label column says: a class's number, or a number.
+
+        A kind that sees tokens may make more of it, such as a list, and `encode` gives each token its target.
+
+        Raises:
+            ValueError: it is neither; the message says what was expected.
+        """
+        if not self.has_labels:
+            number = _number(value)
+            if not math.isfinite(number):
+                raise ValueError(f"expected a finite number, got {value!r}")
+            return number
+        labels = self.spec.labels
+        if str(value) in labels:  # a name wins over a number, in whatever kind of file it stands
+            return labels.index(str(value))
+        number = _number(value)
+        if not (number.is_integer() and 0 <= number < len(labels)):
+            raise ValueError(
+                f"expected one of {', '.join(labels)}, or a number from 0 to {len(labels) - 1}, got {value!r}"
+            )
+        return int(number)
+
+    def encode(
+        self, texts: Sequence[tuple[str, ...]], targets: Sequence[Any], tokenizer: Any, max_length: int
+    ) -> Mapping[str, Sequence[Any]]:
+        """Rows as token ids, made once.
+
+        Args:
+            texts: at least one row's.
+            targets: each row's, as `target` gave it; None each where rows have no label.
+            tokenizer: a `transformers` fast tokenizer.
+            max_length: longer inputs are cut, the longer text of a pair first.
+
+        Returns:
+            Columns: what the tokenizer gives, and `TARGETS`: a number a row, or where a head sees tokens a list of one
+            for each, `IGNORED` where there is none.
+        """
+        columns = [list(column) for column in zip(*texts, strict=True)]
+        return {**tokenizer(*columns, truncation=True, max_length=max_length), TARGETS: targets}
+
+    def collator(self, tokenizer: Any, seed: int) -> Collate:
+        """What makes batches of encoded rows.
+
+        The targets are `(batch,)`, or where a head sees tokens `(batch, tokens)` with `IGNORED` where there is none.
+
+        Args:
+            tokenizer: which made them.
+            seed: of what is random in it. Every pass over the rows in training has something else of it; every
+                evaluation has the same.
+        """
+        dtype = torch.int64 if self.has_labels else torch.float32
+
+        def collate(rows: Sequence[Row]) -> tuple[dict[str, Tensor], Tensor]:
+            features = [{name: value for name, value in row.items() if name != TARGETS} for row in rows]
+            inputs = dict(tokenizer.pad(features, return_tensors="pt"))
+            if self.sees == "text":
+                return inputs, torch.tensor([row[TARGETS] for row in rows], dtype=dtype)
+            targets = torch.full(inputs["attention_mask"].shape, IGNORED, dtype=dtype)
+            for mine, present, row in zip(targets, inputs["attention_mask"].bool(), rows, strict=True):
+                mine[present] = torch.tensor(row[TARGETS], dtype=dtype)
+            return inputs, targets
+
+        return collate
+
+
+def _number(value: Any) -> float:
+    """A cell as a number; NaN if it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 class TaskHead(nn.Linear):
@@ -83,8 +210,8 @@ class TaskHead(nn.Linear):
 class _Linear(TaskKind):
     """What has a linear head."""
 
-    def head(self, hidden_size: int, dropout: float) -> nn.Module:
-        head = TaskHead(hidden_size, self.spec.num_outputs, dropout)
+    def head(self, encoder: EncoderFacts, dropout: float) -> nn.Module:
+        head = TaskHead(encoder.hidden_size, self.spec.num_outputs, dropout)
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         return head
@@ -117,7 +244,10 @@ class Regression(_Linear):
         return metrics.scores(self.spec.metrics, targets, outputs[:, 0])
 
 
-_BUILT_IN: Mapping[str, type[TaskKind]] = {kind.name: kind for kind in (Classification, Regression)}
+def _built_in() -> Mapping[str, type[TaskKind]]:
+    from fedmtl_core.masked_lm import MaskedLM  # which is made of what is here
+
+    return {kind.name: kind for kind in (Classification, Regression, MaskedLM)}
 
 
 def kind_of(spec: TaskSpec) -> TaskKind:
@@ -127,20 +257,21 @@ def kind_of(spec: TaskSpec) -> TaskKind:
         ConfigError: it is a plug-in that can't be had.
     """
     key = f"tasks.{spec.name}.type"
-    kind = _BUILT_IN.get(spec.type) or plugins.load(key, spec.type, TaskKind)  # type: ignore[type-abstract]
+    kind = _built_in().get(spec.type) or plugins.load(key, spec.type, TaskKind)  # type: ignore[type-abstract]
     with plugins.blamed(key, spec.type):
         return kind(spec)
 
 
-def new_head(spec: TaskSpec, hidden_size: int, dropout: float) -> nn.Module:
-    """A task's new head.
+def new_head(kind: TaskKind, encoder: EncoderFacts, dropout: float) -> nn.Module:
+    """A new head for a task of a kind.
 
     Raises:
-        ConfigError: its kind gives none.
+        ConfigError: the kind gives none.
     """
+    spec = kind.spec
     key = f"tasks.{spec.name}.type"
     with plugins.blamed(key, spec.type):
-        head: object = kind_of(spec).head(hidden_size, dropout)
+        head: object = kind.head(encoder, dropout)
     if not isinstance(head, nn.Module) or not any(True for _ in head.parameters()):
         raise ConfigError(f"{key}: {spec.type}: head() gives no torch.nn.Module with parameters, but {head!r}")
     return head
@@ -151,8 +282,8 @@ def measure(spec: TaskSpec, outputs: Array, targets: Array) -> dict[str, float]:
 
     Args:
         spec: the task; its `metrics` are measured.
-        outputs: the head's outputs, `(examples, …)`: logits, or the predicted value.
-        targets: class numbers or values, `(examples,)`.
+        outputs: what the kind's `kept` left of the head's, `(targets, …)`: logits, or the predicted value.
+        targets: class numbers or values, `(targets,)`.
 
     Returns:
         Value by metric name.

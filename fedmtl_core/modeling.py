@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertM
 
 from fedmtl_core import toy
 from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskError
-from fedmtl_core.kinds import new_head
+from fedmtl_core.kinds import EncoderFacts, TaskKind, kind_of, new_head, word_embeddings
 from fedmtl_core.plan import Pooling
 from fedmtl_core.scopes import SHARED, scope_of, task_scope
 from fedmtl_core.tasks import TaskSpec
@@ -30,7 +30,7 @@ class MultiTaskModel(nn.Module):
     Args:
         encoder: takes `input_ids` and the rest of a tokenizer's output; returns a Hugging Face model output.
         hidden_size: width of the encoder's output.
-        pooling: what a head sees: `cls`, the encoder's pooled first token; or `mean`, the mean over all tokens.
+        pooling: what a head sees of a text: `cls`, the encoder's pooled first token; or `mean`, that of all tokens.
         dropout: before each head.
         seed: a head starts from values that depend on this and its task's name alone.
     """
@@ -48,7 +48,8 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleDict()
-        self.hidden_size = hidden_size
+        self._facts = EncoderFacts.of(encoder, hidden_size)
+        self._kinds: dict[str, TaskKind] = {}
         self._pool = _POOLING[pooling]
         self._dropout = dropout
         self._seed = seed
@@ -68,20 +69,33 @@ class MultiTaskModel(nn.Module):
         if hasattr(self.heads, spec.name):
             taken = "there is such a head already" if spec.name in self.heads else "PyTorch has a use for that name"
             raise ConfigError(f"tasks: {spec.name!r} can't be a task's name: {taken}")
+        kind = kind_of(spec)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed ^ zlib.crc32(spec.name.encode()))
-            head = new_head(spec, self.hidden_size, self._dropout)
-        self.heads[spec.name] = head
+            head = new_head(kind, self._facts, self._dropout)
+        self._kinds[spec.name], self.heads[spec.name] = kind, head
 
-    def forward(self, task: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Outputs of one task's head, `(batch, num_outputs)` unless its kind is a plug-in.
+    def forward(self, task: str, inputs: Mapping[str, Tensor], tokens: Tensor | None = None) -> Tensor:
+        """Outputs of one task's head, `(batch, …)`, or `(tokens, …)` where it sees tokens.
+
+        Args:
+            task: the task.
+            inputs: the tokenizer's, each `(batch, tokens)`.
+            tokens: for a head that sees tokens, bool `(batch, tokens)`: of which outputs are wanted, in their order; of
+                all that are no padding if None.
 
         Raises:
             UnknownTaskError: the model has no such head.
         """
         if task not in self.heads:
             raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {task!r}")
-        outputs: Tensor = self.heads[task](self._pool(self.encoder(**inputs), inputs))
+        kind, encoded = self._kinds[task], self.encoder(**inputs)
+        if kind.sees == "text":
+            seen = self._pool(encoded, inputs)
+        else:
+            seen = encoded.last_hidden_state[inputs["attention_mask"].bool() if tokens is None else tokens]
+        more = (word_embeddings(self.encoder),) if kind.sees_embeddings else ()
+        outputs: Tensor = self.heads[task](seen, *more)
         return outputs
 
     def parameters_by_scope(self) -> dict[str, dict[str, Tensor]]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 
-METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman")
-"""The metrics a task may name (GLUE's own; Wang et al. 2019, arXiv:1804.07461)."""
+METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "masked_accuracy")
+"""The metrics a task may name: GLUE's own (Wang et al. 2019, arXiv:1804.07461), and the share of masked tokens that
+are found."""
 
 MAX_SHOWN = 20
 """Longer lists of labels aren't told whole in messages."""
@@ -17,6 +18,7 @@ MAX_SHOWN = 20
 METRICS_OF: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "regression": ("pearson", "spearman"),
+    "masked_lm": ("masked_accuracy",),
 }
 """By built-in type, the metrics that fit it."""
 
@@ -27,12 +29,14 @@ class TaskSpec:
 
     name: str
     type: str
-    """`classification`, `regression`, or `module:Name` for a `fedmtl_core.kinds.TaskKind` of the user's own."""
+    """`classification`, `regression`, `masked_lm`, or `module:Name` for a `fedmtl_core.kinds.TaskKind` of the user's
+    own."""
     text_columns: tuple[str, ...]
     """One column of text, or two that are read as a pair."""
     label_column: str
+    """Empty where the kind's rows have no label."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, in the order of their numbers. Empty for regression."""
+    """Names of the classes, in the order of their numbers. Empty where the kind has none."""
     metrics: tuple[str, ...] = ()
     """The first is the task's main metric: what tables, plots and early decisions look at. Higher is better."""
     hub: tuple[str, str] | None = None
@@ -43,8 +47,12 @@ class TaskSpec:
     """The type by the name that both sides have for it; that of a plug-in is what its class says."""
 
     def __post_init__(self) -> None:
-        kind, metrics, has_labels = _traits(self.name, self.type)
+        traits = traits_of(self.name, self.type)
+        kind, metrics, has_labels = traits.kind, traits.metrics, traits.has_labels
         object.__setattr__(self, "kind", kind)
+        if bool(self.label_column) != traits.is_labelled:
+            expected = "needs" if traits.is_labelled else "has no"
+            raise ConfigError(f"tasks.{self.name}: a {kind} {expected} `label_column`, got {self.label_column!r}")
         if has_labels and len(self.labels) < 2:
             raise ConfigError(f"tasks.{self.name}: a {kind} needs at least 2 labels, got {len(self.labels)}")
         if not has_labels and self.labels:
@@ -65,8 +73,13 @@ class TaskSpec:
 
     @property
     def num_outputs(self) -> int:
-        """Width of a built-in head: its classes, or 1 for a regression."""
+        """Width of a linear head: a classification's classes, or 1 for a regression."""
         return len(self.labels) or 1
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether its rows have a label."""
+        return bool(self.label_column)
 
     @property
     def main_metric(self) -> str:
@@ -92,10 +105,28 @@ class TaskSpec:
             )
 
 
-def _traits(task: str, type_: str) -> tuple[str, tuple[str, ...], bool]:
-    """A type's name for both sides, the metrics that fit it, and whether it has labels."""
+@dataclass(frozen=True)
+class Traits:
+    """What a type of task is, short of what it computes."""
+
+    kind: str
+    """Its name for both sides."""
+    metrics: tuple[str, ...]
+    """Those that fit it."""
+    has_labels: bool
+    """Whether it has classes."""
+    is_labelled: bool
+    """Whether its rows have a label."""
+
+
+def traits_of(task: str, type_: str) -> Traits:
+    """What a task's type is.
+
+    Raises:
+        ConfigError: it is a plug-in that can't be had, or contradicts itself.
+    """
     if type_ in METRICS_OF:
-        return type_, METRICS_OF[type_], type_ == "classification"
+        return Traits(type_, METRICS_OF[type_], type_ == "classification", type_ != "masked_lm")
     from fedmtl_core import kinds, plugins  # it needs PyTorch, which what is built in doesn't
 
     key = f"tasks.{task}.type"
@@ -110,7 +141,7 @@ def _traits(task: str, type_: str) -> tuple[str, tuple[str, ...], bool]:
     metrics = getattr(plugin, "metrics", None)
     if not isinstance(metrics, tuple) or not metrics or not all(isinstance(metric, str) for metric in metrics):
         raise ConfigError(f"{key}: {type_}: expected `metrics` to be a tuple of names, got {metrics!r}")
-    return name, metrics, plugin.has_labels
+    return Traits(name, metrics, plugin.has_labels, plugin.is_labelled)
 
 
 def _named(kind: str) -> str:

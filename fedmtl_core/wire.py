@@ -47,6 +47,7 @@ _TASK_TYPE_TO_PROTO: dict[str | None, pb.TaskType] = {
     None: pb.TASK_TYPE_UNSPECIFIED,
     "classification": pb.TASK_TYPE_CLASSIFICATION,
     "regression": pb.TASK_TYPE_REGRESSION,
+    "masked_lm": pb.TASK_TYPE_MASKED_LM,
 }
 _TASK_TYPE_FROM_PROTO = {proto: type_ for type_, proto in _TASK_TYPE_TO_PROTO.items()}
 

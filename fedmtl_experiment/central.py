@@ -97,7 +97,7 @@ def mixed(steps: Mapping[str, int], seed: int) -> list[str]:
 def endless(rows: EncodedRows, batch_size: int, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Batches of one pass over the rows after another, each in an order of its own."""
     generator = torch.Generator().manual_seed(seed)
-    loader = DataLoader(rows, batch_size=batch_size, shuffle=True, collate_fn=rows.collate, generator=generator)
+    loader = DataLoader(rows, batch_size=batch_size, shuffle=True, collate_fn=rows.collator(seed), generator=generator)
     while True:
         yield from loader
 

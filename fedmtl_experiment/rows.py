@@ -75,8 +75,9 @@ def write_jsonl(path: Path, spec: TaskSpec, rows: Rows) -> None:
     with path.open("w", encoding="utf-8") as file:
         for texts, label in zip(rows.texts, rows.labels, strict=True):
             columns = dict(zip(spec.text_columns, texts, strict=True))
-            value = spec.labels[int(label)] if spec.labels else label
-            file.write(json.dumps(columns | {spec.label_column: value}, ensure_ascii=False) + "\n")
+            if spec.is_labelled:
+                columns[spec.label_column] = spec.labels[int(label)] if spec.labels else label
+            file.write(json.dumps(columns, ensure_ascii=False) + "\n")
 
 
 def trivial_baseline(spec: TaskSpec, labels: Sequence[float]) -> float | None:

@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 
-from fedmtl_core.kinds import Array, TaskKind
+from fedmtl_core.kinds import Array, EncoderFacts, TaskKind
 
 
 class OrdinalHead(nn.Module):
@@ -34,8 +34,8 @@ class Ordinal(TaskKind):
     name = "ordinal"
     metrics = ("quadratic_kappa", "accuracy", "within_one")
 
-    def head(self, hidden_size: int, dropout: float) -> nn.Module:
-        return OrdinalHead(hidden_size, len(self.spec.labels), dropout)
+    def head(self, encoder: EncoderFacts, dropout: float) -> nn.Module:
+        return OrdinalHead(encoder.hidden_size, len(self.spec.labels), dropout)
 
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         is_above = targets[:, None] > torch.arange(outputs.shape[1], device=outputs.device)

@@ -187,12 +187,12 @@ def test_rows_become_padded_token_ids_and_labels_of_the_tasks_kind():
     tokenizer = load_tokenizer(TOY_MODEL)
     rows = Rows([("the film was great", "a movie"), ("the film", "a red car")], [1.5, 2.0])
     encoded = EncodedRows(rows, PRESETS["stsb"], tokenizer, max_length=8)
-    inputs, labels = encoded.collate([encoded[0], encoded[1]])
+    inputs, labels = encoded.collator(0)([encoded[0], encoded[1]])
     assert inputs["input_ids"].shape == (2, 8)  # the longer one was cut from 9
     assert inputs["attention_mask"].sum(dim=1).tolist() == [8, 8]
     assert labels.dtype == torch.float32
     classes = EncodedRows(Rows([("the film",)], [1]), SST2, tokenizer, max_length=8)
-    assert classes.collate([classes[0]])[1].dtype == torch.int64
+    assert classes.collator(0)([classes[0]])[1].dtype == torch.int64
 
 
 def test_rows_are_tokenised_once():
@@ -210,5 +210,5 @@ def test_rows_are_tokenised_once():
     rows = load_task_data(SST2, DataConfig(builtin="sst2")).train.head(10)
     encoded = EncodedRows(rows, SST2, Counting(), max_length=16)
     for _ in range(3):
-        encoded.collate([encoded[i] for i in range(10)])
+        encoded.collator(0)([encoded[i] for i in range(10)])
     assert calls == [10]

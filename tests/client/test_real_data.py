@@ -30,7 +30,7 @@ def test_every_row_of_the_real_tasks_is_read(task, train, validation, monkeypatc
     else:
         assert set(data.train.labels) == {0, 1}
     encoded = EncodedRows(data.validation.head(10), section.spec(task), load_tokenizer(str(SHARED / "bert-tiny")), 64)
-    inputs, labels = encoded.collate([encoded[i] for i in range(10)])
+    inputs, labels = encoded.collator(0)([encoded[i] for i in range(10)])
     assert inputs["input_ids"].shape[0] == len(labels) == 10
     assert inputs["token_type_ids"].any().item() == (task != "sst2")  # a second text or none
 

@@ -126,7 +126,7 @@ def test_evaluation_changes_nothing_and_gives_the_tasks_metrics():
 def test_the_evaluation_loss_is_the_mean_over_rows():
     spec, model, rows = setting(rows=70)  # batches of 64 and 6
     model.eval()
-    inputs, labels = rows.collate([rows[i] for i in range(70)])
+    inputs, labels = rows.collator(0)([rows[i] for i in range(70)])
     with torch.no_grad():
         expected = torch.nn.functional.cross_entropy(model("sst2", inputs), labels).item()
     assert Trainer(spec, PLAN, CPU).evaluate(model, rows)["loss"] == pytest.approx(expected, rel=1e-5)

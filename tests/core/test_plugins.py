@@ -16,7 +16,7 @@ from fedmtl_client.trainer import Trainer
 from fedmtl_core import config, plugins
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DataError, InvalidRequestError
-from fedmtl_core.kinds import TaskKind, measure, new_head
+from fedmtl_core.kinds import EncoderFacts, TaskKind, kind_of, measure, new_head
 from fedmtl_core.tasks import PRESETS
 from fedmtl_core.wire import plan_from_proto, plan_to_proto
 
@@ -30,7 +30,7 @@ from fedmtl_core.kinds import TaskKind
 class Count(TaskKind):
     metrics = ("closeness",)
     has_labels = False
-    def head(self, hidden_size, dropout): return nn.Linear(hidden_size, 1)
+    def head(self, encoder, dropout): return nn.Linear(encoder.hidden_size, 1)
     def loss(self, outputs, targets, reduction="mean"): return nn.functional.poisson_nll_loss(
         outputs[:, 0], targets, reduction=reduction)
     def measure(self, outputs, targets): return {"closeness": -abs(outputs[:, 0] - targets).mean()}
@@ -103,7 +103,7 @@ def test_what_is_no_plugin_is_told_with_the_setting_and_what_was_expected(module
     [
         (
             "tasks: {sst2: {type: grading}}",
-            r"tasks\.sst2\.type: expected classification, regression, or a class .*gr",
+            r"tasks\.sst2\.type: expected classification, regression, masked_lm, or a class .*gr",
         ),
         ("tasks: {sst2: {type: 'a b:C'}}", r"tasks\.sst2\.type: expected classification"),
         (
@@ -171,7 +171,7 @@ def test_a_kind_of_ones_own_is_the_tasks_in_every_place(module):
     loaded = task_of(f"{module(KIND)}:Count")
     spec = loaded.tasks["visits"].spec("visits")
     assert (spec.kind, spec.metrics, spec.main_metric) == ("Count", ("closeness",), "closeness")
-    assert isinstance(new_head(spec, 4, 0.0), nn.Linear)
+    assert isinstance(new_head(kind_of(spec), EncoderFacts(4), 0.0), nn.Linear)
     assert measure(spec, torch.tensor([[3.0], [5.0]]).numpy(), torch.tensor([4.0, 5.0]).numpy()) == {"closeness": -0.5}
     sent = plan_to_proto(loaded.plan("visits"))
     assert (sent.task_type, sent.task_kind) == (pb.TASK_TYPE_CUSTOM, "Count")
@@ -194,9 +194,11 @@ def test_a_kind_that_contradicts_itself_is_told(module):
 
 
 def test_a_kind_whose_methods_give_nothing_of_use_is_told(module):
-    spec = task_of(module(KIND.replace("return nn.Linear(hidden_size, 1)", "return None")) + ":Count").task_specs()[0]
+    spec = task_of(
+        module(KIND.replace("return nn.Linear(encoder.hidden_size, 1)", "return None")) + ":Count"
+    ).task_specs()[0]
     with pytest.raises(ConfigError, match=r"tasks\.visits\.type: .*: head\(\) gives no torch\.nn\.Module .* but None"):
-        new_head(spec, 4, 0.0)
+        new_head(kind_of(spec), EncoderFacts(4), 0.0)
     text = KIND.replace('"closeness": -abs(outputs[:, 0] - targets).mean()', '"closeness": float("nan")')
     spec = task_of(module(text) + ":Count").task_specs()[0]
     with pytest.raises(ConfigError, match=r"measure\(\) gives nan for 'closeness', not a number"):

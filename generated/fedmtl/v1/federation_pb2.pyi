@@ -48,6 +48,7 @@ class TaskType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_TYPE_CLASSIFICATION: _ClassVar[TaskType]
     TASK_TYPE_REGRESSION: _ClassVar[TaskType]
     TASK_TYPE_CUSTOM: _ClassVar[TaskType]
+    TASK_TYPE_MASKED_LM: _ClassVar[TaskType]
 
 class LocalOptimizer(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -108,6 +109,7 @@ TASK_TYPE_UNSPECIFIED: TaskType
 TASK_TYPE_CLASSIFICATION: TaskType
 TASK_TYPE_REGRESSION: TaskType
 TASK_TYPE_CUSTOM: TaskType
+TASK_TYPE_MASKED_LM: TaskType
 LOCAL_OPTIMIZER_UNSPECIFIED: LocalOptimizer
 LOCAL_OPTIMIZER_ADAMW: LocalOptimizer
 LOCAL_OPTIMIZER_SGD: LocalOptimizer
@@ -467,7 +469,7 @@ class Contribution(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., num_examples: _Optional[int] = ..., weight: _Optional[float] = ..., staleness: _Optional[int] = ..., norm: _Optional[float] = ..., clipped_to: _Optional[float] = ...) -> None: ...
 
 class TaskReport(_message.Message):
-    __slots__ = ("task", "num_updates", "num_examples", "encoder_share", "received_metrics", "trained_metrics")
+    __slots__ = ("task", "num_updates", "num_examples", "encoder_share", "received_metrics", "trained_metrics", "auxiliary_weight")
     class ReceivedMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -488,13 +490,15 @@ class TaskReport(_message.Message):
     ENCODER_SHARE_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_METRICS_FIELD_NUMBER: _ClassVar[int]
     TRAINED_METRICS_FIELD_NUMBER: _ClassVar[int]
+    AUXILIARY_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     task: str
     num_updates: int
     num_examples: int
     encoder_share: float
     received_metrics: _containers.ScalarMap[str, float]
     trained_metrics: _containers.ScalarMap[str, float]
-    def __init__(self, task: _Optional[str] = ..., num_updates: _Optional[int] = ..., num_examples: _Optional[int] = ..., encoder_share: _Optional[float] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    auxiliary_weight: float
+    def __init__(self, task: _Optional[str] = ..., num_updates: _Optional[int] = ..., num_examples: _Optional[int] = ..., encoder_share: _Optional[float] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., auxiliary_weight: _Optional[float] = ...) -> None: ...
 
 class RefusedUpdate(_message.Message):
     __slots__ = ("client_id", "task", "code", "reason")
@@ -537,7 +541,7 @@ class GetStatusResponse(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., waiting_for: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskStatus, _Mapping]]] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., last_report: _Optional[_Union[RoundReport, _Mapping]] = ..., model: _Optional[_Union[ModelSummary, _Mapping]] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
 
 class TaskStatus(_message.Message):
-    __slots__ = ("task", "min_clients", "connected_clients", "cohort_size", "reported_clients", "last_metrics")
+    __slots__ = ("task", "min_clients", "connected_clients", "cohort_size", "reported_clients", "last_metrics", "auxiliary")
     class LastMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -551,13 +555,15 @@ class TaskStatus(_message.Message):
     COHORT_SIZE_FIELD_NUMBER: _ClassVar[int]
     REPORTED_CLIENTS_FIELD_NUMBER: _ClassVar[int]
     LAST_METRICS_FIELD_NUMBER: _ClassVar[int]
+    AUXILIARY_FIELD_NUMBER: _ClassVar[int]
     task: str
     min_clients: int
     connected_clients: int
     cohort_size: int
     reported_clients: int
     last_metrics: _containers.ScalarMap[str, float]
-    def __init__(self, task: _Optional[str] = ..., min_clients: _Optional[int] = ..., connected_clients: _Optional[int] = ..., cohort_size: _Optional[int] = ..., reported_clients: _Optional[int] = ..., last_metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    auxiliary: bool
+    def __init__(self, task: _Optional[str] = ..., min_clients: _Optional[int] = ..., connected_clients: _Optional[int] = ..., cohort_size: _Optional[int] = ..., reported_clients: _Optional[int] = ..., last_metrics: _Optional[_Mapping[str, float]] = ..., auxiliary: _Optional[bool] = ...) -> None: ...
 
 class ClientStatus(_message.Message):
     __slots__ = ("client_id", "task", "connected", "in_cohort", "reported")
