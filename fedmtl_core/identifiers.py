@@ -27,5 +27,10 @@ def name_some(names: Sequence[str], at_most: int = 5) -> str:
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
+def name_task(task: str, *, auxiliary: bool) -> str:
+    """A task's name, such that people see that it is auxiliary if it is."""
+    return f"{task} (auxiliary)" if auxiliary else task
+
+
 def _shortened(value: str, limit: int = 80) -> str:
     return value if len(value) <= limit else f"{value[:limit]}… ({len(value)} characters)"

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedmtl_core.identifiers import name_task
+
 
 def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path, console: Console | None = None) -> None:
     """Print what a run came to, task by task, from the contents of its `results.json`."""
@@ -19,7 +21,9 @@ def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path, conso
         table.add_column(column, justify="right")
     for task, result in results.items():
         table.add_row(
-            task, result["metric"], *(_number(result[key]) for key in ("first", "last", "best", "best_round"))
+            name_task(task, auxiliary=result["auxiliary"]),
+            result["metric"],
+            *(_number(result[key]) for key in ("first", "last", "best", "best_round")),
         )
     console = console or Console()
     console.print(table)

@@ -23,6 +23,7 @@ from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.config import Config, LocalClient
 from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
+from fedmtl_core.identifiers import name_task
 from fedmtl_core.logs import JOINED
 from fedmtl_core.tables import results_table
 from fedmtl_local.processes import LoggedProcess, num_processors, stop_all, uninterrupted
@@ -218,21 +219,27 @@ class LocalRun:
         return failed
 
     def _start_clients(self, address: str) -> list[LoggedProcess]:
+        """Start all clients; first those of auxiliary tasks, for which no round waits to come."""
+        auxiliary, clients = self._config.auxiliary_tasks(), self._config.clients
+        first = [self._start_client(address, client) for client in clients if client.task in auxiliary]
+        give_up = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < give_up and any(not one.has_reached and one.returncode is None for one in first):
+            time.sleep(0.1)
+        return first + [self._start_client(address, client) for client in clients if client.task not in auxiliary]
+
+    def _start_client(self, address: str, client: LocalClient) -> LoggedProcess:
         threads = max(1, num_processors() // len(self._config.clients))
-        return [
-            self._start(
-                f"client-{client.client_id}",
-                "fedmtl_client",
-                [
-                    *("--client-id", client.client_id, "--task", client.task),
-                    *("--shard", client.shard, "--server", address),
-                    *_own_credentials(client),
-                ],
-                {"OMP_NUM_THREADS": str(threads)},
-                milestone=JOINED,
-            )
-            for client in self._config.clients
-        ]
+        return self._start(
+            f"client-{client.client_id}",
+            "fedmtl_client",
+            [
+                *("--client-id", client.client_id, "--task", client.task),
+                *("--shard", client.shard, "--server", address),
+                *_own_credentials(client),
+            ],
+            {"OMP_NUM_THREADS": str(threads)},
+            milestone=JOINED,
+        )
 
     def _start(
         self, name: str, module: str, arguments: list[str], environment: dict[str, str], milestone: str = ""
@@ -339,7 +346,7 @@ def _line(event: pb.WatchRoundsResponse, config: Config) -> str:
     for task in report.tasks:
         name = config.tasks[task.task].spec(task.task).main_metric
         value = f"{task.received_metrics[name]:.3f}" if name in task.received_metrics else "-"
-        metrics.append(f"{task.task} {value}")
+        metrics.append(f"{name_task(task.task, auxiliary=task.HasField('auxiliary_weight'))} {value}")
     clients = f"{sum(task.num_updates for task in report.tasks)} of {event.cohort_size} clients"
     if report.failed:
         clients += ": not enough, and given up"

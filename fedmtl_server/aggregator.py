@@ -24,10 +24,11 @@ from fedmtl_core.errors import AggregationError
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.plan import UpdateKind
 from fedmtl_core.scopes import SHARED, scope_of, task_of
+from fedmtl_server.auxiliary import Auxiliary, factors, scaled
 from fedmtl_server.combining import combine, inner_products
 from fedmtl_server.normalization import RoundSteps, Steps, step_weight
 from fedmtl_server.norms import NormRule, update_norms
-from fedmtl_server.task_weighting.base import RoundWeighting, TaskFacts, TaskWeighting, Weighed
+from fedmtl_server.task_weighting.base import RoundWeighting, TaskFacts, TaskWeighting
 
 _BLOCK = 2**19
 """Elements that are computed with at a time where there is a copy to make."""
@@ -110,7 +111,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What a round's updates came to. A scope that nobody sent is absent."""
+    """What a round's updates came to. A scope is absent if nobody sent it, or only tasks that count for nothing."""
 
     components: Mapping[str, Component] = field(default_factory=dict)
     """The new parameters by scope."""
@@ -154,7 +155,7 @@ class ComponentMean:
         Args:
             component: its parameters; or its delta, if `base` is given. It may be the very component that the mean
                 is to be in, the first time.
-            weight: at least 0.
+            weight: at least 0, finite; what it counts for beside the others.
             base: the parameters that the delta is to be added to.
             discount: what the delta is multiplied with.
             is_delta: False for parameters in spite of a base: what they differ from it by is the delta.
@@ -266,6 +267,8 @@ class RoundFold:
         norms: what becomes of updates by how far they move the model. Those that are to be refused aren't given here.
         bounds: by scope, the most that a delta's norm may be in this round.
         weighting: what each task counts for in what several share; None for its examples.
+        factors: by auxiliary task, what an example of it counts for in what several share, or its share is multiplied
+            with.
         normalization: whether a delta counts by the steps that its client took.
     """
 
@@ -275,9 +278,11 @@ class RoundFold:
         norms: NormRule = NO_NORMS,
         bounds: Mapping[str, float] | None = None,
         weighting: RoundWeighting | None = None,
+        factors: Mapping[str, float] | None = None,
         normalization: Normalization = "none",
     ):
         self._base = base
+        self._factors = factors or {}
         self._norms = norms
         self._bounds = (bounds or {}) if norms.action == "clip" else {}
         self._weighting = weighting
@@ -315,7 +320,7 @@ class RoundFold:
         for scope, component in update.components.items():
             means, task = self._means.setdefault(scope, {}), self._mean_of(scope, update)
             if task not in means:
-                keep = may_keep and update.num_examples > 0
+                keep = may_keep and self._weight(scope, update) > 0
                 means[task] = ComponentMean(component.layout, component if keep else None)
                 kept |= {scope} if keep else set()
             self._fold_component(means[task], scope, component, update)
@@ -332,20 +337,31 @@ class RoundFold:
 
     def _mean_of(self, scope: str, update: ClientUpdate) -> str:
         """Which of a component's means an update belongs to."""
-        weighted = self._weighting is not None and task_of(scope) is None
-        if (weighted or self._by_step) and scope not in self._base:
-            what = "weighting tasks" if weighted else "counting by step"
+        by_task = self._has_means_by_task(scope)
+        if (by_task or self._by_step) and scope not in self._base:
+            what = "weighting tasks" if by_task else "counting by step"
             raise AggregationError(f"{update.client_id}: {what} in {scope!r} needs the parameters that they start from")
-        if not weighted:
+        if not by_task:
             return ""
         self._base[scope].layout.require_same(update.components[scope].layout)
         return update.task
 
+    def _has_means_by_task(self, scope: str) -> bool:
+        return self._weighting is not None and task_of(scope) is None
+
+    def _factor(self, scope: str, task: str) -> int | Fraction:
+        """What an example of a task counts for in a component. In its own head it is what it always is."""
+        factor = 1 if task_of(scope) is not None else self._factors.get(task, 1)
+        return 1 if factor == 1 else Fraction(factor)
+
+    def _weight(self, scope: str, update: ClientUpdate) -> int | Fraction:
+        """What an update counts for in its mean; where that is its task's alone, the factor is for the close."""
+        factor = 1 if self._has_means_by_task(scope) else self._factor(scope, update.task)
+        weight = update.num_examples * factor
+        return step_weight(update.client_id, weight, update.num_steps) if self._by_step else weight
+
     def _fold_component(self, mean: ComponentMean, scope: str, component: Component, update: ClientUpdate) -> None:
-        is_delta = update.kind == "delta"
-        weight: int | Fraction = update.num_examples
-        if self._by_step:
-            weight = step_weight(update.client_id, update.num_examples, update.num_steps)
+        is_delta, weight = update.kind == "delta", self._weight(scope, update)
         if scope in update.clipped_to:
             scale = update.clipped_to[scope] / update.norms[scope] * update.discount
             mean.fold(component, weight, self._base[scope], scale, is_delta=is_delta)
@@ -365,29 +381,46 @@ class RoundFold:
         components, contributions, states = {}, {}, {}
         for scope, counted in self._counted.items():
             by_task = _examples_by_task(scope, counted)
-            steps = _round_steps(counted) if self._by_step else None
-            if "" in self._means[scope]:
-                factors = {"": float(steps.factor()) if steps else 1.0}
-                components[scope] = self._combined(scope, factors)
-                contributions[scope] = _contributions(scope, counted, by_task, steps=steps)
+            counts = [update.num_examples * self._factor(scope, update.task) for update in counted]
+            if not any(counts):
+                continue  # only auxiliary tasks that count for nothing: it stays as it is
+            steps = self._steps(scope, counted)
+            if self._has_means_by_task(scope):
+                factors = {task: float(steps.factor(task)) if steps else 1.0 for task in _counting(by_task)}
+                shares, states[scope] = self._weigh(scope, factors)
+                components[scope] = self._combined(scope, {task: shares[task] * factors[task] for task in factors})
+                parts = [shares.get(one.task, 0.0) * one.num_examples / (by_task[one.task] or 1) for one in counted]
             else:
-                tasks = _counting(by_task)
-                factors = {task: float(steps.factor(task)) if steps else 1.0 for task in tasks}
-                weighed = self._weigh(scope, factors)
-                shares = dict(zip(tasks, weighed.coefficients, strict=True))
-                coefficients = {task: share * factors[task] for task, share in shares.items()}
-                components[scope], states[scope] = self._combined(scope, coefficients), weighed.state
-                contributions[scope] = _contributions(scope, counted, by_task, shares, steps)
+                components[scope] = self._combined(scope, {"": float(steps.factor()) if steps else 1.0})
+                parts = [float(count / sum(counts)) for count in counts]
+            if steps:
+                parts = [part * steps.scale(one.num_steps) for part, one in zip(parts, counted, strict=True)]
+            contributions[scope] = _contributions(scope, counted, parts)
         return Aggregate(components, contributions, states)
 
-    def _weigh(self, scope: str, factors: Mapping[str, float]) -> Weighed:
-        """What the tasks count for, whose deltas are their means' differences from the base times these factors."""
+    def _steps(self, scope: str, counted: Sequence[ClientUpdate]) -> RoundSteps | None:
+        """The steps of a component's updates, if deltas count by step."""
+        if not self._by_step:
+            return None
+        return RoundSteps(
+            tuple(Steps(one.task, one.num_examples, one.num_steps, self._factor(scope, one.task)) for one in counted)
+        )
+
+    def _weigh(self, scope: str, factors: Mapping[str, float]) -> tuple[dict[str, float], Mapping[str, Any]]:
+        """What each task counts for in a component, and what the weighting remembers of it.
+
+        Args:
+            scope: the component's.
+            factors: by task, what its mean's difference from the base is multiplied with to be its delta.
+        """
         assert self._weighting is not None
-        means, products = self._means[scope], None
-        if self._weighting.weighting.needs_products:
+        rule, means, products = self._weighting.weighting, self._means[scope], None
+        if rule.needs_products:
             products = inner_products(self._base[scope], [means[task].runs for task in factors])
             products *= np.outer(list(factors.values()), list(factors.values()))
-        return self._weighting.weigh(scope, _facts(self._counted[scope], list(factors)), products)
+        weighed = self._weighting.weigh(scope, _facts(self._counted[scope], list(factors)), products)
+        coefficients = dict(zip(factors, weighed.coefficients, strict=True))
+        return scaled(coefficients, self._factors, are_shares=rule.gives_shares), weighed.state
 
     def _combined(self, scope: str, coefficients: Mapping[str, float]) -> Component:
         """A component of the base, moved by the means' differences from it times these coefficients."""
@@ -407,6 +440,7 @@ class MTLAggregator:
         norms: what becomes of updates by how far they move the model.
         weighting: what each task counts for in what several share; None for its examples.
         seed: the run's, for what the weighting leaves to chance.
+        auxiliary: by auxiliary task, what it counts for in what several share.
         normalization: whether a client's delta counts by the steps that it took; see `fedmtl_server.normalization`.
     """
 
@@ -415,26 +449,32 @@ class MTLAggregator:
         norms: NormRule = NO_NORMS,
         weighting: TaskWeighting | None = None,
         seed: int = 0,
+        auxiliary: Mapping[str, Auxiliary] | None = None,
         normalization: Normalization = "none",
     ):
         self.norms = norms
         self.normalization = normalization
         self._weighting = weighting
         self._seed = seed
+        self._auxiliary = auxiliary or {}
+
+    def factors(self, round_: int) -> dict[str, float]:
+        """By auxiliary task, what an example of it counts for in a round, counted from 1."""
+        return factors(self._auxiliary, round_)
 
     def start_round(
         self,
         base: Mapping[str, Component],
         bounds: Mapping[str, float] | None = None,
-        round_: int = 0,
+        round_: int = 1,
         states: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> RoundFold:
         """Begin a round whose updates come one after the other; see `RoundFold` and `RoundWeighting`."""
         weighting = RoundWeighting(self._weighting, round_, self._seed, states or {}) if self._weighting else None
-        return RoundFold(base, self.norms, bounds, weighting, self.normalization)
+        return RoundFold(base, self.norms, bounds, weighting, self.factors(round_), self.normalization)
 
     def aggregate_mtl_updates(
-        self, client_updates: Iterable[ClientUpdate], base: Mapping[str, Component] | None = None
+        self, client_updates: Iterable[ClientUpdate], base: Mapping[str, Component] | None = None, round_: int = 1
     ) -> dict[str, Any]:
         """Average a round's updates, all at hand.
 
@@ -442,6 +482,7 @@ class MTLAggregator:
             client_updates: in any order; the result is the same to the last bit.
             base: the model's components by scope, if any update is a delta, or tasks are weighted, or deltas count by
                 step.
+            round_: the round's number, counted from 1.
 
         Returns:
             `{"shared": {name: tensor}, "task_heads": {task: {name: tensor}}}` in the updates' dtypes. A task
@@ -452,7 +493,7 @@ class MTLAggregator:
         """
         updates = sorted(client_updates, key=lambda update: update.client_id)
         CohortOrder([update.client_id for update in updates])  # nobody twice
-        fold = self.start_round(base or {})
+        fold = self.start_round(base or {}, round_=round_)
         for update in updates:
             fold.fold(update)
         components = fold.close().components
@@ -514,53 +555,24 @@ def _examples_by_task(scope: str, counted: Sequence[ClientUpdate]) -> dict[str, 
     return by_task
 
 
-def _round_steps(counted: Sequence[ClientUpdate]) -> RoundSteps:
-    return RoundSteps(tuple(Steps(one.task, one.num_examples, one.num_steps) for one in counted))
-
-
 def _counting(by_task: Mapping[str, int]) -> list[str]:
     """The tasks that count for anything, by name: whoever was faster."""
     return sorted(task for task, num_examples in by_task.items() if num_examples)
 
 
-def _contributions(
-    scope: str,
-    counted: Sequence[ClientUpdate],
-    by_task: Mapping[str, int],
-    shares: Mapping[str, float] | None = None,
-    steps: RoundSteps | None = None,
-) -> list[Contribution]:
-    """Who counted in a component, and with what weight.
-
-    Args:
-        scope: the component's.
-        counted: the updates.
-        by_task: their examples.
-        shares: what each task counts for; None for its examples.
-        steps: theirs, if deltas count by step.
-    """
-    total = sum(by_task.values())
-    effective = steps.effective if steps else None
-
-    def weight(update: ClientUpdate) -> float:
-        scale = 1.0 if effective is None else float(effective / update.num_steps)
-        if shares is None:
-            return update.num_examples / total * scale
-        if update.task not in shares:
-            return 0.0
-        return shares[update.task] * update.num_examples / by_task[update.task] * scale
-
+def _contributions(scope: str, counted: Sequence[ClientUpdate], weights: Sequence[float]) -> list[Contribution]:
+    """Who counted in a component, and with what weight before any discount."""
     return [
         Contribution(
             update.client_id,
             update.task,
             update.num_examples,
-            weight(update) * update.discount,
+            weight * update.discount,
             update.staleness,
             update.norms.get(scope),
             update.clipped_to.get(scope),
         )
-        for update in counted
+        for update, weight in zip(counted, weights, strict=True)
     ]
 
 

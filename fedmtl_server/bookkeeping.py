@@ -39,6 +39,7 @@ def round_report(
     engine: RoundEngine,
     aggregate: Aggregate,
     heads: Mapping[str, str],
+    factors: Mapping[str, float],
     *,
     weighting_states: Mapping[str, Mapping[str, Any]],
     duration_s: float,
@@ -52,6 +53,7 @@ def round_report(
         engine: which still has the round's cohort.
         aggregate: what came of it.
         heads: the scope of each task's head.
+        factors: by auxiliary task, what an example of it counts for in the encoder.
         weighting_states: by scope, what the task weighting remembers now.
         duration_s: from its opening to now.
         aggregation_s: how much of that its average took.
@@ -64,7 +66,7 @@ def round_report(
         opened_at_unix_ms=facts.opened_at_unix_ms,
         duration_s=duration_s,
         components=component_reports(aggregate),
-        tasks=task_reports(heads, members, aggregate, engine.round),
+        tasks=task_reports(heads, members, aggregate, engine.round, factors),
         missing_clients=[member.client_id for member in members if not member.reported],
         refused=list(facts.refused),
         num_refused=facts.num_refused,
@@ -151,6 +153,7 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
             updates=task.num_updates,
             examples=task.num_examples,
             encoder_share=task.encoder_share,
+            **({} if task.auxiliary_weight is None else {"auxiliary_weight": task.auxiliary_weight}),
             received=dict(task.received_metrics),
             trained=dict(task.trained_metrics),
         )

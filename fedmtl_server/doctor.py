@@ -150,7 +150,13 @@ def tasks(config: Config) -> Iterator[Finding]:
     if not config.tasks:
         yield fail("tasks", "there are none", "name at least one, such as `tasks: {sst2: {}}`")
         return
-    needed = ", ".join(f"{name} {task.min_clients}" for name, task in config.tasks.items())
+    if not config.tasks.keys() - config.auxiliary_tasks():
+        yield fail("tasks", "all of them are auxiliary", "at least one has to be another, or no round ever opens")
+        return
+    needed = ", ".join(
+        f"{name} {'none, it is auxiliary' if task.auxiliary else task.min_clients}"
+        for name, task in config.tasks.items()
+    )
     yield ok("tasks", f"clients that a round needs: {needed}")
 
 

@@ -89,7 +89,7 @@ class Federation:
         self.last_report: RoundReport | None = None
         """Of the round before."""
         self._model = model
-        self._measured = Measurements(specs)
+        self._measured = Measurements(specs, rules.auxiliary)
         self._aggregator = aggregator
         self._optimizer = optimizer
         self._early_stopping = early_stopping
@@ -618,7 +618,7 @@ class Federation:
     def _stop_training_if_due(self) -> None:
         if self._early_stopping is None or self._engine.purpose != "train":
             return
-        if self._early_stopping.is_due(self._measured.by_round):
+        if self._early_stopping.is_due(self._measured.that_may_stop()):
             self._engine.stop_training()
             self._log.warning("training.stopped", reason=f"no better for {self._early_stopping.patience} rounds")
 
@@ -705,6 +705,7 @@ class Federation:
             self._engine,
             aggregate,
             {task: self._model.scopes_for(task)[-1] for task in self._model.tasks},
+            self._aggregator.factors(self._engine.round),
             weighting_states={**self._weighting_states, **aggregate.weighting_states},
             duration_s=self._clock() - self._engine.opened_at,
             aggregation_s=aggregation_s,

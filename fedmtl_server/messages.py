@@ -192,6 +192,7 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
                 encoder_share=task.encoder_share,
                 received_metrics=task.received_metrics,
                 trained_metrics=task.trained_metrics,
+                auxiliary_weight=task.auxiliary_weight,
             )
             for task in report.tasks
         ],
@@ -224,6 +225,7 @@ def status_to_proto(status: Status) -> pb.GetStatusResponse:
                 cohort_size=task.cohort_size,
                 reported_clients=task.reported_clients,
                 last_metrics=task.last_metrics,
+                auxiliary=task.auxiliary,
             )
             for task in status.tasks
         ],

@@ -28,9 +28,16 @@ class Steps:
     task: str
     num_examples: int
     num_steps: int
+    factor: int | Fraction = 1
+    """What an example of its task counts for."""
+
+    @property
+    def weight(self) -> int | Fraction:
+        """n, as much as it counts for beside other tasks'."""
+        return self.num_examples * self.factor
 
 
-def step_weight(client_id: str, num_examples: int, num_steps: int) -> Fraction:
+def step_weight(client_id: str, weight: int | Fraction, num_steps: int) -> Fraction:
     """What a delta weighs in the running mean: n / τ.
 
     Raises:
@@ -38,7 +45,7 @@ def step_weight(client_id: str, num_examples: int, num_steps: int) -> Fraction:
     """
     if num_steps < 1:
         raise AggregationError(f"{client_id}: expected num_steps of at least 1, got {num_steps}")
-    return Fraction(num_examples, num_steps)
+    return Fraction(weight) / num_steps
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,15 @@ class RoundSteps:
     """The steps of all who share a component in a round.
 
     Args:
-        parts: theirs; their examples are not all 0.
+        parts: theirs; their weights are not all 0.
     """
 
     parts: tuple[Steps, ...]
 
     @property
     def effective(self) -> Fraction:
-        """τ_eff, by the examples of all of them: also where tasks weigh something else, it is one for all tasks."""
-        return _mean((Fraction(part.num_steps), part.num_examples) for part in self.parts)
+        """τ_eff, by the examples of all of them: also where tasks are weighted, it is one for all tasks."""
+        return _mean((Fraction(part.num_steps), part.weight) for part in self.parts)
 
     def factor(self, task: str | None = None) -> Fraction:
         """What the mean of weights n / τ is multiplied with: τ_eff Σ p / τ, with p the shares within that mean.
@@ -62,10 +69,16 @@ class RoundSteps:
         Args:
             task: whose mean it is; None for all tasks'. Its examples are not all 0.
         """
-        mine = [part for part in self.parts if task in (None, part.task)]
-        return self.effective * _mean((Fraction(1, part.num_steps), part.num_examples) for part in mine)
+        weighted = [(part, part.weight) for part in self.parts]
+        if task is not None:
+            weighted = [(part, part.num_examples) for part in self.parts if part.task == task]
+        return self.effective * _mean((Fraction(1, part.num_steps), weight) for part, weight in weighted)
+
+    def scale(self, num_steps: int) -> float:
+        """What a delta of so many steps counts for against one of τ_eff steps."""
+        return float(self.effective / num_steps)
 
 
-def _mean(weighted: Iterable[tuple[Fraction, int]]) -> Fraction:
+def _mean(weighted: Iterable[tuple[Fraction, int | Fraction]]) -> Fraction:
     pairs = list(weighted)
     return sum((value * weight for value, weight in pairs), Fraction()) / sum(weight for _, weight in pairs)

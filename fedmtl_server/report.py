@@ -34,6 +34,8 @@ class TaskReport:
     """Of the model the round began with: mean over the task's clients, weighted by what they evaluated on."""
     trained_metrics: Mapping[str, float]
     """Likewise, of the clients' own models after training."""
+    auxiliary_weight: float | None = None
+    """What an example of it counted for in the encoder, if the task is auxiliary; None if it isn't."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,22 @@ def component_reports(aggregate: Aggregate) -> list[ComponentReport]:
     ]
 
 
-def task_reports(tasks: Iterable[str], cohort: Iterable[Member], aggregate: Aggregate, round_: int) -> list[TaskReport]:
-    """What a round's cohort reported, task by task. Who began with an older model says nothing of the round's own."""
+def task_reports(
+    tasks: Iterable[str],
+    cohort: Iterable[Member],
+    aggregate: Aggregate,
+    round_: int,
+    factors: Mapping[str, float],
+) -> list[TaskReport]:
+    """What a round's cohort reported, task by task. Who began with an older model says nothing of the round's own.
+
+    Args:
+        tasks: the run's.
+        cohort: the round's.
+        aggregate: what came of it.
+        round_: its number.
+        factors: by auxiliary task, what an example of it counts for in the encoder.
+    """
     claims = [member.claim for member in cohort if member.claim is not None]
     encoder = aggregate.contributions.get(SHARED, ())
     reports = []
@@ -124,6 +140,7 @@ def task_reports(tasks: Iterable[str], cohort: Iterable[Member], aggregate: Aggr
                     [(claim, claim.received_metrics) for claim in mine if claim.base_round == round_]
                 ),
                 trained_metrics=_mean_metrics([(claim, claim.trained_metrics) for claim in mine]),
+                auxiliary_weight=factors.get(task),
             )
         )
     return reports

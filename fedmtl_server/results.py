@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ class TaskResult:
 
     metric: str
     by_round: Mapping[int, float]
+    auxiliary: bool = False
 
     @property
     def first(self) -> float | None:
@@ -33,7 +34,8 @@ class TaskResult:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskResult:
         """What `to_dict` gave, as JSON has it."""
-        return cls(values["metric"], {int(round_): value for round_, value in values["by_round"].items()})
+        by_round = {int(round_): value for round_, value in values["by_round"].items()}
+        return cls(values["metric"], by_round, values["auxiliary"])
 
     def to_dict(self) -> dict[str, Any]:
         best = self.best_round
@@ -51,9 +53,11 @@ class Measurements:
 
     Args:
         specs: the tasks.
+        auxiliary: those of them that are auxiliary.
     """
 
-    def __init__(self, specs: Iterable[TaskSpec]):
+    def __init__(self, specs: Iterable[TaskSpec], auxiliary: Collection[str] = ()):
+        self._auxiliary = auxiliary
         self._metric_of = {spec.name: spec.main_metric for spec in specs}
         self.by_round: dict[str, dict[int, float]] = {task: {} for task in self._metric_of}
         """By task, its main metric by the number of the model measured."""
@@ -73,7 +77,14 @@ class Measurements:
 
     def results(self) -> dict[str, TaskResult]:
         """Every task's main metric by round."""
-        return {task: TaskResult(metric, dict(self.by_round[task])) for task, metric in self._metric_of.items()}
+        return {
+            task: TaskResult(metric, dict(self.by_round[task]), task in self._auxiliary)
+            for task, metric in self._metric_of.items()
+        }
+
+    def that_may_stop(self) -> dict[str, dict[int, float]]:
+        """What early stopping looks at: `by_round` without auxiliary tasks."""
+        return {task: measured for task, measured in self.by_round.items() if task not in self._auxiliary}
 
     def best_rounds(self) -> set[int]:
         """The rounds whose models were the best of a task."""
@@ -91,7 +102,9 @@ def plot(results: Mapping[str, TaskResult], path: Path) -> None:
     axes = figure.add_subplot()
     for task, result in results.items():
         rounds = sorted(result.by_round)
-        axes.plot(rounds, [result.by_round[r] for r in rounds], marker="o", label=f"{task} ({result.metric})")
+        label = f"{task} ({result.metric}{', auxiliary' if result.auxiliary else ''})"
+        style = "--" if result.auxiliary else "-"
+        axes.plot(rounds, [result.by_round[r] for r in rounds], style, marker="o", label=label)
     axes.set(xlabel="round (0: before the first)", ylabel="metric of the shared model")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -67,6 +67,9 @@ class RoundRules:
     num_rounds: int
     min_clients: Mapping[str, int]
     """The quorum by task: clients needed for a round to open, and updates for it to be complete."""
+    auxiliary: frozenset[str] = frozenset()
+    """Tasks whose clients neither open a round nor fill an asynchronous one's buffer. In its cohort, they are waited
+    for as others are."""
     deadline_s: float = 600.0
     """A round closes this long after it opened."""
     task_deadline_s: Mapping[str, float] = field(default_factory=dict)
@@ -176,7 +179,7 @@ class RoundEngine:
 
     def join(self, client_id: str, task: str, now: float) -> None:
         """A client has connected (again)."""
-        if self.phase is Phase.WAITING and not self._present:
+        if self.phase is Phase.WAITING and not self._somebody_counts:
             self._waiting_since = now  # after a time without anybody, everybody gets the time to come back
         self._present[client_id] = task
         self._not_waited_for.discard(task)
@@ -368,7 +371,7 @@ class RoundEngine:
         until, text = None, ""
         if self.phase is Phase.WAITING:
             needs = [f"{n} more {task} client{'s' if n > 1 else ''}" for task, n in self._lacking().items()]
-            until, text = self._waits_until, ", ".join(needs) or ("" if self._present else "a client")
+            until, text = self._waits_until, ", ".join(needs) or ("" if self._somebody_counts else self._anybody)
         elif self.phase is Phase.OPEN and (awaited := self._awaited()):
             needed, goal = self._needed()
             names = name_some([f"{member.client_id} ({member.task})" for member in awaited])
@@ -378,9 +381,18 @@ class RoundEngine:
     @property
     def _waits_until(self) -> float | None:
         """When the run goes on without a quorum; None for never. The first round waits for its own without end."""
-        if self.round > 1 and (self._present or self.purpose == "evaluate"):
+        if self.round > 1 and (self._somebody_counts or self.purpose == "evaluate"):
             return self._waiting_since + self.rules.quorum_timeout_s
         return None
+
+    @property
+    def _somebody_counts(self) -> bool:
+        """Whether a client is there whose task isn't auxiliary: without one, a round would be nobody's."""
+        return any(task not in self.rules.auxiliary for task in self._present.values())
+
+    @property
+    def _anybody(self) -> str:
+        return "a client of a task that isn't auxiliary" if self.rules.auxiliary else "a client"
 
     def _lacking(self) -> dict[str, int]:
         """By task, how many clients the quorum still needs."""
@@ -394,7 +406,7 @@ class RoundEngine:
     def _may_open(self, now: float) -> bool:
         if self._waits_until is not None and now >= self._waits_until:
             return True  # a run whose training is done ends with nobody there, without a last evaluation
-        return bool(self._present) and not self._lacking()
+        return self._somebody_counts and not self._lacking()
 
     def _open(self, now: float) -> Step:
         # A task that was waited for in vain isn't waited for again until one of its clients comes.
@@ -421,15 +433,16 @@ class RoundEngine:
     def _has_enough(self) -> bool:
         """Whether there is nothing to wait for, even if somebody may still report."""
         if self.asynchronous:
-            return self._reported().total() >= self.asynchronous.buffer_size
+            return self._num_counting(self._reported()) >= self.asynchronous.buffer_size
         return self._needed()[0] == 0
 
     def _needed(self) -> tuple[int, int]:
         """How many updates the open round still waits for, and of how many."""
         reported = self._reported()
         if self.asynchronous:
-            goal = min(self.asynchronous.buffer_size, len(self._cohort))
-            return max(0, goal - reported.total()), goal
+            members = Counter(member.task for member in self._cohort.values())
+            goal = min(self.asynchronous.buffer_size, self._num_counting(members))
+            return max(0, goal - self._num_counting(reported)), goal
         goals = self._goals()
         return sum(max(0, goal - reported[task]) for task, goal in goals.items()), sum(goals.values())
 
@@ -447,6 +460,10 @@ class RoundEngine:
             return members
         rule, min_clients = self.rules.cohort, self.rules.min_clients
         return {task: rule.goal(count, min_clients.get(task, 0)) for task, count in members.items()}
+
+    def _num_counting(self, by_task: Mapping[str, int]) -> int:
+        """How many of the numbers by task are those of tasks that aren't auxiliary."""
+        return sum(count for task, count in by_task.items() if task not in self.rules.auxiliary)
 
     def _reported(self) -> Counter[str]:
         """Updates by task."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedmtl_core.errors import ConfigError, StoreError, UserError
+from fedmtl_core.identifiers import name_task
 from fedmtl_core.scopes import SHARED, task_of
 from fedmtl_server.lock import FILE_NAME as _LOCK
 from fedmtl_server.lock import is_held
@@ -116,7 +117,7 @@ def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json =
             run = place.run
             shown = ", ".join(f"{task} {one['metric']} {one['value']:.3f}" for task, one in metrics.items())
             rounds = f"{done}/{run.num_rounds}"
-            tasks = ", ".join(run.tasks)
+            tasks = _tasks_text(run)
             state = place.state + (" (early stopping)" if place.stopped_early else "")
             table.add(run.run_id[:8], _time(run.created_at_unix_ms), state, tasks, rounds, shown, place.folder)
         table.show()
@@ -317,7 +318,7 @@ def _show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upd
         state=f"{place.state}, {done} of {run.num_rounds} rounds{_why_early(place)}",
         created=_time(run.created_at_unix_ms) + finished,
         model=run.base_model,
-        tasks=", ".join(run.tasks),
+        tasks=_tasks_text(run),
         folder=place.folder,
     )
     if len(rounds) < 2:
@@ -328,7 +329,7 @@ def _show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upd
     table = _Table(
         "Metrics are of the model that the round began with; beside them, each task's share of the encoder",
         *columns,
-        *(f"{task}\n{main.get(task, '')}" for task in run.tasks),
+        *(f"{name_task(task, auxiliary=task in _auxiliary(run))}\n{main.get(task, '')}" for task in run.tasks),
     )
     for one in rounds[1:]:
         facts = _round_facts(one, by_round[one.round])
@@ -363,6 +364,15 @@ def _metric_and_share(name: str | None, task: Mapping[str, Any]) -> str:
     value = values.get(name) if name else next(iter(values.values()), None)
     share = task.get("encoder_share", 0.0)
     return ("-" if value is None else f"{value:.3f}") + (f" {share:.0%}" if share else "")
+
+
+def _auxiliary(run: RunRecord) -> set[str]:
+    """The run's auxiliary tasks."""
+    return {task for task, section in (run.config.get("tasks") or {}).items() if section.get("auxiliary")}
+
+
+def _tasks_text(run: RunRecord) -> str:
+    return ", ".join(name_task(task, auxiliary=task in _auxiliary(run)) for task in run.tasks)
 
 
 def _main_metrics(run: RunRecord) -> dict[str, str]:
@@ -415,6 +425,7 @@ def _summary(place: Place, rounds_done: int) -> dict[str, Any]:
         "finished_at_unix_ms": run.finished_at_unix_ms,
         "base_model": run.base_model,
         "tasks": list(run.tasks),
+        "auxiliary_tasks": [task for task in run.tasks if task in _auxiliary(run)],
         "rounds_done": rounds_done,
         "num_rounds": run.num_rounds,
         "stopped_early": place.stopped_early,
@@ -473,7 +484,9 @@ def _tasks_table(report: Mapping[str, Any]) -> _Table:
     for task in report["tasks"]:
         metrics = (_metrics_text(task["received_metrics"]), _metrics_text(task["trained_metrics"]))
         share = f"{task['encoder_share']:.1%}"
-        table.add(task["task"], task["num_updates"], task["num_examples"], share, *metrics)
+        weight = task.get("auxiliary_weight")  # older reports don't say
+        name = task["task"] if weight is None else f"{task['task']} (auxiliary, {weight:.3g} an example)"
+        table.add(name, task["num_updates"], task["num_examples"], share, *metrics)
     return table
 
 
@@ -544,6 +557,8 @@ def _flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[st
     row |= {name: report.get(name) for name in ("duration_s", "aggregation_s", "bytes_received", "bytes_sent")}
     for task in report.get("tasks", ()):
         here = {name: task[name] for name in ("num_updates", "num_examples", "encoder_share")}
+        if task.get("auxiliary_weight") is not None:
+            here["auxiliary_weight"] = task["auxiliary_weight"]
         here |= _prefixed("received.", task["received_metrics"]) | _prefixed("trained.", task["trained_metrics"])
         row |= _prefixed(f"{task['task']}.", here)
     return row | _prefixed("checkpoint.", record.checkpoint or {})

@@ -19,6 +19,7 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.scopes import SHARED
 from fedmtl_server import reflection
 from fedmtl_server.aggregator import MTLAggregator
+from fedmtl_server.auxiliary import Auxiliary
 from fedmtl_server.buffers import BufferPool
 from fedmtl_server.cohorts import CohortRule
 from fedmtl_server.federation import Federation
@@ -81,6 +82,8 @@ class Server:
         require_safe(config)
         if not config.tasks:
             raise ConfigError("tasks: name at least one task, such as `tasks: {sst2: {}}`")
+        if not config.tasks.keys() - config.auxiliary_tasks():
+            raise ConfigError(f"tasks: {', '.join(config.tasks)}: at least one has to be another than auxiliary")
         self.address = ""
         self.store: RunStore
         self.federation: Federation
@@ -223,7 +226,11 @@ class Server:
             model=self._model,
             specs=config.task_specs(),
             aggregator=MTLAggregator(
-                _norms(config), self._weighting, config.training.seed, config.aggregation.normalization
+                _norms(config),
+                self._weighting,
+                config.training.seed,
+                _auxiliary(config),
+                config.aggregation.normalization,
             ),
             rules=_rules(config),
             plans={task: config.plan(task) for task in config.tasks},
@@ -298,6 +305,7 @@ def _rules(config: Config) -> RoundRules:
     return RoundRules(
         num_rounds=config.training.num_rounds,
         min_clients={name: task.min_clients for name, task in tasks.items()},
+        auxiliary=config.auxiliary_tasks(),
         deadline_s=rounds.deadline_s,
         task_deadline_s={name: task.deadline_s for name, task in tasks.items() if task.deadline_s is not None},
         quorum_timeout_s=rounds.quorum_timeout_s,
@@ -320,6 +328,11 @@ def _rules(config: Config) -> RoundRules:
 def _norms(config: Config) -> NormRule:
     section = config.robustness.norms
     return NormRule(section.action, section.bound, section.median_factor, section.window)
+
+
+def _auxiliary(config: Config) -> dict[str, Auxiliary]:
+    sections = {name: task.auxiliary for name, task in config.tasks.items()}
+    return {name: Auxiliary(one.weight, one.decay) for name, one in sections.items() if one is not None}
 
 
 def _early_stopping(config: Config) -> EarlyStopping | None:

@@ -20,6 +20,7 @@ class TaskStatus:
     cohort_size: int
     reported_clients: int
     last_metrics: Mapping[str, float]
+    auxiliary: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def task_statuses(
             cohort_size=sum(member.task == task for member in members),
             reported_clients=sum(member.task == task and member.reported for member in members),
             last_metrics=last_metrics.get(task, {}),
+            auxiliary=task in engine.rules.auxiliary,
         )
         for task in tasks
     ]

@@ -104,6 +104,8 @@ def round_point(report: RoundReport) -> RoundPoint:
         metrics[f"updates/{task.task}"] = task.num_updates
         metrics[f"examples/{task.task}"] = task.num_examples
         metrics[f"encoder_share/{task.task}"] = task.encoder_share
+        if task.auxiliary_weight is not None:
+            metrics[f"auxiliary_weight/{task.task}"] = task.auxiliary_weight
     for component in report.components:
         metrics |= _norms(component)
     metrics |= {

@@ -59,6 +59,7 @@ class _Own(TaskWeighting):
         with plugins.blamed(_KEY, reference):
             self._own = make(settings)
             self.needs_products = bool(self._own.needs_products)
+            self.gives_shares = bool(self._own.gives_shares)
 
     def weigh(self, round_: TaskRound) -> Weighed:
         with plugins.blamed(_KEY, self._reference):

@@ -15,6 +15,8 @@ from fedmtl_server.task_weighting.base import LEAST_LOSS, TaskRound, TaskWeighti
 class FAMO(TaskWeighting):
     """p ∝ softmax(ξ) / ℓ."""
 
+    gives_shares = True
+
     def weigh(self, round_: TaskRound) -> Weighed:
         logits: dict[str, float] = dict(round_.state.get("logits", {}))
         before: dict[str, float] = round_.state.get("log_losses", {})

@@ -22,6 +22,7 @@ class GradNorm(TaskWeighting):
     """p ∝ w, and then w -= η sign(w ‖Δ‖ - Ḡ r^α) ‖Δ‖, with ‖Δ‖ relative to the tasks' mean."""
 
     needs_products = True
+    gives_shares = True
 
     def weigh(self, round_: TaskRound) -> Weighed:
         assert round_.products is not None

@@ -15,12 +15,16 @@ class Examples(TaskWeighting):
     """As much as its clients trained on. By itself it is the plain average, which needs no weighting: it is for others'
     company, as with `scaling`."""
 
+    gives_shares = True
+
     def weigh(self, round_: TaskRound) -> Weighed:
         return Weighed(shares([one.num_examples for one in round_.tasks]))
 
 
 class Uniform(TaskWeighting):
     """Every task the same: p = 1/T of the T tasks that take part in the round."""
+
+    gives_shares = True
 
     def weigh(self, round_: TaskRound) -> Weighed:
         return Weighed(shares([1.0] * len(round_.tasks)))
@@ -29,12 +33,16 @@ class Uniform(TaskWeighting):
 class Fixed(TaskWeighting):
     """As the configuration says, in proportion among the tasks that take part in the round."""
 
+    gives_shares = True
+
     def weigh(self, round_: TaskRound) -> Weighed:
         return Weighed(shares([self.settings.weights[one.task] for one in round_.tasks]))
 
 
 class Temperature(TaskWeighting):
     """p ∝ n^(1/T): at T = 1 a task counts as its examples do, and the higher T, the more alike all are."""
+
+    gives_shares = True
 
     def weigh(self, round_: TaskRound) -> Weighed:
         if self.settings.temperature == 1:

@@ -18,6 +18,8 @@ MOST_RATIO = 10.0
 class Uncertainty(TaskWeighting):
     """p ∝ 1/σ², and then s += η ½ (L/σ² - 1)."""
 
+    gives_shares = True
+
     def weigh(self, round_: TaskRound) -> Weighed:
         known: dict[str, float] = dict(round_.state.get("log_variances", {}))
         now = [known.get(one.task, 0.0) for one in round_.tasks]

@@ -195,8 +195,8 @@ def test_an_evaluation_in_which_nothing_was_masked_is_told():
 
 
 def test_a_subclass_with_a_name_of_its_own_masks_otherwise(tmp_path, monkeypatch):
-    text = "from fedmtl_core.masked_lm import MaskedLM\n\n\nclass Half(MaskedLM):\n    name = 'half'\n    mask_probability = 0.5\n"
-    (tmp_path / "half_masked.py").write_text(text)
+    body = "class Half(MaskedLM):\n    name = 'half'\n    mask_probability = 0.5\n"
+    (tmp_path / "half_masked.py").write_text(f"from fedmtl_core.masked_lm import MaskedLM\n{body}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     spec = TaskSpec("texts", "half_masked:Half", ("sentence",), "")
