@@ -83,8 +83,8 @@ class TaskWeighting(ABC):
     needs_products: bool = False
     """Whether it looks at the deltas: `TaskRound.products` cost a pass over them."""
     gives_shares: bool = False
-    """Whether its coefficients always add up to 1, before `scaling`. What an auxiliary task's weight takes from it then goes to the
-    others, in proportion; else its coefficient is multiplied, and theirs stay as they are."""
+    """Whether its coefficients always add up to 1, before `scaling`. What an auxiliary task's weight takes from it then
+    goes to the others, in proportion; else its coefficient is multiplied, and theirs stay as they are."""
 
     def __init__(self, settings: WeightingSettings):
         self.settings = settings

@@ -418,7 +418,7 @@ def test_the_table_of_results_says_which_task_is_auxiliary(tmp_path):
 
 
 def test_steps_of_an_auxiliary_task_count_in_the_effective_number_as_its_examples_do():
-    """n = 1 and 1 at a weight of ½: p = 2/3 and 1/3, τ_eff = 2/3 · 2 + 1/3 · 8 = 4; 4 (2/3 · 6/2 + 1/3 · 8/8) = 28/3."""
+    """1 and ½ · 1 examples: p = 2/3 and 1/3, τ_eff = 2/3 · 2 + 1/3 · 8 = 4; 4 (2/3 · 6/2 + 1/3 · 8/8) = 28/3."""
     deltas = {"sst2": (6.0, 2), "mlm": (8.0, 8)}
     updates = [
         dataclasses.replace(
