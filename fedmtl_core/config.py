@@ -36,7 +36,9 @@ CohortSelection = Literal["all", "fraction", "over_select"]
 Durability = Literal["memory", "process", "power"]
 NormAction = Literal["none", "report", "clip", "refuse"]
 Normalization = Literal["none", "fednova"]
+ClientSelection = Literal["server", "round_robin", "random"]
 TrackerName = Literal["tensorboard", "mlflow"]
+TASK_SELECTIONS = ("round_robin", "loss", "quorum")
 OPTIMIZERS = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
 TASK_WEIGHTINGS = (
     "examples",
@@ -165,6 +167,12 @@ class RoundsConfig(_Section):
     cohort_fraction: float = Field(0.5, gt=0, le=1, description="For `fraction`: its share")
     cohort_size: int = Field(1, ge=1, description="For `over_select`: updates of each task that are enough")
     cohort_extra: int = Field(0, ge=0, description="For `over_select`: clients of each task that are asked besides")
+    task_selection: str = Field(
+        "round_robin",
+        description="Which task a client has in a round that has several and leaves it to the server: "
+        f"{', '.join(TASK_SELECTIONS)}, or a class of your own as `module:Name`; each keeps quorums first. "
+        "docs/task-selection.md says how",
+    )
     mode: Literal["sync", "async"] = Field(
         "sync", description="`sync`: all start from the round's model; `async`: a round is so many updates (FedBuff)"
     )
@@ -175,6 +183,11 @@ class RoundsConfig(_Section):
     max_staleness: int = Field(10, ge=0, description="For `async`: updates that started more commits ago are refused")
     transfer_timeout_s: float = Field(30.0, gt=0, description="A transfer without progress for this long is given up")
     report_interval_s: float = Field(10.0, gt=0, description="How often the log says what a round is waiting for")
+
+    @field_validator("task_selection")
+    @classmethod
+    def _known_selection(cls, name: str) -> str:
+        return _known_or_plugin(name, TASK_SELECTIONS)
 
 
 class NormsConfig(_Section):
@@ -491,6 +504,14 @@ class EarlyStoppingConfig(_Section):
 class ClientConfig(_Section):
     """How a client behaves on its own machine."""
 
+    tasks: list[str] | None = Field(
+        None, description="The tasks it has rows for, where neither `--task` nor its entry in `clients` says"
+    )
+    selection: ClientSelection = Field(
+        "server",
+        description="With several tasks, who says which it has in a round: the `server` (`rounds.task_selection`), or "
+        "the client itself, one after the other (`round_robin`) or at `random`",
+    )
     reconnect_s: float = Field(300.0, ge=0, description="How long to try to reach a server that is away")
     num_threads: int | None = Field(None, ge=1, description="Threads PyTorch may use; its own choice if not given")
     token_file: Path | None = Field(
@@ -499,6 +520,11 @@ class ClientConfig(_Section):
     tls_ca: Path | None = Field(None, description="The CA of the server's certificate, a PEM file; with it, TLS is on")
     tls_certificate: Path | None = Field(None, description="This client's certificate, for mutual TLS")
     tls_key: Path | None = Field(None, description="Its private key")
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_once(cls, tasks: list[str] | None) -> list[str] | None:
+        return None if tasks is None else _each_task_once(tasks)
 
 
 class WireConfig(_Section):
@@ -667,7 +693,8 @@ class LocalClient(_Section):
     """One client: `fedmtl-local` starts it, and `fedmtl-client` with its id takes from here what isn't the others'."""
 
     client_id: str = Field(description="Its name")
-    task: str = Field(description="Its task")
+    task: str | None = Field(None, description="Its task")
+    tasks: list[str] | None = Field(None, description="Instead, if it has rows for several: its tasks")
     shard: str = Field(WHOLE, description="`K/N`: the K-th of N disjoint parts of the task's rows")
     partition: PartitionConfig | None = None
     token_file: Path | None = Field(None, description="Its token, instead of `client.token_file`")
@@ -684,6 +711,24 @@ class LocalClient(_Section):
     def _valid_shard(cls, shard: str) -> str:
         parse_shard(shard)
         return shard
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_once(cls, tasks: list[str] | None) -> list[str] | None:
+        return None if tasks is None else _each_task_once(tasks)
+
+    @model_validator(mode="after")
+    def _has_a_task(self) -> LocalClient:
+        if (self.task is None) == (self.tasks is None):
+            raise ValueError(
+                "expected `task`, or `tasks` for several, got " + ("neither" if self.task is None else "both")
+            )
+        return self
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Its tasks, one or several, in the file's order."""
+        return tuple(self.tasks) if self.tasks is not None else (self.task or "",)
 
 
 class Config(_Section):
@@ -734,8 +779,9 @@ class Config(_Section):
             if "." in name:
                 raise ValueError(f"a task's name can't have a '.', got {name!r}")
         for client in self.clients:
-            if client.task not in self.tasks:
-                raise ValueError(f"client {client.client_id!r} has the task {client.task!r}, which isn't in `tasks`")
+            for task in client.task_names:
+                if task not in self.tasks:
+                    raise ValueError(f"client {client.client_id!r} has the task {task!r}, which isn't in `tasks`")
         for task in self.early_stopping.watch or ():
             if task not in self.tasks:
                 raise ValueError(f"early_stopping.watch: {task!r} isn't in `tasks`")
@@ -748,7 +794,7 @@ class Config(_Section):
         if len(set(ids)) != len(ids):
             raise ValueError(f"client ids must differ, got {', '.join(ids)}")
         for task in self.tasks:
-            _require_one_partition(task, [client for client in self.clients if client.task == task])
+            _require_one_partition(task, [client for client in self.clients if task in client.task_names])
         return self
 
     def _require_task_weights(self) -> None:
@@ -933,12 +979,12 @@ def reference() -> list[Setting]:
 
 def _settings(section: type[BaseModel], prefix: str) -> Iterator[Setting]:
     nested: Mapping[str, tuple[type[BaseModel], str]] = {
-        "tasks": (TaskConfig, "tasks.NAME."),
-        "clients": (LocalClient, "clients[]."),
         "data": (DataConfig, prefix + "data."),
         "auxiliary": (AuxiliaryConfig, prefix + "auxiliary."),
         "partition": (PartitionConfig, prefix + "partition."),
     }
+    if not prefix:  # elsewhere `tasks` are names
+        nested = {**nested, "tasks": (TaskConfig, "tasks.NAME."), "clients": (LocalClient, "clients[].")}
     for name, field in section.model_fields.items():
         if isinstance(field.default, _Section):
             yield from _settings(type(field.default), f"{prefix}{name}.")
@@ -1107,6 +1153,14 @@ def _known_or_plugin(name: str, known: Sequence[str]) -> str:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"{hint}expected {', '.join(known)}, or module:Name for a class of your own")
     return name
+
+
+def _each_task_once(tasks: list[str]) -> list[str]:
+    if not tasks:
+        raise ValueError("expected the name of one task at least")
+    if twice := [task for task, count in Counter(tasks).items() if count > 1]:
+        raise ValueError(f"expected each task once; {twice[0]!r} is there twice")
+    return tasks
 
 
 def _identifier(value: str, what: str = "a client id") -> str:

@@ -38,14 +38,15 @@ def _claim_of_update(message: bytes) -> Claim:
         return Claim()
     if isinstance(opening, Chunk):
         return Claim()
-    return Claim(opening.header.client_id, opening.header.task)
+    header = opening.header
+    return Claim(header.client_id, header.task, tasks=(header.next_task,))
 
 
 CLAIMS: Mapping[str, Callable[[Any], Claim]] = {
     f"/{_SERVICE}/GetSlice": lambda request: Claim(request.client_id, request.task, request.all_tasks),
     f"/{_SERVICE}/PushUpdate": _claim_of_update,
     f"/{_SERVICE}/QueryUpload": lambda request: Claim(request.client_id),
-    f"/{_SERVICE}/WatchRounds": lambda request: Claim(request.client_id, request.task),
+    f"/{_SERVICE}/WatchRounds": lambda request: Claim(request.client_id, request.task, tasks=tuple(request.tasks)),
     f"/{_SERVICE}/GetStatus": lambda request: Claim(),
 }
 """By method, what a call's first message claims. A method of the service that isn't here is closed to everybody."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -36,6 +36,8 @@ class RoundEvent:
     purpose: Purpose
     cohort_size: int = 0
     in_cohort: bool = False
+    task: str = ""
+    """That the watcher has in the round; empty if it isn't in its cohort."""
     reported: bool = False
     oldest_base_round: int = 0
     deadline_s: float = 0.0
@@ -66,7 +68,15 @@ class Watcher:
     client_id: str
     """Empty for an observer."""
     task: str
+    """Its only one, or the one that it has chosen of `tasks`; empty if it leaves that to the server."""
+    tasks: Sequence[str] = ()
+    """If it has data for several, all of them."""
     _queue: asyncio.Queue[RoundEvent | RequestError] = field(default_factory=asyncio.Queue)
+
+    @property
+    def names(self) -> str:
+        """Its tasks, for people."""
+        return ", ".join(self.tasks) or self.task
 
     async def events(self) -> AsyncGenerator[RoundEvent, None]:
         """What was sent, until an error was."""

@@ -171,15 +171,20 @@ class Federation:
         if task not in self._model.tasks:
             raise UnknownTaskError(f"task: expected one of {', '.join(self._model.tasks)}, got {task!r}", task=task)
 
-    async def watch(self, client_id: str, task: str) -> AsyncGenerator[RoundEvent, None]:
+    async def watch(self, client_id: str, task: str, tasks: Sequence[str] = ()) -> AsyncGenerator[RoundEvent, None]:
         """The run's events from now on; with a client id, this is the client's presence.
+
+        Args:
+            client_id: who watches; empty for an observer.
+            task: its only task, or the one that it has chosen of several; empty if it leaves that to the server.
+            tasks: if it has data for several, all of them.
 
         Raises:
             ClientReplacedError: another watcher took up the client id.
             LimitExceededError: the events aren't read.
             UnavailableError: the server is stopping.
         """
-        watcher = Watcher(client_id, task)
+        watcher = Watcher(client_id, task, tuple(tasks))
         self._require_serving()
         self._join(watcher)
         try:
@@ -504,11 +509,12 @@ class Federation:
         if self._optimizer is not None:
             self._optimizer.install(left_off.state)
         for report in left_off.reports:
-            self._measured.add(report)
+            self._learn(report)
             self._remember(report)
         is_over = self.last_report is not None and self.last_report.purpose == "evaluate"
         round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
         self._engine = RoundEngine(self.rules, self._clock(), round_, left_off.counted)
+        self._engine.losses = self._measured.losses
         self._published = self._published.for_round(round_)
         self._bounds = self._norm_bounds()
         self._stop_training_if_due()
@@ -578,7 +584,7 @@ class Federation:
         began = self._clock()
         aggregate = Aggregate() if failed else await self._aggregate()
         report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
-        self._measured.add(report)
+        self._learn(report)
         await self._commit(aggregate.components, report)
         self._remember(report)
         for listener in self._listeners:
@@ -593,6 +599,10 @@ class Federation:
         if not self._engine.asynchronous:
             self._end_round(round_)  # what was on its way to one more round of training
         self._waiting_announced = False
+
+    def _learn(self, report: RoundReport) -> None:
+        self._measured.add(report)
+        self._engine.losses = self._measured.losses
 
     def _remember(self, report: RoundReport) -> None:
         self.last_report = report
@@ -721,8 +731,8 @@ class Federation:
     def _join(self, watcher: Watcher) -> None:
         self._watchers.add(watcher)
         if watcher.client_id:
-            self._engine.join(watcher.client_id, watcher.task, self._clock())
-            self._log.info("client.joined", client_id=watcher.client_id, task=watcher.task)
+            self._engine.join(watcher.client_id, watcher.task, self._clock(), watcher.tasks)
+            self._log.info("client.joined", client_id=watcher.client_id, task=watcher.names)
         if self._engine.phase is not Phase.OPEN or self._opened.is_set():  # else it is told with the others
             self._watchers.send(watcher, self._current_event(watcher))
         self._wake.set()
@@ -730,7 +740,7 @@ class Federation:
     def _left(self, watcher: Watcher) -> None:
         if watcher.client_id:
             self._engine.leave(watcher.client_id, self._clock())
-            self._log.info("client.left", client_id=watcher.client_id, task=watcher.task)
+            self._log.info("client.left", client_id=watcher.client_id, task=watcher.names)
         if self._engine.phase is Phase.FINISHED:
             self._untold.pop(watcher.client_id, None)
         self._wake.set()
@@ -751,14 +761,15 @@ class Federation:
     def _event(self, kind: EventKind, watcher: Watcher, report: RoundReport | None = None) -> RoundEvent:
         engine, now = self._engine, self._clock()
         member = engine.cohort.get(watcher.client_id)
-        if member is not None and member.task != watcher.task:
-            member = None  # it came back with another task: its turn is the next round
+        if member is not None and member.task not in (watcher.tasks or (watcher.task,)):
+            member = None  # it came back with other tasks: its turn is the next round
         return RoundEvent(
             kind=kind,
             round=engine.round,
             purpose=engine.purpose,
             cohort_size=len(engine.cohort),
             in_cohort=member is not None,
+            task=member.task if member is not None else "",
             reported=member is not None and member.reported,
             oldest_base_round=engine.oldest_base_round,
             deadline_s=max(0.0, engine.deadline_for(watcher.client_id) - now) if kind is EventKind.OPENED else 0.0,

@@ -49,6 +49,8 @@ class Claim:
     client_id: str = ""
     task: str = ""
     all_tasks: bool = False
+    tasks: Sequence[str] = ()
+    """Those that it names besides."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,11 @@ class Identity:
         allowed = ", ".join(sorted(self.tasks)) or "no task"
         if claim.all_tasks:
             raise PermissionDeniedError(f"all_tasks: client {self.client_id!r} may have {allowed}, not every task")
-        if claim.task and claim.task not in self.tasks:
-            raise PermissionDeniedError(
-                f"task: client {self.client_id!r} may take part in {allowed}, got {_shortened(claim.task)}"
-            )
+        for task in (claim.task, *claim.tasks):
+            if task and task not in self.tasks:
+                raise PermissionDeniedError(
+                    f"task: client {self.client_id!r} may take part in {allowed}, got {_shortened(task)}"
+                )
 
 
 class KnownClients:

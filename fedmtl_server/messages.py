@@ -86,6 +86,7 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
         received_metrics=received,
         trained_metrics=trained,
         num_steps=header.num_steps if kind != "metrics" else 0,
+        next_task=header.next_task,
     )
 
 
@@ -151,6 +152,7 @@ def event_to_proto(event: RoundEvent, run_id: str, num_rounds: int) -> pb.WatchR
         num_rounds=num_rounds,
         purpose=PURPOSE_TO_PROTO[event.purpose],
         in_cohort=event.in_cohort,
+        task=event.task,
         reported=event.reported,
         deadline_seconds=event.deadline_s,
         waiting_for=event.waiting_for,
@@ -236,6 +238,7 @@ def status_to_proto(status: Status) -> pb.GetStatusResponse:
                 connected=client.connected,
                 in_cohort=client.in_cohort,
                 reported=client.reported,
+                tasks=client.tasks,
             )
             for client in status.clients
         ],

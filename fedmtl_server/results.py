@@ -9,6 +9,7 @@ from typing import Any
 
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_server.report import RoundReport
+from fedmtl_server.task_selection import TaskLoss
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Measurements:
         """By task, its main metric by the number of the model measured."""
         self.last: dict[str, Mapping[str, float]] = {}
         """By task, all its metrics, of the newest model measured."""
+        self.losses: dict[str, TaskLoss] = {}
+        """By task, its loss on the first model measured and on the newest."""
 
     def add(self, report: RoundReport) -> None:
         """Take in what a round measured.
@@ -71,6 +74,9 @@ class Measurements:
         """
         for task in (task for task in report.tasks if task.task in self._metric_of and task.received_metrics):
             self.last[task.task] = task.received_metrics
+            if (loss := task.received_metrics.get("loss")) is not None:
+                before = self.losses.get(task.task)
+                self.losses[task.task] = TaskLoss(before.first if before else loss, loss)
             metric = self._metric_of[task.task]
             if metric in task.received_metrics:
                 self.by_round[task.task][report.round - 1] = task.received_metrics[metric]

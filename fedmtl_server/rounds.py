@@ -8,15 +8,17 @@ It knows no network, no files and no clock: whoever drives it passes the time in
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from fedmtl_core.config import MissingQuorum
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.plan import Purpose, UpdateKind
+from fedmtl_server import quorums
 from fedmtl_server.cohorts import CohortRule
+from fedmtl_server.task_selection import RoundRobin, TaskLoss, TaskSelection, choose_tasks
 
 
 class Phase(Enum):
@@ -88,6 +90,10 @@ class RoundRules:
     needs_num_steps: bool = False
     """Whether an update has to say how many optimiser steps its client took."""
     asynchronous: AsyncRule | None = None
+    selection: TaskSelection = field(default_factory=RoundRobin)
+    """Which task a client has in a round that has data for several."""
+    seed: int = 0
+    """Of what is drawn when tasks are chosen."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,29 @@ class UpdateClaim:
     trained_metrics: Mapping[str, float]
     num_steps: int = 0
     """Optimiser steps of its training; 0 if it doesn't say."""
+    next_task: str = ""
+    """The task that its client has chosen for the round after this one; empty if its choice stays."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a connected client has data for."""
+
+    tasks: tuple[str, ...]
+    """In its own order; at least one."""
+    choice: str = ""
+    """The one that it has chosen for the next round; empty if it leaves that to the server."""
+
+    @property
+    def eligible(self) -> tuple[str, ...]:
+        """The tasks that it may be given in the next round."""
+        return (self.choice,) if self.choice else self.tasks
+
+    @classmethod
+    def of(cls, task: str, tasks: Sequence[str] = ()) -> Offer:
+        """As `WatchRoundsRequest` says it: `task` is the client's only one, or its choice among `tasks`."""
+        tasks = tuple(tasks) or (task,)
+        return cls(tasks, task or (tasks[0] if len(tasks) == 1 else ""))
 
 
 @dataclass
@@ -144,7 +173,9 @@ class RoundEngine:
         self.opened_at = now
         self._last_training_round = rules.num_rounds
         self._waiting_since = now
-        self._present: dict[str, str] = {}
+        self.losses: Mapping[str, TaskLoss] = {}
+        """By task, of those that were measured by now; for whoever drives it to set."""
+        self._offers: dict[str, Offer] = {}
         self._cohort: dict[str, Member] = {}
         self._counted: dict[str, tuple[str, int]] = dict(counted or {})
         self._not_waited_for: set[str] = set()
@@ -157,8 +188,14 @@ class RoundEngine:
 
     @property
     def present(self) -> Mapping[str, str]:
-        """Task by client id, of the connected clients."""
-        return self._present
+        """Task by client id, of the connected clients: the one it has in the round in progress, or has chosen for the
+        next; empty for one that has several, and none of them now."""
+        return {client_id: self._task_of(client_id, offer) for client_id, offer in self._offers.items()}
+
+    @property
+    def offers(self) -> Mapping[str, Offer]:
+        """By client id, what the connected clients have data for."""
+        return self._offers
 
     @property
     def cohort(self) -> Mapping[str, Member]:
@@ -177,24 +214,41 @@ class RoundEngine:
             return max(1, self.round - self.asynchronous.max_staleness)
         return self.round if self.phase in (Phase.WAITING, Phase.OPEN) else self.round + 1
 
-    def join(self, client_id: str, task: str, now: float) -> None:
-        """A client has connected (again)."""
+    def join(self, client_id: str, task: str, now: float, tasks: Sequence[str] = ()) -> None:
+        """A client has connected (again).
+
+        Args:
+            client_id: which.
+            task: its only task, or the one that it has chosen of several; empty if it leaves that to the server.
+            now: the time.
+            tasks: if it has data for several, all of them.
+        """
+        offer = Offer.of(task, tasks)
         if self.phase is Phase.WAITING and not self._somebody_counts:
             self._waiting_since = now  # after a time without anybody, everybody gets the time to come back
-        self._present[client_id] = task
-        self._not_waited_for.discard(task)
+        self._offers[client_id] = offer
+        self._not_waited_for.difference_update(offer.tasks)
         member = self._cohort.get(client_id)
         if member is None:
             if self.phase is Phase.OPEN and self.asynchronous:
-                self._cohort[client_id] = Member(client_id, task)
-        elif member.task == task:
+                self._cohort[client_id] = Member(client_id, self._task_of_late(client_id, offer))
+        elif member.task in offer.tasks:
             member.expected_until = None
         else:
             self._miss(member, now)  # another process has its id; that one's turn is the next round
 
+    def _task_of(self, client_id: str, offer: Offer) -> str:
+        member = self._cohort.get(client_id)
+        return member.task if member is not None and member.task in offer.tasks else offer.choice
+
+    def _task_of_late(self, client_id: str, offer: Offer) -> str:
+        """The task of a client that comes into an open asynchronous round: the one that lacks most."""
+        others = {member.client_id: (member.task,) for member in self._cohort.values()}
+        return quorums.spread({**others, client_id: offer.eligible}, self.rules.min_clients)[client_id]
+
     def leave(self, client_id: str, now: float) -> None:
         """A client has disconnected."""
-        self._present.pop(client_id, None)
+        self._offers.pop(client_id, None)
         if client_id in self._cohort:
             self._miss(self._cohort[client_id], now)
 
@@ -214,9 +268,10 @@ class RoundEngine:
         Raises:
             StaleRoundError: it belongs to another round, its client isn't in the cohort, or has reported; it or a
                 later one of its client counts already.
-            InvalidRequestError: it is of another task or kind than the round expects, or doesn't say its steps where
-                they count.
+            InvalidRequestError: it is of another task or kind than the round expects, doesn't say its steps where they
+                count, or chooses a task that its client doesn't have.
         """
+        self._check_choice(claim)
         if self.asynchronous and self.phase in (Phase.WAITING, Phase.AGGREGATING):
             self._check_base(claim)
             self._check_kind(claim)
@@ -231,7 +286,7 @@ class RoundEngine:
             raise StaleRoundError(
                 f"client {claim.client_id!r} is not in the cohort of round {self.round}", round=self.round
             )
-        if member.task != claim.task:
+        if claim.task not in self._tasks_of(member):
             raise InvalidRequestError(
                 f"task: client {claim.client_id!r} takes part in round {self.round} as {member.task!r}, "
                 f"got {claim.task!r}",
@@ -242,6 +297,21 @@ class RoundEngine:
             raise StaleRoundError(
                 f"another update of client {claim.client_id!r} already counts in round {self.round}; wait for the next",
                 round=self.round,
+            )
+
+    def _tasks_of(self, member: Member) -> tuple[str, ...]:
+        """The tasks that a member's update may be of: with asynchronous rounds it may have been given another one when
+        it began."""
+        offer = self._offers.get(member.client_id) if self.asynchronous else None
+        return offer.tasks if offer else (member.task,)
+
+    def _check_choice(self, claim: UpdateClaim) -> None:
+        offer = self._offers.get(claim.client_id)
+        if claim.next_task and offer and claim.next_task not in offer.tasks:
+            raise InvalidRequestError(
+                f"next_task: expected one of the tasks that client {claim.client_id!r} watches with, "
+                f"{', '.join(offer.tasks)}, got {claim.next_task!r}",
+                field="next_task",
             )
 
     def _check_base(self, claim: UpdateClaim) -> None:
@@ -290,8 +360,12 @@ class RoundEngine:
         self.check(claim)
         if self.phase is not Phase.OPEN:
             raise StaleRoundError(self._stale_text(claim), round=self.round, got=claim.base_round)
-        self._cohort.setdefault(claim.client_id, Member(claim.client_id, claim.task)).claim = claim
+        member = self._cohort.setdefault(claim.client_id, Member(claim.client_id, claim.task))
+        member.task, member.claim = claim.task, claim
         self._counted[claim.client_id] = (claim.update_id, self.round)
+        offer = self._offers.get(claim.client_id)
+        if offer and claim.next_task:
+            self._offers[claim.client_id] = replace(offer, choice=claim.next_task)
 
     def staleness(self, claim: UpdateClaim) -> int:
         """Commits between the model that an update started from and the one of the round in progress."""
@@ -315,6 +389,7 @@ class RoundEngine:
         self._cohort = {client_id: Member(client_id, task, expected_until=until) for client_id, task in cohort.items()}
         for claim in claims:
             self._cohort.setdefault(claim.client_id, Member(claim.client_id, claim.task, expected_until=until))
+            self._cohort[claim.client_id].task = claim.task
             self._cohort[claim.client_id].claim = claim
             self._counted[claim.client_id] = (claim.update_id, self.round)
 
@@ -387,8 +462,8 @@ class RoundEngine:
 
     @property
     def _somebody_counts(self) -> bool:
-        """Whether a client is there whose task isn't auxiliary: without one, a round would be nobody's."""
-        return any(task not in self.rules.auxiliary for task in self._present.values())
+        """Whether a client is there that may have a task that isn't auxiliary: without one, a round would be nobody's."""
+        return any(task not in self.rules.auxiliary for tasks in self._eligible().values() for task in tasks)
 
     @property
     def _anybody(self) -> str:
@@ -396,12 +471,18 @@ class RoundEngine:
 
     def _lacking(self) -> dict[str, int]:
         """By task, how many clients the quorum still needs."""
-        have = Counter(self._present.values())
-        return {
-            task: needed - have[task]
-            for task, needed in self.rules.min_clients.items()
-            if have[task] < needed and task not in self._not_waited_for
-        }
+        needs = {task: n for task, n in self.rules.min_clients.items() if task not in self._not_waited_for}
+        return quorums.lacking(self._eligible(), needs)
+
+    def _eligible(self) -> dict[str, tuple[str, ...]]:
+        """By client that is there, the tasks that it may be given."""
+        return {client_id: offer.eligible for client_id, offer in self._offers.items()}
+
+    def _choose_tasks(self) -> dict[str, str]:
+        """The task of each client that is there. The final model is measured on all tasks alike."""
+        rules = self.rules
+        selection = rules.selection if self.purpose == "train" else RoundRobin()
+        return choose_tasks(selection, self._eligible(), self.round, rules.min_clients, self.losses, rules.seed)
 
     def _may_open(self, now: float) -> bool:
         if self._waits_until is not None and now >= self._waits_until:
@@ -413,9 +494,9 @@ class RoundEngine:
         self._not_waited_for |= self._lacking().keys()
         self.phase = Phase.OPEN
         self.opened_at = now
-        chosen = dict(sorted(self._present.items()))
+        chosen = self._choose_tasks()
         if self.purpose == "train" and not self.asynchronous:
-            chosen = self.rules.cohort.choose(self._present, self.round, self.rules.min_clients, self._abandoned)
+            chosen = self.rules.cohort.choose(chosen, self.round, self.rules.min_clients, self._abandoned)
         self._cohort = {client_id: Member(client_id, task) for client_id, task in chosen.items()}
         return Step.OPENED
 

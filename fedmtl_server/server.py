@@ -38,6 +38,7 @@ from fedmtl_server.servicer import SERVICE_NAME, FederatedMtlServicer
 from fedmtl_server.staging import MIN_UPDATES_IN_MEMORY, StagingArea
 from fedmtl_server.stopping import EarlyStopping
 from fedmtl_server.store import RunStore, without_secrets
+from fedmtl_server.task_selection import TaskSelection, make_selection
 from fedmtl_server.task_weighting import make_weighting
 from fedmtl_server.tls import is_authenticating, require_safe, server_credentials
 from fedmtl_server.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
@@ -99,6 +100,7 @@ class Server:
         self._log = get_logger()
         optimizer = make_optimizer(config.server_optimizer)  # before anything that takes long
         self._weighting = make_weighting(config.aggregation)
+        self._selection = make_selection(config.rounds.task_selection)
         if model is None:
             self._log.info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
@@ -232,7 +234,7 @@ class Server:
                 _auxiliary(config),
                 config.aggregation.normalization,
             ),
-            rules=_rules(config),
+            rules=_rules(config, self._selection),
             plans={task: config.plan(task) for task in config.tasks},
             store=self.store,
             staging=self._make_staging(),
@@ -300,7 +302,7 @@ def _held_run_id(run_dir: Path, config: Config) -> str | None:
     return run_id
 
 
-def _rules(config: Config) -> RoundRules:
+def _rules(config: Config, selection: TaskSelection) -> RoundRules:
     rounds, tasks = config.rounds, config.tasks
     return RoundRules(
         num_rounds=config.training.num_rounds,
@@ -322,6 +324,8 @@ def _rules(config: Config) -> RoundRules:
             if rounds.mode == "async"
             else None
         ),
+        selection=selection,
+        seed=config.training.seed,
     )
 
 

@@ -140,7 +140,7 @@ class FederatedMtlServicer:
         try:
             self._federation.require_run(request.run_id)
             self._require_watcher(request)
-            async with aclosing(self._federation.watch(request.client_id, request.task)) as events:
+            async with aclosing(self._federation.watch(request.client_id, request.task, request.tasks)) as events:
                 async for event in events:
                     await context.write(self._event(event))
         except RequestError as error:
@@ -209,7 +209,7 @@ class FederatedMtlServicer:
         )
 
     def _require_watcher(self, request: pb.WatchRoundsRequest) -> None:
-        if bool(request.client_id) != bool(request.task):
+        if bool(request.client_id) != bool(request.task or request.tasks):
             raise InvalidRequestError(
                 "expected a client_id and a task, or neither for an observer, got only "
                 + ("a client_id" if request.client_id else "a task"),
@@ -217,7 +217,22 @@ class FederatedMtlServicer:
             )
         if request.client_id:
             require_identifier("client_id", request.client_id)
-            self._federation.require_task(request.task)
+            self._require_tasks(request.task, request.tasks)
+
+    def _require_tasks(self, task: str, tasks: Sequence[str]) -> None:
+        """Check the tasks that a client watches with: its choice, and all of them."""
+        seen: set[str] = set()
+        for one in tasks:  # at most one more than the run has is looked at
+            self._federation.require_task(one)
+            if one in seen:
+                raise InvalidRequestError(f"tasks: expected each task once, got {one!r} twice", field="tasks")
+            seen.add(one)
+        if task:
+            self._federation.require_task(task)
+        if task and tasks and task not in seen:
+            raise InvalidRequestError(
+                f"task: expected one of the request's tasks {', '.join(tasks)}, got {task!r}", field="task"
+            )
 
 
 def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:

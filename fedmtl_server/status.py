@@ -29,9 +29,12 @@ class ClientStatus:
 
     client_id: str
     task: str
+    """The one it has in the round, or has chosen for the next; empty if it has several, and none of them now."""
     connected: bool
     in_cohort: bool
     reported: bool
+    tasks: Sequence[str] = ()
+    """All that it has data for, if it is connected."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,12 @@ def task_statuses(
         engine: where it stands.
         last_metrics: by task, those of the newest model that was measured.
     """
-    members, present = engine.cohort.values(), engine.present.values()
+    members, present = engine.cohort.values(), engine.offers.values()
     return [
         TaskStatus(
             task=task,
             min_clients=engine.rules.min_clients[task],
-            connected_clients=sum(other == task for other in present),
+            connected_clients=sum(task in offer.tasks for offer in present),
             cohort_size=sum(member.task == task for member in members),
             reported_clients=sum(member.task == task and member.reported for member in members),
             last_metrics=last_metrics.get(task, {}),
@@ -77,14 +80,15 @@ def task_statuses(
 
 def client_statuses(engine: RoundEngine) -> list[ClientStatus]:
     """Every client that is connected or in the cohort, at this moment."""
-    members, present = engine.cohort, engine.present
+    members, present, offers = engine.cohort, engine.present, engine.offers
     return [
         ClientStatus(
             client_id=client_id,
-            task=present.get(client_id) or members[client_id].task,
+            task=present[client_id] if client_id in present else members[client_id].task,
             connected=client_id in present,
             in_cohort=client_id in members,
             reported=client_id in members and members[client_id].reported,
+            tasks=offers[client_id].tasks if client_id in offers else (),
         )
         for client_id in sorted(present.keys() | members.keys())
     ]

@@ -133,7 +133,8 @@ class WireClient:
     Args:
         server: whose address it calls.
         client_id: its name.
-        task: its task.
+        task: its task; of several, its choice, or empty for the server's.
+        tasks: if it has data for several, all of them.
         credentials: of its channel; None for plaintext.
         token: what it sends with every call.
     """
@@ -145,9 +146,11 @@ class WireClient:
         task: str,
         credentials: grpc.ChannelCredentials | None = None,
         token: str | None = None,
+        tasks: Sequence[str] = (),
     ):
         self.client_id = client_id
         self.task = task
+        self.tasks = tasks
         self._channel = (
             grpc.aio.secure_channel(server.address, credentials)
             if credentials
@@ -170,7 +173,8 @@ class WireClient:
 
     async def watch(self) -> pb.WatchRoundsResponse:
         """Begin to watch; returns the first event."""
-        self._events = self.stub.WatchRounds(pb.WatchRoundsRequest(client_id=self.client_id, task=self.task))
+        request = pb.WatchRoundsRequest(client_id=self.client_id, task=self.task, tasks=self.tasks)
+        self._events = self.stub.WatchRounds(request)
         return await self.event()
 
     async def event(self) -> pb.WatchRoundsResponse:

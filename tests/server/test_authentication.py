@@ -168,6 +168,23 @@ async def test_another_task_is_denied_and_which_tasks_there_are_is_not_told(tmp_
         assert (code, details) == (DENIED, f"task: client 'bob' may take part in qqp, got '{task}'")
 
 
+async def test_a_client_of_several_tasks_needs_to_be_allowed_each(tmp_path):
+    async with guarded(tmp_path) as guard:
+        guard.tokens["carol"] = guard.registry.add("carol", ["qqp", "sst2"], with_token=True) or ""
+        both = {"tasks": ("sst2", "qqp")}
+        async with WireClient(guard.server, "alice", "", None, guard.tokens["alice"], **both) as alice:
+            told = (DENIED, "task: client 'alice' may take part in sst2, got 'qqp'")
+            assert await code_of(alice.watch()) == told
+            chosen = pb.UpdateHeader(client_id="alice", task="sst2", next_task="qqp", kind=pb.UPDATE_KIND_METRICS)
+            assert await code_of(alice.push([pb.PushUpdateRequest(header=chosen)])) == told
+        async with WireClient(guard.server, "carol", "", None, guard.tokens["carol"], **both) as carol:
+            await asyncio.sleep(5 * REFRESH_S)
+            await carol.watch()
+            assert {one.client_id: one.tasks for one in guard.server.federation.status().clients} == {
+                "carol": ("sst2", "qqp")
+            }
+
+
 async def test_every_head_is_for_clients_of_every_task_alone(tmp_path):
     async with guarded(tmp_path) as guard, guard.client("root") as root, guard.client("alice") as alice:
         slice_, _ = await root.get_slice(task="", all_tasks=True)

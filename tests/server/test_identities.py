@@ -60,6 +60,14 @@ def test_a_client_of_every_task_may_have_them_all_but_no_other_name():
         identity.require(Claim("bob"))
 
 
+def test_every_task_that_a_request_names_has_to_be_the_clients():
+    both = Identity("alice", frozenset({"qqp", "sst2"}))
+    both.require(Claim("alice", "", tasks=("sst2", "qqp")))
+    with pytest.raises(PermissionDeniedError, match="may take part in qqp, sst2, got 'cola'"):
+        both.require(Claim("alice", "sst2", tasks=("sst2", "cola")))
+    Identity("root", None).require(Claim("root", tasks=("anything",)))
+
+
 def test_an_observer_may_watch_and_nothing_else():
     observer = Identity("dashboard", frozenset())
     observer.require(Claim())

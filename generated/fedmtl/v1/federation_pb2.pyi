@@ -293,7 +293,7 @@ class PushUpdateRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("run_id", "client_id", "task", "base_round", "update_id", "kind", "num_examples", "components", "received_metrics", "trained_metrics", "num_eval_examples", "compression", "num_steps")
+    __slots__ = ("run_id", "client_id", "task", "base_round", "update_id", "kind", "num_examples", "components", "received_metrics", "trained_metrics", "num_eval_examples", "compression", "num_steps", "next_task")
     class ReceivedMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -321,6 +321,7 @@ class UpdateHeader(_message.Message):
     NUM_EVAL_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TASK_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     client_id: str
     task: str
@@ -334,7 +335,8 @@ class UpdateHeader(_message.Message):
     num_eval_examples: int
     compression: Compression
     num_steps: int
-    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., base_round: _Optional[int] = ..., update_id: _Optional[str] = ..., kind: _Optional[_Union[UpdateKind, str]] = ..., num_examples: _Optional[int] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., num_eval_examples: _Optional[int] = ..., compression: _Optional[_Union[Compression, str]] = ..., num_steps: _Optional[int] = ...) -> None: ...
+    next_task: str
+    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., base_round: _Optional[int] = ..., update_id: _Optional[str] = ..., kind: _Optional[_Union[UpdateKind, str]] = ..., num_examples: _Optional[int] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., num_eval_examples: _Optional[int] = ..., compression: _Optional[_Union[Compression, str]] = ..., num_steps: _Optional[int] = ..., next_task: _Optional[str] = ...) -> None: ...
 
 class PushUpdateResponse(_message.Message):
     __slots__ = ("outcome", "round", "num_bytes")
@@ -371,17 +373,19 @@ class StagedComponent(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class WatchRoundsRequest(_message.Message):
-    __slots__ = ("client_id", "task", "run_id")
+    __slots__ = ("client_id", "task", "run_id", "tasks")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
     client_id: str
     task: str
     run_id: str
-    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., run_id: _Optional[str] = ...) -> None: ...
+    tasks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., run_id: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WatchRoundsResponse(_message.Message):
-    __slots__ = ("run_id", "kind", "round", "num_rounds", "purpose", "in_cohort", "reported", "deadline_seconds", "waiting_for", "report", "cohort_size", "oldest_base_round")
+    __slots__ = ("run_id", "kind", "round", "num_rounds", "purpose", "in_cohort", "reported", "deadline_seconds", "waiting_for", "report", "cohort_size", "oldest_base_round", "task")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -394,6 +398,7 @@ class WatchRoundsResponse(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     COHORT_SIZE_FIELD_NUMBER: _ClassVar[int]
     OLDEST_BASE_ROUND_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     kind: RoundEventKind
     round: int
@@ -406,7 +411,8 @@ class WatchRoundsResponse(_message.Message):
     report: RoundReport
     cohort_size: int
     oldest_base_round: int
-    def __init__(self, run_id: _Optional[str] = ..., kind: _Optional[_Union[RoundEventKind, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., deadline_seconds: _Optional[float] = ..., waiting_for: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ..., cohort_size: _Optional[int] = ..., oldest_base_round: _Optional[int] = ...) -> None: ...
+    task: str
+    def __init__(self, run_id: _Optional[str] = ..., kind: _Optional[_Union[RoundEventKind, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., deadline_seconds: _Optional[float] = ..., waiting_for: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ..., cohort_size: _Optional[int] = ..., oldest_base_round: _Optional[int] = ..., task: _Optional[str] = ...) -> None: ...
 
 class RoundReport(_message.Message):
     __slots__ = ("round", "purpose", "opened_at_unix_ms", "duration_seconds", "components", "tasks", "missing_clients", "refused", "num_refused", "bytes_received", "bytes_sent", "unchanged_tasks", "aggregation_seconds", "failed")
@@ -566,18 +572,20 @@ class TaskStatus(_message.Message):
     def __init__(self, task: _Optional[str] = ..., min_clients: _Optional[int] = ..., connected_clients: _Optional[int] = ..., cohort_size: _Optional[int] = ..., reported_clients: _Optional[int] = ..., last_metrics: _Optional[_Mapping[str, float]] = ..., auxiliary: _Optional[bool] = ...) -> None: ...
 
 class ClientStatus(_message.Message):
-    __slots__ = ("client_id", "task", "connected", "in_cohort", "reported")
+    __slots__ = ("client_id", "task", "connected", "in_cohort", "reported", "tasks")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     IN_COHORT_FIELD_NUMBER: _ClassVar[int]
     REPORTED_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
     client_id: str
     task: str
     connected: bool
     in_cohort: bool
     reported: bool
-    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., connected: _Optional[bool] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ...) -> None: ...
+    tasks: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., connected: _Optional[bool] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., tasks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelSummary(_message.Message):
     __slots__ = ("base_model", "shared_parameters", "head_parameters", "total_parameters")

@@ -223,9 +223,14 @@ class FederatedMtlServiceServicer:
         into cohorts. Without one the caller is an observer. A client id has one stream: a new one replaces
         the old, which ends with `ALREADY_EXISTS`.
 
+        A client that has data for several tasks names all of them in `tasks`. It has one of them in each round, from the
+        round's opening to its end, also if it watches anew in between or the server is started again: the events' `task`
+        says which. The server chooses, or the client does: with `task` here for the first round that it is in, and then in
+        the update of each round (`UpdateHeader.next_task`) for the next, so that the server knows before that opens.
+
         Errors:
-        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a `client_id` without a `task`, a `task` without a `client_id`, or a
-        malformed id.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a `client_id` without a task, a task without a `client_id`, a `task` that
+        isn't among `tasks`, a task that is there twice, or a malformed id.
         * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
         * `ALREADY_EXISTS` (`CLIENT_REPLACED`): another stream took up this client id.

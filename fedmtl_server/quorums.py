@@ -1,0 +1,127 @@
+"""Whether clients of several tasks can give every task its quorum, and which of them have to change task for it.
+
+The clients of each task are a flow: whoever has several tasks can be moved from one to another. All functions are pure,
+and the same arguments give the same result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+@dataclass(frozen=True)
+class _Edge:
+    """The cheapest way to have one more client of a task at the cost of another."""
+
+    cost: int
+    """How many clients more have another task than the one wanted for them: -1, 0 or 1 for each that moves."""
+    movers: Sequence[str]
+    """The clients that can be moved at that cost."""
+
+
+def lacking(offers: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, int]:
+    """How many clients each task lacks for its quorum, however the clients' tasks are chosen.
+
+    Args:
+        offers: by client, the tasks it can take; at least one.
+        needs: by task, its quorum.
+
+    Returns:
+        By task, above 0, in the order of `needs`. Their sum is the smallest that there can be; where several tasks
+        could be the one that lacks a client, it is the one that the order of tasks and clients makes it.
+    """
+    tasks = spread(offers, needs)
+    if any(len(offered) > 1 for offered in offers.values()):
+        tasks = meet(offers, tasks, needs)
+    have = Counter(tasks.values())
+    return {task: needed - have[task] for task, needed in needs.items() if have[task] < needed}
+
+
+def spread(offers: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, str]:
+    """A task for each client: of its own, the one that lacks most then, or has the fewest beyond its quorum.
+
+    Clients of one task are dealt with first, the others in their order; of equal tasks the one offered first is taken.
+    """
+    chosen = {client_id: tasks[0] for client_id, tasks in offers.items() if len(tasks) == 1}
+    have = Counter(chosen.values())
+    for client_id, tasks in offers.items():
+        if client_id not in chosen:
+            task = max(tasks, key=lambda one: needs.get(one, 0) - have[one])
+            chosen[client_id] = task
+            have[task] += 1
+    return chosen
+
+
+def meet(
+    offers: Mapping[str, Sequence[str]],
+    wanted: Mapping[str, str],
+    needs: Mapping[str, int],
+    order: Iterable[str] | None = None,
+) -> dict[str, str]:
+    """Change the tasks of as few clients as possible, so that as many places of quorums as possible are filled.
+
+    From the tasks as wanted, one client after the other is moved along a cheapest path from a task that has a client to
+    spare to one that lacks one (successive shortest paths; the paths are over tasks, of which there are few).
+
+    Args:
+        offers: by client, the tasks it can take.
+        wanted: by client, one of them, which it keeps if that costs no task a place.
+        needs: by task, its quorum.
+        order: of the clients; of several that could be moved, the first are. That of `offers` if None.
+
+    Returns:
+        By client, its task; in the order of `wanted`.
+    """
+    chosen, in_order = dict(wanted), list(offers if order is None else order)
+    while path := _cheapest_path(offers, chosen, wanted, needs, in_order):
+        tasks, edges = path
+        have = Counter(chosen.values())
+        spare = have[tasks[0]] - needs.get(tasks[0], 0)
+        lack = needs[tasks[-1]] - have[tasks[-1]]
+        count = min(spare, lack, *(len(edge.movers) for edge in edges))
+        for edge, task in zip(edges, tasks[1:], strict=True):
+            chosen |= dict.fromkeys(edge.movers[:count], task)
+    return chosen
+
+
+def _cheapest_path(
+    offers: Mapping[str, Sequence[str]],
+    chosen: Mapping[str, str],
+    wanted: Mapping[str, str],
+    needs: Mapping[str, int],
+    order: Sequence[str],
+) -> tuple[list[str], list[_Edge]] | None:
+    """From a task with a client to spare to one that lacks one: its tasks, and the moves between them."""
+    have = Counter(chosen.values())
+    if all(have[task] >= needed for task, needed in needs.items()):
+        return None
+    edges = _edges(offers, chosen, wanted, order)
+    distance: dict[str, int] = {task: 0 for task in sorted(have) if have[task] > needs.get(task, 0)}
+    before: dict[str, str] = {}
+    for _ in range(len(have.keys() | needs.keys())):  # Bellman-Ford: costs may be negative, cycles never are
+        for (source, target), edge in edges.items():
+            if source in distance and distance[source] + edge.cost < distance.get(target, len(chosen) + 1):
+                distance[target] = distance[source] + edge.cost
+                before[target] = source
+    reached = [task for task, needed in needs.items() if have[task] < needed and task in distance]
+    if not reached:
+        return None
+    path = [min(reached, key=lambda task: distance[task])]
+    while path[0] in before:
+        path.insert(0, before[path[0]])
+    return path, [edges[pair] for pair in pairwise(path)]
+
+
+def _edges(
+    offers: Mapping[str, Sequence[str]], chosen: Mapping[str, str], wanted: Mapping[str, str], order: Sequence[str]
+) -> dict[tuple[str, str], _Edge]:
+    movers: dict[tuple[str, str], dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for client_id in order:
+        task, preferred = chosen[client_id], wanted[client_id]
+        for other in offers[client_id]:
+            if other != task:
+                movers[task, other][(other != preferred) - (task != preferred)].append(client_id)
+    return {pair: _Edge(min(by_cost), by_cost[min(by_cost)]) for pair, by_cost in sorted(movers.items())}
