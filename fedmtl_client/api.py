@@ -85,7 +85,8 @@ class FederationApi:
     Args:
         address: `HOST:PORT`.
         client_id: who calls.
-        task: which task it has data for.
+        task: the task it has data for; of several, the one that it chooses to begin with, empty if the server is to.
+        tasks: if it has data for several, all of them.
         reconnect_s: how long a call keeps trying while the server is away.
         compression: how chunks may be compressed, in both directions.
         channel_options: options of the gRPC channel, besides or instead of `CHANNEL_OPTIONS`.
@@ -103,6 +104,7 @@ class FederationApi:
         *,
         client_id: str,
         task: str,
+        tasks: Sequence[str] = (),
         reconnect_s: float = 300.0,
         compression: Compression = "none",
         channel_options: Mapping[str, int] | None = None,
@@ -113,6 +115,8 @@ class FederationApi:
         self.address = address
         self.client_id = client_id
         self.task = task
+        """What it watches with: its only one, or the one it has chosen of `tasks`; empty if the server is to choose."""
+        self.tasks = tuple(tasks)
         self._reconnect_s = reconnect_s
         self._options = {**CHANNEL_OPTIONS, **(channel_options or {})}
         self._renew = renew
@@ -167,6 +171,7 @@ class FederationApi:
         round_: int,
         *,
         run_id: str = "",
+        task: str = "",
         all_tasks: bool = False,
         encoding: Encoding = "float32",
         holdings: Holdings | None = None,
@@ -177,7 +182,8 @@ class FederationApi:
         Args:
             round_: the round it is for; 0 for the current one.
             run_id: the run it is for; empty for whichever is served.
-            all_tasks: every head, instead of the client's own.
+            task: the task whose slice it is; `self.task` if empty.
+            all_tasks: every head, instead of one task's.
             encoding: how the components are to travel.
             holdings: what the caller has already, and where the slice goes.
             should_stop: asked after every failure; trying again ends when it says so.
@@ -191,7 +197,7 @@ class FederationApi:
         request = pb.GetSliceRequest(
             run_id=run_id,
             client_id=self.client_id,
-            task="" if all_tasks else self.task,
+            task="" if all_tasks else task or self.task,
             all_tasks=all_tasks,
             round=round_,
             encoding=encoding_to_proto(encoding),
@@ -277,8 +283,11 @@ class FederationApi:
                 yield chunks.message(offset, compression)
                 self._last_contact = time.monotonic()  # it isn't asked for more where the call has ended
 
-    def get_plan(self) -> TrainingPlan:
-        """What the server plans for this client's task: the header of its slice, without the slice.
+    def get_plan(self, task: str = "") -> TrainingPlan:
+        """What the server plans for a client of a task: the header of its slice, without the slice.
+
+        Args:
+            task: the task; `self.task` if empty.
 
         Raises:
             RequestError: as for `get_slice`.
@@ -286,7 +295,7 @@ class FederationApi:
 
         def attempt() -> TrainingPlan:
             call = self._get_slice(
-                pb.GetSliceRequest(client_id=self.client_id, task=self.task), metadata=self._metadata
+                pb.GetSliceRequest(client_id=self.client_id, task=task or self.task), metadata=self._metadata
             )
             try:
                 opening = read_message(next(self._translated(call), b""), pb.GetSliceResponse)
@@ -311,7 +320,7 @@ class FederationApi:
         return self._patiently(lambda: self._call(lambda: self._stub.GetStatus(request, metadata=self._metadata)))
 
     def _open_watch(self) -> tuple[Iterator[pb.WatchRoundsResponse], pb.WatchRoundsResponse]:
-        request = pb.WatchRoundsRequest(client_id=self.client_id, task=self.task)
+        request = pb.WatchRoundsRequest(client_id=self.client_id, task=self.task, tasks=self.tasks)
         stream = self._translated(self._stub.WatchRounds(request, metadata=self._metadata))
         first = next(stream, None)
         if first is None:

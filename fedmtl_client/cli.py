@@ -50,7 +50,16 @@ def take_part(
     client_id: Annotated[
         str, typer.Option(help="This client's name; no other client may have it.", callback=identifier)
     ],
-    task: Annotated[str, typer.Option("--task", "--tasks", help="The task this client has data for.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "--tasks",
+            help="The task this client has data for; again for each further one. Without it, those that the "
+            "configuration names for this client.",
+            show_default=False,
+        ),
+    ] = None,
     server: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=address)
     ] = DEFAULT_ADDRESS,
@@ -84,11 +93,12 @@ def take_part(
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.console,
 ) -> None:
-    """Take part in a run with this machine's rows of one task, until the run is over.
+    """Take part in a run with this machine's rows of one task or several, until the run is over.
 
     Without a configuration the rows are the GLUE task's on the model hub, and the rest is what the server plans. Where
-    the configuration's `clients` have this client id, what they say of its shard, partition, token and certificate is
-    taken; options win. `fedmtl-client doctor` with the same options looks at what is needed, and takes no part.
+    the configuration's `clients` have this client id, what they say of its tasks, shard, partition, token and
+    certificate is taken; options win. `fedmtl-client doctor` with the same options looks at what is needed, and takes
+    no part.
     """
     logs.configure(log_format.value)
     overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])
@@ -98,7 +108,7 @@ def take_part(
     overrides += ["security.insecure=true"] if insecure else []
     settled = with_options_first(configuration.load(config, overrides, named), client_id, overrides)
     client = Client(
-        settled, task=task, client_id=client_id, server=server, shard=shard, origin=config, progress_bar=True
+        settled, tasks=task or None, client_id=client_id, server=server, shard=shard, origin=config, progress_bar=True
     )
     try:
         client.run()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from fedmtl_core.tracing import Tracing, tracing_for
 if TYPE_CHECKING:
     import torch
 
+    from fedmtl_client.schedule import TaskSchedule
     from fedmtl_client.session import ClientResult, ClientSession, ClientSettings
     from fedmtl_client.trainer import Trainer
     from fedmtl_core.plan import TrainingPlan
@@ -28,31 +30,35 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 
 class Client:
-    """One client of one task: `Client(config, task="sst2").run()`.
+    """One client, of one task or several: `Client(config, task="sst2").run()`.
 
     It handles no signal and prints nothing; its log is structlog's. Where the configuration's `clients` have this
-    client, its shard, token and certificate there are taken.
+    client, its tasks, shard, token and certificate there are taken.
 
     Args:
         config: where this client's rows are, and how it behaves: a `Config`, nested dictionaries, or a YAML file's
             path; None for a GLUE task from the model hub.
-        task: the task it has rows for.
+        task: the task it has rows for. If neither that nor `tasks` is given, what the configuration's `clients` say of
+            this client, or its `client.tasks`.
+        tasks: the tasks, if they are several; it has one of them in each round.
         client_id: its name, which no other client may have. If None, the only one of the configuration's `clients` with
-            this task, or a new one if it lists none.
+            these tasks, or a new one if it lists none.
         server: `HOST:PORT` where the server listens.
         shard: `K/N` for the K-th of N disjoint parts of the rows; that of the configuration's `clients` if None.
         origin: the file that a `Config` came from, for messages.
         progress_bar: show a bar while it trains, where standard error is a terminal.
 
     Raises:
-        ConfigError: the configuration is wrong or has no such task, or the server isn't to be called without TLS.
+        ConfigError: the configuration is wrong or has no such task, nobody says which task, or the server isn't to be
+            called without TLS.
     """
 
     def __init__(
         self,
         config: Config | Mapping[str, Any] | Path | str | None = None,
         *,
-        task: str,
+        task: str | None = None,
+        tasks: Sequence[str] | None = None,
         client_id: str | None = None,
         server: str = DEFAULT_ADDRESS,
         shard: str | None = None,
@@ -63,10 +69,11 @@ class Client:
         if origin is None and isinstance(config, (Path, str)):
             origin = Path(config)
         settled = configuration.resolve(config)
-        self.task = task
-        self.client_id = _client_id(settled, task, client_id)
-        mine = listed(settled, self.client_id, task, origin)
-        self._section = section_of(settled, task, origin)
+        given = _given(task, tasks)
+        self.client_id = _client_id(settled, given, client_id)
+        mine = listed(settled, self.client_id, given, origin)
+        self.tasks = tasks_of(settled, given, mine)
+        self._sections = {name: section_of(settled, name, origin) for name in self.tasks}
         self._config = with_own_credentials(settled, mine)
         self._skew = mine.partition if mine else None
         self._shard = _checked(parse_shard, "shard", shard or (mine.shard if mine else WHOLE))
@@ -100,27 +107,34 @@ class Client:
         from fedmtl_client import data
         from fedmtl_client.api import FederationApi
         from fedmtl_client.partition import LabelSkew
-        from fedmtl_client.session import ClientSession
+        from fedmtl_client.schedule import TaskSchedule
+        from fedmtl_client.session import ClientSession, ClientTask
 
         config = self._config
         if config.client.num_threads:
             torch.set_num_threads(config.client.num_threads)
-        spec, settings = self._section.spec(self.task), self._settings()
+        schedule = TaskSchedule(self.tasks, config.client.selection, config.training.seed, self.client_id)
+        settings = self._settings(schedule)
         skew = LabelSkew(self._skew.dirichlet, self._skew.seed) if self._skew else None
-        rows = data.load_task_data(spec, self._section.data, self._shard, skew)
+        tasks = []
+        for name, section in self._sections.items():
+            spec = section.spec(name)
+            rows = data.load_task_data(spec, section.data, self._shard, skew)
+            tasks.append(ClientTask(spec, rows, section.train_samples or 0, section.val_samples or 0))
         api = FederationApi(
             self._server,
             client_id=self.client_id,
-            task=self.task,
+            task=schedule.first,
+            tasks=self.tasks,
             reconnect_s=config.client.reconnect_s,
             compression=config.wire.compression,
             credentials=self._credentials,
             renew=credentials.Renewal(config),
             tracing=tracing,
         )
-        return ClientSession(api, spec, rows, settings, tracing)
+        return ClientSession(api, tasks, settings, tracing)
 
-    def _settings(self) -> ClientSettings:
+    def _settings(self, schedule: TaskSchedule) -> ClientSettings:
         from fedmtl_client.session import ClientSettings
         from fedmtl_client.trainer import choose_device
 
@@ -128,13 +142,12 @@ class Client:
         return ClientSettings(
             device=choose_device(config.training.device),
             model=own_model(config),
-            train_samples=self._section.train_samples or 0,
-            val_samples=self._section.val_samples or 0,
             upload=config.wire.upload,
             download=config.wire.download,
             topk_density=config.wire.topk_density,
             trainer=_trainer(config),
             progress_bar=self._progress_bar,
+            schedule=schedule,
         )
 
 
@@ -163,30 +176,72 @@ def section_of(config: Config, task: str, origin: Path | None) -> TaskConfig:
     )
 
 
-def _client_id(config: Config, task: str, given: str | None) -> str:
+def _given(task: str | None, tasks: Sequence[str] | None) -> tuple[str, ...]:
+    """The tasks that whoever makes a client names; empty if it leaves that to the configuration."""
+    if isinstance(tasks, str):
+        raise ConfigError(f"tasks: expected a list of names, got {tasks!r}; one task is `task`")
+    if task is not None and tasks is not None:
+        raise ConfigError("task: expected `task`, or `tasks` for several, got both")
+    return named_once((task,) if task is not None else tasks or ())
+
+
+def named_once(tasks: Sequence[str]) -> tuple[str, ...]:
+    """Tasks that were given, as they are.
+
+    Raises:
+        ConfigError: one is there twice.
+    """
+    if twice := [name for name, count in Counter(tasks).items() if count > 1]:
+        raise ConfigError(f"task: expected each once; {twice[0]!r} is there twice")
+    return tuple(tasks)
+
+
+def tasks_of(config: Config, given: Sequence[str], mine: LocalClient | None) -> tuple[str, ...]:
+    """The tasks that a client takes part in: those it is started with, or what its configuration says.
+
+    Raises:
+        ConfigError: neither names one.
+    """
+    tasks = given or (mine.task_names if mine else ()) or config.client.tasks
+    if not tasks:
+        raise ConfigError(
+            "task: needed: the task that this client has rows for, or several; with --task, as `client.tasks`, or in "
+            "the client's entry in `clients`"
+        )
+    return tuple(tasks)
+
+
+def _client_id(config: Config, tasks: Sequence[str], given: str | None) -> str:
     if given is None:
-        known = [client.client_id for client in config.clients if client.task == task]
+        wanted = tasks or config.client.tasks or ()
+        known = [client.client_id for client in config.clients if set(wanted) <= set(client.task_names)]
         if len(known) > 1:
-            raise ConfigError(f"client_id: needed, since `clients` list several for {task!r}: {', '.join(known)}")
-        given = known[0] if known else f"{task[:32]}-{uuid.uuid4().hex[:8]}"
+            of = f" for {', '.join(map(repr, wanted))}" if wanted else ""
+            raise ConfigError(f"client_id: needed, since `clients` list several{of}: {', '.join(known)}")
+        given = known[0] if known else f"{(wanted or ['client'])[0][:32]}-{uuid.uuid4().hex[:8]}"
     try:
         return require_identifier("client_id", given)
     except InvalidRequestError as error:
         raise ConfigError(str(error)) from None
 
 
-def listed(config: Config, client_id: str, task: str, origin: Path | None) -> LocalClient | None:
+def listed(config: Config, client_id: str, tasks: Sequence[str], origin: Path | None) -> LocalClient | None:
     """What a configuration's `clients` say of this client.
+
+    Args:
+        tasks: those it is started with; some of those listed, or none for all of them.
 
     Raises:
         ConfigError: that it has another task.
     """
     mine = next((client for client in config.clients if client.client_id == client_id), None)
-    if mine is not None and mine.task != task:
-        raise ConfigError(
-            f"task: in {_name(origin)}, `clients` say that {client_id!r} has the task {mine.task!r}, "
-            f"got {task!r}; change one of the two, or take another client id"
-        )
+    for task in tasks if mine is not None else ():
+        if task not in mine.task_names:
+            has = ("task " if len(mine.task_names) == 1 else "tasks ") + ", ".join(map(repr, mine.task_names))
+            raise ConfigError(
+                f"task: in {_name(origin)}, `clients` say that {client_id!r} has the {has}, "
+                f"got {task!r}; change one of the two, or take another client id"
+            )
     return mine
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from fedmtl_core import doctor
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.doctor import Finding, fail, ok, warn
-from fedmtl_core.errors import RequestError
+from fedmtl_core.errors import ConfigError, RequestError
 from fedmtl_core.tasks import TaskSpec
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from fedmtl_client.api import FederationApi
     from fedmtl_client.data import Survey
     from fedmtl_core.plan import TrainingPlan
+
+Split = Literal["train", "validation"]
+_SPLITS: tuple[Split, ...] = ("train", "validation")
 
 MAX_SKEW_S = 60.0
 """A server's clock may be so far ahead before it is worth a word."""
@@ -32,8 +36,7 @@ def examine(
     config: Config,
     *,
     client_id: str,
-    spec: TaskSpec,
-    source: DataConfig | None,
+    sources: Sequence[tuple[TaskSpec, DataConfig | None]],
     shard: tuple[int, int],
     model: str | None,
     server: str,
@@ -43,21 +46,22 @@ def examine(
     Args:
         config: the client's, its own files in the section `client`.
         client_id: its name.
-        spec: its task.
-        source: where the task's rows are; its place on the hub if None.
+        sources: its tasks, and where the rows of each are; their place on the hub if None.
         shard: which of them are the client's.
         model: where it takes its model from; from the server's plan if None.
         server: `HOST:PORT`.
     """
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
         "device": lambda: device(config),
-        "train rows": lambda: rows(spec, source, "train", shard),
-        "validation rows": lambda: rows(spec, source, "validation", shard),
         "credentials": lambda: credentials(config, server),
     }
+    for spec, source in sources:
+        for split in _SPLITS:
+            name = f"{spec.name}: {split} rows" if len(sources) > 1 else f"{split} rows"
+            checks[name] = partial(rows, spec, source, split, shard, name)
     found = [finding for name, check in checks.items() for finding in doctor.findings(name, check)]
     plans: list[TrainingPlan] = []
-    found += doctor.findings("server", lambda: reach(config, client_id, spec, server, plans))
+    found += doctor.findings("server", lambda: reach(config, client_id, [spec for spec, _ in sources], server, plans))
     planned = plans[0].client_model if plans else ""
     if source_of_model := model or planned:
         found += doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model))
@@ -75,12 +79,12 @@ def device(config: Config) -> Iterator[Finding]:
 
 
 def rows(
-    spec: TaskSpec, source: DataConfig | None, split: Literal["train", "validation"], shard: tuple[int, int]
+    spec: TaskSpec, source: DataConfig | None, split: Split, shard: tuple[int, int], check: str | None = None
 ) -> Iterator[Finding]:
     """Whether one split can be read, and its rows are what the task says."""
     from fedmtl_client.data import survey
 
-    yield from judge(spec, survey(spec, source, split), f"{split} rows", shard)
+    yield from judge(spec, survey(spec, source, split), check or f"{split} rows", shard)
 
 
 def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> Iterator[Finding]:
@@ -140,16 +144,18 @@ def credentials(config: Config, server: str) -> Iterator[Finding]:
             yield from doctor.expiry("credentials", path, certificate)
 
 
-def reach(config: Config, client_id: str, spec: TaskSpec, server: str, plans: list[TrainingPlan]) -> Iterator[Finding]:
-    """Whether the server answers, takes this client, and has the same task.
+def reach(
+    config: Config, client_id: str, specs: Sequence[TaskSpec], server: str, plans: list[TrainingPlan]
+) -> Iterator[Finding]:
+    """Whether the server answers, takes this client, and has the same tasks.
 
     Args:
-        plans: gets the server's plan, if it says one.
+        plans: gets the server's plans, one for each task that it says one of.
     """
     from fedmtl_client.api import FederationApi
     from fedmtl_client.credentials import load
 
-    api = FederationApi(server, client_id=client_id, task=spec.name, reconnect_s=0, credentials=load(config))
+    api = FederationApi(server, client_id=client_id, task=specs[0].name, reconnect_s=0, credentials=load(config))
     with closing(api):
         yield from health(api)
         status = api.get_status()
@@ -159,16 +165,22 @@ def reach(config: Config, client_id: str, spec: TaskSpec, server: str, plans: li
             yield warn(
                 "client id", f"{client_id!r} takes part already", "it would be replaced; choose another --client-id"
             )
-        try:
-            plan = api.get_plan()
-        except RequestError as error:
-            yield fail("task", str(error))
-            return
+        for spec in specs:
+            yield from task(api, client_id, spec, plans)
+
+
+def task(api: FederationApi, client_id: str, spec: TaskSpec, plans: list[TrainingPlan]) -> Iterator[Finding]:
+    """Whether the server lets a client have a task, and means the same by it."""
+    try:
+        plan = api.get_plan(spec.name)
         plans.append(plan)
         if plan.task_type is not None:
             spec.require_same(plan.task_type, plan.labels)
-        same = "labels" if spec.labels else "kind"
-        yield ok("task", f"the server has {spec.name} with the same {same}, and lets {client_id} have it")
+    except (RequestError, ConfigError) as error:
+        yield fail("task", str(error))
+        return
+    same = "labels" if spec.labels else "kind"
+    yield ok("task", f"the server has {spec.name} with the same {same}, and lets {client_id} have it")
 
 
 def health(api: FederationApi) -> Iterator[Finding]:

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from fedmtl_client.cli import address, identifier, shard_name, with_options_first
-from fedmtl_client.client import DEFAULT_ADDRESS, listed, own_model, section_of, with_own_credentials
+from fedmtl_client.client import (
+    DEFAULT_ADDRESS,
+    listed,
+    named_once,
+    own_model,
+    section_of,
+    tasks_of,
+    with_own_credentials,
+)
 from fedmtl_core import config as configuration
 from fedmtl_core import doctor, logs
 from fedmtl_core.cli import EXIT_FAILURE
@@ -22,7 +30,16 @@ doctor_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, r
 @doctor_app.command("doctor")
 def examine(
     client_id: Annotated[str, typer.Option(help="This client's name.", callback=identifier)],
-    task: Annotated[str, typer.Option("--task", "--tasks", help="The task this client has data for.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "--tasks",
+            help="The task this client has data for; again for each further one. Without it, those that the "
+            "configuration names for this client.",
+            show_default=False,
+        ),
+    ] = None,
     server: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=address)
     ] = DEFAULT_ADDRESS,
@@ -56,10 +73,11 @@ def examine(
     found = doctor.findings("environment", doctor.environment)
     try:
         settled = with_options_first(configuration.load(config, overrides), client_id, overrides)
-        mine = listed(settled, client_id, task, config)
+        given = named_once(task or ())
+        mine = listed(settled, client_id, given, config)
         settled = with_own_credentials(settled, mine)
-        section = section_of(settled, task, config)
-        spec = section.spec(task)
+        sections = {name: section_of(settled, name, config) for name in tasks_of(settled, given, mine)}
+        sources = [(section.spec(name), section.data) for name, section in sections.items()]
     except ConfigError as error:
         found.append(doctor.fail("configuration", str(error)))
     else:
@@ -69,8 +87,7 @@ def examine(
         found += examine_client(
             settled,
             client_id=client_id,
-            spec=spec,
-            source=section.data,
+            sources=sources,
             shard=parse_shard(shard or (mine.shard if mine else WHOLE)),
             model=own_model(settled),
             server=server,

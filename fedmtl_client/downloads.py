@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,9 +31,10 @@ class Holdings:
         """By scope, the digests of the components that are whole and as they came."""
         return self._digests
 
-    def spoil(self) -> None:
-        """Note that the components are about to change: their memory stays, but they are no version any more."""
-        self._digests.clear()
+    def spoil(self, scopes: Iterable[str]) -> None:
+        """Note that components are about to change: their memory stays, but they are no version any more."""
+        for scope in scopes:
+            self.overwrite(scope)
 
     def drop(self) -> None:
         """Forget everything."""

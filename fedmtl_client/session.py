@@ -6,7 +6,7 @@ import queue
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,9 +17,10 @@ from fedmtl_client.data import EncodedRows, TaskData
 from fedmtl_client.downloads import Holdings
 from fedmtl_client.feedback import ErrorFeedback
 from fedmtl_client.progress import training_progress
+from fedmtl_client.schedule import TaskSchedule
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_client.trainer import Trainer, TrainingStopped
-from fedmtl_core.errors import StaleRoundError, UnavailableError, WrongRunError
+from fedmtl_core.errors import MalformedStreamError, StaleRoundError, UnavailableError, WrongRunError
 from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
@@ -35,8 +36,6 @@ class ClientSettings:
 
     device: torch.device
     model: str | None = None
-    train_samples: int = 0
-    val_samples: int = 0
     upload: Encoding = "float32"
     """How updates travel. Any other than `float32` is lossy, and sent as a delta with error feedback."""
     download: Encoding = "float32"
@@ -46,6 +45,19 @@ class ClientSettings:
     """Makes what trains and evaluates."""
     progress_bar: bool = False
     """Whether training shows a bar where standard error is a terminal."""
+    schedule: TaskSchedule | None = None
+    """Which of its tasks it has next, where that isn't the server's choice."""
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """One task that a client takes part in; 0 leaves a number to the server's plan."""
+
+    spec: TaskSpec
+    data: TaskData
+    """Its rows."""
+    train_samples: int = 0
+    val_samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ class RoundWork:
     """What a client did in one round."""
 
     round: int
+    task: str
     purpose: Purpose
     received_metrics: Mapping[str, float]
     """Of the model it received, on its evaluation rows."""
@@ -69,20 +82,23 @@ class ClientResult:
 
     run_id: str
     client_id: str
-    task: str
+    tasks: Sequence[str]
+    """All that it has rows for; `RoundWork` says which it had in a round."""
     rounds: Mapping[int, RoundWork]
     """By number, the rounds that its update came in time for."""
 
 
 @dataclass(frozen=True)
 class _Workbench:
-    """What stays from round to round."""
+    """What stays of one task from round to round."""
 
     plan: TrainingPlan
     model: MultiTaskModel
     trainer: Trainer
     train: EncodedRows
     validation: EncodedRows
+    synchronizer: ClientModelSynchronizer
+    feedback: ErrorFeedback | None
 
 
 class ClientSession:
@@ -90,8 +106,7 @@ class ClientSession:
 
     Args:
         api: the connection to the server.
-        spec: the client's task.
-        data: its rows.
+        tasks: what it has rows for; at least one task.
         settings: what it decides for itself.
         tracing: records what it does in a round.
     """
@@ -99,20 +114,16 @@ class ClientSession:
     def __init__(
         self,
         api: FederationApi,
-        spec: TaskSpec,
-        data: TaskData,
+        tasks: Sequence[ClientTask],
         settings: ClientSettings,
         tracing: Tracing = OFF,
     ):
         self._api = api
         self._tracing = tracing
-        self._spec = spec
-        self._data = data
+        self._tasks = {task.spec.name: task for task in tasks}
         self._settings = settings
-        self._synchronizer = ClientModelSynchronizer(task=spec.name)
+        self._schedule = settings.schedule or TaskSchedule(tuple(self._tasks))
         self._holdings = Holdings()
-        lossy = settings.upload != "float32"
-        self._feedback = ErrorFeedback(settings.upload, settings.topk_density) if lossy else None
         self._run_id = ""
         self._done: dict[int, RoundWork] = {}
         self._events: queue.SimpleQueue[pb.WatchRoundsResponse | Exception] = queue.SimpleQueue()
@@ -122,7 +133,7 @@ class ClientSession:
         self._no_longer_watching = False
         self._counted: tuple[str, int] | None = None
         self._num_before_counted = 0
-        self._workbench: _Workbench | None = None
+        self._workbenches: dict[str, _Workbench] = {}
         self._log = get_logger()
 
     def run(self) -> ClientResult:
@@ -134,7 +145,7 @@ class ClientSession:
         Raises:
             UnavailableError: the server stayed away for too long.
             RequestError: the server refuses this client.
-            ConfigError: the server's task of this name is another than this client's.
+            ConfigError: a task of the server's is another than this client's of that name.
         """
         watcher = threading.Thread(target=self._watch, name="watch-rounds", daemon=True)
         watcher.start()
@@ -143,7 +154,7 @@ class ClientSession:
         finally:
             self._api.close()
             watcher.join()
-        return ClientResult(self._run_id, self._api.client_id, self._spec.name, self._done)
+        return ClientResult(self._run_id, self._api.client_id, tuple(self._tasks), self._done)
 
     def _follow(self) -> None:
         while True:
@@ -157,6 +168,7 @@ class ClientSession:
             if event.kind == pb.ROUND_EVENT_KIND_WAITING and event.waiting_for:
                 self._log.info("round.waiting", **_progress(event), waiting_for=event.waiting_for)
             if event.kind == pb.ROUND_EVENT_KIND_OPENED and self._is_wanted(event):
+                self._require_task(event)
                 self._take_part(event)
 
     def _watch(self) -> None:
@@ -164,7 +176,8 @@ class ClientSession:
         try:
             for event in self._api.watch():
                 if self._newest is None or event.run_id != self._newest.run_id:
-                    self._log.info(JOINED, run_id=event.run_id, client_id=self._api.client_id, task=self._spec.name)
+                    names = ", ".join(self._tasks)
+                    self._log.info(JOINED, run_id=event.run_id, client_id=self._api.client_id, task=names)
                 self._newest = event
                 self._num_received += 1
                 self._events.put(event)
@@ -178,6 +191,13 @@ class ClientSession:
         newer = self._newest is not None and self._newest.round > event.round
         return asked and not newer and not self._has_closed(event)
 
+    def _require_task(self, event: pb.WatchRoundsResponse) -> None:
+        if event.task not in self._tasks:
+            raise MalformedStreamError(
+                f"the server has given this client the task {event.task!r} in round {event.round}, expected one of "
+                f"{', '.join(self._tasks)}"
+            )
+
     def _has_been_answered(self, event: pb.WatchRoundsResponse) -> bool:
         """Whether the update that the event asks for was counted while the event waited in the queue.
 
@@ -189,7 +209,7 @@ class ClientSession:
     def _take_part(self, event: pb.WatchRoundsResponse) -> None:
         """Do a round's work. A round that closes meanwhile is left; the next event says how it goes on."""
         try:
-            with self._tracing.span("round", round=event.round, client_id=self._api.client_id, task=self._spec.name):
+            with self._tracing.span("round", round=event.round, client_id=self._api.client_id, task=event.task):
                 self._work(self._get_slice(event), event)
         except (StaleRoundError, WrongRunError) as error:
             self._log.warning("round.missed", **_progress(event), reason=str(error))
@@ -204,29 +224,31 @@ class ClientSession:
         if event.run_id != self._run_id:
             self._run_id = event.run_id
             self._done = {}
-            if self._feedback:
-                self._feedback.forget()
+            for bench in self._workbenches.values():
+                if bench.feedback:
+                    bench.feedback.forget()
         with self._tracing.call("GetSlice"):
             return self._api.get_slice(
                 event.round,
                 run_id=event.run_id,
+                task=event.task,
                 encoding=self._settings.download,
                 holdings=self._holdings,
                 should_stop=lambda: self._has_closed(event),
             )
 
     def _work(self, slice_: Slice, event: pb.WatchRoundsResponse) -> None:
-        bench = self._prepare(slice_.plan)
-        kind: UpdateKind = "delta" if self._feedback else slice_.plan.update
+        bench = self._prepare(event.task, slice_.plan)
+        kind: UpdateKind = "delta" if bench.feedback else slice_.plan.update
         # Without need of the slice as it came, the model may live in its memory.
         share = kind == "parameters" and self._settings.download not in DELTA_ENCODINGS
         share = share and self._settings.device.type == "cpu"
-        self._synchronizer.load(bench.model, slice_.components, share=share)
+        bench.synchronizer.load(bench.model, slice_.components, share=share)
         received = self._evaluate(bench)
         header = pb.UpdateHeader(
             run_id=slice_.run_id,
             client_id=self._api.client_id,
-            task=self._spec.name,
+            task=event.task,
             base_round=slice_.round,
             update_id=uuid.uuid4().hex,
             kind=pb.UPDATE_KIND_METRICS,
@@ -235,30 +257,26 @@ class ClientSession:
         )
         if slice_.purpose == "evaluate":
             self._push(header, [], event)
-            self._done[slice_.round] = RoundWork(slice_.round, "evaluate", received)
+            self._done[slice_.round] = RoundWork(slice_.round, event.task, "evaluate", received)
             self._log.info("model.evaluated", **_progress(event), metrics=received)
             return
         if share:
-            self._holdings.spoil()
+            self._holdings.spoil(slice_.components)
         trained, header.num_steps = self._train(bench, slice_, event)
         header.kind = UPDATE_KIND_TO_PROTO[kind]
         header.num_examples = len(bench.train)
         header.trained_metrics.update(trained)
-        receipt = self._push(header, self._encoded_update(bench.model, kind), event)
-        if self._feedback:
-            self._feedback.counted()
+        header.next_task = self._schedule.after(event.task, event.round)
+        receipt = self._push(header, _encoded_update(bench, kind), event)
+        if bench.feedback:
+            bench.feedback.counted()
+        self._api.task = header.next_task or self._api.task  # a watch that is opened again says it too
         self._done[slice_.round] = RoundWork(
-            slice_.round, "train", received, trained, header.num_examples, receipt.num_bytes
+            slice_.round, event.task, "train", received, trained, header.num_examples, receipt.num_bytes
         )
         self._log.info(
             "update.sent", **_progress(event), received=received, trained=trained, bytes_sent=receipt.num_bytes
         )
-
-    def _encoded_update(self, model: MultiTaskModel, kind: UpdateKind) -> list[EncodedComponent]:
-        components = self._synchronizer.update(model, kind)
-        if self._feedback:
-            return self._feedback.encode(components)
-        return [EncodedComponent.exact(component) for component in components]
 
     def _push(
         self, header: pb.UpdateHeader, components: list[EncodedComponent], event: pb.WatchRoundsResponse
@@ -294,35 +312,49 @@ class ClientSession:
         )
         return metrics | {"train_loss": result.loss}, result.num_steps
 
-    def _prepare(self, plan: TrainingPlan) -> _Workbench:
-        """Model and tokenised rows, made at the first round and again only if the plan changes.
+    def _prepare(self, name: str, plan: TrainingPlan) -> _Workbench:
+        """Model and tokenised rows of a task, made in its first round and again only if the plan changes.
 
         Raises:
             ConfigError: the server's task of this name is another.
         """
-        if self._workbench and self._workbench.plan == plan:
-            return self._workbench
+        bench = self._workbenches.get(name)
+        if bench and bench.plan == plan:
+            return bench
+        task = self._tasks[name]
+        spec = task.spec
         if plan.task_type is not None:
-            self._spec.require_same(plan.task_type, plan.labels)
+            spec.require_same(plan.task_type, plan.labels)
         source = self._settings.model or plan.client_model
         self._log.info("model.loading", source=source)
         encoder, hidden_size = load_encoder(source, weights=False, num_hidden_layers=plan.num_hidden_layers or None)
         require_length(encoder, plan.max_length)
         model = MultiTaskModel(
-            encoder, [self._spec], hidden_size=hidden_size, pooling=plan.pooling, dropout=plan.head_dropout
+            encoder, [spec], hidden_size=hidden_size, pooling=plan.pooling, dropout=plan.head_dropout
         )
         tokenizer = load_tokenizer(source)
         train, validation = (
-            EncodedRows(rows.head(count), self._spec, tokenizer, plan.max_length)
+            EncodedRows(rows.head(count), spec, tokenizer, plan.max_length)
             for rows, count in (
-                (self._data.train, self._settings.train_samples or plan.train_samples),
-                (self._data.validation, self._settings.val_samples or plan.val_samples),
+                (task.data.train, task.train_samples or plan.train_samples),
+                (task.data.validation, task.val_samples or plan.val_samples),
             )
         )
-        self._log.info("data.ready", task=self._spec.name, train_rows=len(train), validation_rows=len(validation))
-        trainer = self._settings.trainer(self._spec, plan, self._settings.device)
-        self._workbench = _Workbench(plan, model.to(self._settings.device), trainer, train, validation)
-        return self._workbench
+        self._log.info("data.ready", task=name, train_rows=len(train), validation_rows=len(validation))
+        settings = self._settings
+        trainer = settings.trainer(spec, plan, settings.device)
+        lossy = settings.upload != "float32"
+        feedback = ErrorFeedback(settings.upload, settings.topk_density) if lossy else None
+        self._workbenches[name] = _Workbench(
+            plan,
+            model.to(settings.device),
+            trainer,
+            train,
+            validation,
+            ClientModelSynchronizer(task=name),
+            bench.feedback if bench else feedback,
+        )
+        return self._workbenches[name]
 
     def _has_closed(self, event: pb.WatchRoundsResponse) -> bool:
         """Whether nothing this client does can count in the event's round any more."""
@@ -330,6 +362,13 @@ class ClientSession:
         if self._no_longer_watching or newest is None or newest.run_id != event.run_id:
             return True
         return newest.oldest_base_round > event.round
+
+
+def _encoded_update(bench: _Workbench, kind: UpdateKind) -> list[EncodedComponent]:
+    components = bench.synchronizer.update(bench.model, kind)
+    if bench.feedback:
+        return bench.feedback.encode(components)
+    return [EncodedComponent.exact(component) for component in components]
 
 
 def _progress(event: pb.WatchRoundsResponse) -> dict[str, str]:

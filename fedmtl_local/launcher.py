@@ -7,7 +7,6 @@ import shlex
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +28,7 @@ from fedmtl_core.tables import results_table
 from fedmtl_local.processes import LoggedProcess, num_processors, stop_all, uninterrupted
 from fedmtl_server.folders import state_of, unfinished_run
 from fedmtl_server.lock import is_held
+from fedmtl_server.quorums import lacking
 from fedmtl_server.results import TaskResult
 
 START_TIMEOUT_S = 180.0
@@ -179,7 +179,7 @@ class LocalRun:
         (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         server = self._start("server", "fedmtl_server", ["--port", "0", "--run-dir", str(self.run_dir)], {})
         address = self._await_address(server)
-        names = ", ".join(f"{client.client_id} ({client.task})" for client in self._config.clients)
+        names = ", ".join(f"{client.client_id} ({', '.join(client.task_names)})" for client in self._config.clients)
         self._say(f"server at {address}, clients {names}; logs and results in {self.run_dir}")
         for task in self._without_clients():
             self._say(f"`clients` has none for the task {task}: the first round waits for one from elsewhere")
@@ -196,8 +196,8 @@ class LocalRun:
 
     def _without_clients(self) -> list[str]:
         """The tasks that need more clients than are started here."""
-        have = Counter(client.task for client in self._config.clients)
-        return [task for task, section in self._config.tasks.items() if have[task] < section.min_clients]
+        offers = {client.client_id: client.task_names for client in self._config.clients}
+        return list(lacking(offers, {task: section.min_clients for task, section in self._config.tasks.items()}))
 
     def _end(self, clients: list[LoggedProcess]) -> list[LoggedProcess]:
         """Have the clients end, now that the server has ended well; those that failed before are returned.
@@ -220,12 +220,14 @@ class LocalRun:
 
     def _start_clients(self, address: str) -> list[LoggedProcess]:
         """Start all clients; first those of auxiliary tasks, for which no round waits to come."""
-        auxiliary, clients = self._config.auxiliary_tasks(), self._config.clients
-        first = [self._start_client(address, client) for client in clients if client.task in auxiliary]
+        auxiliary, first, others = self._config.auxiliary_tasks(), [], []
+        for client in self._config.clients:
+            (first if auxiliary.issuperset(client.task_names) else others).append(client)
+        started = [self._start_client(address, client) for client in first]
         give_up = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < give_up and any(not one.has_reached and one.returncode is None for one in first):
+        while time.monotonic() < give_up and any(not one.has_reached and one.returncode is None for one in started):
             time.sleep(0.1)
-        return first + [self._start_client(address, client) for client in clients if client.task not in auxiliary]
+        return started + [self._start_client(address, client) for client in others]
 
     def _start_client(self, address: str, client: LocalClient) -> LoggedProcess:
         threads = max(1, num_processors() // len(self._config.clients))
@@ -233,7 +235,8 @@ class LocalRun:
             f"client-{client.client_id}",
             "fedmtl_client",
             [
-                *("--client-id", client.client_id, "--task", client.task),
+                *("--client-id", client.client_id),
+                *(part for task in client.task_names for part in ("--task", task)),
                 *("--shard", client.shard, "--server", address),
                 *_own_credentials(client),
             ],

@@ -24,8 +24,7 @@ def run(config: Config, run_dir: Path) -> tuple[dict[str, TaskResult], Sequence[
     """What a run came to, and what each of the configuration's `clients` did in it."""
     with ThreadPoolExecutor(len(config.clients)) as pool, Server(config, run_dir) as server:
         clients = [
-            pool.submit(Client(config, task=one.task, client_id=one.client_id, server=server.address).run)
-            for one in config.clients
+            pool.submit(Client(config, client_id=one.client_id, server=server.address).run) for one in config.clients
         ]
         done = [client.result(timeout=120) for client in clients]
         return server.wait(), done

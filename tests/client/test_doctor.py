@@ -128,7 +128,7 @@ class TestServer:
     async def reach(self, server, spec=PRESETS["sst2"], client_id="a", config=None):
         plans = []
         address = server if isinstance(server, str) else server.address
-        found = await asyncio.to_thread(look, doctor.reach, config or Config(), client_id, spec, address, plans)
+        found = await asyncio.to_thread(look, doctor.reach, config or Config(), client_id, [spec], address, plans)
         return found, plans
 
     async def test_a_server_that_takes_this_client(self, tmp_path):

@@ -11,7 +11,7 @@ from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_client.api import FederationApi, Slice
 from fedmtl_client.data import load_task_data
-from fedmtl_client.session import ClientSession, ClientSettings
+from fedmtl_client.session import ClientSession, ClientSettings, ClientTask
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ClientReplacedError, ConfigError, UnavailableError
 from fedmtl_core.modeling import TOY_MODEL
@@ -35,8 +35,8 @@ def toy_model() -> MTLServerModel:
 
 def session_of(api, rows=64) -> ClientSession:
     data = load_task_data(SST2, DataConfig(builtin="sst2"))
-    settings = ClientSettings(torch.device("cpu"), model=TOY_MODEL, train_samples=rows, val_samples=20)
-    return ClientSession(api, SST2, data, settings)
+    settings = ClientSettings(torch.device("cpu"), model=TOY_MODEL)
+    return ClientSession(api, [ClientTask(SST2, data, train_samples=rows, val_samples=20)], settings)
 
 
 def real_api(address, reconnect_s=20.0) -> FederationApi:
@@ -116,10 +116,10 @@ async def test_a_session_gives_up_on_a_server_that_stays_away(tmp_path):
 async def test_a_session_that_means_something_else_by_its_tasks_labels_stops_before_it_trains(labels, told, tmp_path):
     other = replace(SST2, labels=labels)
     data = load_task_data(other, DataConfig(builtin="sst2"))
-    settings = ClientSettings(torch.device("cpu"), model=TOY_MODEL, train_samples=64, val_samples=20)
+    settings, task = ClientSettings(torch.device("cpu"), model=TOY_MODEL), ClientTask(other, data, 64, 20)
     async with serving(tmp_path, toy_model()) as server:
         with pytest.raises(ConfigError, match=f"^task sst2: the server {told}"):
-            await asyncio.to_thread(ClientSession(real_api(server.address), other, data, settings).run)
+            await asyncio.to_thread(ClientSession(real_api(server.address), [task], settings).run)
         assert [client.reported for client in server.federation.status().clients] == [False]
 
 
@@ -135,6 +135,7 @@ class ScriptedApi:
     """A server that is a script: it sends events when told to, and records what it is sent."""
 
     client_id = "a"
+    task = "sst2"
 
     def __init__(self, script):
         self._script = script
@@ -148,7 +149,7 @@ class ScriptedApi:
             self.round = event.round
             yield event
 
-    def get_slice(self, round_, *, run_id, encoding, holdings, should_stop):
+    def get_slice(self, round_, *, run_id, task, encoding, holdings, should_stop):
         purpose = "evaluate" if round_ > 2 else "train"
         self.fetched.set()
         return Slice(run_id, round_, purpose, CONFIG.plan("sst2"), toy_model().components)
@@ -169,7 +170,7 @@ def event(kind, round_=1, **fields):
 
 
 def opened(round_=1, **fields):
-    return event(pb.ROUND_EVENT_KIND_OPENED, round_, **({"in_cohort": True} | fields))
+    return event(pb.ROUND_EVENT_KIND_OPENED, round_, **({"in_cohort": True, "task": "sst2"} | fields))
 
 
 def finished():

@@ -172,6 +172,7 @@ class ScriptedServer(pb_grpc.FederatedMtlServiceServicer):
             num_rounds=2,
             purpose=_purpose(number),
             in_cohort=True,
+            task=TASK,
             reported=number in self.uploaded,
             deadline_seconds=60,
             oldest_base_round=number,

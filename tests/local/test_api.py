@@ -60,10 +60,10 @@ def test_a_server_and_three_clients_run_in_one_process_and_return_what_they_came
         results = server.wait()
     assert {task: sorted(result.by_round) for task, result in results.items()} == {"sst2": [0, 1, 2], "stsb": [0, 1, 2]}
     assert results["sst2"].metric == "accuracy"
-    assert [(one.client_id, one.task, sorted(one.rounds)) for one in clients] == [
-        ("a", "sst2", [1, 2, 3]),
-        ("b", "sst2", [1, 2, 3]),
-        ("c", "stsb", [1, 2, 3]),
+    assert [(one.client_id, one.tasks, sorted(one.rounds)) for one in clients] == [
+        ("a", ("sst2",), [1, 2, 3]),
+        ("b", ("sst2",), [1, 2, 3]),
+        ("c", ("stsb",), [1, 2, 3]),
     ]
     first, last = clients[2].rounds[1], clients[2].rounds[3]
     assert (first.purpose, first.num_examples, last.purpose, last.num_examples) == ("train", 64, "evaluate", 0)

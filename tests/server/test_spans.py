@@ -40,7 +40,7 @@ def service_of(span) -> str:
 
 def traced_session(api, tracing) -> ClientSession:
     session = session_of(api)
-    return ClientSession(api, session._spec, session._data, session._settings, tracing)
+    return ClientSession(api, list(session._tasks.values()), session._settings, tracing)
 
 
 async def test_a_trace_goes_from_a_clients_slice_through_its_training_to_the_commit(exported, tmp_path):
