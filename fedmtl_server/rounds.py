@@ -462,7 +462,7 @@ class RoundEngine:
 
     @property
     def _somebody_counts(self) -> bool:
-        """Whether a client is there that may have a task that isn't auxiliary: without it, a round would be nobody's."""
+        """Whether a client is there for a task that isn't auxiliary: without one, a round would be nobody's."""
         return any(task not in self.rules.auxiliary for tasks in self._eligible().values() for task in tasks)
 
     @property
