@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 
 import torch
 from torch import Tensor
 
 from fedmtl_core.errors import LayoutMismatchError
-from fedmtl_core.layout import Component, Layout, require_scopes
+from fedmtl_core.identifiers import name_some
+from fedmtl_core.layout import Component, Layout
 from fedmtl_core.modeling import MultiTaskModel
 from fedmtl_core.plan import UpdateKind
 
@@ -18,10 +19,12 @@ class ClientModelSynchronizer:
 
     Args:
         task: the client's task, whose head the model has; or None for a model with every head.
+        local: names of the model's parameters that are in no slice.
     """
 
-    def __init__(self, task: str | None = None):
+    def __init__(self, task: str | None = None, local: Iterable[str] = ()):
         self.task = task
+        self.local = frozenset(local)
         self._received: Mapping[str, Component] = {}
         self._shared: Mapping[str, Component] = {}
         self._shared_with: MultiTaskModel | None = None
@@ -38,15 +41,15 @@ class ClientModelSynchronizer:
         Raises:
             LayoutMismatchError: the model isn't the one that the slice was cut from; the model is unchanged then.
         """
-        own = model.parameters_by_scope()
+        own = model.exchanged()
         self._require_fit(model, own, components)
         self._received = components
         if not share:
             _copy(components, own)
             self._shared, self._shared_with = {}, None
         elif self._shared_with is not model or not _are_same(self._shared, components):
-            for scope, component in components.items():
-                component.lend_to(own[scope])
+            for component in components.values():
+                component.lend_to(own)
             self._shared, self._shared_with = dict(components), model
 
     def update(self, model: MultiTaskModel, kind: UpdateKind) -> list[Component]:
@@ -67,31 +70,49 @@ class ClientModelSynchronizer:
             if kind == "delta":
                 raise ValueError("a model that shares its slice's memory has no delta")
             return list(self._shared.values())
-        own = model.parameters_by_scope()
-        components = [Component.pack(scope, own[scope]) for scope in self._received]
+        own = model.exchanged()
+        components = [
+            Component.pack(scope, {spec.name: own[spec.name] for spec in received.layout.tensors})
+            for scope, received in self._received.items()
+        ]
         if kind == "delta":
             for component in components:
                 component.subtract(self._received[component.scope])
         return components
 
     def _require_fit(
-        self, model: MultiTaskModel, own: Mapping[str, Mapping[str, Tensor]], components: Mapping[str, Component]
+        self, model: MultiTaskModel, own: Mapping[str, Tensor], components: Mapping[str, Component]
     ) -> None:
         if self.task is not None and set(model.tasks) != {self.task}:
             raise LayoutMismatchError(f"expected a model with the head {self.task!r}, got {', '.join(model.tasks)}")
         try:
-            require_scopes(sorted(own), sorted(components))
+            _require_all(own.keys() - set(self.local), components)
             for scope, component in components.items():
-                Layout.of(scope, own[scope]).require_same(component.layout)
+                names = (spec.name for spec in component.layout.tensors)
+                Layout.of(scope, {name: own[name] for name in names}).require_same(component.layout)
         except LayoutMismatchError as error:
             raise LayoutMismatchError(f"the slice doesn't fit this client's model: {error}") from None
 
 
-def _copy(components: Mapping[str, Component], own: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _require_all(expected: Set[str], components: Mapping[str, Component]) -> None:
+    """Check that components have each of some tensors once, and no others."""
+    scope_of: dict[str, str] = {}
+    for scope, component in components.items():
+        for spec in component.layout.tensors:
+            if spec.name not in expected:
+                raise LayoutMismatchError(f"{scope}: the model has no tensor {spec.name!r}, or keeps it for itself")
+            if spec.name in scope_of:
+                raise LayoutMismatchError(f"{spec.name!r} is there twice, in {scope_of[spec.name]} and in {scope}")
+            scope_of[spec.name] = scope
+    if missing := sorted(expected - scope_of.keys()):
+        raise LayoutMismatchError(f"the tensors {name_some(missing)} are missing")
+
+
+def _copy(components: Mapping[str, Component], own: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
-        for scope, component in components.items():
+        for component in components.values():
             for name, view in component.views().items():
-                own[scope][name].copy_(view)
+                own[name].copy_(view)
 
 
 def _are_same(some: Mapping[str, Component], others: Mapping[str, Component]) -> bool:

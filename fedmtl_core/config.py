@@ -24,6 +24,7 @@ from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.formats import DEFAULT_DENSITY, ENCODINGS, Compression, Encoding
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.plan import LocalOptimizer, Pooling, TrainingPlan
+from fedmtl_core.sharing import NAMED_PARTS, SharingRules, require_rules
 from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec, traits_of
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
@@ -104,6 +105,13 @@ class TrainingConfig(_Section):
 
     num_rounds: int = Field(10, ge=1, le=_UINT32, description="Rounds of training")
     local_epochs: int = Field(3, ge=1, le=_UINT32, description="Passes over a client's rows in one round")
+    head_epochs: int = Field(
+        0,
+        ge=0,
+        le=_UINT32,
+        description="Passes over them before that with the head alone, which then stays as it is in `local_epochs` "
+        "(FedRep); 0 to train all together",
+    )
     optimizer: LocalOptimizer = Field(
         "adamw", description="What clients take their steps with: `adamw`, or `sgd`, plain and without momentum"
     )
@@ -297,6 +305,43 @@ class AggregationConfig(_Section):
             if not weight > 0:
                 raise ValueError(f"`task_weights`: expected a weight above 0 for {task!r}, got {weight}")
         return self
+
+
+class SharingConfig(_Section):
+    """Which tasks share which part of the model. docs/sharing.md says what is worth what."""
+
+    groups: dict[str, list[str]] = Field(
+        {}, description="Groups of tasks by name: each a list of tasks and of other groups; a task or group is in one"
+    )
+    layers: dict[str, str] = Field(
+        {},
+        description=f"Who shares a part of the encoder, by a layer's number, a range such as `2-5`, or "
+        f"{', '.join(f'`{part}`' for part in NAMED_PARTS)}: `shared`, all tasks; `group`, those of the same innermost "
+        "group; a group's name, all within it; `task`, each for itself; `local`, each client. What isn't named, all do",
+    )
+    head: Literal["task", "local"] = Field(
+        "task", description="Who shares a head: the clients of its `task`; with `local` each client keeps its own"
+    )
+    norms: str | None = Field(
+        None, description="Who shares the encoder's normalisation layers, if not those who share what they are in"
+    )
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _text_keys(cls, layers: Any) -> Any:
+        """YAML has a layer's number as a number."""
+        return {str(key): level for key, level in layers.items()} if isinstance(layers, dict) else layers
+
+    @field_validator("groups")
+    @classmethod
+    def _named_groups(cls, groups: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name in groups:
+            _identifier(name, "a group's name")
+        return groups
+
+    def rules(self) -> SharingRules:
+        """What the table of scopes is made by."""
+        return SharingRules(self.groups, self.layers, self.head, self.norms)
 
 
 class ServerConfig(_Section):
@@ -514,6 +559,11 @@ class ClientConfig(_Section):
     )
     reconnect_s: float = Field(300.0, ge=0, description="How long to try to reach a server that is away")
     num_threads: int | None = Field(None, ge=1, description="Threads PyTorch may use; its own choice if not given")
+    state_dir: Path | None = Field(
+        None,
+        description="Folder for the parameters that a client keeps for itself (`sharing`), so that they outlast it; in "
+        "memory alone if not given",
+    )
     token_file: Path | None = Field(
         None, description="File with this client's token; the environment variable FEDMTL_TOKEN if not given"
     )
@@ -739,6 +789,7 @@ class Config(_Section):
     rounds: RoundsConfig = RoundsConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     robustness: RobustnessConfig = RobustnessConfig()
+    sharing: SharingConfig = SharingConfig()
     aggregation: AggregationConfig = AggregationConfig()
     server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
     server: ServerConfig = ServerConfig()
@@ -788,6 +839,7 @@ class Config(_Section):
             if task in self.auxiliary_tasks():
                 raise ValueError(f"early_stopping.watch: {task!r} is auxiliary, and ends no run")
         self._require_task_weights()
+        self._require_sharing()
         if self.rounds.mode == "async" and self.rounds.cohort != "all":
             raise ValueError(f"rounds.cohort: asynchronous rounds are for all clients, got {self.rounds.cohort!r}")
         ids = [client.client_id for client in self.clients]
@@ -807,6 +859,13 @@ class Config(_Section):
         for task in self.tasks:
             if task not in weights:
                 raise ValueError(f"aggregation.task_weights: expected a weight for every task, got none for {task!r}")
+
+    def _require_sharing(self) -> None:
+        if self.tasks or self.sharing != SharingConfig():
+            try:
+                require_rules(tuple(self.tasks), self.sharing.rules())
+            except ValueError as error:
+                raise ValueError(f"sharing.{error}") from None
 
     def task_specs(self) -> list[TaskSpec]:
         """The run's tasks, in the file's order."""
@@ -841,6 +900,7 @@ class Config(_Section):
             labels=spec.labels,
             proximal_mu=training.proximal_mu,
             optimizer=training.optimizer,
+            head_epochs=training.head_epochs,
         )
 
 

@@ -17,7 +17,7 @@ from fedmtl_core import toy
 from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskError
 from fedmtl_core.kinds import EncoderFacts, TaskKind, kind_of, new_head, word_embeddings
 from fedmtl_core.plan import Pooling
-from fedmtl_core.scopes import SHARED, scope_of, task_scope
+from fedmtl_core.sharing import ModelShape
 from fedmtl_core.tasks import TaskSpec
 
 TOY_MODEL = "builtin:toy"
@@ -98,18 +98,59 @@ class MultiTaskModel(nn.Module):
         outputs: Tensor = self.heads[task](seen, *more)
         return outputs
 
-    def parameters_by_scope(self) -> dict[str, dict[str, Tensor]]:
-        """What is exchanged, grouped by who shares it: the encoder's scope first, then the heads'.
-
-        That is every parameter, and every floating-point buffer that belongs to the model's state.
-        """
+    def exchanged(self) -> dict[str, Tensor]:
+        """What may be exchanged, by name, the encoder's first: every parameter, and every floating-point buffer that
+        belongs to the model's state."""
         persistent = self.state_dict().keys()
         tensors: dict[str, Tensor] = dict(self.named_parameters())
-        tensors |= {n: b for n, b in self.named_buffers() if n in persistent and b.is_floating_point()}
-        scopes: dict[str, dict[str, Tensor]] = {SHARED: {}, **{task_scope(task): {} for task in self.heads}}
-        for name, tensor in tensors.items():
-            scopes[scope_of(name)][name] = tensor
-        return scopes
+        return tensors | {n: b for n, b in self.named_buffers() if n in persistent and b.is_floating_point()}
+
+    def shape(self) -> ModelShape:
+        """The exchanged tensors' names, by where in the model they are."""
+        names = self.exchanged()
+        part_of, norms = _parts(self.encoder), _norms(self.encoder)
+        encoder = [name for name in names if name.startswith("encoder.")]
+        return ModelShape(
+            parts={name: part_of(name.removeprefix("encoder.")) for name in encoder},
+            heads={task: [name for name in names if name.startswith(f"heads.{task}.")] for task in self.heads},
+            norms=frozenset(name for name in encoder if name.removeprefix("encoder.").rpartition(".")[0] in norms),
+        )
+
+
+def _parts(encoder: nn.Module) -> Callable[[str], str]:
+    """What tells the part of an encoder that a parameter is in; see `sharing.NAMED_PARTS`."""
+    modules = dict(encoder.named_modules())
+    layers = _layers(encoder)
+    with_embeddings = {
+        name for name in modules if name and not f"{layers}.".startswith(f"{name}.") and _has_embedding(modules[name])
+    }
+
+    def part_of(name: str) -> str:
+        if layers and name.startswith(f"{layers}."):
+            return name.removeprefix(f"{layers}.").partition(".")[0]
+        if name.partition(".")[0] == "pooler":
+            return "pooler"
+        return "embeddings" if any(name.startswith(f"{one}.") for one in with_embeddings) else "rest"
+
+    return part_of
+
+
+def _layers(encoder: nn.Module) -> str:
+    """The name of an encoder's list of layers; empty if it has none whose layers are all different ones."""
+    wanted = getattr(getattr(encoder, "config", None), "num_hidden_layers", None)
+    lists = {name: len(one) for name, one in encoder.named_modules() if isinstance(one, nn.ModuleList)}
+    if wanted is not None:
+        lists = {name: length for name, length in lists.items() if length == wanted}
+    return max(lists, key=lambda name: lists[name], default="")
+
+
+def _has_embedding(module: nn.Module) -> bool:
+    return any(isinstance(one, nn.Embedding) for one in module.modules())
+
+
+def _norms(encoder: nn.Module) -> set[str]:
+    """The names of an encoder's normalisation layers: by their classes' names, since each model has its own classes."""
+    return {name for name, module in encoder.named_modules() if "Norm" in type(module).__name__}
 
 
 def load_encoder(

@@ -55,3 +55,7 @@ class TrainingPlan:
     proximal_mu: float = 0.0
     """What half the squared distance to the received parameters counts for in the loss; 0 for nothing."""
     optimizer: LocalOptimizer = "adamw"
+    head_epochs: int = 0
+    """Passes in which the head alone is trained, before those of `local_epochs` train the rest alone; 0 for neither."""
+    local: tuple[str, ...] = ()
+    """Names of the parameters that a client keeps for itself: no slice and no update has them."""

@@ -51,7 +51,7 @@ _TASK_TYPE_TO_PROTO: dict[str | None, pb.TaskType] = {
 }
 _TASK_TYPE_FROM_PROTO = {proto: type_ for type_, proto in _TASK_TYPE_TO_PROTO.items()}
 
-_TRANSLATED = ("update", "pooling", "task_type", "labels", "optimizer")
+_TRANSLATED = ("update", "pooling", "task_type", "labels", "optimizer", "local")
 """What of a plan a message has in another form."""
 
 PURPOSE_TO_PROTO: dict[Purpose, pb.RoundPurpose] = {
@@ -249,6 +249,7 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
         task_type=_kind_from_proto(message),
         labels=tuple(message.labels),
         optimizer=optimizer,
+        local=tuple(message.local),
         **{name: getattr(message, name) for name in as_they_are},
     )
 

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from safetensors.torch import load_file
 
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import FedMTLError
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_local.launcher import LocalRun
+from fedmtl_server.export import load_model, open_run
 from fedmtl_server.folders import read_run_id
 from fedmtl_server.history import FILE_NAME, History
-from fedmtl_server.model import MTLServerModel
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,14 @@ def evaluate_checkpoints(
     run: FederatedRun, evaluator: Evaluator
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """By task, the metrics of the final model, and of the model of the task's best round."""
-    model = MTLServerModel.from_config(run.config, weights=False).module
+    kept = open_run(run.folder)
     last = run.config.training.num_rounds
     measured: dict[tuple[str, int], dict[str, float]] = {}
     for round_ in sorted({last, *run.best_rounds.values()}):
-        model.load_state_dict(load_file(run.folder / "checkpoints" / f"round-{round_:04}.safetensors"))
+        model = load_model(kept, round_)
         for task, best in run.best_rounds.items():
             if round_ in (last, best):
-                measured[task, round_] = evaluator.evaluate(model, task)
+                measured[task, round_] = evaluator.evaluate(model.module_for(task), task)
     return (
         {task: measured[task, last] for task in run.best_rounds},
         {task: measured[task, best] for task, best in run.best_rounds.items()},

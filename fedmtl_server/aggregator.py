@@ -1,4 +1,5 @@
-"""How updates become the next model: the encoder averaged over all clients, each head over its own task's.
+"""How updates become the next model: the encoder averaged over all clients, each head over its own task's; and what
+only some tasks share, over theirs.
 
 FedAvg (McMahan et al. 2017, arXiv:1602.05629) per component of MT-DNN (Liu et al. 2019, arXiv:1901.11504). Where a task
 is to count for something else in the encoder than its examples do, there is one mean for each task, and at the close
@@ -10,7 +11,7 @@ A function of its arguments: no clock, no lock, no socket, and the updates come 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -21,9 +22,9 @@ from torch import Tensor
 
 from fedmtl_core.config import Normalization
 from fedmtl_core.errors import AggregationError
-from fedmtl_core.layout import Component, Layout
+from fedmtl_core.layout import Component, Layout, TensorSpec
 from fedmtl_core.plan import UpdateKind
-from fedmtl_core.scopes import SHARED, scope_of, task_of
+from fedmtl_core.scopes import SHARED, group_of, scope_of, task_of
 from fedmtl_server.auxiliary import Auxiliary, factors, scaled
 from fedmtl_server.combining import combine, inner_products
 from fedmtl_server.normalization import RoundSteps, Steps, step_weight
@@ -73,14 +74,18 @@ class ClientUpdate:
         num_examples: int,
         parameters: Mapping[str, Tensor],
         kind: UpdateKind = "parameters",
+        scopes: Mapping[str, str] | None = None,
     ) -> ClientUpdate:
         """An update of plain tensors, under their names in the multi-task model (`encoder.…`, `heads.TASK.…`).
 
         Its components are laid out by name, so that updates made like this go together.
+
+        Args:
+            scopes: by name, the scopes of tensors that are of another than `scope_of` says.
         """
         by_scope: dict[str, dict[str, Tensor]] = {}
         for name, tensor in sorted(parameters.items()):
-            by_scope.setdefault(scope_of(name), {})[name] = tensor
+            by_scope.setdefault((scopes or {}).get(name) or scope_of(name), {})[name] = tensor
         return cls(
             client_id, task, num_examples, {s: Component.pack(s, tensors) for s, tensors in by_scope.items()}, kind
         )
@@ -177,6 +182,14 @@ class ComponentMean:
     def runs(self) -> list[Tensor]:
         """The mean so far, as flat vectors of the component's runs, in float32 or float64; as views."""
         return self._means
+
+    def vector(self, spec: TensorSpec) -> Tensor:
+        """One tensor's mean so far, flat, in float32 or float64; as a view."""
+        for run, mean in zip(self._component.layout.runs, self._means, strict=True):
+            if run.start <= spec.offset < run.end:
+                first = (spec.offset - run.start) // spec.dtype.itemsize
+                return mean[first : first + spec.num_elements]
+        return torch.empty(0)
 
     @property
     def buffer(self) -> Tensor:
@@ -369,6 +382,21 @@ class RoundFold:
             base = self._base[scope] if is_delta else None
             mean.fold(component, weight, base, update.discount)
 
+    def moves(self, task: str, scope: str, names: Collection[str]) -> list[tuple[Tensor, Tensor]] | None:
+        """How a task's clients moved some tensors of a component, on average. Before it is closed.
+
+        Returns:
+            For each tensor where they began and where they ended, as flat vectors; None if nothing of the task counted,
+            or it has no mean of its own.
+        """
+        examples = sum(update.num_examples for update in self._counted.get(scope, ()) if update.task == task)
+        mean = self._means.get(scope, {}).get("" if task_of(scope) else task)
+        if mean is None or not examples:
+            return None
+        base = self._base[scope].views()
+        specs = [spec for spec in self._base[scope].layout.tensors if spec.name in names]
+        return [(base[spec.name].flatten(), mean.vector(spec)) for spec in specs]
+
     def close(self) -> Aggregate:
         """What the updates came to.
 
@@ -485,8 +513,9 @@ class MTLAggregator:
             round_: the round's number, counted from 1.
 
         Returns:
-            `{"shared": {name: tensor}, "task_heads": {task: {name: tensor}}}` in the updates' dtypes. A task
-            without updates is absent.
+            `{"shared": {name: tensor}, "groups": {group: {name: tensor}}, "task_heads": {task: {name: tensor}}}` in
+            the updates' dtypes, where a task's are all those that it has for itself. A group or task without updates is
+            absent.
 
         Raises:
             AggregationError: there are no updates, a client appears twice, or weights sum to zero.
@@ -499,6 +528,9 @@ class MTLAggregator:
         components = fold.close().components
         return {
             "shared": components[SHARED].views() if SHARED in components else {},
+            "groups": {
+                group: component.views() for scope, component in components.items() if (group := group_of(scope))
+            },
             "task_heads": {
                 task: component.views() for scope, component in components.items() if (task := task_of(scope))
             },

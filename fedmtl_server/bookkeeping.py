@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import Logger
+from fedmtl_core.scopes import task_scope
 from fedmtl_server.aggregator import Aggregate
 from fedmtl_server.history import UpdateRecord
 from fedmtl_server.report import ComponentReport, RefusedUpdate, RoundReport, component_reports, task_reports
@@ -38,7 +39,7 @@ def round_report(
     facts: RoundFacts,
     engine: RoundEngine,
     aggregate: Aggregate,
-    heads: Mapping[str, str],
+    scopes: Mapping[str, Sequence[str]],
     factors: Mapping[str, float],
     *,
     weighting_states: Mapping[str, Mapping[str, Any]],
@@ -52,7 +53,7 @@ def round_report(
         facts: what was gathered.
         engine: which still has the round's cohort.
         aggregate: what came of it.
-        heads: the scope of each task's head.
+        scopes: by task, those of its slice.
         factors: by auxiliary task, what an example of it counts for in the encoder.
         weighting_states: by scope, what the task weighting remembers now.
         duration_s: from its opening to now.
@@ -66,13 +67,13 @@ def round_report(
         opened_at_unix_ms=facts.opened_at_unix_ms,
         duration_s=duration_s,
         components=component_reports(aggregate),
-        tasks=task_reports(heads, members, aggregate, engine.round, factors),
+        tasks=task_reports(scopes, members, aggregate, engine.round, factors),
         missing_clients=[member.client_id for member in members if not member.reported],
         refused=list(facts.refused),
         num_refused=facts.num_refused,
         bytes_received=facts.bytes_received,
         bytes_sent=facts.bytes_sent,
-        unchanged_tasks=[task for task, scope in heads.items() if scope not in aggregate.components],
+        unchanged_tasks=[task for task in scopes if task_scope(task) in {*scopes[task]} - aggregate.components.keys()],
         aggregation_s=aggregation_s,
         failed=failed,
         weighting_states=weighting_states,

@@ -7,6 +7,7 @@ tensors one after the other without gaps.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from io import RawIOBase
 from pathlib import Path
@@ -27,7 +28,7 @@ def write_safetensors(file: RawIOBase, components: Iterable[Component], metadata
 
     Args:
         file: unbuffered, at its beginning.
-        components: no two of them have a tensor of the same name.
+        components: a tensor is there under its name; one whose name several of them have, as `SCOPE/NAME`.
         metadata: for its header, besides the `format` that PyTorch's readers look for.
     """
     components = list(components)
@@ -80,10 +81,13 @@ def _header(layouts: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
     """What stands before the tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
+    layouts = list(layouts)
+    counts = Counter(spec.name for layout in layouts for spec in layout.tensors)
     for layout in layouts:
         for spec in layout.tensors:
             start, end = end, end + spec.end - spec.offset
-            header[spec.name] = {"dtype": _DTYPE[spec.dtype], "shape": spec.shape, "data_offsets": [start, end]}
+            name = spec.name if counts[spec.name] == 1 else f"{layout.scope}/{spec.name}"
+            header[name] = {"dtype": _DTYPE[spec.dtype], "shape": spec.shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -189,18 +189,18 @@ def slice_bytes(config: Config) -> dict[str, int]:
     import torch
 
     from fedmtl_core.modeling import MultiTaskModel, load_encoder
-    from fedmtl_core.scopes import SHARED, task_scope
+    from fedmtl_core.sharing import make_table
 
     with torch.device("meta"):
         encoder, hidden_size = load_encoder(
             config.model.server_model, weights=False, num_hidden_layers=config.model.num_hidden_layers
         )
         model = MultiTaskModel(encoder, config.task_specs(), hidden_size=hidden_size)
-    sizes = {
-        scope: sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        for scope, tensors in model.parameters_by_scope().items()
-    }
-    return {"": sum(sizes.values())} | {name: sizes[SHARED] + sizes[task_scope(name)] for name in config.tasks}
+    table = make_table(model.tasks, model.shape(), config.sharing.rules())
+    num_bytes = {name: tensor.numel() * tensor.element_size() for name, tensor in model.exchanged().items()}
+    sizes = {scope: sum(num_bytes[name] for name in table.tensors(scope)) for scope in table.scopes}
+    slices = {task: sum(sizes[scope] for scope in table.scopes_for(task)) for task in config.tasks}
+    return {"": sum(sizes.values())} | slices
 
 
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:

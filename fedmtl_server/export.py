@@ -31,7 +31,7 @@ from fedmtl_server.checkpoints import read_safetensors, write_safetensors
 from fedmtl_server.folders import read_run_id
 from fedmtl_server.history import FILE_NAME, History
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.model_card import CardFacts, card_of_all, card_of_task
+from fedmtl_server.model_card import CardFacts, SharingFacts, card_of_all, card_of_task
 from fedmtl_server.modeling_fedmtl import FedMTLConfig, FedMTLForSequenceClassification
 
 Which = int | Literal["best", "last"]
@@ -146,14 +146,16 @@ def export_task(run: Run, task: str, folder: Path, which: Which = "last", *, for
         force: write over what is there.
 
     Raises:
-        UserError: there is no such task or round, the folder is in use, or the task's kind is a plug-in.
+        UserError: there is no such task or round, the folder is in use, the task's kind is a plug-in, or its clients
+            keep some of its parameters for themselves.
         CorruptCheckpointError: the checkpoint isn't what was written.
         ModelUnavailableError: the encoder's architecture or its tokenizer can't be had.
     """
     spec = _spec(run, task)
     round_ = choose_round(run, which, task)
     _require_free(folder, force)
-    module = _load(run, round_).module.eval()
+    server_model = load_model(run, round_)
+    module = server_model.module_for(task).eval()
     tokenizer = _tokenizer(run)
     native = _native(module, spec, run.config)
     is_native = native is not None and _same_logits(module, task, native, tokenizer)
@@ -161,7 +163,7 @@ def export_task(run: Run, task: str, folder: Path, which: Which = "last", *, for
     if not is_native and not _same_logits(module, task, model, tokenizer):
         raise FedMTLError(f"{task}: the exported model doesn't compute the same as the run's; nothing is written")
     architecture = type(model).__name__
-    card = card_of_task(_facts(run, round_), spec, architecture, is_native=is_native)
+    card = card_of_task(_facts(run, round_, server_model), spec, architecture, is_native=is_native)
 
     def write(scratch: Path) -> None:
         model.save_pretrained(scratch)
@@ -173,25 +175,31 @@ def export_task(run: Run, task: str, folder: Path, which: Which = "last", *, for
 
 
 def export_all(run: Run, folder: Path, which: Which = "last", *, force: bool = False) -> Exported:
-    """Write the whole model: `fedmtl.safetensors`, encoder and heads; and `encoder/`, for `AutoModel.from_pretrained`.
+    """Write all that the server has: `fedmtl.safetensors`, encoder and heads; and for `AutoModel.from_pretrained`
+    `encoder/`, or `encoders/TASK/` for each task where they don't share one. An encoder of which clients keep parts for
+    themselves isn't there.
 
     Args and errors are those of `export_task`.
     """
     round_ = choose_round(run, which, None)
     _require_free(folder, force)
-    model = _load(run, round_)
+    model = load_model(run, round_)
     tokenizer = _tokenizer(run)
-    card = card_of_all(_facts(run, round_), run.config)
+    encoders = {f"encoders/{task}": task for task in model.tasks if model.sharing.has_encoder(task)}
+    if model.sharing.has_one_encoder:
+        encoders = {"encoder": model.tasks[0]}
+    card = card_of_all(_facts(run, round_, model), run.config, list(encoders))
 
     def write(scratch: Path) -> None:
-        model.module.encoder.save_pretrained(scratch / "encoder")  # type: ignore[operator]
-        tokenizer.save_pretrained(scratch / "encoder")
+        for name, task in encoders.items():
+            model.encoder_for(task).save_pretrained(scratch / name)  # type: ignore[operator]
+            tokenizer.save_pretrained(scratch / name)
         with (scratch / "fedmtl.safetensors").open("wb", buffering=0) as file:
             write_safetensors(file, model.components.values(), {"run_id": run.run_id, "round": str(round_)})
         (scratch / "README.md").write_text(card, encoding="utf-8")
 
     _fill(folder, write)
-    return Exported(folder, round_, type(model.module.encoder).__name__, is_native=True)
+    return Exported(folder, round_, model.architecture, is_native=True)
 
 
 def _spec(run: Run, task: str) -> TaskSpec:
@@ -206,8 +214,13 @@ def _spec(run: Run, task: str) -> TaskSpec:
     return spec
 
 
-def _load(run: Run, round_: int) -> MTLServerModel:
-    """The model after a round, checked."""
+def load_model(run: Run, round_: int) -> MTLServerModel:
+    """The model after a round, checked.
+
+    Raises:
+        StoreError: its checkpoint can't be read, or isn't what was written.
+        ModelUnavailableError: the encoder's architecture can't be had.
+    """
     model = MTLServerModel.from_config(run.config, weights=False)
     path = run.checkpoint(round_)
     layouts = [component.layout for component in model.components.values()]
@@ -341,7 +354,7 @@ def _with_results(run: Run) -> Run:
     return Run(run.folder, run.run_id, run.config, metrics=metrics)
 
 
-def _facts(run: Run, round_: int) -> CardFacts:
+def _facts(run: Run, round_: int, model: MTLServerModel) -> CardFacts:
     clients: dict[str, set[str]] | None = None
     if run.contributors is not None:
         clients = {task: set() for task in run.config.tasks}
@@ -358,6 +371,18 @@ def _facts(run: Run, round_: int) -> CardFacts:
         max_length=run.config.training.max_length,
         metrics={task: by_round.get(round_, {}) for task, by_round in run.metrics.items()},
         num_clients=None if clients is None else {task: len(ids) for task, ids in clients.items()},
+        sharing=_sharing_facts(model),
+    )
+
+
+def _sharing_facts(model: MTLServerModel) -> SharingFacts | None:
+    """Who shares what, where it isn't an encoder that all share and a head for each task."""
+    if model.sharing.is_one_model:
+        return None
+    sizes = model.summary().scope_parameters
+    return SharingFacts(
+        {scope: (model.sharing.members(scope), size) for scope, size in sizes.items()},
+        {task: len(local) for task in model.tasks if (local := model.sharing.local_for(task))},
     )
 
 

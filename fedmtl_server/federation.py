@@ -695,7 +695,9 @@ class Federation:
         """What the model becomes, without components that left the range of their dtype; those stay as they were."""
         aggregate = fold.close()
         good = {}
-        for scope, component in aggregate.components.items():
+        for scope in self._model.components:  # from what most share to the heads, whoever was folded first
+            if (component := aggregate.components.get(scope)) is None:
+                continue
             what = "average"
             try:
                 component.require_finite()
@@ -714,7 +716,7 @@ class Federation:
             facts,
             self._engine,
             aggregate,
-            {task: self._model.scopes_for(task)[-1] for task in self._model.tasks},
+            {task: self._model.scopes_for(task) for task in self._model.tasks},
             self._aggregator.factors(self._engine.round),
             weighting_states={**self._weighting_states, **aggregate.weighting_states},
             duration_s=self._clock() - self._engine.opened_at,

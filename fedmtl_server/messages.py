@@ -248,6 +248,7 @@ def status_to_proto(status: Status) -> pb.GetStatusResponse:
             shared_parameters=status.model.shared_parameters,
             head_parameters=status.model.head_parameters,
             total_parameters=status.model.total_parameters,
+            scope_parameters=status.model.scope_parameters,
         ),
         uptime_seconds=status.uptime_s,
     )

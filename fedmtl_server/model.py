@@ -2,47 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from fedmtl_core.config import Config
-from fedmtl_core.errors import UnknownTaskError
+from fedmtl_core.errors import ConfigError, UnknownTaskError, UserError
+from fedmtl_core.identifiers import name_some
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, require_length
 from fedmtl_core.plan import Pooling
-from fedmtl_core.scopes import SHARED, task_scope
+from fedmtl_core.scopes import SHARED, scope_of, task_scope
+from fedmtl_core.sharing import SharingRules, SharingTable, make_table
 from fedmtl_core.tasks import TaskSpec
+
+PLAIN = SharingRules()
+"""All share the encoder, and each task has its head."""
 
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """True parameter counts."""
+    """True parameter counts of what the server keeps."""
 
     base_model: str
     shared_parameters: int
+    """That all tasks share."""
     head_parameters: Mapping[str, int]
+    """By task; 0 where clients keep it for themselves."""
+    scope_parameters: Mapping[str, int] = field(default_factory=dict)
+    """By scope, encoder and heads."""
 
     @property
     def total_parameters(self) -> int:
-        return self.shared_parameters + sum(self.head_parameters.values())
+        return sum(self.scope_parameters.values())
 
 
 class MTLServerModel:
-    """One encoder and a head for every task (MT-DNN; Liu et al. 2019, arXiv:1901.11504).
+    """An encoder and a head for every task (MT-DNN; Liu et al. 2019, arXiv:1901.11504), as far as tasks share them.
 
-    The PyTorch parameters are views into `components`, so that a commit replaces components without a copy and
-    `module` can be run at any time.
+    The model is its `components`, one for each scope of the sharing table. Of an encoder's layer that groups of tasks
+    share there is one for each group, in components of its own. PyTorch modules are made when they are asked for, their
+    parameters views into the components, so that a commit replaces components without a copy.
 
     Args:
-        encoder: on CPU; see `MultiTaskModel`.
+        encoder: on CPU; see `MultiTaskModel`. It is the model's own from now on.
         tasks: the run's tasks.
         hidden_size: width of the encoder's output.
         pooling: what a head sees of the encoder.
         dropout: before each head.
         seed: of the heads' first values.
         base_model: where the encoder comes from, for people.
+        sharing: who shares which part.
+
+    Raises:
+        ConfigError: `sharing` names what the encoder hasn't.
     """
 
     def __init__(
@@ -55,14 +71,21 @@ class MTLServerModel:
         dropout: float = 0.1,
         seed: int = 42,
         base_model: str = "",
+        sharing: SharingRules = PLAIN,
     ):
         self.base_model = base_model
-        self.module = MultiTaskModel(
+        self._skeleton = MultiTaskModel(
             encoder, tasks, hidden_size=hidden_size, pooling=pooling, dropout=dropout, seed=seed
         )
+        self._rules = sharing
+        self._shape = self._skeleton.shape()
+        self._table = make_table(self.tasks, self._shape, sharing)
+        values = self._skeleton.exchanged()
         self._components = {
-            scope: Component.adopt(scope, tensors) for scope, tensors in self.module.parameters_by_scope().items()
+            scope: Component.pack(scope, {name: values[name].detach() for name in self._table.tensors(scope)})
+            for scope in self._table.scopes
         }
+        _strip(values.values())
 
     @classmethod
     def from_config(cls, config: Config, *, weights: bool = True) -> MTLServerModel:
@@ -92,11 +115,75 @@ class MTLServerModel:
             dropout=config.model.head_dropout,
             seed=config.training.seed,
             base_model=config.model.server_model,
+            sharing=config.sharing.rules(),
         )
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return self.module.tasks
+        return self._skeleton.tasks
+
+    @property
+    def sharing(self) -> SharingTable:
+        """Who shares which parameter."""
+        return self._table
+
+    @property
+    def module(self) -> MultiTaskModel:
+        """The encoder with every head on it, as the model is now; its parameters are views into the components.
+
+        Raises:
+            UserError: tasks have encoder layers of their own, or clients keep parameters for themselves.
+        """
+        if not self._table.is_one_model:
+            raise UserError("sharing: tasks don't share one encoder: there is a model for each task alone")
+        return self._module(self._table.scopes)
+
+    def module_for(self, task: str) -> MultiTaskModel:
+        """The encoder as one task's clients have it, with its head alone, as the model is now; likewise views.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+            UserError: clients keep some of its parameters for themselves, so that the server hasn't got the whole.
+        """
+        scopes = self.scopes_for(task)
+        if local := self._table.local_for(task):
+            raise UserError(
+                f"sharing: the clients of {task} keep {name_some(local, 2)} for themselves (`local`): the server "
+                "hasn't got them, and the rest computes nothing"
+            )
+        module = self._module(scopes)
+        for other in set(self.tasks) - {task}:
+            del module.heads[other]
+        return module
+
+    def encoder_for(self, task: str) -> nn.Module:
+        """The encoder as one task's clients have it, as the model is now; likewise views.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+            UserError: clients keep some of its parameters for themselves.
+        """
+        scopes = self.scopes_for(task)
+        if not self._table.has_encoder(task):
+            raise UserError(f"sharing: the clients of {task} keep parts of the encoder for themselves (`local`)")
+        return self._module(scopes).encoder
+
+    @property
+    def architecture(self) -> str:
+        """The encoder's class."""
+        return type(self._skeleton.encoder).__name__
+
+    def _module(self, scopes: Sequence[str]) -> MultiTaskModel:
+        """A copy of the skeleton that lives in some components' memory."""
+        empty = self._skeleton.exchanged()
+        views = {name: view for scope in scopes for name, view in self._components[scope].views().items()}
+        lent: dict[int, object] = {
+            id(empty[name]): nn.Parameter(view, requires_grad=empty[name].requires_grad)
+            if isinstance(empty[name], nn.Parameter)
+            else view
+            for name, view in views.items()
+        }
+        return copy.deepcopy(self._skeleton, lent)  # type: ignore[arg-type]
 
     @property
     def components(self) -> Mapping[str, Component]:
@@ -104,7 +191,7 @@ class MTLServerModel:
         return self._components
 
     def scopes_for(self, task: str | None) -> tuple[str, ...]:
-        """The scopes of one task's slice, or with None those of all tasks; the encoder's first.
+        """The scopes of one task's slice, or with None those of all tasks; what most share first, heads last.
 
         Raises:
             UnknownTaskError: there is no such task.
@@ -113,29 +200,42 @@ class MTLServerModel:
             return tuple(self._components)
         if task not in self.tasks:
             raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {task!r}")
-        return (SHARED, task_scope(task))
+        return self._table.scopes_for(task)
 
     def layouts_for(self, task: str | None) -> tuple[Layout, ...]:
         """The layouts of one task's slice, or with None those of all tasks."""
         return tuple(self._components[scope].layout for scope in self.scopes_for(task))
 
     def add_task(self, spec: TaskSpec) -> None:
-        """Add a head. Every other parameter stays bitwise as it was."""
-        self.module.add_head(spec)
-        scope = task_scope(spec.name)
-        self._components[scope] = Component.adopt(scope, self.module.parameters_by_scope()[scope])
+        """Add a head to an encoder that all share. Every other parameter stays bitwise as it was.
+
+        Raises:
+            ConfigError: the name is taken, or tasks don't share the whole encoder.
+        """
+        if self._rules != PLAIN:
+            raise ConfigError(
+                f"sharing: nothing says which layers {spec.name!r} would share; name it in the run's tasks"
+            )
+        self._skeleton.add_head(spec)
+        self._shape = self._skeleton.shape()
+        self._table = make_table(self.tasks, self._shape, self._rules)
+        scope, values = task_scope(spec.name), self._skeleton.exchanged()
+        head = {name: values[name] for name in self._table.tensors(scope)}
+        self._components[scope] = Component.pack(scope, {name: value.detach() for name, value in head.items()})
+        _strip(head.values())
 
     def get_shared_parameters(self) -> dict[str, Tensor]:
-        """The encoder's tensors by name, as copies."""
-        return self._copies(SHARED)
+        """The tensors that all tasks share, the encoder's, by name, as copies."""
+        return self._copies([SHARED])
 
     def get_task_head_parameters(self, task: str) -> dict[str, Tensor]:
-        """One head's tensors by name, as copies.
+        """One head's tensors by name, as copies; none if its clients keep it for themselves.
 
         Raises:
             UnknownTaskError: there is no such task.
         """
-        return self._copies(self.scopes_for(task)[-1])
+        whole = self.get_model_slice_for_task(task)
+        return {name: tensor for name, tensor in whole.items() if scope_of(name) != SHARED}
 
     def get_model_slice_for_task(self, task: str) -> dict[str, Tensor]:
         """What a client of this task gets: the encoder's and its head's tensors by name, as copies.
@@ -143,24 +243,27 @@ class MTLServerModel:
         Raises:
             UnknownTaskError: there is no such task.
         """
-        return {name: tensor for scope in self.scopes_for(task) for name, tensor in self._copies(scope).items()}
+        return self._copies(self.scopes_for(task))
 
     def set_shared_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        """Overwrite the encoder, whole or not at all.
+        """Overwrite what all tasks share, whole or not at all.
 
         Raises:
             LayoutMismatchError: a tensor is missing, unknown, or of another shape or dtype.
         """
-        self._components[SHARED].copy_from(parameters)
+        self._component(SHARED).copy_from(parameters)
 
     def set_task_head_parameters(self, task: str, parameters: Mapping[str, Tensor]) -> None:
-        """Overwrite one head, whole or not at all.
+        """Overwrite one head, whole or not at all; what else the task has for itself stays as it is.
 
         Raises:
             UnknownTaskError: there is no such task.
             LayoutMismatchError: a tensor is missing, unknown, or of another shape or dtype.
         """
-        self._components[self.scopes_for(task)[-1]].copy_from(parameters)
+        self.scopes_for(task)
+        component = self._component(task_scope(task))
+        others = {name: view for name, view in component.views().items() if scope_of(name) == SHARED}
+        component.copy_from(others | parameters)
 
     def install(self, components: Mapping[str, Component]) -> None:
         """Replace whole components, without a copy; those not given stay bitwise as they are.
@@ -173,18 +276,35 @@ class MTLServerModel:
         """
         for scope, component in components.items():
             self._components[scope].layout.require_same(component.layout)
-        parameters = self.module.parameters_by_scope()
-        for scope, component in components.items():
-            component.lend_to(parameters[scope])
-            self._components[scope] = component
+        self._components |= components
 
     def summary(self) -> ModelSummary:
-        """How many parameters are shared, and how many each head has."""
+        """How many parameters all share, how many each head has, and how many there are in each scope."""
+        by_scope = {scope: component.layout.num_elements for scope, component in self._components.items()}
         return ModelSummary(
             base_model=self.base_model,
-            shared_parameters=self._components[SHARED].layout.num_elements,
-            head_parameters={task: self._components[task_scope(task)].layout.num_elements for task in self.tasks},
+            shared_parameters=by_scope.get(SHARED, 0),
+            head_parameters={task: self._head_size(task) for task in self.tasks},
+            scope_parameters=by_scope,
         )
 
-    def _copies(self, scope: str) -> dict[str, Tensor]:
-        return {name: view.clone() for name, view in self._components[scope].views().items()}
+    def _head_size(self, task: str) -> int:
+        own = self._components.get(task_scope(task))
+        tensors = own.layout.tensors if own else ()
+        return sum(spec.num_elements for spec in tensors if scope_of(spec.name) != SHARED)
+
+    def _component(self, scope: str) -> Component:
+        if scope not in self._components:
+            raise UserError(f"sharing: the run has no {scope!r}; it has {', '.join(self._components)}")
+        return self._components[scope]
+
+    def _copies(self, scopes: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors of those of some scopes that there are."""
+        there = [self._components[scope] for scope in scopes if scope in self._components]
+        return {name: view.clone() for component in there for name, view in component.views().items()}
+
+
+def _strip(tensors: Iterable[Tensor]) -> None:
+    """Leave tensors their shapes, without the memory for their values."""
+    for tensor in tensors:
+        tensor.data = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)

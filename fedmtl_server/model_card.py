@@ -20,6 +20,16 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
+class SharingFacts:
+    """Who shares what, where it isn't an encoder that all share and a head for each task."""
+
+    scopes: Mapping[str, tuple[Sequence[str], int]]
+    """By scope, the tasks that share it, and how many parameters it has."""
+    local: Mapping[str, int]
+    """By task, how many tensors its clients keep for themselves."""
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """What is said of a run. Clients are counted, not named."""
 
@@ -36,6 +46,8 @@ class CardFacts:
     """Of this model, by task."""
     num_clients: Mapping[str, int] | None
     """By task, the clients whose updates are in this model; None if it isn't known."""
+    sharing: SharingFacts | None = None
+    """None where all share the encoder, and each task has its head."""
 
 
 def card_of_task(facts: CardFacts, spec: TaskSpec, architecture: str, *, is_native: bool) -> str:
@@ -76,34 +88,49 @@ logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logit
     )
 
 
-def card_of_all(facts: CardFacts, config: Config) -> str:
-    """The card of a whole model."""
+def card_of_all(facts: CardFacts, config: Config, encoders: Sequence[str]) -> str:
+    """The card of a whole model, with the folders of the encoders in it."""
+    of_all = facts.sharing is None
+    opening = "The shared encoder" if of_all else "What the server has"
+    names = "encoder and heads: `encoder.…`, and a `heads.TASK.…` for each task"
+    if not of_all:
+        names += "; what there are several of, as `SCOPE/…` (see below)"
+    folders = "".join(
+        f"| `{name}/` | the encoder{'' if name == 'encoder' else ' of ' + name.rpartition('/')[2]} with its tokenizer, "
+        "for `AutoModel.from_pretrained` |\n"
+        for name in encoders
+    )
     return _card(
         facts,
         "A multi-task model trained with FedMTL",
         facts.tasks,
-        f"""The shared encoder of a federated multi-task run, and the heads of all its tasks. A head sees
+        f"""{opening} of a federated multi-task run, and the heads of all its tasks. A head sees
 {_SEES[facts.pooling]}.
 
 | file | what |
 | --- | --- |
-| `encoder/` | the encoder with its tokenizer, for `AutoModel.from_pretrained` |
-| `fedmtl.safetensors` | encoder and heads: `encoder.…`, and a `heads.TASK.…` for each task |
+{folders}| `fedmtl.safetensors` | {names} |
 
 ## Use
 
 ```python
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
-
-encoder = AutoModel.from_pretrained("encoder")
-tokenizer = AutoTokenizer.from_pretrained("encoder")
-tensors = load_file("fedmtl.safetensors")
+{_use_of_encoder(encoders)}tensors = load_file("fedmtl.safetensors")
 head = {{name: tensor for name, tensor in tensors.items() if name.startswith("heads.{next(iter(config.tasks))}.")}}
 ```
 """,
         pipeline_tag="feature-extraction",
     )
+
+
+def _use_of_encoder(encoders: Sequence[str]) -> str:
+    if not encoders:
+        return "\n"
+    return f"""from transformers import AutoModel, AutoTokenizer
+
+encoder = AutoModel.from_pretrained("{encoders[0]}")
+tokenizer = AutoTokenizer.from_pretrained("{encoders[0]}")
+"""
 
 
 def _card(facts: CardFacts, title: str, specs: Sequence[TaskSpec], text: str, **data: Any) -> str:
@@ -126,8 +153,7 @@ def _card(facts: CardFacts, title: str, specs: Sequence[TaskSpec], text: str, **
 ## Training
 
 Round {facts.round} of {facts.num_rounds} of the run `{facts.run_id}`, begun from `{facts.base_model}`.
-In each round clients trained encoder and head on rows of their own; the encoder is the average over the clients of all
-tasks, a head that over its task's.
+{_sharing(facts.sharing)}
 
 {_table(facts)}
 
@@ -140,6 +166,25 @@ they have.
 - It is only as good on other texts as these are like the clients'.
 - Averaging hides no single client's influence: there is neither differential privacy nor secure aggregation in it.
 """
+
+
+def _sharing(sharing: SharingFacts | None) -> str:
+    """What is the average over whose clients."""
+    opening = "In each round clients trained encoder and head on rows of their own; "
+    if sharing is None:
+        return f"""{opening}the encoder is the average over the clients of all
+tasks, a head that over its task's."""
+    lines = [
+        f"{opening}each part is the average over the clients of the tasks that share it:",
+        "",
+        "| scope | tasks | parameters |",
+        "| --- | --- | ---: |",
+        *(f"| `{scope}` | {', '.join(tasks)} | {size:,} |" for scope, (tasks, size) in sharing.scopes.items()),
+    ]
+    if sharing.local:
+        of = ", ".join(f"{count} tensors of {task}'s model" for task, count in sharing.local.items())
+        lines += ["", f"Not here are {of}: each client keeps its own."]
+    return "\n".join(lines)
 
 
 def _table(facts: CardFacts) -> str:

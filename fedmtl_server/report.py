@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedmtl_core.plan import Purpose
-from fedmtl_core.scopes import SHARED
 from fedmtl_server.aggregator import Aggregate, Contribution
 from fedmtl_server.rounds import Member, UpdateClaim
 
@@ -29,7 +28,8 @@ class TaskReport:
     num_updates: int
     num_examples: int
     encoder_share: float
-    """What its delta counts for in the encoder: its share of the average, or what a task weighting makes of it."""
+    """What its delta counts for in the encoder: its share of the average, or what a task weighting makes of it. Where
+    the encoder has several components, in the one that most tasks share."""
     received_metrics: Mapping[str, float]
     """Of the model the round began with: mean over the task's clients, weighted by what they evaluated on."""
     trained_metrics: Mapping[str, float]
@@ -110,7 +110,7 @@ def component_reports(aggregate: Aggregate) -> list[ComponentReport]:
 
 
 def task_reports(
-    tasks: Iterable[str],
+    scopes: Mapping[str, Sequence[str]],
     cohort: Iterable[Member],
     aggregate: Aggregate,
     round_: int,
@@ -119,16 +119,16 @@ def task_reports(
     """What a round's cohort reported, task by task. Who began with an older model says nothing of the round's own.
 
     Args:
-        tasks: the run's.
+        scopes: by task, those of its slice.
         cohort: the round's.
         aggregate: what came of it.
         round_: its number.
         factors: by auxiliary task, what an example of it counts for in the encoder.
     """
     claims = [member.claim for member in cohort if member.claim is not None]
-    encoder = aggregate.contributions.get(SHARED, ())
     reports = []
-    for task in tasks:
+    for task in scopes:
+        encoder = aggregate.contributions.get(scopes[task][0], ())
         mine = [claim for claim in claims if claim.task == task]
         reports.append(
             TaskReport(

@@ -21,7 +21,7 @@ import typer
 
 from fedmtl_core.errors import ConfigError, StoreError, UserError
 from fedmtl_core.identifiers import name_task
-from fedmtl_core.scopes import SHARED, task_of
+from fedmtl_core.scopes import SHARED, group_of, task_of
 from fedmtl_server.lock import FILE_NAME as _LOCK
 from fedmtl_server.lock import is_held
 
@@ -498,13 +498,13 @@ def _updates_table(report: Mapping[str, Any], updates: Sequence[UpdateRecord]) -
             weights.setdefault(part["client_id"], {})[component["scope"]] = part["weight"]
     norms = {part["client_id"]: _norm_text(part) for part in _encoder_parts(report)}
     of_the_encoder = ("weight in the encoder", "norm there")
-    table = _Table(
-        "Updates", "client", "task", "became", "examples", "began in", *of_the_encoder, "in its heads", "bytes"
-    )
+    has_groups = any(group_of(component["scope"]) for component in report["components"])
+    elsewhere = "in its groups and heads" if has_groups else "in its heads"
+    table = _Table("Updates", "client", "task", "became", "examples", "began in", *of_the_encoder, elsewhere, "bytes")
     for one in (one for one in updates if one.outcome != "refused"):
         mine = dict(weights.get(one.client_id, {}))
         encoder = f"{mine.pop(SHARED):.3f}" if SHARED in mine else "-"
-        heads = ", ".join(f"{task_of(scope) or scope} {weight:.3f}" for scope, weight in mine.items()) or "-"
+        heads = ", ".join(f"{task_of(scope) or group_of(scope)} {weight:.3f}" for scope, weight in mine.items()) or "-"
         became = one.outcome.replace("_", " ") + (f": {one.reason or one.code}" if one.reason or one.code else "")
         base = f"round {one.base_round}"
         norm = norms.get(one.client_id, "-")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, FedMTLError, RunStoppedError
 from fedmtl_core.keepalive import keepalive
 from fedmtl_core.logs import get_logger
-from fedmtl_core.scopes import SHARED
 from fedmtl_server import reflection
 from fedmtl_server.aggregator import MTLAggregator
 from fedmtl_server.auxiliary import Auxiliary
@@ -235,7 +235,9 @@ class Server:
                 config.aggregation.normalization,
             ),
             rules=_rules(config, self._selection),
-            plans={task: config.plan(task) for task in config.tasks},
+            plans={
+                task: replace(config.plan(task), local=self._model.sharing.local_for(task)) for task in config.tasks
+            },
             store=self.store,
             staging=self._make_staging(),
             optimizer=self._optimizer,
@@ -251,8 +253,9 @@ class Server:
         budget = config.server.staging_memory_mb * 2**20
         largest = max(sum(layout.num_bytes for layout in model.layouts_for(task)) for task in model.tasks)
         whole = sum(component.layout.num_bytes for component in model.components.values())
-        encoders = (len(model.tasks) - 1) * model.components[SHARED].layout.num_bytes if self._weighting else 0
-        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + whole + encoders)
+        means = {scope: len(model.sharing.members(scope)) - 1 for scope in model.components} if self._weighting else {}
+        others = sum(count * model.components[scope].layout.num_bytes for scope, count in means.items())
+        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + whole + others)
         return StagingArea(budget, self.store.spool, pool, durable=config.store.durability != "memory")
 
     def _log_model(self) -> None:
@@ -263,6 +266,7 @@ class Server:
             tasks=", ".join(summary.head_parameters),
             shared_parameters=summary.shared_parameters,
             head_parameters=dict(summary.head_parameters),
+            **({} if self._model.sharing.is_one_model else {"scope_parameters": dict(summary.scope_parameters)}),
             total_parameters=summary.total_parameters,
         )
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from fedmtl_core.config import Config, flattened
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
-from fedmtl_core.scopes import task_of
+from fedmtl_core.scopes import group_of, task_of
 from fedmtl_server.events import Listener
 from fedmtl_server.report import ComponentReport, RoundReport
 
@@ -126,8 +126,8 @@ def round_point(report: RoundReport) -> RoundPoint:
 def _norms(component: ComponentReport) -> dict[str, float]:
     """The median and the largest norm of a component's updates, where they were measured."""
     norms = [part.norm for part in component.contributions if part.norm is not None]
-    task = task_of(component.scope)
-    name = "norm/encoder" if task is None else f"norm/head/{task}"
+    task, group = task_of(component.scope), group_of(component.scope)
+    name = f"norm/head/{task}" if task else f"norm/group/{group}" if group else "norm/encoder"
     return {f"{name}/median": median(norms), f"{name}/max": max(norms)} if norms else {}
 
 

@@ -160,7 +160,7 @@ def test_the_whole_model_is_its_encoder_and_all_tensors(tmp_path):
     export_all(open_run(tmp_path / "run"), tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "fedmtl.safetensors")
     expected = {name: tensor for name, tensor in model.module.state_dict().items() if name in tensors}
-    assert tensors.keys() == {name for scope in model.module.parameters_by_scope().values() for name in scope}
+    assert tensors.keys() == model.module.exchanged().keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in tensors)
     encoder = AutoModel.from_pretrained(tmp_path / "out" / "encoder")
     inputs = AutoTokenizer.from_pretrained(tmp_path / "out" / "encoder")(TEXTS, padding=True, return_tensors="pt")

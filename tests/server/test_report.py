@@ -8,6 +8,8 @@ from fedmtl_server.report import RoundReport, task_reports
 from fedmtl_server.results import Measurements, plot
 from fedmtl_server.rounds import Member, UpdateClaim
 
+SLICES = {"sst2": ("shared", "task:sst2"), "qqp": ("shared", "task:qqp")}
+
 
 def member(client_id, task, num_examples, num_eval, accuracy, base_round=1, trained=None) -> Member:
     received = {"accuracy": accuracy}
@@ -17,7 +19,7 @@ def member(client_id, task, num_examples, num_eval, accuracy, base_round=1, trai
 
 def report(round_, **accuracy) -> RoundReport:
     cohort = [member(task, task, 1, 1, value, base_round=round_) for task, value in accuracy.items()]
-    tasks = task_reports(["sst2", "qqp"], cohort, Aggregate(), round_)
+    tasks = task_reports(SLICES, cohort, Aggregate(), round_)
     return RoundReport(round_, "train", 0, 1.0, [], tasks, [], [], 0, 0, 0, [])
 
 
@@ -30,7 +32,7 @@ def measured(*reports, tasks=("sst2", "qqp")) -> Measurements:
 
 def test_a_tasks_metric_is_weighted_by_what_its_clients_evaluated_on():
     cohort = [member("a", "sst2", 5, 100, 0.5), member("b", "sst2", 5, 300, 0.9), Member("gone", "sst2")]
-    (sst2,) = task_reports(["sst2"], cohort, Aggregate(), 1)
+    (sst2,) = task_reports({"sst2": SLICES["sst2"]}, cohort, Aggregate(), 1)
     assert sst2.num_updates == 2
     assert sst2.num_examples == 10
     assert sst2.received_metrics["accuracy"] == pytest.approx(0.8)  # (100*0.5 + 300*0.9) / 400
@@ -40,7 +42,7 @@ def test_who_began_with_an_older_model_says_nothing_of_the_rounds_own():
     """It counts in everything else."""
     stale = member("a", "sst2", 5, 100, 0.5, base_round=2, trained={"accuracy": 0.6})
     fresh = member("b", "sst2", 7, 300, 0.9, base_round=3, trained={"accuracy": 1.0})
-    (sst2,) = task_reports(["sst2"], [stale, fresh], Aggregate(), 3)
+    (sst2,) = task_reports({"sst2": SLICES["sst2"]}, [stale, fresh], Aggregate(), 3)
     assert (sst2.num_updates, sst2.num_examples) == (2, 12)
     assert sst2.received_metrics == {"accuracy": 0.9}
     assert sst2.trained_metrics["accuracy"] == pytest.approx(0.9)  # (100*0.6 + 300*1.0) / 400
@@ -48,7 +50,7 @@ def test_who_began_with_an_older_model_says_nothing_of_the_rounds_own():
 
 def test_a_tasks_share_of_the_encoder_is_the_sum_of_its_clients():
     parts = [Contribution("a", "sst2", 1, 0.1), Contribution("b", "qqp", 6, 0.6), Contribution("c", "sst2", 3, 0.3)]
-    reports = task_reports(["sst2", "qqp"], [], Aggregate({}, {"shared": parts}), 1)
+    reports = task_reports(SLICES, [], Aggregate({}, {"shared": parts}), 1)
     shares = {one.task: one.encoder_share for one in reports}
     assert shares == {"sst2": pytest.approx(0.4), "qqp": 0.6}
 

@@ -179,7 +179,7 @@ class Chunk(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ..., uncompressed_bytes: _Optional[int] = ...) -> None: ...
 
 class TrainingPlan(_message.Message):
-    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds", "pooling", "task_type", "labels", "task_kind", "proximal_mu", "optimizer")
+    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds", "pooling", "task_type", "labels", "task_kind", "proximal_mu", "optimizer", "head_epochs", "local")
     LOCAL_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +201,8 @@ class TrainingPlan(_message.Message):
     TASK_KIND_FIELD_NUMBER: _ClassVar[int]
     PROXIMAL_MU_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_EPOCHS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
     local_epochs: int
     batch_size: int
     learning_rate: float
@@ -222,7 +224,9 @@ class TrainingPlan(_message.Message):
     task_kind: str
     proximal_mu: float
     optimizer: LocalOptimizer
-    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ..., proximal_mu: _Optional[float] = ..., optimizer: _Optional[_Union[LocalOptimizer, str]] = ...) -> None: ...
+    head_epochs: int
+    local: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ..., proximal_mu: _Optional[float] = ..., optimizer: _Optional[_Union[LocalOptimizer, str]] = ..., head_epochs: _Optional[int] = ..., local: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetSliceRequest(_message.Message):
     __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held", "encoding", "compression")
@@ -588,8 +592,15 @@ class ClientStatus(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., connected: _Optional[bool] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., tasks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelSummary(_message.Message):
-    __slots__ = ("base_model", "shared_parameters", "head_parameters", "total_parameters")
+    __slots__ = ("base_model", "shared_parameters", "head_parameters", "total_parameters", "scope_parameters")
     class HeadParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class ScopeParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -600,8 +611,10 @@ class ModelSummary(_message.Message):
     SHARED_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     HEAD_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     shared_parameters: int
     head_parameters: _containers.ScalarMap[str, int]
     total_parameters: int
-    def __init__(self, base_model: _Optional[str] = ..., shared_parameters: _Optional[int] = ..., head_parameters: _Optional[_Mapping[str, int]] = ..., total_parameters: _Optional[int] = ...) -> None: ...
+    scope_parameters: _containers.ScalarMap[str, int]
+    def __init__(self, base_model: _Optional[str] = ..., shared_parameters: _Optional[int] = ..., head_parameters: _Optional[_Mapping[str, int]] = ..., total_parameters: _Optional[int] = ..., scope_parameters: _Optional[_Mapping[str, int]] = ...) -> None: ...

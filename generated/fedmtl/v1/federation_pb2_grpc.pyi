@@ -25,9 +25,12 @@ is revoked. Observers and `GetStatus` need the credentials of any client.
 # Bytes
 
 Every parameter has a scope: the set of clients that share it. `shared` is everybody (the encoder),
-`task:NAME` is the clients of that task (its head). The parameters of one scope form a component: one
+`group:NAME` is the clients of some tasks (layers that these share), `task:NAME` is the clients of that
+task (its head, and layers that it shares with none). The parameters of one scope form a component: one
 contiguous buffer of little-endian, row-major tensors, laid out by its table of contents. A slice is
-the components a client needs, encoder first.
+the components a client needs, those that most share first. Each parameter of the client's model is in exactly
+one of them, or is `local` to the client, which the plan says, and then it is never sent. Which scope a parameter
+is in MAY differ from task to task and from round to round: a client goes by the tables of contents.
 
 On the wire a component takes one of several encodings, and its encoded bytes are cut into chunks.
 `docs/wire.md` specifies every encoding to the byte; `tests/vectors` has examples of each.
