@@ -145,6 +145,8 @@ class Client:
             upload=config.wire.upload,
             download=config.wire.download,
             topk_density=config.wire.topk_density,
+            random_init=config.model.random_init,
+            state_dir=config.client.state_dir,
             trainer=_trainer(config),
             progress_bar=self._progress_bar,
             schedule=schedule,

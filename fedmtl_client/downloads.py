@@ -46,6 +46,7 @@ class Holdings:
         component = self._components.get(layout.scope)
         if component is None or component.layout != layout:
             component = self._components[layout.scope] = Component(layout)
+            self._digests.pop(layout.scope, None)
         return component
 
     def num_bytes(self, scope: str) -> int:

@@ -8,6 +8,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from fedmtl.v1 import federation_pb2 as pb
@@ -16,6 +17,7 @@ from fedmtl_client.api import FederationApi, Slice
 from fedmtl_client.data import EncodedRows, TaskData
 from fedmtl_client.downloads import Holdings
 from fedmtl_client.feedback import ErrorFeedback
+from fedmtl_client.local_state import LocalParameters
 from fedmtl_client.progress import training_progress
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_client.synchronizer import ClientModelSynchronizer
@@ -25,6 +27,7 @@ from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
 from fedmtl_core.plan import Purpose, TrainingPlan, UpdateKind
+from fedmtl_core.scopes import SHARED, scope_of
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.tracing import OFF, Tracing
 from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent
@@ -41,6 +44,10 @@ class ClientSettings:
     download: Encoding = "float32"
     """How slices travel."""
     topk_density: float = DEFAULT_DENSITY
+    random_init: bool = False
+    """Whether encoder layers that it keeps for itself begin with random values."""
+    state_dir: Path | None = None
+    """Where parameters that it keeps for itself are, from one start to the next; None for in memory alone."""
     trainer: Callable[[TaskSpec, TrainingPlan, torch.device], Trainer] = Trainer
     """Makes what trains and evaluates."""
     progress_bar: bool = False
@@ -99,6 +106,7 @@ class _Workbench:
     validation: EncodedRows
     synchronizer: ClientModelSynchronizer
     feedback: ErrorFeedback | None
+    local: LocalParameters
 
 
 class ClientSession:
@@ -224,7 +232,8 @@ class ClientSession:
         if event.run_id != self._run_id:
             self._run_id = event.run_id
             self._done = {}
-            for bench in self._workbenches.values():
+            self._workbenches = {task: bench for task, bench in self._workbenches.items() if not bench.plan.local}
+            for bench in self._workbenches.values():  # what others keep for themselves begins anew too
                 if bench.feedback:
                     bench.feedback.forget()
         with self._tracing.call("GetSlice"):
@@ -244,6 +253,7 @@ class ClientSession:
         share = kind == "parameters" and self._settings.download not in DELTA_ENCODINGS
         share = share and self._settings.device.type == "cpu"
         bench.synchronizer.load(bench.model, slice_.components, share=share)
+        bench.local.put(bench.model)
         received = self._evaluate(bench)
         header = pb.UpdateHeader(
             run_id=slice_.run_id,
@@ -268,6 +278,7 @@ class ClientSession:
         header.trained_metrics.update(trained)
         header.next_task = self._schedule.after(event.task, event.round)
         receipt = self._push(header, _encoded_update(bench, kind), event)
+        bench.local.keep(bench.model, slice_.round)
         if bench.feedback:
             bench.feedback.counted()
         self._api.task = header.next_task or self._api.task  # a watch that is opened again says it too
@@ -327,11 +338,10 @@ class ClientSession:
             spec.require_same(plan.task_type, plan.labels)
         source = self._settings.model or plan.client_model
         self._log.info("model.loading", source=source)
-        encoder, hidden_size = load_encoder(source, weights=False, num_hidden_layers=plan.num_hidden_layers or None)
-        require_length(encoder, plan.max_length)
-        model = MultiTaskModel(
-            encoder, [spec], hidden_size=hidden_size, pooling=plan.pooling, dropout=plan.head_dropout
-        )
+        settings = self._settings
+        model = self._new_model(spec, source, plan)
+        path = settings.state_dir / f"{self._api.client_id}.{name}.safetensors" if settings.state_dir else None
+        local = LocalParameters(model, plan.local, self._run_id, path)
         tokenizer = load_tokenizer(source)
         train, validation = (
             EncodedRows(rows.head(count), spec, tokenizer, plan.max_length)
@@ -341,7 +351,6 @@ class ClientSession:
             )
         )
         self._log.info("data.ready", task=name, train_rows=len(train), validation_rows=len(validation))
-        settings = self._settings
         trainer = settings.trainer(spec, plan, settings.device)
         lossy = settings.upload != "float32"
         feedback = ErrorFeedback(settings.upload, settings.topk_density) if lossy else None
@@ -351,10 +360,30 @@ class ClientSession:
             trainer,
             train,
             validation,
-            ClientModelSynchronizer(task=name),
+            ClientModelSynchronizer(name, plan.local),
             bench.feedback if bench else feedback,
+            local,
         )
         return self._workbenches[name]
+
+    def _new_model(self, spec: TaskSpec, source: str, plan: TrainingPlan) -> MultiTaskModel:
+        """The model that slices go into. Values are of concern for what no slice has."""
+        encoder, hidden_size = load_encoder(
+            source,
+            weights=any(scope_of(name) == SHARED for name in plan.local),
+            num_hidden_layers=plan.num_hidden_layers or None,
+            random_init=self._settings.random_init,
+            seed=plan.seed,
+        )
+        require_length(encoder, plan.max_length)
+        return MultiTaskModel(
+            encoder,
+            [spec],
+            hidden_size=hidden_size,
+            pooling=plan.pooling,
+            dropout=plan.head_dropout,
+            seed=plan.seed,
+        )
 
     def _has_closed(self, event: pb.WatchRoundsResponse) -> bool:
         """Whether nothing this client does can count in the event's round any more."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +82,23 @@ def local_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.Optimiz
     return kind(groups, lr=plan.learning_rate, fused=True)
 
 
+@contextmanager
+def _in_turns(model: MultiTaskModel, plan: TrainingPlan) -> Iterator[Callable[[int], None]]:
+    """What is told of each epoch that begins, and says which parameters train in it: with `head_epochs` first the
+    head's alone, then all others alone (FedRep; Collins et al. 2021, arXiv:2102.07078)."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+    def begin(epoch: int) -> None:
+        for name, parameter in trained if plan.head_epochs else ():
+            parameter.requires_grad_(name.startswith("heads.") == (epoch <= plan.head_epochs))
+
+    try:
+        yield begin
+    finally:
+        for _, parameter in trained:
+            parameter.requires_grad_(True)
+
+
 class Trainer:
     """Trains one task's slice: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) or SGD, linear schedule, clipping.
 
@@ -134,27 +152,30 @@ class Trainer:
             collate_fn=rows.collator(seed),
             generator=torch.Generator().manual_seed(seed),
         )
-        num_steps = plan.local_epochs * len(loader)
+        num_epochs = plan.head_epochs + plan.local_epochs
+        num_steps = num_epochs * len(loader)
         optimizer, schedule = self.optimizer(model, num_steps, round_)
         proximal = ProximalTerm(_trainable(model), plan.proximal_mu) if plan.proximal_mu else None
         model.train()
         step, mean = 0, 0.0
-        for epoch in range(1, plan.local_epochs + 1):
-            for batch, (inputs, labels) in enumerate(loader, 1):
-                if should_stop():
-                    raise TrainingStopped
-                loss = self.loss(model, inputs, labels)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                if proximal:
-                    proximal.add_gradient()
-                if plan.max_grad_norm:
-                    nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
-                optimizer.step()
-                schedule.step()
-                step += 1
-                mean = loss.item() if batch == 1 else mean + (loss.item() - mean) / batch
-                on_step(Step(step, num_steps, epoch, plan.local_epochs, mean, batch == len(loader)))
+        with _in_turns(model, plan) as begin:
+            for epoch in range(1, num_epochs + 1):
+                begin(epoch)
+                for batch, (inputs, labels) in enumerate(loader, 1):
+                    if should_stop():
+                        raise TrainingStopped
+                    loss = self.loss(model, inputs, labels)
+                    optimizer.zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    if proximal:
+                        proximal.add_gradient()
+                    if plan.max_grad_norm:
+                        nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
+                    optimizer.step()
+                    schedule.step()
+                    step += 1
+                    mean = loss.item() if batch == 1 else mean + (loss.item() - mean) / batch
+                    on_step(Step(step, num_steps, epoch, num_epochs, mean, batch == len(loader)))
         return TrainingResult(mean, num_steps, time.monotonic() - began)
 
     @torch.inference_mode()

@@ -138,3 +138,29 @@ def test_auto_chooses_a_device_and_a_missing_one_is_refused():
         assert choose_device("auto").type in ("cpu", "mps")
         with pytest.raises(ConfigError, match=r"training\.device: this machine has no cuda"):
             choose_device("cuda")
+
+
+def test_with_head_epochs_the_head_trains_first_and_alone_then_all_but_it():
+    """FedRep (Collins et al. 2021, arXiv:2102.07078)."""
+    spec, model, rows = setting()
+    trainer = Trainer(spec, dataclasses.replace(PLAN, head_epochs=1, local_epochs=2), CPU)
+
+    def halves():
+        return flat(model.encoder).clone(), flat(model.heads).clone()
+
+    at_the_end_of_epoch = [halves()]
+    trainer.train(
+        model, rows, 1, seed=1, on_step=lambda step: at_the_end_of_epoch.append(halves()) if step.epoch_ended else None
+    )
+    (body0, head0), (body1, head1), (body2, head2), (body3, head3) = at_the_end_of_epoch
+    assert [torch.equal(*pair) for pair in ((body0, body1), (body1, body2), (body2, body3))] == [True, False, False]
+    assert [torch.equal(*pair) for pair in ((head0, head1), (head1, head2), (head2, head3))] == [False, True, True]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_training_that_is_stopped_in_the_heads_turn_leaves_nothing_frozen():
+    spec, model, rows = setting()
+    trainer = Trainer(spec, dataclasses.replace(PLAN, head_epochs=1), CPU)
+    with pytest.raises(TrainingStopped):
+        trainer.train(model, rows, 1, seed=1, should_stop=lambda: True)
+    assert all(parameter.requires_grad for parameter in model.parameters())
