@@ -24,7 +24,7 @@ from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.formats import DEFAULT_DENSITY, ENCODINGS, Compression, Encoding
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.plan import LocalOptimizer, Pooling, TrainingPlan
-from fedmtl_core.sharing import NAMED_PARTS, SharingRules, require_rules
+from fedmtl_core.sharing import NAMED_PARTS, SharingRules, movable_parts, require_rules
 from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec, traits_of
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
@@ -307,6 +307,52 @@ class AggregationConfig(_Section):
         return self
 
 
+class AdaptiveConfig(_Section):
+    """Whether, and how, what tasks share changes while they train."""
+
+    policy: str | None = Field(
+        None,
+        description="What says when layers change hands: `cosine`, how alike the tasks' updates are, or a "
+        "class of your own as `module:Name`; never if not given",
+    )
+    split_below: float = Field(
+        0.0, ge=-1, le=1, description="For `cosine`: tasks part where the cosine of their updates is below this"
+    )
+    merge_above: float = Field(
+        0.5, ge=-1, le=1, description="Likewise: and come together again where it is no longer below this"
+    )
+    patience: int = Field(3, ge=1, description="Likewise: after so many rounds in a row that say the same")
+    smoothing: float = Field(
+        0.5, ge=0, lt=1, description="Likewise: what the cosine of the rounds before counts for, 0 for nothing"
+    )
+    max_parameters: float = Field(
+        2.0, ge=1, description="The most parameters of encoders that the server keeps, as a multiple of one encoder's"
+    )
+    layers: list[str] | None = Field(
+        None, description="What may move, as in `sharing.layers`; if not given, all that isn't named there"
+    )
+
+    @field_validator("policy")
+    @classmethod
+    def _known(cls, policy: str | None) -> str | None:
+        return None if policy is None else _known_or_plugin(policy, ["cosine"])
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _text(cls, layers: Any) -> Any:
+        """YAML has a layer's number as a number."""
+        return [str(one) for one in layers] if isinstance(layers, list) else layers
+
+    @model_validator(mode="after")
+    def _apart(self) -> AdaptiveConfig:
+        if self.split_below >= self.merge_above:
+            raise ValueError(
+                f"`merge_above` has to be above `split_below`, or layers would move to and fro; got {self.merge_above} "
+                f"and {self.split_below}"
+            )
+        return self
+
+
 class SharingConfig(_Section):
     """Which tasks share which part of the model. docs/sharing.md says what is worth what."""
 
@@ -325,6 +371,7 @@ class SharingConfig(_Section):
     norms: str | None = Field(
         None, description="Who shares the encoder's normalisation layers, if not those who share what they are in"
     )
+    adaptive: AdaptiveConfig = AdaptiveConfig()
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -864,8 +911,13 @@ class Config(_Section):
         if self.tasks or self.sharing != SharingConfig():
             try:
                 require_rules(tuple(self.tasks), self.sharing.rules())
+                movable_parts(self.sharing.rules(), self.sharing.adaptive.layers)
             except ValueError as error:
                 raise ValueError(f"sharing.{error}") from None
+        if self.sharing.adaptive.policy is not None and self.rounds.mode == "async":
+            raise ValueError(
+                "sharing.adaptive: layers can't move with `rounds.mode: async`, whose updates start from older models"
+            )
 
     def task_specs(self) -> list[TaskSpec]:
         """The run's tasks, in the file's order."""

@@ -275,6 +275,25 @@ def levels_of(shape: ModelShape, rules: SharingRules) -> dict[str, str]:
     return levels
 
 
+def movable_parts(rules: SharingRules, layers: Sequence[str] | None) -> Collection[str] | None:
+    """The parts that may move from one scope to another; None for all that no rule names.
+
+    Args:
+        rules: what they name stays as they say.
+        layers: what may move, in the form of the rules' layers.
+
+    Raises:
+        ValueError: a rule names one of them too, or it is none.
+    """
+    if layers is None:
+        return None
+    named = {part for key in rules.layers for part in parts_in(key)}
+    parts = [part for key in layers for part in parts_in(key)]
+    if both := [part for part in parts if part in named]:
+        raise ValueError(f"adaptive.layers: {_called(both[0])} is in `layers`, and stays as that says")
+    return parts
+
+
 def require_rules(tasks: Sequence[str], rules: SharingRules) -> None:
     """Check what can be checked without the model.
 
@@ -327,6 +346,11 @@ def _called(part: str) -> str:
 
 def _numbers_first(part: str) -> tuple[bool, int, str]:
     return (False, int(part), "") if part.isdecimal() else (True, 0, part)
+
+
+def blocks_text(partition: Iterable[Iterable[str]]) -> str:
+    """Blocks of tasks for people: `sst2 | qqp+stsb`."""
+    return " | ".join("+".join(block) for block in partition)
 
 
 def blocks_of(partition: Iterable[Iterable[str]]) -> Partition:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
+from safetensors.torch import load_file
 
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
@@ -20,6 +22,7 @@ from fedmtl_local.launcher import LocalRun
 from fedmtl_server.export import load_model, open_run
 from fedmtl_server.folders import read_run_id
 from fedmtl_server.history import FILE_NAME, History
+from fedmtl_server.model import MTLServerModel
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def run_federation(
         FedMTLError: a process failed, or a round went without one of its clients.
     """
     path = run_dir.with_suffix(".yaml")
-    config = configuration.Config.model_validate(values)
+    state_dir = {"client": {**values.get("client", {}), "state_dir": str(_state_dir(run_dir))}}
+    config = configuration.Config.model_validate({**values, **state_dir})
     path.write_text(configuration.dump(config), encoding="utf-8")
     began = time.monotonic()
     with run_dir.with_suffix(".log").open("w", encoding="utf-8") as log:
@@ -91,16 +95,38 @@ def require_complete(reports: Sequence[Mapping[str, Any]], config: Config) -> No
 def evaluate_checkpoints(
     run: FederatedRun, evaluator: Evaluator
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """By task, the metrics of the final model, and of the model of the task's best round."""
+    """By task, the metrics of the final model, and of the model of the task's best round.
+
+    Where clients keep parameters for themselves, the mean of their own models' metrics. These are there of the last
+    round alone, which then stands for the best one too.
+    """
     kept = open_run(run.folder)
     last = run.config.training.num_rounds
     measured: dict[tuple[str, int], dict[str, float]] = {}
     for round_ in sorted({last, *run.best_rounds.values()}):
         model = load_model(kept, round_)
         for task, best in run.best_rounds.items():
-            if round_ in (last, best):
+            if model.sharing.local_for(task):
+                if round_ == last:
+                    measured[task, last] = measured[task, best] = _mean_of_clients(run, model, task, evaluator)
+            elif round_ in (last, best):
                 measured[task, round_] = evaluator.evaluate(model.module_for(task), task)
     return (
         {task: measured[task, last] for task in run.best_rounds},
         {task: measured[task, best] for task, best in run.best_rounds.items()},
     )
+
+
+def _mean_of_clients(run: FederatedRun, model: MTLServerModel, task: str, evaluator: Evaluator) -> dict[str, float]:
+    """The metrics of a task's clients, each with what it keeps for itself, averaged."""
+    measured = []
+    for client in run.config.clients:
+        if client.task == task:
+            local = load_file(_state_dir(run.folder) / f"{client.client_id}.{task}.safetensors")
+            measured.append(evaluator.evaluate(model.module_for(task, local), task))
+    return {name: fmean(one[name] for one in measured) for name in measured[0]}
+
+
+def _state_dir(run_dir: Path) -> Path:
+    """Where a run's clients have what they keep for themselves."""
+    return run_dir.with_suffix(".state")

@@ -203,7 +203,10 @@ class Runner:
         training = config.training
         return {
             task: steps_per_round(
-                len(one.train), counts[task].clients, training.per_device_train_batch_size, training.local_epochs
+                len(one.train),
+                counts[task].clients,
+                training.per_device_train_batch_size,
+                training.head_epochs + training.local_epochs,
             )
             for task, one in rows.items()
         }

@@ -10,6 +10,7 @@ from typing import Any
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import Logger
 from fedmtl_core.scopes import task_scope
+from fedmtl_core.sharing import Partition, blocks_text
 from fedmtl_server.aggregator import Aggregate
 from fedmtl_server.history import UpdateRecord
 from fedmtl_server.report import ComponentReport, RefusedUpdate, RoundReport, component_reports, task_reports
@@ -43,6 +44,9 @@ def round_report(
     factors: Mapping[str, float],
     *,
     weighting_states: Mapping[str, Mapping[str, Any]],
+    sharing: Mapping[str, Partition],
+    moved: Mapping[str, Partition],
+    sharing_state: Mapping[str, Any],
     duration_s: float,
     aggregation_s: float,
     failed: bool,
@@ -56,6 +60,9 @@ def round_report(
         scopes: by task, those of its slice.
         factors: by auxiliary task, what an example of it counts for in the encoder.
         weighting_states: by scope, what the task weighting remembers now.
+        sharing: by part that has moved in the run, who shares it now.
+        moved: by part that moves now, who shared it before.
+        sharing_state: what the sharing policy remembers now.
         duration_s: from its opening to now.
         aggregation_s: how much of that its average took.
         failed: whether it was given up.
@@ -77,6 +84,9 @@ def round_report(
         aggregation_s=aggregation_s,
         failed=failed,
         weighting_states=weighting_states,
+        sharing=sharing,
+        moved=moved,
+        sharing_state=sharing_state,
     )
 
 
@@ -158,6 +168,9 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
             received=dict(task.received_metrics),
             trained=dict(task.trained_metrics),
         )
+    for layer, before in report.moved.items():
+        after = report.sharing[layer]
+        log.info("layer.moved", **title, part=layer, before=blocks_text(before), after=blocks_text(after))
     log.info(
         "round.committed",
         **title,

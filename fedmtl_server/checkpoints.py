@@ -77,6 +77,21 @@ def read_safetensors(path: Path, layouts: Iterable[Layout], metadata: Mapping[st
     return components
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file's header has besides its table of contents. It isn't checked.
+
+    Raises:
+        CorruptCheckpointError: the file has no such header.
+        OSError: it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _MAX_HEADER_BYTES)))
+        return {str(key): str(value) for key, value in header["__metadata__"].items()}
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise CorruptCheckpointError(f"{path}: its header can't be read") from None
+
+
 def _header(layouts: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
     """What stands before the tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}

@@ -34,14 +34,27 @@ def inner_products(base: Component, means: Sequence[Sequence[Tensor]]) -> NDArra
     """
     total = np.zeros((len(means), len(means)))
     for _, origin, values in _blocks(base, means):
-        narrow = [value.sub(origin).to(torch.float32).numpy() for value in values]
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            products = _products(narrow)
-        squares = np.diag(products)
-        if not all(_LEAST < square < _MOST or not delta.any() for square, delta in zip(squares, narrow, strict=True)):
-            wide = origin.to(torch.float64)
-            products = _products([value.to(torch.float64).sub(wide).numpy() for value in values])
-        total += products
+        total += _block_products([origin] * len(values), values)
+    return total
+
+
+def inner_products_of(moves: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> NDArray[np.float64]:
+    """The inner products of deltas that don't begin in the same place.
+
+    Args:
+        moves: for each delta the flat vectors that it consists of, where each began and where it ended; of the same
+            lengths for all of them.
+
+    Returns:
+        Float64 `(moves, moves)`, symmetric.
+    """
+    total = np.zeros((len(moves), len(moves)))
+    for vectors in zip(*moves, strict=True):
+        for start in range(0, len(vectors[0][0]), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            ends = [end[block] for _, end in vectors]
+            origins = [origin[block].to(end.dtype) for (origin, _), end in zip(vectors, ends, strict=True)]
+            total += _block_products(origins, ends)
     return total
 
 
@@ -67,6 +80,18 @@ def _blocks(base: Component, means: Sequence[Sequence[Tensor]]) -> Iterator[tupl
             block = slice(start, start + _BLOCK)
             parts = [value[block] for value in values]
             yield parts[0], run[block].to(parts[0].dtype), parts
+
+
+def _block_products(origins: Sequence[Tensor], values: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Of what values differ from their origins by; in float32 where that can be trusted."""
+    narrow = [value.sub(origin).to(torch.float32).numpy() for origin, value in zip(origins, values, strict=True)]
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        products = _products(narrow)
+    squares = np.diag(products)
+    if all(_LEAST < square < _MOST or not delta.any() for square, delta in zip(squares, narrow, strict=True)):
+        return products
+    wide = [origin.to(torch.float64) for origin in origins]
+    return _products([value.to(torch.float64).sub(origin).numpy() for origin, value in zip(wide, values, strict=True)])
 
 
 def _products(deltas: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:

@@ -26,8 +26,9 @@ from fedmtl_core.errors import ConfigError, CorruptCheckpointError, FedMTLError,
 from fedmtl_core.kinds import TaskHead
 from fedmtl_core.logs import get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_core.sharing import blocks_of
 from fedmtl_core.tasks import METRICS_OF, TaskSpec
-from fedmtl_server.checkpoints import read_safetensors, write_safetensors
+from fedmtl_server.checkpoints import read_metadata, read_safetensors, write_safetensors
 from fedmtl_server.folders import read_run_id
 from fedmtl_server.history import FILE_NAME, History
 from fedmtl_server.model import MTLServerModel
@@ -223,15 +224,20 @@ def load_model(run: Run, round_: int) -> MTLServerModel:
     """
     model = MTLServerModel.from_config(run.config, weights=False)
     path = run.checkpoint(round_)
-    layouts = [component.layout for component in model.components.values()]
     try:
-        components = read_safetensors(path, layouts, {"run_id": run.run_id, "round": str(round_)})
+        metadata = {"run_id": run.run_id, "round": str(round_)}
+        if (sharing := read_metadata(path).get("sharing")) is not None:
+            metadata["sharing"] = sharing
+        table = model.table_of({part: blocks_of(blocks) for part, blocks in json.loads(sharing or "{}").items()})
+        components = read_safetensors(path, model.layouts_of(table), metadata)
+    except (ValueError, AttributeError, KeyError) as error:
+        raise CorruptCheckpointError(f"{path}: what it says of moved layers can't be read: {error}") from None
     except OSError as error:
         raise StoreError(f"can't read {path}: {error.strerror or error}") from None
     expected = run.digests[round_] if run.digests is not None else None
     if expected is not None and (damaged := [s for s, one in components.items() if one.digest().hex() != expected[s]]):
         raise CorruptCheckpointError(f"{path}: {', '.join(damaged)}: the bytes aren't those that were written")
-    model.install(components)
+    model.rearrange(table, components)
     return model
 
 

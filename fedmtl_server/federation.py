@@ -26,14 +26,17 @@ from fedmtl_core.identifiers import name_some
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
+from fedmtl_core.sharing import Partition, SharingTable
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
 from fedmtl_server.bookkeeping import RoundFacts, log_report, round_report, update_records
 from fedmtl_server.events import EventKind, Listener, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.moves import Mover
 from fedmtl_server.norms import RecentNorms, are_ordinary, require_within, update_norms
 from fedmtl_server.optimizer_state import OptimizerState
+from fedmtl_server.rearranging import rearranged
 from fedmtl_server.report import RefusedUpdate, RoundReport, counted_norms
 from fedmtl_server.results import Measurements, TaskResult
 from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
@@ -59,6 +62,7 @@ class Federation:
         staging: where updates lie until they are averaged.
         optimizer: what makes the next model of the average; None if the average is it.
         early_stopping: when training ends before its last round; None for never.
+        mover: what has layers move from one scope to another; None if they stay.
         topk_density: share of a component's elements in a `topk` slice.
         report_interval_s: how often the log says what the run waits for.
         listeners: told of what happens.
@@ -78,6 +82,7 @@ class Federation:
         staging: StagingArea,
         optimizer: OptimizerState | None = None,
         early_stopping: EarlyStopping | None = None,
+        mover: Mover | None = None,
         topk_density: float = DEFAULT_DENSITY,
         report_interval_s: float = 10.0,
         listeners: Sequence[Listener] = (),
@@ -93,6 +98,7 @@ class Federation:
         self._aggregator = aggregator
         self._optimizer = optimizer
         self._early_stopping = early_stopping
+        self._mover = mover
         self._store = store
         self._staging = staging
         self._topk_density = topk_density
@@ -513,6 +519,8 @@ class Federation:
             self._remember(report)
         is_over = self.last_report is not None and self.last_report.purpose == "evaluate"
         round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
+        if self._mover is not None and self.last_report is not None:
+            self._mover.take_up(self.last_report.sharing, self.last_report.sharing_state)
         self._engine = RoundEngine(self.rules, self._clock(), round_, left_off.counted)
         self._engine.losses = self._measured.losses
         self._published = self._published.for_round(round_)
@@ -583,7 +591,8 @@ class Federation:
             listener.round_closing()
         began = self._clock()
         aggregate = Aggregate() if failed else await self._aggregate()
-        report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
+        before = self._mover.decide(round_) if self._mover and aggregate.components else {}
+        report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed, moved=before)
         self._learn(report)
         await self._commit(aggregate.components, report)
         self._remember(report)
@@ -607,7 +616,10 @@ class Federation:
     def _remember(self, report: RoundReport) -> None:
         self.last_report = report
         self._weighting_states = report.weighting_states
-        self._recent_norms.add(counted_norms(report))
+        if report.moved:  # components aren't what they were
+            self._recent_norms = RecentNorms(self._aggregator.norms.window)
+        else:
+            self._recent_norms.add(counted_norms(report))
 
     def _note_untold(self) -> None:
         """Note who is to hear that the run is over, if it is, and until when, if it is away."""
@@ -646,9 +658,13 @@ class Federation:
             if report.purpose == "train":
                 self._published = self._published.for_round(self._engine.round + 1)
             return
-        components = {**self._model.components, **changed}
+        components, table = {**self._model.components, **changed}, self._model.sharing
+        if report.moved:
+            components, table = await asyncio.to_thread(self._moved, components, report)
         state = dict(self._optimizer.components) if self._optimizer else {}
-        model = asyncio.create_task(asyncio.to_thread(self._store.write_model, components, report.round, state))
+        model = asyncio.create_task(
+            asyncio.to_thread(self._store.write_model, components, report.round, state, report.sharing)
+        )
         published = await asyncio.to_thread(self._publish_model, self._engine.round + 1, components)
         digests = {scope: one.digest for scope, one in published.components.items()}
         if state:
@@ -658,9 +674,23 @@ class Federation:
         self._writing.add_done_callback(lambda _: self._wake.set())  # `_step` looks what came of it
         if not self._store.writes_behind:
             await self._until_written()
-        self._model.install(changed)
+        if report.moved:
+            self._model.rearrange(table, components)
+        else:
+            self._model.install(changed)
         before, self._published = self._published, published
         before.let_go()
+
+    def _moved(
+        self, components: Mapping[str, Component], report: RoundReport
+    ) -> tuple[dict[str, Component], SharingTable]:
+        """The model, and what its optimiser remembers, by the table in which what moves has moved."""
+        assert self._mover is not None
+        before, after = self._model.sharing, self._mover.table
+        num_examples = {task.task: task.num_examples for task in report.tasks}
+        if self._optimizer is not None:
+            self._optimizer.rearrange(self._model.layouts_of(after), before, after, num_examples)
+        return rearranged(components, before, after, num_examples), after
 
     async def _write(self, model: Awaitable[None], end_round: Callable[[], None], best: Collection[int]) -> None:
         await model
@@ -693,6 +723,8 @@ class Federation:
 
     def _finished(self, fold: RoundFold) -> Aggregate:
         """What the model becomes, without components that left the range of their dtype; those stay as they were."""
+        if self._mover is not None:
+            self._mover.look(fold)
         aggregate = fold.close()
         good = {}
         for scope in self._model.components:  # from what most share to the heads, whoever was folded first
@@ -710,7 +742,12 @@ class Federation:
         states = {scope: state for scope, state in aggregate.weighting_states.items() if scope in good}
         return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good}, states)
 
-    def _report(self, aggregate: Aggregate, aggregation_s: float, *, failed: bool) -> RoundReport:
+    def _report(
+        self, aggregate: Aggregate, aggregation_s: float, *, failed: bool, moved: Mapping[str, Partition]
+    ) -> RoundReport:
+        states = {**self._weighting_states, **aggregate.weighting_states}
+        if self._mover is not None:
+            states = {scope: state for scope, state in states.items() if scope in self._mover.table.scopes}
         facts, self._facts = self._facts, RoundFacts()  # what comes from now on belongs to the next report
         return round_report(
             facts,
@@ -718,7 +755,10 @@ class Federation:
             aggregate,
             {task: self._model.scopes_for(task) for task in self._model.tasks},
             self._aggregator.factors(self._engine.round),
-            weighting_states={**self._weighting_states, **aggregate.weighting_states},
+            weighting_states=states,
+            sharing=dict(self._mover.moved) if self._mover else {},
+            moved=moved,
+            sharing_state=self._mover.state if self._mover else {},
             duration_s=self._clock() - self._engine.opened_at,
             aggregation_s=aggregation_s,
             failed=failed,

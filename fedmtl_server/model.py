@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from fedmtl_core.layout import Component, Layout
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, require_length
 from fedmtl_core.plan import Pooling
 from fedmtl_core.scopes import SHARED, scope_of, task_scope
-from fedmtl_core.sharing import SharingRules, SharingTable, make_table
+from fedmtl_core.sharing import Partition, SharingRules, SharingTable, make_table, parts_in
 from fedmtl_core.tasks import TaskSpec
 
 PLAIN = SharingRules()
@@ -138,20 +139,24 @@ class MTLServerModel:
             raise UserError("sharing: tasks don't share one encoder: there is a model for each task alone")
         return self._module(self._table.scopes)
 
-    def module_for(self, task: str) -> MultiTaskModel:
+    def module_for(self, task: str, local: Mapping[str, Tensor] = MappingProxyType({})) -> MultiTaskModel:
         """The encoder as one task's clients have it, with its head alone, as the model is now; likewise views.
+
+        Args:
+            task: the task.
+            local: what one of its clients keeps for itself, by name.
 
         Raises:
             UnknownTaskError: there is no such task.
-            UserError: clients keep some of its parameters for themselves, so that the server hasn't got the whole.
+            UserError: clients keep parameters for themselves that aren't given, so that it isn't whole.
         """
         scopes = self.scopes_for(task)
-        if local := self._table.local_for(task):
+        if missing := [name for name in self._table.local_for(task) if name not in local]:
             raise UserError(
-                f"sharing: the clients of {task} keep {name_some(local, 2)} for themselves (`local`): the server "
+                f"sharing: the clients of {task} keep {name_some(missing, 2)} for themselves (`local`): the server "
                 "hasn't got them, and the rest computes nothing"
             )
-        module = self._module(scopes)
+        module = self._module(scopes, local)
         for other in set(self.tasks) - {task}:
             del module.heads[other]
         return module
@@ -173,17 +178,19 @@ class MTLServerModel:
         """The encoder's class."""
         return type(self._skeleton.encoder).__name__
 
-    def _module(self, scopes: Sequence[str]) -> MultiTaskModel:
+    def _module(self, scopes: Sequence[str], local: Mapping[str, Tensor] = MappingProxyType({})) -> MultiTaskModel:
         """A copy of the skeleton that lives in some components' memory."""
         empty = self._skeleton.exchanged()
-        views = {name: view for scope in scopes for name, view in self._components[scope].views().items()}
+        views = dict(local)
+        for scope in scopes:
+            views |= self._components[scope].views()
         lent: dict[int, object] = {
             id(empty[name]): nn.Parameter(view, requires_grad=empty[name].requires_grad)
             if isinstance(empty[name], nn.Parameter)
             else view
             for name, view in views.items()
         }
-        return copy.deepcopy(self._skeleton, lent)  # type: ignore[arg-type]
+        return copy.deepcopy(self._skeleton, lent)
 
     @property
     def components(self) -> Mapping[str, Component]:
@@ -263,7 +270,68 @@ class MTLServerModel:
         self.scopes_for(task)
         component = self._component(task_scope(task))
         others = {name: view for name, view in component.views().items() if scope_of(name) == SHARED}
-        component.copy_from(others | parameters)
+        component.copy_from({**others, **parameters})
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The encoder's parameters by the part that they are in."""
+        parts: dict[str, list[str]] = {}
+        for name, part in self._shape.parts.items():
+            parts.setdefault(part, []).append(name)
+        return {part: tuple(names) for part, names in parts.items()}
+
+    def table_of(self, moved: Mapping[str, Partition]) -> SharingTable:
+        """The table in which some parts are shared by other blocks of tasks than the configuration says."""
+        return make_table(self.tasks, self._shape, self._rules, moved)
+
+    def layouts_of(self, table: SharingTable) -> list[Layout]:
+        """The components' layouts by a table."""
+        empty = self._skeleton.exchanged()
+        return [Layout.of(scope, {name: empty[name] for name in table.tensors(scope)}) for scope in table.scopes]
+
+    def movable(self, layers: Collection[str] | None) -> dict[str, tuple[str, ...]]:
+        """By part that may change hands, the parameters that do with it.
+
+        Args:
+            layers: the parts; None for all that the configuration leaves to what all share.
+
+        Raises:
+            ConfigError: the encoder hasn't got one of them.
+        """
+        norms = self._shape.norms if self._rules.norms is not None else ()
+        parts = {part: tuple(name for name in names if name not in norms) for part, names in self.parts.items()}
+        if missing := [part for part in layers or () if part not in parts]:
+            raise ConfigError(f"sharing.adaptive.layers: the encoder has no {missing[0]}; it has {', '.join(parts)}")
+        named = {part for key in self._rules.layers for part in parts_in(key)}
+        chosen = [part for part in parts if part not in named] if layers is None else layers
+        return {part: parts[part] for part in chosen if parts[part]}
+
+    def blocks(self, name: str) -> Partition:
+        """Who shares a parameter of the encoder now: all tasks, in blocks."""
+        scopes = {task: self._table.by_task[task][name] for task in self.tasks}
+        return tuple(
+            tuple(task for task in self.tasks if scopes[task] == scope) for scope in dict.fromkeys(scopes.values())
+        )
+
+    def num_elements(self, names: Iterable[str]) -> int:
+        """Of some parameters, in one task's model."""
+        empty = self._skeleton.exchanged()
+        return sum(empty[name].numel() for name in names)
+
+    def rearrange(self, table: SharingTable, components: Mapping[str, Component]) -> None:
+        """Go over to another table.
+
+        Args:
+            table: it.
+            components: all of its, by scope; they are the model's from now on.
+
+        Raises:
+            LayoutMismatchError: a layout differs; nothing has changed then.
+        """
+        for layout in self.layouts_of(table):
+            layout.require_same(components[layout.scope].layout)
+        self._table = table
+        self._components = {scope: components[scope] for scope in table.scopes}
 
     def install(self, components: Mapping[str, Component]) -> None:
         """Replace whole components, without a copy; those not given stay bitwise as they are.

@@ -90,11 +90,11 @@ logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logit
 
 def card_of_all(facts: CardFacts, config: Config, encoders: Sequence[str]) -> str:
     """The card of a whole model, with the folders of the encoders in it."""
-    of_all = facts.sharing is None
-    opening = "The shared encoder" if of_all else "What the server has"
+    opening = "The shared encoder of a federated multi-task run, and the heads of all its tasks."
     names = "encoder and heads: `encoder.…`, and a `heads.TASK.…` for each task"
-    if not of_all:
-        names += "; what there are several of, as `SCOPE/…` (see below)"
+    if facts.sharing is not None:
+        opening = "What the server has of a federated multi-task run, whose tasks share parts of the model (see below)."
+        names = "`encoder.…` and `heads.TASK.…`, or `SCOPE/encoder.…` where several scopes have one"
     folders = "".join(
         f"| `{name}/` | the encoder{'' if name == 'encoder' else ' of ' + name.rpartition('/')[2]} with its tokenizer, "
         "for `AutoModel.from_pretrained` |\n"
@@ -104,7 +104,7 @@ def card_of_all(facts: CardFacts, config: Config, encoders: Sequence[str]) -> st
         facts,
         "A multi-task model trained with FedMTL",
         facts.tasks,
-        f"""{opening} of a federated multi-task run, and the heads of all its tasks. A head sees
+        f"""{opening} A head sees
 {_SEES[facts.pooling]}.
 
 | file | what |
@@ -116,11 +116,17 @@ def card_of_all(facts: CardFacts, config: Config, encoders: Sequence[str]) -> st
 ```python
 from safetensors.torch import load_file
 {_use_of_encoder(encoders)}tensors = load_file("fedmtl.safetensors")
-head = {{name: tensor for name, tensor in tensors.items() if name.startswith("heads.{next(iter(config.tasks))}.")}}
-```
+{_use_of_head(facts, next(iter(config.tasks)))}```
 """,
         pipeline_tag="feature-extraction",
     )
+
+
+def _use_of_head(facts: CardFacts, task: str) -> str:
+    if facts.sharing is not None and task in facts.sharing.local:
+        return ""
+    return f"""head = {{name: tensor for name, tensor in tensors.items() if name.startswith("heads.{task}.")}}
+"""
 
 
 def _use_of_encoder(encoders: Sequence[str]) -> str:

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from fedmtl_core.errors import AggregationError
 from fedmtl_core.layout import Component, Layout
+from fedmtl_core.sharing import SharingTable
 from fedmtl_server.optimizers import ServerOptimizer
+from fedmtl_server.rearranging import rearranged
 
 _BLOCK = 2**19
 """Elements that are computed with at a time: everything that a step makes of them stays in the cache."""
@@ -37,8 +39,13 @@ class OptimizerState:
     def __init__(self, optimizer: ServerOptimizer, layouts: Iterable[Layout]):
         self._optimizer = optimizer
         self._slots = dict(optimizer.slots)
-        self._components = {}
+        self._components: dict[str, Component] = {}
         self._spare: dict[str, Tensor] = {}
+        self.begin(layouts)
+
+    def begin(self, layouts: Iterable[Layout]) -> None:
+        """Remember nothing, of a model of such layouts."""
+        self._components.clear()
         for layout in layouts:
             for slot, value in self._slots.items():
                 component = Component(state_layout(layout, slot))
@@ -65,6 +72,24 @@ class OptimizerState:
         for scope, component in components.items():
             self._components[scope].layout.require_same(component.layout)
         self._components |= components
+
+    def rearrange(
+        self, layouts: Iterable[Layout], before: SharingTable, after: SharingTable, num_examples: Mapping[str, int]
+    ) -> None:
+        """Move what is remembered with the parameters that it is of; see `rearranging.rearranged`."""
+        components: dict[str, Component] = {}
+        for slot in self._slots:
+            mine = {scope: self._components[state_scope(scope, slot)] for scope in before.scopes}
+            moved = rearranged(mine, before, after, num_examples, prefix=f"{slot}/")
+            components |= {state_scope(scope, slot): one for scope, one in moved.items()}
+        self._spare.clear()
+        self._components = {
+            layout.scope: Component(layout, components[layout.scope].buffer) for layout in self.layouts_of(layouts)
+        }
+
+    def layouts_of(self, layouts: Iterable[Layout]) -> list[Layout]:
+        """Of what is remembered of a model of such layouts."""
+        return [state_layout(layout, slot) for layout in layouts for slot in self._slots]
 
     def step(self, base: Component, mean: Component) -> None:
         """Make the average of a component the component that the optimiser moves the model to.

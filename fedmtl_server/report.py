@@ -77,6 +77,12 @@ class RoundReport:
     """Whether it lacked its quorum and was given up: nothing counts, the model is as it was."""
     weighting_states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By scope, what the task weighting remembers after it, as JSON has it."""
+    sharing: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    """By part of the encoder that has moved in the run, the blocks of tasks that share it after this round."""
+    moved: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    """By part that moved in this round, the blocks that shared it before."""
+    sharing_state: Mapping[str, Any] = field(default_factory=dict)
+    """What the sharing policy remembers after it, as JSON has it."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -22,6 +22,7 @@ import typer
 from fedmtl_core.errors import ConfigError, StoreError, UserError
 from fedmtl_core.identifiers import name_task
 from fedmtl_core.scopes import SHARED, group_of, task_of
+from fedmtl_core.sharing import blocks_text
 from fedmtl_server.lock import FILE_NAME as _LOCK
 from fedmtl_server.lock import is_held
 
@@ -473,10 +474,18 @@ def _show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: b
         bytes=f"{_bytes(report['bytes_received'])} in, {_bytes(report['bytes_sent'])} out",
         missing=", ".join(report["missing_clients"]) or "nobody",
         unchanged=", ".join(f"head {task}" for task in report["unchanged_tasks"]) or "no head",
+        **_moves(report),
     )
     _tasks_table(report).show()
     _updates_table(report, updates).show()
     _refusals_table(report).show()
+
+
+def _moves(report: Mapping[str, Any]) -> dict[str, str]:
+    """Which layers moved, from whom to whom; older reports don't say."""
+    moved = report.get("moved") or {}
+    texts = (f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}" for part, old in moved.items())
+    return {"moved": "; ".join(texts)} if moved else {}
 
 
 def _tasks_table(report: Mapping[str, Any]) -> _Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from fedmtl_core.addresses import is_loopback
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, FedMTLError, RunStoppedError
 from fedmtl_core.keepalive import keepalive
+from fedmtl_core.layout import Layout
 from fedmtl_core.logs import get_logger
+from fedmtl_core.sharing import blocks_of, movable_parts
 from fedmtl_server import reflection
+from fedmtl_server.adaptive_sharing import SharingPolicy, make_policy
 from fedmtl_server.aggregator import MTLAggregator
 from fedmtl_server.auxiliary import Auxiliary
 from fedmtl_server.buffers import BufferPool
@@ -28,6 +31,7 @@ from fedmtl_server.gate import Gate
 from fedmtl_server.limiting import grpc_options, with_limits
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring import Monitoring
+from fedmtl_server.moves import Mover
 from fedmtl_server.norms import NormRule
 from fedmtl_server.optimizer_state import OptimizerState
 from fedmtl_server.optimizers import make_optimizer
@@ -40,6 +44,8 @@ from fedmtl_server.stopping import EarlyStopping
 from fedmtl_server.store import RunStore, without_secrets
 from fedmtl_server.task_selection import TaskSelection, make_selection
 from fedmtl_server.task_weighting import make_weighting
+from fedmtl_server.task_weighting.base import WeightingSettings
+from fedmtl_server.task_weighting.shares import Examples
 from fedmtl_server.tls import is_authenticating, require_safe, server_credentials
 from fedmtl_server.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
 
@@ -99,14 +105,18 @@ class Server:
         self._run_id = self._held_id or uuid.uuid4().hex
         self._log = get_logger()
         optimizer = make_optimizer(config.server_optimizer)  # before anything that takes long
+        policy = make_policy(config.sharing.adaptive)
         self._weighting = make_weighting(config.aggregation)
         self._selection = make_selection(config.rounds.task_selection)
+        if policy and not self._weighting:  # it looks at every task's mean
+            self._weighting = Examples(WeightingSettings())
         if model is None:
             self._log.info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
         self._model = model
         layouts = model.layouts_for(None)
         self._optimizer = OptimizerState(optimizer, layouts) if optimizer else None
+        self._mover = self._make_mover(policy) if policy else None
         self._log_model()
 
     async def start(self) -> None:
@@ -203,10 +213,28 @@ class Server:
             return
         self.store = RunStore.resume(self._config, self._run_id, self._run_dir, finished=self._may_be_over)
         state_layouts = self._optimizer.layouts if self._optimizer else ()
-        left_off = self.store.left_off([component.layout for component in components.values()], state_layouts)
-        self._model.install(left_off.components)
+        left_off = self.store.left_off(
+            [component.layout for component in components.values()], state_layouts, self._moved_layouts
+        )
+        if self._mover and left_off.reports:
+            self._mover.take_up(left_off.reports[-1].sharing, left_off.reports[-1].sharing_state)
+        table = self._mover.table if self._mover else self._model.sharing
+        self._model.rearrange(table, left_off.components)
+        if self._optimizer:
+            self._optimizer.begin(self._model.layouts_for(None))
         self.federation = self._make_federation()
         self.federation.resume(left_off, recovered_updates(self.store, left_off, self._model, self._config))
+
+    def _make_mover(self, policy: SharingPolicy) -> Mover:
+        section = self._config.sharing
+        layers = movable_parts(section.rules(), section.adaptive.layers)
+        return Mover(policy, self._model, layers, section.adaptive.max_parameters)
+
+    def _moved_layouts(self, sharing: Mapping[str, Any]) -> tuple[list[Layout], list[Layout]]:
+        """Of the model whose layers have moved as a report says, and of what its optimiser remembers."""
+        table = self._model.table_of({part: blocks_of(blocks) for part, blocks in sharing.items()})
+        layouts = self._model.layouts_of(table)
+        return layouts, self._optimizer.layouts_of(layouts) if self._optimizer else []
 
     def _warn_of_unfinished(self) -> None:
         """Say it if the run that begins could have been an earlier one's going on."""
@@ -242,6 +270,7 @@ class Server:
             staging=self._make_staging(),
             optimizer=self._optimizer,
             early_stopping=_early_stopping(config),
+            mover=self._mover,
             topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,
             listeners=[self._tracking, *self._monitoring.listeners],
@@ -255,7 +284,8 @@ class Server:
         whole = sum(component.layout.num_bytes for component in model.components.values())
         means = {scope: len(model.sharing.members(scope)) - 1 for scope in model.components} if self._weighting else {}
         others = sum(count * model.components[scope].layout.num_bytes for scope, count in means.items())
-        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + whole + others)
+        growth = config.sharing.adaptive.max_parameters if self._mover else 1
+        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + int(growth * (whole + others)))
         return StagingArea(budget, self.store.spool, pool, durable=config.store.durability != "memory")
 
     def _log_model(self) -> None:

@@ -205,7 +205,8 @@ class PublishedModel:
             if scope in kept and kept[scope].component is component:
                 published[scope] = kept[scope]
             else:
-                followed = kept[scope].followed if scope in kept else {}
+                same = scope in kept and kept[scope].layout == component.layout
+                followed = kept[scope].followed if same else {}
                 published[scope] = PublishedComponent(component, component.digest(), followed, on_free)
         return cls(round_, published)
 

@@ -23,7 +23,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -160,7 +160,12 @@ class RunStore:
             "with --keep-serving, or choose another folder with --run-dir"
         )
 
-    def left_off(self, layouts: Iterable[Layout], state_layouts: Iterable[Layout] = ()) -> LeftOff:
+    def left_off(
+        self,
+        layouts: Iterable[Layout],
+        state_layouts: Iterable[Layout] = (),
+        moved: Callable[[Mapping[str, Any]], tuple[Sequence[Layout], Sequence[Layout]]] | None = None,
+    ) -> LeftOff:
         """Where the run stands.
 
         A checkpoint that isn't what was written is refused, and the one before it used; the rounds since then are
@@ -169,6 +174,7 @@ class RunStore:
         Args:
             layouts: of the whole model.
             state_layouts: of what the server's optimiser remembers.
+            moved: both, when layers have moved as a report's `sharing` says; None if they can't.
 
         Raises:
             StoreError: no checkpoint can be used.
@@ -179,9 +185,11 @@ class RunStore:
         refused: list[int] = []
         reason = ""
         for record in reversed(committed):
+            sharing = (record.report or {}).get("sharing")
+            mine = moved(sharing) if moved and sharing else (layouts, state_layouts)
             try:
-                components = self._read(self._checkpoint(record.round), record, layouts)
-                state = self._read_state(record, state_layouts)
+                components = self._read(self._checkpoint(record.round), record, mine[0])
+                state = self._read_state(record, mine[1])
                 break
             except CorruptCheckpointError as error:
                 reason = reason or str(error)
@@ -230,7 +238,11 @@ class RunStore:
             self._history.open_round(self.run_id, round_, purpose, opened_at_unix_ms, cohort)
 
     def write_model(
-        self, components: Mapping[str, Component], round_: int, state: Mapping[str, Component] | None = None
+        self,
+        components: Mapping[str, Component],
+        round_: int,
+        state: Mapping[str, Component] | None = None,
+        sharing: Mapping[str, Sequence[Sequence[str]]] | None = None,
     ) -> None:
         """Put a model on disk; it is of no account until `end_round` says so.
 
@@ -238,16 +250,18 @@ class RunStore:
             components: the whole model by scope.
             round_: the round that made it.
             state: what the server's optimiser remembers, if it has one. It is there before the model is.
+            sharing: by part of the encoder that has moved, who shares it.
         """
+        metadata = self._metadata(round_, sharing)
         if state:
-            self._write_components(self._state(round_), state, round_)
-        self._write_components(self._checkpoint(round_), components, round_)
+            self._write_components(self._state(round_), state, metadata)
+        self._write_components(self._checkpoint(round_), components, metadata)
 
-    def _write_components(self, path: Path, components: Mapping[str, Component], round_: int) -> None:
+    def _write_components(self, path: Path, components: Mapping[str, Component], metadata: Mapping[str, str]) -> None:
         with self._working(), _writing(path):
             scratch = path.with_suffix(".tmp")
             with scratch.open("wb", buffering=0) as file:
-                write_safetensors(file, components.values(), self._metadata(round_))
+                write_safetensors(file, components.values(), metadata)
             _replace(scratch, path, sync=self._durability == "power")
 
     def end_round(
@@ -364,8 +378,10 @@ class RunStore:
                 self._num_working -= 1
                 self._idle.notify_all()
 
-    def _metadata(self, round_: int) -> dict[str, str]:
-        return {"run_id": self.run_id, "round": str(round_)}
+    def _metadata(self, round_: int, sharing: Mapping[str, Sequence[Sequence[str]]] | None = None) -> dict[str, str]:
+        return {"run_id": self.run_id, "round": str(round_)} | (
+            {"sharing": json.dumps(sharing, sort_keys=True)} if sharing else {}
+        )
 
     def _checkpoint(self, round_: int) -> Path:
         return self._checkpoints / f"round-{round_:04}.safetensors"
@@ -392,7 +408,8 @@ class RunStore:
     def _read(self, path: Path, record: RoundRecord, layouts: Sequence[Layout]) -> dict[str, Component]:
         """What a round's commit says is in a file."""
         try:
-            components = read_safetensors(path, layouts, self._metadata(record.round))
+            metadata = self._metadata(record.round, (record.report or {}).get("sharing"))
+            components = read_safetensors(path, layouts, metadata)
         except FileNotFoundError:
             raise CorruptCheckpointError(f"{path} is missing") from None
         except OSError as error:

@@ -108,6 +108,7 @@ def round_point(report: RoundReport) -> RoundPoint:
             metrics[f"auxiliary_weight/{task.task}"] = task.auxiliary_weight
     for component in report.components:
         metrics |= _norms(component)
+    metrics |= {f"blocks/{part}": len(blocks) for part, blocks in report.sharing.items()}
     metrics |= {
         "round/failed": int(report.failed),
         "round/cohort_size": sum(task.num_updates for task in report.tasks) + len(report.missing_clients),

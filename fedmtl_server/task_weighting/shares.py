@@ -12,8 +12,7 @@ from fedmtl_server.task_weighting.base import TaskRound, TaskWeighting, Weighed,
 
 
 class Examples(TaskWeighting):
-    """As much as its clients trained on. By itself it is the plain average, which needs no weighting: it is for others'
-    company, as with `scaling`."""
+    """What its clients have trained on: FedAvg, by way of a mean for each task, where these are wanted too."""
 
     gives_shares = True
 

@@ -169,6 +169,73 @@ def test_the_whole_model_is_its_encoder_and_all_tensors(tmp_path):
         assert torch.allclose(encoder.eval()(**inputs).pooler_output, ours, atol=1e-6)
 
 
+def shared_otherwise(folder: Path, **sharing: Any) -> MTLServerModel:
+    """A run that has just begun, whose tasks don't share the whole encoder; every component has values of its own."""
+    config = configuration.resolve({"model": {"server_model": TOY_MODEL}, "tasks": TASKS, "sharing": sharing})
+    model = MTLServerModel.from_config(config)
+    generator = torch.Generator().manual_seed(3)
+    for component in model.components.values():
+        for view in component.views().values():
+            view.add_(torch.randn(view.shape, generator=generator), alpha=0.05)
+    RunStore.create(config, "0" * 32, model.components, model.summary(), folder).close()
+    return model
+
+
+def test_each_task_is_exported_with_the_layers_that_it_has(tmp_path):
+    model = shared_otherwise(tmp_path / "run", groups={"pairs": ["qqp", "stsb"]}, layers={1: "group", "pooler": "task"})
+    tokenizer = load_tokenizer(TOY_MODEL)
+    outputs = {}
+    for task in TASKS:
+        export_task(open_run(tmp_path / "run"), task, tmp_path / task)
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / task).eval()
+        outputs[task] = logits_of(loaded, tokenizer, None, False)
+        expected = model.get_model_slice_for_task(task)
+        assert torch.equal(loaded.classifier.weight, expected[f"heads.{task}.weight"])
+        for name, value in loaded.bert.named_parameters():
+            assert torch.equal(value, expected[f"encoder.{name}"])
+    card = (tmp_path / "qqp" / "README.md").read_text()
+    assert "| `group:pairs` | qqp, stsb | 49,984 |" in card  # 64 wide: 4 (64² + 64) + 2 * 64 * 256 + 320 + 4 * 64
+    assert "a head that over its task's" not in card
+
+
+def test_encoders_that_differ_are_exported_one_by_one(tmp_path):
+    model = shared_otherwise(tmp_path / "run", groups={"pairs": ["qqp", "stsb"]}, layers={1: "group"})
+    export_all(open_run(tmp_path / "run"), tmp_path / "out")
+    assert not (tmp_path / "out" / "encoder").exists()
+    for task in TASKS:
+        encoder = AutoModel.from_pretrained(tmp_path / "out" / "encoders" / task)
+        expected = model.get_model_slice_for_task(task)
+        assert all(torch.equal(value, expected[f"encoder.{name}"]) for name, value in encoder.named_parameters())
+    tensors = load_file(tmp_path / "out" / "fedmtl.safetensors")
+    assert sum(name.endswith("layer.1.output.dense.bias") for name in tensors) == 2
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'AutoModel.from_pretrained("encoders/sst2")' in card
+
+
+def test_what_clients_keep_for_themselves_is_not_the_servers_to_export(tmp_path):
+    shared_otherwise(tmp_path / "run", head="local", norms="local")
+    with pytest.raises(
+        UserError, match=r"the clients of qqp keep .* for themselves \(`local`\): the server hasn't got"
+    ):
+        export_task(open_run(tmp_path / "run"), "qqp", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export_all(open_run(tmp_path / "run"), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("encoder*"))
+    names = load_file(tmp_path / "out" / "fedmtl.safetensors").keys()
+    assert not [name for name in names if "LayerNorm" in name or name.startswith("heads.")]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Not here are 12 tensors of sst2's model" in card  # two of the head, two of each of five norms
+    assert "heads of all its tasks" not in card
+
+
+def test_heads_that_clients_keep_leave_an_encoder_to_export(tmp_path):
+    model = shared_otherwise(tmp_path / "run", head="local")
+    export_all(open_run(tmp_path / "run"), tmp_path / "out")
+    encoder = AutoModel.from_pretrained(tmp_path / "out" / "encoder")
+    expected = model.get_shared_parameters()
+    assert all(torch.equal(value, expected[f"encoder.{name}"]) for name, value in encoder.named_parameters())
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """The folder of a run of two rounds, with three clients."""

@@ -1,0 +1,71 @@
+"""Moving parameters between scopes: the same numbers in other components.
+
+Where tasks part, each gets a copy of what they shared. Where they come together, what they share from now on is the
+mean of what each block of them had, weighted by the examples that its clients trained on in the round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedmtl_core.layout import Component
+from fedmtl_core.sharing import SharingTable
+
+
+def rearranged(
+    components: Mapping[str, Component],
+    before: SharingTable,
+    after: SharingTable,
+    num_examples: Mapping[str, int],
+    prefix: str = "",
+) -> dict[str, Component]:
+    """Components by one table, made of those by another.
+
+    Args:
+        components: those there are, by scope; they stay as they are.
+        before: by which they are laid out.
+        after: by which the new ones are to be.
+        num_examples: by task, what its clients trained on. Where none of a parameter's tasks has any, all count alike.
+        prefix: what the components have before the parameters' names.
+
+    Returns:
+        All of the new table's, in its order; those whose tensors are the same are the very components given.
+    """
+    result = {}
+    for scope in after.scopes:
+        names = after.tensors(scope)
+        if scope in before.scopes and before.tensors(scope) == names:
+            result[scope] = components[scope]
+            continue
+        tensors = {
+            prefix + name: _value(prefix + name, _sources(name, after.members(scope), before, num_examples), components)
+            for name in names
+        }
+        result[scope] = Component.pack(scope, tensors)
+    return result
+
+
+def _sources(
+    name: str, members: Sequence[str], before: SharingTable, num_examples: Mapping[str, int]
+) -> dict[str, float]:
+    """By scope that a parameter of some tasks is in, what it counts for."""
+    weights: dict[str, float] = {}
+    is_any = any(num_examples.get(task, 0) for task in members)
+    for task in members:
+        scope = before.by_task[task][name]
+        weights[scope] = weights.get(scope, 0) + (num_examples.get(task, 0) if is_any else 1)
+    total = sum(weights.values())
+    return {scope: weight / total for scope, weight in weights.items()}
+
+
+def _value(name: str, sources: Mapping[str, float], components: Mapping[str, Component]) -> Tensor:
+    values = [(weight, components[scope].views()[name]) for scope, weight in sources.items() if weight]
+    if len(values) == 1:
+        return values[0][1]
+    total = torch.zeros(values[0][1].shape, dtype=torch.float64)
+    for weight, value in values:
+        total.add_(value.to(torch.float64), alpha=weight)
+    return total.to(values[0][1].dtype)
