@@ -135,8 +135,9 @@ class Cosine(SharingPolicy):
         result = dict(known)
         for (i, first), (j, second) in combinations(enumerate(tasks), 2):
             norms = math.sqrt(one.products[i, i]) * math.sqrt(one.products[j, j])
-            if norms > 0:
-                cosine = float(np.clip(one.products[i, j] / norms, -1.0, 1.0))
+            cosine = one.products[i, j] / norms if norms > 0 else math.nan
+            if math.isfinite(cosine):
+                cosine = min(1.0, max(-1.0, float(cosine)))
                 pair = _pair(first, second)
                 kept = self.settings.smoothing if pair in known else 0.0
                 result[pair] = kept * known.get(pair, 0.0) + (1 - kept) * cosine

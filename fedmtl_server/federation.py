@@ -509,7 +509,7 @@ class Federation:
         """Take up the run where a server before this one left it. Before anything else is done.
 
         Args:
-            left_off: where that was; its model is installed already.
+            left_off: where that was; its model is installed already, and what has moved in it taken up.
             updates: what was acknowledged in the round that was open, in any order.
         """
         if self._optimizer is not None:
@@ -519,8 +519,6 @@ class Federation:
             self._remember(report)
         is_over = self.last_report is not None and self.last_report.purpose == "evaluate"
         round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
-        if self._mover is not None and self.last_report is not None:
-            self._mover.take_up(self.last_report.sharing, self.last_report.sharing_state)
         self._engine = RoundEngine(self.rules, self._clock(), round_, left_off.counted)
         self._engine.losses = self._measured.losses
         self._published = self._published.for_round(round_)

@@ -35,13 +35,19 @@ def rearranged(
         All of the new table's, in its order; those whose tensors are the same are the very components given.
     """
     result = {}
+    there = {scope: components[scope].views() for scope in before.scopes}
     for scope in after.scopes:
         names = after.tensors(scope)
         if scope in before.scopes and before.tensors(scope) == names:
             result[scope] = components[scope]
             continue
         tensors = {
-            prefix + name: _value(prefix + name, _sources(name, after.members(scope), before, num_examples), components)
+            prefix + name: _mean(
+                [
+                    (weight, there[source][prefix + name])
+                    for source, weight in _sources(name, after.members(scope), before, num_examples).items()
+                ]
+            )
             for name in names
         }
         result[scope] = Component.pack(scope, tensors)
@@ -51,18 +57,18 @@ def rearranged(
 def _sources(
     name: str, members: Sequence[str], before: SharingTable, num_examples: Mapping[str, int]
 ) -> dict[str, float]:
-    """By scope that a parameter of some tasks is in, what it counts for."""
+    """By scope that a parameter of some tasks is in, what it counts for; above 0."""
     weights: dict[str, float] = {}
     is_any = any(num_examples.get(task, 0) for task in members)
     for task in members:
         scope = before.by_task[task][name]
         weights[scope] = weights.get(scope, 0) + (num_examples.get(task, 0) if is_any else 1)
     total = sum(weights.values())
-    return {scope: weight / total for scope, weight in weights.items()}
+    return {scope: weight / total for scope, weight in weights.items() if weight}
 
 
-def _value(name: str, sources: Mapping[str, float], components: Mapping[str, Component]) -> Tensor:
-    values = [(weight, components[scope].views()[name]) for scope, weight in sources.items() if weight]
+def _mean(values: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """The mean of tensors by their weights, which sum to 1; of a single one itself."""
     if len(values) == 1:
         return values[0][1]
     total = torch.zeros(values[0][1].shape, dtype=torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import sys
 from pathlib import Path
@@ -17,10 +18,14 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from fedmtl_core.config import AdaptiveConfig, validated
+from fedmtl_client.data import EncodedRows, load_task_data
+from fedmtl_client.trainer import Trainer
+from fedmtl_core.config import AdaptiveConfig, Config, DataConfig, validated
 from fedmtl_core.errors import AggregationError, ConfigError, StoreError
 from fedmtl_core.layout import Component
+from fedmtl_core.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_core.sharing import ModelShape, SharingRules, make_table
+from fedmtl_core.tasks import PRESETS
 from fedmtl_server.adaptive_sharing import (
     AdaptiveSettings,
     Cosine,
@@ -36,6 +41,7 @@ from fedmtl_server.export import load_model, open_run
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rearranging import rearranged
 from fedmtl_server.tracking import round_point
+from tests import federations
 from tests.server.test_shared_layers import Layered
 from tests.support import eventually, model_bytes, reports_of, serving, specs, watching
 
@@ -117,6 +123,15 @@ def test_pairs_that_were_never_there_together_neither_part_nor_come_together():
     alone = facts({}, (("a",), ("b",), ("c",)))
     alone.products[1:] = alone.products[:, 1:] = 0.0
     assert decide(Cosine(settings()), alone).blocks == {}
+
+
+def test_products_that_are_no_numbers_are_no_evidence():
+    huge = facts({"ac": -0.5, "bc": -0.5})
+    huge.products[2, 2] = math.inf
+    huge.products[0, 1] = huge.products[1, 0] = math.nan
+    decided = decide(Cosine(settings()), huge)
+    assert decided.blocks == {}
+    assert decided.state["cosines"]["0"].keys() == {"a c", "b c"}
 
 
 def test_the_layers_that_disagree_most_part_first_as_long_as_there_is_room():
@@ -460,3 +475,51 @@ async def test_a_client_that_holds_differences_gets_what_has_moved_exact(tmp_pat
     assert moved["shared"].base_digest == b""
     assert moved["task:sst2"].encoding == pb.ENCODING_INT8
     assert data["group:sst2+qqp"] == model.components["group:sst2+qqp"].buffer.numpy().tobytes()
+
+
+# With FedMTL's own clients, whose models go along.
+
+TO_AND_FRO = """
+from fedmtl_server.adaptive_sharing import Decided, SharingPolicy
+
+class ToAndFro(SharingPolicy):
+    def decide(self, round_):
+        apart, together = [["sst2"], ["qqp"]], [["sst2", "qqp"]]
+        blocks = {1: {"1": apart, "pooler": apart}, 2: {"0": apart}, 3: {"1": together}}
+        return Decided(blocks.get(round_.round, {}))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["float32", "int8"])
+def test_clients_follow_every_move(tmp_path, monkeypatch, encoding):
+    (tmp_path / "to_and_fro.py").write_text(TO_AND_FRO)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = Config.model_validate(
+        {
+            "model": {"server_model": TOY_MODEL, "head_dropout": 0},
+            "training": {"num_rounds": 4, "local_epochs": 1, "learning_rate": 1e-3, "max_length": 32},
+            "server": {"port": 0},
+            "rounds": {"rejoin_grace_s": 0.5},
+            "wire": {"upload": encoding, "download": encoding},
+            "sharing": {"adaptive": {"policy": "to_and_fro:ToAndFro"}},
+            "tasks": {
+                task: {"data": {"builtin": task}, "train_samples": 32, "val_samples": 20} for task in ("sst2", "qqp")
+            },
+            "clients": [{"client_id": "a", "task": "sst2"}, {"client_id": "b", "task": "qqp"}],
+        }
+    )
+    _, clients = federations.run(config, tmp_path / "run")
+    reports = reports_of(tmp_path / "run")
+    assert [set(one.moved) for one in reports] == [{"1", "pooler"}, {"0"}, {"1"}, set(), set()]
+    model = load_model(open_run(tmp_path / "run"), 4)
+    assert model.sharing.scopes_for("qqp") == ("shared", "task:qqp")
+    assert {name.split(".")[1] for name in model.sharing.tensors("task:qqp")} == {"encoder", "pooler", "qqp"}
+    tokenizer = load_tokenizer(TOY_MODEL)
+    for client in clients:  # what each measures in the end is the model that the server has for its task
+        spec = PRESETS[client.task]
+        rows = load_task_data(spec, DataConfig(builtin=client.task)).validation.head(20)
+        trainer = Trainer(spec, config.plan(client.task), torch.device("cpu"))
+        measured = trainer.evaluate(model.module_for(client.task), EncodedRows(rows, spec, tokenizer, 32))
+        tolerance = 1e-5 if encoding == "float32" else 0.05  # what the last difference left out
+        assert client.rounds[5].received_metrics["loss"] == pytest.approx(measured["loss"], rel=tolerance)
