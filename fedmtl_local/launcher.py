@@ -220,14 +220,13 @@ class LocalRun:
 
     def _start_clients(self, address: str) -> list[LoggedProcess]:
         """Start all clients; first those of auxiliary tasks, for which no round waits to come."""
-        auxiliary, first, others = self._config.auxiliary_tasks(), [], []
-        for client in self._config.clients:
-            (first if auxiliary.issuperset(client.task_names) else others).append(client)
+        auxiliary, clients = self._config.auxiliary_tasks(), self._config.clients
+        first = [client for client in clients if auxiliary.issuperset(client.task_names)]
         started = [self._start_client(address, client) for client in first]
         give_up = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < give_up and any(not one.has_reached and one.returncode is None for one in started):
             time.sleep(0.1)
-        return started + [self._start_client(address, client) for client in others]
+        return started + [self._start_client(address, client) for client in clients if client not in first]
 
     def _start_client(self, address: str, client: LocalClient) -> LoggedProcess:
         threads = max(1, num_processors() // len(self._config.clients))
