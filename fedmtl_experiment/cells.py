@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_experiment.config import Experiment, flattened, merged
+from fedmtl_experiment.config import Experiment, TaskRows, flattened, merged
 
 _PATIENCE: Mapping[str, Any] = {
     "rounds": {
@@ -42,8 +42,14 @@ class Client:
     """One client, the same in every method: its name goes into its seeds."""
 
     client_id: str
-    task: str
+    tasks: tuple[str, ...]
+    """Its own first; others only where clients have several."""
     shard: str
+
+    @property
+    def task(self) -> str:
+        """The task that it is one of the clients of."""
+        return self.tasks[0]
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Federation:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(client.task for client in self.clients))
+        return tuple(dict.fromkeys(task for client in self.clients for task in client.tasks))
 
 
 def plan(experiment: Experiment, only: Sequence[str] = ()) -> list[Cell]:
@@ -83,18 +89,26 @@ def plan(experiment: Experiment, only: Sequence[str] = ()) -> list[Cell]:
     return [cell for cell in cells if not only or any(fnmatchcase(cell.id, pattern) for pattern in only)]
 
 
-def clients_of(experiment: Experiment, setting: str) -> tuple[Client, ...]:
-    """A setting's clients, task by task."""
+def everybody(experiment: Experiment, cell: Cell) -> Federation:
+    """A federation of all of a cell's tasks and clients."""
+    method, setting = experiment.methods[cell.method], experiment.settings[cell.setting]
+    clients = _clients(setting.tasks)
+    if method.several:
+        clients = tuple(replace(one, tasks=tuple(dict.fromkeys([one.task, *setting.tasks]))) for one in clients)
+    return Federation("all", clients + _clients(method.auxiliary))
+
+
+def _clients(tasks: Mapping[str, TaskRows]) -> tuple[Client, ...]:
     return tuple(
-        Client(f"{task}_{number}", task, f"{number}/{rows.clients}")
-        for task, rows in experiment.settings[setting].tasks.items()
+        Client(f"{task}_{number}", (task,), f"{number}/{rows.clients}")
+        for task, rows in tasks.items()
         for number in range(1, rows.clients + 1)
     )
 
 
 def federations(experiment: Experiment, cell: Cell) -> list[Federation]:
     """The runs that a cell takes; none for data in one place."""
-    clients = clients_of(experiment, cell.setting)
+    clients = _clients(experiment.settings[cell.setting].tasks)
     match experiment.methods[cell.method].base:
         case "local":
             return [Federation(client.client_id, (client,)) for client in clients]
@@ -102,7 +116,7 @@ def federations(experiment: Experiment, cell: Cell) -> list[Federation]:
             tasks = dict.fromkeys(client.task for client in clients)
             return [Federation(task, tuple(one for one in clients if one.task == task)) for task in tasks]
         case "mtl":
-            return [Federation("all", clients)]
+            return [everybody(experiment, cell)]
         case "central":
             return []
 
@@ -132,19 +146,26 @@ def run_values(experiment: Experiment, cell: Cell, federation: Federation, data:
     partition = experiment.settings[cell.setting].partition
     skew = {"partition": {"dirichlet": partition.dirichlet, "seed": cell.seed % 2**32}} if partition else {}
     tasks = {
-        task: experiment.tasks[task].model_dump(mode="json", exclude_none=True, exclude={"data"})
-        | {
-            "min_clients": sum(client.task == task for client in federation.clients),
-            "data": {split: str(data / f"{task}-{split}.jsonl") for split in ("train", "validation")},
-        }
+        task: experiment.tasks[task].model_dump(mode="json", exclude_none=True, exclude={"data", "min_clients"})
+        | {"data": {split: str(data / f"{task}-{split}.jsonl") for split in ("train", "validation")}}
+        | _quorum(experiment, federation, task)
         for task in federation.tasks
     }
     clients = [
-        {"client_id": client.client_id, "task": client.task, "shard": client.shard, **skew}
+        {"client_id": client.client_id, "shard": client.shard}
+        | ({} if experiment.tasks[client.task].auxiliary else skew)
+        | ({"task": client.task} if len(client.tasks) == 1 else {"tasks": list(client.tasks)})
         for client in federation.clients
     ]
     server = {"server": {"runs_dir": str(run_dir.parent), "port": 0}}
     return merged(settings_of(experiment, cell), server) | {"tasks": tasks, "clients": clients}
+
+
+def _quorum(experiment: Experiment, federation: Federation, task: str) -> dict[str, int]:
+    """All of a task's clients; nobody's for an auxiliary one."""
+    if experiment.tasks[task].auxiliary:
+        return {}
+    return {"min_clients": sum(client.task == task for client in federation.clients)}
 
 
 def inputs(experiment: Experiment, cell: Cell) -> dict[str, Any]:
@@ -152,11 +173,12 @@ def inputs(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     setting, method = experiment.settings[cell.setting], experiment.methods[cell.method]
     tasks = {
         task: experiment.tasks[task].model_dump(mode="json", exclude_defaults=True) | rows.model_dump(mode="json")
-        for task, rows in setting.tasks.items()
+        for task, rows in {**setting.tasks, **method.auxiliary}.items()
     }
     return flattened(
         {
             "base": method.base,
+            **({"several": True} if method.several else {}),
             "set": settings_of(experiment, cell),
             "tasks": tasks,
             "validation_rows": setting.validation_rows,

@@ -70,7 +70,18 @@ class Method(_Section):
     """A way to train, and what is set otherwise for it."""
 
     base: Base
+    auxiliary: dict[str, TaskRows] = Field({}, description="For mtl: auxiliary tasks that come to the setting's")
+    several: bool = Field(
+        False, description="For mtl: clients have rows of all the setting's tasks, and one of them in each round"
+    )
     set: Settings = {}
+
+    @model_validator(mode="after")
+    def _only_for_mtl(self) -> Method:
+        for key in ("auxiliary", "several"):
+            if getattr(self, key) and self.base != "mtl":
+                raise ValueError(f"`{key}` is for `base: mtl`, got {self.base!r}")
+        return self
 
 
 class Experiment(_Section):
@@ -92,13 +103,22 @@ class Experiment(_Section):
         if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: expected different numbers from 0 on, got {self.seeds}")
         for name, task in self.tasks.items():
-            taken = [key for key in ("min_clients", "train_samples", "val_samples") if key in task.model_fields_set]
+            own = (
+                ("train_samples", "val_samples") if task.auxiliary else ("min_clients", "train_samples", "val_samples")
+            )
+            taken = [key for key in own if key in task.model_fields_set]
             if taken:
                 raise ValueError(f"tasks.{name}.{taken[0]}: the experiment sets it; see `settings`")
         for name, setting in self.settings.items():
             _require_known(f"settings.{name}.tasks", setting.tasks, self.tasks)
             _require_known(f"settings.{name}.encoders", setting.encoders or (), self.encoders)
             _require_known(f"settings.{name}.methods", setting.methods or (), self.methods)
+            if auxiliary := [task for task in setting.tasks if self.tasks[task].auxiliary]:
+                raise ValueError(f"settings.{name}.tasks: {auxiliary[0]!r} is auxiliary; a method may add it")
+        for name, method in self.methods.items():
+            _require_known(f"methods.{name}.auxiliary", method.auxiliary, self.tasks)
+            if others := [task for task in method.auxiliary if not self.tasks[task].auxiliary]:
+                raise ValueError(f"methods.{name}.auxiliary: tasks.{others[0]}.auxiliary isn't set")
         for place, settings in self._all_settings():
             _require_free(place, settings)
         return self

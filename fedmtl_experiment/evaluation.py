@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,11 @@ class Evaluator:
             task: EncodedRows(rows[task], spec, tokenizer, config.training.max_length)
             for task, spec in self._specs.items()
         }
+
+    @property
+    def tasks(self) -> Collection[str]:
+        """Those that there are rows of."""
+        return self._rows.keys()
 
     def evaluate(self, model: MultiTaskModel, task: str) -> dict[str, float]:
         """A task's metrics, and its `loss`; the model is unchanged, but on the configuration's device."""

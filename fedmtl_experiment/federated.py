@@ -95,25 +95,26 @@ def require_complete(reports: Sequence[Mapping[str, Any]], config: Config) -> No
 def evaluate_checkpoints(
     run: FederatedRun, evaluator: Evaluator
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """By task, the metrics of the final model, and of the model of the task's best round.
+    """By task that there are rows of, the metrics of the final model, and of the model of the task's best round.
 
     Where clients keep parameters for themselves, the mean of their own models' metrics. These are there of the last
     round alone, which then stands for the best one too.
     """
     kept = open_run(run.folder)
     last = run.config.training.num_rounds
+    best_rounds = {task: round_ for task, round_ in run.best_rounds.items() if task in evaluator.tasks}
     measured: dict[tuple[str, int], dict[str, float]] = {}
-    for round_ in sorted({last, *run.best_rounds.values()}):
+    for round_ in sorted({last, *best_rounds.values()}):
         model = load_model(kept, round_)
-        for task, best in run.best_rounds.items():
+        for task, best in best_rounds.items():
             if model.sharing.local_for(task):
                 if round_ == last:
                     measured[task, last] = measured[task, best] = _mean_of_clients(run, model, task, evaluator)
             elif round_ in (last, best):
                 measured[task, round_] = evaluator.evaluate(model.module_for(task), task)
     return (
-        {task: measured[task, last] for task in run.best_rounds},
-        {task: measured[task, best] for task, best in run.best_rounds.items()},
+        {task: measured[task, last] for task in best_rounds},
+        {task: measured[task, best] for task, best in best_rounds.items()},
     )
 
 
@@ -121,7 +122,7 @@ def _mean_of_clients(run: FederatedRun, model: MTLServerModel, task: str, evalua
     """The metrics of a task's clients, each with what it keeps for itself, averaged."""
     measured = []
     for client in run.config.clients:
-        if client.task == task:
+        if task in client.task_names:
             local = load_file(_state_dir(run.folder) / f"{client.client_id}.{task}.safetensors")
             measured.append(evaluator.evaluate(model.module_for(task, local), task))
     return {name: fmean(one[name] for one in measured) for name in measured[0]}

@@ -18,7 +18,7 @@ from fedmtl_core.config import Config
 from fedmtl_core.modeling import load_tokenizer
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_experiment import report
-from fedmtl_experiment.cells import Cell, Federation, clients_of, federations, inputs, run_values, steps_per_round
+from fedmtl_experiment.cells import Cell, Federation, everybody, federations, inputs, run_values, steps_per_round
 from fedmtl_experiment.central import train_central
 from fedmtl_experiment.config import Experiment
 from fedmtl_experiment.evaluation import Evaluator
@@ -64,7 +64,7 @@ class Runner:
         """
         kinds = {(cell.setting, cell.encoder, cell.method): cell for cell in cells}.values()
         configs = [_whole_config(self._experiment, cell) for cell in kinds]
-        for cell in {cell.setting: cell for cell in cells}.values():
+        for cell in {(cell.setting, cell.method): cell for cell in cells}.values():
             self._rows(cell)
         for source in {config.model.client_model or config.model.server_model for config in configs}:
             load_tokenizer(source)
@@ -87,7 +87,8 @@ class Runner:
         return result
 
     def _rows(self, cell: Cell) -> dict[str, TaskRows]:
-        setting = self._experiment.settings[cell.setting]
+        """By task, auxiliary ones last."""
+        setting, method = self._experiment.settings[cell.setting], self._experiment.methods[cell.method]
         return {
             task: draw(
                 self._spec(task),
@@ -97,7 +98,7 @@ class Runner:
                 report_rows=setting.report_rows,
                 seed=cell.seed,
             )
-            for task, counts in setting.tasks.items()
+            for task, counts in {**setting.tasks, **method.auxiliary}.items()
         }
 
     def _all_rows(self, task: str) -> TaskData:
@@ -152,6 +153,7 @@ class Runner:
         for task, one in rows.items():
             write_jsonl(work / f"{task}-train.jsonl", self._spec(task), one.train)
             write_jsonl(work / f"{task}-validation.jsonl", self._spec(task), one.validation)
+        rows = {task: rows[task] for task in self._experiment.settings[cell.setting].tasks}
         evaluator = Evaluator(_whole_config(self._experiment, cell), {task: one.report for task, one in rows.items()})
         runs = []
         for federation in federations(self._experiment, cell):
@@ -246,8 +248,7 @@ def environment() -> dict[str, str]:
 
 def _whole_config(experiment: Experiment, cell: Cell) -> Config:
     """The configuration of a federation of all tasks and clients of a cell's setting."""
-    everybody = Federation("all", clients_of(experiment, cell.setting))
-    values = run_values(experiment, cell, everybody, Path("data"), Path("run"))
+    values = run_values(experiment, cell, everybody(experiment, cell), Path("data"), Path("run"))
     return configuration.validated(values, f"cell {cell.id}")
 
 

@@ -118,3 +118,60 @@ def test_shards_make_up_the_whole_and_are_of_one_size(rows, clients):
 def test_steps_are_those_of_all_clients_together():
     # 101 rows are 51 and 50: 4 batches of 16 each, in each of 3 epochs.
     assert steps_per_round(101, clients=2, batch_size=16, local_epochs=3) == 24
+
+
+WORDS = {"type": "masked_lm", "text_columns": ["sentence"], "auxiliary": True, "data": {"builtin": "sst2"}}
+
+
+def test_a_method_may_bring_auxiliary_tasks_along_which_no_round_needs(tmp_path):
+    methods = {**TOY["methods"], "words": {"base": "mtl", "auxiliary": {"words": {"train_rows": 30, "clients": 1}}}}
+    loaded = experiment(tmp_path, methods=methods, tasks={**TOY["tasks"], "words": WORDS})
+    cell, plain = Cell("tiny", "toy", "words", 1), Cell("tiny", "toy", "mtl", 1)
+    (federation,) = federations(loaded, cell)
+    assert [client.client_id for client in federation.clients] == ["sst2_1", "sst2_2", "stsb_1", "words_1"]
+    config = validated(run_values(loaded, cell, federation, Path("d"), Path("r")), "test")
+    assert config.auxiliary_tasks() == {"words"}
+    assert config.tasks["words"].data.train == "d/words-train.jsonl"
+    assert {"tasks.words.train_rows": 30}.items() <= inputs(loaded, cell).items()
+    assert not any("words" in key for key in inputs(loaded, plain))
+
+
+def test_clients_may_have_several_tasks_and_each_tasks_quorum_is_what_it_was(tmp_path):
+    methods = {**TOY["methods"], "several": {"base": "mtl", "several": True}}
+    loaded = experiment(tmp_path, methods=methods)
+    cell, plain = Cell("tiny", "toy", "several", 1), Cell("tiny", "toy", "mtl", 1)
+    (federation,) = federations(loaded, cell)
+    config = validated(run_values(loaded, cell, federation, Path("d"), Path("r")), "test")
+    assert [(one.client_id, one.task_names, one.shard) for one in config.clients] == [
+        ("sst2_1", ("sst2", "stsb"), "1/2"),
+        ("sst2_2", ("sst2", "stsb"), "2/2"),
+        ("stsb_1", ("stsb", "sst2"), "1/1"),
+    ]
+    assert {task: section.min_clients for task, section in config.tasks.items()} == {"sst2": 2, "stsb": 1}
+    assert differences(inputs(loaded, plain), inputs(loaded, cell)) == ["several: it has None, the configuration True"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"methods": {"local": {"base": "local", "several": True}}},
+            r"methods\.local: `several` is for `base: mtl`, got 'local'",
+        ),
+        (
+            {"methods": {"mtl": {"base": "mtl", "auxiliary": {"stsb": {}}}}},
+            r"methods\.mtl\.auxiliary: tasks\.stsb\.auxiliary isn't set",
+        ),
+        (
+            {"methods": {"mtl": {"base": "mtl", "auxiliary": {"words": {}}}}},
+            r"methods\.mtl\.auxiliary: expected some of sst2, stsb, got 'words'",
+        ),
+        (
+            {"tasks": {**TOY["tasks"], "sst2": {"auxiliary": True}}},
+            r"settings\.tiny\.tasks: 'sst2' is auxiliary; a method may add it",
+        ),
+    ],
+)
+def test_what_a_method_cannot_have_is_told(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        experiment(tmp_path, **changes)
