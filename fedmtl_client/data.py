@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from fedmtl_client.partition import LabelSkew, groups_of_values, parts_of
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
-from fedmtl_core.errors import DataError
+from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.kinds import Collate, kind_of
 from fedmtl_core.tasks import TaskSpec
 
@@ -161,12 +161,19 @@ class EncodedRows(Dataset[dict[str, Any]]):
         spec: their task.
         tokenizer: a `transformers` tokenizer.
         max_length: longer inputs are cut, the longer text of a pair first.
+
+    Raises:
+        ConfigError: the task's kind can't do with the tokenizer, or is a plug-in and gives something else than rows.
     """
 
     def __init__(self, rows: Rows, spec: TaskSpec, tokenizer: Any, max_length: int):
-        self._kind = kind_of(spec)
-        with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
+        self._kind, key = kind_of(spec), f"tasks.{spec.name}.type"
+        self._kind.require_tokenizer(tokenizer)
+        with plugins.blamed(key, spec.type):
             self._columns = self._kind.encode(rows.texts, rows.labels, tokenizer, max_length) if len(rows) else {}
+        for name, values in self._columns.items():
+            if len(values) != len(rows):
+                raise ConfigError(f"{key}: {spec.type}: encode() gives {len(values)} {name} for {len(rows)} rows")
         self._tokenizer = tokenizer
         self._num_rows = len(rows)
 

@@ -64,7 +64,7 @@ def examine(
     found += doctor.findings("server", lambda: reach(config, client_id, [spec for spec, _ in sources], server, plans))
     planned = plans[0].client_model if plans else ""
     if source_of_model := model or planned:
-        found += doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model))
+        found += doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model, [spec]))
     else:
         found.append(warn("tokenizer", "not known: the server says which, and it wasn't reached"))
     return found

@@ -192,10 +192,10 @@ class Trainer:
             kept.append(self._kind.kept(outputs).float().cpu())
             wanted.append(targets.cpu())
             losses.append(self._kind.loss(outputs, targets, reduction="none").float().cpu())
-        outputs, targets = (torch.cat(parts).numpy().astype(np.float64) for parts in (kept, wanted))
-        if not len(targets):
+        all_outputs, all_targets = (torch.cat(parts).numpy().astype(np.float64) for parts in (kept, wanted))
+        if not len(all_targets):
             raise DataError(f"{self.spec.name}: none of the {len(rows)} rows to evaluate on has a token with a target")
-        return kinds.measure(self.spec, outputs, targets) | {"loss": float(torch.cat(losses).mean())}
+        return kinds.measure(self.spec, all_outputs, all_targets) | {"loss": float(torch.cat(losses).mean())}
 
     def loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         """What a training step minimises over one batch, a scalar.

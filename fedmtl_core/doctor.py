@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
     from fedmtl_core.config import Config
+    from fedmtl_core.tasks import TaskSpec
 
 DISTRIBUTION = "fedmtl"
 GENERATED = ("fedmtl.v1.federation_pb2", "fedmtl.v1.federation_pb2_grpc")
@@ -274,11 +275,14 @@ def weights_of(source: str) -> tuple[str, bool]:
     return "on the hub" + (", cached here" if cached else ""), cached
 
 
-def tokenizer(source: str) -> Iterator[Finding]:
-    """Whether a model's tokenizer can be had."""
+def tokenizer(source: str, specs: Iterable[TaskSpec] = ()) -> Iterator[Finding]:
+    """Whether a model's tokenizer can be had, and is one that tasks can do with."""
+    from fedmtl_core.kinds import kind_of
     from fedmtl_core.modeling import load_tokenizer
 
     loaded = load_tokenizer(source)
+    for spec in specs:
+        kind_of(spec).require_tokenizer(loaded)
     yield ok("tokenizer", f"{source}: {len(loaded):,} tokens")
 
 

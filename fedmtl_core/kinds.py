@@ -145,6 +145,13 @@ class TaskKind(ABC):
             )
         return int(number)
 
+    def require_tokenizer(self, tokenizer: Any) -> None:  # noqa: B027  most kinds can do with any
+        """Check that a `transformers` tokenizer is one that the kind can do with.
+
+        Raises:
+            ConfigError: it isn't.
+        """
+
     def encode(
         self, texts: Sequence[tuple[str, ...]], targets: Sequence[Any], tokenizer: Any, max_length: int
     ) -> Mapping[str, Sequence[Any]]:

@@ -75,14 +75,16 @@ class MaskedLM(TaskKind):
     def measure(self, outputs: Array, targets: Array) -> Mapping[str, float]:
         return {"masked_accuracy": float((outputs == targets).mean())}
 
-    def encode(
-        self, texts: Sequence[tuple[str, ...]], targets: Sequence[Any], tokenizer: Any, max_length: int
-    ) -> Mapping[str, Sequence[Any]]:
+    def require_tokenizer(self, tokenizer: Any) -> None:
         if tokenizer.mask_token is None:
             raise ConfigError(
                 f"tasks.{self.spec.name}.type: masked_lm needs a tokenizer that has a mask token; take an encoder that "
                 f"was trained with one, such as BERT"
             )
+
+    def encode(
+        self, texts: Sequence[tuple[str, ...]], targets: Sequence[Any], tokenizer: Any, max_length: int
+    ) -> Mapping[str, Sequence[Any]]:
         columns = [list(column) for column in zip(*texts, strict=True)]
         return dict(tokenizer(*columns, truncation=True, max_length=max_length, return_special_tokens_mask=True))
 

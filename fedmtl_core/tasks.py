@@ -141,6 +141,8 @@ def traits_of(task: str, type_: str) -> Traits:
     metrics = getattr(plugin, "metrics", None)
     if not isinstance(metrics, tuple) or not metrics or not all(isinstance(metric, str) for metric in metrics):
         raise ConfigError(f"{key}: {type_}: expected `metrics` to be a tuple of names, got {metrics!r}")
+    if plugin.sees not in ("text", "tokens"):
+        raise ConfigError(f"{key}: {type_}: expected `sees` to be 'text' or 'tokens', got {plugin.sees!r}")
     return Traits(name, metrics, plugin.has_labels, plugin.is_labelled)
 
 

@@ -166,7 +166,7 @@ def clients_tokenizer(config: Config) -> Iterator[Finding]:
 
     source = config.model.client_model or config.model.server_model
     try:
-        yield from doctor.tokenizer(source)
+        yield from doctor.tokenizer(source, config.task_specs())
     except ModelUnavailableError as error:
         yield warn("tokenizer", str(error), "clients need it on their machines, or a model of their own there")
 

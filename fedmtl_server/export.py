@@ -23,12 +23,12 @@ from transformers import AutoModelForSequenceClassification
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, CorruptCheckpointError, FedMTLError, StoreError, UserError
-from fedmtl_core.kinds import TaskHead
 from fedmtl_core.logs import get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
 from fedmtl_core.sharing import blocks_of
 from fedmtl_core.tasks import METRICS_OF, TaskSpec
 from fedmtl_server.checkpoints import read_metadata, read_safetensors, write_safetensors
+from fedmtl_server.export_masked_lm import masked_lm
 from fedmtl_server.folders import read_run_id
 from fedmtl_server.history import FILE_NAME, History
 from fedmtl_server.model import MTLServerModel
@@ -137,7 +137,8 @@ def _best(run: Run, task: str | None) -> int:
 
 
 def export_task(run: Run, task: str, folder: Path, which: Which = "last", *, force: bool = False) -> Exported:
-    """Write one task's model such that `AutoModelForSequenceClassification.from_pretrained` loads it.
+    """Write one task's model such that `AutoModelForSequenceClassification.from_pretrained` loads it, or where words
+    are masked `AutoModelForMaskedLM.from_pretrained`.
 
     Args:
         run: the run.
@@ -148,7 +149,8 @@ def export_task(run: Run, task: str, folder: Path, which: Which = "last", *, for
 
     Raises:
         UserError: there is no such task or round, the folder is in use, the task's kind is a plug-in, or its clients
-            keep some of its parameters for themselves.
+            keep some of its parameters for themselves; or no class of `transformers` computes what it does over this
+            encoder.
         CorruptCheckpointError: the checkpoint isn't what was written.
         ModelUnavailableError: the encoder's architecture or its tokenizer can't be had.
     """
@@ -158,8 +160,13 @@ def export_task(run: Run, task: str, folder: Path, which: Which = "last", *, for
     server_model = load_model(run, round_)
     module = server_model.module_for(task).eval()
     tokenizer = _tokenizer(run)
-    native = _native(module, spec, run.config)
+    native = masked_lm(module, task) if spec.type == "masked_lm" else _native(module, spec, run.config)
     is_native = native is not None and _same_logits(module, task, native, tokenizer)
+    if spec.type == "masked_lm" and not is_native:
+        raise UserError(
+            f"--task: {task} is a masked_lm, and no class of transformers is known to compute the same over this "
+            f"encoder ({type(module.encoder).__name__}); --all writes it as it is"
+        )
     model = native if is_native else _own(module, spec, run.config)
     if not is_native and not _same_logits(module, task, model, tokenizer):
         raise FedMTLError(f"{task}: the exported model doesn't compute the same as the run's; nothing is written")
@@ -315,12 +322,12 @@ def _describe(settings: Any, spec: TaskSpec, config: Config) -> None:
 
 @torch.inference_mode()
 def _same_logits(module: MultiTaskModel, task: str, model: Any, tokenizer: Any) -> bool:
-    """Whether two models compute the same, within rounding."""
-    assert isinstance(module.heads[task], TaskHead)
+    """Whether two models compute the same, within rounding; where there are logits of tokens, of all but padding."""
     firsts, seconds = (list(texts) for texts in zip(*_PROBES, strict=True))
     for texts in ((firsts,), (firsts, seconds)):
         inputs = tokenizer(*texts, padding=True, truncation=True, return_tensors="pt")
         ours, theirs = module(task, inputs), model(**inputs).logits
+        theirs = theirs[inputs["attention_mask"].bool()] if theirs.ndim == 3 else theirs
         bound = TOLERANCE * max(1.0, float(ours.abs().max()))
         if ours.shape != theirs.shape or float((ours - theirs).abs().max()) > bound:
             return False
@@ -378,6 +385,7 @@ def _facts(run: Run, round_: int, model: MTLServerModel) -> CardFacts:
         metrics={task: by_round.get(round_, {}) for task, by_round in run.metrics.items()},
         num_clients=None if clients is None else {task: len(ids) for task, ids in clients.items()},
         sharing=_sharing_facts(model),
+        auxiliary=run.config.auxiliary_tasks(),
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedmtl_core.config import Config
+from fedmtl_core.identifiers import name_task
 from fedmtl_core.plan import Pooling
 from fedmtl_core.tasks import TaskSpec
 
@@ -48,10 +49,14 @@ class CardFacts:
     """By task, the clients whose updates are in this model; None if it isn't known."""
     sharing: SharingFacts | None = None
     """None where all share the encoder, and each task has its head."""
+    auxiliary: Collection[str] = ()
+    """The tasks that were there for the others' sake."""
 
 
 def card_of_task(facts: CardFacts, spec: TaskSpec, architecture: str, *, is_native: bool) -> str:
     """The card of one task's model."""
+    if spec.kind == "masked_lm":
+        return _card_of_masked_lm(facts, spec, architecture)
     remote = "" if is_native else ", trust_remote_code=True"
     pair = len(spec.text_columns) == 2
     of, texts = ("pairs of texts", '"a text", "another"') if pair else ("texts", '"a text"')
@@ -85,6 +90,30 @@ logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logit
 ```
 {own}""",
         pipeline_tag="text-classification",
+    )
+
+
+def _card_of_masked_lm(facts: CardFacts, spec: TaskSpec, architecture: str) -> str:
+    return _card(
+        facts,
+        f"{spec.name}, trained with FedMTL",
+        [spec],
+        f"""The encoder of a federated multi-task run with the head of its task {spec.name}, which finds masked words
+again (Devlin et al. 2019, arXiv:1810.04805). Inputs are cut after {facts.max_length} tokens.
+
+## Use
+
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+folder = "."  # this one
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForMaskedLM.from_pretrained(folder)  # {architecture}
+inputs = tokenizer(f"a {{tokenizer.mask_token}} text", truncation=True, return_tensors="pt")
+logits = model(**inputs).logits[inputs["input_ids"] == tokenizer.mask_token_id]
+```
+""",
+        pipeline_tag="fill-mask",
     )
 
 
@@ -199,7 +228,8 @@ def _table(facts: CardFacts) -> str:
         clients = "not known" if facts.num_clients is None else str(facts.num_clients.get(spec.name, 0))
         values = facts.metrics.get(spec.name, {})
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in values.items()) or "not measured"
-        lines.append(f"| {spec.name} | {spec.kind} | {clients} | {metrics} |")
+        name = name_task(spec.name, auxiliary=spec.name in facts.auxiliary)
+        lines.append(f"| {name} | {spec.kind} | {clients} | {metrics} |")
     return "\n".join(lines)
 
 
@@ -207,7 +237,7 @@ def _eval_results(facts: CardFacts, spec: TaskSpec) -> list[EvalResult]:
     values = facts.metrics.get(spec.name, {})
     return [
         EvalResult(
-            task_type="text-classification",
+            task_type="fill-mask" if spec.kind == "masked_lm" else "text-classification",
             dataset_type="private",
             dataset_name=f"{spec.name}: the clients' own evaluation rows",
             metric_type=_METRIC_IDS.get(name, name),

@@ -11,6 +11,7 @@ from fedmtl_client import doctor
 from fedmtl_client.data import EncodedRows, Rows, RowSource, load_task_data, survey
 from fedmtl_client.partition import LabelSkew
 from fedmtl_client.trainer import Trainer
+from fedmtl_core import doctor as core_doctor
 from fedmtl_core.config import Config, DataConfig, validated
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.kinds import IGNORED, kind_of
@@ -298,6 +299,16 @@ def test_a_tokenizer_without_a_mask_is_refused():
     tokenizer.mask_token = None
     with pytest.raises(ConfigError, match=r"tasks\.texts\.type: masked_lm needs a tokenizer that has a mask token"):
         EncodedRows(Rows([("the film",)], [None]), SPEC, tokenizer, 8)
+
+
+def test_the_doctor_finds_a_tokenizer_without_a_mask(tmp_path):
+    tokenizer = load_tokenizer(TOY_MODEL)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path)
+    labelled = TaskSpec("scores", "regression", ("sentence",), "score")
+    assert [one.level for one in core_doctor.tokenizer(str(tmp_path), [labelled])] == ["ok"]
+    (found,) = core_doctor.findings("tokenizer", lambda: core_doctor.tokenizer(str(tmp_path), [labelled, SPEC]))
+    assert (found.level, "needs a tokenizer that has a mask token" in found.found) == ("fail", True)
 
 
 def test_an_encoder_without_words_is_refused():

@@ -12,7 +12,7 @@ from fedmtl_client import doctor
 from fedmtl_client.data import EncodedRows, load_task_data, survey
 from fedmtl_client.trainer import Trainer
 from fedmtl_core.config import Config
-from fedmtl_core.errors import DataError
+from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.kinds import IGNORED
 from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
 from fedmtl_core.tasks import TaskSpec
@@ -95,6 +95,14 @@ def test_such_a_kind_trains_and_is_measured_over_its_tokens(config):
     assert measured["loss"] == pytest.approx(expected.item(), rel=1e-5)
     trainer.train(model, rows, 1, seed=1)
     assert trainer.evaluate(model, rows)["accuracy"] == 1.0
+
+
+def test_encoded_rows_have_to_be_as_many_as_the_texts(config, tmp_path):
+    (code,) = tmp_path.glob("shown.py")
+    code.write_text(code.read_text().replace("for i in range(len(words))]", "for i in range(1)]"))
+    (spec,) = config.task_specs()
+    with pytest.raises(ConfigError, match=r"tasks\.tags\.type: .*: encode\(\) gives 1 targets for 16 rows"):
+        EncodedRows(load_task_data(spec, config.tasks["tags"].data).train, spec, load_tokenizer(TOY_MODEL), 16)
 
 
 def test_labels_that_are_none_are_told_with_their_row(config, tmp_path):

@@ -189,6 +189,8 @@ def test_a_kind_that_contradicts_itself_is_told(module):
         task_of(module(KIND.replace("metrics =", "name = 'regression'\n    metrics =")) + ":Count")
     with pytest.raises(ConfigError, match="expected `metrics` to be a tuple of names, got 'closeness'"):
         task_of(module(KIND.replace('("closeness",)', '"closeness"')) + ":Count")
+    with pytest.raises(ConfigError, match="expected `sees` to be 'text' or 'tokens', got 'words'"):
+        task_of(module(KIND.replace("metrics =", "sees = 'words'\n    metrics =")) + ":Count")
     with pytest.raises(ConfigError, match="name: expected 1 to 64 letters"):
         task_of(module(KIND.replace("metrics =", "name = 'a b'\n    metrics =")) + ":Count")
 

@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     DistilBertConfig,
+    ElectraConfig,
     RobertaConfig,
 )
 from typer.testing import CliRunner
@@ -400,3 +402,51 @@ def test_a_folder_in_use_is_left_alone_unless_forced(trained, tmp_path):
     assert (tmp_path / "model.safetensors").is_file()
     with pytest.raises(UserError, match=r"DIR: .*notes\.txt is a file"):
         export(str(tmp_path / "notes.txt"), *options)
+
+
+MASKED = {"texts": {"type": "masked_lm", "text_columns": ["sentence"], "data": {"builtin": "sst2"}}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"),
+    [
+        (None, "BertForMaskedLM"),
+        (BertConfig, "BertForMaskedLM"),
+        (RobertaConfig, "RobertaForMaskedLM"),
+        (DistilBertConfig, "DistilBertForMaskedLM"),
+    ],
+)
+def test_an_exported_masked_lm_has_the_runs_logits_of_every_token(tmp_path, kind, architecture):
+    source = tiny(tmp_path / "source", kind) if kind else TOY_MODEL
+    model = begun(tmp_path / "run", source, tasks=MASKED, model={"pooling": "mean"})
+    done = export_task(open_run(tmp_path / "run"), "texts", tmp_path / "out")
+    assert (done.architecture, done.is_native) == (architecture, True)
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model.module.eval()("texts", inputs)
+        got = loaded(**inputs).logits[inputs["attention_mask"].bool()]
+    assert expected.std(dim=0).median() > 0.05  # far from constant, but for what the encoder keeps at 0 for padding
+    assert torch.allclose(got, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.pipeline_tag == "fill-mask"
+    assert f"AutoModelForMaskedLM.from_pretrained(folder)  # {architecture}" in card.text
+
+
+def test_a_masked_lm_over_an_encoder_of_another_kind_is_refused_in_words(tmp_path):
+    begun(tmp_path / "run", tiny(tmp_path / "source", ElectraConfig), tasks=MASKED)
+    with pytest.raises(UserError, match=r"texts is a masked_lm, and no class .* \(ElectraModel\); --all writes it"):
+        export_task(open_run(tmp_path / "run"), "texts", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export_all(open_run(tmp_path / "run"), tmp_path / "all")
+    assert "heads.texts.bias" in load_file(tmp_path / "all" / "fedmtl.safetensors")
+
+
+def test_a_card_says_which_task_is_auxiliary(tmp_path):
+    tasks = {"sst2": TASKS["sst2"], "texts": MASKED["texts"] | {"auxiliary": True}}
+    begun(tmp_path / "run", TOY_MODEL, tasks=tasks)
+    export_task(open_run(tmp_path / "run"), "sst2", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| texts (auxiliary) | masked_lm |" in card
+    assert "| sst2 | classification |" in card

@@ -1,0 +1,59 @@
+"""A masked-language model as a class of `transformers`, which all have BERT's output layer under names of their own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForMaskedLM
+
+from fedmtl_core.kinds import word_embeddings
+from fedmtl_core.modeling import MultiTaskModel
+
+_BERT = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm"}
+_ROBERTA = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm"}
+_NAMES: Mapping[str, Mapping[str, str]] = {
+    "bert": _BERT | {"bias": "cls.predictions.bias", "decoder": "cls.predictions.decoder"},
+    "roberta": _ROBERTA | {"bias": "lm_head.bias", "decoder": "lm_head.decoder"},
+    "xlm-roberta": _ROBERTA | {"bias": "lm_head.bias", "decoder": "lm_head.decoder"},
+    "distilbert": {
+        "dense": "vocab_transform",
+        "norm": "vocab_layer_norm",
+        "bias": "vocab_projector.bias",
+        "decoder": "vocab_projector",
+    },
+}
+"""By the encoder's type, what the parts of our head are called; `decoder` is the layer that is tied."""
+
+
+def masked_lm(module: MultiTaskModel, task: str) -> Any:
+    """The class of `transformers` that has these parameters, with them in it; None if none is known."""
+    settings = copy.deepcopy(getattr(module.encoder, "config", None))
+    names = _NAMES.get(getattr(settings, "model_type", ""))
+    if settings is None or names is None:
+        return None
+    settings.tie_word_embeddings = True
+    with torch.random.fork_rng(devices=[]):
+        model = AutoModelForMaskedLM.from_config(settings)
+    state = _state(module, task, model, names)
+    if state.keys() != model.state_dict().keys():
+        return None
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _state(module: MultiTaskModel, task: str, model: Any, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The parameters under the class's names. It has no pooler, and ours of the encoder is of no use to it."""
+    wanted = model.state_dict().keys()
+    encoder = {f"{model.base_model_prefix}.{name}": value for name, value in module.encoder.state_dict().items()}
+    state = {name: value for name, value in encoder.items() if ".pooler." not in name}
+    head, words = module.heads[task].state_dict(), word_embeddings(module.encoder)
+    assert words is not None
+    for name, value in head.items():
+        part, dot, rest = name.partition(".")
+        state[names[part] + dot + rest] = value
+    tied = {f"{names['decoder']}.weight": words.detach(), f"{names['decoder']}.bias": head["bias"]}
+    return state | {name: value for name, value in tied.items() if name in wanted}
