@@ -120,7 +120,7 @@ def task_reports(
     cohort: Iterable[Member],
     aggregate: Aggregate,
     round_: int,
-    factors: Mapping[str, float],
+    factors: Mapping[str, float] | None = None,
 ) -> list[TaskReport]:
     """What a round's cohort reported, task by task. Who began with an older model says nothing of the round's own.
 
@@ -129,7 +129,7 @@ def task_reports(
         cohort: the round's.
         aggregate: what came of it.
         round_: its number.
-        factors: by auxiliary task, what an example of it counts for in the encoder.
+        factors: by auxiliary task, what an example of it counts for in the encoder; none are auxiliary if None.
     """
     claims = [member.claim for member in cohort if member.claim is not None]
     reports = []
@@ -146,7 +146,7 @@ def task_reports(
                     [(claim, claim.received_metrics) for claim in mine if claim.base_round == round_]
                 ),
                 trained_metrics=_mean_metrics([(claim, claim.trained_metrics) for claim in mine]),
-                auxiliary_weight=factors.get(task),
+                auxiliary_weight=(factors or {}).get(task),
             )
         )
     return reports
