@@ -237,7 +237,9 @@ def listed(config: Config, client_id: str, tasks: Sequence[str], origin: Path | 
         ConfigError: that it has another task.
     """
     mine = next((client for client in config.clients if client.client_id == client_id), None)
-    for task in tasks if mine is not None else ():
+    if mine is None:
+        return None
+    for task in tasks:
         if task not in mine.task_names:
             has = ("task " if len(mine.task_names) == 1 else "tasks ") + ", ".join(map(repr, mine.task_names))
             raise ConfigError(

@@ -31,9 +31,13 @@ class Holdings:
         """By scope, the digests of the components that are whole and as they came."""
         return self._digests
 
-    def spoil(self, scopes: Iterable[str]) -> None:
-        """Note that components are about to change: their memory stays, but they are no version any more."""
-        for scope in scopes:
+    def spoil(self, scopes: Iterable[str] | None = None) -> None:
+        """Note that components are about to change: their memory stays, but they are no version any more.
+
+        Args:
+            scopes: which; all if None.
+        """
+        for scope in list(self._digests) if scopes is None else scopes:
             self.overwrite(scope)
 
     def drop(self) -> None:

@@ -180,7 +180,7 @@ def choose_tasks(
 
 def _required(answer: Mapping[str, str], client_id: str, tasks: Sequence[str]) -> str:
     task = answer.get(client_id)
-    if task not in tasks:
+    if task is None or task not in tasks:
         got = "nothing" if task is None else ascii(task)[:100]
         raise ConfigError(f"{KEY}: expected one of {', '.join(tasks)} for client {client_id!r}, got {got}")
     return task

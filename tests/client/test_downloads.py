@@ -43,7 +43,7 @@ def test_what_is_about_to_change_is_no_version_any_more():
     holdings = Holdings()
     receive(Download(holdings), component(1.0, 2.0))
     assert len(Download(holdings).held()) == 1
-    holdings.spoil(holdings.versions().copy())
+    holdings.spoil()
     assert Download(holdings).held() == []
 
 

@@ -12,6 +12,8 @@ from fedmtl_client.schedule import TaskSchedule
 from fedmtl_core import config as configuration
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.modeling import TOY_MODEL
+from fedmtl_core.tracing import OFF
+from fedmtl_server import Server
 from fedmtl_server.history import FILE_NAME, History
 from tests import federations
 
@@ -211,3 +213,42 @@ def test_asynchronous_rounds_take_clients_of_two_tasks(tmp_path):
     trained = [(one.client_id, one.task) for one in updates if one.outcome == "counted" and one.kind == "delta"]
     assert len(trained) == 3
     assert all(set(tasks) <= {"sst2", "stsb"} for tasks in had.values())
+
+
+def benches(tmp_path, **sections):
+    """What a client that was given each of its two tasks once keeps of them."""
+    settled = configuration.resolve(
+        {
+            "model": {"server_model": TOY_MODEL},
+            "training": {"num_rounds": 2, "local_epochs": 1},
+            "server": {"port": 0},
+            "tasks": {
+                task: {**section, "min_clients": 0, "train_samples": 32, "val_samples": 10}
+                for task, section in TWO.items()
+            },
+            **sections,
+        }
+    )
+    with Server(settled, tmp_path / "run") as server:
+        session = Client(settled, tasks=["sst2", "stsb"], server=server.address)._session(OFF)
+        session.run()
+        server.wait()
+    assert session._workbenches.keys() == {"sst2", "stsb"}
+    return session._workbenches["sst2"], session._workbenches["stsb"]
+
+
+def test_the_models_of_all_tasks_live_in_the_memory_of_one_encoder(tmp_path):
+    first, second = (dict(bench.model.named_parameters()) for bench in benches(tmp_path))
+    shared = first.keys() & second.keys()
+    assert len(shared) > 10
+    assert all(first[name].data_ptr() == second[name].data_ptr() for name in shared)
+    assert all("heads." in name for name in first.keys() ^ second.keys())
+
+
+def test_what_a_lossy_upload_rounds_away_is_owed_by_its_task_alone(tmp_path):
+    first, second = (bench.feedback for bench in benches(tmp_path, wire={"upload": "int8"}))
+    assert first._residuals.keys() == {"shared", "task:sst2"}
+    assert second._residuals.keys() == {"shared", "task:stsb"}
+    owed, other = (one._residuals["shared"].buffer for one in (first, second))
+    assert owed.any()
+    assert not owed.equal(other)
