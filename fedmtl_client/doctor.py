@@ -67,6 +67,8 @@ def examine(
         found += doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model, [spec]))
     else:
         found.append(warn("tokenizer", "not known: the server says which, and it wasn't reached"))
+    if plans and plans[0].local:
+        found += doctor.findings("own parameters", lambda: own_parameters(config, plans[0], source_of_model))
     return found
 
 
@@ -181,6 +183,24 @@ def task(api: FederationApi, client_id: str, spec: TaskSpec, plans: list[Trainin
         return
     same = "labels" if spec.labels else "kind"
     yield ok("task", f"the server has {spec.name} with the same {same}, and lets {client_id} have it")
+
+
+def own_parameters(config: Config, plan: TrainingPlan, model: str) -> Iterator[Finding]:
+    """Whether what this client is to keep for itself has values to begin with, and outlasts it."""
+    from fedmtl_core.scopes import SHARED, scope_of
+
+    of_encoder = [name for name in plan.local if scope_of(name) == SHARED]
+    has_weights = config.model.random_init or doctor.weights_of(model)[1]
+    if of_encoder and not has_weights:
+        yield fail(
+            "own parameters",
+            f"{len(of_encoder)} tensors of the encoder begin with {model}'s values, and its weights aren't here",
+            "name a model that has them (model.client_model), or set model.random_init to true",
+        )
+    elif config.client.state_dir is None:
+        yield ok("own parameters", f"{len(plan.local)} tensors, in memory alone; client.state_dir would keep them")
+    else:
+        yield from doctor.writable("own parameters", config.client.state_dir)
 
 
 def health(api: FederationApi) -> Iterator[Finding]:

@@ -17,6 +17,8 @@ from fedmtl_core.doctor import Finding, fail, ok, warn
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
+    from fedmtl_core.sharing import SharingTable
+
 # What a configuration may say; nothing listens on it here.
 _EVERYWHERE = ("0.0.0.0", "::")  # nosec B104
 
@@ -42,6 +44,9 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
     if doctor.has_failed(of_model):  # nothing that needs it can be known
         return found
     found += doctor.findings("tokenizer", lambda: clients_tokenizer(config))
+    found += (of_sharing := doctor.findings("sharing", lambda: sharing(config)))
+    if doctor.has_failed(of_sharing):
+        return found
     found += doctor.findings("disk", lambda: disk(config, place))
     return found
 
@@ -184,8 +189,28 @@ def disk(config: Config, place: Path) -> Iterator[Finding]:
     yield from doctor.room("disk", place, kept * whole + staged, what)
 
 
+def sharing(config: Config) -> Iterator[Finding]:
+    """What tasks share, in bytes, and whether the encoder has the layers that the configuration names."""
+    table, sizes = sizes_of(config)
+    yield ok("sharing", ", ".join(f"{scope} {doctor.megabytes(size)}" for scope, size in sizes.items()))
+    if local := {task: table.local_for(task) for task in table.tasks if table.local_for(task)}:
+        kept = ", ".join(f"{len(names)} tensors of {task}" for task, names in local.items())
+        yield ok("sharing", f"each client keeps {kept} for itself; clients need weights for those of the encoder")
+
+
 def slice_bytes(config: Config) -> dict[str, int]:
-    """Bytes of each task's slice, and under the empty name those of the whole model. It is built without memory."""
+    """Bytes of each task's slice, and under the empty name those of the whole model."""
+    table, sizes = sizes_of(config)
+    slices = {task: sum(sizes[scope] for scope in table.scopes_for(task)) for task in config.tasks}
+    return {"": sum(sizes.values())} | slices
+
+
+def sizes_of(config: Config) -> tuple[SharingTable, dict[str, int]]:
+    """Who shares what, and bytes by scope. The model is built without memory.
+
+    Raises:
+        ConfigError: the encoder hasn't got what `sharing` names.
+    """
     import torch
 
     from fedmtl_core.modeling import MultiTaskModel, load_encoder
@@ -198,9 +223,7 @@ def slice_bytes(config: Config) -> dict[str, int]:
         model = MultiTaskModel(encoder, config.task_specs(), hidden_size=hidden_size)
     table = make_table(model.tasks, model.shape(), config.sharing.rules())
     num_bytes = {name: tensor.numel() * tensor.element_size() for name, tensor in model.exchanged().items()}
-    sizes = {scope: sum(num_bytes[name] for name in table.tensors(scope)) for scope in table.scopes}
-    slices = {task: sum(sizes[scope] for scope in table.scopes_for(task)) for task in config.tasks}
-    return {"": sum(sizes.values())} | slices
+    return table, {scope: sum(num_bytes[name] for name in table.tensors(scope)) for scope in table.scopes}
 
 
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:

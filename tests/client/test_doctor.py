@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import structlog
 from fedmtl.v1 import federation_pb2 as pb
+from transformers import BertConfig
 
 from fedmtl_client import __main__ as command
 from fedmtl_client import doctor
@@ -186,6 +188,22 @@ class TestServer:
         assert (found.level, "at least 130 s ahead" in found.found) == (WARN, True)
         assert list(doctor.clock(status, now=2000.0)) == []
         assert list(doctor.clock(pb.GetStatusResponse(), now=900.0)) == []
+
+
+def test_what_a_client_is_to_keep_needs_values_to_begin_with_and_may_outlast_it(tmp_path):
+    BertConfig(vocab_size=9, hidden_size=4, num_attention_heads=1).save_pretrained(tmp_path / "bare")
+    plan = Config.model_validate({"tasks": {"sst2": {}}}).plan("sst2")
+    norms, head = replace(plan, local=("encoder.norm.weight",)), replace(plan, local=("heads.sst2.bias",))
+    bare = str(tmp_path / "bare")
+    (found,) = look(doctor.own_parameters, Config(), norms, bare)
+    assert found.level is FAIL
+    assert found.found.startswith("1 tensors of the encoder begin with")
+    assert [one.level for one in look(doctor.own_parameters, Config(), norms, "builtin:toy")] == [OK]
+    (found,) = look(doctor.own_parameters, Config(), head, bare)
+    assert (found.level, found.found) == (OK, "1 tensors, in memory alone; client.state_dir would keep them")
+    (tmp_path / "file").touch()
+    kept = Config.model_validate({"client": {"state_dir": str(tmp_path / "file" / "state")}})
+    assert [one.level for one in look(doctor.own_parameters, kept, head, bare)] == [FAIL]
 
 
 def test_a_device_that_this_machine_hasnt():

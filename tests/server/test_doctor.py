@@ -224,6 +224,19 @@ def test_a_disk_that_is_too_small_for_the_models_checkpoints(tmp_path):
     assert (found.level, "1000000000003 checkpoints of 0.5 MiB" in found.found) == (FAIL, True)
 
 
+def test_layers_that_the_encoder_has_not_and_what_there_is_of_those_it_has(tmp_path):
+    shared = {"groups": {"pairs": ["qqp"]}, "layers": {"1": "task"}, "norms": "local"}
+    (found, kept) = look(doctor.sharing, config_of(tmp_path, sharing=shared))
+    assert [part.split()[0] for part in found.found.split(", ")] == ["shared", "task:sst2", "task:qqp"]
+    assert "10 tensors of sst2, 10 tensors of qqp" in kept.found  # two of each of five norms
+    found = doctor.examine(config_of(tmp_path, sharing={"layers": {"2": "task"}}))
+    (bad,) = of_level(found, FAIL)
+    assert (bad.check, bad.found) == (
+        "sharing",
+        "sharing.layers: the encoder has no layer 2; it has 0, 1, embeddings, pooler",
+    )
+
+
 def test_no_tasks(tmp_path):
     (found,) = look(doctor.tasks, config_of(tmp_path, tasks={}))
     assert found.level is FAIL
