@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
@@ -23,6 +23,7 @@ from tenacity.nap import sleep_using_event
 from fedmtl_client.credentials import Credentials, why_unreachable
 from fedmtl_client.downloads import Download, Holdings
 from fedmtl_core.chunks import Chunk, ChunkedBytes, read_message
+from fedmtl_core.controls import without_controls
 from fedmtl_core.details import read_details
 from fedmtl_core.errors import (
     ChecksumError,
@@ -75,6 +76,10 @@ class Slice:
     plan: TrainingPlan
     components: Mapping[str, Component]
     """By scope, encoder first. The holdings' own, if the slice went into any."""
+    controls: Mapping[str, Component] = field(default_factory=dict)
+    """The server's control variates, by the scope that each is for; none if there are none. Likewise."""
+    control_since: int = 0
+    """The round in which they began."""
     bytes_received: int = 0
     """Encoded bytes that came for it."""
 
@@ -204,12 +209,15 @@ class FederationApi:
             compression=compression_to_proto(self._compression),
         )
         header, components = self._patiently(lambda: self._download(request, download), should_stop)
+        model, controls = without_controls(components)
         return Slice(
             run_id=header.run_id,
             round=header.round,
             purpose=PURPOSE_FROM_PROTO[header.purpose],
             plan=plan_from_proto(header.plan),
-            components=components,
+            components=model,
+            controls=controls,
+            control_since=header.control_since,
             bytes_received=download.bytes_received,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import queue
 import threading
 import uuid
@@ -19,10 +20,11 @@ from fedmtl_client.downloads import Holdings
 from fedmtl_client.feedback import ErrorFeedback
 from fedmtl_client.local_state import LocalParameters
 from fedmtl_client.progress import training_progress
+from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_client.synchronizer import ClientModelSynchronizer
-from fedmtl_client.trainer import Trainer, TrainingStopped
-from fedmtl_core.errors import MalformedStreamError, StaleRoundError, UnavailableError, WrongRunError
+from fedmtl_client.trainer import Trainer, TrainingResult, TrainingStopped
+from fedmtl_core.errors import ConfigError, MalformedStreamError, StaleRoundError, UnavailableError, WrongRunError
 from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
@@ -132,6 +134,7 @@ class ClientSession:
         self._settings = settings
         self._schedule = settings.schedule or TaskSchedule(tuple(self._tasks))
         self._holdings = Holdings()
+        self._controls = ControlVariates()
         self._run_id = ""
         self._done: dict[int, RoundWork] = {}
         self._events: queue.SimpleQueue[pb.WatchRoundsResponse | Exception] = queue.SimpleQueue()
@@ -232,6 +235,7 @@ class ClientSession:
         if event.run_id != self._run_id:
             self._run_id = event.run_id
             self._done = {}
+            self._controls.forget()
             self._workbenches = {task: bench for task, bench in self._workbenches.items() if not bench.plan.local}
             for bench in self._workbenches.values():  # what others keep for themselves begins anew too
                 if bench.feedback:
@@ -248,7 +252,8 @@ class ClientSession:
 
     def _work(self, slice_: Slice, event: pb.WatchRoundsResponse) -> None:
         bench = self._prepare(event.task, slice_.plan)
-        kind: UpdateKind = "delta" if bench.feedback else slice_.plan.update
+        # A slice may have been rounded: control variates are of how far the model went from there, on both sides.
+        kind: UpdateKind = "delta" if bench.feedback or slice_.controls else slice_.plan.update
         # Without need of the slice as it came, the model may live in its memory.
         share = kind == "parameters" and self._settings.download not in DELTA_ENCODINGS
         share = share and self._settings.device.type == "cpu"
@@ -272,13 +277,22 @@ class ClientSession:
             return
         if share:
             self._holdings.spoil(slice_.components)
-        trained, header.num_steps = self._train(bench, slice_, event)
+        if slice_.controls:
+            self._controls.begin(slice_.controls, slice_.control_since)
+            header.control_round = self._controls.round
+        result, trained = self._train(bench, slice_, event)
+        header.num_steps = result.num_steps
         header.kind = UPDATE_KIND_TO_PROTO[kind]
         header.num_examples = len(bench.train)
         header.trained_metrics.update(trained)
         header.next_task = self._schedule.after(event.task, event.round)
-        receipt = self._push(header, _encoded_update(bench, kind), event)
+        update = _encoded_update(bench, kind)
+        if slice_.controls:
+            header.learning_rate_sum = result.learning_rate_sum
+            self._controls.trained(slice_.round, update, result.learning_rate_sum)
+        receipt = self._push(header, update, event)
         bench.local.keep(bench.model, slice_.round)
+        self._controls.counted()
         if bench.feedback:
             bench.feedback.counted()
         self._api.task = header.next_task or self._api.task  # a watch that is opened again says it too
@@ -301,12 +315,23 @@ class ClientSession:
         with self._tracing.span("evaluate"):
             return bench.trainer.evaluate(bench.model, bench.validation)
 
-    def _train(self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse) -> tuple[dict[str, float], int]:
+    def _train(
+        self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse
+    ) -> tuple[TrainingResult, dict[str, float]]:
         """Train for a round.
 
         Returns:
-            The metrics of what came of it, and the steps that it took.
+            What it came to, and the metrics of the model then.
         """
+        corrections = {}
+        if slice_.controls and len(self._tasks) > 1:
+            raise ConfigError(
+                f"training.control_variates: the server's are of clients of one task each; this one has "
+                f"{', '.join(self._tasks)}"
+            )
+        if slice_.controls:
+            _require_correctable(bench.trainer)
+            corrections = {"correct": self._controls.correction(bench.model)}
         title = _progress(event)["progress"]
         with self._tracing.span("train"), training_progress(title, bar=self._settings.progress_bar) as on_step:
             result = bench.trainer.train(
@@ -316,12 +341,13 @@ class ClientSession:
                 seed=_seed(slice_.plan.seed, self._api.client_id, slice_.round),
                 on_step=on_step,
                 should_stop=lambda: self._has_closed(event),
+                **corrections,
             )
         metrics = self._evaluate(bench)
         self._log.info(
             "round.trained", **_progress(event), loss=result.loss, steps=result.num_steps, seconds=result.seconds
         )
-        return metrics | {"train_loss": result.loss}, result.num_steps
+        return result, metrics | {"train_loss": result.loss}
 
     def _prepare(self, name: str, plan: TrainingPlan) -> _Workbench:
         """Model and tokenised rows of a task, made in its first round and again only if the plan changes.
@@ -398,6 +424,19 @@ def _encoded_update(bench: _Workbench, kind: UpdateKind) -> list[EncodedComponen
     if bench.feedback:
         return bench.feedback.encode(components)
     return [EncodedComponent.exact(component) for component in components]
+
+
+def _require_correctable(trainer: Trainer) -> None:
+    """Check that a trainer, which may be a user's own, takes what corrects its gradients.
+
+    Raises:
+        ConfigError: it doesn't.
+    """
+    parameters = inspect.signature(trainer.train).parameters.values()
+    if not any(one.name == "correct" or one.kind is one.VAR_KEYWORD for one in parameters):
+        raise ConfigError(
+            f"training.control_variates: expected a trainer whose `train` takes `correct`, got {type(trainer).__name__}"
+        )
 
 
 def _progress(event: pb.WatchRoundsResponse) -> dict[str, str]:

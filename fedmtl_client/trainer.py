@@ -51,6 +51,8 @@ class TrainingResult:
     """Mean over the last epoch."""
     num_steps: int
     seconds: float
+    learning_rate_sum: float = 0.0
+    """Of all steps."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -77,9 +79,10 @@ def local_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.Optimiz
     decayed = [p for p in _trainable(model) if p.ndim >= 2]
     others = [p for p in _trainable(model) if p.ndim < 2]  # biases and norms
     groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    kind = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[plan.optimizer]
     # Fused, it is one pass per parameter: over wide embeddings the step is else half of the time.
-    return kind(groups, lr=plan.learning_rate, fused=True)
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=plan.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
 
 
 @contextmanager
@@ -128,6 +131,7 @@ class Trainer:
         seed: int,
         on_step: Callable[[Step], None] = lambda step: None,
         should_stop: Callable[[], bool] = lambda: False,
+        correct: Callable[[], None] | None = None,
     ) -> TrainingResult:
         """Train for one round, in place.
 
@@ -139,9 +143,11 @@ class Trainer:
             seed: of shuffling and dropout, and of what is random in the batches.
             on_step: told after every optimiser step.
             should_stop: asked before every step.
+            correct: corrects the gradients, clipped already, before every step; for control variates.
 
         Raises:
             TrainingStopped: `should_stop` said so.
+            ConfigError: there is a correction, and the optimizer has several learning rates.
         """
         plan, began = self.plan, time.monotonic()
         torch.manual_seed(seed)
@@ -157,7 +163,7 @@ class Trainer:
         optimizer, schedule = self.optimizer(model, num_steps, round_)
         proximal = ProximalTerm(_trainable(model), plan.proximal_mu) if plan.proximal_mu else None
         model.train()
-        step, mean = 0, 0.0
+        step, mean, rates = 0, 0.0, 0.0
         with _in_turns(model, plan) as begin:
             for epoch in range(1, num_epochs + 1):
                 begin(epoch)
@@ -171,12 +177,16 @@ class Trainer:
                         proximal.add_gradient()
                     if plan.max_grad_norm:
                         nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
+                    if correct:
+                        correct()
+                        _require_one_rate(optimizer)
+                    rates += optimizer.param_groups[0]["lr"]
                     optimizer.step()
                     schedule.step()
                     step += 1
                     mean = loss.item() if batch == 1 else mean + (loss.item() - mean) / batch
                     on_step(Step(step, num_steps, epoch, num_epochs, mean, batch == len(loader)))
-        return TrainingResult(mean, num_steps, time.monotonic() - began)
+        return TrainingResult(mean, num_steps, time.monotonic() - began, rates)
 
     @torch.inference_mode()
     def evaluate(self, model: MultiTaskModel, rows: EncodedRows) -> dict[str, float]:
@@ -230,12 +240,13 @@ class Trainer:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         total = self.plan.num_rounds * steps_per_round
-        return get_linear_schedule_with_warmup(
+        schedule: torch.optim.lr_scheduler.LRScheduler = get_linear_schedule_with_warmup(
             optimizer,
             num_warmup_steps=round(self.plan.warmup_ratio * total),
             num_training_steps=total,
             last_epoch=(round_ - 1) * steps_per_round - 1,
         )
+        return schedule
 
     def _batches(self, rows: EncodedRows) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         collate = rows.collator(EVALUATION_SEED)
@@ -247,3 +258,11 @@ class Trainer:
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _require_one_rate(optimizer: torch.optim.Optimizer) -> None:
+    rates = {group["lr"] for group in optimizer.param_groups}
+    if len(rates) > 1:
+        raise ConfigError(
+            f"training.control_variates: expected a trainer of one learning rate, got {len(rates)} different ones"
+        )

@@ -115,6 +115,11 @@ class TrainingConfig(_Section):
     optimizer: LocalOptimizer = Field(
         "adamw", description="What clients take their steps with: `adamw`, or `sgd`, plain and without momentum"
     )
+    control_variates: bool = Field(
+        False,
+        description="SCAFFOLD: clients correct their gradients by how theirs have differed from all clients'; with "
+        "`optimizer: sgd`",
+    )
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of the clients' optimiser")
     per_device_train_batch_size: int = Field(32, ge=1, le=_UINT32, description="Rows in one optimiser step")
     weight_decay: float = Field(0.01, ge=0, description="The clients' optimiser's weight decay")
@@ -887,6 +892,7 @@ class Config(_Section):
                 raise ValueError(f"early_stopping.watch: {task!r} is auxiliary, and ends no run")
         self._require_task_weights()
         self._require_sharing()
+        self._require_what_control_variates_need()
         if self.rounds.mode == "async" and self.rounds.cohort != "all":
             raise ValueError(f"rounds.cohort: asynchronous rounds are for all clients, got {self.rounds.cohort!r}")
         ids = [client.client_id for client in self.clients]
@@ -919,6 +925,26 @@ class Config(_Section):
                 "sharing.adaptive: layers can't move with `rounds.mode: async`, whose updates start from older models"
             )
 
+    def _require_what_control_variates_need(self) -> None:
+        if not self.training.control_variates:
+            return
+        for key, got, needed, why in (
+            ("training.optimizer", self.training.optimizer, "sgd", "they are sums of its steps"),
+            ("rounds.mode", self.rounds.mode, "sync", "all clients have to start from the same ones"),
+            ("aggregation.task_weighting", self.aggregation.task_weighting, "examples", "they weigh clients alike"),
+            ("aggregation.scaling", self.aggregation.scaling, 1.0, "likewise"),
+            ("training.head_epochs", self.training.head_epochs, 0, "every step has to be of all parameters"),
+            ("sharing.adaptive.policy", self.sharing.adaptive.policy, None, "they are of components that stay"),
+        ):
+            if got != needed:
+                raise ValueError(f"training.control_variates: needs `{key}: {needed}`, got {got!r}: {why}")
+        if several := [client.client_id for client in self.clients if len(client.task_names) > 1]:
+            raise ValueError(f"training.control_variates: are of clients of one task each; {several[0]!r} has several")
+        if self.robustness.norms.action == "clip":
+            raise ValueError(
+                "training.control_variates: can't go with `robustness.norms.action: clip`: they are of whole updates"
+            )
+
     def task_specs(self) -> list[TaskSpec]:
         """The run's tasks, in the file's order."""
         return [task.spec(name) for name, task in self.tasks.items()]
@@ -944,7 +970,7 @@ class Config(_Section):
             num_hidden_layers=self.model.num_hidden_layers or 0,
             pooling=self.model.pooling,
             head_dropout=self.model.head_dropout,
-            update="delta" if self.rounds.mode == "async" else training.update,
+            update="delta" if self.rounds.mode == "async" or training.control_variates else training.update,
             train_samples=section.train_samples or 0,
             val_samples=section.val_samples or 0,
             num_rounds=training.num_rounds,

@@ -65,6 +65,10 @@ class ClientUpdate:
     """Of its own; `train_loss` among them, likewise."""
     num_steps: int = 0
     """Optimiser steps that it took; 0 if it doesn't say."""
+    learning_rate_sum: float = 0.0
+    """Of these steps; 0 if it doesn't say."""
+    control_round: int = 0
+    """The round of the update that its client's control variate is of; 0 for none."""
 
     @classmethod
     def from_parameters(

@@ -47,6 +47,7 @@ def round_report(
     sharing: Mapping[str, Partition],
     moved: Mapping[str, Partition],
     sharing_state: Mapping[str, Any],
+    control_variates: Mapping[str, Any],
     duration_s: float,
     aggregation_s: float,
     failed: bool,
@@ -63,6 +64,7 @@ def round_report(
         sharing: by part that has moved in the run, who shares it now.
         moved: by part that moves now, who shared it before.
         sharing_state: what the sharing policy remembers now.
+        control_variates: whose control variates are in the server's now.
         duration_s: from its opening to now.
         aggregation_s: how much of that its average took.
         failed: whether it was given up.
@@ -87,6 +89,7 @@ def round_report(
         sharing=sharing,
         moved=moved,
         sharing_state=sharing_state,
+        control_variates=control_variates,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Map
 from functools import partial
 from typing import Any
 
+from fedmtl_core.controls import control_scope
 from fedmtl_core.errors import (
     NonFiniteError,
     RequestError,
@@ -31,6 +32,7 @@ from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
 from fedmtl_server.bookkeeping import RoundFacts, log_report, round_report, update_records
+from fedmtl_server.control_variates import ControlVariates
 from fedmtl_server.events import EventKind, Listener, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.moves import Mover
@@ -61,6 +63,7 @@ class Federation:
         store: where commits go.
         staging: where updates lie until they are averaged.
         optimizer: what makes the next model of the average; None if the average is it.
+        controls: the clients' and the server's control variates; None if there are none.
         early_stopping: when training ends before its last round; None for never.
         mover: what has layers move from one scope to another; None if they stay.
         topk_density: share of a component's elements in a `topk` slice.
@@ -81,6 +84,7 @@ class Federation:
         store: RunStore,
         staging: StagingArea,
         optimizer: OptimizerState | None = None,
+        controls: ControlVariates | None = None,
         early_stopping: EarlyStopping | None = None,
         mover: Mover | None = None,
         topk_density: float = DEFAULT_DENSITY,
@@ -97,6 +101,7 @@ class Federation:
         self._measured = Measurements(specs, rules.auxiliary)
         self._aggregator = aggregator
         self._optimizer = optimizer
+        self._controls = controls
         self._early_stopping = early_stopping
         self._mover = mover
         self._store = store
@@ -156,6 +161,12 @@ class Federation:
     @property
     def model(self) -> MTLServerModel:
         return self._model
+
+    def control_scopes_for(self, task: str) -> Sequence[str]:
+        """The scopes of the control variates in a task's slice; none in one of all tasks, or that isn't trained on."""
+        if self._controls is None or not task or self.purpose != "train":
+            return ()
+        return tuple(map(control_scope, self._model.scopes_for(task)))
 
     def require_run(self, run_id: str) -> None:
         """Check that a request means this run; an empty id means whichever it is.
@@ -494,6 +505,8 @@ class Federation:
         self._fold = self._aggregator.start_round(
             self._model.components, self._bounds, self._engine.round, self._weighting_states
         )
+        if self._controls is not None:
+            self._controls.begin_round()
         self._order = CohortOrder(list(cohort))
         self._log.info(
             "round.opened",
@@ -521,6 +534,9 @@ class Federation:
         round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
         self._engine = RoundEngine(self.rules, self._clock(), round_, left_off.counted)
         self._engine.losses = self._measured.losses
+        if self._controls is not None:
+            self._controls.install(left_off.state, self.last_report.control_variates if self.last_report else {})
+            self._published = self._publish_model(round_)
         self._published = self._published.for_round(round_)
         self._bounds = self._norm_bounds()
         self._stop_training_if_due()
@@ -554,8 +570,14 @@ class Federation:
             staged = transfer.staged
             components = await self._staging.load(staged)
             update = self._client_update(transfer, components)
-            kept = await asyncio.to_thread(self._fold.fold, update, may_keep=True)
+            kept = await asyncio.to_thread(self._fold_one, self._fold, update)
             self._staging.release(staged, components, kept)
+
+    def _fold_one(self, fold: RoundFold, update: ClientUpdate) -> set[str]:
+        """Take in an update, and say which of its components are kept."""
+        if self._controls is not None:
+            self._controls.fold(update, self._engine.round, self._model.components)
+        return fold.fold(update, may_keep=True)
 
     def _client_update(self, transfer: Transfer, components: Mapping[str, Component]) -> ClientUpdate:
         claim = transfer.claim
@@ -573,6 +595,8 @@ class Federation:
             received_metrics=claim.received_metrics,
             trained_metrics=claim.trained_metrics,
             num_steps=claim.num_steps,
+            learning_rate_sum=claim.learning_rate_sum,
+            control_round=claim.control_round,
         )
 
     def _end_round(self, round_: int) -> None:
@@ -653,20 +677,28 @@ class Federation:
         end_round = partial(self._store.end_round, report, cohort, update_records(report, reported))
         if not changed:
             await asyncio.to_thread(end_round)
-            if report.purpose == "train":
+            if self._controls and self._published.control_since != self._controls.since:
+                before = self._published
+                self._published = await asyncio.to_thread(
+                    self._publish_model, self._engine.round + 1, self._model.components
+                )
+                before.let_go()
+            elif report.purpose == "train":
                 self._published = self._published.for_round(self._engine.round + 1)
             return
         components, table = {**self._model.components, **changed}, self._model.sharing
         if report.moved:
             components, table = await asyncio.to_thread(self._moved, components, report)
         state = dict(self._optimizer.components) if self._optimizer else {}
+        state |= self._controls.components if self._controls else {}
         model = asyncio.create_task(
             asyncio.to_thread(self._store.write_model, components, report.round, state, report.sharing)
         )
         published = await asyncio.to_thread(self._publish_model, self._engine.round + 1, components)
         digests = {scope: one.digest for scope, one in published.components.items()}
         if state:
-            digests |= await asyncio.to_thread(lambda: {scope: one.digest() for scope, one in state.items()})
+            others = {scope: one for scope, one in state.items() if scope not in digests}
+            digests |= await asyncio.to_thread(lambda: {scope: one.digest() for scope, one in others.items()})
         writing = self._write(model, partial(end_round, digests), self._measured.best_rounds())
         self._writing = asyncio.create_task(writing)
         self._writing.add_done_callback(lambda _: self._wake.set())  # `_step` looks what came of it
@@ -702,9 +734,9 @@ class Federation:
 
     def _publish_model(self, round_: int, components: Mapping[str, Component] | None = None) -> PublishedModel:
         before = self._published if components else None
-        published = PublishedModel.publish(
-            round_, components or self._model.components, before, on_free=self._staging.take_back
-        )
+        controls, since = (self._controls.components, self._controls.since) if self._controls else ({}, 0)
+        whole = {**(components or self._model.components), **controls}
+        published = PublishedModel.publish(round_, whole, before, self._staging.take_back, since)
         published.hold()
         return published
 
@@ -737,6 +769,8 @@ class Federation:
                 good[scope] = component
             except NonFiniteError as error:
                 self._log.error("component.discarded", **self._title(), reason=f"its {what} isn't finite: {error}")
+        if self._controls is not None and (reason := self._controls.close(self._engine.round, good.keys())):
+            self._log.warning("control_variates.began_anew", **self._title(), reason=reason)
         states = {scope: state for scope, state in aggregate.weighting_states.items() if scope in good}
         return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good}, states)
 
@@ -757,6 +791,7 @@ class Federation:
             sharing=dict(self._mover.moved) if self._mover else {},
             moved=moved,
             sharing_state=self._mover.state if self._mover else {},
+            control_variates=self._controls.facts if self._controls else {},
             duration_s=self._clock() - self._engine.opened_at,
             aggregation_s=aggregation_s,
             failed=failed,

@@ -34,6 +34,8 @@ MAX_METRIC_NAME = 64
 MAX_METRIC_VALUE = 1e100
 MAX_EXAMPLES = 2**53
 """Beyond this a weight is no longer exact as a float."""
+LEAST_RATE = 1e-30
+"""Of a sum of learning rates; smaller ones, and those beyond its inverse, lead out of float32."""
 
 _EVENT_KIND = {
     EventKind.WAITING: pb.ROUND_EVENT_KIND_WAITING,
@@ -75,6 +77,11 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
             f"num_eval_examples: expected 1 to {MAX_EXAMPLES} with metrics, got {header.num_eval_examples}",
             field="num_eval_examples",
         )
+    if header.learning_rate_sum and not LEAST_RATE <= header.learning_rate_sum <= 1 / LEAST_RATE:  # NaN isn't either
+        raise InvalidRequestError(
+            f"learning_rate_sum: expected 0, or {LEAST_RATE:g} to {1 / LEAST_RATE:g}, got {header.learning_rate_sum}",
+            field="learning_rate_sum",
+        )
     return UpdateClaim(
         client_id=require_identifier("client_id", header.client_id),
         task=header.task,
@@ -87,6 +94,8 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
         trained_metrics=trained,
         num_steps=header.num_steps if kind != "metrics" else 0,
         next_task=header.next_task,
+        learning_rate_sum=header.learning_rate_sum,
+        control_round=header.control_round,
     )
 
 

@@ -66,12 +66,16 @@ class OptimizerState:
     def install(self, components: Mapping[str, Component]) -> None:
         """Take up what was remembered when a run was left; nothing for a run that has just begun.
 
+        Args:
+            components: by `SCOPE/SLOT`; others are left alone.
+
         Raises:
             LayoutMismatchError: a layout differs; nothing has changed then.
         """
-        for scope, component in components.items():
+        mine = {scope: component for scope, component in components.items() if scope in self._components}
+        for scope, component in mine.items():
             self._components[scope].layout.require_same(component.layout)
-        self._components |= components
+        self._components |= mine
 
     def rearrange(
         self, layouts: Iterable[Layout], before: SharingTable, after: SharingTable, num_examples: Mapping[str, int]

@@ -83,6 +83,8 @@ class RoundReport:
     """By part that moved in this round, the blocks that shared it before."""
     sharing_state: Mapping[str, Any] = field(default_factory=dict)
     """What the sharing policy remembers after it, as JSON has it."""
+    control_variates: Mapping[str, Any] = field(default_factory=dict)
+    """Whose control variates are in the server's after it, as JSON has it; see `fedmtl_server.control_variates`."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

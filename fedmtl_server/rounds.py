@@ -113,6 +113,10 @@ class UpdateClaim:
     """Optimiser steps of its training; 0 if it doesn't say."""
     next_task: str = ""
     """The task that its client has chosen for the round after this one; empty if its choice stays."""
+    learning_rate_sum: float = 0.0
+    """Of these steps, for the control variates; 0 if the client has none."""
+    control_round: int = 0
+    """The round of the update that the client's own control variate is of; 0 for none."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from fedmtl_server.aggregator import MTLAggregator
 from fedmtl_server.auxiliary import Auxiliary
 from fedmtl_server.buffers import BufferPool
 from fedmtl_server.cohorts import CohortRule
+from fedmtl_server.control_variates import ControlVariates
 from fedmtl_server.federation import Federation
 from fedmtl_server.folders import held_run, unfinished_run
 from fedmtl_server.gate import Gate
@@ -117,6 +118,7 @@ class Server:
         layouts = model.layouts_for(None)
         self._optimizer = OptimizerState(optimizer, layouts) if optimizer else None
         self._mover = self._make_mover(policy) if policy else None
+        self._controls = ControlVariates(layouts) if config.training.control_variates else None
         self._log_model()
 
     async def start(self) -> None:
@@ -212,7 +214,8 @@ class Server:
             self.federation = self._make_federation()
             return
         self.store = RunStore.resume(self._config, self._run_id, self._run_dir, finished=self._may_be_over)
-        state_layouts = self._optimizer.layouts if self._optimizer else ()
+        remembering = [one for one in (self._optimizer, self._controls) if one]
+        state_layouts = [layout for one in remembering for layout in one.layouts]
         left_off = self.store.left_off(
             [component.layout for component in components.values()], state_layouts, self._moved_layouts
         )
@@ -269,6 +272,7 @@ class Server:
             store=self.store,
             staging=self._make_staging(),
             optimizer=self._optimizer,
+            controls=self._controls,
             early_stopping=_early_stopping(config),
             mover=self._mover,
             topk_density=config.wire.topk_density,
@@ -285,7 +289,8 @@ class Server:
         means = {scope: len(model.sharing.members(scope)) - 1 for scope in model.components} if self._weighting else {}
         others = sum(count * model.components[scope].layout.num_bytes for scope, count in means.items())
         growth = config.sharing.adaptive.max_parameters if self._mover else 1
-        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + int(growth * (whole + others)))
+        controls = sum(layout.num_bytes for layout in self._controls.layouts) if self._controls else 0
+        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + int(growth * (whole + others)) + controls)
         return StagingArea(budget, self.store.spool, pool, durable=config.store.durability != "memory")
 
     def _log_model(self) -> None:

@@ -15,7 +15,7 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_core.chunks import ChunkedBytes
 from fedmtl_core.details import text_of
 from fedmtl_core.errors import InvalidRequestError, RequestError, ServerFaultError, UnavailableError, within
-from fedmtl_core.formats import Compression
+from fedmtl_core.formats import Compression, Encoding
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.logs import Logger, get_logger
 from fedmtl_core.status import status_of
@@ -82,7 +82,10 @@ class FederatedMtlServicer:
             scopes = self._federation.model.scopes_for(request.task or None)
             await self._federation.prepare(published, scopes, encoding)
             held = _held(request)
-            parts = [published.components[scope].part(encoding, held.get(scope, ())) for scope in scopes]
+            forms: dict[str, Encoding] = dict.fromkeys(scopes, encoding)
+            for scope in self._federation.control_scopes_for(request.task):
+                forms[scope] = "float32"  # what both sides compute with has to be the same
+            parts = [published.components[scope].part(form, held.get(scope, ())) for scope, form in forms.items()]
             await self._write(context, pb.GetSliceResponse(header=self._header(request, published, parts)))
             num_bytes = 0
             for part in parts:
@@ -206,6 +209,7 @@ class FederatedMtlServicer:
             plan=plan_to_proto(plan),
             purpose=PURPOSE_TO_PROTO[self._federation.purpose],
             compression=request.compression,
+            control_since=published.control_since,
         )
 
     def _require_watcher(self, request: pb.WatchRoundsRequest) -> None:

@@ -177,11 +177,13 @@ class PublishedModel:
     Args:
         round_: the round that trains on it.
         components: by scope.
+        control_since: the round in which the control variates among them began; 0 if there are none.
     """
 
-    def __init__(self, round_: int, components: Mapping[str, PublishedComponent]):
+    def __init__(self, round_: int, components: Mapping[str, PublishedComponent], control_since: int = 0):
         self.round = round_
         self.components = components
+        self.control_since = control_since
 
     @classmethod
     def publish(
@@ -190,6 +192,7 @@ class PublishedModel:
         components: Mapping[str, Component],
         before: PublishedModel | None = None,
         on_free: Callable[[Tensor], None] = lambda buffer: None,
+        control_since: int = 0,
     ) -> PublishedModel:
         """Take digests of a model; of a model published before, the components that haven't changed are taken over.
 
@@ -198,6 +201,7 @@ class PublishedModel:
             components: the whole model by scope. They must stay as they are until nobody holds them any more.
             before: what was published before.
             on_free: told the bytes of a component that nobody holds any more.
+            control_since: as of the constructor.
         """
         kept = before.components if before else {}
         published = {}
@@ -208,11 +212,11 @@ class PublishedModel:
                 same = scope in kept and kept[scope].layout == component.layout
                 followed = kept[scope].followed if same else {}
                 published[scope] = PublishedComponent(component, component.digest(), followed, on_free)
-        return cls(round_, published)
+        return cls(round_, published, control_since)
 
     def for_round(self, round_: int) -> PublishedModel:
         """The same model, for another round to train on; who held this one holds that one."""
-        return PublishedModel(round_, self.components)
+        return PublishedModel(round_, self.components, self.control_since)
 
     def hold(self) -> None:
         """Note one more who needs every component's bytes."""

@@ -8,7 +8,8 @@ RUN_DIR/
   server.json              address, process id and run id of the server, while and after it serves
   history.sqlite           the run's history, unless `store.url` names another database
   checkpoints/             round-0003.safetensors: the model after a round; the newest few, and each task's best;
-                           round-0003.state.safetensors: what the server's optimiser remembers then, if it has one
+                           round-0003.state.safetensors: what the server's optimiser remembers then, if it has one,
+                           and the server's control variates
   staging/                 acknowledged updates of the round in progress
   results.json, metrics.png    when the run is over
 
@@ -67,7 +68,8 @@ class LeftOff:
     components: Mapping[str, Component]
     """The model."""
     state: Mapping[str, Component] = field(default_factory=dict)
-    """What the server's optimiser remembers, by `SCOPE/SLOT`; none before its first step."""
+    """What the server's optimiser remembers, by `SCOPE/SLOT`, and its control variates, by `control:SCOPE`; none before
+    the first step."""
 
 
 class RunStore:
@@ -173,7 +175,7 @@ class RunStore:
 
         Args:
             layouts: of the whole model.
-            state_layouts: of what the server's optimiser remembers.
+            state_layouts: of what the server's optimiser remembers, and of control variates.
             moved: both, when layers have moved as a report's `sharing` says; None if they can't.
 
         Raises:
@@ -249,7 +251,8 @@ class RunStore:
         Args:
             components: the whole model by scope.
             round_: the round that made it.
-            state: what the server's optimiser remembers, if it has one. It is there before the model is.
+            state: what the server's optimiser remembers and its control variates, if it has them. It is there before
+                the model is.
             sharing: by part of the encoder that has moved, who shares it.
         """
         metadata = self._metadata(round_, sharing)

@@ -51,6 +51,9 @@ class Point(nn.Module):
         self.encoder = nn.Module()
         self.encoder.w = nn.Parameter(torch.tensor(list(w)))
 
+    def parameters_by_scope(self) -> dict[str, dict[str, Tensor]]:
+        return {"shared": {"encoder.w": self.encoder.w}}
+
     @property
     def w(self) -> list[float]:
         return self.encoder.w.tolist()

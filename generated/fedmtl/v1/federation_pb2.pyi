@@ -269,7 +269,7 @@ class GetSliceResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[SliceHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class SliceHeader(_message.Message):
-    __slots__ = ("run_id", "round", "task", "components", "total_bytes", "plan", "purpose", "compression")
+    __slots__ = ("run_id", "round", "task", "components", "total_bytes", "plan", "purpose", "compression", "control_since")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -278,6 +278,7 @@ class SliceHeader(_message.Message):
     PLAN_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_SINCE_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     round: int
     task: str
@@ -286,7 +287,8 @@ class SliceHeader(_message.Message):
     plan: TrainingPlan
     purpose: RoundPurpose
     compression: Compression
-    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., task: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., compression: _Optional[_Union[Compression, str]] = ...) -> None: ...
+    control_since: int
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., task: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., control_since: _Optional[int] = ...) -> None: ...
 
 class PushUpdateRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -297,7 +299,7 @@ class PushUpdateRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class UpdateHeader(_message.Message):
-    __slots__ = ("run_id", "client_id", "task", "base_round", "update_id", "kind", "num_examples", "components", "received_metrics", "trained_metrics", "num_eval_examples", "compression", "num_steps", "next_task")
+    __slots__ = ("run_id", "client_id", "task", "base_round", "update_id", "kind", "num_examples", "components", "received_metrics", "trained_metrics", "num_eval_examples", "compression", "num_steps", "next_task", "learning_rate_sum", "control_round")
     class ReceivedMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -326,6 +328,8 @@ class UpdateHeader(_message.Message):
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     NUM_STEPS_FIELD_NUMBER: _ClassVar[int]
     NEXT_TASK_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_SUM_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_ROUND_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     client_id: str
     task: str
@@ -340,7 +344,9 @@ class UpdateHeader(_message.Message):
     compression: Compression
     num_steps: int
     next_task: str
-    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., base_round: _Optional[int] = ..., update_id: _Optional[str] = ..., kind: _Optional[_Union[UpdateKind, str]] = ..., num_examples: _Optional[int] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., num_eval_examples: _Optional[int] = ..., compression: _Optional[_Union[Compression, str]] = ..., num_steps: _Optional[int] = ..., next_task: _Optional[str] = ...) -> None: ...
+    learning_rate_sum: float
+    control_round: int
+    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., base_round: _Optional[int] = ..., update_id: _Optional[str] = ..., kind: _Optional[_Union[UpdateKind, str]] = ..., num_examples: _Optional[int] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., num_eval_examples: _Optional[int] = ..., compression: _Optional[_Union[Compression, str]] = ..., num_steps: _Optional[int] = ..., next_task: _Optional[str] = ..., learning_rate_sum: _Optional[float] = ..., control_round: _Optional[int] = ...) -> None: ...
 
 class PushUpdateResponse(_message.Message):
     __slots__ = ("outcome", "round", "num_bytes")
