@@ -178,9 +178,10 @@ class ComponentMean:
         if weight == 0:
             return
         before, self._total = self._total, self._total + weight
+        share, rest = float(weight / self._total), float(before / self._total)
         base_runs = base.runs() if base else [None] * len(self._means)
         for mean, run, origin in zip(self._means, component.runs(), base_runs, strict=True):
-            _fold_run(mean, run, origin, before, weight, discount, is_delta)
+            _fold_run(mean, run, origin, share, rest, discount, is_delta)
 
     @property
     def runs(self) -> list[Tensor]:
@@ -355,13 +356,13 @@ class RoundFold:
     def _mean_of(self, scope: str, update: ClientUpdate) -> str:
         """Which of a component's means an update belongs to."""
         by_task = self._has_means_by_task(scope)
-        if (by_task or self._by_step) and scope not in self._base:
+        if not (by_task or self._by_step):
+            return ""
+        if scope not in self._base:
             what = "weighting tasks" if by_task else "counting by step"
             raise AggregationError(f"{update.client_id}: {what} in {scope!r} needs the parameters that they start from")
-        if not by_task:
-            return ""
         self._base[scope].layout.require_same(update.components[scope].layout)
-        return update.task
+        return update.task if by_task else ""
 
     def _has_means_by_task(self, scope: str) -> bool:
         return self._weighting is not None and task_of(scope) is None
@@ -545,14 +546,14 @@ def _fold_run(
     mean: Tensor,
     run: Tensor,
     origin: Tensor | None,
-    before: int | Fraction,
-    weight: int | Fraction,
+    share: float,
+    rest: float,
     discount: float,
     is_delta: bool,
 ) -> None:
-    """Take one flat vector, and what it is relative to, into a mean of weight `before`, in place."""
+    """Take one flat vector, and what it is relative to, into a mean, in place; shares as of `_move_towards`."""
     if origin is None and run.dtype == mean.dtype:
-        _move_towards(mean, run, before, weight)
+        _move_towards(mean, run, share, rest)
         return
     for start in range(0, len(mean), _BLOCK):  # what has to be computed first stays in the cache
         block = slice(start, start + _BLOCK)
@@ -563,22 +564,25 @@ def _fold_run(
                 value = torch.add(start_value, value, alpha=discount)
             else:  # both are scaled before they are subtracted, so that nothing overflows
                 value = torch.mul(value, discount).sub_(start_value, alpha=discount).add_(start_value)
-        _move_towards(mean[block], value, before, weight)
+        _move_towards(mean[block], value, share, rest)
 
 
-def _move_towards(mean: Tensor, value: Tensor, before: int | Fraction, weight: int | Fraction) -> None:
-    """Take one value into a mean of weight `before`, in place.
+def _move_towards(mean: Tensor, value: Tensor, share: float, rest: float) -> None:
+    """Take one value into a mean, in place.
 
     The step is taken from whichever of the two weighs more: the smaller share is the one that keeps its precision
     when it is rounded to the tensors' dtype.
+
+    Args:
+        share: the value's, in 0 to 1.
+        rest: what was in the mean before; where it is 0 the mean may hold anything.
     """
-    total = before + weight
-    if before == 0:
+    if rest == 0:
         mean.copy_(value)
-    elif weight < before:
-        mean.lerp_(value, float(weight / total))
+    elif share < rest:
+        mean.lerp_(value, share)
     else:
-        torch.lerp(value, mean, float(before / total), out=mean)
+        torch.lerp(value, mean, rest, out=mean)
 
 
 def _examples_by_task(scope: str, counted: Sequence[ClientUpdate]) -> dict[str, int]:
