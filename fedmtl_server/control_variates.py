@@ -117,11 +117,8 @@ class ControlVariates:
         if not update.learning_rate_sum:
             return
         known = self._known.get(update.client_id)
-        expected = known.round if known else 0
-        if update.control_round != expected or (known and known.task != update.task):
-            self._lost = self._lost or (
-                f"client {update.client_id!r} has its variate of round {update.control_round}, expected {expected}"
-            )
+        if reason := _contradiction(update, known):
+            self._lost = self._lost or f"client {update.client_id!r} {reason}"
             return
         num_examples = known.num_examples if known else update.num_examples
         self._new[update.client_id] = KnownClient(update.task, round_, num_examples)
@@ -168,6 +165,16 @@ class ControlVariates:
         scale = (examples - reported) / known
         torch.mul(vector(before), scale, out=vector(after)).add_(self._sums[scope], alpha=-1 / known)
         return after
+
+
+def _contradiction(update: ClientUpdate, known: KnownClient | None) -> str:
+    """Why an update's client can't have the variate that is in the mean; empty if it can."""
+    if known is not None and known.task != update.task:
+        return f"was one of task {known.task!r}, and is one of {update.task!r}"
+    expected = known.round if known is not None else 0
+    if update.control_round != expected:
+        return f"has its variate of round {update.control_round}, expected {expected}"
+    return ""
 
 
 def _examples(clients: Mapping[str, KnownClient], scope: str) -> int:

@@ -90,7 +90,7 @@ def test_an_update_without_learning_rates_is_passed_over():
     ("changes", "reason"),
     [
         ({"control_round": 0}, "client 'a' has its variate of round 0, expected 1"),
-        ({"task": "y"}, "client 'a' has its variate of round 1, expected 1"),
+        ({"task": "y"}, "client 'a' was one of task 'x', and is one of 'y'"),
         ({"learning_rate_sum": 1e-39}, "control/shared.w has 1 of 1 values NaN or infinite"),
     ],
 )
