@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fedmtl_core.controls import control_layout, vector
+from fedmtl_core.controls import control_layout, parameter_of, vector
 from fedmtl_core.encodings import decode
 from fedmtl_core.layout import Component
 from fedmtl_core.modeling import MultiTaskModel
@@ -42,17 +42,16 @@ class ControlVariates:
 
     def correction(self, model: MultiTaskModel) -> Callable[[], None]:
         """What adds c - c_i to a model's gradients, on whatever device it is."""
+        parameters = dict(model.named_parameters())
         pairs: list[tuple[Tensor, Tensor]] = []
-        for scope, tensors in model.parameters_by_scope().items():
-            difference = self._server[scope].clone()
+        for scope, server in self._server.items():
+            difference = server.clone()
             if scope in self._own:
                 difference.subtract(self._own[scope])
-            views = difference.views()
-            pairs += [
-                (tensor, views[f"control/{name}"].to(tensor.device, tensor.dtype))
-                for name, tensor in tensors.items()
-                if tensor.requires_grad
-            ]
+            for name, view in difference.views().items():
+                parameter = parameters.get(parameter_of(name))
+                if parameter is not None and parameter.requires_grad:
+                    pairs.append((parameter, view.to(parameter.device, parameter.dtype)))
 
         @torch.no_grad()
         def correct() -> None:

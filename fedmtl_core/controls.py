@@ -13,6 +13,7 @@ from torch import Tensor
 from fedmtl_core.layout import Component, Layout
 
 _PREFIX = "control:"
+_NAME_PREFIX = "control/"
 
 
 def control_scope(scope: str) -> str:
@@ -22,8 +23,13 @@ def control_scope(scope: str) -> str:
 
 def control_layout(layout: Layout) -> Layout:
     """The layout of a component's control variate; a parameter's tensor is `control/NAME`."""
-    tensors = {f"control/{spec.name}": torch.empty(spec.shape, device="meta") for spec in layout.tensors}
+    tensors = {f"{_NAME_PREFIX}{spec.name}": torch.empty(spec.shape, device="meta") for spec in layout.tensors}
     return Layout.of(control_scope(layout.scope), tensors)
+
+
+def parameter_of(name: str) -> str:
+    """The parameter that a variate's tensor is for."""
+    return name.removeprefix(_NAME_PREFIX)
 
 
 def vector(control: Component) -> Tensor:

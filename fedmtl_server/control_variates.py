@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -56,9 +57,11 @@ class ControlVariates:
 
     Args:
         layouts: of the whole model.
+        members: by scope, the tasks that share it; of a scope that isn't there all, or the task that it is named after.
     """
 
-    def __init__(self, layouts: Iterable[Layout]):
+    def __init__(self, layouts: Iterable[Layout], members: Mapping[str, Collection[str]] = MappingProxyType({})):
+        self._members = members
         self._components = {
             component.scope: component for component in (Component(control_layout(layout)) for layout in layouts)
         }
@@ -159,12 +162,21 @@ class ControlVariates:
     def _moved(self, scope: str) -> Component:
         """A scope's variate after the round."""
         before = self._components[control_scope(scope)]
-        examples = _examples(self._known, scope)
-        reported, known = _examples(self._new, scope), _examples(self._known | self._new, scope)
+        examples = self._examples(self._known, scope)
+        reported, known = self._examples(self._new, scope), self._examples(self._known | self._new, scope)
         after = Component(before.layout, torch.empty_like(before.buffer))
         scale = (examples - reported) / known
         torch.mul(vector(before), scale, out=vector(after)).add_(self._sums[scope], alpha=-1 / known)
         return after
+
+    def _examples(self, clients: Mapping[str, KnownClient], scope: str) -> int:
+        """The examples of those who share a component."""
+        tasks = self._members.get(scope)
+        return sum(
+            one.num_examples
+            for one in clients.values()
+            if (scope in (SHARED, task_scope(one.task)) if tasks is None else one.task in tasks)
+        )
 
 
 def _contradiction(update: ClientUpdate, known: KnownClient | None) -> str:
@@ -175,11 +187,6 @@ def _contradiction(update: ClientUpdate, known: KnownClient | None) -> str:
     if update.control_round != expected:
         return f"has its variate of round {update.control_round}, expected {expected}"
     return ""
-
-
-def _examples(clients: Mapping[str, KnownClient], scope: str) -> int:
-    """The examples of those who share a component."""
-    return sum(one.num_examples for one in clients.values() if scope in (SHARED, task_scope(one.task)))
 
 
 def _add_delta(total: Tensor, component: Component, base: Component | None, weight: float) -> None:

@@ -219,7 +219,7 @@ class MTLServerModel:
         Raises:
             ConfigError: the name is taken, or tasks don't share the whole encoder.
         """
-        if self._rules != PLAIN:
+        if self._rules != PLAIN or not self._table.is_one_model:
             raise ConfigError(
                 f"sharing: nothing says which layers {spec.name!r} would share; name it in the run's tasks"
             )

@@ -118,7 +118,7 @@ class Server:
         layouts = model.layouts_for(None)
         self._optimizer = OptimizerState(optimizer, layouts) if optimizer else None
         self._mover = self._make_mover(policy) if policy else None
-        self._controls = ControlVariates(layouts) if config.training.control_variates else None
+        self._controls = _controls(model) if config.training.control_variates else None
         self._log_model()
 
     async def start(self) -> None:
@@ -371,6 +371,11 @@ def _rules(config: Config, selection: TaskSelection) -> RoundRules:
 def _norms(config: Config) -> NormRule:
     section = config.robustness.norms
     return NormRule(section.action, section.bound, section.median_factor, section.window)
+
+
+def _controls(model: MTLServerModel) -> ControlVariates:
+    members = {scope: model.sharing.members(scope) for scope in model.components}
+    return ControlVariates(model.layouts_for(None), members)
 
 
 def _auxiliary(config: Config) -> dict[str, Auxiliary]:

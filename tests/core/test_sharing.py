@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
-from fedmtl_core.config import Config
+from fedmtl_core.config import Config, validated
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.modeling import MultiTaskModel
 from fedmtl_core.sharing import ModelShape, SharingRules, make_table
@@ -144,8 +146,6 @@ def test_a_layer_that_the_encoder_has_not_is_named_with_those_it_has():
     ],
 )
 def test_rules_that_make_no_sense_are_refused_in_words(sharing, expected):
-    from fedmtl_core.config import validated
-
     with pytest.raises(ConfigError, match=re.escape(expected)):
         validated({"tasks": dict.fromkeys(TASKS), "sharing": sharing}, "the file")
 
@@ -153,6 +153,14 @@ def test_rules_that_make_no_sense_are_refused_in_words(sharing, expected):
 def test_yamls_numbers_are_layers(tmp_path):
     config = Config.model_validate({"tasks": {"sst2": {}}, "sharing": {"layers": {0: "task", "1-2": "local"}}})
     assert config.sharing.layers == {"0": "task", "1-2": "local"}
+
+
+def test_the_settings_that_the_documentation_shows_are_settings():
+    text = (Path(__file__).parents[2] / "docs" / "sharing.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        validated({"tasks": dict.fromkeys((*TASKS, "cola")), **yaml.safe_load(block)}, "docs/sharing.md")
 
 
 def bert():

@@ -269,10 +269,10 @@ def test_a_policy_of_ones_own_that_answers_nonsense_is_told_so(decided, expected
 def test_the_policy_that_the_documentation_shows_can_be_had(tmp_path, monkeypatch):
     text = (Path(__file__).parents[2] / "docs" / "sharing.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "my_sharing.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (section,) = (block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "mine:" in block)
+    (section,) = (block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "my_sharing:" in block)
     section = yaml.safe_load(section)["sharing"]["adaptive"]
     policy = make_policy(AdaptiveConfig.model_validate(section))
     assert policy is not None

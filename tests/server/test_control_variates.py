@@ -308,3 +308,17 @@ async def test_a_run_is_not_taken_up_without_its_variates(tmp_path):
     with pytest.raises(ConfigError, match=r"training\.control_variates: the run has True, got False"):
         async with serving(tmp_path, model(), sections={"training": {"num_rounds": 5, "optimizer": "sgd"}}):
             pass
+
+
+def test_a_groups_variate_is_the_mean_over_its_own_tasks_clients():
+    """Deltas of -1 and -3 at rates that sum up to 1, of 1 and 3 examples: (1 · 1 + 3 · 3) / 4; sst2's isn't in it."""
+    layouts = [numbers(scope, 0.0).layout for scope in ("shared", "group:pairs")]
+    variates = ControlVariates(layouts, {"shared": ("sst2", "qqp", "stsb"), "group:pairs": ("qqp", "stsb")})
+    updates = [
+        update("a", "qqp", 1, 1.0, [numbers("shared", -1.0), numbers("group:pairs", -1.0)]),
+        update("b", "stsb", 3, 1.0, [numbers("shared", -3.0), numbers("group:pairs", -3.0)]),
+        update("c", "sst2", 4, 1.0, [numbers("shared", -8.0)]),
+    ]
+    assert held_round(variates, 1, *updates) == ""
+    assert value(variates, "group:pairs") == [2.5]
+    assert value(variates) == [5.25]  # (1 + 9 + 32) / 8

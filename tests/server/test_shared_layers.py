@@ -68,6 +68,14 @@ def test_a_tasks_module_is_made_of_its_own_layers_and_lives_in_the_components():
         _ = model.module
 
 
+def test_a_task_is_not_added_where_nothing_says_what_it_would_share():
+    model = layered_model("sst2", "qqp", "stsb")
+    before = model_bytes(model)
+    with pytest.raises(ConfigError, match="sharing: nothing says which layers 'cola' would share"):
+        model.add_task(specs("cola")[0])
+    assert model_bytes(model) == before
+
+
 def test_a_model_of_which_clients_keep_parts_is_refused_in_words():
     model = layered_model("sst2", rules=SharingRules(head="local"))
     with pytest.raises(
