@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +51,6 @@ class Point(nn.Module):
         self.encoder = nn.Module()
         self.encoder.w = nn.Parameter(torch.tensor(list(w)))
 
-    def parameters_by_scope(self) -> dict[str, dict[str, Tensor]]:
-        return {"shared": {"encoder.w": self.encoder.w}}
-
     @property
     def w(self) -> list[float]:
         return self.encoder.w.tolist()
@@ -74,8 +71,8 @@ class Steps:
     def __iter__(self) -> Iterator[int]:
         return iter(range(self._count))
 
-    def collate(self, rows: list[int]) -> tuple[dict[str, Tensor], Tensor]:
-        return {}, torch.tensor(rows)
+    def collator(self, seed: int) -> Callable[[list[int]], tuple[dict[str, Tensor], Tensor]]:
+        return lambda rows: ({}, torch.tensor(rows))
 
 
 class QuadraticTrainer(Trainer):
