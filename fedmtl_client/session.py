@@ -273,7 +273,7 @@ class ClientSession:
         if slice_.purpose == "evaluate":
             self._push(header, [], event)
             self._done[slice_.round] = RoundWork(slice_.round, event.task, "evaluate", received)
-            self._log.info("model.evaluated", **_progress(event), metrics=received)
+            self._log.info("model.evaluated", **_progress(event), task=event.task, metrics=received)
             return
         if share:
             self._holdings.spoil(slice_.components)
@@ -300,7 +300,12 @@ class ClientSession:
             slice_.round, event.task, "train", received, trained, header.num_examples, receipt.num_bytes
         )
         self._log.info(
-            "update.sent", **_progress(event), received=received, trained=trained, bytes_sent=receipt.num_bytes
+            "update.sent",
+            **_progress(event),
+            task=event.task,
+            received=received,
+            trained=trained,
+            bytes_sent=receipt.num_bytes,
         )
 
     def _push(

@@ -46,7 +46,17 @@ WRONG = {
     ),
     "no tasks": ("fedmtl_server", ("--config", os.devnull), "tasks: name at least one task"),
     "a wrong flag": ("fedmtl_server", (*DEMO, "--prot", "1"), "No such option"),
-    "a task of no name": ("fedmtl_client", ("--client-id", "a"), "Missing option '--task'"),
+    "a task of no name": ("fedmtl_client", ("--client-id", "a"), "error: task: needed: the task that this client has"),
+    "a task given twice": (
+        "fedmtl_client",
+        ("--client-id", "a", "--task", "sst2", "--task", "sst2"),
+        "error: task: expected each once; 'sst2' is there twice",
+    ),
+    "a selection of no name": (
+        "fedmtl_server",
+        (*DEMO, "--set", "rounds.task_selection=los"),
+        "rounds.task_selection: did you mean 'loss'? expected round_robin, loss, quorum, or module:Name",
+    ),
     "an unknown task": ("fedmtl_client", ("--client-id", "a", "--task", "sst3"), "expected one of sst2, qqp, stsb"),
     "a task outside the file": ("fedmtl_client", ("--client-id", "a", "--task", "rte", *DEMO), "has the tasks sst2"),
     "a client id with a space": ("fedmtl_client", ("--client-id", "a b", "--task", "sst2"), "expected 1 to 64 letters"),
