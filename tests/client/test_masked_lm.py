@@ -140,17 +140,17 @@ def test_nothing_but_the_masked_tokens_goes_through_the_head():
 
 
 def test_the_head_is_small_and_the_words_are_the_encoders():
-    scopes = toy_model().parameters_by_scope()
+    tensors = toy_model().exchanged()
     vocabulary = len(load_tokenizer(TOY_MODEL))
-    shapes = {name.removeprefix("heads.texts."): tuple(one.shape) for name, one in scopes["task:texts"].items()}
-    assert shapes == {
+    shapes = {name: tuple(one.shape) for name, one in tensors.items() if name.startswith("heads.")}
+    assert {name.removeprefix("heads.texts."): shape for name, shape in shapes.items()} == {
         "bias": (vocabulary,),
         "dense.weight": (64, 64),
         "dense.bias": (64,),
         "norm.weight": (64,),
         "norm.bias": (64,),
     }
-    assert "encoder.embeddings.word_embeddings.weight" in scopes["shared"]
+    assert "encoder.embeddings.word_embeddings.weight" in tensors
 
 
 def test_training_finds_more_of_the_masked_words():
