@@ -321,10 +321,10 @@ class AdaptiveConfig(_Section):
         "class of your own as `module:Name`; never if not given",
     )
     split_below: float = Field(
-        0.0, ge=-1, le=1, description="For `cosine`: tasks part where the cosine of their updates is below this"
+        -0.1, ge=-1, le=1, description="For `cosine`: tasks part where the cosine of their updates is below this"
     )
     merge_above: float = Field(
-        0.5, ge=-1, le=1, description="Likewise: and come together again where it is no longer below this"
+        0.1, ge=-1, le=1, description="Likewise: and come together again where it is no longer below this"
     )
     patience: int = Field(3, ge=1, description="Likewise: after so many rounds in a row that say the same")
     smoothing: float = Field(
