@@ -1148,7 +1148,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if isinstance(node, yaml.MappingNode):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            keys = [self.construct_object(key, deep=True) for key in own]
             counts = Counter(key for key in keys if isinstance(key, (str, int, float)))
             if twice := [key for key, count in counts.items() if count > 1]:
                 reason = f"the key {_shown(twice[0])} is there twice"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_experiment.config import Experiment, TaskRows, flattened, merged
+from fedmtl_experiment.config import Experiment, Method, TaskRows, flattened, merged
 
 _PATIENCE: Mapping[str, Any] = {
     "rounds": {
@@ -80,6 +80,7 @@ def plan(experiment: Experiment, only: Sequence[str] = ()) -> list[Cell]:
         for name, setting in experiment.settings.items()
         for encoder in (setting.encoders or experiment.encoders)
         for method in (setting.methods or experiment.methods)
+        if _is_of(experiment.methods[method], name, encoder)
     ]
     for pattern in only:
         if not any(fnmatchcase(cell.id, pattern) for cell in cells):
@@ -87,6 +88,11 @@ def plan(experiment: Experiment, only: Sequence[str] = ()) -> list[Cell]:
                 f"--only: no cell is like {pattern!r}; they are SETTING/ENCODER/METHOD/SEED, such as {cells[0].id}"
             )
     return [cell for cell in cells if not only or any(fnmatchcase(cell.id, pattern) for pattern in only)]
+
+
+def _is_of(method: Method, setting: str, encoder: str) -> bool:
+    """Whether a method is for a setting and an encoder."""
+    return setting in (method.settings or [setting]) and encoder in (method.encoders or [encoder])
 
 
 def everybody(experiment: Experiment, cell: Cell) -> Federation:

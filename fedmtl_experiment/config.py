@@ -70,6 +70,8 @@ class Method(_Section):
     """A way to train, and what is set otherwise for it."""
 
     base: Base
+    encoders: list[str] | None = Field(None, description="Only with these; all if None")
+    settings: list[str] | None = Field(None, description="Only in these; all if None")
     auxiliary: dict[str, TaskRows] = Field({}, description="For mtl: auxiliary tasks that come to the setting's")
     several: bool = Field(
         False, description="For mtl: clients have rows of all the setting's tasks, and one of them in each round"
@@ -116,6 +118,8 @@ class Experiment(_Section):
             if auxiliary := [task for task in setting.tasks if self.tasks[task].auxiliary]:
                 raise ValueError(f"settings.{name}.tasks: {auxiliary[0]!r} is auxiliary; a method may add it")
         for name, method in self.methods.items():
+            _require_known(f"methods.{name}.encoders", method.encoders or (), self.encoders)
+            _require_known(f"methods.{name}.settings", method.settings or (), self.settings)
             _require_known(f"methods.{name}.auxiliary", method.auxiliary, self.tasks)
             if others := [task for task in method.auxiliary if not self.tasks[task].auxiliary]:
                 raise ValueError(f"methods.{name}.auxiliary: tasks.{others[0]}.auxiliary isn't set")

@@ -339,3 +339,10 @@ def test_keys_that_mean_the_same_have_the_names_of_transformers_training_argumen
         "seed",
         "weight_decay",
     }  # it calls a ratio of warm-up steps `warmup_steps` since transformers 5
+
+
+def test_a_section_may_be_merged_with_another_as_yaml_has_it(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("tasks:\n  sst2: &few {train_samples: 5, val_samples: 6}\n  qqp: {<<: *few, val_samples: 7}\n")
+    qqp = config.load(path).tasks["qqp"]
+    assert (qqp.train_samples, qqp.val_samples) == (5, 7)
