@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,6 @@ from fedmtl_core.tracing import Tracing, tracing_for
 if TYPE_CHECKING:
     import torch
 
-    from fedmtl_client.schedule import TaskSchedule
     from fedmtl_client.session import ClientResult, ClientSession, ClientSettings
     from fedmtl_client.trainer import Trainer
     from fedmtl_core.plan import TrainingPlan
@@ -114,7 +114,7 @@ class Client:
         if config.client.num_threads:
             torch.set_num_threads(config.client.num_threads)
         schedule = TaskSchedule(self.tasks, config.client.selection, config.training.seed, self.client_id)
-        settings = self._settings(schedule)
+        settings = dataclasses.replace(self._settings(), schedule=schedule)
         skew = LabelSkew(self._skew.dirichlet, self._skew.seed) if self._skew else None
         tasks = []
         for name, section in self._sections.items():
@@ -134,7 +134,7 @@ class Client:
         )
         return ClientSession(api, tasks, settings, tracing)
 
-    def _settings(self, schedule: TaskSchedule) -> ClientSettings:
+    def _settings(self) -> ClientSettings:
         from fedmtl_client.session import ClientSettings
         from fedmtl_client.trainer import choose_device
 
@@ -149,7 +149,6 @@ class Client:
             state_dir=config.client.state_dir,
             trainer=_trainer(config),
             progress_bar=self._progress_bar,
-            schedule=schedule,
         )
 
 

@@ -255,6 +255,16 @@ class Federation:
             return StaleRoundError(f"update {claim.update_id!r} already counts in an earlier round; train again")
         return None
 
+    async def require_no_objection(self, transfer: Transfer) -> None:
+        """Check what the history has of an update, once it has been read.
+
+        Raises:
+            StaleRoundError: it counts in an earlier round.
+            UnavailableError: the history can't be read.
+        """
+        if transfer.objection is not None:
+            await _raise_if_any(transfer.objection)
+
     def abandon(self, transfer: Transfer, stream: object, *, keep: bool) -> None:
         """Note that a stream ended before its update was complete; see `Transfers.abandon`."""
         self._transfers.abandon(transfer, stream, keep=keep)
@@ -287,8 +297,7 @@ class Federation:
             NormExceededError: it moves it too far.
             StaleRoundError, InvalidRequestError, UnavailableError: it can't count any more, however far it moves it.
         """
-        if transfer.objection is not None:
-            await _raise_if_any(transfer.objection)
+        await self.require_no_objection(transfer)
         staged, rule, bounds = transfer.staged, self._aggregator.norms, self._bounds
         if rule.measures and staged.is_float32:
             transfer.norms = await self._measure(transfer)

@@ -67,7 +67,7 @@ class Upload:
         transfer = await self._federation.stage(claim, parts, self.header.SerializeToString(), self)
         keep = True
         try:
-            num_bytes = await (self._receive_chunks(transfer) if parts else self._receive_end())
+            num_bytes = await self._receive_rest(transfer)
             await self._federation.examine(transfer, self)
             await self._federation.staging.secure(transfer.staged)
             await self._federation.until_countable(claim)
@@ -96,6 +96,15 @@ class Upload:
             claim = claim_from_header(self.header)
             expected = () if claim.kind == "metrics" else self._federation.model.layouts_for(claim.task)
             return claim, require_components(expected, self.header)
+
+    async def _receive_rest(self, transfer: Transfer) -> int:
+        """Take in what follows the header. If the history is against the update, that is what is said, and not what is
+        wrong with bytes that couldn't count."""
+        try:
+            return await (self._receive_chunks(transfer) if transfer.staged.parts else self._receive_end())
+        except RequestError:
+            await self._federation.require_no_objection(transfer)
+            raise
 
     async def _receive_end(self) -> int:
         if await self._next() is not None:

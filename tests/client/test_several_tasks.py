@@ -211,7 +211,7 @@ def test_clients_of_two_tasks_change_task_by_their_own_schedule(tmp_path):
 def test_asynchronous_rounds_take_clients_of_two_tasks(tmp_path):
     _, had, updates = federation(tmp_path, rounds={"mode": "async", "buffer_size": 1, "rejoin_grace_s": 0.5})
     trained = [(one.client_id, one.task) for one in updates if one.outcome == "counted" and one.kind == "delta"]
-    assert len(trained) == 3
+    assert len(trained) >= 3  # a round takes what comes before it is closed, which may be both clients' updates
     assert all(set(tasks) <= {"sst2", "stsb"} for tasks in had.values())
 
 

@@ -213,7 +213,14 @@ class Server(RuleBasedStateMachine):
                 "robustness": {"norms": {"action": "refuse", "bound": BOUND}},
             }
         )
-        rules = RoundRules(NUM_ROUNDS, MIN_CLIENTS, DEADLINE_S, {}, QUORUM_S, GRACE_S, TRANSFER_S)
+        rules = RoundRules(
+            num_rounds=NUM_ROUNDS,
+            min_clients=MIN_CLIENTS,
+            deadline_s=DEADLINE_S,
+            quorum_timeout_s=QUORUM_S,
+            rejoin_grace_s=GRACE_S,
+            transfer_timeout_s=TRANSFER_S,
+        )
         model = tiny_model(*MIN_CLIENTS)
         self.driver = Driver(Path(self.folder.name) / "run", config, model, rules)
         parameters = {scope: numbers(one.buffer.numpy().tobytes()) for scope, one in model.components.items()}

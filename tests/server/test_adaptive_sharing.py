@@ -517,9 +517,10 @@ def test_clients_follow_every_move(tmp_path, monkeypatch, encoding):
     assert {name.split(".")[1] for name in model.sharing.tensors("task:qqp")} == {"encoder", "pooler", "qqp"}
     tokenizer = load_tokenizer(TOY_MODEL)
     for client in clients:  # what each measures in the end is the model that the server has for its task
-        spec = PRESETS[client.task]
-        rows = load_task_data(spec, DataConfig(builtin=client.task)).validation.head(20)
-        trainer = Trainer(spec, config.plan(client.task), torch.device("cpu"))
-        measured = trainer.evaluate(model.module_for(client.task), EncodedRows(rows, spec, tokenizer, 32))
+        (task,) = client.tasks
+        spec = PRESETS[task]
+        rows = load_task_data(spec, DataConfig(builtin=task)).validation.head(20)
+        trainer = Trainer(spec, config.plan(task), torch.device("cpu"))
+        measured = trainer.evaluate(model.module_for(task), EncodedRows(rows, spec, tokenizer, 32))
         tolerance = 1e-5 if encoding == "float32" else 0.05  # what the last difference left out
         assert client.rounds[5].received_metrics["loss"] == pytest.approx(measured["loss"], rel=tolerance)

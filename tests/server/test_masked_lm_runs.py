@@ -81,7 +81,7 @@ async def test_an_auxiliary_client_without_labels_shapes_the_encoder_and_neither
     assert not torch.equal(encoder_of(server)[words], first[words])
     assert [len(report.missing_clients) for report in reports] == [0] * len(reports)
     assert {one.auxiliary_weight for report in reports for one in report.tasks if one.task == "texts"} == {0.5}
-    assert done.task == "texts"
+    assert done.tasks == ("texts",)
 
 
 async def echo(client: WireClient, round_: int, *, evaluate: bool = False) -> int:

@@ -28,7 +28,7 @@ def engine(**rules) -> RoundEngine:
 
 
 def claim(client_id, task, round_=1, kind="parameters", next_task="") -> UpdateClaim:
-    return UpdateClaim(client_id, task, round_, f"{client_id}{round_}", kind, 1, 0, {}, {}, next_task)
+    return UpdateClaim(client_id, task, round_, f"{client_id}{round_}", kind, 1, 0, {}, {}, next_task=next_task)
 
 
 def tasks_of(rounds) -> dict[str, str]:
