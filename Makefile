@@ -85,8 +85,8 @@ examples/node/node_modules/.package-lock.json: examples/node/package-lock.json
 example-go example-cpp: example-%:
 	$(MAKE) -C examples/$*
 
-test: $(STAMP) ## Run the tests, but for the long ones.
-	$(BIN)/python -m pytest -m "not long"
+test: $(STAMP) ## Run the tests, but for the long ones; a file of them on each of two processors.
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not long"
 
 test-long: $(STAMP) ## Run the long tests: whole federations as processes; ten minutes.
 	$(BIN)/python -m pytest -m long

@@ -321,7 +321,7 @@ class AdaptiveConfig(_Section):
         "class of your own as `module:Name`; never if not given",
     )
     split_below: float = Field(
-        -0.1, ge=-1, le=1, description="For `cosine`: tasks part where the cosine of their updates is below this"
+        -0.2, ge=-1, le=1, description="For `cosine`: tasks part where the cosine of their updates is below this"
     )
     merge_above: float = Field(
         0.1, ge=-1, le=1, description="Likewise: and come together again where it is no longer below this"
@@ -938,6 +938,12 @@ class Config(_Section):
         ):
             if got != needed:
                 raise ValueError(f"training.control_variates: needs `{key}: {needed}`, got {got!r}: {why}")
+        for name, task in self.tasks.items():
+            if task.auxiliary is not None and task.auxiliary != AuxiliaryConfig():
+                raise ValueError(
+                    f"training.control_variates: `tasks.{name}.auxiliary` has to have a weight and a decay of 1: they "
+                    "weigh clients by their examples"
+                )
         if several := [client.client_id for client in self.clients if len(client.task_names) > 1]:
             raise ValueError(f"training.control_variates: are of clients of one task each; {several[0]!r} has several")
         if self.robustness.norms.action == "clip":

@@ -154,7 +154,7 @@ def run_values(experiment: Experiment, cell: Cell, federation: Federation, data:
     tasks = {
         task: experiment.tasks[task].model_dump(mode="json", exclude_none=True, exclude={"data", "min_clients"})
         | {"data": {split: str(data / f"{task}-{split}.jsonl") for split in ("train", "validation")}}
-        | _quorum(experiment, federation, task)
+        | _quorum(experiment, cell, federation, task)
         for task in federation.tasks
     }
     clients = [
@@ -167,10 +167,13 @@ def run_values(experiment: Experiment, cell: Cell, federation: Federation, data:
     return merged(settings_of(experiment, cell), server) | {"tasks": tasks, "clients": clients}
 
 
-def _quorum(experiment: Experiment, federation: Federation, task: str) -> dict[str, int]:
-    """All of a task's clients; nobody's for an auxiliary one."""
+def _quorum(experiment: Experiment, cell: Cell, federation: Federation, task: str) -> dict[str, int]:
+    """All of a task's clients; one if they have others too, so that there is something to choose; none for an auxiliary
+    task."""
     if experiment.tasks[task].auxiliary:
         return {}
+    if experiment.methods[cell.method].several:
+        return {"min_clients": 1}
     return {"min_clients": sum(client.task == task for client in federation.clients)}
 
 

@@ -34,7 +34,7 @@ _KEY = "sharing.adaptive.policy"
 class AdaptiveSettings:
     """The section `sharing.adaptive`, as a policy is made with it."""
 
-    split_below: float = -0.1
+    split_below: float = -0.2
     merge_above: float = 0.1
     patience: int = 3
     smoothing: float = 0.5

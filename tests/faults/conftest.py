@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.harness import Undisturbed, run_undisturbed
 
-_SAID = pytest.StashKey[list[str]]()
+_SAID = "said"
 
 
 @pytest.fixture(scope="session")
@@ -18,11 +18,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 @pytest.fixture
-def say(pytestconfig: pytest.Config) -> Callable[[str], None]:
-    """Have a line shown at the end, whether the test passes or not."""
-    return pytestconfig.stash.setdefault(_SAID, []).append
+def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Have a line shown at the end, whether the test passes or not; it gets there from other processes too."""
+    return lambda line: record_property(_SAID, line)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for line in config.stash.get(_SAID, []):
-        terminalreporter.write_line(line)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [one for some in terminalreporter.stats.values() for one in some if isinstance(one, pytest.TestReport)]
+    for report in reports:
+        for name, line in report.user_properties if report.when == "call" else ():
+            if name == _SAID:
+                terminalreporter.write_line(str(line))

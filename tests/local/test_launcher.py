@@ -40,6 +40,7 @@ def command(tmp_path: Path, text: str = CONFIG, *options: str) -> list[str]:
     return [sys.executable, "-m", "fedmtl_local", "--config", str(tmp_path / "c.yaml"), "--run-dir", run_dir, *options]
 
 
+@pytest.mark.long
 def test_a_run_ends_with_a_table_and_everything_in_its_folder(tmp_path):
     result = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

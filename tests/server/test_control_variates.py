@@ -292,11 +292,22 @@ async def test_a_sum_of_learning_rates_that_is_none_is_refused_by_name(rates, tm
         ({"rounds": {"mode": "async"}}, "needs `rounds.mode: sync`, got 'async'"),
         ({"aggregation": {"task_weighting": "uniform"}}, "needs `aggregation.task_weighting: examples`, got 'uniform'"),
         ({"robustness": {"norms": {"action": "clip", "bound": 1}}}, "can't go with `robustness.norms.action: clip`"),
+        ({"aggregation": {"scaling": 2}}, r"needs `aggregation.scaling: 1.0`, got 2.0"),
+        ({"training": {"head_epochs": 1}}, "needs `training.head_epochs: 0`, got 1"),
+        ({"sharing": {"adaptive": {"policy": "cosine"}}}, "needs `sharing.adaptive.policy: None`, got 'cosine'"),
+        (
+            {"tasks": {"sst2": {}, "qqp": {"auxiliary": {"weight": 0.5}}}},
+            "`tasks.qqp.auxiliary` has to have a weight and a decay of 1",
+        ),
+        (
+            {"tasks": {"sst2": {}, "qqp": {}}, "clients": [{"client_id": "a", "tasks": ["sst2", "qqp"]}]},
+            "are of clients of one task each; 'a' has several",
+        ),
     ],
 )
 def test_what_control_variates_do_not_go_with_is_refused_in_words(sections, told):
-    values = {"training": {"control_variates": True, "optimizer": "sgd"}}
-    values |= {name: values.get(name, {}) | section for name, section in sections.items()}
+    training = {"control_variates": True, "optimizer": "sgd"} | sections.get("training", {})
+    values = sections | {"training": training}
     with pytest.raises(ValueError, match=r"training\.control_variates: ") as caught:
         Config.model_validate(values)
     assert told in str(caught.value)
