@@ -274,8 +274,8 @@ class AggregationConfig(_Section):
     scaling: float = Field(
         1.0,
         gt=0,
-        description="What the tasks' weighted deltas are multiplied with before the encoder moves by them; with the "
-        "number of tasks, each moves it as far as it would alone",
+        description="What the tasks' weighted deltas are multiplied with before the encoder moves by them, but with no "
+        "more than the number of tasks that share in the round: then each moves it as far as it would alone",
     )
     temperature: float = Field(
         2.0, gt=0, description="For `temperature`: its T; 1 is `examples`, and the larger, the closer to `uniform`"

@@ -21,6 +21,11 @@ def control_scope(scope: str) -> str:
     return _PREFIX + scope
 
 
+def is_control(scope: str) -> bool:
+    """Whether a component is a control variate."""
+    return scope.startswith(_PREFIX)
+
+
 def control_layout(layout: Layout) -> Layout:
     """The layout of a component's control variate; a parameter's tensor is `control/NAME`."""
     tensors = {f"{_NAME_PREFIX}{spec.name}": torch.empty(spec.shape, device="meta") for spec in layout.tensors}
@@ -39,6 +44,6 @@ def vector(control: Component) -> Tensor:
 
 def without_controls(components: Mapping[str, Component]) -> tuple[dict[str, Component], dict[str, Component]]:
     """A slice's components by scope, and apart from them the control variates, by the scope that each is for."""
-    model = {scope: one for scope, one in components.items() if not scope.startswith(_PREFIX)}
-    controls = {scope.removeprefix(_PREFIX): one for scope, one in components.items() if scope.startswith(_PREFIX)}
+    model = {scope: one for scope, one in components.items() if not is_control(scope)}
+    controls = {scope.removeprefix(_PREFIX): one for scope, one in components.items() if is_control(scope)}
     return model, controls

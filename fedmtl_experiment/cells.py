@@ -100,8 +100,26 @@ def everybody(experiment: Experiment, cell: Cell) -> Federation:
     method, setting = experiment.methods[cell.method], experiment.settings[cell.setting]
     clients = _clients(setting.tasks)
     if method.several:
-        clients = tuple(replace(one, tasks=tuple(dict.fromkeys([one.task, *setting.tasks]))) for one in clients)
+        clients = _with_all_tasks(clients, tuple(setting.tasks))
     return Federation("all", clients + _clients(method.auxiliary))
+
+
+def _with_all_tasks(clients: Sequence[Client], tasks: Sequence[str]) -> tuple[Client, ...]:
+    """Clients that have a part of every task's rows each.
+
+    Their turns go by their ids, so their parts go by their places among these: those that have a task in one round have
+    different rows of it.
+    """
+    num_parts = len(clients) // len(tasks)
+    places = {client_id: place for place, client_id in enumerate(sorted(client.client_id for client in clients))}
+    return tuple(
+        replace(
+            one,
+            tasks=tuple(dict.fromkeys([one.task, *tasks])),
+            shard=f"{places[one.client_id] // len(tasks) % num_parts + 1}/{num_parts}",
+        )
+        for one in clients
+    )
 
 
 def _clients(tasks: Mapping[str, TaskRows]) -> tuple[Client, ...]:
@@ -154,7 +172,7 @@ def run_values(experiment: Experiment, cell: Cell, federation: Federation, data:
     tasks = {
         task: experiment.tasks[task].model_dump(mode="json", exclude_none=True, exclude={"data", "min_clients"})
         | {"data": {split: str(data / f"{task}-{split}.jsonl") for split in ("train", "validation")}}
-        | _quorum(experiment, cell, federation, task)
+        | _quorum(experiment, federation, task)
         for task in federation.tasks
     }
     clients = [
@@ -167,13 +185,10 @@ def run_values(experiment: Experiment, cell: Cell, federation: Federation, data:
     return merged(settings_of(experiment, cell), server) | {"tasks": tasks, "clients": clients}
 
 
-def _quorum(experiment: Experiment, cell: Cell, federation: Federation, task: str) -> dict[str, int]:
-    """All of a task's clients; one if they have others too, so that there is something to choose; none for an auxiliary
-    task."""
+def _quorum(experiment: Experiment, federation: Federation, task: str) -> dict[str, int]:
+    """All of a task's clients; nobody's for an auxiliary one."""
     if experiment.tasks[task].auxiliary:
         return {}
-    if experiment.methods[cell.method].several:
-        return {"min_clients": 1}
     return {"min_clients": sum(client.task == task for client in federation.clients)}
 
 

@@ -425,7 +425,8 @@ class RoundFold:
                 parts = [shares.get(one.task, 0.0) * one.num_examples / (by_task[one.task] or 1) for one in counted]
             else:
                 components[scope] = self._combined(scope, {"": float(steps.factor()) if steps else 1.0})
-                parts = [float(count / sum(counts)) for count in counts]
+                total = sum(counts)
+                parts = [float(count / total) for count in counts]
             if steps:
                 parts = [part * steps.scale(one.num_steps) for part, one in zip(parts, counted, strict=True)]
             contributions[scope] = _contributions(scope, counted, parts)

@@ -726,7 +726,8 @@ class Federation:
         """The model, and what its optimiser remembers, by the table in which what moves has moved."""
         assert self._mover is not None
         before, after = self._model.sharing, self._mover.table
-        num_examples = {task.task: task.num_examples for task in report.tasks}
+        factors = self._aggregator.factors(report.round)
+        num_examples = {task.task: task.num_examples * factors.get(task.task, 1.0) for task in report.tasks}
         if self._optimizer is not None:
             self._optimizer.rearrange(self._model.layouts_of(after), before, after, num_examples)
         return rearranged(components, before, after, num_examples), after

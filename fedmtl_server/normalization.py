@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from fedmtl_core.errors import AggregationError
 
@@ -58,7 +59,7 @@ class RoundSteps:
 
     parts: tuple[Steps, ...]
 
-    @property
+    @cached_property
     def effective(self) -> Fraction:
         """τ_eff, by the examples of all of them: also where tasks are weighted, it is one for all tasks."""
         return _mean((Fraction(part.num_steps), part.weight) for part in self.parts)

@@ -78,7 +78,7 @@ class OptimizerState:
         self._components |= mine
 
     def rearrange(
-        self, layouts: Iterable[Layout], before: SharingTable, after: SharingTable, num_examples: Mapping[str, int]
+        self, layouts: Iterable[Layout], before: SharingTable, after: SharingTable, num_examples: Mapping[str, float]
     ) -> None:
         """Move what is remembered with the parameters that it is of; see `rearranging.rearranged`."""
         components: dict[str, Component] = {}

@@ -19,7 +19,7 @@ def rearranged(
     components: Mapping[str, Component],
     before: SharingTable,
     after: SharingTable,
-    num_examples: Mapping[str, int],
+    num_examples: Mapping[str, float],
     prefix: str = "",
 ) -> dict[str, Component]:
     """Components by one table, made of those by another.
@@ -28,7 +28,8 @@ def rearranged(
         components: those there are, by scope; they stay as they are.
         before: by which they are laid out.
         after: by which the new ones are to be.
-        num_examples: by task, what its clients trained on. Where none of a parameter's tasks has any, all count alike.
+        num_examples: by task, what its clients trained on, as far as it counts. Where none of a parameter's tasks has
+            any, all count alike.
         prefix: what the components have before the parameters' names.
 
     Returns:
@@ -55,7 +56,7 @@ def rearranged(
 
 
 def _sources(
-    name: str, members: Sequence[str], before: SharingTable, num_examples: Mapping[str, int]
+    name: str, members: Sequence[str], before: SharingTable, num_examples: Mapping[str, float]
 ) -> dict[str, float]:
     """By scope that a parameter of some tasks is in, what it counts for; above 0."""
     weights: dict[str, float] = {}

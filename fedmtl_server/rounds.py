@@ -466,8 +466,8 @@ class RoundEngine:
 
     @property
     def _somebody_counts(self) -> bool:
-        """Whether a client is there for a task that isn't auxiliary: without one, a round would be nobody's."""
-        return any(task not in self.rules.auxiliary for tasks in self._eligible().values() for task in tasks)
+        """Whether a client is there that has a task that isn't auxiliary: without one, a round would be nobody's."""
+        return any(task not in self.rules.auxiliary for offer in self._offers.values() for task in offer.tasks)
 
     @property
     def _anybody(self) -> str:
@@ -486,7 +486,12 @@ class RoundEngine:
         """The task of each client that is there. The final model is measured on all tasks alike."""
         rules = self.rules
         selection = rules.selection if self.purpose == "train" else RoundRobin()
-        return choose_tasks(selection, self._eligible(), self.round, rules.min_clients, self.losses, rules.seed)
+        chosen = choose_tasks(selection, self._eligible(), self.round, rules.min_clients, self.losses, rules.seed)
+        if rules.auxiliary.issuperset(chosen.values()):  # no round is held for these alone
+            for client_id, tasks in sorted(self._eligible().items()):
+                if others := [task for task in tasks if task not in rules.auxiliary]:
+                    return chosen | {client_id: others[0]}
+        return chosen
 
     def _may_open(self, now: float) -> bool:
         if self._waits_until is not None and now >= self._waits_until:

@@ -13,6 +13,7 @@ import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.chunks import ChunkedBytes
+from fedmtl_core.controls import is_control
 from fedmtl_core.details import text_of
 from fedmtl_core.errors import InvalidRequestError, RequestError, ServerFaultError, UnavailableError, within
 from fedmtl_core.formats import Compression, Encoding
@@ -198,6 +199,7 @@ class FederatedMtlServicer:
         self, request: pb.GetSliceRequest, published: PublishedModel, parts: Sequence[SlicePart]
     ) -> pb.SliceHeader:
         plans = self._federation.plans
+        has_controls = any(is_control(part.layout.scope) for part in parts)
         # All tasks at once are of no one kind.
         plan = plans[request.task] if request.task else replace(next(iter(plans.values())), task_type=None, labels=())
         return pb.SliceHeader(
@@ -209,7 +211,7 @@ class FederatedMtlServicer:
             plan=plan_to_proto(plan),
             purpose=PURPOSE_TO_PROTO[self._federation.purpose],
             compression=request.compression,
-            control_since=published.control_since,
+            control_since=published.control_since if has_controls else 0,
         )
 
     def _require_watcher(self, request: pb.WatchRoundsRequest) -> None:

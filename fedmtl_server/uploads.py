@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.chunks import Assembler, Chunk, read_message
-from fedmtl_core.errors import ChecksumError, MalformedStreamError, RequestError, UnavailableError, within
+from fedmtl_core.errors import (
+    ChecksumError,
+    LayoutMismatchError,
+    MalformedStreamError,
+    RequestError,
+    UnavailableError,
+    within,
+)
 from fedmtl_core.wire import EncodedLayout, compression_from_proto
 from fedmtl_server.federation import Federation
 from fedmtl_server.messages import claim_from_header, require_components
@@ -95,7 +102,13 @@ class Upload:
         with within("header"):
             claim = claim_from_header(self.header)
             expected = () if claim.kind == "metrics" else self._federation.model.layouts_for(claim.task)
-            return claim, require_components(expected, self.header)
+            try:
+                return claim, require_components(expected, self.header)
+            except LayoutMismatchError:
+                # Layers may have moved since: whether the update is one for this round is what its client has to know.
+                if self._federation.admit(claim) is not None:
+                    return claim, ()
+                raise
 
     async def _receive_rest(self, transfer: Transfer) -> int:
         """Take in what follows the header. If the history is against the update, that is what is said, and not what is

@@ -25,7 +25,7 @@ class WeightingSettings:
     weights: Mapping[str, float] = field(default_factory=dict)
     """By task, for `fixed`."""
     scaling: float = 1.0
-    """What all coefficients are multiplied with, whichever weighting they are of."""
+    """What all coefficients are multiplied with, whichever weighting they are of; at most the number of tasks."""
     temperature: float = 2.0
     conflict_aversion: float = 0.5
     asymmetry: float = 1.5
@@ -122,7 +122,7 @@ class RoundWeighting:
             raise AggregationError(
                 f"aggregation.task_weighting: expected {len(facts)} finite coefficients, got {coefficients}"
             )
-        scaling = self.weighting.settings.scaling
+        scaling = min(self.weighting.settings.scaling, len(facts))
         return Weighed([scaling * one for one in coefficients], state)
 
 

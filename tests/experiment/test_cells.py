@@ -18,6 +18,7 @@ from fedmtl_experiment.cells import (
     shard_sizes,
     steps_per_round,
 )
+from fedmtl_server.task_selection import RoundRobin, choose_tasks
 from tests.experiment.support import TOY, experiment
 
 SKEWED = {"tiny": {**TOY["settings"]["tiny"], "partition": {"dirichlet": 0.5}}}
@@ -136,18 +137,25 @@ def test_a_method_may_bring_auxiliary_tasks_along_which_no_round_needs(tmp_path)
     assert not any("words" in key for key in inputs(loaded, plain))
 
 
-def test_clients_may_have_several_tasks_of_which_each_has_one_of_them_at_least(tmp_path):
+def test_of_clients_of_several_tasks_those_that_have_one_at_a_time_have_different_rows_of_it(tmp_path):
     methods = {**TOY["methods"], "several": {"base": "mtl", "several": True}}
-    loaded = experiment(tmp_path, methods=methods)
+    tasks = {name: {"train_rows": 60, "clients": 3} for name in ("sst2", "stsb", "qqp")}
+    loaded = experiment(
+        tmp_path,
+        methods=methods,
+        tasks={**TOY["tasks"], "qqp": {"data": {"builtin": "qqp"}}},
+        settings={"tiny": {**TOY["settings"]["tiny"], "tasks": tasks}},
+    )
     cell, plain = Cell("tiny", "toy", "several", 1), Cell("tiny", "toy", "mtl", 1)
     (federation,) = federations(loaded, cell)
     config = validated(run_values(loaded, cell, federation, Path("d"), Path("r")), "test")
-    assert [(one.client_id, one.task_names, one.shard) for one in config.clients] == [
-        ("sst2_1", ("sst2", "stsb"), "1/2"),
-        ("sst2_2", ("sst2", "stsb"), "2/2"),
-        ("stsb_1", ("stsb", "sst2"), "1/1"),
-    ]
-    assert {task: section.min_clients for task, section in config.tasks.items()} == {"sst2": 1, "stsb": 1}
+    assert {task: section.min_clients for task, section in config.tasks.items()} == dict.fromkeys(tasks, 3)
+    shards = {one.client_id: one.shard for one in config.clients}
+    for round_ in range(1, 4):
+        eligible = {one.client_id: one.task_names for one in config.clients}
+        chosen = choose_tasks(RoundRobin(), eligible, round_, dict.fromkeys(tasks, 3), {}, 1)
+        for task in tasks:
+            assert sorted(shards[one] for one, its in chosen.items() if its == task) == ["1/3", "2/3", "3/3"]
     assert differences(inputs(loaded, plain), inputs(loaded, cell)) == ["several: it has None, the configuration True"]
 
 
@@ -157,6 +165,10 @@ def test_clients_may_have_several_tasks_of_which_each_has_one_of_them_at_least(t
         (
             {"methods": {"local": {"base": "local", "several": True}}},
             r"methods\.local: `several` is for `base: mtl`, got 'local'",
+        ),
+        (
+            {"methods": {"mtl": {"base": "mtl", "several": True}}},
+            r"methods\.mtl\.several: needs as many clients of each task in 'tiny'",
         ),
         (
             {"methods": {"mtl": {"base": "mtl", "auxiliary": {"stsb": {}}}}},

@@ -369,6 +369,12 @@ def test_the_plain_average_is_scaled_too():
     assert moved(folded(updates, "examples", scaling=2.0)) == [6.0, 4.0]  # 2 * (3 * 4, 1 * 8) / 4
 
 
+def test_the_scaling_is_the_number_of_tasks_at_most():
+    updates = [update("a", "sst2", [4.0, 0.0], 900), update("b", "qqp", [0.0, 8.0], 100)]
+    assert moved(folded(updates, "uniform", scaling=3.0)) == [4.0, 8.0]
+    assert moved(folded(updates[:1], "uniform", scaling=3.0)) == [4.0, 0.0]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_scaling_multiplies_whatever_the_weights_are(name):
     plain, scaled = (folded(same_examples(name), name, scaling=scaling) for scaling in (1.0, 3.0))
