@@ -22,11 +22,11 @@ from fedmtl_experiment.cells import Cell, Federation, everybody, federations, in
 from fedmtl_experiment.central import train_central
 from fedmtl_experiment.config import Experiment
 from fedmtl_experiment.evaluation import Evaluator
-from fedmtl_experiment.federated import FederatedRun, evaluate_checkpoints, run_federation
+from fedmtl_experiment.federated import FederatedRun, evaluate_checkpoints, parameters_of, run_federation
 from fedmtl_experiment.results import CellResult, Folder, TaskOutcome, write_whole
 from fedmtl_experiment.rows import TaskRows, draw, trivial_baseline, write_jsonl
 from fedmtl_local.processes import num_processors
-from fedmtl_server.model import ModelSummary, MTLServerModel
+from fedmtl_server.model import MTLServerModel
 
 _Key = TypeVar("_Key", str, int)
 
@@ -155,10 +155,11 @@ class Runner:
             write_jsonl(work / f"{task}-validation.jsonl", self._spec(task), one.validation)
         rows = {task: rows[task] for task in self._experiment.settings[cell.setting].tasks}
         evaluator = Evaluator(_whole_config(self._experiment, cell), {task: one.report for task, one in rows.items()})
-        runs = []
+        runs, parameters = [], []
         for federation in federations(self._experiment, cell):
             run = self._run(cell, federation, work)
             runs.append((federation, run, *evaluate_checkpoints(run, evaluator)))
+            parameters.append(parameters_of(run))
             if not self._keep_runs:
                 shutil.rmtree(run.folder / "checkpoints")  # a cell may have many runs, and a run many models
         config = runs[0][1].config
@@ -180,13 +181,12 @@ class Runner:
                 steps=config.training.num_rounds * steps[task],
                 **self._of_report(task, one),
             )
-        summaries = [_summary(run) for _, run, _, _ in runs]
         return CellResult(
             cell,
             inputs(self._experiment, cell),
             outcomes,
-            summaries[0].shared_parameters,
-            sum(summary.total_parameters for summary in summaries),
+            parameters[0][0],
+            sum(held for _, held in parameters),
             None if is_local else sum(run.bytes_up for _, run, _, _ in runs),
             None if is_local else sum(run.bytes_down for _, run, _, _ in runs),
             sum(run.seconds for _, run, _, _ in runs),
@@ -250,10 +250,6 @@ def _whole_config(experiment: Experiment, cell: Cell) -> Config:
     """The configuration of a federation of all tasks and clients of a cell's setting."""
     values = run_values(experiment, cell, everybody(experiment, cell), Path("data"), Path("run"))
     return configuration.validated(values, f"cell {cell.id}")
-
-
-def _summary(run: FederatedRun) -> ModelSummary:
-    return MTLServerModel.from_config(run.config, weights=False).summary()
 
 
 def _mean(measured: Sequence[Mapping[_Key, float]]) -> dict[_Key, float]:

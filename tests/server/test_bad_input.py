@@ -554,3 +554,18 @@ async def test_a_server_that_stops_says_so_to_its_watchers(tmp_path):
             await client.event()
         assert ended.value.code() is CODE.UNAVAILABLE
         assert "the server is stopping" in ended.value.details()
+
+
+async def test_a_late_update_is_told_that_it_is_late_also_where_the_layout_is_another_by_now(tmp_path):
+    async with serving(tmp_path, tiny_model("sst2"), num_rounds=3) as server, WireClient(server, "a", "sst2") as client:
+        await client.watch()
+        header, data = await client.get_slice()
+        assert (await client.push(client.update(header, data))).outcome == pb.OUTCOME_ACCEPTED
+        await client.until(COMMITTED)
+        header.components[0].tensors[0].shape[0] += 1  # as if layers had moved at the commit
+        assert (await client.push(client.update(header, data))).outcome == pb.OUTCOME_DUPLICATE
+        for base_round, code in ((1, CODE.ABORTED), (2, CODE.INVALID_ARGUMENT)):
+            header.round = base_round
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await client.push(client.update(header, data, update_id="another"))
+            assert refusal.value.code() is code, refusal.value.details()
