@@ -11,6 +11,7 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_core.chunks import Assembler, Chunk, read_message
 from fedmtl_core.errors import (
     ChecksumError,
+    InvalidRequestError,
     LayoutMismatchError,
     MalformedStreamError,
     RequestError,
@@ -105,10 +106,22 @@ class Upload:
             try:
                 return claim, require_components(expected, self.header)
             except LayoutMismatchError:
-                # Layers may have moved since: whether the update is one for this round is what its client has to know.
-                if self._federation.admit(claim) is not None:
+                if self._is_counted(claim):
                     return claim, ()
                 raise
+
+    def _is_counted(self, claim: UpdateClaim) -> bool:
+        """Whether an update of another layout counts already.
+
+        Layers may have moved since it was made: that it is late, or was counted, is what its client has to know.
+
+        Raises:
+            StaleRoundError: it is late.
+        """
+        try:
+            return self._federation.admit(claim) is not None
+        except InvalidRequestError:
+            return False
 
     async def _receive_rest(self, transfer: Transfer) -> int:
         """Take in what follows the header. If the history is against the update, that is what is said, and not what is

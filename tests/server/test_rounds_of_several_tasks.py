@@ -396,7 +396,7 @@ TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadli
 
 def test_clients_that_have_all_chosen_an_auxiliary_task_do_not_stop_the_run():
     """The round opens once the others' quorum has been waited for, and their next choice comes with its updates."""
-    rounds = engine({"sst2": 1, "texts": 0}, auxiliary=frozenset({"texts"}), quorum_timeout_s=30.0)
+    rounds = engine(min_clients={"sst2": 1, "texts": 0}, auxiliary=frozenset({"texts"}), quorum_timeout_s=30.0)
     rounds.join("a", "sst2", 0.0, ["sst2", "texts"])
     assert rounds.advance(0.0) is Step.OPENED
     rounds.count(claim("a", "sst2", 1, next_task="texts"))
@@ -407,7 +407,7 @@ def test_clients_that_have_all_chosen_an_auxiliary_task_do_not_stop_the_run():
 
 
 def test_no_round_is_held_for_auxiliary_tasks_alone_where_a_client_has_others():
-    rounds = engine({"sst2": 0, "texts": 0}, auxiliary=frozenset({"texts"}), num_rounds=4)
+    rounds = engine(min_clients={"sst2": 0, "texts": 0}, auxiliary=frozenset({"texts"}), num_rounds=4)
     rounds.join("a", "", 0.0, ["sst2", "texts"])
     for round_ in range(1, 4):
         assert rounds.advance(float(round_)) is Step.OPENED
