@@ -21,6 +21,7 @@ _WORDS: Mapping[Base, str] = {
     "mtl": "one federation of all tasks",
     "central": "all data in one place",
 }
+_COLOURS: Mapping[Base, str] = {"local": "C7", "standard": "C1", "mtl": "C0", "central": "C2"}
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,19 @@ def bars(comparison: Comparison) -> Figure:
     def draw(axes: Axes, task: str) -> None:
         for place, row in enumerate(comparison.methods):
             value = row.tasks[task].value
-            axes.bar(place, value.mean, yerr=value.std, capsize=4)
+            axes.barh(place, value.mean, xerr=value.std, capsize=3, color=_COLOURS[row.base])
         trivial = comparison.trivial[task]
         if trivial is not None:
-            axes.axhline(trivial, color="black", linewidth=0.8, linestyle=":")
-        axes.set_xticks(range(len(comparison.methods)), [row.method for row in comparison.methods], rotation=30)
-        axes.grid(alpha=0.3, axis="y")
+            axes.axvline(trivial, color="black", linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(comparison.methods)), [row.method for row in comparison.methods])
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{comparison.metrics[task]} (reported)")
+        axes.grid(alpha=0.3, axis="x")
 
-    return _panels(comparison, "reported", draw)
+    figure = _panels(comparison, "", draw, height=1.2 + 0.25 * len(comparison.methods))
+    for axes in figure.axes[1:]:
+        axes.tick_params(labelleft=False)
+    return figure
 
 
 def _comparison(results: Sequence[CellResult], bases: Mapping[str, Base]) -> Comparison:
@@ -336,16 +342,18 @@ def _difference(value: Difference | None) -> str:
     return f"{value.mean:+.3f}" + ("" if value.standard_error is None else f" (SE {value.standard_error:.3f})")
 
 
-def _panels(comparison: Comparison, what: str, draw: Callable[[Axes, str], None]) -> Figure:
+def _panels(comparison: Comparison, what: str, draw: Callable[[Axes, str], None], height: float = 3.6) -> Figure:
+    """A panel for each task; with `what`, the metric and that are its upright axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     tasks = list(comparison.metrics)
-    figure = Figure(figsize=(3.6 * len(tasks), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(tasks), height), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     for axes, task in zip(panels, tasks, strict=True):
         draw(axes, task)
         axes.set_title(task, fontsize=10)
-        axes.set_ylabel(f"{comparison.metrics[task]} ({what})")
+        if what:
+            axes.set_ylabel(f"{comparison.metrics[task]} ({what})")
     return figure

@@ -120,8 +120,8 @@ def test_plots_show_every_method_once_for_each_task():
     assert [line.get_label() for line in axes.lines] == ["standard", "mtl", "mtl_other", "central"]
     assert list(axes.lines[1].get_ydata()) == pytest.approx([0.5, 0.81, 0.81])
     drawn = bars(comparison).axes[0]
-    assert [bar.get_height() for bar in drawn.patches] == pytest.approx([0.75, 0.81, 0.6, 0.9])
-    assert [label.get_text() for label in drawn.get_xticklabels()] == ["standard", "mtl", "mtl_other", "central"]
+    assert [bar.get_width() for bar in drawn.patches] == pytest.approx([0.75, 0.81, 0.6, 0.9])
+    assert [label.get_text() for label in drawn.get_yticklabels()] == ["standard", "mtl", "mtl_other", "central"]
 
 
 def test_each_setting_and_encoder_has_tables_of_its_own():
