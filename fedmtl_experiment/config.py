@@ -118,9 +118,9 @@ class Experiment(_Section):
             if auxiliary := [task for task in setting.tasks if self.tasks[task].auxiliary]:
                 raise ValueError(f"settings.{name}.tasks: {auxiliary[0]!r} is auxiliary; a method may add it")
         for name, method in self.methods.items():
-            for setting in method.settings or self.settings if method.several else ():
-                if setting in self.settings and len({one.clients for one in self.settings[setting].tasks.values()}) > 1:
-                    raise ValueError(f"methods.{name}.several: needs as many clients of each task in {setting!r}")
+            for where in method.settings or self.settings if method.several else ():
+                if where in self.settings and len({one.clients for one in self.settings[where].tasks.values()}) > 1:
+                    raise ValueError(f"methods.{name}.several: needs as many clients of each task in {where!r}")
             _require_known(f"methods.{name}.encoders", method.encoders or (), self.encoders)
             _require_known(f"methods.{name}.settings", method.settings or (), self.settings)
             _require_known(f"methods.{name}.auxiliary", method.auxiliary, self.tasks)
