@@ -45,21 +45,25 @@ def address(value: str) -> str:
         raise typer.BadParameter(str(error)) from None
 
 
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        "--tasks",
+        help="The task this client has data for; again for each further one. Without it, those that the configuration "
+        "names for this client.",
+        show_default=False,
+    ),
+]
+"""A client's tasks as options."""
+
+
 @app.command(epilog=settings_help())
 def take_part(
     client_id: Annotated[
         str, typer.Option(help="This client's name; no other client may have it.", callback=identifier)
     ],
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--task",
-            "--tasks",
-            help="The task this client has data for; again for each further one. Without it, those that the "
-            "configuration names for this client.",
-            show_default=False,
-        ),
-    ] = None,
+    task: TaskNames = None,
     server: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=address)
     ] = DEFAULT_ADDRESS,

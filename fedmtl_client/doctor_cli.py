@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fedmtl_client.cli import address, identifier, shard_name, with_options_first
+from fedmtl_client.cli import TaskNames, address, identifier, shard_name, with_options_first
 from fedmtl_client.client import (
     DEFAULT_ADDRESS,
     listed,
@@ -30,16 +30,7 @@ doctor_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, r
 @doctor_app.command("doctor")
 def examine(
     client_id: Annotated[str, typer.Option(help="This client's name.", callback=identifier)],
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--task",
-            "--tasks",
-            help="The task this client has data for; again for each further one. Without it, those that the "
-            "configuration names for this client.",
-            show_default=False,
-        ),
-    ] = None,
+    task: TaskNames = None,
     server: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=address)
     ] = DEFAULT_ADDRESS,

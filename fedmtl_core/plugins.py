@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TypeVar
@@ -57,6 +57,20 @@ def load(key: str, reference: str, base: type[_T]) -> type[_T]:
         raise ConfigError(f"{key}: {reference} lacks the methods {', '.join(missing)} of {base.__qualname__}")
     result: type[_T] = found
     return result
+
+
+def make(key: str, reference: str, base: type[_T], *arguments: object) -> _T:
+    """An object of the class that a setting names.
+
+    Args:
+        arguments: what it is made with; `load` has the others.
+
+    Raises:
+        ConfigError: as for `load`, or it can't be made.
+    """
+    found: Callable[..., _T] = load(key, reference, base)
+    with blamed(key, reference):
+        return found(*arguments)
 
 
 @contextmanager

@@ -204,9 +204,7 @@ class _Own(SharingPolicy):
     def __init__(self, settings: AdaptiveSettings, reference: str):
         super().__init__(settings)
         self._reference = reference
-        make = plugins.load(_KEY, reference, SharingPolicy)  # type: ignore[type-abstract]
-        with plugins.blamed(_KEY, reference):
-            self._own = make(settings)
+        self._own = plugins.make(_KEY, reference, SharingPolicy, settings)  # type: ignore[type-abstract]
 
     def decide(self, round_: SharingRound) -> Decided:
         with plugins.blamed(_KEY, self._reference):

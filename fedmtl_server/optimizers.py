@@ -128,9 +128,8 @@ class _Own(ServerOptimizer):
     def __init__(self, settings: OptimizerSettings, reference: str):
         super().__init__(settings)
         self._reference = reference
-        make = plugins.load(_KEY, reference, ServerOptimizer)  # type: ignore[type-abstract]
+        self._own = plugins.make(_KEY, reference, ServerOptimizer, settings)  # type: ignore[type-abstract]
         with plugins.blamed(_KEY, reference):
-            self._own = make(settings)
             self._slots = {str(slot): float(value) for slot, value in self._own.slots.items()}
         if bad := [slot for slot in self._slots if not slot.isidentifier()]:
             raise ConfigError(f"{_KEY}: {reference}: expected slots that are named like variables, got {bad[0]!r}")

@@ -129,9 +129,7 @@ class _Own(TaskSelection):
 
     def __init__(self, reference: str):
         self._reference = reference
-        make = plugins.load(KEY, reference, TaskSelection)  # type: ignore[type-abstract]
-        with plugins.blamed(KEY, reference):
-            self._own = make()
+        self._own = plugins.make(KEY, reference, TaskSelection)  # type: ignore[type-abstract]
 
     def select(self, round_: SelectionRound) -> Mapping[str, str]:
         with plugins.blamed(KEY, self._reference):

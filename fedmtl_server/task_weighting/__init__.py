@@ -55,9 +55,8 @@ class _Own(TaskWeighting):
     def __init__(self, settings: WeightingSettings, reference: str):
         super().__init__(settings)
         self._reference = reference
-        make = plugins.load(_KEY, reference, TaskWeighting)  # type: ignore[type-abstract]
+        self._own = plugins.make(_KEY, reference, TaskWeighting, settings)  # type: ignore[type-abstract]
         with plugins.blamed(_KEY, reference):
-            self._own = make(settings)
             self.needs_products = bool(self._own.needs_products)
             self.gives_shares = bool(self._own.gives_shares)
 
