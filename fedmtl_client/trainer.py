@@ -19,6 +19,7 @@ from fedmtl_core import kinds
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.modeling import MultiTaskModel
 from fedmtl_core.plan import TrainingPlan
+from fedmtl_core.randomness import seed_all
 from fedmtl_core.tasks import TaskSpec
 
 EVALUATION_SEED = 0
@@ -150,7 +151,7 @@ class Trainer:
             ConfigError: there is a correction, and the optimizer has several learning rates.
         """
         plan, began = self.plan, time.monotonic()
-        torch.manual_seed(seed)
+        seed_all(seed)
         loader = DataLoader(
             rows,
             batch_size=plan.batch_size,
@@ -250,7 +251,9 @@ class Trainer:
 
     def _batches(self, rows: EncodedRows) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         collate = rows.collator(EVALUATION_SEED)
-        return iter(DataLoader(rows, batch_size=2 * self.plan.batch_size, collate_fn=collate))
+        # A loader without a generator would take a number from the global one, which other clients here may draw from.
+        batches = DataLoader(rows, batch_size=2 * self.plan.batch_size, collate_fn=collate, generator=torch.Generator())
+        return iter(batches)
 
     def _there(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}

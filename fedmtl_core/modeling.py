@@ -17,6 +17,7 @@ from fedmtl_core import toy
 from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskError
 from fedmtl_core.kinds import EncoderFacts, TaskKind, kind_of, new_head, word_embeddings
 from fedmtl_core.plan import Pooling
+from fedmtl_core.randomness import drawing_from
 from fedmtl_core.sharing import ModelShape
 from fedmtl_core.tasks import TaskSpec
 
@@ -70,8 +71,7 @@ class MultiTaskModel(nn.Module):
             taken = "there is such a head already" if spec.name in self.heads else "PyTorch has a use for that name"
             raise ConfigError(f"tasks: {spec.name!r} can't be a task's name: {taken}")
         kind = kind_of(spec)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed ^ zlib.crc32(spec.name.encode()))
+        with drawing_from(self._seed ^ zlib.crc32(spec.name.encode())):
             head = new_head(kind, self._facts, self._dropout)
         self._kinds[spec.name], self.heads[spec.name] = kind, head
 
@@ -169,8 +169,7 @@ def load_encoder(
     Raises:
         ModelUnavailableError: there is no such model, or it can't be reached; the message says what to do.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawing_from(seed):
         if source == TOY_MODEL:
             encoder = BertModel(_first_layers(_toy_config(), source, num_hidden_layers))
         else:

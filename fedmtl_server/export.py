@@ -25,6 +25,7 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, CorruptCheckpointError, FedMTLError, StoreError, UserError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_core.randomness import drawing_from
 from fedmtl_core.sharing import blocks_of
 from fedmtl_core.tasks import METRICS_OF, TaskSpec
 from fedmtl_server.checkpoints import read_metadata, read_safetensors, write_safetensors
@@ -264,7 +265,7 @@ def _native(module: MultiTaskModel, spec: TaskSpec, config: Config) -> Any:
     settings = copy.deepcopy(module.encoder.config)
     _describe(settings, spec, config)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with drawing_from(0):
             model = AutoModelForSequenceClassification.from_config(settings)
     except (ValueError, AttributeError):  # it has no such class
         return None
@@ -301,7 +302,7 @@ def _own(module: MultiTaskModel, spec: TaskSpec, config: Config) -> Any:
     """`modeling_fedmtl.py`'s class, with the parameters in it."""
     settings = FedMTLConfig(encoder=module.encoder.config.to_dict(), pooling=config.model.pooling)  # type: ignore[operator, union-attr]
     _describe(settings, spec, config)
-    with torch.random.fork_rng(devices=[]):
+    with drawing_from(0):
         model = FedMTLForSequenceClassification(settings)
     state = {f"encoder.{name}": value for name, value in module.encoder.state_dict().items()}
     model.load_state_dict(state | {f"classifier.{k}": v for k, v in module.heads[spec.name].state_dict().items()})

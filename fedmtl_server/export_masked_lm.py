@@ -6,12 +6,12 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
 from fedmtl_core.kinds import word_embeddings
 from fedmtl_core.modeling import MultiTaskModel
+from fedmtl_core.randomness import drawing_from
 
 _BERT = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm"}
 _ROBERTA = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm"}
@@ -36,7 +36,7 @@ def masked_lm(module: MultiTaskModel, task: str) -> Any:
     if settings is None or names is None:
         return None
     settings.tie_word_embeddings = True
-    with torch.random.fork_rng(devices=[]):
+    with drawing_from(0):
         model = AutoModelForMaskedLM.from_config(settings)
     state = _state(module, task, model, names)
     if state.keys() != model.state_dict().keys():
