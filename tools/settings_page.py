@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 _INTRODUCTION = """\
 # Configuration
 
-<!-- Written from fedmtl_core/config.py by `make settings`. Not to be edited. -->
+<!-- Written from fedmtl_core/config by `make settings`. Not to be edited. -->
 
 One YAML file serves the server, the clients and the launcher. Every key is optional but those marked as required; a key
 that doesn't exist is an error that names it. `--set KEY=VALUE` overrides any on the command line.

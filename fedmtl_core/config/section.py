@@ -1,0 +1,102 @@
+"""What a section of the configuration is, and checks that several have."""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+from collections import Counter
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+from fedmtl_core import plugins
+from fedmtl_core.errors import InvalidRequestError
+from fedmtl_core.identifiers import require_identifier
+
+UINT32 = 2**32 - 1  # what the contract can carry
+
+SECRET = "secret"  # nosec B105
+"""The type of an error whose value isn't shown."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
+
+
+class Section(BaseModel):
+    """One section: it doesn't change, and has no other keys than its own. Its checks raise `ValueError`, in words."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def require_reference(value: str, expected: str = f"a class of your own as {plugins.FORM}") -> str:
+    """A class of the user's own, as it is.
+
+    Raises:
+        ValueError: it isn't `module:Name`.
+    """
+    if not plugins.is_reference(value):
+        raise ValueError(f"expected {expected}")
+    return value
+
+
+def require_known_or_reference(name: str, known: Sequence[str]) -> str:
+    """One of the names that there are, or a class of the user's own, as it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if name not in known and not plugins.is_reference(name):
+        close = difflib.get_close_matches(name[:100], known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"{hint}expected {', '.join(known)}, or module:Name for a class of your own")
+    return name
+
+
+def require_each_once(tasks: list[str]) -> list[str]:
+    """Names of tasks, as they are.
+
+    Raises:
+        ValueError: there is none, or one is there twice.
+    """
+    if not tasks:
+        raise ValueError("expected the name of one task at least")
+    if twice := [task for task, count in Counter(tasks).items() if count > 1]:
+        raise ValueError(f"expected each task once; {twice[0]!r} is there twice")
+    return tasks
+
+
+def require_identified(value: str, what: str = "a client id") -> str:
+    """An identifier, as it is.
+
+    Raises:
+        ValueError: it can't be one.
+    """
+    try:
+        return require_identifier(what, value)
+    except InvalidRequestError as error:
+        raise ValueError(str(error)) from None
+
+
+def require_no_password(url: str, instead: str) -> str:
+    """A URL that is shown, and kept in the run's folder.
+
+    Raises:
+        PydanticCustomError: it has a password.
+    """
+    try:
+        has_password = urlsplit(url).password is not None
+    except ValueError:  # such as a bracket that isn't closed
+        has_password = False
+    if has_password:
+        raise PydanticCustomError(SECRET, f"a password in it would be kept where others read it; give it in {instead}")
+    return url
+
+
+def shown(value: object) -> str:
+    """A value in a message: short, however large or deep it is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of too many digits
+        return f"a very large {type(value).__name__}"

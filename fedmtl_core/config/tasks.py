@@ -1,0 +1,150 @@
+"""Tasks, and where their rows are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from fedmtl_core import plugins
+from fedmtl_core.config.section import Section, require_reference, shown
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec, traits_of
+
+MAX_LABELS = 10_000
+
+
+class DataConfig(Section):
+    """Where a task's rows are: `builtin`, `hub` (with `subset`), `plugin`, or the files `train` and `validation`."""
+
+    builtin: str | None = Field(None, description="A generated task of the toy language: `sst2`, `qqp` or `stsb`")
+    plugin: str | None = Field(None, description="`module:Name`, a class of your own that gives the rows")
+    options: dict[str, Any] | None = Field(None, description="What that class is made with")
+    hub: str | None = Field(None, description="A data set on the hub")
+    subset: str | None = Field(None, description="Its configuration there")
+    train: str | None = Field(None, description="TSV, CSV, JSONL or Parquet file; with `hub`, the split's name")
+    validation: str | None = Field(None, description="Likewise, for evaluation")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if self.builtin and (self.hub or self.subset or self.train or self.validation):
+            raise ValueError("`builtin` takes no other key beside it")
+        if self.plugin and (self.builtin or self.hub or self.subset or self.train or self.validation):
+            raise ValueError("`plugin` takes no other key but `options` beside it")
+        if self.options and not self.plugin:
+            raise ValueError("`options` needs `plugin`")
+        if self.subset and not self.hub:
+            raise ValueError("`subset` needs `hub`")
+        if not (self.builtin or self.hub or self.plugin or (self.train and self.validation)):
+            raise ValueError("expected `builtin`, or `hub`, or `plugin`, or both files `train` and `validation`")
+        return self
+
+    @field_validator("plugin")
+    @classmethod
+    def _names_a_class(cls, plugin: str | None) -> str | None:
+        return plugin and require_reference(plugin)
+
+
+class AuxiliaryConfig(Section):
+    """A task that shapes the encoder and is waited for by nobody. docs/auxiliary.md says when that is wanted."""
+
+    weight: float = Field(
+        1.0,
+        ge=0,
+        le=1e6,
+        description="With it the task is auxiliary (`auxiliary: true` for the defaults): it counts neither for quorum "
+        "nor for early stopping, and in the encoder's average an example of it counts so many times",
+    )
+    decay: float = Field(1.0, gt=0, le=1, description="From round to round the weight is multiplied with it")
+
+
+class TaskConfig(Section):
+    """One task. For a GLUE task (sst2, qqp, stsb, mrpc, cola, rte, qnli, mnli) every key is optional."""
+
+    type: str | None = Field(
+        None,
+        description="Kind of problem: `classification`, `regression`, `masked_lm` (words of a text, no labels), or "
+        "`module:Name`, a class of your own, which the server and the task's clients need alike",
+    )
+    labels: list[str] | int | None = Field(None, description="Names of the classes by number, or how many there are")
+    text_columns: list[str] | None = Field(None, description="One column of text, or two that are read as a pair")
+    label_column: str | None = Field(None, description="Column of the label; none for `masked_lm`")
+    metrics: list[str] | None = Field(
+        None, description=f"Of {', '.join(METRICS)}; the first is the main one. f1 is for two labels"
+    )
+    min_clients: int = Field(1, ge=0, description="Clients of this task that a round needs; 0 if it may have none")
+    deadline_s: float | None = Field(None, gt=0, description="Its clients' deadline, instead of `rounds.deadline_s`")
+    train_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client trains on, at most")
+    val_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client evaluates on, at most")
+    data: DataConfig | None = Field(None, description="Where the rows are; for a GLUE task the hub if not given")
+    auxiliary: AuxiliaryConfig | None = None
+
+    @field_validator("auxiliary", mode="before")
+    @classmethod
+    def _yes_or_no(cls, auxiliary: Any) -> Any:
+        if isinstance(auxiliary, bool):
+            return {} if auxiliary else None
+        if auxiliary is not None and not isinstance(auxiliary, (dict, AuxiliaryConfig)):
+            raise ValueError("expected true, false, or what it counts for, such as {weight: 0.5, decay: 0.9}")
+        return auxiliary
+
+    @model_validator(mode="before")
+    @classmethod
+    def _needed_by_no_round(cls, values: Any) -> Any:
+        """An auxiliary task's quorum is 0, however it is given."""
+        if not isinstance(values, dict) or values.get("auxiliary") in (None, False):
+            return values
+        if values.get("min_clients", 0) != 0:
+            raise ValueError(
+                "`min_clients` and `auxiliary` don't go together: no round needs an auxiliary task's clients, "
+                f"got min_clients: {shown(values['min_clients'])}"
+            )
+        return values | {"min_clients": 0}
+
+    @field_validator("type")
+    @classmethod
+    def _known_type(cls, type_: str | None) -> str | None:
+        if type_ is not None and type_ not in METRICS_OF:
+            return require_reference(type_, f"{', '.join(METRICS_OF)}, or a class of your own as {plugins.FORM}")
+        return type_
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _named_labels(cls, labels: Any) -> Any:
+        if isinstance(labels, list):
+            for label in labels:
+                if not isinstance(label, str):
+                    raise ValueError(
+                        f"expected names; put quotes around {str(label).lower()}, which YAML takes for none"
+                    )
+        elif not isinstance(labels, int) or isinstance(labels, bool) or not 2 <= labels <= MAX_LABELS:
+            raise ValueError(f"expected a list of names, or a number from 2 to {MAX_LABELS}")
+        return labels
+
+    def spec(self, name: str) -> TaskSpec:
+        """The task this section describes.
+
+        Raises:
+            ConfigError: something is missing or doesn't fit.
+        """
+        preset = PRESETS.get(name)
+        is_labelled = self.type is None or traits_of(name, self.type).is_labelled
+        if preset is None:
+            for key in ("type", "text_columns", *(["label_column"] if is_labelled else [])):
+                if getattr(self, key) is None:
+                    raise ConfigError(
+                        f"tasks.{name}.{key}: needed, since {name!r} is not one of the GLUE tasks {', '.join(PRESETS)}"
+                    )
+        labels = tuple(map(str, range(self.labels))) if isinstance(self.labels, int) else self.labels
+        kind = self.type or (preset.type if preset else "classification")
+        same_kind = preset is not None and preset.type == kind and labels is None
+        return TaskSpec(
+            name=name,
+            type=kind,
+            text_columns=tuple(self.text_columns or (preset.text_columns if preset else ())),
+            label_column=self.label_column or (preset.label_column if preset and is_labelled else ""),
+            labels=tuple(labels or (preset.labels if preset and same_kind else ())),
+            metrics=tuple(self.metrics or (preset.metrics if preset and same_kind else ())),
+            hub=preset.hub if preset else None,
+            hub_splits=preset.hub_splits if preset else ("train", "validation"),
+        )
