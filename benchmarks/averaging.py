@@ -14,7 +14,7 @@ from benchmarks.processes import serve_commands
 from fedmtl_core.allocator import keep_freed_blocks
 from fedmtl_core.layout import Component
 from fedmtl_core.scopes import SHARED
-from fedmtl_server.aggregator import ClientUpdate, RoundFold
+from fedmtl_server.aggregation.aggregator import ClientUpdate, RoundFold
 
 
 def main(num_updates: str, num_elements: str) -> None:

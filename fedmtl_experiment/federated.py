@@ -19,10 +19,10 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import FedMTLError
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_local.launcher import LocalRun
-from fedmtl_server.export import load_model, open_run
-from fedmtl_server.folders import read_run_id
-from fedmtl_server.history import FILE_NAME, History
+from fedmtl_server.export.folders import load_model, open_run
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.storage.folders import read_run_id
+from fedmtl_server.storage.history import FILE_NAME, History
 
 
 @dataclass(frozen=True)

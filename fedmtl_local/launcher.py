@@ -26,10 +26,10 @@ from fedmtl_core.identifiers import name_task
 from fedmtl_core.logs import JOINED
 from fedmtl_core.tables import results_table
 from fedmtl_local.processes import LoggedProcess, num_processors, stop_all, uninterrupted
-from fedmtl_server.folders import state_of, unfinished_run
-from fedmtl_server.lock import is_held
-from fedmtl_server.quorums import lacking
-from fedmtl_server.results import TaskResult
+from fedmtl_server.rounds.quorums import lacking
+from fedmtl_server.storage.folders import state_of, unfinished_run
+from fedmtl_server.storage.lock import is_held
+from fedmtl_server.storage.results import TaskResult
 
 START_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 15.0

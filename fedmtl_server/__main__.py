@@ -1,7 +1,7 @@
 """`python -m fedmtl_server`, and the command `fedmtl-server`."""
 
 from fedmtl_core.cli import run
-from fedmtl_server.cli import app
+from fedmtl_server.commands.app import app
 
 
 def main() -> None:

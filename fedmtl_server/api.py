@@ -17,7 +17,7 @@ from fedmtl_core.allocator import give_back_freed_blocks
 from fedmtl_core.config import Config
 from fedmtl_core.errors import RunStoppedError
 from fedmtl_server import server
-from fedmtl_server.results import TaskResult
+from fedmtl_server.storage.results import TaskResult
 
 
 class Server:

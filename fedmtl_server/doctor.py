@@ -53,7 +53,7 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
 
 def address(config: Config) -> Iterator[Finding]:
     """Whether the address may be served as it is configured, and is free."""
-    from fedmtl_server.tls import require_safe
+    from fedmtl_server.access.tls import require_safe
 
     require_safe(config)
     host, port = config.server.host, config.server.port
@@ -82,7 +82,7 @@ def address(config: Config) -> Iterator[Finding]:
 def certificates(config: Config) -> Iterator[Finding]:
     """Whether the files of `security.tls` are good, and name the address that is listened on."""
     from fedmtl_core import pem
-    from fedmtl_server.tls import is_readable_by_others, read
+    from fedmtl_server.access.tls import is_readable_by_others, read
 
     tls, host = config.security.tls, config.server.host
     if tls.certificate is None or tls.key is None:
@@ -102,7 +102,7 @@ def names(host: str, certificate: Certificate) -> Iterator[Finding]:
     """Which hosts a certificate names. Under any other, clients don't trust the server."""
     from cryptography.x509 import ExtensionNotFound
 
-    from fedmtl_server.certs import hosts_of
+    from fedmtl_server.access.certs import hosts_of
 
     try:
         named = hosts_of(certificate)
@@ -124,9 +124,9 @@ def names(host: str, certificate: Certificate) -> Iterator[Finding]:
 
 def clients(config: Config) -> Iterator[Finding]:
     """Whether callers have to be known, and whether each task has somebody who may take part."""
-    from fedmtl_server.clients import ClientRegistry, database_of
-    from fedmtl_server.history import History
-    from fedmtl_server.tls import is_authenticating
+    from fedmtl_server.access.clients import ClientRegistry, database_of
+    from fedmtl_server.access.tls import is_authenticating
+    from fedmtl_server.storage.history import History
 
     if not is_authenticating(config):
         level = ok if is_loopback(config.server.host) else warn
@@ -228,7 +228,7 @@ def sizes_of(config: Config) -> tuple[SharingTable, dict[str, int]]:
 
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
     """Whether the run's history can be reached, and is of this version. Nothing is brought up to date."""
-    from fedmtl_server.history import FILE_NAME, History
+    from fedmtl_server.storage.history import FILE_NAME, History
 
     url = config.store.url
     place: str | Path = url or (run_dir or config.server.runs_dir) / FILE_NAME
@@ -256,6 +256,6 @@ def _file_of(database: str | Path) -> Path | None:
 
 
 def _name_of(database: str | Path) -> str:
-    from fedmtl_server.history import without_password
+    from fedmtl_server.storage.history import without_password
 
     return str(database) if isinstance(database, Path) else without_password(database)

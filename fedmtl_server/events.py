@@ -9,8 +9,8 @@ from enum import Enum
 
 from fedmtl_core.errors import ClientReplacedError, LimitExceededError, RequestError
 from fedmtl_core.plan import Purpose
-from fedmtl_server.report import RefusedUpdate, RoundReport
-from fedmtl_server.rounds import UpdateClaim
+from fedmtl_server.rounds.engine import UpdateClaim
+from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
 
 MAX_UNREAD_EVENTS = 256
 """A watcher that leaves more events than this unread is no longer watching."""

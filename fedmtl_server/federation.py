@@ -30,24 +30,24 @@ from fedmtl_core.plan import Purpose, TrainingPlan
 from fedmtl_core.sharing import Partition, SharingTable
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.wire import EncodedLayout
-from fedmtl_server.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
-from fedmtl_server.bookkeeping import RoundFacts, log_report, round_report, update_records
-from fedmtl_server.control_variates import ControlVariates
+from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
+from fedmtl_server.aggregation.control_variates import ControlVariates
+from fedmtl_server.aggregation.norms import RecentNorms, are_ordinary, require_within, update_norms
+from fedmtl_server.aggregation.optimizer_state import OptimizerState
+from fedmtl_server.aggregation.rearranging import rearranged
 from fedmtl_server.events import EventKind, Listener, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.moves import Mover
-from fedmtl_server.norms import RecentNorms, are_ordinary, require_within, update_norms
-from fedmtl_server.optimizer_state import OptimizerState
-from fedmtl_server.rearranging import rearranged
-from fedmtl_server.report import RefusedUpdate, RoundReport, counted_norms
-from fedmtl_server.results import Measurements, TaskResult
-from fedmtl_server.rounds import Phase, RoundEngine, RoundRules, Step, UpdateClaim
-from fedmtl_server.slices import PublishedModel
-from fedmtl_server.staging import StagedUpdate, StagingArea
+from fedmtl_server.rounds.engine import Phase, RoundEngine, RoundRules, Step, UpdateClaim
+from fedmtl_server.rounds.report import RefusedUpdate, RoundReport, counted_norms
+from fedmtl_server.rounds.stopping import EarlyStopping
+from fedmtl_server.sharing.moves import Mover
 from fedmtl_server.status import Status, client_statuses, task_statuses
-from fedmtl_server.stopping import EarlyStopping
-from fedmtl_server.store import LeftOff, RunStore
-from fedmtl_server.transfers import Transfer, Transfers
+from fedmtl_server.storage.bookkeeping import RoundFacts, log_report, round_report, update_records
+from fedmtl_server.storage.results import Measurements, TaskResult
+from fedmtl_server.storage.store import LeftOff, RunStore
+from fedmtl_server.transfer.incoming import Transfer, Transfers
+from fedmtl_server.transfer.slices import PublishedModel
+from fedmtl_server.transfer.staging import StagedUpdate, StagingArea
 
 
 class Federation:

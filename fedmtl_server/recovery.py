@@ -5,11 +5,11 @@ from __future__ import annotations
 from fedmtl_core.config import Config
 from fedmtl_core.errors import RequestError
 from fedmtl_core.logs import get_logger
-from fedmtl_server.messages import update_from_header
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.rounds import UpdateClaim
-from fedmtl_server.staging import StagedUpdate
-from fedmtl_server.store import LeftOff, RunStore
+from fedmtl_server.rounds.engine import UpdateClaim
+from fedmtl_server.rpc.messages import update_from_header
+from fedmtl_server.storage.store import LeftOff, RunStore
+from fedmtl_server.transfer.staging import StagedUpdate
 
 
 def recovered_updates(

@@ -19,36 +19,36 @@ from fedmtl_core.keepalive import keepalive
 from fedmtl_core.layout import Layout
 from fedmtl_core.logs import get_logger
 from fedmtl_core.sharing import blocks_of, movable_parts
-from fedmtl_server import reflection
-from fedmtl_server.adaptive_sharing import SharingPolicy, make_policy
-from fedmtl_server.aggregator import MTLAggregator
-from fedmtl_server.auxiliary import Auxiliary
-from fedmtl_server.buffers import BufferPool
-from fedmtl_server.cohorts import CohortRule
-from fedmtl_server.control_variates import ControlVariates
+from fedmtl_server.access.gate import Gate
+from fedmtl_server.access.limiting import grpc_options, with_limits
+from fedmtl_server.access.tls import is_authenticating, require_safe, server_credentials
+from fedmtl_server.aggregation.aggregator import MTLAggregator
+from fedmtl_server.aggregation.auxiliary import Auxiliary
+from fedmtl_server.aggregation.control_variates import ControlVariates
+from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.aggregation.optimizer_state import OptimizerState
+from fedmtl_server.aggregation.optimizers import make_optimizer
+from fedmtl_server.aggregation.task_weighting import make_weighting
+from fedmtl_server.aggregation.task_weighting.base import WeightingSettings
+from fedmtl_server.aggregation.task_weighting.shares import Examples
 from fedmtl_server.federation import Federation
-from fedmtl_server.folders import held_run, unfinished_run
-from fedmtl_server.gate import Gate
-from fedmtl_server.limiting import grpc_options, with_limits
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.monitoring import Monitoring
-from fedmtl_server.moves import Mover
-from fedmtl_server.norms import NormRule
-from fedmtl_server.optimizer_state import OptimizerState
-from fedmtl_server.optimizers import make_optimizer
+from fedmtl_server.monitoring.configured import Monitoring
+from fedmtl_server.monitoring.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
 from fedmtl_server.recovery import recovered_updates
-from fedmtl_server.results import TaskResult, plot
-from fedmtl_server.rounds import AsyncRule, RoundRules
-from fedmtl_server.servicer import SERVICE_NAME, FederatedMtlServicer
-from fedmtl_server.staging import MIN_UPDATES_IN_MEMORY, StagingArea
-from fedmtl_server.stopping import EarlyStopping
-from fedmtl_server.store import RunStore, without_secrets
-from fedmtl_server.task_selection import TaskSelection, make_selection
-from fedmtl_server.task_weighting import make_weighting
-from fedmtl_server.task_weighting.base import WeightingSettings
-from fedmtl_server.task_weighting.shares import Examples
-from fedmtl_server.tls import is_authenticating, require_safe, server_credentials
-from fedmtl_server.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
+from fedmtl_server.rounds.cohorts import CohortRule
+from fedmtl_server.rounds.engine import AsyncRule, RoundRules
+from fedmtl_server.rounds.stopping import EarlyStopping
+from fedmtl_server.rounds.task_selection import TaskSelection, make_selection
+from fedmtl_server.rpc import reflection
+from fedmtl_server.rpc.servicer import SERVICE_NAME, FederatedMtlServicer
+from fedmtl_server.sharing.moves import Mover
+from fedmtl_server.sharing.policies import SharingPolicy, make_policy
+from fedmtl_server.storage.folders import held_run, unfinished_run
+from fedmtl_server.storage.results import TaskResult, plot
+from fedmtl_server.storage.store import RunStore, without_secrets
+from fedmtl_server.transfer.buffers import BufferPool
+from fedmtl_server.transfer.staging import MIN_UPDATES_IN_MEMORY, StagingArea
 
 GRACE_S = 5.0
 """How long calls in progress may take to end when the server stops."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmtl_server.model import ModelSummary
-from fedmtl_server.report import RoundReport
-from fedmtl_server.rounds import Phase, RoundEngine
+from fedmtl_server.rounds.engine import Phase, RoundEngine
+from fedmtl_server.rounds.report import RoundReport
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fedmtl_client.session import ClientResult
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_server import Server
-from fedmtl_server.results import TaskResult
+from fedmtl_server.storage.results import TaskResult
 
 ON_LOOPBACK = ("server.port=0", "rounds.rejoin_grace_s=0.5")
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from fedmtl_core.config import Config
 from fedmtl_core.tasks import PRESETS, TaskSpec
-from fedmtl_server.history import FILE_NAME, History
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.report import RoundReport
+from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.server import Server
+from fedmtl_server.storage.history import FILE_NAME, History
 
 TASKS = ("sst2", "qqp", "stsb", "mrpc")
 

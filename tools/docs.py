@@ -13,7 +13,7 @@ from typer.cli import get_docs_for_click
 from fedmtl_client.cli import app as client
 from fedmtl_client.doctor_cli import doctor_app as doctor
 from fedmtl_local.cli import app as local
-from fedmtl_server.cli import app as server
+from fedmtl_server.commands.app import app as server
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -9,8 +9,8 @@ from fedmtl_client.api import FederationApi
 from fedmtl_client.credentials import Credentials, load, why_unreachable
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, UnreachableError
-from fedmtl_server.certs import make_authority, make_client
-from fedmtl_server.identities import make_token
+from fedmtl_server.access.certs import make_authority, make_client
+from fedmtl_server.access.identities import make_token
 
 CA = make_authority("ca", days=2)
 ALICE = make_client(CA, "alice", days=1)

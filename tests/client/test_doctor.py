@@ -17,7 +17,7 @@ from fedmtl_client import doctor
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.doctor import Level, findings
 from fedmtl_core.tasks import PRESETS, TaskSpec
-from fedmtl_server.certs import make_authority, make_client, make_server
+from fedmtl_server.access.certs import make_authority, make_client, make_server
 from tests.support import serving, tiny_model, watching
 
 OK, WARN, FAIL = Level.ok, Level.warn, Level.fail

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedmtl_client.proximal import ProximalTerm
-from fedmtl_server.aggregator import ClientUpdate, MTLAggregator
-from fedmtl_server.history import FILE_NAME, History
+from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
+from fedmtl_server.storage.history import FILE_NAME, History
 from tests.federations import loaded, run
 from tests.quadratics import PLAN, Point, Quadratic, QuadraticTrainer, Steps, optimum
 

@@ -13,8 +13,8 @@ from fedmtl_core.controls import control_layout
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.layout import Component
 from fedmtl_core.wire import EncodedComponent
-from fedmtl_server import control_variates as server_side
-from fedmtl_server.aggregator import ClientUpdate, MTLAggregator
+from fedmtl_server.aggregation import control_variates as server_side
+from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
 from tests.client.test_trainer import CPU, PLAN, setting
 from tests.federations import loaded, run
 from tests.quadratics import PLAN as GRADIENT_DESCENT

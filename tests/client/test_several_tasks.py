@@ -14,7 +14,7 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.modeling import TOY_MODEL
 from fedmtl_core.tracing import OFF
 from fedmtl_server import Server
-from fedmtl_server.history import FILE_NAME, History
+from fedmtl_server.storage.history import FILE_NAME, History
 from tests import federations
 
 TWO = {"sst2": {"data": {"builtin": "sst2"}}, "stsb": {"data": {"builtin": "stsb"}}}

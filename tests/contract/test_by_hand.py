@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from google.rpc import error_details_pb2
 
-from fedmtl_server.certs import make_authority, make_server
-from fedmtl_server.clients import ClientRegistry
+from fedmtl_server.access.certs import make_authority, make_server
+from fedmtl_server.access.clients import ClientRegistry
 from fedmtl_server.server import Server
 from tests.buf import ROOT, buf
 from tests.support import serving, tiny_model

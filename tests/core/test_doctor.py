@@ -14,7 +14,7 @@ from fedmtl_core import doctor
 from fedmtl_core.config import Config
 from fedmtl_core.doctor import Finding, Level
 from fedmtl_core.errors import ConfigError
-from fedmtl_server.certs import make_authority
+from fedmtl_server.access.certs import make_authority
 
 OK, WARN, FAIL = Level.ok, Level.warn, Level.fail
 

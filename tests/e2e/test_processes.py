@@ -19,7 +19,7 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 from safetensors import safe_open
 
-from fedmtl_server.history import FILE_NAME, History
+from fedmtl_server.storage.history import FILE_NAME, History
 
 pytestmark = pytest.mark.e2e
 

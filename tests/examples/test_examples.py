@@ -13,7 +13,7 @@ from fedmtl_client.data import load_task_data
 from fedmtl_core import plugins
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder
-from fedmtl_server.history import FILE_NAME, History
+from fedmtl_server.storage.history import FILE_NAME, History
 from tests.federations import loaded, run
 
 ROOT = Path(__file__).parents[2]

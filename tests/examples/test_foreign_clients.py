@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from fedmtl_server.history import FILE_NAME, History
-from fedmtl_server.rounds import Phase
+from fedmtl_server.rounds.engine import Phase
+from fedmtl_server.storage.history import FILE_NAME, History
 from tests.examples.languages import LANGUAGES, ROOT, VECTORS, training
 from tests.examples.scripted import CODE, DATA, RETRY_S, TASK, ScriptedServer, float32_of, scripted
 from tests.support import CuttingProxy, WideEncoder, eventually, serving, tiny_model

@@ -18,7 +18,7 @@ from fedmtl_experiment.cells import (
     shard_sizes,
     steps_per_round,
 )
-from fedmtl_server.task_selection import RoundRobin, choose_tasks
+from fedmtl_server.rounds.task_selection import RoundRobin, choose_tasks
 from tests.experiment.support import TOY, experiment
 
 SKEWED = {"tiny": {**TOY["settings"]["tiny"], "partition": {"dirichlet": 0.5}}}

@@ -13,7 +13,7 @@ from fedmtl_core.tasks import PRESETS
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_experiment.federated import FederatedRun, evaluate_checkpoints
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.store import RunStore
+from fedmtl_server.storage.store import RunStore
 
 
 def test_where_heads_are_local_a_task_is_worth_the_mean_of_its_clients_own_models(tmp_path):
@@ -50,7 +50,7 @@ def test_where_heads_are_local_a_task_is_worth_the_mean_of_its_clients_own_model
 
 
 def store_as_round_one(tmp_path, model):
-    from fedmtl_server.checkpoints import write_safetensors
+    from fedmtl_server.storage.checkpoints import write_safetensors
 
     path = tmp_path / "run" / "checkpoints" / "round-0001.safetensors"
     with path.open("wb", buffering=0) as file:

@@ -18,19 +18,19 @@ import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.config import Config
-from fedmtl_server import uploads
-from fedmtl_server.aggregator import MTLAggregator
-from fedmtl_server.buffers import BufferPool
+from fedmtl_server.aggregation.aggregator import MTLAggregator
+from fedmtl_server.aggregation.norms import NormRule
 from fedmtl_server.federation import Federation
-from fedmtl_server.history import UpdateRecord
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.norms import NormRule
 from fedmtl_server.recovery import recovered_updates
-from fedmtl_server.report import RoundReport
-from fedmtl_server.rounds import RoundRules
-from fedmtl_server.servicer import FederatedMtlServicer
-from fedmtl_server.staging import StagingArea
-from fedmtl_server.store import RunStore
+from fedmtl_server.rounds.engine import RoundRules
+from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rpc import uploads
+from fedmtl_server.rpc.servicer import FederatedMtlServicer
+from fedmtl_server.storage.history import UpdateRecord
+from fedmtl_server.storage.store import RunStore
+from fedmtl_server.transfer.buffers import BufferPool
+from fedmtl_server.transfer.staging import StagingArea
 
 LIMIT_S = 20.0
 """Real seconds in which everything has to have become calm."""

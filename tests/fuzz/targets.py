@@ -34,7 +34,7 @@ from fedmtl_core.errors import ConfigError, RequestError
 from fedmtl_core.formats import ENCODINGS, Encoding
 from fedmtl_core.layout import DTYPES, Component, Layout
 from fedmtl_core.wire import EncodedLayout, component_from_proto, component_to_proto
-from fedmtl_server.messages import claim_from_header, require_components, update_from_header
+from fedmtl_server.rpc.messages import claim_from_header, require_components, update_from_header
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 CONFIGS = Path(__file__).parents[2] / "configs"

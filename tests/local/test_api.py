@@ -17,7 +17,7 @@ from fedmtl_client.session import ClientResult
 from fedmtl_core.errors import ConfigError, DataError, FedMTLError, RunStoppedError, StoreError
 from fedmtl_local import run_local
 from fedmtl_server import Server
-from fedmtl_server.folders import state_of
+from fedmtl_server.storage.folders import state_of
 
 
 def config(num_rounds: int = 2, **sections: Any) -> dict[str, Any]:

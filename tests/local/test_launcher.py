@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fedmtl_server.history import FILE_NAME, History
+from fedmtl_server.storage.history import FILE_NAME, History
 
 pytestmark = pytest.mark.e2e
 

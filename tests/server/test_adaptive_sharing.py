@@ -26,7 +26,13 @@ from fedmtl_core.layout import Component
 from fedmtl_core.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_core.sharing import ModelShape, SharingRules, make_table
 from fedmtl_core.tasks import PRESETS
-from fedmtl_server.adaptive_sharing import (
+from fedmtl_server.aggregation.combining import inner_products_of
+from fedmtl_server.aggregation.rearranging import rearranged
+from fedmtl_server.commands.app import app
+from fedmtl_server.export.folders import load_model, open_run
+from fedmtl_server.model import MTLServerModel
+from fedmtl_server.monitoring.tracking import round_point
+from fedmtl_server.sharing.policies import (
     AdaptiveSettings,
     Cosine,
     Decided,
@@ -35,12 +41,6 @@ from fedmtl_server.adaptive_sharing import (
     checked,
     make_policy,
 )
-from fedmtl_server.cli import app
-from fedmtl_server.combining import inner_products_of
-from fedmtl_server.export import load_model, open_run
-from fedmtl_server.model import MTLServerModel
-from fedmtl_server.rearranging import rearranged
-from fedmtl_server.tracking import round_point
 from tests import federations
 from tests.server.test_shared_layers import Layered
 from tests.support import eventually, model_bytes, reports_of, serving, specs, watching
@@ -480,7 +480,7 @@ async def test_a_client_that_holds_differences_gets_what_has_moved_exact(tmp_pat
 # With FedMTL's own clients, whose models go along.
 
 TO_AND_FRO = """
-from fedmtl_server.adaptive_sharing import Decided, SharingPolicy
+from fedmtl_server.sharing.policies import Decided, SharingPolicy
 
 class ToAndFro(SharingPolicy):
     def decide(self, round_):

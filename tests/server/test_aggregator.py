@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fedmtl_core.errors import AggregationError, LayoutMismatchError
 from fedmtl_core.layout import DTYPES, Component, Layout
-from fedmtl_server import aggregator
-from fedmtl_server.aggregator import ClientUpdate, CohortOrder, ComponentMean, MTLAggregator, RoundFold
+from fedmtl_server.aggregation import aggregator
+from fedmtl_server.aggregation.aggregator import ClientUpdate, CohortOrder, ComponentMean, MTLAggregator, RoundFold
 from tests.support import TASKS
 
 

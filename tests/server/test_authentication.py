@@ -23,9 +23,9 @@ from fedmtl_client.api import FederationApi
 from fedmtl_client.credentials import Credentials
 from fedmtl_core import logs
 from fedmtl_core.errors import PermissionDeniedError, StoreError, UnauthenticatedError
-from fedmtl_server import authentication
-from fedmtl_server.certs import make_authority, make_client, make_server
-from fedmtl_server.clients import ClientRegistry
+from fedmtl_server.access import authentication
+from fedmtl_server.access.certs import make_authority, make_client, make_server
+from fedmtl_server.access.clients import ClientRegistry
 from fedmtl_server.server import Server
 from tests.support import WideEncoder, WireClient, aiter_of, chunk_messages, eventually, full_of, serving, tiny_model
 

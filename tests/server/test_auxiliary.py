@@ -19,16 +19,16 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.tables import results_table
 from fedmtl_core.tasks import PRESETS
 from fedmtl_server import doctor
-from fedmtl_server.aggregator import ClientUpdate, MTLAggregator
-from fedmtl_server.auxiliary import Auxiliary, scaled
-from fedmtl_server.norms import NormRule
-from fedmtl_server.report import RoundReport
-from fedmtl_server.results import Measurements, TaskResult
-from fedmtl_server.rounds import AsyncRule, Phase, RoundEngine, RoundRules, Step, UpdateClaim
-from fedmtl_server.runs_cli import runs_app
+from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
+from fedmtl_server.aggregation.auxiliary import Auxiliary, scaled
+from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.aggregation.task_weighting import make_weighting
+from fedmtl_server.commands.runs import runs_app
+from fedmtl_server.monitoring.tracking import round_point
+from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step, UpdateClaim
+from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.server import Server
-from fedmtl_server.task_weighting import make_weighting
-from fedmtl_server.tracking import round_point
+from fedmtl_server.storage.results import Measurements, TaskResult
 from tests.server.playing import model, push
 from tests.support import WireClient, full_of, reports_of, serving, tiny_model, watching
 

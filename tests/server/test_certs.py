@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedmtl_core.errors import ConfigError, FedMTLError
-from fedmtl_server import certs
-from fedmtl_server.certs_cli import certs_app
+from fedmtl_server.access import certs
+from fedmtl_server.commands.certs import certs_app
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the program openssl")
 

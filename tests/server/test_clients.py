@@ -13,10 +13,10 @@ import sqlalchemy as sa
 
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, StoreError, UnauthenticatedError
-from fedmtl_server import history as history_module
-from fedmtl_server.clients import ClientRegistry, database_of
-from fedmtl_server.history import History
-from fedmtl_server.identities import Credentials, Identity
+from fedmtl_server.access.clients import ClientRegistry, database_of
+from fedmtl_server.access.identities import Credentials, Identity
+from fedmtl_server.storage import history as history_module
+from fedmtl_server.storage.history import History
 
 
 @pytest.fixture

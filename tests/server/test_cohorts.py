@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmtl_server.cohorts import CohortRule
+from fedmtl_server.rounds.cohorts import CohortRule
 
 TEN = {f"c{number}": "sst2" for number in range(10)}
 MIXED = TEN | {"q0": "qqp", "q1": "qqp", "r0": "stsb"}

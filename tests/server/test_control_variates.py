@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.layout import Component
-from fedmtl_server.aggregator import ClientUpdate
-from fedmtl_server.control_variates import ControlVariates
+from fedmtl_server.aggregation.aggregator import ClientUpdate
+from fedmtl_server.aggregation.control_variates import ControlVariates
 from tests.server.playing import TASKS, model
 from tests.support import TinyEncoder, WireClient, model_bytes, reports_of, serving, tiny_model, watching
 

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 from fedmtl_core.config import Config
 from fedmtl_core.doctor import Level, findings
 from fedmtl_server import doctor
-from fedmtl_server.certs import make_authority, make_client, make_server
-from fedmtl_server.cli import app
-from fedmtl_server.clients import ClientRegistry
-from fedmtl_server.history import VERSION_TABLE, History
+from fedmtl_server.access.certs import make_authority, make_client, make_server
+from fedmtl_server.access.clients import ClientRegistry
+from fedmtl_server.commands.app import app
+from fedmtl_server.storage.history import VERSION_TABLE, History
 
 OK, WARN, FAIL = Level.ok, Level.warn, Level.fail
 

@@ -10,7 +10,7 @@ from grpc_status import rpc_status
 from fedmtl_client.api import FederationApi
 from fedmtl_core.details import read_details
 from fedmtl_core.errors import LayoutMismatchError
-from fedmtl_server import servicer
+from fedmtl_server.rpc import servicer
 from tests.support import WireClient, serving, tiny_model, watching
 
 CODE = grpc.StatusCode

@@ -30,10 +30,10 @@ from fedmtl_core import toy
 from fedmtl_core.config import Config
 from fedmtl_core.errors import CorruptCheckpointError, FedMTLError, StoreError, UserError
 from fedmtl_core.modeling import TOY_MODEL, load_tokenizer
-from fedmtl_server.cli import app
-from fedmtl_server.export import choose_round, export_all, export_task, open_run
+from fedmtl_server.commands.app import app
+from fedmtl_server.export.folders import choose_round, export_all, export_task, open_run
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.store import RunStore
+from fedmtl_server.storage.store import RunStore
 from tests import federations
 
 TEXTS = ["the film was not dull", "the song was truly lovely and the meal was poor", "a", "somewhere else entirely"]
@@ -338,7 +338,7 @@ def test_a_task_of_its_own_kind_is_exported_with_the_rest_alone(tmp_path, monkey
 
 def test_a_model_that_would_compute_something_else_is_not_written(tmp_path, monkeypatch):
     begun(tmp_path / "run", TOY_MODEL)
-    monkeypatch.setattr("fedmtl_server.export._same_logits", lambda *_: False)
+    monkeypatch.setattr("fedmtl_server.export.folders._same_logits", lambda *_: False)
     with pytest.raises(FedMTLError, match="doesn't compute the same as the run's; nothing is written"):
         export_task(open_run(tmp_path / "run"), "sst2", tmp_path / "out")
     assert not (tmp_path / "out").exists()

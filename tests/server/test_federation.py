@@ -11,8 +11,8 @@ from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
 from fedmtl_core.errors import StoreError
-from fedmtl_server.history import FILE_NAME, History
-from fedmtl_server.transfers import Transfers
+from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.transfer.incoming import Transfers
 from tests.support import WireClient, eventually, serving, tiny_model, watching
 
 OPENED, COMMITTED, FINISHED = (

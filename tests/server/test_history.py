@@ -23,8 +23,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from fedmtl_core.errors import StoreError
-from fedmtl_server import history as module
-from fedmtl_server.history import (
+from fedmtl_server.storage import history as module
+from fedmtl_server.storage.history import (
     History,
     MetricRecord,
     RoundOutcome,
@@ -547,7 +547,7 @@ def test_a_damaged_row_is_an_error_in_words(tmp_path):
 WRITER = """
 import os, signal, sys
 import sqlalchemy as sa
-from fedmtl_server.history import History
+from fedmtl_server.storage.history import History
 from tests.server.test_history import begun, end
 history = History.open(sys.argv[1])
 begun(history)
@@ -611,6 +611,6 @@ def test_a_process_killed_at_any_moment_leaves_whole_rounds_and_all_it_knew_of(t
 
 
 def test_the_history_needs_no_pytorch():
-    code = "import sys, fedmtl_server.history, fedmtl_server.runs_cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, fedmtl_server.storage.history, fedmtl_server.commands.runs; sys.exit('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from fedmtl_core.errors import StoreError, UnauthenticatedError
-from fedmtl_server.clients import ClientRegistry
-from fedmtl_server.history import History, without_password
-from fedmtl_server.identities import Credentials, Identity
+from fedmtl_server.access.clients import ClientRegistry
+from fedmtl_server.access.identities import Credentials, Identity
+from fedmtl_server.storage.history import History, without_password
 from tests.server.test_history import (
     HistoryBehaviour,
     begun,

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from fedmtl_core.errors import PermissionDeniedError, UnauthenticatedError
-from fedmtl_server.identities import (
+from fedmtl_server.access.identities import (
     Claim,
     Client,
     Credentials,

@@ -7,8 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmtl_core.errors import LimitExceededError
-from fedmtl_server.callers import Caller, address_of
-from fedmtl_server.limits import PENALISED_BURST, PENALTY_S, Claim, FairPlaces, Paces, Quota, TokenBucket, Verdict
+from fedmtl_server.access.limits import (
+    PENALISED_BURST,
+    PENALTY_S,
+    Claim,
+    FairPlaces,
+    Paces,
+    Quota,
+    TokenBucket,
+    Verdict,
+)
+from fedmtl_server.rpc.callers import Caller, address_of
 
 gaps = st.lists(st.floats(0, 5, allow_nan=False), min_size=1, max_size=200)
 

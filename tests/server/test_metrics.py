@@ -131,7 +131,7 @@ async def test_a_metrics_port_that_is_taken_is_an_error_that_names_it(tmp_path):
 
 
 def test_metrics_without_their_package_are_an_error_that_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fedmtl_server.metrics", None)
+    monkeypatch.setitem(sys.modules, "fedmtl_server.monitoring.metrics", None)
     config = Config.model_validate({"server": {"metrics_port": 0}, "tasks": {"sst2": {}}})
     with pytest.raises(ConfigError, match=r"pip install 'fedmtl\[prometheus\]'"):
         Server(config, model=tiny_model("sst2"))

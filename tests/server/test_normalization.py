@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from fedmtl_core.config import AggregationConfig
 from fedmtl_core.errors import AggregationError
 from fedmtl_core.layout import Component
-from fedmtl_server.aggregator import ClientUpdate, MTLAggregator
-from fedmtl_server.normalization import RoundSteps, Steps
-from fedmtl_server.norms import NormRule
-from fedmtl_server.task_weighting import make_weighting
+from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
+from fedmtl_server.aggregation.normalization import RoundSteps, Steps
+from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.aggregation.task_weighting import make_weighting
 from tests.federations import loaded, run
 from tests.quadratics import Quadratic, optimum
 from tests.server.playing import TASKS, model, play, push

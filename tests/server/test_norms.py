@@ -18,11 +18,11 @@ from structlog.testing import capture_logs
 from fedmtl_core.encodings import encode
 from fedmtl_core.errors import LayoutMismatchError, NormExceededError
 from fedmtl_core.layout import DTYPES, Component
-from fedmtl_server import norms
-from fedmtl_server.aggregator import ClientUpdate, Contribution, RoundFold
+from fedmtl_server.aggregation import norms
+from fedmtl_server.aggregation.aggregator import ClientUpdate, Contribution, RoundFold
+from fedmtl_server.aggregation.norms import NormRule, RecentNorms, are_ordinary, norm_of, require_within, update_norms
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.norms import NormRule, RecentNorms, are_ordinary, norm_of, require_within, update_norms
-from fedmtl_server.report import ComponentReport, RoundReport, counted_norms
+from fedmtl_server.rounds.report import ComponentReport, RoundReport, counted_norms
 from tests.support import TinyEncoder, WireClient, eventually, full_of, serving, specs, tiny_model, watching
 
 CODE = grpc.StatusCode

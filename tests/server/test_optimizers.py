@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from fedmtl_core.config import Config, ServerOptimizerConfig
 from fedmtl_core.errors import AggregationError, ConfigError, LayoutMismatchError, NonFiniteError
 from fedmtl_core.layout import Component
-from fedmtl_server import optimizer_state
-from fedmtl_server.optimizer_state import OptimizerState
-from fedmtl_server.optimizers import OptimizerSettings, ServerOptimizer, make_optimizer
+from fedmtl_server.aggregation import optimizer_state
+from fedmtl_server.aggregation.optimizer_state import OptimizerState
+from fedmtl_server.aggregation.optimizers import OptimizerSettings, ServerOptimizer, make_optimizer
 from fedmtl_server.server import Server
 from tests.support import OddEncoder, tiny_model
 
@@ -289,7 +289,10 @@ def test_a_class_of_ones_own_moves_the_model():
         (f"{__name__}:NeedsMore", "NeedsMore raised TypeError: .*'more'"),
         (f"{__name__}:Misnamed", "expected slots that are named like variables, got 'a/b'"),
         (f"{__name__}:Unfinished", "Unfinished lacks the methods step of ServerOptimizer"),
-        ("fedmtl_core.errors:ConfigError", "expected a subclass of fedmtl_server.optimizers.ServerOptimizer"),
+        (
+            "fedmtl_core.errors:ConfigError",
+            "expected a subclass of fedmtl_server.aggregation.optimizers.ServerOptimizer",
+        ),
     ],
 )
 def test_a_class_that_cannot_be_had_is_named_with_its_key(name, message):

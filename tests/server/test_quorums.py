@@ -8,7 +8,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmtl_server.quorums import lacking, meet, spread
+from fedmtl_server.rounds.quorums import lacking, meet, spread
 
 TASKS = ["a", "b", "c"]
 offered = st.lists(st.sampled_from(TASKS), min_size=1, max_size=3, unique=True).map(tuple)

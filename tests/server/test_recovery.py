@@ -11,9 +11,9 @@ from structlog.testing import capture_logs
 
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, StoreError
-from fedmtl_server.history import FILE_NAME, History
 from fedmtl_server.server import Server
-from fedmtl_server.spool import Spool
+from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.spool import Spool
 from tests.support import TinyEncoder, WireClient, eventually, full_of, model_bytes, serving, tiny_model, watching
 
 OPENED, COMMITTED, FINISHED = (

@@ -3,10 +3,10 @@
 import pytest
 
 from fedmtl_core.tasks import PRESETS
-from fedmtl_server.aggregator import Aggregate, Contribution
-from fedmtl_server.report import RoundReport, task_reports
-from fedmtl_server.results import Measurements, plot
-from fedmtl_server.rounds import Member, UpdateClaim
+from fedmtl_server.aggregation.aggregator import Aggregate, Contribution
+from fedmtl_server.rounds.engine import Member, UpdateClaim
+from fedmtl_server.rounds.report import RoundReport, task_reports
+from fedmtl_server.storage.results import Measurements, plot
 
 SLICES = {"sst2": ("shared", "task:sst2"), "qqp": ("shared", "task:qqp")}
 

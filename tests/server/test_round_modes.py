@@ -8,7 +8,7 @@ import torch
 from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
-from fedmtl_server.history import FILE_NAME, History
+from fedmtl_server.storage.history import FILE_NAME, History
 from tests.support import eventually, full_of, serving, tiny_model, watching
 
 OPENED, COMMITTED, FAILED, FINISHED = (

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
-from fedmtl_server.cohorts import CohortRule
-from fedmtl_server.rounds import AsyncRule, Phase, RoundEngine, RoundRules, Step, UpdateClaim
+from fedmtl_server.rounds.cohorts import CohortRule
+from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step, UpdateClaim
 
 
 def engine(num_rounds=2, now=0.0, **rules) -> RoundEngine:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
-from fedmtl_server.cohorts import CohortRule
-from fedmtl_server.rounds import AsyncRule, Phase, RoundEngine, RoundRules, Step, UpdateClaim
-from fedmtl_server.task_selection import HighestLoss, TaskLoss
+from fedmtl_server.rounds.cohorts import CohortRule
+from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step, UpdateClaim
+from fedmtl_server.rounds.task_selection import HighestLoss, TaskLoss
 from tests.server.test_recovery import history_of
 from tests.support import TinyEncoder, WireClient, full_of, model_bytes, serving, tiny_model
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fedmtl_client.api import FederationApi
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_core.modeling import MultiTaskModel
-from fedmtl_server.history import FILE_NAME, History
+from fedmtl_server.storage.history import FILE_NAME, History
 from tests.server.test_model import bert_tiny
 from tests.support import TASKS, OddEncoder, WireClient, eventually, model_bytes, serving, specs, tiny_model
 

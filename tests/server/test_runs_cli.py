@@ -24,8 +24,8 @@ from typer.testing import CliRunner
 
 from fedmtl_core.config import Config, EarlyStoppingConfig
 from fedmtl_core.errors import StoreError, UserError
-from fedmtl_server.history import History, RoundRecord, RunRecord, UpdateRecord
-from fedmtl_server.runs_cli import runs_app
+from fedmtl_server.commands.runs import runs_app
+from fedmtl_server.storage.history import History, RoundRecord, RunRecord, UpdateRecord
 
 NOW_MS = time.time_ns() // 1_000_000
 DAY_MS = 86_400_000
@@ -570,7 +570,7 @@ def test_a_database_that_is_not_there_is_an_error_in_words(tmp_path):
 
 def test_the_commands_need_no_pytorch(runs_dir):
     code = (
-        "import sys; from fedmtl_server.runs_cli import runs_app; "
+        "import sys; from fedmtl_server.commands.runs import runs_app; "
         f"runs_app(['show', 'first', '--runs-dir', {str(runs_dir)!r}], standalone_mode=False); "
         "sys.exit('torch' in sys.modules)"
     )

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from fedmtl_core.errors import StoreError
 from fedmtl_server.federation import Federation
-from fedmtl_server.servicer import SERVICE_NAME
+from fedmtl_server.rpc.servicer import SERVICE_NAME
 from tests.support import OddEncoder, WireClient, eventually, full_of, serving, tiny_model, watching
 
 OPENED, COMMITTED = pb.ROUND_EVENT_KIND_OPENED, pb.ROUND_EVENT_KIND_COMMITTED
@@ -63,7 +63,7 @@ async def test_what_nobody_foresaw_is_an_internal_error_to_the_client_and_a_trac
     async with serving(tmp_path, tiny_model("sst2")) as server, WireClient(server, "a", "sst2") as client:
         monkeypatch.setattr(Federation, method, broken)
         monkeypatch.setattr(server.federation, "run_id", "run")
-        monkeypatch.setattr("fedmtl_server.uploads.require_components", lambda *_: ())
+        monkeypatch.setattr("fedmtl_server.rpc.uploads.require_components", lambda *_: ())
         with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(client)
     assert caught.value.code() is grpc.StatusCode.INTERNAL

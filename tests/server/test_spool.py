@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from fedmtl_core.errors import StoreError
-from fedmtl_server.spool import Spool, SpooledFile
+from fedmtl_server.storage.spool import Spool, SpooledFile
 
 HEADER = b"header"
 PREAMBLE_BYTES = 32
@@ -197,7 +197,7 @@ def full(*_: object) -> None:
 def test_a_disk_error_leaves_nothing_behind(where, tmp_path, monkeypatch):
     spool = Spool(tmp_path, sync=True)
     with monkeypatch.context() as patch:
-        patch.setattr(f"fedmtl_server.spool.{where}", full)
+        patch.setattr(f"fedmtl_server.storage.spool.{where}", full)
         with pytest.raises(OSError, match="No space left"):
             spool.write(HEADER, data_of(b"abc"))
     assert list(tmp_path.iterdir()) == []
@@ -210,7 +210,7 @@ def test_a_disk_error_in_a_file_used_again_leaves_nothing_behind(where, tmp_path
     spool = Spool(tmp_path, sync=True)
     spool.discard(spool.write(HEADER, data_of(b"0123456789")))
     with monkeypatch.context() as patch:
-        patch.setattr(f"fedmtl_server.spool.{where}", full)
+        patch.setattr(f"fedmtl_server.storage.spool.{where}", full)
         with pytest.raises(OSError, match="No space left"):
             spool.write(HEADER, data_of(b"abc"))
     assert list(tmp_path.iterdir()) == []

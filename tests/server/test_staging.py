@@ -13,9 +13,9 @@ import torch
 from fedmtl_core.errors import StaleRoundError, StoreError, UnavailableError
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.wire import EncodedLayout
-from fedmtl_server.buffers import BufferPool
-from fedmtl_server.spool import Spool
-from fedmtl_server.staging import StagedUpdate, StagingArea
+from fedmtl_server.storage.spool import Spool
+from fedmtl_server.transfer.buffers import BufferPool
+from fedmtl_server.transfer.staging import StagedUpdate, StagingArea
 
 LAYOUTS = [
     Layout.of("shared", {"a": torch.zeros(100)}),
@@ -152,8 +152,8 @@ async def test_every_update_is_on_disk_where_that_is_asked_for(tmp_path, monkeyp
     def noted(real):
         return lambda descriptor: (synced.append(os.readlink(f"/proc/self/fd/{descriptor}")), real(descriptor))[1]
 
-    monkeypatch.setattr("fedmtl_server.spool.os.fsync", noted(fsync))
-    monkeypatch.setattr("fedmtl_server.spool._sync_data", noted(fsync))
+    monkeypatch.setattr("fedmtl_server.storage.spool.os.fsync", noted(fsync))
+    monkeypatch.setattr("fedmtl_server.storage.spool._sync_data", noted(fsync))
     staging = area(tmp_path, durable=True, sync=True)
     one = await staged(staging, 9)
     await staging.secure(one)

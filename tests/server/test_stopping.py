@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmtl_server.stopping import EarlyStopping
+from fedmtl_server.rounds.stopping import EarlyStopping
 
 
 def measured(*values):

@@ -19,11 +19,11 @@ from structlog.testing import capture_logs
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, ServerConfig, TrainingConfig
 from fedmtl_core.errors import StoreError
-from fedmtl_server.folders import held_run, state_of, unfinished_run
-from fedmtl_server.history import FILE_NAME, History, RunRecord, UpdateRecord
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.report import RoundReport, TaskReport
-from fedmtl_server.store import LeftOff, RunStore
+from fedmtl_server.rounds.report import RoundReport, TaskReport
+from fedmtl_server.storage.folders import held_run, state_of, unfinished_run
+from fedmtl_server.storage.history import FILE_NAME, History, RunRecord, UpdateRecord
+from fedmtl_server.storage.store import LeftOff, RunStore
 from tests.support import OddEncoder, TinyEncoder, model_bytes, tiny_model
 
 COHORT = {"b": "sst2", "a": "sst2", "c": "sst2"}
@@ -213,7 +213,7 @@ def test_a_password_is_kept_nowhere(tmp_path, monkeypatch):
 def test_the_names_of_all_folders_that_a_new_run_makes_are_on_disk(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(
-        "fedmtl_server.store.sync_folder", lambda folder: synced.append((folder, set(folder.iterdir())))
+        "fedmtl_server.storage.store.sync_folder", lambda folder: synced.append((folder, set(folder.iterdir())))
     )
     run_dir = tmp_path / "runs" / "mine"
     create(run_dir, durability="power").close()
@@ -233,7 +233,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_last_one
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedmtl_server.store.write_safetensors", full)
+    monkeypatch.setattr("fedmtl_server.storage.store.write_safetensors", full)
     with pytest.raises(StoreError, match=r"round-0002\.safetensors: .*No space left on device"):
         commit(store, model_of(2), 2)
     assert checkpoint(tmp_path, 1).exists()
@@ -499,7 +499,9 @@ def test_a_folder_without_a_run_holds_none(tmp_path):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", ["fedmtl_server.history.History.begin_run", "fedmtl_server.store.RunStore._write"])
+@pytest.mark.parametrize(
+    "step", ["fedmtl_server.storage.history.History.begin_run", "fedmtl_server.storage.store.RunStore._write"]
+)
 def test_a_run_that_was_cut_short_in_its_beginning_leaves_no_other_in_the_history(step, when, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         dying_at(step, when, patch)
@@ -624,7 +626,9 @@ def test_what_is_committed_after_a_rollback_outlives_the_damaged_checkpoints_of_
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("step", ["fedmtl_server.store.RunStore._set_aside", "fedmtl_server.history.History.roll_back"])
+@pytest.mark.parametrize(
+    "step", ["fedmtl_server.storage.store.RunStore._set_aside", "fedmtl_server.storage.history.History.roll_back"]
+)
 def test_a_rollback_that_was_cut_short_is_taken_up_again(step, when, tmp_path, monkeypatch):
     """Wherever it was cut, the run goes on as after a whole one."""
     run_of(tmp_path, 5, keep_checkpoints=1).close()

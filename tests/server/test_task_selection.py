@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_server.task_selection import (
+from fedmtl_server.rounds.task_selection import (
     HighestLoss,
     MostLacking,
     RoundRobin,
@@ -134,7 +134,7 @@ class TestChoice:
 
 
 MINE = """
-from fedmtl_server.task_selection import TaskSelection
+from fedmtl_server.rounds.task_selection import TaskSelection
 
 
 class LastNamed(TaskSelection):
@@ -166,7 +166,10 @@ def test_a_class_of_ones_own_selects(own_file):
 @pytest.mark.parametrize(
     ("reference", "told"),
     [
-        ("selections_of_mine:Nothing", "expected a subclass of fedmtl_server.task_selection.TaskSelection; .* is the "),
+        (
+            "selections_of_mine:Nothing",
+            "expected a subclass of fedmtl_server.rounds.task_selection.TaskSelection; .* is the ",
+        ),
         ("selections_of_mine:Other", "has no 'Other'; it has LastNamed, Broken"),
         ("selections_of_nobody:Other", "there is no module 'selections_of_nobody'"),
     ],

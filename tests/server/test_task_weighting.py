@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from fedmtl_core.config import AggregationConfig
 from fedmtl_core.errors import AggregationError, ConfigError, LayoutMismatchError
 from fedmtl_core.layout import Component
-from fedmtl_server import combining
-from fedmtl_server.aggregator import ClientUpdate, MTLAggregator
-from fedmtl_server.combining import combine, inner_products
-from fedmtl_server.norms import NormRule
-from fedmtl_server.task_weighting import make_weighting
-from fedmtl_server.task_weighting.base import RoundWeighting, TaskFacts, TaskRound, TaskWeighting, Weighed
+from fedmtl_server.aggregation import combining
+from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
+from fedmtl_server.aggregation.combining import combine, inner_products
+from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.aggregation.task_weighting import make_weighting
+from fedmtl_server.aggregation.task_weighting.base import RoundWeighting, TaskFacts, TaskRound, TaskWeighting, Weighed
 from tests.support import OddEncoder
 
 NAMES = ("uniform", "fixed", "temperature", "uncertainty", "gradnorm", "pcgrad", "cagrad", "famo")

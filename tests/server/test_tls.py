@@ -17,9 +17,9 @@ from fedmtl_client.api import FederationApi
 from fedmtl_client.credentials import Credentials, Renewal, load
 from fedmtl_core.config import Config, TlsConfig
 from fedmtl_core.errors import ConfigError, UnavailableError, UntrustedServerError
-from fedmtl_server.certs import KeyPair, make_authority, make_client, make_server
-from fedmtl_server.clients import ClientRegistry
-from fedmtl_server.tls import CertificateFiles, is_authenticating, require_safe
+from fedmtl_server.access.certs import KeyPair, make_authority, make_client, make_server
+from fedmtl_server.access.clients import ClientRegistry
+from fedmtl_server.access.tls import CertificateFiles, is_authenticating, require_safe
 from tests.support import WireClient, serving, tiny_model
 
 CA = make_authority("the CA", days=10)

@@ -15,12 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, StoreError
-from fedmtl_server import tracking
 from fedmtl_server.federation import Federation
-from fedmtl_server.mlflow_tracker import RUN_TAG, MlflowTracker
+from fedmtl_server.monitoring import tracking
+from fedmtl_server.monitoring.mlflow_tracker import RUN_TAG, MlflowTracker
+from fedmtl_server.monitoring.tensorboard_tracker import TensorBoardTracker
+from fedmtl_server.monitoring.tracking import MAX_WAITING, RoundPoint, TrackedRun, Tracker, Tracking, round_point
 from fedmtl_server.server import Server
-from fedmtl_server.tensorboard_tracker import TensorBoardTracker
-from fedmtl_server.tracking import MAX_WAITING, RoundPoint, TrackedRun, Tracker, Tracking, round_point
 from tests.server.test_report import report as a_report
 from tests.support import eventually, full_of, reports_of, serving, tiny_model, watching
 
@@ -211,7 +211,7 @@ def test_a_setting_that_changed_is_no_failure_for_mlflow(uri, tmp_path):
 
 
 def test_no_password_reaches_a_tracker(tmp_path):
-    from fedmtl_server.store import without_secrets
+    from fedmtl_server.storage.store import without_secrets
 
     config = Config.model_validate({"store": {"url": "postgresql+psycopg://me:hunter2@db/fedmtl"}})
     run = TrackedRun.of("a-run", tmp_path, without_secrets(config))
@@ -242,7 +242,7 @@ def test_trackers_are_named_as_elsewhere(given, names):
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
 def test_a_tracker_that_is_not_installed_is_an_error_that_says_how(name, monkeypatch):
-    monkeypatch.setitem(sys.modules, f"fedmtl_server.{name}_tracker", None)
+    monkeypatch.setitem(sys.modules, f"fedmtl_server.monitoring.{name}_tracker", None)
     config = Config.model_validate({"tracking": {"report_to": [name]}, "tasks": {"sst2": {}}})
     with pytest.raises(ConfigError, match=rf"{name} can't be used: .*pip install 'fedmtl\[{name}\]'"):
         Server(config, model=tiny_model("sst2"))

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fedmtl_core.errors import StaleRoundError, UnavailableError
-from fedmtl_server.rounds import UpdateClaim
-from fedmtl_server.transfers import Transfers
+from fedmtl_server.rounds.engine import UpdateClaim
+from fedmtl_server.transfer.incoming import Transfers
 from tests.server.test_staging import SIZE, area, staged, ticks, update
 
 

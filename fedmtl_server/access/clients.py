@@ -1,0 +1,172 @@
+"""The clients that a server knows, kept in a database: who was added, with which tasks, and who was revoked.
+
+That is the database of `store.url`, or `clients.sqlite` beside the runs' folders: clients outlive a run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from fedmtl_core.config import Config
+from fedmtl_core.errors import ConfigError, InvalidRequestError, StoreError
+from fedmtl_core.identifiers import require_identifier
+from fedmtl_server.access.identities import Client, KnownClients, digest_of, make_token
+from fedmtl_server.storage.history import CLIENTS, History
+
+FILE_NAME = "clients.sqlite"
+"""The clients' name in the folder of runs."""
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """One client, and when it came and went."""
+
+    name: str
+    tasks: tuple[str, ...] | None
+    """None for all."""
+    proof: str
+    """`token` or `certificate`."""
+    added_at_unix_ms: int
+    revoked_at_unix_ms: int | None
+
+
+class ClientRegistry:
+    """The clients in one database. Its methods may be called from any thread, and by several processes.
+
+    Raises:
+        StoreError: from every method, when the database can't be read or written.
+    """
+
+    def __init__(self, history: History):
+        self._database = history
+
+    @property
+    def name(self) -> str:
+        """The database in words, without its password."""
+        return self._database.name
+
+    @classmethod
+    def open(cls, database: str | Path, *, create: bool = True) -> ClientRegistry:
+        """Connect to a database; see `History.open`."""
+        if create and isinstance(database, Path):
+            try:
+                database.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreError(f"can't make {database.parent}: {error.strerror or error}") from None
+        return cls(History.open(database, create=create))
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._database.close()
+
+    def add(self, name: str, tasks: Sequence[str] | None, *, with_token: bool) -> str | None:
+        """Let a client in.
+
+        Args:
+            name: its client id.
+            tasks: those it may take part in; None for all.
+            with_token: it gets a token; otherwise it comes with a certificate of that name.
+
+        Returns:
+            The token, which is not kept anywhere.
+
+        Raises:
+            ConfigError: a name is no identifier, the client is there, or it was revoked and its certificates would
+                be let in again.
+        """
+        for what, value in [("a client's name", name), *(("a task", task) for task in tasks or ())]:
+            _require_identifier(what, value)
+        token = make_token(name) if with_token else None
+        row = {
+            "name": name,
+            "tasks": None if tasks is None else sorted(set(tasks)),
+            "token_sha256": digest_of(token).hex() if token else None,
+            "added_at_unix_ms": _now_ms(),
+            "revoked_at_unix_ms": None,
+        }
+        with self._database.transaction(f"add client {name}") as connection:
+            before = connection.execute(CLIENTS.select().where(CLIENTS.c.name == name)).mappings().first()
+            if before is not None:
+                _require_replaceable(before, with_token)
+                connection.execute(CLIENTS.delete().where(CLIENTS.c.name == name))
+            connection.execute(CLIENTS.insert(), [row])
+        return token
+
+    def revoke(self, name: str) -> bool:
+        """Let a client in no more.
+
+        Returns:
+            Whether it was let in until now.
+
+        Raises:
+            ConfigError: there is no such client.
+        """
+        with self._database.transaction(f"revoke client {name}") as connection:
+            known = connection.execute(sa.select(CLIENTS.c.name).where(CLIENTS.c.name == name)).first()
+            if known is None:
+                raise ConfigError(f"NAME: no client {name!r} in {self.name}; see `fedmtl-server clients list`")
+            live = (CLIENTS.c.name == name) & CLIENTS.c.revoked_at_unix_ms.is_(None)
+            revoked = connection.execute(CLIENTS.update().where(live).values(revoked_at_unix_ms=_now_ms()))
+            return bool(revoked.rowcount)
+
+    def records(self) -> list[ClientRecord]:
+        """All clients by name, those that were revoked among them."""
+        return [
+            ClientRecord(
+                name=row["name"],
+                tasks=None if row["tasks"] is None else tuple(row["tasks"]),
+                proof="token" if row["token_sha256"] else "certificate",
+                added_at_unix_ms=row["added_at_unix_ms"],
+                revoked_at_unix_ms=row["revoked_at_unix_ms"],
+            )
+            for row in self._rows()
+        ]
+
+    def known(self) -> KnownClients:
+        """The clients as they are now, to compare callers with."""
+        return KnownClients(
+            Client(
+                name=row["name"],
+                tasks=None if row["tasks"] is None else tuple(row["tasks"]),
+                token_digest=bytes.fromhex(row["token_sha256"]) if row["token_sha256"] else None,
+                revoked=row["revoked_at_unix_ms"] is not None,
+            )
+            for row in self._rows()
+        )
+
+    def _rows(self) -> list[sa.RowMapping]:
+        return self._database.select(CLIENTS.select().order_by(CLIENTS.c.name))
+
+
+def database_of(config: Config) -> str | Path:
+    """Where a server of this configuration keeps its clients."""
+    return config.store.url or (config.server.runs_dir / FILE_NAME).absolute()
+
+
+def _require_replaceable(before: sa.RowMapping, with_token: bool) -> None:
+    name = before["name"]
+    if before["revoked_at_unix_ms"] is None:
+        raise ConfigError(
+            f"NAME: client {name!r} is there already; for another token or other tasks, revoke it and add it again"
+        )
+    if not with_token:
+        raise ConfigError(
+            f"NAME: client {name!r} was revoked, and certificates that it has would be let in again; choose another "
+            f"name, such as {name}-2"
+        )
+
+
+def _require_identifier(what: str, value: str) -> None:
+    try:
+        require_identifier(what, value)
+    except InvalidRequestError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

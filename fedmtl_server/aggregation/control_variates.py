@@ -1,0 +1,212 @@
+"""The server's side of SCAFFOLD (Karimireddy et al. 2020, arXiv:1910.06378), with the paper's option II.
+
+A client's control variate c_i is the mean gradient of its last training, and the server's c the mean of theirs. A
+client steps against g - c_i + c, in place of its own gradient g alone, so that all go about the same way. After steps
+of learning rates that sum up to s (K η in the paper) from x to y_i its variate is
+
+    c_i⁺ = c_i - c + (x - y_i) / s
+
+so that what it changed by, -c - Δ_i / s, follows from the update: nothing of its size travels beside it.
+
+c is the mean over all clients that are known, weighted by their examples n_i as the model's average is. Known is whose
+update has counted since the variates began; the paper's N are all clients there are, which a server can't know. With S
+those of a round and N those known after it,
+
+    c⁺ = (c Σ_{known before} n_i + Σ_S n_i (-c - Δ_i / s_i)) / Σ_N n_i
+
+That c is the mean of all c_i is what leads the model to the right place. As c only follows changes, it would never be
+so again once a client's variate was lost. So clients say which of their updates theirs is of; if that isn't the last
+that counted (its process is another, the server went back to an older checkpoint, a round failed), all variates begin
+anew at 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedmtl_core.controls import control_layout, control_scope, vector
+from fedmtl_core.errors import NonFiniteError
+from fedmtl_core.layout import Component, Layout
+from fedmtl_core.scopes import SHARED, task_scope
+from fedmtl_server.aggregation.aggregator import ClientUpdate
+
+_BLOCK = 2**19
+"""Elements that are computed with at a time: their difference from the base stays in the cache."""
+
+
+@dataclass(frozen=True)
+class KnownClient:
+    """A client whose variate is in the mean."""
+
+    task: str
+    round: int
+    """Of its last update that is in it."""
+    num_examples: int
+    """As it said first: what its variate weighs in the mean can't change without the variate at hand."""
+
+
+class ControlVariates:
+    """One run's variates. Not for two threads at once.
+
+    Args:
+        layouts: of the whole model.
+        members: by scope, the tasks that share it; of a scope that isn't there all, or the task that it is named after.
+    """
+
+    def __init__(self, layouts: Iterable[Layout], members: Mapping[str, Collection[str]] = MappingProxyType({})):
+        self._members = members
+        self._components = {
+            component.scope: component for component in (Component(control_layout(layout)) for layout in layouts)
+        }
+        self._known: dict[str, KnownClient] = {}
+        self._new: dict[str, KnownClient] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._lost = ""
+        self.since = 1
+        """The first round whose updates are in them; clients' variates of rounds before are void."""
+
+    @property
+    def components(self) -> Mapping[str, Component]:
+        """The server's variates by `control:SCOPE`. A component's bytes never change; others take its place."""
+        return self._components
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """Of `components`, in their order."""
+        return [component.layout for component in self._components.values()]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What else belongs to them, as JSON has it."""
+        return {"since": self.since, "known": {name: asdict(one) for name, one in self._known.items()}}
+
+    def install(self, components: Mapping[str, Component], facts: Mapping[str, Any]) -> None:
+        """Take up what a commit has; before a run's first one nothing.
+
+        Args:
+            components: by `control:SCOPE`; other scopes are left alone.
+            facts: as `facts` was.
+
+        Raises:
+            LayoutMismatchError: a layout differs.
+        """
+        if not facts:
+            return
+        self.since = facts["since"]
+        self._known = {name: KnownClient(**one) for name, one in facts["known"].items()}
+        for scope in self._components.keys() & components.keys() if self._known else ():
+            self._components[scope].layout.require_same(components[scope].layout)
+            self._components[scope] = components[scope]
+
+    def begin_round(self) -> None:
+        """Forget what a round that came to nothing has folded."""
+        self._new, self._sums, self._lost = {}, {}, ""
+
+    def fold(self, update: ClientUpdate, round_: int, base: Mapping[str, Component]) -> None:
+        """Take in one update, in the order of folding. It comes back unchanged.
+
+        Args:
+            update: with learning rates that sum up to 0 it says nothing of gradients, and is passed over.
+            round_: in which it counts, and whose model it started from.
+            base: that model's components.
+        """
+        if not update.learning_rate_sum:
+            return
+        known = self._known.get(update.client_id)
+        if reason := _contradiction(update, known):
+            self._lost = self._lost or f"client {update.client_id!r} {reason}"
+            return
+        num_examples = known.num_examples if known else update.num_examples
+        self._new[update.client_id] = KnownClient(update.task, round_, num_examples)
+        for scope, component in update.components.items():
+            total = self._sums.setdefault(scope, torch.zeros(component.layout.num_elements))
+            origin = None if update.kind == "delta" else base[scope]
+            _add_delta(total, component, origin, num_examples / update.learning_rate_sum)
+
+    def close(self, round_: int, committed: Collection[str]) -> str:
+        """Move the variates by what was folded.
+
+        Args:
+            round_: which ends.
+            committed: the scopes whose average became the model.
+
+        Returns:
+            Why they begin anew, if they do.
+        """
+        if not self._lost and (discarded := self._sums.keys() - committed):
+            self._lost = f"the round's {min(discarded)!r} was discarded"
+        if not self._lost:
+            moved = {control_scope(scope): self._moved(scope) for scope in self._sums}
+            try:
+                for component in moved.values():
+                    component.require_finite()
+            except NonFiniteError as error:
+                self._lost = str(error)
+            else:
+                self._components |= moved
+                self._known |= self._new
+        reason = self._lost
+        if reason:
+            self._components = {scope: Component(one.layout) for scope, one in self._components.items()}
+            self._known, self.since = {}, round_ + 1
+        self.begin_round()
+        return reason
+
+    def _moved(self, scope: str) -> Component:
+        """A scope's variate after the round."""
+        before = self._components[control_scope(scope)]
+        examples = self._examples(self._known, scope)
+        reported, known = self._examples(self._new, scope), self._examples(self._known | self._new, scope)
+        after = Component(before.layout, torch.empty_like(before.buffer))
+        scale = (examples - reported) / known
+        torch.mul(vector(before), scale, out=vector(after)).add_(self._sums[scope], alpha=-1 / known)
+        return after
+
+    def _examples(self, clients: Mapping[str, KnownClient], scope: str) -> int:
+        """The examples of those who share a component."""
+        tasks = self._members.get(scope)
+        return sum(
+            one.num_examples
+            for one in clients.values()
+            if (scope in (SHARED, task_scope(one.task)) if tasks is None else one.task in tasks)
+        )
+
+
+def _contradiction(update: ClientUpdate, known: KnownClient | None) -> str:
+    """Why an update's client can't have the variate that is in the mean; empty if it can."""
+    if known is not None and known.task != update.task:
+        return f"was one of task {known.task!r}, and is one of {update.task!r}"
+    expected = known.round if known is not None else 0
+    if update.control_round != expected:
+        return f"has its variate of round {update.control_round}, expected {expected}"
+    return ""
+
+
+def _add_delta(total: Tensor, component: Component, base: Component | None, weight: float) -> None:
+    """Add a delta times its weight to float32 `(num_elements,)`.
+
+    Args:
+        component: a delta, or parameters if there is a base.
+    """
+    first = 0
+    if not weight <= torch.finfo(torch.float32).max:
+        weight = math.nan  # shows at the close
+    for run, origin in zip(component.runs(), base.runs() if base else component.runs(), strict=True):
+        for start in range(0, len(run), _BLOCK):
+            block = slice(start, min(start + _BLOCK, len(run)))
+            value = run[block].to(_wide(run.dtype))
+            if base is not None:
+                value = value - origin[block].to(value.dtype)
+            total[first + block.start : first + block.stop].add_(value.to(torch.float32), alpha=weight)
+        first += len(run)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,132 @@
+"""The command line of the server."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedmtl_core import config as configuration
+from fedmtl_core import logs
+from fedmtl_core.allocator import keep_what_is_there
+from fedmtl_core.cli import LogFormat, settings_help
+from fedmtl_core.errors import ConfigError, RunStoppedError
+from fedmtl_server.commands.certs import certs_app
+from fedmtl_server.commands.clients import clients_app
+from fedmtl_server.commands.doctor import examine as doctor
+from fedmtl_server.commands.export import export
+from fedmtl_server.commands.runs import runs_app
+
+if TYPE_CHECKING:
+    from fedmtl_server.api import Server
+    from fedmtl_server.storage.results import TaskResult
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(runs_app, name="runs")
+app.add_typer(clients_app, name="clients")
+app.add_typer(certs_app, name="certs")
+app.command()(export)
+app.command("doctor")(doctor)
+
+
+@app.callback(invoke_without_command=True, epilog=settings_help())
+def serve(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="The configuration, a YAML file.", show_default=False)] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; server.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for any; server.port.")] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="The run's folder; a new one in server.runs_dir if not given. A run in it is taken up."),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN_DIR", help="Take up the run in this folder, with the configuration it has there."),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Listen on other addresses than loopback without TLS, or for anybody; security.insecure."
+        ),
+    ] = False,
+    keep_serving: Annotated[bool, typer.Option(help="Stay after the last round, until Ctrl-C.")] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.console,
+) -> None:
+    """Serve one federated multi-task run, write its results and exit.
+
+    A run that isn't over is taken up with --resume and its folder, or with the same command if that has --run-dir: the
+    server goes on in the round where it was, with every update that was acknowledged. Without either of the two a new
+    run begins. Every key of the configuration has a default, listed below.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    logs.configure(log_format.value)
+    if resume is not None:
+        config, run_dir = _resumed(resume, config, run_dir)
+    if config is None:
+        raise ConfigError("--config: needed, a YAML file; or --resume RUN_DIR to take up a run. See --help")
+    overrides = list(set_ or [])
+    overrides += [f"server.host={host}"] if host is not None else []
+    overrides += [f"server.port={port}"] if port is not None else []
+    overrides += ["security.insecure=true"] if insecure else []
+    options = {"server.host": ("--host", host), "server.port": ("--port", port)}
+    named = {key: option for key, (option, value) in options.items() if value is not None}
+    settled = configuration.load(config, overrides, named)
+
+    logs.get_logger().info("server.starting", config=str(config))
+    from fedmtl_server.api import Server  # PyTorch takes seconds to import; --help needn't wait for it
+
+    server = Server(settled, run_dir, keep_serving=keep_serving)
+    with _stopped_by_signals(server) as signals:
+        try:
+            with server:
+                keep_what_is_there()
+                _show_results(server.wait(), server.run_dir)
+                server.join()
+        except RunStoppedError:
+            typer.echo(
+                f"stopped by {signals[0].name} before the run was over; "
+                f"take it up with: fedmtl-server --resume {server.run_dir}",
+                err=True,
+            )
+            raise typer.Exit(128 + signals[0]) from None
+
+
+@contextmanager
+def _stopped_by_signals(server: Server) -> Iterator[list[signal.Signals]]:
+    """Have Ctrl-C and SIGTERM stop a server in order; yields those that came."""
+    came: list[signal.Signals] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        server.ask_to_stop()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _resumed(folder: Path, config: Path | None, run_dir: Path | None) -> tuple[Path, Path]:
+    """The configuration and the folder of a run that is to be taken up."""
+    if run_dir is not None and run_dir.resolve() != folder.resolve():
+        raise ConfigError(f"--resume and --run-dir name two folders: {folder} and {run_dir}")
+    if not (folder / "run.json").exists():
+        raise ConfigError(f"--resume: {folder} holds no run; see `fedmtl-server runs list`")
+    return config or folder / "config.yaml", folder
+
+
+def _show_results(results: dict[str, TaskResult], run_dir: Path) -> None:
+    from fedmtl_core.tables import results_table
+
+    results_table({task: result.to_dict() for task, result in results.items()}, run_dir)

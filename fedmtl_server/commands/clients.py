@@ -1,0 +1,173 @@
+"""`fedmtl-server clients`: who may take part."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedmtl_core import config as configuration
+from fedmtl_core.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from fedmtl_server.access.clients import ClientRecord, ClientRegistry
+
+clients_app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Add, list and revoke the clients that a server lets in.",
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The client's id.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option(help="The server's configuration, which says where its clients are kept and its tasks.")
+]
+RunsDir = Annotated[
+    Path | None, typer.Option(help="The folder that they are in, if not in a database; server.runs_dir.")
+]
+Url = Annotated[str | None, typer.Option(help="The database that they are in; store.url.")]
+
+
+@clients_app.command()
+def add(
+    name: Name,
+    task: Annotated[list[str] | None, typer.Option(help="A task that it may take part in; as often as needed.")] = None,
+    all_tasks: Annotated[bool, typer.Option("--all-tasks", help="It may take part in every task.")] = False,
+    observer: Annotated[
+        bool, typer.Option("--observer", help="It may watch the run, and take part in no task.")
+    ] = False,
+    certificate: Annotated[
+        bool, typer.Option("--certificate", help="It comes with a certificate of this name, and gets no token.")
+    ] = False,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Write the token to this new file; to standard output if not given.")
+    ] = None,
+    config: ConfigFile = None,
+    runs_dir: RunsDir = None,
+    url: Url = None,
+) -> None:
+    """Let a client in, and print its token, which isn't kept and can't be shown again.
+
+    A running server knows it within a second.
+    """
+    if sum((bool(task), all_tasks, observer)) != 1:
+        raise UserError(
+            "say what the client may take part in: --task TASK (as often as needed), --all-tasks or --observer"
+        )
+    if certificate and token_file:
+        raise UserError("--token-file: a client with --certificate has no token")
+    _require_tasks(task or [], config)
+    tasks = None if all_tasks else list(task or ())
+    with _registry(config, runs_dir, url, create=True) as registry, _new_file(token_file) as write:
+        token = registry.add(name, tasks, with_token=not certificate)
+        if token:
+            write(token)
+        where = f"; its token is in {token_file}" if token_file else "; its token, shown this once:" if token else ""
+        typer.echo(f"client {name} may take part in {_tasks_text(tasks)}{where}", err=True)
+        if token and not token_file:
+            typer.echo(token)
+
+
+@clients_app.command("list")
+def list_clients(
+    config: ConfigFile = None,
+    runs_dir: RunsDir = None,
+    url: Url = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the clients by name, those that were revoked among them."""
+    with _registry(config, runs_dir, url) as registry:
+        records = registry.records()
+        where = registry.name
+    if as_json:
+        typer.echo(json.dumps([_facts(record) for record in records], indent=2))
+    elif not records:
+        typer.echo(f"There are no clients in {where}.")
+    else:
+        rows = [("client", "tasks", "proof", "added", "revoked")]
+        rows += [
+            (one.name, _tasks_text(one.tasks), one.proof, _time(one.added_at_unix_ms), _time(one.revoked_at_unix_ms))
+            for one in records
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@clients_app.command()
+def revoke(name: Name, config: ConfigFile = None, runs_dir: RunsDir = None, url: Url = None) -> None:
+    """Let a client in no more. A running server ends its calls within a second; what it has counted stays."""
+    with _registry(config, runs_dir, url) as registry:
+        was_in = registry.revoke(name)
+    typer.echo(f"client {name} {'is revoked' if was_in else 'was revoked before'}", err=True)
+
+
+@contextlib.contextmanager
+def _registry(
+    config: Path | None, runs_dir: Path | None, url: str | None, *, create: bool = False
+) -> Iterator[ClientRegistry]:
+    from fedmtl_server.access.clients import FILE_NAME, ClientRegistry, database_of
+
+    if config and (runs_dir or url):
+        raise UserError("--config says where the clients are; leave out --runs-dir and --url")
+    database = database_of(configuration.load(config)) if config else url or (runs_dir or Path("runs")) / FILE_NAME
+    if isinstance(database, Path) and not create and not database.exists():
+        raise UserError(
+            f"{database}: there is no such file; say where the clients are with --config, --runs-dir or --url"
+        )
+    with contextlib.closing(ClientRegistry.open(database, create=create)) as registry:
+        yield registry
+
+
+def _require_tasks(tasks: list[str], config: Path | None) -> None:
+    if config is None:
+        return
+    known = configuration.load(config).tasks
+    for task in tasks:
+        if task not in known:
+            raise ConfigError(f"--task: {config} has the tasks {', '.join(known) or '(none)'}, got {task!r}")
+
+
+@contextlib.contextmanager
+def _new_file(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """Writes to a file that nobody else can read, and that wasn't there; it is gone again if anything fails."""
+    if path is None:
+        yield lambda text: None
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise UserError(f"--token-file: can't make {path}: {error.strerror or error}") from None
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            yield lambda text: print(text, file=file)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _tasks_text(tasks: tuple[str, ...] | list[str] | None) -> str:
+    return "every task" if tasks is None else ", ".join(tasks) or "no task (it may watch)"
+
+
+def _time(unix_ms: int | None) -> str:
+    """Local time to the second; nothing for None."""
+    return "" if unix_ms is None else datetime.fromtimestamp(unix_ms / 1000).isoformat(" ", "seconds")
+
+
+def _facts(record: ClientRecord) -> dict[str, object]:
+    return {
+        "name": record.name,
+        "tasks": None if record.tasks is None else list(record.tasks),
+        "proof": record.proof,
+        "added_at_unix_ms": record.added_at_unix_ms,
+        "revoked_at_unix_ms": record.revoked_at_unix_ms,
+    }

@@ -1,0 +1,64 @@
+"""`fedmtl-server export`: a run's model as a folder for Hugging Face's libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fedmtl_core import logs
+from fedmtl_core.errors import UserError
+from fedmtl_server.commands.runs import RunsDir, Url
+from fedmtl_server.storage.runs import find_run
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.", show_default=False)],
+    task: Annotated[str | None, typer.Option(help="The task whose model is wanted.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="The encoder and all heads instead.")] = False,
+    run_dir: Annotated[Path | None, typer.Option(help="The run's folder.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(help="Instead of --run-dir: the run's id or the beginning of it, or its folder's name."),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    url: Url = None,
+    round_: Annotated[
+        str,
+        typer.Option(
+            "--round", metavar="N|best|last", help="Whose model: a round's, the last, or the task's best by its metric."
+        ),
+    ] = "last",
+    force: Annotated[bool, typer.Option("--force", help="Write over what is in the folder.")] = False,
+) -> None:
+    """Write a task's model such that AutoModelForSequenceClassification loads it, with tokenizer and model card."""
+    logs.configure(level="warning")
+    if (task is None) == (not all_):
+        raise UserError("say what is to be written: --task TASK, or --all for the encoder and all heads")
+    if (run_dir is None) == (run is None):
+        raise UserError("say which run: --run-dir DIR, or --run with an id from `fedmtl-server runs list`")
+    which = _round(round_)
+    place = run_dir if run_dir is not None else find_run(run or "", runs_dir, url).folder
+
+    from transformers.utils.logging import disable_progress_bar
+
+    from fedmtl_server.export.folders import export_all, export_task, open_run  # they need PyTorch
+
+    disable_progress_bar()
+    opened = open_run(place)
+    if task is None:
+        done = export_all(opened, folder, which, force=force)
+        typer.echo(f"wrote {folder}: the model of round {done.round}, encoder ({done.architecture}) and all heads")
+        return
+    done = export_task(opened, task, folder, which, force=force)
+    remote = "" if done.is_native else ", with trust_remote_code=True and its modeling_fedmtl.py"
+    typer.echo(f"wrote {folder}: {task}, the model of round {done.round}, for {done.architecture}{remote}")
+
+
+def _round(text: str) -> int | Literal["best", "last"]:
+    if text == "best" or text == "last":
+        return text  # type: ignore[return-value]
+    if not text.isdecimal() or len(text) > 9:
+        raise UserError(f"--round: expected a round's number, best or last, got {text!r}")
+    return int(text)

@@ -1,0 +1,190 @@
+"""`fedmtl-server runs`: what runs there are and what became of them, read from their histories."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedmtl_core.errors import UserError
+from fedmtl_server.commands.printing import Table, bytes_text, json_text, print_json, time_text
+from fedmtl_server.commands.runs_exported import csv_text, flat_round, flat_update
+from fedmtl_server.commands.runs_shown import last_metrics, show_round, show_run, summary, tasks_text, updates_by_round
+from fedmtl_server.storage.runs import (
+    Place,
+    databases_of,
+    find_run,
+    num_bytes_in,
+    opened,
+    read_runs,
+    remove_run,
+    where_text,
+    why_not_removed,
+)
+
+if TYPE_CHECKING:
+    from fedmtl_server.storage.history import MetricRecord, RoundRecord, UpdateRecord
+
+runs_app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="List, show, export and remove runs.",
+)
+
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id or the beginning of it, or its folder's path or name.")
+]
+RunsDir = Annotated[Path, typer.Option(help="The folder of the runs' folders; server.runs_dir.")]
+Url = Annotated[str | None, typer.Option(help="The database that holds the runs, instead of --runs-dir; store.url.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class What(StrEnum):
+    """What there is to export."""
+
+    updates = "updates"
+    rounds = "rounds"
+    metrics = "metrics"
+
+
+class Format(StrEnum):
+    """How it is written."""
+
+    csv = "csv"
+    json = "json"
+
+
+@runs_app.command("list")
+def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json = False) -> None:
+    """List the runs, the newest first, with the last metrics of their models."""
+    rows = []
+    for place in _places(databases_of(runs_dir, url)):
+        with opened(place.database) as history:
+            run_id = place.run.run_id
+            rows.append((place, history.num_committed(run_id), last_metrics(place.run, history.metrics(run_id))))
+    if as_json:
+        print_json([summary(place, done) | {"metrics": metrics} for place, done, metrics in rows])
+    elif not rows:
+        typer.echo(f"There are no runs in {where_text(runs_dir, url)}.")
+    else:
+        columns = ("run", "created", "state", "tasks", "rounds", "last metrics", "folder")
+        table = Table("", *columns, wrapped=["last metrics"])
+        for place, done, metrics in rows:
+            run = place.run
+            shown = ", ".join(f"{task} {one['metric']} {one['value']:.3f}" for task, one in metrics.items())
+            rounds = f"{done}/{run.num_rounds}"
+            tasks = tasks_text(run)
+            state = place.state + (" (early stopping)" if place.stopped_early else "")
+            table.add(run.run_id[:8], time_text(run.created_at_unix_ms), state, tasks, rounds, shown, place.folder)
+        table.show()
+
+
+@runs_app.command()
+def show(
+    run: RunName,
+    round_: Annotated[int | None, typer.Option("--round", help="This round alone, and all of it.")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show a run and its rounds, or one round's whole report."""
+    place = find_run(run, runs_dir, url)
+    run_id = place.run.run_id
+    with opened(place.database) as history:
+        rounds, updates = history.rounds(run_id), history.updates(run_id)
+    if round_ is None:
+        show_run(place, rounds, updates, as_json)
+        return
+    record = next((one for one in rounds if one.round == round_), None)
+    if record is None:
+        numbers = f"rounds 0 to {rounds[-1].round}" if rounds else "no rounds"
+        raise UserError(f"--round: run {run_id} has {numbers}, got {round_}")
+    show_round(record, updates_by_round([record], updates)[round_], as_json)
+
+
+@runs_app.command()
+def export(
+    run: RunName,
+    what: Annotated[What, typer.Option(help="What to write, one row for each.")],
+    format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.csv,
+    output: Annotated[Path | None, typer.Option(help="The file to write; standard output if not given.")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    url: Url = None,
+) -> None:
+    """Write a run's updates, rounds or metrics as CSV or JSON."""
+    place = find_run(run, runs_dir, url)
+    run_id = place.run.run_id
+    records: Sequence[UpdateRecord | RoundRecord | MetricRecord]
+    with opened(place.database) as history:
+        if what is What.updates:
+            updates = records = history.updates(run_id)
+            flat = [flat_update(one) for one in updates]
+        elif what is What.rounds:
+            rounds = records = history.rounds(run_id)
+            by_round = updates_by_round(rounds, history.updates(run_id))
+            flat = [flat_round(one, by_round[one.round]) for one in rounds]
+        else:
+            records = history.metrics(run_id)
+            flat = [asdict(one) for one in records]
+    if format_ is Format.json:
+        text = json_text([{"run_id": run_id} | asdict(one) for one in records])
+    else:
+        text = csv_text([{"run_id": run_id} | row for row in flat])
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise UserError(f"--output: can't write {output}: {error.strerror or error}") from None
+    typer.echo(f"{len(records)} {what.value} written to {output}", err=True)
+
+
+@runs_app.command()
+def prune(
+    keep: Annotated[int | None, typer.Option(min=0, help="Keep this many of the newest runs.")] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, metavar="DAYS", help="Only runs that began more than this many days ago.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them, instead of saying what would be removed.")] = False,
+    runs_dir: RunsDir = Path("runs"),
+    url: Url = None,
+) -> None:
+    """Remove old runs that no server has: their folders, and what the database knows of them."""
+    if keep is None and older_than is None:
+        raise UserError("say which runs may go: --keep N for all but the newest, --older-than DAYS, or both")
+    old = _places(databases_of(runs_dir, url))[keep or 0 :]
+    if older_than is not None:
+        latest_ms = time.time() * 1000 - older_than * 86_400_000
+        old = [place for place in old if place.run.created_at_unix_ms < latest_ms]
+    if not old:
+        typer.echo(f"There is nothing to remove in {where_text(runs_dir, url)}.")
+    removed = 0
+    for place in old:
+        run = place.run
+        title = f"run {run.run_id[:8]} of {time_text(run.created_at_unix_ms)} ({place.state}), {place.folder}"
+        if reason := why_not_removed(place):
+            typer.echo(f"left alone: {title}: {reason}")
+            continue
+        removed += 1
+        size = bytes_text(num_bytes_in(place.folder))
+        if yes:
+            remove_run(place)
+        typer.echo(f"{'removed' if yes else 'would remove'}: {title}, {size}")
+    if removed and not yes:
+        typer.echo("Nothing was removed; --yes does it.")
+
+
+def _places(databases: Iterable[str | Path]) -> list[Place]:
+    """The runs of some databases, the newest first. A file that can't be read is a warning: others may be."""
+    places, unreadable = read_runs(databases)
+    for error in unreadable.values():
+        typer.echo(f"warning: {error}", err=True)
+    return places

@@ -1,0 +1,56 @@
+"""A run's updates, rounds and metrics as rows of plain values."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from fedmtl_server.commands.runs_shown import round_facts
+
+if TYPE_CHECKING:
+    from fedmtl_server.storage.history import RoundRecord, UpdateRecord
+
+
+def flat_update(update: UpdateRecord) -> dict[str, Any]:
+    """An update, a column for each metric."""
+    row = asdict(update)
+    received, trained = row.pop("received_metrics"), row.pop("trained_metrics")
+    return row | _prefixed("received.", received) | _prefixed("trained.", trained)
+
+
+def flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, Any]:
+    """A round, columns for each task."""
+    facts = round_facts(record, updates)
+    report = record.report or {}
+    row = {
+        name: facts[name]
+        for name in ("round", "purpose", "outcome", "opened_at_unix_ms", "ended_at_unix_ms", "num_counted")
+    }
+    row |= {"cohort_size": len(record.cohort), "num_refused": facts["num_refused"]}
+    row["missing_clients"] = " ".join(report.get("missing_clients", ()))
+    row |= {name: report.get(name) for name in ("duration_s", "aggregation_s", "bytes_received", "bytes_sent")}
+    for task in report.get("tasks", ()):
+        here = {name: task[name] for name in ("num_updates", "num_examples", "encoder_share")}
+        if task.get("auxiliary_weight") is not None:
+            here["auxiliary_weight"] = task["auxiliary_weight"]
+        here |= _prefixed("received.", task["received_metrics"]) | _prefixed("trained.", task["trained_metrics"])
+        row |= _prefixed(f"{task['task']}.", here)
+    return row | _prefixed("checkpoint.", record.checkpoint or {})
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {prefix + name: value for name, value in values.items()}
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows under the columns of all of them; nothing where a row has none."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    if rows:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

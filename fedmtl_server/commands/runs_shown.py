@@ -1,0 +1,270 @@
+"""A run, or a round, as `fedmtl-server runs` shows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.identifiers import name_task
+from fedmtl_core.scopes import SHARED, group_of, task_of
+from fedmtl_core.sharing import blocks_text
+from fedmtl_server.commands.printing import Table, bytes_text, print_facts, print_json, time_text
+from fedmtl_server.storage.runs import Place
+
+if TYPE_CHECKING:
+    from fedmtl_server.storage.history import MetricRecord, RoundRecord, RunRecord, UpdateRecord
+
+# A run.
+
+
+def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[UpdateRecord], as_json: bool) -> None:
+    """Print a run and its rounds."""
+    run = place.run
+    done = sum(one.outcome == "committed" and one.purpose == "train" and one.round > 0 for one in rounds)
+    by_round = updates_by_round(rounds, updates)
+    if as_json:
+        run_facts = summary(place, done) | {"config": _shown_config(run)}
+        print_json({"run": run_facts, "rounds": [round_facts(one, by_round[one.round]) for one in rounds]})
+        return
+    finished = f", finished {time_text(run.finished_at_unix_ms)}" if run.finished_at_unix_ms is not None else ""
+    print_facts(
+        run=run.run_id,
+        state=f"{place.state}, {done} of {run.num_rounds} rounds{_why_early(place)}",
+        created=time_text(run.created_at_unix_ms) + finished,
+        model=run.base_model,
+        tasks=tasks_text(run),
+        folder=place.folder,
+    )
+    if len(rounds) < 2:
+        typer.echo("No round has opened yet.")
+        return
+    main = _main_metrics(run)
+    columns = ["round", "outcome", "opened", "seconds", "counted", "refused", "missing", "in", "out"]
+    table = Table(
+        "Metrics are of the model that the round began with; beside them, each task's share of the encoder",
+        *columns,
+        *(f"{name_task(task, auxiliary=task in _auxiliary(run))}\n{main.get(task, '')}" for task in run.tasks),
+    )
+    for one in rounds[1:]:
+        facts = round_facts(one, by_round[one.round])
+        report = one.report or {}
+        tasks = {task["task"]: task for task in report.get("tasks", ())}
+        table.add(
+            f"{one.round}{' (evaluation)' if one.purpose == 'evaluate' else ''}",
+            one.outcome.replace("_", " "),
+            time_text(one.opened_at_unix_ms),
+            f"{report['duration_s']:.1f}" if report else "-",
+            f"{facts['num_counted']} of {len(one.cohort)}",
+            facts["num_refused"],
+            len(report["missing_clients"]) if report else "-",
+            bytes_text(report["bytes_received"]) if report else "-",
+            bytes_text(report["bytes_sent"]) if report else "-",
+            *(_metric_and_share(main.get(task), tasks.get(task, {})) for task in run.tasks),
+        )
+    table.show()
+
+
+def _why_early(place: Place) -> str:
+    """Why a run's training ended before its last round, if it did."""
+    if not place.stopped_early:
+        return ""
+    patience = (place.run.config.get("early_stopping") or {}).get("patience")
+    return f": early stopping after round {place.last_training_round}, no better for {patience} rounds"
+
+
+def _metric_and_share(name: str | None, task: Mapping[str, Any]) -> str:
+    """A task's main metric in one round, its first where the main one isn't known; and its share of the encoder."""
+    values = task.get("received_metrics", {})
+    value = values.get(name) if name else next(iter(values.values()), None)
+    share = task.get("encoder_share", 0.0)
+    return ("-" if value is None else f"{value:.3f}") + (f" {share:.0%}" if share else "")
+
+
+def _auxiliary(run: RunRecord) -> set[str]:
+    """The run's auxiliary tasks."""
+    return {task for task, section in (run.config.get("tasks") or {}).items() if section.get("auxiliary")}
+
+
+def tasks_text(run: RunRecord) -> str:
+    """The names of a run's tasks."""
+    return ", ".join(name_task(task, auxiliary=task in _auxiliary(run)) for task in run.tasks)
+
+
+def _main_metrics(run: RunRecord) -> dict[str, str]:
+    """Main metric by task, as the run's configuration has it."""
+    from fedmtl_core.config import Config
+
+    try:
+        config = Config.model_validate(_given(run.config))
+        return {spec.name: spec.main_metric for spec in config.task_specs()}
+    except (ValueError, ConfigError):  # another FedMTL's
+        return {}
+
+
+def _shown_config(run: RunRecord) -> dict[str, Any]:
+    """A run's configuration, without a password that is in it."""
+    from fedmtl_server.storage.history import without_password
+
+    store = run.config.get("store") or {}
+    if not store.get("url"):
+        return dict(run.config)
+    return {**run.config, "store": {**store, "url": without_password(store["url"])}}
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the keys that it leaves open."""
+    return {
+        key: _given(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def last_metrics(run: RunRecord, metrics: Sequence[MetricRecord]) -> dict[str, dict[str, Any]]:
+    """By task, the main metric of the newest model that the task's clients measured."""
+    main, last = _main_metrics(run), {}
+    for task in run.tasks:
+        mine = [one for one in metrics if one.task == task and one.name == main.get(task, one.name)]
+        newest = max(mine, key=lambda one: one.round, default=None)
+        if newest is not None:
+            last[task] = {"metric": newest.name, "value": newest.value, "round": newest.round}
+    return last
+
+
+def summary(place: Place, rounds_done: int) -> dict[str, Any]:
+    """A run in short, as JSON has it."""
+    run = place.run
+    return {
+        "run_id": run.run_id,
+        "state": place.state,
+        "created_at_unix_ms": run.created_at_unix_ms,
+        "finished_at_unix_ms": run.finished_at_unix_ms,
+        "base_model": run.base_model,
+        "tasks": list(run.tasks),
+        "auxiliary_tasks": [task for task in run.tasks if task in _auxiliary(run)],
+        "rounds_done": rounds_done,
+        "num_rounds": run.num_rounds,
+        "stopped_early": place.stopped_early,
+        "folder": str(place.folder),
+    }
+
+
+# A round.
+
+
+def updates_by_round(records: Sequence[RoundRecord], updates: Iterable[UpdateRecord]) -> dict[int, list[UpdateRecord]]:
+    """Each round's updates, without those of an earlier play of it that was rolled back."""
+    by_round: dict[int, list[UpdateRecord]] = {record.round: [] for record in records}
+    rolled_back = {record.round for record in records if record.outcome == "rolled_back"}
+    for one in updates:
+        if one.round in by_round and (one.outcome != "rolled_back" or one.round in rolled_back):
+            by_round[one.round].append(one)
+    return by_round
+
+
+def round_facts(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, Any]:
+    """A round\'s record, and how many updates counted and were refused in it."""
+    outcomes = Counter(one.outcome for one in updates)
+    num_refused = record.report["num_refused"] if record.report else outcomes["refused"]
+    return asdict(record) | {"num_counted": outcomes["counted"], "num_refused": num_refused}
+
+
+def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bool) -> None:
+    """Print a round: who took part, and what came of it."""
+    if as_json:
+        print_json({"round": round_facts(record, updates), "updates": [asdict(one) for one in updates]})
+        return
+    report = record.report
+    seconds = f", {report['duration_s']:.1f} s" if report else ""
+    print_facts(
+        run=record.run_id,
+        round=f"{record.round}, to {record.purpose}" if record.round else "0, the model before the first round",
+        outcome=record.outcome.replace("_", " "),
+        opened=time_text(record.opened_at_unix_ms) + seconds,
+        cohort=", ".join(f"{client} ({task})" for client, task in record.cohort.items()) or "nobody",
+    )
+    if report is None:
+        if record.round:
+            typer.echo("It has no report: it hasn't ended.")
+        return
+    print_facts(
+        bytes=f"{bytes_text(report['bytes_received'])} in, {bytes_text(report['bytes_sent'])} out",
+        missing=", ".join(report["missing_clients"]) or "nobody",
+        unchanged=", ".join(f"head {task}" for task in report["unchanged_tasks"]) or "no head",
+        **_moves(report),
+    )
+    _tasks_table(report).show()
+    _updates_table(report, updates).show()
+    _refusals_table(report).show()
+
+
+def _moves(report: Mapping[str, Any]) -> dict[str, str]:
+    """Which layers moved, from whom to whom; older reports don't say."""
+    moved = report.get("moved") or {}
+    texts = (f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}" for part, old in moved.items())
+    return {"moved": "; ".join(texts)} if moved else {}
+
+
+def _tasks_table(report: Mapping[str, Any]) -> Table:
+    models = ("received model", "trained models")
+    table = Table("Tasks", "task", "updates", "examples", "encoder share", *models, wrapped=models)
+    for task in report["tasks"]:
+        metrics = (_metrics_text(task["received_metrics"]), _metrics_text(task["trained_metrics"]))
+        share = f"{task['encoder_share']:.1%}"
+        weight = task.get("auxiliary_weight")  # older reports don't say
+        name = task["task"] if weight is None else f"{task['task']} (auxiliary, {weight:.3g} an example)"
+        table.add(name, task["num_updates"], task["num_examples"], share, *metrics)
+    return table
+
+
+def _updates_table(report: Mapping[str, Any], updates: Sequence[UpdateRecord]) -> Table:
+    """Who sent what became of it, and with what weight it counts in which component."""
+    weights: dict[str, dict[str, float]] = {}
+    for component in report["components"]:
+        for part in component["contributions"]:
+            weights.setdefault(part["client_id"], {})[component["scope"]] = part["weight"]
+    norms = {part["client_id"]: _norm_text(part) for part in _encoder_parts(report)}
+    has_groups = any(group_of(component["scope"]) for component in report["components"])
+    elsewhere = "in its groups and heads" if has_groups else "in its heads"
+    of_the_encoder = ("weight in the encoder", "norm there")
+    columns = ("client", "task", "became", "examples", "began in", *of_the_encoder, elsewhere, "bytes")
+    table = Table("Updates", *columns, wrapped=["became"])
+    for one in (one for one in updates if one.outcome != "refused"):
+        mine = dict(weights.get(one.client_id, {}))
+        encoder = f"{mine.pop(SHARED):.3f}" if SHARED in mine else "-"
+        heads = ", ".join(f"{task_of(scope) or group_of(scope)} {weight:.3f}" for scope, weight in mine.items()) or "-"
+        became = one.outcome.replace("_", " ") + (f": {one.reason or one.code}" if one.reason or one.code else "")
+        base = f"round {one.base_round}"
+        norm = norms.get(one.client_id, "-")
+        size = bytes_text(one.num_bytes)
+        table.add(one.client_id, one.task, became, one.num_examples, base, encoder, norm, heads, size)
+    return table
+
+
+def _encoder_parts(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    encoder = (component for component in report["components"] if component["scope"] == SHARED)
+    return [part for component in encoder for part in component["contributions"]]
+
+
+def _norm_text(part: Mapping[str, Any]) -> str:
+    """How far a client moved a component; older reports don't say."""
+    norm, clipped_to = part.get("norm"), part.get("clipped_to")
+    return "-" if norm is None else f"{norm:.3g}" + ("" if clipped_to is None else f", clipped to {clipped_to:.3g}")
+
+
+def _refusals_table(report: Mapping[str, Any]) -> Table:
+    refused, total = report["refused"], report["num_refused"]
+    title = "Refused" if total == len(refused) else f"Refused, the first {len(refused)} of {total}"
+    table = Table(title, "client", "task", "code", "reason", wrapped=["reason"])
+    for one in refused:
+        table.add(one["client_id"], one["task"], one["code"], one["reason"])
+    return table
+
+
+def _metrics_text(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()) or "-"

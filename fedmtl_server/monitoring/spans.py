@@ -1,0 +1,68 @@
+"""The server's part of a client's trace: how it answered each call, and the commit of what the client sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+from opentelemetry.trace import SpanContext, Status, StatusCode
+
+from fedmtl_core.otel import OpenTelemetryTracing
+from fedmtl_server.events import Listener
+from fedmtl_server.rounds.engine import UpdateClaim
+from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rpc.calls import OTHER, AroundCalls, Call
+
+_UNTRACED = ("WatchRounds", OTHER)
+"""An event stream lasts as long as its client is there; its span would come when all is over."""
+
+
+class ServerSpans(Listener):
+    """Records spans.
+
+    A round belongs to the traces of all its clients, so each of them gets a `commit` of its own. What the server before
+    this one acknowledged is in no trace.
+
+    Args:
+        tracing: where to.
+    """
+
+    def __init__(self, tracing: OpenTelemetryTracing):
+        self._tracing = tracing
+        self._counted: list[tuple[UpdateClaim, SpanContext]] = []
+        self._closing_ns = 0
+        self.interceptor = AroundCalls(self._answering)
+
+    def update_counted(self, claim: UpdateClaim) -> None:
+        self._counted.append((claim, self._tracing.current()))
+
+    def round_closing(self) -> None:
+        self._closing_ns = time.time_ns()
+
+    def round_ended(self, report: RoundReport) -> None:
+        counted, self._counted = self._counted, []
+        for claim, parent in counted:
+            self._tracing.add(
+                "round.failed" if report.failed else "commit",
+                parent,
+                self._closing_ns,
+                round=report.round,
+                client_id=claim.client_id,
+                task=claim.task,
+            )
+
+    @contextmanager
+    def _answering(self, call: Call) -> Iterator[None]:
+        if call.method in _UNTRACED:
+            yield
+            return
+        with self._tracing.answer(call.method, call.metadata) as span:
+            try:
+                yield
+            finally:
+                span.set_attribute("rpc.system", "grpc")
+                span.set_attribute("rpc.grpc.status_code", call.code.value[0])
+                if call.code is not grpc.StatusCode.OK:
+                    span.set_status(Status(StatusCode.ERROR, call.code.name))

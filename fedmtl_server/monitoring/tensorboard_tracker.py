@@ -1,0 +1,115 @@
+"""Reports a run to TensorBoard: event files in a folder, written without TensorFlow and without torch's threads.
+
+A folder holds one run. A server that takes the run up adds a file, whose first event takes back what earlier files say
+of the rounds from there on; TensorBoard shows each round once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary as summaries
+
+from fedmtl_server.monitoring.tracking import MARK, Outcome, RoundPoint, TrackedRun, Tracker
+
+_hparams: Any = summaries.hparams  # untyped
+_text: Any = summaries.text
+
+
+class TensorBoardTracker(Tracker):
+    """Writes event files.
+
+    Args:
+        folder: gets a folder of the run's id; `tensorboard` in the run's folder if None.
+    """
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Path | None = None):
+        self._folder = folder
+        self._run_folder = Path()
+        self._run: TrackedRun | None = None
+        self._writer: RecordWriter | None = None
+
+    def begin(self, run: TrackedRun) -> None:
+        with suppress(OSError):  # what couldn't be written to a file is written to the next
+            self._close()
+        self._run = run
+        self._run_folder = (self._folder or run.run_dir / "tensorboard") / run.run_id
+        self._run_folder.mkdir(parents=True, exist_ok=True)
+
+    def lacks(self, points: Sequence[RoundPoint]) -> Sequence[RoundPoint]:
+        """From the first round that isn't there on, all: to write one is to take back those after it."""
+        held = self._held()
+        known = {point.mark for point in points}
+        stray = min((round_ for round_, ended_at in held if (round_, ended_at) not in known), default=None)
+        first = next((i for i, point in enumerate(points) if point.mark not in held), len(points))
+        if stray is not None:  # of a run that was rolled back
+            first = min(first, next((i for i, point in enumerate(points) if point.round >= stray), len(points)))
+        return points[first:]
+
+    def round(self, point: RoundPoint) -> None:
+        writer = self._writer or self._open(point.round)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in point.metrics.items()]
+        self._write(writer, point, Summary(value=values))
+        writer.flush()
+
+    def end(self, outcome: Outcome) -> None:
+        self._close()
+
+    def _held(self) -> set[tuple[int, int]]:
+        """The marks of the rounds that are there."""
+        events = EventAccumulator(str(self._run_folder), size_guidance={"scalars": 0})
+        events.Reload()
+        if MARK not in events.Tags()["scalars"]:
+            return set()
+        return {(event.step, round(event.wall_time * 1000)) for event in events.Scalars(MARK)}
+
+    def _open(self, from_round: int) -> RecordWriter:
+        """Begin a file that goes on with a round."""
+        assert self._run is not None
+        # Files are read in the order of their names.
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010}.{time.time_ns() % 10**9:09}"
+        path = self._run_folder / f"{name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        writer = self._writer = RecordWriter(path.open("ab"))
+        now = time.time()
+        self._write_event(writer, Event(wall_time=now, file_version="brain.Event:2"))
+        start = SessionLog(status=SessionLog.START)
+        self._write_event(writer, Event(wall_time=now, step=from_round, session_log=start))
+        settings = {key: _plain(value) for key, value in self._run.settings.items() if value is not None}
+        for summary in (*_hparams(settings, {}), _text("settings", _table(settings))):
+            self._write_event(writer, Event(wall_time=now, step=0, summary=summary))
+        return writer
+
+    def _write(self, writer: RecordWriter, point: RoundPoint, summary: Summary) -> None:
+        self._write_event(writer, Event(wall_time=point.ended_at_unix_ms / 1000, step=point.round, summary=summary))
+
+    @staticmethod
+    def _write_event(writer: RecordWriter, event: Event) -> None:
+        writer.write(event.SerializeToString())
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def _table(settings: Mapping[str, Any]) -> str:
+    rows = [f"| `{key}` | `{value}` |" for key, value in settings.items()]
+    return "\n".join(["| key | value |", "| --- | --- |", *rows])

@@ -1,0 +1,309 @@
+"""Reporting a run to experiment trackers such as TensorBoard and MLflow.
+
+Each tracker has a thread of its own, and is told there of what the history has and the tracker lacks: when the run
+begins or is taken up, after every round, and when the tracker works again after it didn't. So a tracker that fails or
+hangs costs a round nothing, and what it missed comes later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from fedmtl_core.config import Config, flattened
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.logs import get_logger
+from fedmtl_core.scopes import group_of, task_of
+from fedmtl_server.events import Listener
+from fedmtl_server.rounds.report import ComponentReport, RoundReport
+
+MARK = "round/seconds"
+"""The metric that every round has. A tracker that has it for a round has the whole round: it is written last."""
+
+MAX_WAITING = 64
+"""Rounds that wait for a tracker's thread. Older ones are in the history, and fetched from there."""
+
+RETRY_S = 30.0
+"""How long after a failure a tracker is tried again."""
+
+FLUSH_S = 10.0
+"""How long a server that stops waits for its trackers."""
+
+Outcome = Literal["finished", "stopped", "failed"]
+"""How a server left its run: it is over, or it can be taken up, after a signal or after an error."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told of a run at its start."""
+
+    run_id: str
+    run_dir: Path
+    settings: Mapping[str, Any]
+    """Every setting by its dotted key; a list, text, a number, a boolean or None each. No secrets."""
+
+    @classmethod
+    def of(cls, run_id: str, run_dir: Path, config: Config) -> TrackedRun:
+        """A run and its configuration, from which secrets have been removed."""
+        return cls(run_id, run_dir, dict(flattened(config.model_dump(mode="json"))))
+
+
+@dataclass(frozen=True)
+class RoundPoint:
+    """One round, as numbers."""
+
+    round: int
+    ended_at_unix_ms: int
+    metrics: Mapping[str, float]
+    """By name, `MARK` last."""
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """Tells it from every other, also from the same round before a run was rolled back."""
+        return self.round, self.ended_at_unix_ms
+
+
+class Tracker(ABC):
+    """One tracker. Its methods are called from one thread, and may raise anything: then `begin` is called again."""
+
+    name: str
+
+    @abstractmethod
+    def begin(self, run: TrackedRun) -> None:
+        """Open a run, or go on in it where it is there already."""
+
+    @abstractmethod
+    def lacks(self, points: Sequence[RoundPoint]) -> Sequence[RoundPoint]:
+        """Those of a run's rounds, in their order, that it has to be told of."""
+
+    @abstractmethod
+    def round(self, point: RoundPoint) -> None:
+        """Take in one round."""
+
+    @abstractmethod
+    def end(self, outcome: Outcome) -> None:
+        """Note how the run was left, with everything written."""
+
+
+def round_point(report: RoundReport) -> RoundPoint:
+    """The numbers of a round's report."""
+    counted = 0 if report.failed else sum(task.num_updates for task in report.tasks)
+    metrics: dict[str, float] = {}
+    for task in report.tasks:
+        metrics |= {f"received/{task.task}/{name}": value for name, value in task.received_metrics.items()}
+        metrics |= {f"trained/{task.task}/{name}": value for name, value in task.trained_metrics.items()}
+        metrics[f"updates/{task.task}"] = task.num_updates
+        metrics[f"examples/{task.task}"] = task.num_examples
+        metrics[f"encoder_share/{task.task}"] = task.encoder_share
+        if task.auxiliary_weight is not None:
+            metrics[f"auxiliary_weight/{task.task}"] = task.auxiliary_weight
+    for component in report.components:
+        metrics |= _norms(component)
+    metrics |= {f"blocks/{part}": len(blocks) for part, blocks in report.sharing.items()}
+    metrics |= {
+        "round/failed": int(report.failed),
+        "round/cohort_size": sum(task.num_updates for task in report.tasks) + len(report.missing_clients),
+        "round/updates_counted": counted,
+        "round/updates_refused": report.num_refused,
+        "round/updates_missing": len(report.missing_clients),
+        "round/bytes_in": report.bytes_received,
+        "round/bytes_out": report.bytes_sent,
+        "round/aggregation_seconds": report.aggregation_s,
+        MARK: report.duration_s,
+    }
+    ended_at = report.opened_at_unix_ms + round(report.duration_s * 1000)
+    return RoundPoint(report.round, ended_at, {name: float(value) for name, value in metrics.items()})
+
+
+def _norms(component: ComponentReport) -> dict[str, float]:
+    """The median and the largest norm of a component's updates, where they were measured."""
+    norms = [part.norm for part in component.contributions if part.norm is not None]
+    task, group = task_of(component.scope), group_of(component.scope)
+    name = f"norm/head/{task}" if task else f"norm/group/{group}" if group else "norm/encoder"
+    return {f"{name}/median": median(norms), f"{name}/max": max(norms)} if norms else {}
+
+
+def trackers_for(config: Config) -> list[Tracker]:
+    """The trackers that a configuration names. Only their packages are imported.
+
+    Raises:
+        ConfigError: a package isn't installed.
+    """
+    section = config.tracking
+    trackers: list[Tracker] = []
+    for name in section.report_to:
+        try:
+            if name == "tensorboard":
+                from fedmtl_server.monitoring.tensorboard_tracker import TensorBoardTracker
+
+                trackers.append(TensorBoardTracker(section.tensorboard_dir))
+            else:
+                from fedmtl_server.monitoring.mlflow_tracker import MlflowTracker
+
+                trackers.append(MlflowTracker(section.mlflow_uri, section.mlflow_experiment))
+        except ImportError as error:
+            raise ConfigError(
+                f"tracking.report_to: {name} can't be used: {error}. Install it: pip install 'fedmtl[{name}]'"
+            ) from None
+    return trackers
+
+
+class Tracking(Listener):
+    """Tells trackers of a run.
+
+    Args:
+        trackers: which.
+        run: the run.
+        history: its rounds so far, in their order; called from the trackers' threads.
+        retry_s: how long after a failure a tracker is tried again; `RETRY_S` if None.
+    """
+
+    def __init__(
+        self,
+        trackers: Iterable[Tracker],
+        run: TrackedRun,
+        history: Callable[[], Sequence[RoundPoint]],
+        retry_s: float | None = None,
+    ):
+        retry_s = RETRY_S if retry_s is None else retry_s
+        self._workers = [_Worker(tracker, run, history, retry_s) for tracker in trackers]
+
+    def start(self) -> None:
+        """Begin to report, with what the history has already."""
+        for worker in self._workers:
+            worker.start()
+
+    def round_ended(self, report: RoundReport) -> None:
+        """Have a round reported."""
+        if self._workers:
+            point = round_point(report)
+            for worker in self._workers:
+                worker.tell(point)
+
+    async def close(self, outcome: Outcome, timeout_s: float = FLUSH_S) -> None:
+        """Have everything written, and end; a tracker that takes longer is left."""
+        for worker in self._workers:
+            worker.end(outcome)
+        until = time.monotonic() + timeout_s
+        await asyncio.gather(*(asyncio.to_thread(worker.join, until) for worker in self._workers))
+
+
+class _Worker:
+    """One tracker's thread, and what waits for it."""
+
+    def __init__(self, tracker: Tracker, run: TrackedRun, history: Callable[[], Sequence[RoundPoint]], retry_s: float):
+        self._tracker = tracker
+        self._run = run
+        self._history = history
+        self._retry_s = retry_s
+        self._changed = threading.Condition()
+        self._waiting: deque[RoundPoint] = deque()
+        self._outcome: Outcome | None = None
+        self._is_current = False
+        """Whether the tracker is open and has all of the history. What is waiting is left to be told then."""
+        self._has_failed = False
+        self._is_left = False
+        # A daemon, so that one that hangs doesn't keep the process.
+        self._thread = threading.Thread(target=self._work, name=f"tracker-{tracker.name}", daemon=True)
+        self._log = get_logger(tracker=tracker.name)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def tell(self, point: RoundPoint) -> None:
+        """Have a round written, some time."""
+        with self._changed:
+            self._waiting.append(point)
+            if len(self._waiting) > MAX_WAITING:
+                self._waiting.popleft()
+                self._is_current = False  # the history has it
+            self._changed.notify()
+
+    def end(self, outcome: Outcome) -> None:
+        """Have the thread end when what waits is written, or can't be."""
+        with self._changed:
+            self._outcome = outcome
+            self._changed.notify()
+
+    def join(self, until: float) -> None:
+        """Wait for the thread to end, until a time of the monotonic clock."""
+        self._thread.join(max(0.0, until - time.monotonic()))
+        if self._thread.is_alive():
+            self._is_left = True
+            self._log.warning("tracker.left_behind", reason="it takes too long", **self._hint())
+
+    def _work(self) -> None:
+        patience_s: float | None = 0.0  # what the history has is written at once
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._outcome, patience_s)
+                outcome = self._outcome
+            is_well = self._attempt(self._write)
+            if outcome is not None:
+                is_well = is_well and self._attempt(partial(self._tracker.end, outcome))
+                if not is_well and not self._is_left:
+                    self._log.warning("tracker.left_behind", reason="it doesn't work", **self._hint())
+                return
+            patience_s = None if is_well else 0.0
+            if not is_well:
+                self._pause()
+
+    def _pause(self) -> None:
+        """After a failure, wait for the time to try again, or for the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._outcome is not None, self._retry_s)
+
+    def _write(self) -> None:
+        if not self._is_current:
+            self._catch_up()
+        while (point := self._next()) is not None:
+            try:
+                self._tracker.round(point)
+            except BaseException:
+                with self._changed:
+                    self._waiting.appendleft(point)
+                raise
+
+    def _catch_up(self) -> None:
+        """Open the tracker and tell it of what it lacks."""
+        with self._changed:
+            self._is_current = True  # unless it is too slow for what comes meanwhile
+        self._tracker.begin(self._run)
+        known = {point.mark: point for point in self._history()}
+        with self._changed:
+            known |= {point.mark: point for point in self._waiting}
+            self._waiting.clear()
+        for point in self._tracker.lacks(sorted(known.values(), key=lambda one: one.mark)):
+            self._tracker.round(point)
+
+    def _next(self) -> RoundPoint | None:
+        with self._changed:
+            return self._waiting.popleft() if self._waiting and self._is_current else None
+
+    def _attempt(self, step: Callable[[], None]) -> bool:
+        """Do something with the tracker; of failures, tell the log once until it works again."""
+        try:
+            step()
+        except Exception as error:  # whatever a tracker's package raises: the run goes on
+            self._is_current = False
+            if not self._has_failed and not self._is_left:
+                self._has_failed = True
+                reason = " ".join(str(error).split())[:500] or type(error).__name__
+                self._log.warning("tracker.failed", reason=reason, retry_s=self._retry_s)
+            return False
+        if self._has_failed:
+            self._has_failed = False
+            self._log.info("tracker.works_again")
+        return True
+
+    def _hint(self) -> dict[str, str]:
+        return {"hint": "what it lacks is in the run's history; a server that takes the run up writes it"}

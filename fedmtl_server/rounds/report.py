@@ -1,0 +1,165 @@
+"""The round report: who counted, with what weight, what came of it, and what was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedmtl_core.plan import Purpose
+from fedmtl_server.aggregation.aggregator import Aggregate, Contribution
+from fedmtl_server.rounds.engine import Member, UpdateClaim
+
+
+@dataclass(frozen=True)
+class ComponentReport:
+    """Who counted in one component."""
+
+    scope: str
+    num_tensors: int
+    contributions: Sequence[Contribution]
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """One task in one round."""
+
+    task: str
+    num_updates: int
+    num_examples: int
+    encoder_share: float
+    """What its delta counts for in the encoder: its share of the average, or what a task weighting makes of it. Where
+    the encoder has several components, in the one that most tasks share."""
+    received_metrics: Mapping[str, float]
+    """Of the model the round began with: mean over the task's clients, weighted by what they evaluated on."""
+    trained_metrics: Mapping[str, float]
+    """Likewise, of the clients' own models after training."""
+    auxiliary_weight: float | None = None
+    """What an example of it counted for in the encoder, if the task is auxiliary; None if it isn't."""
+
+
+@dataclass(frozen=True)
+class RefusedUpdate:
+    """An update that did not count, and why."""
+
+    client_id: str
+    task: str
+    code: str
+    reason: str
+    # What it said of itself, as far as that could be read.
+    update_id: str = ""
+    base_round: int = 0
+    kind: str = ""
+    num_examples: int = 0
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """How one round came about."""
+
+    round: int
+    purpose: Purpose
+    opened_at_unix_ms: int
+    duration_s: float
+    components: Sequence[ComponentReport]
+    tasks: Sequence[TaskReport]
+    missing_clients: Sequence[str]
+    refused: Sequence[RefusedUpdate]
+    """The first of them."""
+    num_refused: int
+    bytes_received: int
+    bytes_sent: int
+    unchanged_tasks: Sequence[str]
+    """Tasks whose head nobody changed."""
+    aggregation_s: float = 0.0
+    """From the round's end to its average; part of `duration_s`."""
+    failed: bool = False
+    """Whether it lacked its quorum and was given up: nothing counts, the model is as it was."""
+    weighting_states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By scope, what the task weighting remembers after it, as JSON has it."""
+    sharing: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    """By part of the encoder that has moved in the run, the blocks of tasks that share it after this round."""
+    moved: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    """By part that moved in this round, the blocks that shared it before."""
+    sharing_state: Mapping[str, Any] = field(default_factory=dict)
+    """What the sharing policy remembers after it, as JSON has it."""
+    control_variates: Mapping[str, Any] = field(default_factory=dict)
+    """Whose control variates are in the server's after it, as JSON has it; see
+    `fedmtl_server.aggregation.control_variates`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RoundReport:
+        """The report that `to_dict` was made of."""
+        components = [
+            ComponentReport(**{**one, "contributions": [Contribution(**part) for part in one["contributions"]]})
+            for one in values["components"]
+        ]
+        tasks = [TaskReport(**one) for one in values["tasks"]]
+        refused = [RefusedUpdate(**one) for one in values["refused"]]
+        return cls(**{**values, "components": components, "tasks": tasks, "refused": refused})
+
+
+def counted_norms(report: RoundReport) -> dict[str, list[float]]:
+    """By scope, the norms that updates counted with."""
+    return {
+        component.scope: [part.counted_norm for part in component.contributions if part.counted_norm is not None]
+        for component in report.components
+    }
+
+
+def component_reports(aggregate: Aggregate) -> list[ComponentReport]:
+    """What a round's average says of each component."""
+    return [
+        ComponentReport(scope, len(aggregate.components[scope].layout.tensors), contributions)
+        for scope, contributions in aggregate.contributions.items()
+    ]
+
+
+def task_reports(
+    scopes: Mapping[str, Sequence[str]],
+    cohort: Iterable[Member],
+    aggregate: Aggregate,
+    round_: int,
+    factors: Mapping[str, float] | None = None,
+) -> list[TaskReport]:
+    """What a round's cohort reported, task by task. Who began with an older model says nothing of the round's own.
+
+    Args:
+        scopes: by task, those of its slice.
+        cohort: the round's.
+        aggregate: what came of it.
+        round_: its number.
+        factors: by auxiliary task, what an example of it counts for in the encoder; none are auxiliary if None.
+    """
+    claims = [member.claim for member in cohort if member.claim is not None]
+    reports = []
+    for task in scopes:
+        encoder = aggregate.contributions.get(scopes[task][0], ())
+        mine = [claim for claim in claims if claim.task == task]
+        reports.append(
+            TaskReport(
+                task=task,
+                num_updates=len(mine),
+                num_examples=sum(claim.num_examples for claim in mine),
+                encoder_share=sum(part.weight for part in encoder if part.task == task),
+                received_metrics=_mean_metrics(
+                    [(claim, claim.received_metrics) for claim in mine if claim.base_round == round_]
+                ),
+                trained_metrics=_mean_metrics([(claim, claim.trained_metrics) for claim in mine]),
+                auxiliary_weight=(factors or {}).get(task),
+            )
+        )
+    return reports
+
+
+def _mean_metrics(measured: Sequence[tuple[UpdateClaim, Mapping[str, float]]]) -> dict[str, float]:
+    """Metric by name, averaged over the clients that report it."""
+    means = {}
+    for name in dict.fromkeys(name for _, metrics in measured for name in metrics):
+        values = [(claim.num_eval_examples, metrics[name]) for claim, metrics in measured if name in metrics]
+        total = sum(weight for weight, _ in values)
+        means[name] = sum(weight / total * value for weight, value in values)
+    return means

@@ -1,0 +1,1 @@
+"""gRPC: the calls, and tensors on their way in and out."""

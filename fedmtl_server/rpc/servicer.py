@@ -1,0 +1,311 @@
+"""The RPCs. They translate: messages and status codes on one side, calls of the federation on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import grpc
+from fedmtl.v1 import federation_pb2 as pb
+
+from fedmtl_core.chunks import ChunkedBytes
+from fedmtl_core.controls import is_control
+from fedmtl_core.details import text_of
+from fedmtl_core.errors import InvalidRequestError, RequestError, ServerFaultError, UnavailableError, within
+from fedmtl_core.formats import Compression, Encoding
+from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.logs import Logger, get_logger
+from fedmtl_core.status import status_of
+from fedmtl_core.wire import (
+    PURPOSE_TO_PROTO,
+    UPDATE_KIND_FROM_PROTO,
+    component_to_proto,
+    compression_from_proto,
+    encoding_from_proto,
+    plan_to_proto,
+)
+from fedmtl_server.events import RoundEvent
+from fedmtl_server.federation import Federation
+from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
+from fedmtl_server.rpc.messages import event_to_proto, report_to_proto, status_to_proto
+from fedmtl_server.rpc.refusals import abort
+from fedmtl_server.rpc.uploads import Upload
+from fedmtl_server.transfer.slices import Held, MessageCache, PublishedModel, SlicePart
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
+
+MESSAGE_CACHE_BYTES = 32 * 2**20
+"""Chunk messages kept for clients that download the same a little later: a small model's all, a large one's newest."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class FederatedMtlServicer:
+    """Serves one federation."""
+
+    def __init__(self, federation: Federation):
+        self._federation = federation
+        self._messages = MessageCache(MESSAGE_CACHE_BYTES)
+        self._report: tuple[RoundReport | None, bytes] = (None, b"")
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register the RPCs. A response may be given as bytes, serialised already; an upload comes as bytes."""
+        unary, stream, upload = (
+            grpc.unary_unary_rpc_method_handler,
+            grpc.unary_stream_rpc_method_handler,
+            grpc.stream_unary_rpc_method_handler,
+        )
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "GetSlice": stream(_answering(self.GetSlice), pb.GetSliceRequest.FromString, _serialised),
+            "PushUpdate": upload(_answering(self.PushUpdate), None, _serialised),
+            "QueryUpload": unary(_answering(self.QueryUpload), pb.QueryUploadRequest.FromString, _serialised),
+            "WatchRounds": stream(_answering(self.WatchRounds), pb.WatchRoundsRequest.FromString, _serialised),
+            "GetStatus": unary(_answering(self.GetStatus), pb.GetStatusRequest.FromString, _serialised),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+    async def GetSlice(self, request: pb.GetSliceRequest, context: Context) -> None:
+        log = get_logger(rpc="GetSlice", client_id=request.client_id, task=request.task)
+        began = time.monotonic()
+        try:
+            self._require_slice(request)
+            encoding = encoding_from_proto(request.encoding)
+            compression = compression_from_proto(request.compression)
+        except RequestError as error:
+            await _abort(context, error, log, "slice.refused")
+        published = self._federation.published
+        published.hold()
+        try:
+            scopes = self._federation.model.scopes_for(request.task or None)
+            await self._federation.prepare(published, scopes, encoding)
+            held = _held(request)
+            forms: dict[str, Encoding] = dict.fromkeys(scopes, encoding)
+            for scope in self._federation.control_scopes_for(request.task):
+                forms[scope] = "float32"  # what both sides compute with has to be the same
+            parts = [published.components[scope].part(form, held.get(scope, ())) for scope, form in forms.items()]
+            await self._write(context, pb.GetSliceResponse(header=self._header(request, published, parts)))
+            num_bytes = 0
+            for part in parts:
+                for offset in part.offsets:
+                    message = await self._message(part.chunks, offset, compression)
+                    await self._write(context, message)
+                    num_bytes += len(message)
+        except RequestError as error:
+            await _abort(context, error, log, "slice.abandoned")
+        finally:
+            published.let_go()
+        self._federation.note_sent(num_bytes)
+        log.info("slice.sent", round=published.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
+
+    async def PushUpdate(self, requests: AsyncIterator[bytes], context: Context) -> pb.PushUpdateResponse:
+        upload = Upload(requests, self._federation, on_ready=lambda: context.send_initial_metadata(()))
+        began = time.monotonic()
+        log = get_logger(rpc="PushUpdate")
+        with _noting_departure(upload, log):
+            try:
+                receipt = await upload.receive()
+            except RequestError as error:
+                refused = _refused(upload.header, error)
+                self._federation.note_refusal(refused)
+                await _abort(context, error, log, "update.refused", client_id=refused.client_id, task=refused.task)
+        log.info(
+            "update.duplicate" if receipt.duplicate else "update.accepted",
+            client_id=upload.header.client_id,
+            task=upload.header.task,
+            round=receipt.round,
+            num_examples=upload.header.num_examples,
+            bytes_received=receipt.num_bytes,
+            duration_s=time.monotonic() - began,
+        )
+        return pb.PushUpdateResponse(
+            outcome=pb.OUTCOME_DUPLICATE if receipt.duplicate else pb.OUTCOME_ACCEPTED,
+            round=receipt.round,
+            num_bytes=receipt.num_bytes,
+        )
+
+    async def QueryUpload(self, request: pb.QueryUploadRequest, context: Context) -> pb.QueryUploadResponse:
+        try:
+            self._federation.require_run(request.run_id)
+            require_identifier("client_id", request.client_id)
+            require_identifier("update_id", request.update_id)
+        except RequestError as error:
+            await _abort(context, error, get_logger(rpc="QueryUpload"), "query.refused")
+        offsets = self._federation.upload_offsets(request.client_id, request.update_id)
+        return pb.QueryUploadResponse(
+            components=[pb.StagedComponent(scope=scope, num_bytes=size) for scope, size in offsets.items()]
+        )
+
+    async def WatchRounds(self, request: pb.WatchRoundsRequest, context: Context) -> None:
+        log = get_logger(rpc="WatchRounds")
+        try:
+            self._federation.require_run(request.run_id)
+            self._require_watcher(request)
+            async with aclosing(self._federation.watch(request.client_id, request.task, request.tasks)) as events:
+                async for event in events:
+                    await context.write(self._event(event))
+        except RequestError as error:
+            await _abort(context, error, log, "watch.ended", client_id=request.client_id[:64], task=request.task[:64])
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+        return status_to_proto(self._federation.status())
+
+    def _event(self, event: RoundEvent) -> bytes:
+        """An event's message; the report in it, which is the same for all watchers, is written once.
+
+        Two messages one behind the other are their sum to protobuf.
+        """
+        message = event_to_proto(event, self._federation.run_id, self._federation.rules.num_rounds)
+        if event.report is None:
+            return message.SerializeToString()
+        if self._report[0] is not event.report:
+            report = pb.WatchRoundsResponse(report=report_to_proto(event.report))
+            self._report = (event.report, report.SerializeToString())
+        return message.SerializeToString() + self._report[1]
+
+    async def _write(self, context: Context, message: pb.GetSliceResponse | bytes) -> None:
+        timeout_s = self._federation.rules.transfer_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                await context.write(message)
+        except TimeoutError:
+            raise UnavailableError(f"no message was taken for {timeout_s:g} s; get the slice again") from None
+
+    async def _message(self, chunks: ChunkedBytes, offset: int, compression: Compression) -> bytes:
+        """A chunk's message, made for the first client that needs it."""
+        message = self._messages.find(chunks, offset, compression)
+        if message is None:
+            if compression == "none":
+                message = chunks.message(offset)
+            else:
+                message = await asyncio.to_thread(chunks.message, offset, compression)
+            self._messages.keep(chunks, offset, compression, message)
+        return message
+
+    def _require_slice(self, request: pb.GetSliceRequest) -> None:
+        self._federation.require_run(request.run_id)
+        if bool(request.task) == request.all_tasks:
+            raise InvalidRequestError(
+                "expected either a task or all_tasks, got " + ("both" if request.task else "neither"), field="task"
+            )
+        if request.task:
+            self._federation.require_task(request.task)
+        self._federation.require_round(request.round)
+
+    def _header(
+        self, request: pb.GetSliceRequest, published: PublishedModel, parts: Sequence[SlicePart]
+    ) -> pb.SliceHeader:
+        plans = self._federation.plans
+        has_controls = any(is_control(part.layout.scope) for part in parts)
+        # All tasks at once are of no one kind.
+        plan = plans[request.task] if request.task else replace(next(iter(plans.values())), task_type=None, labels=())
+        return pb.SliceHeader(
+            run_id=self._federation.run_id,
+            round=published.round,
+            task=request.task,
+            components=[component_to_proto(part.layout, part.digest, part.base_digest) for part in parts],
+            total_bytes=sum(part.layout.layout.num_bytes for part in parts),
+            plan=plan_to_proto(plan),
+            purpose=PURPOSE_TO_PROTO[self._federation.purpose],
+            compression=request.compression,
+            control_since=published.control_since if has_controls else 0,
+        )
+
+    def _require_watcher(self, request: pb.WatchRoundsRequest) -> None:
+        if bool(request.client_id) != bool(request.task or request.tasks):
+            raise InvalidRequestError(
+                "expected a client_id and a task, or neither for an observer, got only "
+                + ("a client_id" if request.client_id else "a task"),
+                field="task" if request.client_id else "client_id",
+            )
+        if request.client_id:
+            require_identifier("client_id", request.client_id)
+            self._require_tasks(request.task, request.tasks)
+
+    def _require_tasks(self, task: str, tasks: Sequence[str]) -> None:
+        """Check the tasks that a client watches with: its choice, and all of them."""
+        seen: set[str] = set()
+        for one in tasks:  # at most one more than the run has is looked at
+            self._federation.require_task(one)
+            if one in seen:
+                raise InvalidRequestError(f"tasks: expected each task once, got {one!r} twice", field="tasks")
+            seen.add(one)
+        if task:
+            self._federation.require_task(task)
+        if task and tasks and task not in seen:
+            raise InvalidRequestError(
+                f"task: expected one of the request's tasks {', '.join(tasks)}, got {task!r}", field="task"
+            )
+
+
+def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:
+    """What a client says it has, by scope."""
+    held: dict[str, list[Held]] = {}
+    for number, one in enumerate(request.held):
+        with within(f"held[{number}]"):
+            encoding = encoding_from_proto(one.encoding, f"held: {one.scope}: encoding")
+        held.setdefault(one.scope, []).append(Held(one.digest, encoding, one.num_bytes))
+    return held
+
+
+def _answering(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+    """An RPC that ends with a code of the contract, whatever happens."""
+
+    async def answer(request: Any, context: Context) -> Any:
+        log = get_logger(rpc=method.__name__)
+        try:
+            try:
+                return await method(request, context)
+            except (grpc.aio.AbortError, grpc.aio.InternalError):
+                raise
+            except RequestError as error:
+                await _abort(context, error, log, "request.refused")
+            except Exception:
+                log.exception("rpc.failed")
+                fault = ServerFaultError("the server has failed; its log says at what")
+                await abort(context, fault)
+        except grpc.aio.InternalError:  # the connection is gone, and nobody there to be told
+            raise asyncio.CancelledError from None
+
+    return answer
+
+
+def _refused(header: pb.UpdateHeader, error: RequestError) -> RefusedUpdate:
+    """A refused update as far as its header is known, which may say anything."""
+    return RefusedUpdate(
+        client_id=header.client_id[:64],
+        task=header.task[:64],
+        code=status_of(error).name,
+        reason=text_of(error),
+        update_id=header.update_id[:64],
+        base_round=header.base_round,
+        kind=UPDATE_KIND_FROM_PROTO.get(header.kind, ""),
+        num_examples=header.num_examples,
+    )
+
+
+def _serialised(message: Any) -> bytes:
+    if isinstance(message, bytes):
+        return message
+    data: bytes = message.SerializeToString()
+    return data
+
+
+@contextmanager
+def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
+    """Write a log line for a client that goes away in mid-stream, which ends the handler from outside."""
+    try:
+        yield
+    except (asyncio.CancelledError, grpc.aio.InternalError):
+        log.info("update.abandoned", client_id=upload.header.client_id[:64], task=upload.header.task[:64])
+        raise
+
+
+async def _abort(context: Context, error: RequestError, log: Logger, event: str, **facts: object) -> NoReturn:
+    code = status_of(error)
+    write = log.info if isinstance(error, UnavailableError) else log.warning  # a server that stops is no fault
+    write(event, code=code.name, reason=text_of(error), **facts)
+    await abort(context, error)

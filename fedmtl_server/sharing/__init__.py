@@ -1,0 +1,1 @@
+"""Layers that move from one scope to another while a run goes on."""

@@ -1,0 +1,1 @@
+"""What survives: updates, checkpoints and the history."""

@@ -1,0 +1,192 @@
+"""What is written down of a round: gathered while it lasts, and then its report, the history's records, the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from fedmtl_core.identifiers import name_some
+from fedmtl_core.logs import Logger
+from fedmtl_core.scopes import task_scope
+from fedmtl_core.sharing import Partition, blocks_text
+from fedmtl_server.aggregation.aggregator import Aggregate
+from fedmtl_server.rounds.engine import RoundEngine, UpdateClaim
+from fedmtl_server.rounds.report import ComponentReport, RefusedUpdate, RoundReport, component_reports, task_reports
+from fedmtl_server.storage.history import UpdateRecord
+
+MAX_REFUSALS_REPORTED = 100
+
+
+@dataclass
+class RoundFacts:
+    """What is gathered while a round lasts."""
+
+    opened_at_unix_ms: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    refused: list[RefusedUpdate] = field(default_factory=list)
+    """The first of them."""
+    num_refused: int = 0
+
+    def note_refusal(self, refusal: RefusedUpdate) -> None:
+        self.num_refused += 1
+        if len(self.refused) < MAX_REFUSALS_REPORTED:
+            self.refused.append(refusal)
+
+
+def round_report(
+    facts: RoundFacts,
+    engine: RoundEngine,
+    aggregate: Aggregate,
+    scopes: Mapping[str, Sequence[str]],
+    factors: Mapping[str, float],
+    *,
+    weighting_states: Mapping[str, Mapping[str, Any]],
+    sharing: Mapping[str, Partition],
+    moved: Mapping[str, Partition],
+    sharing_state: Mapping[str, Any],
+    control_variates: Mapping[str, Any],
+    duration_s: float,
+    aggregation_s: float,
+    failed: bool,
+) -> RoundReport:
+    """The report of a round that has closed.
+
+    Args:
+        facts: what was gathered.
+        engine: which still has the round's cohort.
+        aggregate: what came of it.
+        scopes: by task, those of its slice.
+        factors: by auxiliary task, what an example of it counts for in the encoder.
+        weighting_states: by scope, what the task weighting remembers now.
+        sharing: by part that has moved in the run, who shares it now.
+        moved: by part that moves now, who shared it before.
+        sharing_state: what the sharing policy remembers now.
+        control_variates: whose control variates are in the server's now.
+        duration_s: from its opening to now.
+        aggregation_s: how much of that its average took.
+        failed: whether it was given up.
+    """
+    members = engine.cohort.values()
+    return RoundReport(
+        round=engine.round,
+        purpose=engine.purpose,
+        opened_at_unix_ms=facts.opened_at_unix_ms,
+        duration_s=duration_s,
+        components=component_reports(aggregate),
+        tasks=task_reports(scopes, members, aggregate, engine.round, factors),
+        missing_clients=[member.client_id for member in members if not member.reported],
+        refused=list(facts.refused),
+        num_refused=facts.num_refused,
+        bytes_received=facts.bytes_received,
+        bytes_sent=facts.bytes_sent,
+        unchanged_tasks=[task for task in scopes if task_scope(task) in {*scopes[task]} - aggregate.components.keys()],
+        aggregation_s=aggregation_s,
+        failed=failed,
+        weighting_states=weighting_states,
+        sharing=sharing,
+        moved=moved,
+        sharing_state=sharing_state,
+        control_variates=control_variates,
+    )
+
+
+def update_records(report: RoundReport, reported: Iterable[tuple[UpdateClaim, int]]) -> list[UpdateRecord]:
+    """What became of every update of a round, for the history.
+
+    Args:
+        report: the round's.
+        reported: those that were acknowledged, and their encoded bytes.
+    """
+    acknowledged = [
+        UpdateRecord(
+            round=report.round,
+            client_id=claim.client_id,
+            task=claim.task,
+            base_round=claim.base_round,
+            update_id=claim.update_id,
+            kind=claim.kind,
+            num_examples=claim.num_examples,
+            num_bytes=num_bytes,
+            received_metrics=claim.received_metrics,
+            trained_metrics=claim.trained_metrics,
+            outcome="discarded" if report.failed else "counted",
+            reason="the round lacked its quorum" if report.failed else "",
+        )
+        for claim, num_bytes in reported
+    ]
+    refused = [
+        UpdateRecord(
+            round=report.round,
+            client_id=one.client_id,
+            task=one.task,
+            base_round=one.base_round,
+            update_id=one.update_id,
+            kind=one.kind,
+            num_examples=one.num_examples,
+            num_bytes=0,
+            received_metrics={},
+            trained_metrics={},
+            outcome="refused",
+            code=one.code,
+            reason=one.reason,
+        )
+        for one in report.refused
+    ]
+    return acknowledged + refused
+
+
+def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> None:
+    """Tell the log of a round that was committed."""
+    for component in report.components:
+        log.info(
+            "component.averaged",
+            **title,
+            scope=component.scope,
+            tensors=component.num_tensors,
+            clients=len(component.contributions),
+            **_norm_facts(component),
+        )
+        for part in component.contributions:
+            if part.clipped_to is not None:
+                log.warning(
+                    "update.clipped",
+                    **title,
+                    scope=component.scope,
+                    client_id=part.client_id,
+                    norm=part.norm,
+                    bound=part.clipped_to,
+                )
+    for task in report.tasks:
+        log.info(
+            "task.reported",
+            **title,
+            task=task.task,
+            updates=task.num_updates,
+            examples=task.num_examples,
+            encoder_share=task.encoder_share,
+            **({} if task.auxiliary_weight is None else {"auxiliary_weight": task.auxiliary_weight}),
+            received=dict(task.received_metrics),
+            trained=dict(task.trained_metrics),
+        )
+    for layer, before in report.moved.items():
+        after = report.sharing[layer]
+        log.info("layer.moved", **title, part=layer, before=blocks_text(before), after=blocks_text(after))
+    log.info(
+        "round.committed",
+        **title,
+        seconds=report.duration_s,
+        bytes_in=report.bytes_received,
+        bytes_out=report.bytes_sent,
+        missing=name_some(report.missing_clients),
+        refused=report.num_refused,
+        heads_unchanged=list(report.unchanged_tasks),
+    )
+
+
+def _norm_facts(component: ComponentReport) -> dict[str, float]:
+    """The norms that updates had in a component, in short."""
+    norms = sorted(part.norm for part in component.contributions if part.norm is not None)
+    return {"norm_median": median(norms), "norm_max": norms[-1]} if norms else {}

@@ -1,0 +1,87 @@
+"""Runs as they lie in their folders: which one a folder holds, how far it is, and whether one could be taken up.
+
+Nothing is written here, and PyTorch isn't needed.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+from fedmtl_core import config as configuration
+from fedmtl_core.config import Config, contradictions
+from fedmtl_core.errors import ConfigError, StoreError
+from fedmtl_server.storage.history import FILE_NAME, History, RunState
+from fedmtl_server.storage.lock import is_held
+
+_NEWEST = 8
+"""Among so many of the newest runs an unfinished one is looked for."""
+
+
+def held_run(run_dir: Path) -> tuple[str, Config] | None:
+    """The id and the configuration of the run that a folder holds, or None if it holds none.
+
+    Raises:
+        StoreError: what it holds can't be read.
+    """
+    path = run_dir / "run.json"
+    if not path.exists():
+        return None
+    try:
+        return read_run_id(path), configuration.load(run_dir / "config.yaml")
+    except ConfigError as error:
+        raise StoreError(f"{run_dir} holds a run that can't be read: {error}") from None
+
+
+def state_of(run_dir: Path, config: Config) -> RunState | None:
+    """How far the run is that a folder holds, as its history says; None if it holds none, or none that is known there.
+
+    Args:
+        run_dir: the folder.
+        config: as the run would be served now; says how to reach a history that isn't in the folder.
+
+    Raises:
+        StoreError: the folder or the history can't be read.
+    """
+    held = held_run(run_dir)
+    if held is None:
+        return None
+    run_id, stored = held
+    url = stored.store.url and (config.store.url or stored.store.url)
+    with closing(History.open(url or run_dir / FILE_NAME, create=False)) as history:
+        record = history.find_run(run_id)
+    return record.state if record else None
+
+
+def unfinished_run(config: Config) -> Path | None:
+    """The newest run in `server.runs_dir` that could be taken up with a configuration: it isn't over, no server has it.
+
+    It is looked for among the newest few; a folder that can't be read is none.
+    """
+    try:
+        runs = sorted(config.server.runs_dir.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:  # one went just now
+        return None
+    return next((path.parent for path in runs[:_NEWEST] if _could_be_taken_up(path.parent, config)), None)
+
+
+def _could_be_taken_up(run_dir: Path, config: Config) -> bool:
+    try:
+        held = held_run(run_dir)
+        same = held is not None and not contradictions(held[1], config)
+        return same and state_of(run_dir, config) == "running" and not is_held(run_dir)
+    except StoreError:
+        return False
+
+
+def read_run_id(path: Path) -> str:
+    """The id in one of the files that name a folder's run.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path.parent} holds a run that can't be read: {path.name}: {error}") from None

@@ -1,0 +1,118 @@
+"""What a run came to: per task the metric before the first round, after the last, and the best; and its plot."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmtl_core.tasks import TaskSpec
+from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.task_selection import TaskLoss
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task's main metric over the run. Round 0 is the model before the first round."""
+
+    metric: str
+    by_round: Mapping[int, float]
+    auxiliary: bool = False
+
+    @property
+    def first(self) -> float | None:
+        return self.by_round.get(0)
+
+    @property
+    def last(self) -> float | None:
+        return self.by_round[max(self.by_round)] if self.by_round else None
+
+    @property
+    def best_round(self) -> int | None:
+        return max(self.by_round, key=lambda round_: self.by_round[round_], default=None)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TaskResult:
+        """What `to_dict` gave, as JSON has it."""
+        by_round = {int(round_): value for round_, value in values["by_round"].items()}
+        return cls(values["metric"], by_round, values["auxiliary"])
+
+    def to_dict(self) -> dict[str, Any]:
+        best = self.best_round
+        return asdict(self) | {
+            "first": self.first,
+            "last": self.last,
+            "last_round": max(self.by_round, default=None),
+            "best": None if best is None else self.by_round[best],
+            "best_round": best,
+        }
+
+
+class Measurements:
+    """What is remembered of the rounds' reports for as long as the run lasts: how well each task does.
+
+    Args:
+        specs: the tasks.
+        auxiliary: those of them that are auxiliary.
+    """
+
+    def __init__(self, specs: Iterable[TaskSpec], auxiliary: Collection[str] = ()):
+        self._auxiliary = auxiliary
+        self._metric_of = {spec.name: spec.main_metric for spec in specs}
+        self.by_round: dict[str, dict[int, float]] = {task: {} for task in self._metric_of}
+        """By task, its main metric by the number of the model measured."""
+        self.last: dict[str, Mapping[str, float]] = {}
+        """By task, all its metrics, of the newest model measured."""
+        self.losses: dict[str, TaskLoss] = {}
+        """By task, its loss on the first model measured and on the newest."""
+
+    def add(self, report: RoundReport) -> None:
+        """Take in what a round measured.
+
+        Its clients evaluate the model they receive, which is the one that the round before committed.
+        """
+        for task in (task for task in report.tasks if task.task in self._metric_of and task.received_metrics):
+            self.last[task.task] = task.received_metrics
+            if (loss := task.received_metrics.get("loss")) is not None:
+                before = self.losses.get(task.task)
+                self.losses[task.task] = TaskLoss(before.first if before else loss, loss)
+            metric = self._metric_of[task.task]
+            if metric in task.received_metrics:
+                self.by_round[task.task][report.round - 1] = task.received_metrics[metric]
+
+    def results(self) -> dict[str, TaskResult]:
+        """Every task's main metric by round."""
+        return {
+            task: TaskResult(metric, dict(self.by_round[task]), task in self._auxiliary)
+            for task, metric in self._metric_of.items()
+        }
+
+    def that_may_stop(self) -> dict[str, dict[int, float]]:
+        """What early stopping looks at: `by_round` without auxiliary tasks."""
+        return {task: measured for task, measured in self.by_round.items() if task not in self._auxiliary}
+
+    def best_rounds(self) -> set[int]:
+        """The rounds whose models were the best of a task."""
+        return {result.best_round for result in self.results().values() if result.best_round is not None}
+
+
+def plot(results: Mapping[str, TaskResult], path: Path) -> None:
+    """Draw every task's metric by round into a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for task, result in results.items():
+        rounds = sorted(result.by_round)
+        label = f"{task} ({result.metric}{', auxiliary' if result.auxiliary else ''})"
+        style = "--" if result.auxiliary else "-"
+        axes.plot(rounds, [result.by_round[r] for r in rounds], style, marker="o", label=label)
+    axes.set(xlabel="round (0: before the first)", ylabel="metric of the shared model")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,214 @@
+"""The runs that there are: found in their histories, and removed. Needs no PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmtl_core.errors import StoreError, UserError
+from fedmtl_server.storage.lock import FILE_NAME as _LOCK
+from fedmtl_server.storage.lock import is_held
+
+if TYPE_CHECKING:
+    from fedmtl_server.storage.history import History, RunRecord
+
+_HISTORY = "history.sqlite"
+_BEGINNING = "beginning.json"
+_ID_FILES = ("run.json", _BEGINNING, "server.json")
+"""Say whose folder it is."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run, and where it is."""
+
+    database: str | Path
+    run: RunRecord
+    folder: Path
+    num_others: int
+    """How many other runs its database holds."""
+    last_training_round: int | None = None
+    """After which its training ended."""
+
+    @property
+    def state(self) -> str:
+        """`finished`, `running`, or where no server has it: `stopped`, or `never began` and can't be taken up."""
+        if self.run.state == "finished":
+            return "finished"
+        if is_held(self.folder):
+            return "running"
+        return "never began" if (self.folder / _BEGINNING).is_file() else "stopped"
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether its training ended before its last round: no watched metric got better (`early_stopping`)."""
+        return self.last_training_round is not None and self.last_training_round < self.run.num_rounds
+
+
+def databases_of(runs_dir: Path, url: str | None) -> list[str | Path]:
+    """The databases that runs are in: the one at a URL, or all in the folders of a folder.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if url is not None:
+        return [url]
+    if not runs_dir.is_dir():
+        raise UserError(f"{runs_dir}: there is no such folder; say where the runs are with --runs-dir or --url")
+    return sorted(runs_dir.glob(f"*/{_HISTORY}"))
+
+
+def where_text(runs_dir: Path, url: str | None) -> str:
+    """Where that is, in words."""
+    return str(runs_dir) if url is None else "the database"
+
+
+@contextlib.contextmanager
+def opened(database: str | Path) -> Iterator[History]:
+    """A history, closed in the end.
+
+    Raises:
+        StoreError: it can't be read.
+    """
+    from fedmtl_server.storage.history import History
+
+    with contextlib.closing(History.open(database, create=False)) as history:
+        yield history
+
+
+def read_runs(databases: Iterable[str | Path]) -> tuple[list[Place], dict[Path, StoreError]]:
+    """The runs of some databases, the newest first, and what is wrong with the files that can't be read."""
+    places, unreadable = [], {}
+    for database in databases:
+        try:
+            with opened(database) as history:
+                runs = history.runs()
+                last = {run.run_id: history.last_training_round(run.run_id) for run in runs}
+        except StoreError as error:
+            if isinstance(database, str):
+                raise
+            unreadable[database] = error
+            continue
+        for run in runs:
+            folder = database.parent if isinstance(database, Path) else Path(run.run_dir)
+            places.append(Place(database, run, folder, len(runs) - 1, last[run.run_id]))
+    return sorted(places, key=lambda place: place.run.created_at_unix_ms, reverse=True), unreadable
+
+
+def find_run(name: str, runs_dir: Path, url: str | None) -> Place:
+    """The run that a person means.
+
+    Raises:
+        UserError: it is none, or could be several.
+        StoreError: its history can't be read.
+    """
+    here = Path(name) / _HISTORY
+    places, unreadable = read_runs([here] if url is None and here.is_file() else databases_of(runs_dir, url))
+    rules: tuple[Callable[[Place], bool], ...] = (
+        lambda place: place.run.run_id == name,
+        lambda place: place.folder.name == name or place.folder.resolve() == Path(name).resolve(),
+        lambda place: place.run.run_id.startswith(name),
+    )
+    for rule in rules:
+        found = [place for place in places if name and rule(place)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"RUN: {name!r} could be any of {_named(found)}")
+    for path, error in unreadable.items():
+        if path == here or path.parent.name == name:
+            raise error
+    there = f"there are {_named(places)}" if places else "there are no runs"
+    if unreadable:
+        there = f"{there} that can be read; {'; '.join(map(str, unreadable.values()))}"
+    raise UserError(f"RUN: no run {name!r} in {where_text(runs_dir, url)}; {there}")
+
+
+def _named(places: Sequence[Place]) -> str:
+    return ", ".join(f"{place.run.run_id} ({place.folder.name})" for place in places)
+
+
+# How one is removed.
+
+
+def why_not_removed(place: Place) -> str | None:
+    """Why a run can't be removed, or None if it can."""
+    folder = place.folder
+    if is_held(folder):
+        return "a server has it"
+    if folder.is_symlink():
+        return "its folder is a link to another"
+    if not folder.exists():
+        if isinstance(place.database, Path):
+            return "its folder is gone"
+        return None if place.run.state == "finished" else "its folder isn't here: a server elsewhere may have it"
+    if Path.cwd().resolve().is_relative_to(folder.resolve()):
+        return "its folder holds the folder you are in"
+    if isinstance(place.database, Path) and place.num_others:
+        return f"its database holds {place.num_others} more runs"
+    if not _holds(folder, place):
+        return "its folder doesn't hold this run"
+    return None
+
+
+def _holds(folder: Path, place: Place) -> bool:
+    """Whether a folder is the run's, by the files in it: links prove nothing."""
+    ids = []
+    for name in _ID_FILES:
+        path = folder / name
+        if path.is_file() and not path.is_symlink():
+            try:
+                ids.append(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+            except (OSError, ValueError, KeyError, TypeError):
+                return False
+    by_history = place.database == folder / _HISTORY and not (folder / _HISTORY).is_symlink()
+    return all(run_id == place.run.run_id for run_id in ids) and (bool(ids) or by_history)
+
+
+def remove_run(place: Place) -> None:
+    """Remove a run, such that a removal that was cut short can be taken up again.
+
+    Raises:
+        StoreError: a server has it, or a file can't be removed.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = place.folder
+    try:
+        if folder.exists():
+            with FileLock(folder / _LOCK, blocking=False):
+                _empty(folder)
+            folder.rmdir()
+        if isinstance(place.database, str):
+            with opened(place.database) as history:
+                history.delete_run(place.run.run_id)
+    except Timeout:
+        raise StoreError(f"{folder}: a server has just taken the run up") from None
+    except OSError as error:
+        raise StoreError(f"can't remove {error.filename or folder}: {error.strerror or error}") from error
+
+
+def _empty(folder: Path) -> None:
+    """Remove all that is in a folder: what says whose it is last, and links but not what they lead to."""
+    last = [folder / name for name in (f"{_HISTORY}-wal", f"{_HISTORY}-shm", _HISTORY, *_ID_FILES, _LOCK)]
+    for path in [*(path for path in folder.iterdir() if path not in last), *last]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def num_bytes_in(folder: Path) -> int:
+    """Bytes of the files in a folder, those that links lead to not among them."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.lstat(os.path.join(parent, name)).st_size
+    return size

@@ -1,0 +1,1 @@
+"""The model on its way out, and updates on their way in: bytes, without gRPC."""
