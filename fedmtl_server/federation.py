@@ -8,13 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fedmtl_core.controls import control_scope
 from fedmtl_core.errors import (
-    NonFiniteError,
     RequestError,
     StaleRoundError,
     StoreError,
@@ -27,20 +25,17 @@ from fedmtl_core.identifiers import name_some
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
-from fedmtl_core.sharing import Partition, SharingTable
+from fedmtl_core.sharing import Partition
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.wire import EncodedLayout
 from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
-from fedmtl_server.aggregation.control_variates import ControlVariates
 from fedmtl_server.aggregation.norms import RecentNorms, are_ordinary, require_within, update_norms
-from fedmtl_server.aggregation.optimizer_state import OptimizerState
-from fedmtl_server.aggregation.rearranging import rearranged
+from fedmtl_server.commits import Commits, EndRound
 from fedmtl_server.events import EventKind, Listener, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.engine import Phase, RoundEngine, RoundRules, Step, UpdateClaim
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport, counted_norms
 from fedmtl_server.rounds.stopping import EarlyStopping
-from fedmtl_server.sharing.moves import Mover
 from fedmtl_server.status import Status, client_statuses, task_statuses
 from fedmtl_server.storage.bookkeeping import RoundFacts, log_report, round_report, update_records
 from fedmtl_server.storage.results import Measurements, TaskResult
@@ -55,17 +50,14 @@ class Federation:
 
     Args:
         run_id: names the run for good.
-        model: the server's model; it is this object's alone from now on.
+        commits: its model, and what moves with it.
         specs: its tasks.
         aggregator: how updates are averaged.
         rules: when rounds open and close.
         plans: what clients are asked to do, by task.
         store: where commits go.
         staging: where updates lie until they are averaged.
-        optimizer: what makes the next model of the average; None if the average is it.
-        controls: the clients' and the server's control variates; None if there are none.
         early_stopping: when training ends before its last round; None for never.
-        mover: what has layers move from one scope to another; None if they stay.
         topk_density: share of a component's elements in a `topk` slice.
         report_interval_s: how often the log says what the run waits for.
         listeners: told of what happens.
@@ -76,17 +68,14 @@ class Federation:
         self,
         *,
         run_id: str,
-        model: MTLServerModel,
+        commits: Commits,
         specs: Sequence[TaskSpec],
         aggregator: MTLAggregator,
         rules: RoundRules,
         plans: Mapping[str, TrainingPlan],
         store: RunStore,
         staging: StagingArea,
-        optimizer: OptimizerState | None = None,
-        controls: ControlVariates | None = None,
         early_stopping: EarlyStopping | None = None,
-        mover: Mover | None = None,
         topk_density: float = DEFAULT_DENSITY,
         report_interval_s: float = 10.0,
         listeners: Sequence[Listener] = (),
@@ -97,13 +86,10 @@ class Federation:
         self.plans = plans
         self.last_report: RoundReport | None = None
         """Of the round before."""
-        self._model = model
+        self._commits = commits
         self._measured = Measurements(specs, rules.auxiliary)
         self._aggregator = aggregator
-        self._optimizer = optimizer
-        self._controls = controls
         self._early_stopping = early_stopping
-        self._mover = mover
         self._store = store
         self._staging = staging
         self._topk_density = topk_density
@@ -112,7 +98,6 @@ class Federation:
         self._report_interval_s = report_interval_s
         self._started_at = clock()
         self._engine = RoundEngine(rules, self._started_at)
-        self._published = self._publish_model(1)
         self._fold: RoundFold | None = None
         self._weighting_states: Mapping[str, Mapping[str, Any]] = {}
         self._recent_norms = RecentNorms(aggregator.norms.window)
@@ -126,10 +111,10 @@ class Federation:
         self._watchers = Watchers(on_leave=self._left)
         self._waiting_announced = True
         self._wake = asyncio.Event()
+        commits.on_written = self._wake.set  # `_step` looks what came of it
         self._opened = asyncio.Event()
         self._stopped: UnavailableError | None = None
         self._untold: dict[str, float] = {}
-        self._writing: asyncio.Task[None] | None = None
         self._log = get_logger()
 
     # What the servicer asks.
@@ -137,7 +122,7 @@ class Federation:
     @property
     def published(self) -> PublishedModel:
         """The model as it goes out."""
-        return self._published
+        return self._commits.published
 
     @property
     def staged_bytes(self) -> int:
@@ -160,13 +145,11 @@ class Federation:
 
     @property
     def model(self) -> MTLServerModel:
-        return self._model
+        return self._commits.model
 
     def control_scopes_for(self, task: str) -> Sequence[str]:
         """The scopes of the control variates in a task's slice; none in one of all tasks, or that isn't trained on."""
-        if self._controls is None or not task or self.purpose != "train":
-            return ()
-        return tuple(map(control_scope, self._model.scopes_for(task)))
+        return self._commits.control_scopes_for(task) if self.purpose == "train" else ()
 
     def require_run(self, run_id: str) -> None:
         """Check that a request means this run; an empty id means whichever it is.
@@ -185,8 +168,8 @@ class Federation:
         Raises:
             UnknownTaskError: it isn't.
         """
-        if task not in self._model.tasks:
-            raise UnknownTaskError(f"task: expected one of {', '.join(self._model.tasks)}, got {task!r}", task=task)
+        if task not in self.model.tasks:
+            raise UnknownTaskError(f"task: expected one of {', '.join(self.model.tasks)}, got {task!r}", task=task)
 
     async def watch(self, client_id: str, task: str, tasks: Sequence[str] = ()) -> AsyncGenerator[RoundEvent, None]:
         """The run's events from now on; with a client id, this is the client's presence.
@@ -310,13 +293,13 @@ class Federation:
                 require_within(transfer.norms, bounds)
 
     async def _measure(self, transfer: Transfer) -> Mapping[str, float]:
-        base = self._model.components
+        base = self.model.components
         return await self._staging.look(
             transfer.staged, lambda components: update_norms(transfer.claim.kind, components, base)
         )
 
     def _norm_bounds(self) -> Mapping[str, float]:
-        return self._aggregator.norms.bounds(self._model.components, self._recent_norms)
+        return self._aggregator.norms.bounds(self.model.components, self._recent_norms)
 
     async def until_countable(self, claim: UpdateClaim) -> None:
         """Wait for the round to be taking updates: while it opens, or with asynchronous rounds while one is averaged.
@@ -390,10 +373,10 @@ class Federation:
         Raises:
             StaleRoundError: it is wanted for another.
         """
-        if round_ not in (0, self._published.round):
+        if round_ not in (0, self.published.round):
             raise StaleRoundError(
-                f"the slice is wanted for round {round_}, but the run is at round {self._published.round}",
-                round=self._published.round,
+                f"the slice is wanted for round {round_}, but the run is at round {self.published.round}",
+                round=self.published.round,
                 got=round_,
             )
 
@@ -406,10 +389,10 @@ class Federation:
             round=engine.round,
             num_rounds=self.rules.num_rounds,
             waiting_for=engine.waiting_for(self._clock()),
-            tasks=task_statuses(self._model.tasks, engine, self._measured.last),
+            tasks=task_statuses(self.model.tasks, engine, self._measured.last),
             clients=client_statuses(engine),
             last_report=self.last_report,
-            model=self._model.summary(),
+            model=self.model.summary(),
             uptime_s=self._clock() - self._started_at,
         )
 
@@ -430,7 +413,7 @@ class Federation:
         try:
             while self._engine.phase is not Phase.FINISHED:
                 await self._step()
-            await self._until_written()
+            await self._commits.until_written()
         finally:
             reporter.cancel()
             if self._engine.phase is not Phase.FINISHED:  # interrupted, or failed: nothing can count any more
@@ -458,10 +441,8 @@ class Federation:
                 while self._watchers:
                     self._wake.clear()
                     await self._wake.wait()
-        if self._writing is not None:
-            await asyncio.wait([self._writing])
-            if error := self._writing.exception():
-                self._log.error("commit.failed", reason=str(error))
+        if error := await self._commits.settle():
+            self._log.error("commit.failed", reason=str(error))
         self._stopped = UnavailableError(reason)
         self._watchers.end(self._stopped)
         self._staging.refuse_waiting(self._stopped)
@@ -469,8 +450,7 @@ class Federation:
 
     async def _step(self) -> None:
         self._wake.clear()
-        if self._writing is not None and self._writing.done():
-            self._writing.result()  # or why the last commit could not be written
+        self._commits.require_written()
         step = self._engine.advance(self._clock())
         if step is Step.OPENED:
             await self._open()
@@ -512,10 +492,9 @@ class Federation:
         cohort = self._engine.cohort
         self._bounds = self._norm_bounds()
         self._fold = self._aggregator.start_round(
-            self._model.components, self._bounds, self._engine.round, self._weighting_states
+            self.model.components, self._bounds, self._engine.round, self._weighting_states
         )
-        if self._controls is not None:
-            self._controls.begin_round()
+        self._commits.begin_round()
         self._order = CohortOrder(list(cohort))
         self._log.info(
             "round.opened",
@@ -534,8 +513,6 @@ class Federation:
             left_off: where that was; its model is installed already, and what has moved in it taken up.
             updates: what was acknowledged in the round that was open, in any order.
         """
-        if self._optimizer is not None:
-            self._optimizer.install(left_off.state)
         for report in left_off.reports:
             self._learn(report)
             self._remember(report)
@@ -543,10 +520,7 @@ class Federation:
         round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
         self._engine = RoundEngine(self.rules, self._clock(), round_, left_off.counted)
         self._engine.losses = self._measured.losses
-        if self._controls is not None:
-            self._controls.install(left_off.state, self.last_report.control_variates if self.last_report else {})
-            self._published = self._publish_model(round_)
-        self._published = self._published.for_round(round_)
+        self._commits.take_up(round_, left_off.state, self.last_report)
         self._bounds = self._norm_bounds()
         self._stop_training_if_due()
         if is_over:
@@ -579,14 +553,8 @@ class Federation:
             staged = transfer.staged
             components = await self._staging.load(staged)
             update = self._client_update(transfer, components)
-            kept = await asyncio.to_thread(self._fold_one, self._fold, update)
+            kept = await asyncio.to_thread(self._commits.fold, self._fold, update, self._engine.round)
             self._staging.release(staged, components, kept)
-
-    def _fold_one(self, fold: RoundFold, update: ClientUpdate) -> set[str]:
-        """Take in an update, and say which of its components are kept."""
-        if self._controls is not None:
-            self._controls.fold(update, self._engine.round, self._model.components)
-        return fold.fold(update, may_keep=True)
 
     def _client_update(self, transfer: Transfer, components: Mapping[str, Component]) -> ClientUpdate:
         claim = transfer.claim
@@ -622,10 +590,12 @@ class Federation:
             listener.round_closing()
         began = self._clock()
         aggregate = Aggregate() if failed else await self._aggregate()
-        before = self._mover.decide(round_) if self._mover and aggregate.components else {}
+        before = self._commits.decide_moves(round_) if aggregate.components else {}
         report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed, moved=before)
         self._learn(report)
-        await self._commit(aggregate.components, report)
+        await self._commits.commit(
+            aggregate.components, report, self._end_in_history(report), self._measured.best_rounds()
+        )
         self._remember(report)
         for listener in self._listeners:
             listener.round_ended(report)
@@ -675,80 +645,10 @@ class Federation:
             self._engine.stop_training()
             self._log.warning("training.stopped", reason=f"no better for {self._early_stopping.patience} rounds")
 
-    async def _commit(self, changed: Mapping[str, Component], report: RoundReport) -> None:
-        """Make the average the model, on disk first; what was the model goes when nobody downloads it any more.
-
-        With a store that writes behind, the disk follows while the next round is held already.
-        """
-        await self._until_written()
+    def _end_in_history(self, report: RoundReport) -> EndRound:
         cohort = {member.client_id: member.task for member in self._engine.cohort.values()}
         reported = [(transfer.claim, transfer.staged.num_bytes) for transfer in self._reported]
-        end_round = partial(self._store.end_round, report, cohort, update_records(report, reported))
-        if not changed:
-            await asyncio.to_thread(end_round)
-            if self._controls and self._published.control_since != self._controls.since:
-                before = self._published
-                self._published = await asyncio.to_thread(
-                    self._publish_model, self._engine.round + 1, self._model.components
-                )
-                before.let_go()
-            elif report.purpose == "train":
-                self._published = self._published.for_round(self._engine.round + 1)
-            return
-        components, table = {**self._model.components, **changed}, self._model.sharing
-        if report.moved:
-            components, table = await asyncio.to_thread(self._moved, components, report)
-        state = dict(self._optimizer.components) if self._optimizer else {}
-        state |= self._controls.components if self._controls else {}
-        model = asyncio.create_task(
-            asyncio.to_thread(self._store.write_model, components, report.round, state, report.sharing)
-        )
-        published = await asyncio.to_thread(self._publish_model, self._engine.round + 1, components)
-        digests = {scope: one.digest for scope, one in published.components.items()}
-        if state:
-            others = {scope: one for scope, one in state.items() if scope not in digests}
-            digests |= await asyncio.to_thread(lambda: {scope: one.digest() for scope, one in others.items()})
-        writing = self._write(model, partial(end_round, digests), self._measured.best_rounds())
-        self._writing = asyncio.create_task(writing)
-        self._writing.add_done_callback(lambda _: self._wake.set())  # `_step` looks what came of it
-        if not self._store.writes_behind:
-            await self._until_written()
-        if report.moved:
-            self._model.rearrange(table, components)
-        else:
-            self._model.install(changed)
-        before, self._published = self._published, published
-        before.let_go()
-
-    def _moved(
-        self, components: Mapping[str, Component], report: RoundReport
-    ) -> tuple[dict[str, Component], SharingTable]:
-        """The model, and what its optimiser remembers, by the table in which what moves has moved."""
-        assert self._mover is not None
-        before, after = self._model.sharing, self._mover.table
-        factors = self._aggregator.factors(report.round)
-        num_examples = {task.task: task.num_examples * factors.get(task.task, 1.0) for task in report.tasks}
-        if self._optimizer is not None:
-            self._optimizer.rearrange(self._model.layouts_of(after), before, after, num_examples)
-        return rearranged(components, before, after, num_examples), after
-
-    async def _write(self, model: Awaitable[None], end_round: Callable[[], None], best: Collection[int]) -> None:
-        await model
-        await asyncio.to_thread(end_round)
-        await asyncio.to_thread(self._store.prune, best)
-
-    async def _until_written(self) -> None:
-        """Wait for the last commit to be on disk. Whoever waits may be cancelled, the commit isn't."""
-        if self._writing is not None:
-            await asyncio.shield(self._writing)
-
-    def _publish_model(self, round_: int, components: Mapping[str, Component] | None = None) -> PublishedModel:
-        before = self._published if components else None
-        controls, since = (self._controls.components, self._controls.since) if self._controls else ({}, 0)
-        whole = {**(components or self._model.components), **controls}
-        published = PublishedModel.publish(round_, whole, before, self._staging.take_back, since)
-        published.hold()
-        return published
+        return partial(self._store.end_round, report, cohort, update_records(report, reported))
 
     async def _aggregate(self) -> Aggregate:
         if self._engine.purpose == "evaluate":
@@ -756,52 +656,23 @@ class Federation:
         assert self._fold is not None
         await self._fold_arrived()
         await self._fold_all(self._order.close())
-        aggregate = await asyncio.to_thread(self._finished, self._fold)
+        aggregate = await asyncio.to_thread(self._commits.finish, self._fold, self._engine.round, self._title())
         for buffer in self._fold.spare:
             self._staging.take_back(buffer)
         return aggregate
 
-    def _finished(self, fold: RoundFold) -> Aggregate:
-        """What the model becomes, without components that left the range of their dtype; those stay as they were."""
-        if self._mover is not None:
-            self._mover.look(fold)
-        aggregate = fold.close()
-        good = {}
-        for scope in self._model.components:  # from what most share to the heads, whoever was folded first
-            if (component := aggregate.components.get(scope)) is None:
-                continue
-            what = "average"
-            try:
-                component.require_finite()
-                if self._optimizer is not None:
-                    what = "server_optimizer's step"
-                    self._optimizer.step(self._model.components[scope], component)
-                good[scope] = component
-            except NonFiniteError as error:
-                self._log.error("component.discarded", **self._title(), reason=f"its {what} isn't finite: {error}")
-        if self._controls is not None and (reason := self._controls.close(self._engine.round, good.keys())):
-            self._log.warning("control_variates.began_anew", **self._title(), reason=reason)
-        states = {scope: state for scope, state in aggregate.weighting_states.items() if scope in good}
-        return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good}, states)
-
     def _report(
         self, aggregate: Aggregate, aggregation_s: float, *, failed: bool, moved: Mapping[str, Partition]
     ) -> RoundReport:
-        states = {**self._weighting_states, **aggregate.weighting_states}
-        if self._mover is not None:
-            states = {scope: state for scope, state in states.items() if scope in self._mover.table.scopes}
         facts, self._facts = self._facts, RoundFacts()  # what comes from now on belongs to the next report
         return round_report(
             facts,
             self._engine,
             aggregate,
-            {task: self._model.scopes_for(task) for task in self._model.tasks},
+            {task: self.model.scopes_for(task) for task in self.model.tasks},
             self._aggregator.factors(self._engine.round),
-            weighting_states=states,
-            sharing=dict(self._mover.moved) if self._mover else {},
+            **self._commits.report_facts({**self._weighting_states, **aggregate.weighting_states}),
             moved=moved,
-            sharing_state=self._mover.state if self._mover else {},
-            control_variates=self._controls.facts if self._controls else {},
             duration_s=self._clock() - self._engine.opened_at,
             aggregation_s=aggregation_s,
             failed=failed,

@@ -31,6 +31,7 @@ from fedmtl_server.aggregation.optimizers import make_optimizer
 from fedmtl_server.aggregation.task_weighting import make_weighting
 from fedmtl_server.aggregation.task_weighting.base import WeightingSettings
 from fedmtl_server.aggregation.task_weighting.shares import Examples
+from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.configured import Monitoring
@@ -254,27 +255,30 @@ class Server:
         config = self._config
         run = TrackedRun.of(self._run_id, self.store.run_dir, without_secrets(config))
         self._tracking = Tracking(self._trackers, run, lambda: [round_point(one) for one in self.store.reports()])
+        aggregator = MTLAggregator(
+            _norms(config), self._weighting, config.training.seed, _auxiliary(config), config.aggregation.normalization
+        )
+        staging = self._make_staging()
         return Federation(
             run_id=self._run_id,
-            model=self._model,
-            specs=config.task_specs(),
-            aggregator=MTLAggregator(
-                _norms(config),
-                self._weighting,
-                config.training.seed,
-                _auxiliary(config),
-                config.aggregation.normalization,
+            commits=Commits(
+                self._model,
+                aggregator,
+                self.store,
+                staging,
+                optimizer=self._optimizer,
+                controls=self._controls,
+                mover=self._mover,
             ),
+            specs=config.task_specs(),
+            aggregator=aggregator,
             rules=_rules(config, self._selection),
             plans={
                 task: replace(config.plan(task), local=self._model.sharing.local_for(task)) for task in config.tasks
             },
             store=self.store,
-            staging=self._make_staging(),
-            optimizer=self._optimizer,
-            controls=self._controls,
+            staging=staging,
             early_stopping=_early_stopping(config),
-            mover=self._mover,
             topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,
             listeners=[self._tracking, *self._monitoring.listeners],
