@@ -13,8 +13,8 @@ const controlPrefix = "control:"
 // vector has a number for each element of a component.
 type vector []float32
 
-// variates are a client's own control variates (SCAFFOLD; docs/wire.md, "Control variates"): by scope, the mean gradient
-// of its last training.
+// variates are a client's own control variates (SCAFFOLD; docs/wire.md, "Control variates"): the mean gradient of its
+// last training.
 type variates struct {
 	// round is the base_round of the update that they are of; 0 for none.
 	round uint32

@@ -284,6 +284,17 @@ async def test_control_variates_are_said_to_be_of_the_last_update_that_counted(
         assert [component.scope for component in header.components] == list(DATA)
 
 
+async def test_a_delta_is_sent_where_the_plan_would_like_one(language: Language, tmp_path: Path):
+    script = ScriptedServer(plan=plan_with(update_kind=pb.UPDATE_KIND_DELTA))
+    async with scripted(script) as address, training(language, tmp_path / "log", address, "a", TASK) as client:
+        assert await client.ended() == 0, client.said
+    head = numbers_in(DATA)[f"task:{TASK}"]
+    sent = numbers_in(script.uploaded[1])
+    assert script.headers[0].kind == pb.UPDATE_KIND_DELTA
+    assert not sent["shared"].any()
+    torch.testing.assert_close(sent[f"task:{TASK}"], trained_head(head, OWN_RATE) - head, atol=1e-6, rtol=0)
+
+
 async def test_a_task_of_a_kind_that_an_example_does_not_know_stops_it_in_words(language: Language, tmp_path: Path):
     script = ScriptedServer(plan=plan_with(task_type=pb.TASK_TYPE_CUSTOM, task_kind="ordinal"))
     async with scripted(script) as address, training(language, tmp_path / "log", address, "a", TASK) as client:

@@ -170,7 +170,8 @@ function outputsOf({ taskType, labels }: TrainingPlan): number {
   const numOutputs = { TASK_TYPE_CLASSIFICATION: labels.length, TASK_TYPE_REGRESSION: 1 }[taskType as string];
   if (!numOutputs) {
     throw new UnexpectedError(
-      `the plan's task is of the kind ${taskType} with ${labels.length} labels; this example knows classification and regression alone`,
+      `the plan's task is of the kind ${taskType} with ${labels.length} labels; ` +
+        "this example knows classification and regression alone",
     );
   }
   return numOutputs;

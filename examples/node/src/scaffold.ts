@@ -8,7 +8,7 @@ const PREFIX = "control:";
 /** By scope, a number for each element of the component. */
 export type Vectors = Map<string, Float32Array>;
 
-/** Part a slice into the model's components, which an update has too, and the server's variates by the scope that each is for. */
+/** Part a slice: the model's components, which an update has too, and the server's variates by the scope that each is for. */
 export function split(received: WholeComponent[]): { model: WholeComponent[]; controls: Vectors } {
   const isControl = ({ layout }: WholeComponent) => layout.scope.startsWith(PREFIX);
   const controls = received.filter(isControl).map(({ layout, bytes }): [string, Float32Array] => {
@@ -67,5 +67,5 @@ export class Variates {
 
 /** A component's numbers, in place. Typed arrays are little-endian where Node.js is at home; main.ts checks. */
 export function float32s(bytes: Uint8Array<ArrayBuffer>): Float32Array {
-  return new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+  return new Float32Array(bytes.buffer, bytes.byteOffset, Math.floor(bytes.length / 4));
 }
