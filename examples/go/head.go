@@ -10,9 +10,12 @@ import (
 )
 
 const (
-	numExamples  = 8
-	numSteps     = 5
-	learningRate = 0.5
+	numExamples = 8
+	numSteps    = 5
+	// learningRate is below where descent on rows of length 1 could overshoot.
+	learningRate = 0.25
+	// ownInputs is how many features the rows have where the slice has no head that says it.
+	ownInputs = 16
 )
 
 // head is a task's head: outputs = weight * features + bias.
@@ -31,62 +34,98 @@ type example struct {
 	label float64
 }
 
-// readHead finds the head in its component, and checks that it is one for the kind of task that the plan names.
-func readHead(c component, plan *pb.TrainingPlan) (*head, error) {
-	weight, bias, err := headTensors(c.layout)
-	if err != nil {
-		return nil, err
-	}
-	h := &head{
-		outputs: int(weight.shape[0]), inputs: int(weight.shape[1]),
-		weight: readFloats(c.data, weight), bias: readFloats(c.data, bias),
-	}
+// place is where the head lies in a slice.
+type place struct {
+	// component is the number of its component.
+	component    int
+	weight, bias tensor
+}
+
+// firstHead makes a head of zeros for the kind of task that the plan names. A client that doesn't know that kind stops:
+// it would take every label for something else.
+func firstHead(plan *pb.TrainingPlan, inputs int) (*head, error) {
+	h := &head{inputs: inputs}
 	switch plan.GetTaskType() {
 	case pb.TaskType_TASK_TYPE_CLASSIFICATION:
-		if len(plan.Labels) != h.outputs {
-			return nil, fmt.Errorf("%s: %d outputs for %d labels", c.layout.scope, h.outputs, len(plan.Labels))
-		}
+		h.outputs = len(plan.Labels)
 	case pb.TaskType_TASK_TYPE_REGRESSION:
-		if h.outputs != 1 {
-			return nil, fmt.Errorf("%s: %d outputs, expected one of a regression", c.layout.scope, h.outputs)
-		}
-		h.regression = true
-	default: // the server doesn't say
-		h.regression = h.outputs == 1
+		h.outputs, h.regression = 1, true
 	}
+	if h.outputs == 0 {
+		return nil, fmt.Errorf("the plan's task is of the kind %v with %d labels; this example knows classification and "+
+			"regression alone", plan.GetTaskType(), len(plan.GetLabels()))
+	}
+	h.weight, h.bias = make([]float64, h.outputs*inputs), make([]float64, h.outputs)
 	return h, nil
 }
 
-// write gives the component's bytes with the head in them.
-func (h *head) write(c component) []byte {
-	weight, bias, err := headTensors(c.layout)
+// readHead finds the head in a slice, and checks that it is one for the plan's task.
+func readHead(model []component, task string, plan *pb.TrainingPlan) (*head, *place, error) {
+	h, err := firstHead(plan, 0)
 	if err != nil {
-		panic(err) // the head was read from this layout
+		return nil, nil, err
 	}
-	data := append([]byte(nil), c.data...)
-	writeFloats(data, weight, h.weight)
-	writeFloats(data, bias, h.bias)
-	return data
+	where, err := placeOf(model, task)
+	if err != nil {
+		return nil, nil, err
+	}
+	if got := int(where.weight.shape[0]); got != h.outputs {
+		return nil, nil, fmt.Errorf("the head of %s has %d outputs, expected %d as the plan's task has", task, got, h.outputs)
+	}
+	h.inputs = int(where.weight.shape[1])
+	data := model[where.component].data
+	h.weight, h.bias = readFloats(data, where.weight), readFloats(data, where.bias)
+	return h, where, nil
 }
 
-// headTensors finds the head's two tensors by their names.
-func headTensors(l layout) (weight, bias tensor, err error) {
-	prefix := "heads." + strings.TrimPrefix(l.scope, "task:")
-	for _, t := range l.tensors {
-		switch t.name {
-		case prefix + ".weight":
-			weight = t
-		case prefix + ".bias":
-			bias = t
+// write puts the head's numbers into its component's bytes.
+func (h *head) write(data []byte, where *place) {
+	writeFloats(data, where.weight, h.weight)
+	writeFloats(data, where.bias, h.bias)
+}
+
+// minus gives the difference of two heads.
+func (h *head) minus(other *head) *head {
+	difference := *h
+	difference.weight = plus(h.weight, other.weight, -1)
+	difference.bias = plus(h.bias, other.bias, -1)
+	return &difference
+}
+
+// headTensors names the head's parameters.
+func headTensors(task string) (weight, bias string) {
+	return "heads." + task + ".weight", "heads." + task + ".bias"
+}
+
+// placeOf finds the head's two tensors by their names. Whose component they are in is the server's to say: where tasks
+// have encoder layers of their own, these may lie beside the head.
+func placeOf(model []component, task string) (*place, error) {
+	weightName, biasName := headTensors(task)
+	where := &place{}
+	found := 0
+	for i, c := range model {
+		for _, t := range c.layout.tensors {
+			if !strings.HasPrefix(t.name, "heads."+task+".") {
+				continue
+			}
+			found++
+			where.component = i
+			switch t.name {
+			case weightName:
+				where.weight = t
+			case biasName:
+				where.bias = t
+			}
 		}
 	}
+	weight, bias := where.weight, where.bias
 	linear := len(weight.shape) == 2 && len(bias.shape) == 1 && weight.shape[0] == bias.shape[0] && weight.elements > 0
 	exact := weight.dtype == pb.ElementType_ELEMENT_TYPE_FLOAT32 && bias.dtype == weight.dtype
-	if len(l.tensors) != 2 || !linear || !exact {
-		return tensor{}, tensor{}, fmt.Errorf(
-			"%s: expected %s.weight (outputs, inputs) and %s.bias (outputs) in float32", l.scope, prefix, prefix)
+	if found != 2 || !linear || !exact {
+		return nil, fmt.Errorf("expected a slice with %s (outputs, inputs) and %s (outputs) in float32",
+			weightName, biasName)
 	}
-	return weight, bias, nil
+	return where, nil
 }
 
 func readFloats(data []byte, t tensor) []float64 {
@@ -173,17 +212,27 @@ func (h *head) gradient(rows []example) (loss float64, weight, bias []float64) {
 	return loss, weight, bias
 }
 
-// train takes a few steps of gradient descent, each over all rows.
-func (h *head) train(rows []example) {
+// trained gives the head after a few steps of gradient descent, each over all rows. What a correction has is added to the
+// gradients; nil for none.
+func (h *head) trained(rows []example, rate float64, correction *head) *head {
+	after := *h
 	for step := 0; step < numSteps; step++ {
-		_, weight, bias := h.gradient(rows)
-		for i, d := range weight {
-			h.weight[i] -= learningRate * d
+		_, weight, bias := after.gradient(rows)
+		if correction != nil {
+			weight, bias = plus(weight, correction.weight, 1), plus(bias, correction.bias, 1)
 		}
-		for k, d := range bias {
-			h.bias[k] -= learningRate * d
-		}
+		after.weight, after.bias = plus(after.weight, weight, -rate), plus(after.bias, bias, -rate)
 	}
+	return &after
+}
+
+// plus gives a + scale * b.
+func plus(a, b []float64, scale float64) []float64 {
+	sum := make([]float64, len(a))
+	for i := range sum {
+		sum[i] = a[i] + scale*b[i]
+	}
+	return sum
 }
 
 // metrics measures the head on rows: the loss, and the accuracy or, of a regression, Pearson's correlation.

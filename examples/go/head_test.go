@@ -47,8 +47,7 @@ func TestTrainingLowersTheLoss(t *testing.T) {
 	for _, h := range []*head{newHead(3, 64, false), newHead(1, 64, true)} {
 		rows := h.examples()
 		before := h.metrics(rows)["loss"]
-		h.train(rows)
-		if after := h.metrics(rows)["loss"]; after >= before {
+		if after := h.trained(rows, learningRate, nil).metrics(rows)["loss"]; after >= before {
 			t.Errorf("loss %v -> %v", before, after)
 		}
 	}
@@ -65,33 +64,43 @@ func TestPearsonIsPlusOrMinusOneOnALineAndZeroOfAConstant(t *testing.T) {
 	}
 }
 
-func headComponent(t *testing.T) component {
+// headIn is a slice whose last component has an encoder layer beside the head: weight (1, -2), bias (0.5, 0).
+func headIn(t *testing.T) []component {
 	t.Helper()
 	float32s := pb.ElementType_ELEMENT_TYPE_FLOAT32
-	l, err := readLayout("task:sst2", []*pb.TensorSpec{
-		{Name: "heads.sst2.weight", Dtype: float32s, Shape: []uint64{2, 1}},
-		{Name: "heads.sst2.bias", Dtype: float32s, Shape: []uint64{2}, Offset: 8},
+	l, err := readLayout("group:pairs", []*pb.TensorSpec{
+		{Name: "encoder.bias", Dtype: float32s, Shape: []uint64{1}},
+		{Name: "heads.sst2.weight", Dtype: float32s, Shape: []uint64{2, 1}, Offset: 4},
+		{Name: "heads.sst2.bias", Dtype: float32s, Shape: []uint64{2}, Offset: 12},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	// 1, -2, 0.5, 0
-	return component{l, []byte{0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0, 0, 0, 0, 0x3f, 0, 0, 0, 0}}
+	return []component{
+		{layout: layout{scope: "shared"}},
+		{l, []byte{0, 0, 0, 0x40, 0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0, 0, 0, 0, 0x3f, 0, 0, 0, 0}},
+	}
 }
 
-func TestAHeadIsReadFromItsBytesAndWrittenBack(t *testing.T) {
-	c := headComponent(t)
-	h, err := readHead(c, &pb.TrainingPlan{
-		TaskType: pb.TaskType_TASK_TYPE_CLASSIFICATION, Labels: []string{"negative", "positive"},
-	})
+var twoLabels = &pb.TrainingPlan{
+	TaskType: pb.TaskType_TASK_TYPE_CLASSIFICATION, Labels: []string{"negative", "positive"},
+}
+
+func TestAHeadIsReadFromWhicheverComponentHasItAndWrittenBack(t *testing.T) {
+	model := headIn(t)
+	h, where, err := readHead(model, "sst2", twoLabels)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if h.weight[1] != -2 || h.bias[0] != 0.5 {
 		t.Errorf("weight %v, bias %v", h.weight, h.bias)
 	}
-	if !bytes.Equal(h.write(c), c.data) {
-		t.Error("it is written back otherwise")
+	data := append([]byte(nil), model[1].data...)
+	for i := 4; i < len(data); i++ {
+		data[i] = 0xff
+	}
+	if h.write(data, where); !bytes.Equal(data, model[1].data) {
+		t.Errorf("it is written back as %x", data)
 	}
 }
 
@@ -99,9 +108,14 @@ func TestAHeadThatIsNotThePlansIsRefused(t *testing.T) {
 	for _, plan := range []*pb.TrainingPlan{
 		{TaskType: pb.TaskType_TASK_TYPE_CLASSIFICATION, Labels: []string{"a", "b", "c"}},
 		{TaskType: pb.TaskType_TASK_TYPE_REGRESSION},
+		{TaskType: pb.TaskType_TASK_TYPE_CUSTOM, Labels: []string{"a", "b"}},
+		{},
 	} {
-		if _, err := readHead(headComponent(t), plan); err == nil {
+		if _, _, err := readHead(headIn(t), "sst2", plan); err == nil {
 			t.Errorf("a head of 2 outputs is taken for %v", plan)
 		}
+	}
+	if _, _, err := readHead(headIn(t), "qqp", twoLabels); err == nil {
+		t.Error("a head is found that isn't there")
 	}
 }

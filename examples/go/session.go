@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"math"
 
 	pb "fedmtl-go/fedmtlpb"
 )
@@ -19,6 +17,24 @@ type session struct {
 	patience               patience
 	// joined is the run that the client has joined, waiting what it was last told to wait for.
 	joined, waiting string
+	kept            kept
+}
+
+// kept is what a client keeps for itself from round to round of one run. It moves with the updates that count alone.
+type kept struct {
+	// head is the client's own, where the plan leaves it to the clients; nil before the first round.
+	head     *head
+	variates variates
+}
+
+// work is what came of a slice.
+type work struct {
+	header     *pb.UpdateHeader
+	components []component
+	// loss is as the log shows it.
+	loss string
+	// kept is what the client keeps once the update counts.
+	kept kept
 }
 
 // run takes part until the run is over, over however many streams of events.
@@ -62,7 +78,7 @@ func (s *session) run(ctx context.Context) error {
 // follow does what an event asks for.
 func (s *session) follow(ctx context.Context, event *pb.WatchRoundsResponse) error {
 	if s.joined != event.RunId {
-		s.joined = event.RunId
+		s.joined, s.kept = event.RunId, kept{}
 		logf("joined run %s as %s for %s", event.RunId, s.clientID, s.task)
 	}
 	switch event.Kind {
@@ -102,7 +118,7 @@ func (s *session) takePart(ctx context.Context, event *pb.WatchRoundsResponse) e
 	if err != nil {
 		return err
 	}
-	update, components, loss, err := s.work(header, received)
+	done, err := s.work(header, received)
 	if err != nil {
 		return err
 	}
@@ -110,84 +126,118 @@ func (s *session) takePart(ctx context.Context, event *pb.WatchRoundsResponse) e
 	broken := false
 	err = s.patience.persist(ctx, fmt.Sprintf("round %d: sending the update", event.Round), func() (err error) {
 		if broken {
-			if err := resume(ctx, s.stub, update); err != nil {
+			if err := resume(ctx, s.stub, done.header); err != nil {
 				return err
 			}
 			broken = false
 		}
-		receipt, err = upload(ctx, s.stub, update, components)
+		receipt, err = upload(ctx, s.stub, done.header, done.components)
 		// A call that a limit refused has left nothing to ask for; and to ask would count against the limit too.
 		todo, _ := nextAfter(err)
-		broken = err != nil && todo == tryAgain && len(components) > 0
+		broken = err != nil && todo == tryAgain && len(done.components) > 0
 		return err
 	})
 	if err != nil {
 		return err
 	}
+	s.kept = done.kept
 	outcome := "accepted"
 	if receipt.Outcome == pb.Outcome_OUTCOME_DUPLICATE {
 		outcome = "accepted before"
 	}
-	logf("round %d: slice %.1f MB, loss %s, %s", event.Round, float64(header.TotalBytes)/1e6, loss, outcome)
+	logf("round %d: slice %.1f MB, loss %s, %s", event.Round, float64(header.TotalBytes)/1e6, done.loss, outcome)
 	return nil
 }
 
-// work makes an update of a slice. It gives its header, its components, and the loss as the log shows it.
-func (s *session) work(header *pb.SliceHeader, received []component) (*pb.UpdateHeader, []component, string, error) {
-	at := -1
-	for i, c := range received {
-		if c.layout.scope == "task:"+s.task {
-			at = i
-		}
-	}
-	if at < 0 {
-		return nil, nil, "", fmt.Errorf("the slice has no head of %s", s.task)
-	}
-	h, err := readHead(received[at], header.Plan)
+// work makes an update of a slice.
+func (s *session) work(header *pb.SliceHeader, received []component) (*work, error) {
+	model, controls := split(received)
+	before, where, err := s.findHead(model, header.Plan)
 	if err != nil {
-		return nil, nil, "", err
+		return nil, err
 	}
-	rows := h.examples()
-	before := h.metrics(rows)
-	update := &pb.UpdateHeader{
+	rows := before.examples()
+	metrics := before.metrics(rows)
+	done := &work{kept: s.kept, loss: fmt.Sprintf("%.4f", metrics["loss"]), header: &pb.UpdateHeader{
 		RunId: header.RunId, ClientId: s.clientID, Task: s.task, BaseRound: header.Round, UpdateId: newID(),
-		Kind: pb.UpdateKind_UPDATE_KIND_METRICS, ReceivedMetrics: before, NumEvalExamples: int64(len(rows)),
-	}
+		Kind: pb.UpdateKind_UPDATE_KIND_METRICS, ReceivedMetrics: metrics, NumEvalExamples: int64(len(rows)),
+	}}
 	if header.Purpose == pb.RoundPurpose_ROUND_PURPOSE_EVALUATE {
-		return update, nil, fmt.Sprintf("%.4f", before["loss"]), nil
+		return done, nil
 	}
-	h.train(rows)
-	after := h.metrics(rows)
-	trained := append([]component(nil), received...) // the encoder as it came
-	trained[at].data = h.write(received[at])
-	update.Kind = pb.UpdateKind_UPDATE_KIND_PARAMETERS
-	if header.Plan.GetUpdateKind() == pb.UpdateKind_UPDATE_KIND_DELTA {
-		update.Kind = pb.UpdateKind_UPDATE_KIND_DELTA
-		for i := range trained {
-			// An encoder that isn't changed has a difference of 0, whatever the dtypes.
-			data := make([]byte, len(received[i].data))
-			if i == at {
-				subtract(data, trained[i].data, received[i].data)
-			}
-			trained[i].data = data
-		}
+	rate := learningRate
+	if header.Plan.Optimizer == pb.LocalOptimizer_LOCAL_OPTIMIZER_SGD {
+		rate = header.Plan.LearningRate // made for steps like these
 	}
-	for _, c := range trained {
-		update.Components = append(update.Components, c.layout.toProto())
+	own := s.kept.variates.begin(header.ControlSince)
+	corrections, err := own.corrections(model, controls)
+	if err != nil {
+		return nil, err
 	}
-	update.NumExamples = int64(len(rows))
-	update.NumSteps = numSteps
-	update.TrainedMetrics = after
-	return update, trained, fmt.Sprintf("%.4f -> %.4f", before["loss"], after["loss"]), nil
+	after := before.trained(rows, rate, headCorrection(corrections, model, where))
+	t := training{before, after, where, corrections, numSteps * rate, pb.UpdateKind_UPDATE_KIND_PARAMETERS}
+	if header.Plan.UpdateKind == pb.UpdateKind_UPDATE_KIND_DELTA || corrections != nil {
+		t.kind = pb.UpdateKind_UPDATE_KIND_DELTA
+	}
+	for i, c := range model {
+		done.components = append(done.components, t.component(i, c))
+		done.header.Components = append(done.header.Components, c.layout.toProto())
+	}
+	done.header.Kind, done.header.NumExamples, done.header.NumSteps = t.kind, int64(len(rows)), numSteps
+	done.header.TrainedMetrics = after.metrics(rows)
+	done.loss += fmt.Sprintf(" -> %.4f", done.header.TrainedMetrics["loss"])
+	if where == nil {
+		done.kept.head = after
+	}
+	if corrections != nil {
+		done.header.LearningRateSum, done.header.ControlRound = t.rateSum, own.round
+		done.kept.variates = own.following(header.Round, corrections, done.components, t.rateSum)
+	}
+	return done, nil
 }
 
-// subtract writes trained minus received, of components that are all float32.
-func subtract(out, trained, received []byte) {
-	for i := 0; i < len(out); i += 4 {
-		x := math.Float32frombits(binary.LittleEndian.Uint32(trained[i:]))
-		y := math.Float32frombits(binary.LittleEndian.Uint32(received[i:]))
-		binary.LittleEndian.PutUint32(out[i:], math.Float32bits(x-y))
+// training is what one came to.
+type training struct {
+	before, after *head
+	// where the head lies in the slice; nil if it isn't there.
+	where *place
+	// corrections are nil where there are no control variates.
+	corrections map[string]vector
+	rateSum     float64
+	kind        pb.UpdateKind
+}
+
+// component gives a component as the update has it. All but the head is as it came: its difference is 0.
+func (t training) component(i int, c component) component {
+	data, result := append([]byte(nil), c.data...), t.after
+	if t.kind == pb.UpdateKind_UPDATE_KIND_DELTA {
+		data, result = make([]byte, len(c.data)), t.after.minus(t.before)
 	}
+	t.corrections[c.layout.scope].descend(data, t.rateSum)
+	if t.where != nil && t.where.component == i {
+		result.write(data, t.where)
+	}
+	return component{c.layout, data}
+}
+
+// findHead gives the head to train, and where it lies in the slice: nowhere if the plan leaves it to the clients. Then
+// this one's begins with zeros.
+func (s *session) findHead(model []component, plan *pb.TrainingPlan) (*head, *place, error) {
+	weight, bias := headTensors(s.task)
+	for _, name := range plan.GetLocal() {
+		if name != weight && name != bias {
+			return nil, nil, fmt.Errorf("each client is to keep %s for itself, one of %d local parameters in the plan; "+
+				"this example can keep its head alone", name, len(plan.Local))
+		}
+	}
+	if len(plan.GetLocal()) == 0 {
+		return readHead(model, s.task, plan)
+	}
+	if s.kept.head != nil {
+		return s.kept.head, nil, nil
+	}
+	h, err := firstHead(plan, ownInputs)
+	return h, nil, err
 }
 
 // newID names an update for good.

@@ -52,6 +52,16 @@ type layout struct {
 	numBytes, elements uint64
 }
 
+// isFloat32 says whether the component is nothing but float32 numbers, which have no padding between them.
+func (l layout) isFloat32() bool {
+	for _, t := range l.tensors {
+		if t.dtype != pb.ElementType_ELEMENT_TYPE_FLOAT32 {
+			return false
+		}
+	}
+	return true
+}
+
 // component is a component's decoded bytes, with the layout that says what they mean.
 type component struct {
 	layout layout

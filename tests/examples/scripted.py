@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -40,10 +40,29 @@ def _component(scope: str, data: bytes, shapes: dict[str, tuple[int, ...]]) -> p
 
 
 DATA = {"shared": _ENCODER, f"task:{TASK}": _HEAD}
-COMPONENTS = [
-    _component("shared", _ENCODER, {"encoder.weight": (2, 3)}),
-    _component(f"task:{TASK}", _HEAD, {f"heads.{TASK}.weight": (2, 4), f"heads.{TASK}.bias": (2,)}),
-]
+_SHAPES = {
+    "shared": {"encoder.weight": (2, 3)},
+    f"task:{TASK}": {f"heads.{TASK}.weight": (2, 4), f"heads.{TASK}.bias": (2,)},
+}
+CONTROLS = {f"control:{scope}": bytes(len(data)) for scope, data in DATA.items()}
+_SHAPES |= {
+    f"control:{scope}": {f"control/{name}": shape for name, shape in shapes.items()}
+    for scope, shapes in _SHAPES.items()
+}
+PLAN = pb.TrainingPlan(
+    num_rounds=2,
+    update_kind=pb.UPDATE_KIND_PARAMETERS,
+    task_type=pb.TASK_TYPE_CLASSIFICATION,
+    labels=["negative", "positive"],
+)
+
+
+def plan_with(**fields: object) -> pb.TrainingPlan:
+    """The plan, with other values in some fields."""
+    plan = pb.TrainingPlan()
+    plan.CopyFrom(PLAN)
+    plan.MergeFrom(pb.TrainingPlan(**fields))
+    return plan
 
 
 @dataclass
@@ -55,11 +74,17 @@ class ScriptedServer(pb_grpc.FederatedMtlServiceServicer):
             chunks come to; `break`, it ends too soon. Then they are right.
         refusals: what one upload after the other ends with, at first; then they count.
         announce: how often a round is announced.
+        plan: of every slice.
+        data: of every slice, by scope.
+        control_since: of the slices of a round; 0 where it isn't there.
     """
 
     damage: list[str] = field(default_factory=list)
     refusals: list[grpc.StatusCode] = field(default_factory=list)
     announce: int = 1
+    plan: pb.TrainingPlan = field(default_factory=lambda: PLAN)
+    data: Mapping[str, bytes] = field(default_factory=lambda: DATA)
+    control_since: Mapping[int, int] = field(default_factory=dict)
     metadata: list[dict[str, str]] = field(default_factory=list)
     """Of every call."""
     downloads: list[pb.GetSliceRequest] = field(default_factory=list)
@@ -95,18 +120,14 @@ class ScriptedServer(pb_grpc.FederatedMtlServiceServicer):
             run_id=RUN_ID,
             round=request.round,
             task=request.task,
-            components=COMPONENTS,
-            total_bytes=sum(len(data) for data in DATA.values()),
-            plan=pb.TrainingPlan(
-                num_rounds=2,
-                update_kind=pb.UPDATE_KIND_PARAMETERS,
-                task_type=pb.TASK_TYPE_CLASSIFICATION,
-                labels=["negative", "positive"],
-            ),
+            components=[_component(scope, data, _SHAPES[scope]) for scope, data in self.data.items()],
+            total_bytes=sum(len(data) for data in self.data.values()),
+            plan=self.plan,
+            control_since=self.control_since.get(request.round, 0),
             purpose=_purpose(request.round),
         )
         yield pb.GetSliceResponse(header=header)
-        for scope, data in DATA.items():
+        for scope, data in self.data.items():
             spoilt = bytes([data[0] ^ 1]) + data[1:]
             sent = spoilt if damage in ("chunk", "digest") else data
             checksum = google_crc32c.value(spoilt if damage == "digest" else data)

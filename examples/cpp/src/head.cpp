@@ -10,32 +10,33 @@ namespace fedmtl_cpp {
 namespace {
 
 constexpr std::size_t kNumExamples = 8;
-constexpr double kLearningRate = 0.5;
 
-// Where a head's two tensors lie.
-struct Places {
-  Tensor weight, bias;
-};
-
-// Finds them by their names.
-Places places_in(const Layout& layout) {
-  const std::string prefix = "heads." + layout.scope.substr(layout.scope.find(':') + 1);
-  Places places{};
-  for (const Tensor& tensor : layout.tensors) {
-    if (tensor.name == prefix + ".weight") {
-      places.weight = tensor;
-    } else if (tensor.name == prefix + ".bias") {
-      places.bias = tensor;
+Place place_of(const std::vector<Component>& model, const std::string& task) {
+  const auto [weight_name, bias_name] = head_tensors(task);
+  Place where;
+  int found = 0;
+  for (std::size_t i = 0; i < model.size(); ++i) {
+    for (const Tensor& tensor : model[i].layout.tensors) {
+      if (tensor.name.rfind("heads." + task + ".", 0) != 0) {
+        continue;
+      }
+      ++found;
+      where.component = i;
+      if (tensor.name == weight_name) {
+        where.weight = tensor;
+      } else if (tensor.name == bias_name) {
+        where.bias = tensor;
+      }
     }
   }
-  const auto& [weight, bias] = places;
+  const auto& [component, weight, bias] = where;
   const bool linear = weight.shape.size() == 2 && bias.shape.size() == 1 && weight.shape[0] == bias.shape[0];
   const bool exact = weight.dtype == pb::ELEMENT_TYPE_FLOAT32 && bias.dtype == pb::ELEMENT_TYPE_FLOAT32;
-  if (layout.tensors.size() != 2 || !linear || !exact || weight.elements == 0) {
-    throw Malformed(layout.scope + ": expected " + prefix + ".weight (outputs, inputs) and " + prefix +
-                    ".bias (outputs) in float32");
+  if (found != 2 || !linear || !exact || weight.elements == 0) {
+    throw Malformed("expected a slice with " + weight_name + " (outputs, inputs) and " + bias_name +
+                    " (outputs) in float32");
   }
-  return places;
+  return where;
 }
 
 std::vector<double> read_floats(const std::string& data, const Tensor& tensor) {
@@ -49,6 +50,13 @@ std::vector<double> read_floats(const std::string& data, const Tensor& tensor) {
 void write_floats(std::string& data, const Tensor& tensor, const std::vector<double>& values) {
   for (std::size_t i = 0; i < values.size(); ++i) {
     store_float(data.data() + tensor.offset + 4 * i, static_cast<float>(values[i]));
+  }
+}
+
+// to += scale * values
+void add(std::vector<double>& to, const std::vector<double>& values, double scale) {
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    to[i] += scale * values[i];
   }
 }
 
@@ -93,38 +101,48 @@ std::pair<double, std::vector<double>> loss_of(const Head& head, const Example& 
 
 }  // namespace
 
-Head read_head(const Component& component, const pb::TrainingPlan& plan) {
-  const auto [weight, bias] = places_in(component.layout);
+std::pair<std::string, std::string> head_tensors(const std::string& task) {
+  return {"heads." + task + ".weight", "heads." + task + ".bias"};
+}
+
+Head first_head(const pb::TrainingPlan& plan, std::size_t inputs) {
   Head head;
-  head.outputs = weight.shape[0];
-  head.inputs = weight.shape[1];
-  head.weight = read_floats(component.data, weight);
-  head.bias = read_floats(component.data, bias);
-  const std::string has = component.layout.scope + ": " + std::to_string(head.outputs) + " outputs";
-  switch (plan.task_type()) {
-    case pb::TASK_TYPE_CLASSIFICATION:
-      if (static_cast<std::size_t>(plan.labels_size()) != head.outputs) {
-        throw Malformed(has + " for " + std::to_string(plan.labels_size()) + " labels");
-      }
-      break;
-    case pb::TASK_TYPE_REGRESSION:
-      if (head.outputs != 1) {
-        throw Malformed(has + ", expected one of a regression");
-      }
-      head.regression = true;
-      break;
-    default:  // the server doesn't say
-      head.regression = head.outputs == 1;
+  head.inputs = inputs;
+  head.regression = plan.task_type() == pb::TASK_TYPE_REGRESSION;
+  const auto num_labels = static_cast<std::size_t>(plan.labels_size());
+  head.outputs = head.regression ? 1 : plan.task_type() == pb::TASK_TYPE_CLASSIFICATION ? num_labels : 0;
+  if (head.outputs == 0) {
+    throw Malformed("the plan's task is of the kind " + pb::TaskType_Name(plan.task_type()) + " with " +
+                    std::to_string(num_labels) + " labels; this example knows classification and regression alone");
   }
+  head.weight.resize(head.outputs * inputs);
+  head.bias.resize(head.outputs);
   return head;
 }
 
-std::string write_head(const Component& component, const Head& head) {
-  std::string data = component.data;
-  const auto [weight, bias] = places_in(component.layout);
-  write_floats(data, weight, head.weight);
-  write_floats(data, bias, head.bias);
-  return data;
+std::pair<Head, Place> read_head(const std::vector<Component>& model, const std::string& task,
+                                 const pb::TrainingPlan& plan) {
+  Head head = first_head(plan, 0);
+  Place where = place_of(model, task);
+  if (where.weight.shape[0] != head.outputs) {
+    throw Malformed("the head of " + task + " has " + std::to_string(where.weight.shape[0]) + " outputs, expected " +
+                    std::to_string(head.outputs) + " as the plan's task has");
+  }
+  head.inputs = where.weight.shape[1];
+  head.weight = read_floats(model[where.component].data, where.weight);
+  head.bias = read_floats(model[where.component].data, where.bias);
+  return {std::move(head), std::move(where)};
+}
+
+void write_head(std::string& data, const Place& where, const Head& head) {
+  write_floats(data, where.weight, head.weight);
+  write_floats(data, where.bias, head.bias);
+}
+
+Head minus(Head head, const Head& other) {
+  add(head.weight, other.weight, -1);
+  add(head.bias, other.bias, -1);
+  return head;
 }
 
 std::vector<Example> examples_for(const Head& head) {
@@ -161,16 +179,17 @@ Gradient gradient_of(const Head& head, const std::vector<Example>& rows) {
   return gradient;
 }
 
-void train(Head& head, const std::vector<Example>& rows) {
+Head trained(Head head, const std::vector<Example>& rows, double rate, const std::optional<Head>& correction) {
   for (int step = 0; step < kNumSteps; ++step) {
-    const Gradient gradient = gradient_of(head, rows);
-    for (std::size_t i = 0; i < head.weight.size(); ++i) {
-      head.weight[i] -= kLearningRate * gradient.weight[i];
+    Gradient gradient = gradient_of(head, rows);
+    if (correction) {
+      add(gradient.weight, correction->weight, 1);
+      add(gradient.bias, correction->bias, 1);
     }
-    for (std::size_t k = 0; k < head.bias.size(); ++k) {
-      head.bias[k] -= kLearningRate * gradient.bias[k];
-    }
+    add(head.weight, gradient.weight, -rate);
+    add(head.bias, gradient.bias, -rate);
   }
+  return head;
 }
 
 Metrics measure(const Head& head, const std::vector<Example>& rows) {

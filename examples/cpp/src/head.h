@@ -1,7 +1,9 @@
 // A task's head and its training: all that this client learns with.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "wire.h"
@@ -38,11 +40,30 @@ struct Metrics {
   double score;
 };
 
-// Finds the head in its component, and checks that it is one for the kind of task that the plan names.
-Head read_head(const Component& component, const pb::TrainingPlan& plan);
+// Where the head lies in a slice.
+struct Place {
+  // The number of its component.
+  std::size_t component = 0;
+  Tensor weight, bias;
+};
 
-// The component's bytes with the head in them.
-std::string write_head(const Component& component, const Head& head);
+// The names of a head's parameters.
+std::pair<std::string, std::string> head_tensors(const std::string& task);
+
+// A head of zeros for the kind of task that the plan names. Throws Malformed for a kind that this client doesn't know:
+// it would take every label for something else.
+Head first_head(const pb::TrainingPlan& plan, std::size_t inputs);
+
+// Finds the head in a slice, and checks that it is one for the plan's task. Whose component it is in is the server's to
+// say: where tasks have encoder layers of their own, these may lie beside the head.
+std::pair<Head, Place> read_head(const std::vector<Component>& model, const std::string& task,
+                                 const pb::TrainingPlan& plan);
+
+// Puts the head's numbers into its component's bytes.
+void write_head(std::string& data, const Place& where, const Head& head);
+
+// The difference of two heads.
+Head minus(Head head, const Head& other);
 
 // The client's data, the same in every round. A real client has its rows' texts go through the encoder; here the
 // features are vectors of length 1 that a formula gives, and the labels are given out in turn.
@@ -51,9 +72,14 @@ std::vector<Example> examples_for(const Head& head);
 Gradient gradient_of(const Head& head, const std::vector<Example>& rows);
 
 inline constexpr int kNumSteps = 5;
+// Below where descent on rows of length 1 could overshoot.
+inline constexpr double kLearningRate = 0.25;
+// How many features the rows have where the slice has no head that says it.
+inline constexpr std::size_t kOwnInputs = 16;
 
-// So many steps of gradient descent, each over all rows.
-void train(Head& head, const std::vector<Example>& rows);
+// The head after so many steps of gradient descent, each over all rows. What a correction has is added to the
+// gradients.
+Head trained(Head head, const std::vector<Example>& rows, double rate, const std::optional<Head>& correction = {});
 
 Metrics measure(const Head& head, const std::vector<Example>& rows);
 

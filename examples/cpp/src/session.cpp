@@ -2,8 +2,6 @@
 
 #include <random>
 
-#include "encodings.h"
-#include "head.h"
 
 namespace fedmtl_cpp {
 namespace {
@@ -22,15 +20,6 @@ google::protobuf::Map<std::string, double> to_proto(const Metrics& metrics, bool
   google::protobuf::Map<std::string, double> out;
   out["loss"] = metrics.loss;
   out[regression ? "pearson" : "accuracy"] = metrics.score;
-  return out;
-}
-
-// Trained minus received, of components that are all float32.
-std::string difference(const std::string& trained, const std::string& received) {
-  std::string out(received.size(), '\0');
-  for (std::size_t i = 0; i < out.size(); i += 4) {
-    store_float(&out[i], load_float(&trained[i]) - load_float(&received[i]));
-  }
   return out;
 }
 
@@ -101,6 +90,7 @@ void Session::follow(const pb::WatchRoundsResponse& event) {
   const std::string round = "round " + std::to_string(event.round()) + ": ";
   if (joined_ != event.run_id()) {
     joined_ = event.run_id();
+    kept_ = {};
     log_line("joined run " + joined_ + " as " + client_id_ + " for " + task_);
   }
   if (event.kind() == pb::ROUND_EVENT_KIND_WAITING && waiting_ != event.waiting_for()) {
@@ -128,43 +118,37 @@ void Session::take_part(const pb::WatchRoundsResponse& event) {
   Assembler parts;
   persist(interruption_, patience_s_, round + "getting the slice",
           [&] { slice = download(connection_, interruption_, request, parts); });
-  Update update = work(slice);
+  Work done = work(slice);
   pb::PushUpdateResponse receipt;
   bool broken = false;
   persist(interruption_, patience_s_, round + "sending the update", [&] {
     if (broken) {
-      resume(connection_, interruption_, update.header);
+      resume(connection_, interruption_, done.header);
       broken = false;
     }
     try {
-      receipt = upload(connection_, interruption_, update.header, update.components);
+      receipt = upload(connection_, interruption_, done.header, done.components);
     } catch (const CallFailed& error) {
       // A call that a limit refused has left nothing to ask for; and to ask would count against the limit too.
-      broken = advice_for(error.status).next == Next::kTryAgain && !update.components.empty();
+      broken = advice_for(error.status).next == Next::kTryAgain && !done.components.empty();
       throw;
     }
   });
+  kept_ = std::move(done.kept);
   const bool before = receipt.outcome() == pb::OUTCOME_DUPLICATE;
   log_line(round + "slice " + rounded(static_cast<double>(slice.header.total_bytes()) / 1e6, 1) + " MB, loss " +
-           update.loss + (before ? ", accepted before" : ", accepted"));
+           done.loss + (before ? ", accepted before" : ", accepted"));
 }
 
-Session::Update Session::work(const Slice& slice) const {
-  std::vector<Component> components = slice.components;  // the encoder goes back as it came
-  Component* mine = nullptr;
-  for (Component& component : components) {
-    if (component.layout.scope == "task:" + task_) {
-      mine = &component;
-    }
-  }
-  if (mine == nullptr) {
-    throw Malformed("the slice has no head of " + task_);
-  }
-  Head head = read_head(*mine, slice.header.plan());
+Session::Work Session::work(const Slice& slice) const {
+  const pb::TrainingPlan& plan = slice.header.plan();
+  const Parted parted = split(slice.components);
+  const auto [head, where] = find_head(parted.model, plan);
   const std::vector<Example> rows = examples_for(head);
   const Metrics before = measure(head, rows);
   const auto num_rows = static_cast<std::int64_t>(rows.size());
-  pb::UpdateHeader header;
+  Work done{{}, {}, rounded(before.loss, 4), kept_};
+  pb::UpdateHeader& header = done.header;
   header.set_run_id(slice.header.run_id());
   header.set_client_id(client_id_);
   header.set_task(task_);
@@ -174,27 +158,64 @@ Session::Update Session::work(const Slice& slice) const {
   *header.mutable_received_metrics() = to_proto(before, head.regression);
   header.set_num_eval_examples(num_rows);
   if (slice.header.purpose() == pb::ROUND_PURPOSE_EVALUATE) {
-    return {header, {}, rounded(before.loss, 4)};
+    return done;
   }
-  train(head, rows);
-  const Metrics after = measure(head, rows);
-  const std::string received = mine->data;
-  mine->data = write_head(*mine, head);
-  header.set_kind(pb::UPDATE_KIND_PARAMETERS);
-  if (slice.header.plan().update_kind() == pb::UPDATE_KIND_DELTA) {
-    header.set_kind(pb::UPDATE_KIND_DELTA);
-    for (Component& component : components) {
-      // An encoder that isn't changed has a difference of 0, whatever the dtypes.
-      component.data = &component == mine ? difference(mine->data, received) : std::string(component.data.size(), '\0');
+  // With SGD the plan's rate is made for steps like these.
+  const double rate = plan.optimizer() == pb::LOCAL_OPTIMIZER_SGD ? plan.learning_rate() : kLearningRate;
+  const double rate_sum = kNumSteps * rate;
+  const Variates own = kept_.variates.begin(slice.header.control_since());
+  const Vectors corrections = own.corrections(parted);
+  const bool corrected = !corrections.empty();
+  std::optional<Head> correction;
+  if (corrected && where) {
+    correction = head_correction(corrections.at(parted.model[where->component].layout.scope), *where);
+  }
+  const Head after = trained(head, rows, rate, correction);
+  const bool is_delta = corrected || plan.update_kind() == pb::UPDATE_KIND_DELTA;
+  header.set_kind(is_delta ? pb::UPDATE_KIND_DELTA : pb::UPDATE_KIND_PARAMETERS);
+  for (std::size_t i = 0; i < parted.model.size(); ++i) {
+    Component component = parted.model[i];  // all but the head is as it came, and its difference is 0
+    if (is_delta) {
+      component.data.assign(component.data.size(), '\0');
     }
-  }
-  for (const Component& component : components) {
+    if (corrected) {
+      descend(component.data, corrections.at(component.layout.scope), rate_sum);
+    }
+    if (where && where->component == i) {
+      write_head(component.data, *where, is_delta ? minus(after, head) : after);
+    }
     *header.add_components() = fedmtl_cpp::to_proto(component.layout);
+    done.components.push_back(std::move(component));
   }
+  const Metrics metrics = measure(after, rows);
   header.set_num_examples(num_rows);
   header.set_num_steps(kNumSteps);
-  *header.mutable_trained_metrics() = to_proto(after, head.regression);
-  return {header, std::move(components), rounded(before.loss, 4) + " -> " + rounded(after.loss, 4)};
+  *header.mutable_trained_metrics() = to_proto(metrics, head.regression);
+  done.loss += " -> " + rounded(metrics.loss, 4);
+  if (!where) {
+    done.kept.head = after;
+  }
+  if (corrected) {
+    header.set_learning_rate_sum(rate_sum);
+    header.set_control_round(own.round);
+    done.kept.variates = own.following(header.base_round(), corrections, done.components, rate_sum);
+  }
+  return done;
+}
+
+std::pair<Head, std::optional<Place>> Session::find_head(const std::vector<Component>& model,
+                                                         const pb::TrainingPlan& plan) const {
+  const auto [weight, bias] = head_tensors(task_);
+  for (const std::string& name : plan.local()) {
+    if (name != weight && name != bias) {
+      throw Malformed("each client is to keep " + name + " for itself, one of " + std::to_string(plan.local_size()) +
+                      " local parameters in the plan; this example can keep its head alone");
+    }
+  }
+  if (plan.local().empty()) {
+    return read_head(model, task_, plan);
+  }
+  return {kept_.head ? *kept_.head : first_head(plan, kOwnInputs), std::nullopt};
 }
 
 }  // namespace fedmtl_cpp

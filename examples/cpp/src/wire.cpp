@@ -2,6 +2,7 @@
 
 #include <openssl/evp.h>
 
+#include <algorithm>
 #include <array>
 
 #include "encodings.h"
@@ -50,6 +51,11 @@ std::uint64_t element_bytes(pb::ElementType dtype) {
     default:
       return 0;
   }
+}
+
+bool Layout::is_float32() const {
+  return std::all_of(tensors.begin(), tensors.end(),
+                     [](const Tensor& tensor) { return tensor.dtype == pb::ELEMENT_TYPE_FLOAT32; });
 }
 
 Layout read_layout(const std::string& scope, const google::protobuf::RepeatedPtrField<pb::TensorSpec>& specs) {

@@ -49,6 +49,9 @@ struct Layout {
   std::uint64_t num_bytes = 0;
   // Of all tensors together.
   std::uint64_t elements = 0;
+
+  // Whether it is nothing but float32 numbers, which have no padding between them.
+  bool is_float32() const;
 };
 
 // A component's decoded bytes, with the layout that says what they mean.

@@ -11,6 +11,7 @@
 #include "encodings.h"
 #include "head.h"
 #include "retry.h"
+#include "scaffold.h"
 #include "status_details.pb.h"
 #include "vectors.h"
 #include "wire.h"
@@ -194,9 +195,67 @@ void training_lowers_the_loss() {
   for (Head head : {head_of(3, 64, false), head_of(1, 64, true)}) {
     const std::vector<Example> rows = examples_for(head);
     const double before = measure(head, rows).loss;
-    train(head, rows);
-    check(measure(head, rows).loss < before, "training lowers the loss");
+    check(measure(trained(head, rows, kLearningRate), rows).loss < before, "training lowers the loss");
   }
+}
+
+Component component_of(const std::string& scope,
+                       const std::vector<std::pair<std::string, std::vector<float>>>& tensors) {
+  Component component{{scope, {}, 0, 0}, ""};
+  for (const auto& [name, values] : tensors) {
+    const std::size_t offset = component.data.size();
+    component.layout.tensors.push_back({name, pb::ELEMENT_TYPE_FLOAT32, {values.size()}, offset, values.size()});
+    component.layout.elements += values.size();
+    component.data.resize(offset + 4 * values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) store_float(&component.data[offset + 4 * i], values[i]);
+  }
+  component.layout.num_bytes = component.data.size();
+  return component;
+}
+
+pb::TrainingPlan plan_of(pb::TaskType type, int num_labels) {
+  pb::TrainingPlan plan;
+  plan.set_task_type(type);
+  for (int i = 0; i < num_labels; ++i) plan.add_labels(std::to_string(i));
+  return plan;
+}
+
+void a_head_is_read_from_whichever_component_has_it_and_written_back() {
+  Component beside = component_of(
+      "group:pairs", {{"encoder.bias", {2}}, {"heads.sst2.weight", {1, -2}}, {"heads.sst2.bias", {0.5, 0}}});
+  beside.layout.tensors[1].shape = {2, 1};
+  const std::vector<Component> model{component_of("shared", {{"encoder.weight", {7}}}), beside};
+  const auto [head, where] = read_head(model, "sst2", plan_of(pb::TASK_TYPE_CLASSIFICATION, 2));
+  check(head.weight[1] == -2 && head.bias[0] == 0.5, "a head beside an encoder layer is read");
+  std::string data = beside.data;
+  data.replace(4, 16, std::string(16, '\xff'));
+  write_head(data, where, head);
+  check(data == beside.data, "a head beside an encoder layer is written back");
+  for (const pb::TrainingPlan& plan : {plan_of(pb::TASK_TYPE_CLASSIFICATION, 3), plan_of(pb::TASK_TYPE_REGRESSION, 0),
+                                       plan_of(pb::TASK_TYPE_CUSTOM, 2), plan_of(pb::TASK_TYPE_UNSPECIFIED, 0)}) {
+    check(throws<Malformed>([&] { read_head(model, "sst2", plan); }), "a head that isn't the plan's is refused");
+  }
+  check(throws<Malformed>([&] { read_head(model, "qqp", plan_of(pb::TASK_TYPE_CLASSIFICATION, 2)); }),
+        "a head that isn't there is missed");
+}
+
+void control_variates_follow_the_formula() {
+  const auto shared = [](std::vector<float> values) { return component_of("shared", {{"w", std::move(values)}}); };
+  const auto control = [](std::vector<float> values) {
+    return component_of("control:shared", {{"control/w", std::move(values)}});
+  };
+  const Parted slice = split({shared({7, 7}), control({0.5, -1})});
+  check(slice.model.size() == 1 && slice.controls.at("shared").size() == 2, "a slice is parted");
+  const Variates own = Variates{}.following(3, Variates{}.corrections(slice), {shared({3, -2})}, 0.5);
+  check(own.round == 3 && own.own.at("shared") == std::vector<float>{-6.5, 5}, "0 - c - delta / 0.5");
+  const Vectors corrections = own.corrections(split({shared({7, 7}), control({2, 2})}));
+  check(corrections.at("shared") == std::vector<float>{8.5, -3}, "the correction is the server's minus the own");
+  std::string delta(8, '\0');
+  descend(delta, corrections.at("shared"), 2);
+  check(load_float(&delta[0]) == -17 && load_float(&delta[4]) == 6, "without a gradient the correction is descended");
+  check(own.following(4, corrections, {shared({3, -2})}, 0).round == 3, "steps that went nowhere tell nothing");
+  check(own.begin(3).round == 3 && own.begin(4).round == 0 && own.begin(4).own.empty(), "older variates are void");
+  check(throws<Malformed>([&] { own.corrections(split({shared({7, 7}), control({2})})); }), "too few are refused");
 }
 
 void pearson_is_one_on_a_line_and_zero_of_a_constant() {
@@ -258,6 +317,8 @@ int main(int count, char** arguments) {
   encoded_bytes_that_no_encoder_writes_are_refused();
   the_gradient_is_that_of_finite_differences();
   training_lowers_the_loss();
+  a_head_is_read_from_whichever_component_has_it_and_written_back();
+  control_variates_follow_the_formula();
   pearson_is_one_on_a_line_and_zero_of_a_constant();
   a_status_says_what_comes_next();
   check_vectors(arguments[1]);

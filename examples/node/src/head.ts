@@ -1,59 +1,89 @@
 /** The task's head, a linear layer, and the rows that this example trains it on: outputs = weight · features + bias. */
 
-import type { Component, TensorSpec, TrainingPlan } from "./contract.js";
+import type { TensorSpec, TrainingPlan } from "./contract.js";
+import type { WholeComponent } from "./download.js";
 import { UnexpectedError } from "./errors.js";
 
 export const NUM_ROWS = 8;
 export const NUM_STEPS = 5;
-const LEARNING_RATE = 0.25; // below where descent on rows of length 1 could overshoot
+export const LEARNING_RATE = 0.25; // below where descent on rows of length 1 could overshoot
+/** How many features the rows have where the slice has no head that says it. */
+const OWN_WIDTH = 16;
 
 /** What an evaluation measures; the names are those of the update's metrics. */
 export type Metrics = { loss: number; accuracy?: number };
 
+/** Where a head lies in a slice: the number of its component, and its tensors there. */
+export type Place = { component: number; weight: TensorSpec; bias: TensorSpec };
+
+/** Numbers for a head's parameters: `(outputs, width)`, row by row, and `(outputs)`. */
+export type Numbers = { weight: Float64Array; bias: Float64Array };
+
+/** The names of a head's parameters. */
+export function headTensors(task: string): { weight: string; bias: string } {
+  return { weight: `heads.${task}.weight`, bias: `heads.${task}.bias` };
+}
+
 /**
- * A head that lives in its component's bytes: what is trained here is what is sent.
- *
  * It stands for a real model. A client with an encoder would run its texts through that, and the head would see the
  * pooled output; this one has fixed features instead, and sends the encoder back as it came.
  */
-export class Head {
+export class Head implements Numbers {
   private readonly rows: Float64Array[];
   private readonly labels: number[];
 
   private constructor(
-    /** `(outputs, width)`, row by row. */
-    private readonly weight: Float32Array,
-    /** `(outputs)`. */
-    private readonly bias: Float32Array,
+    readonly weight: Float64Array,
+    readonly bias: Float64Array,
     private readonly isRegression: boolean,
   ) {
     const width = weight.length / bias.length;
     this.rows = Array.from({ length: NUM_ROWS }, (_, row) => features(row, width));
-    this.labels = this.rows.map((_, row) => (isRegression ? row / NUM_ROWS : row % bias.length));
+    this.labels = this.rows.map((_, row) => (isRegression ? row / (NUM_ROWS - 1) : row % bias.length));
   }
 
   /**
-   * The head in a component.
+   * A head of zeros.
    *
-   * @param component its table of contents.
-   * @param bytes its bytes.
-   * @param plan says whether the head is a classification's or a regression's.
-   * @throws UnexpectedError the tensors are others than a linear layer's, or don't go with the plan.
+   * @param plan says what kind of task it is for.
+   * @throws UnexpectedError this client doesn't know that kind: it would take every label for something else.
    */
-  static in(component: Component, bytes: Uint8Array<ArrayBuffer>, plan: TrainingPlan): Head {
-    const prefix = `heads.${component.scope.replace(/^task:/, "")}`;
-    const weight = tensorOf(component, `${prefix}.weight`, 2);
-    const bias = tensorOf(component, `${prefix}.bias`, 1);
+  static first(plan: TrainingPlan): Head {
+    const numOutputs = outputsOf(plan);
     const isRegression = plan.taskType === "TASK_TYPE_REGRESSION";
-    // A client with rows of its own compares `plan.taskType` and `plan.labels` with theirs here, and stops if they differ.
-    // Our rows know their labels by number alone, so there must be as many outputs as the plan has labels.
-    const numOutputs = plan.taskType === "TASK_TYPE_UNSPECIFIED" ? bias.shape[0] : isRegression ? 1 : plan.labels.length;
-    if (bias.shape[0] !== numOutputs || weight.shape[0] !== numOutputs || numOutputs === 0) {
+    return new Head(new Float64Array(numOutputs * OWN_WIDTH), new Float64Array(numOutputs), isRegression);
+  }
+
+  /**
+   * The head in a slice, and where it is. Whose component that is, is the server's to say: where tasks have encoder
+   * layers of their own, these may lie beside the head.
+   *
+   * @throws UnexpectedError there is none, or it isn't one for the plan's task.
+   */
+  static in(model: WholeComponent[], task: string, plan: TrainingPlan): { head: Head; place: Place } {
+    const numOutputs = outputsOf(plan);
+    const names = headTensors(task);
+    const isOfHead = ({ name }: TensorSpec) => name.startsWith(`heads.${task}.`);
+    const component = model.findIndex(({ layout }) => layout.tensors.some(isOfHead));
+    const tensors = model[component]?.layout.tensors.filter(isOfHead) ?? [];
+    const weight = tensors.find(({ name }) => name === names.weight);
+    const bias = tensors.find(({ name }) => name === names.bias);
+    const isLinear = weight?.shape.length === 2 && bias?.shape.length === 1 && weight.shape[0] === bias.shape[0];
+    const isFloat32 = tensors.every(({ dtype }) => dtype === "ELEMENT_TYPE_FLOAT32");
+    if (!isLinear || !isFloat32 || tensors.length !== 2) {
       throw new UnexpectedError(
-        `${component.scope}: a head of ${weight.shape[0]} outputs, for ${plan.labels.length} labels (${plan.taskType})`,
+        `expected a slice with ${names.weight} (outputs, inputs) and ${names.bias} (outputs) in float32`,
       );
     }
-    return new Head(view(weight, bytes), view(bias, bytes), isRegression);
+    // A client with rows of its own compares `plan.taskType` and `plan.labels` with theirs here, and stops if they differ.
+    // Our rows know their labels by number alone, so there must be as many outputs as the plan has labels.
+    if (bias.shape[0] !== numOutputs) {
+      throw new UnexpectedError(
+        `the head of ${task} has ${bias.shape[0]} outputs, expected ${numOutputs} as the plan's task has`,
+      );
+    }
+    const place = { component, weight, bias };
+    return { head: Head.first(plan).with(read(model[component]!.bytes, place)), place };
   }
 
   /** Mean loss over the rows, and the share of them that is classified right. */
@@ -63,20 +93,35 @@ export class Head {
     return this.isRegression ? { loss } : { loss, accuracy: mean(results.map((result) => Number(result.isRight))) };
   }
 
-  /** A few steps of gradient descent over all rows. */
-  train(): void {
-    for (let step = 0; step < NUM_STEPS; step++) this.step();
+  /**
+   * The head after a few steps of gradient descent over all rows.
+   *
+   * @param correction is added to the gradients.
+   */
+  trained(rate: number, correction?: Numbers): Head {
+    let after: Head = this;
+    for (let step = 0; step < NUM_STEPS; step++) {
+      let slopes = after.gradient();
+      if (correction) slopes = plus(slopes, correction, 1);
+      after = after.with(plus(after, slopes, -rate));
+    }
+    return after;
   }
 
-  private step(): void {
-    const slopes = this.rows.map((row, i) => this.result(row, this.labels[i]!).slopes);
-    const rate = LEARNING_RATE / NUM_ROWS;
+  private with({ weight, bias }: Numbers): Head {
+    return new Head(weight, bias, this.isRegression);
+  }
+
+  /** The derivatives of the mean loss over the rows. */
+  private gradient(): Numbers {
+    const [weight, bias] = [new Float64Array(this.weight.length), new Float64Array(this.bias.length)];
     this.rows.forEach((row, i) => {
-      slopes[i]!.forEach((slope, output) => {
-        this.bias[output]! -= rate * slope;
-        row.forEach((feature, j) => (this.weight[output * row.length + j]! -= rate * slope * feature));
+      this.result(row, this.labels[i]!).slopes.forEach((slope, output) => {
+        bias[output]! += slope / NUM_ROWS;
+        row.forEach((feature, j) => (weight[output * row.length + j]! += (slope * feature) / NUM_ROWS));
       });
     });
+    return { weight, bias };
   }
 
   /** One row's loss (cross entropy, or the squared error), and its derivatives by the outputs. */
@@ -101,19 +146,42 @@ export class Head {
   }
 }
 
-/** One row's features: always the same, unlike the other rows', of length 1. */
-function features(row: number, width: number): Float64Array {
-  const waves = Float64Array.from({ length: width }, (_, j) => Math.sin((row + 1) * (j + 1)));
-  const length = Math.hypot(...waves);
-  return waves.map((wave) => wave / length);
+/** a + scale * b. */
+export function plus(a: Numbers, b: Numbers, scale: number): Numbers {
+  return {
+    weight: a.weight.map((x, i) => x + scale * b.weight[i]!),
+    bias: a.bias.map((x, i) => x + scale * b.bias[i]!),
+  };
 }
 
-function tensorOf(component: Component, name: string, dimensions: number): TensorSpec {
-  const tensor = component.tensors.find((one) => one.name === name);
-  if (tensor?.dtype !== "ELEMENT_TYPE_FLOAT32" || tensor.shape.length !== dimensions) {
-    throw new UnexpectedError(`${component.scope}: expected ${name} as float32 of ${dimensions} dimensions`);
+/** A head's numbers in its component's bytes. */
+export function read(bytes: Uint8Array<ArrayBuffer>, { weight, bias }: Place): Numbers {
+  return { weight: Float64Array.from(view(weight, bytes)), bias: Float64Array.from(view(bias, bytes)) };
+}
+
+/** Put a head's numbers into its component's bytes. */
+export function write(numbers: Numbers, bytes: Uint8Array<ArrayBuffer>, { weight, bias }: Place): void {
+  view(weight, bytes).set(numbers.weight);
+  view(bias, bytes).set(numbers.bias);
+}
+
+/** How many outputs the head of a plan's task has. */
+function outputsOf({ taskType, labels }: TrainingPlan): number {
+  const numOutputs = { TASK_TYPE_CLASSIFICATION: labels.length, TASK_TYPE_REGRESSION: 1 }[taskType as string];
+  if (!numOutputs) {
+    throw new UnexpectedError(
+      `the plan's task is of the kind ${taskType} with ${labels.length} labels; ` +
+        "this example knows classification and regression alone",
+    );
   }
-  return tensor;
+  return numOutputs;
+}
+
+/** One row's features: always the same, unlike the other rows', of length 1. */
+function features(row: number, width: number): Float64Array {
+  const waves = Float64Array.from({ length: width }, (_, j) => Math.cos((row + 1) * (j + 1)));
+  const length = Math.hypot(...waves);
+  return waves.map((wave) => wave / length);
 }
 
 /** A float32 tensor's numbers, in place. Typed arrays are little-endian where Node.js is at home; main.ts checks. */

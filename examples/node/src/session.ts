@@ -5,10 +5,18 @@ import { randomUUID } from "node:crypto";
 import { status } from "@grpc/grpc-js";
 
 import { type Api, hasCode, messageOf } from "./api.js";
-import type { RoundEvent, UpdateHeader } from "./contract.js";
-import type { Slice } from "./download.js";
+import type { RoundEvent, TrainingPlan, UpdateHeader } from "./contract.js";
+import type { Slice, WholeComponent } from "./download.js";
 import { UnexpectedError } from "./errors.js";
-import { Head, NUM_ROWS, NUM_STEPS } from "./head.js";
+import { Head, headTensors, LEARNING_RATE, NUM_ROWS, NUM_STEPS, type Place, plus, read, write } from "./head.js";
+import { float32s, split, Variates, type Vectors } from "./scaffold.js";
+
+/** What a client keeps for itself from round to round of one run. It moves with the updates that count alone. */
+type Kept = {
+  /** Its own head, where the plan leaves that to the clients; undefined before the first round. */
+  head?: Head;
+  variates: Variates;
+};
 
 /**
  * Take part until the run is over.
@@ -16,7 +24,9 @@ import { Head, NUM_ROWS, NUM_STEPS } from "./head.js";
  * @param log gets one line for each event.
  */
 export async function takePart(api: Api, log: (line: string) => void): Promise<void> {
+  let [runId, kept]: [string, Kept] = ["", { variates: new Variates() }];
   for await (const event of api.watch()) {
+    if (event.runId !== runId) [runId, kept] = [event.runId, { variates: new Variates() }];
     const name = `round ${event.round}`;
     switch (event.kind) {
       case "ROUND_EVENT_KIND_WAITING":
@@ -24,7 +34,11 @@ export async function takePart(api: Api, log: (line: string) => void): Promise<v
         break;
       case "ROUND_EVENT_KIND_OPENED":
         // It may be announced again, with another deadline or by a server that was started again.
-        if (event.inCohort && !event.reported) log(`${name}: ${await work(api, event)}`);
+        if (event.inCohort && !event.reported) {
+          const done = await work(api, event, kept);
+          kept = done.kept;
+          log(`${name}: ${done.line}`);
+        }
         break;
       case "ROUND_EVENT_KIND_COMMITTED":
         log(`${name}: committed with ${numUpdates(event)} updates`);
@@ -39,21 +53,22 @@ export async function takePart(api: Api, log: (line: string) => void): Promise<v
   }
 }
 
-/** Do a round's work. One that closes meanwhile is left; the next event says how it goes on. */
-async function work(api: Api, event: RoundEvent): Promise<string> {
+/** Do a round's work. One that closes meanwhile is left, with what was kept before; the next event says how it goes on. */
+async function work(api: Api, event: RoundEvent, kept: Kept): Promise<{ line: string; kept: Kept }> {
   try {
-    return await answer(api, await api.getSlice(event.runId, event.round));
+    return await answer(api, await api.getSlice(event.runId, event.round), kept);
   } catch (error) {
-    if (hasCode(error, status.ABORTED, status.FAILED_PRECONDITION)) return `missed: ${messageOf(error)}`;
+    if (hasCode(error, status.ABORTED, status.FAILED_PRECONDITION)) return { line: `missed: ${messageOf(error)}`, kept };
     throw error;
   }
 }
 
 /** Make of a slice what its round asks for, and send it. */
-async function answer(api: Api, { header, components }: Slice): Promise<string> {
-  const own = components.find(({ layout }) => layout.scope === `task:${api.task}`);
-  if (!own || !header.plan) throw new UnexpectedError(`expected a slice with the head of ${api.task}, and a plan`);
-  const head = Head.in(own.layout, own.bytes, header.plan);
+async function answer(api: Api, { header, components }: Slice, kept: Kept): Promise<{ line: string; kept: Kept }> {
+  const { plan } = header;
+  if (!plan) throw new UnexpectedError("expected a slice with a plan");
+  const { model, controls } = split(components);
+  const { head, place } = findHead(model, api.task, plan, kept);
   const received = head.evaluate();
   const size = `slice ${(header.totalBytes / 1e6).toFixed(1)} MB`;
   const update: UpdateHeader = {
@@ -68,15 +83,70 @@ async function answer(api: Api, { header, components }: Slice): Promise<string> 
   };
   if (header.purpose === "ROUND_PURPOSE_EVALUATE") {
     const { outcome } = await api.pushUpdate(update, []);
-    return `${size}, loss ${received.loss.toFixed(4)} in the final evaluation, ${wordFor(outcome)}`;
+    return { line: `${size}, loss ${received.loss.toFixed(4)} in the final evaluation, ${wordFor(outcome)}`, kept };
   }
-  head.train();
-  const trained = head.evaluate();
+  // With SGD the plan's rate is made for steps like these.
+  const rate = plan.optimizer === "LOCAL_OPTIMIZER_SGD" ? plan.learningRate : LEARNING_RATE;
+  const rateSum = NUM_STEPS * rate;
+  const own = kept.variates.begin(header.controlSince);
+  const corrections = own.corrections(model, controls);
+  const after = head.trained(rate, corrections && place && correctionOf(corrections, model, place));
+  const isDelta = plan.updateKind === "UPDATE_KIND_DELTA" || corrections !== undefined;
+  const sent = model.map((component, i) => {
+    const changed = isDelta ? unmoved(component, rateSum, corrections) : { ...component, bytes: component.bytes.slice() };
+    if (i === place?.component) write(isDelta ? plus(after, head, -1) : after, changed.bytes, place);
+    return changed;
+  });
+  const trained = after.evaluate();
   const { outcome } = await api.pushUpdate(
-    { ...update, kind: "UPDATE_KIND_PARAMETERS", numExamples: NUM_ROWS, numSteps: NUM_STEPS, trainedMetrics: trained },
-    components,
+    {
+      ...update,
+      kind: isDelta ? "UPDATE_KIND_DELTA" : "UPDATE_KIND_PARAMETERS",
+      numExamples: NUM_ROWS,
+      numSteps: NUM_STEPS,
+      trainedMetrics: trained,
+      ...(corrections && { learningRateSum: rateSum, controlRound: own.round }),
+    },
+    sent,
   );
-  return `${size}, loss ${received.loss.toFixed(4)} -> ${trained.loss.toFixed(4)}, ${wordFor(outcome)}`;
+  return {
+    line: `${size}, loss ${received.loss.toFixed(4)} -> ${trained.loss.toFixed(4)}, ${wordFor(outcome)}`,
+    kept: {
+      head: place ? undefined : after,
+      variates: corrections ? own.following(header.round, corrections, sent, rateSum) : kept.variates,
+    },
+  };
+}
+
+/**
+ * The head to train, and where it lies in the slice: nowhere if the plan leaves it to the clients. Then this one's begins
+ * with zeros.
+ *
+ * @throws UnexpectedError the plan leaves the clients more than that.
+ */
+function findHead(model: WholeComponent[], task: string, plan: TrainingPlan, kept: Kept): { head: Head; place?: Place } {
+  const { weight, bias } = headTensors(task);
+  const other = plan.local.find((name) => name !== weight && name !== bias);
+  if (other !== undefined) {
+    throw new UnexpectedError(
+      `each client is to keep ${other} for itself, one of ${plan.local.length} local parameters in the plan; ` +
+        "this example can keep its head alone",
+    );
+  }
+  return plan.local.length > 0 ? { head: kept.head ?? Head.first(plan) } : Head.in(model, task, plan);
+}
+
+/** The head's part of the corrections. */
+function correctionOf(corrections: Vectors, model: WholeComponent[], place: Place) {
+  const { buffer } = corrections.get(model[place.component]!.layout.scope)!;
+  return read(new Uint8Array(buffer as ArrayBuffer), place);
+}
+
+/** A component's delta where the loss doesn't see it, as it doesn't see the encoder here: 0, but for the corrections. */
+function unmoved({ layout, bytes }: WholeComponent, rateSum: number, corrections?: Vectors): WholeComponent {
+  const delta = { layout, bytes: new Uint8Array(bytes.length) };
+  if (corrections) float32s(delta.bytes).set(corrections.get(layout.scope)!.map((x) => -rateSum * x));
+  return delta;
 }
 
 function wordFor(outcome: string): string {
