@@ -217,7 +217,7 @@ class TaskHead(nn.Linear):
 class _Linear(TaskKind):
     """What has a linear head."""
 
-    def head(self, encoder: EncoderFacts, dropout: float) -> nn.Module:
+    def head(self, encoder: EncoderFacts, dropout: float) -> TaskHead:
         head = TaskHead(encoder.hidden_size, self.spec.num_outputs, dropout)
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
@@ -243,6 +243,13 @@ class Regression(_Linear):
     name = "regression"
     metrics = METRICS_OF["regression"]
     has_labels = False
+
+    def head(self, encoder: EncoderFacts, dropout: float) -> TaskHead:
+        head = super().head(encoder, dropout)
+        if self.spec.value_range is not None:
+            # From 0 a small learning rate takes a round or more to get to where the values are.
+            nn.init.constant_(head.bias, sum(self.spec.value_range) / 2)
+        return head
 
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         return nn.functional.mse_loss(outputs[:, 0], targets, reduction=reduction)

@@ -43,6 +43,8 @@ class TaskSpec:
     """Where the data set hub has it: repository and configuration."""
     hub_splits: tuple[str, str] = ("train", "validation")
     """Names of the training and evaluation splits there."""
+    value_range: tuple[float, float] | None = None
+    """Of a regression, the lowest and the highest value: its head begins in the middle. None if nobody knows."""
     kind: str = field(init=False)
     """The type by the name that both sides have for it; that of a plug-in is what its class says."""
 
@@ -61,6 +63,14 @@ class TaskSpec:
             raise ConfigError(f"tasks.{self.name}: labels must differ, got {', '.join(self.labels)}")
         if len(self.text_columns) not in (1, 2):
             raise ConfigError(f"tasks.{self.name}: expected 1 or 2 text columns, got {list(self.text_columns)}")
+        if self.value_range is not None:
+            if has_labels or not traits.is_labelled:
+                raise ConfigError(f"tasks.{self.name}.value_range: a {kind} has no values")
+            if not self.value_range[0] < self.value_range[1]:
+                raise ConfigError(
+                    f"tasks.{self.name}.value_range: expected the lowest and the highest value, got "
+                    f"{list(self.value_range)}"
+                )
         if not self.metrics:
             object.__setattr__(self, "metrics", metrics[:1])
         for metric in self.metrics:
@@ -164,7 +174,12 @@ def _told_apart(theirs: Sequence[str], mine: Sequence[str]) -> tuple[str, str]:
 
 
 def _glue(
-    name: str, text_columns: tuple[str, ...], labels: tuple[str, ...], metrics: tuple[str, ...], validation: str
+    name: str,
+    text_columns: tuple[str, ...],
+    labels: tuple[str, ...],
+    metrics: tuple[str, ...],
+    validation: str,
+    value_range: tuple[float, float] | None = None,
 ) -> TaskSpec:
     return TaskSpec(
         name=name,
@@ -175,6 +190,7 @@ def _glue(
         metrics=metrics,
         hub=("nyu-mll/glue", name),
         hub_splits=("train", validation),
+        value_range=value_range,
     )
 
 
@@ -185,7 +201,7 @@ PRESETS: dict[str, TaskSpec] = {
     for spec in (
         _glue("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), "validation"),
         _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "validation"),
-        _glue("stsb", _PAIR, (), ("pearson", "spearman"), "validation"),
+        _glue("stsb", _PAIR, (), ("pearson", "spearman"), "validation", (0.0, 5.0)),
         _glue("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1"), "validation"),
         _glue("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews", "accuracy"), "validation"),
         _glue("rte", _PAIR, ("entailment", "not_entailment"), ("accuracy",), "validation"),

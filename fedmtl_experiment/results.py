@@ -13,8 +13,8 @@ from typing import Any
 from fedmtl_core.errors import ConfigError, StoreError
 from fedmtl_experiment.cells import Cell, differences
 
-FORMAT = 1
-"""Of the files; another is refused."""
+FORMAT = 2
+"""Of the files; another is refused. It goes up, too, where the same settings come to another model."""
 
 
 @dataclass(frozen=True)

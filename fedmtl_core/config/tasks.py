@@ -67,6 +67,11 @@ class TaskConfig(Section):
         "`module:Name`, a class of your own, which the server and the task's clients need alike",
     )
     labels: list[str] | int | None = Field(None, description="Names of the classes by number, or how many there are")
+    value_range: tuple[float, float] | None = Field(
+        None,
+        description="Of a regression: its lowest and highest value, such as `[0, 5]`. Its head begins in the middle; "
+        "if not given, at 0, and the first steps of training go into getting there",
+    )
     text_columns: list[str] | None = Field(None, description="One column of text, or two that are read as a pair")
     label_column: str | None = Field(None, description="Column of the label; none for `masked_lm`")
     metrics: list[str] | None = Field(
@@ -144,6 +149,7 @@ class TaskConfig(Section):
             text_columns=tuple(self.text_columns or (preset.text_columns if preset else ())),
             label_column=self.label_column or (preset.label_column if preset and is_labelled else ""),
             labels=tuple(labels or (preset.labels if preset and same_kind else ())),
+            value_range=self.value_range or (preset.value_range if preset and same_kind else None),
             metrics=tuple(self.metrics or (preset.metrics if preset and same_kind else ())),
             hub=preset.hub if preset else None,
             hub_splits=preset.hub_splits if preset else ("train", "validation"),

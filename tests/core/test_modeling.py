@@ -126,6 +126,13 @@ def test_exchanged_are_parameters_and_floating_point_state():
     assert [name for name in names if name.startswith("heads.stsb")] == ["heads.stsb.weight", "heads.stsb.bias"]
 
 
+@pytest.mark.parametrize(("value_range", "middle"), [((0.0, 5.0), 2.5), ((-3.0, -1.0), -2.0), (None, 0.0)])
+def test_a_regression_begins_in_the_middle_of_its_values(value_range, middle):
+    (spec,) = specs("stsb")
+    model = MultiTaskModel(OddEncoder(), [replace(spec, value_range=value_range)], hidden_size=4)
+    assert model.heads["stsb"].bias.tolist() == [middle]
+
+
 def test_a_task_without_a_head_is_named():
     model = MultiTaskModel(OddEncoder(), specs("sst2"), hidden_size=4)
     with pytest.raises(UnknownTaskError, match="expected one of the tasks sst2, got 'qqp'"):

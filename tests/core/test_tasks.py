@@ -26,6 +26,11 @@ def test_the_glue_presets_have_glues_main_metrics():
         ({"type": "regression", "labels": ("a", "b")}, "a regression has no labels"),
         ({"type": "regression", "text_columns": ("a", "b", "c")}, "expected 1 or 2 text columns"),
         ({"type": "classification", "labels": ("a", "b", "c"), "metrics": ("f1",)}, "f1 is for 2 labels, got 3"),
+        (
+            {"type": "classification", "labels": ("a", "b"), "value_range": (0, 1)},
+            r"tasks\.x\.value_range: a classification has no values",
+        ),
+        ({"type": "regression", "value_range": (5.0, 0.0)}, r"expected the lowest and the highest value, got \[5\.0, 0\.0\]"),
     ],
 )
 def test_a_task_that_contradicts_itself_is_refused(fields, message):

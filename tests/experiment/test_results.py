@@ -34,7 +34,7 @@ def test_a_cell_that_was_computed_otherwise_is_an_error_that_says_what_and_what_
         folder.finished({done.cell: {"set.training.num_rounds": 6}})
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 99}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 99}'])
 def test_a_file_that_is_no_result_is_named(content, tmp_path):
     folder, done = Folder(tmp_path), result("mtl", 1, 0.7)
     folder.save(done).write_text(content)
