@@ -30,7 +30,10 @@ def test_the_glue_presets_have_glues_main_metrics():
             {"type": "classification", "labels": ("a", "b"), "value_range": (0, 1)},
             r"tasks\.x\.value_range: a classification has no values",
         ),
-        ({"type": "regression", "value_range": (5.0, 0.0)}, r"expected the lowest and the highest value, got \[5\.0, 0\.0\]"),
+        (
+            {"type": "regression", "value_range": (5.0, 0.0)},
+            r"expected the lowest and the highest value, got \[5\.0, 0\.0\]",
+        ),
     ],
 )
 def test_a_task_that_contradicts_itself_is_refused(fields, message):

@@ -20,6 +20,7 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_core.config import Config
 from fedmtl_server.aggregation.aggregator import MTLAggregator
 from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.recovery import recovered_updates
@@ -168,15 +169,17 @@ class Driver:
             self.reports.append(report)
 
         store.end_round = end_and_note  # type: ignore[method-assign]
+        aggregator = MTLAggregator(NormRule(norms.action, norms.bound, norms.median_factor, norms.window))
+        staging = StagingArea(2**20, store.spool, BufferPool(2**20), durable=True)
         self.federation = Federation(
             run_id=self.run_id,
-            model=self.model,
+            commits=Commits(self.model, aggregator, store, staging),
             specs=self._config.task_specs(),
-            aggregator=MTLAggregator(NormRule(norms.action, norms.bound, norms.median_factor, norms.window)),
+            aggregator=aggregator,
             rules=self._rules,
             plans={task: self._config.plan(task) for task in self._config.tasks},
             store=store,
-            staging=StagingArea(2**20, store.spool, BufferPool(2**20), durable=True),
+            staging=staging,
             report_interval_s=1e9,
             clock=lambda: self.loop.moved_s,
         )
