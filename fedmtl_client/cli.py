@@ -12,12 +12,12 @@ import typer
 from fedmtl_client.client import DEFAULT_ADDRESS, Client
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.cli import LogFormat, settings_help
+from fedmtl_core.cli import LogFormat, new_app, settings_help
 from fedmtl_core.config import WHOLE, Config, parse_address, parse_shard
 from fedmtl_core.errors import InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = new_app()
 
 
 def identifier(value: str) -> str:

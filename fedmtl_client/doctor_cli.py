@@ -20,11 +20,11 @@ from fedmtl_client.client import (
 )
 from fedmtl_core import config as configuration
 from fedmtl_core import doctor, logs
-from fedmtl_core.cli import EXIT_FAILURE
+from fedmtl_core.cli import EXIT_FAILURE, new_app
 from fedmtl_core.config import WHOLE, parse_shard
 from fedmtl_core.errors import ConfigError
 
-doctor_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+doctor_app = new_app()
 
 
 @doctor_app.command("doctor")

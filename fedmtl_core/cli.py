@@ -6,10 +6,15 @@ import signal
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Any
+
+import typer
 
 from fedmtl_core import config
 from fedmtl_core.allocator import keep_freed_blocks
 from fedmtl_core.errors import FedMTLError, UserError
+
+_STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": "rich"}
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 
@@ -32,6 +37,17 @@ def run(app: Callable[[], object]) -> None:
         _fail(error, EXIT_FAILURE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def new_app(several: str = "") -> typer.Typer:
+    """A command line as all of FedMTL's are.
+
+    Args:
+        several: for one of several commands, which shows its help when none is given: what they are for.
+    """
+    if several:
+        return typer.Typer(no_args_is_help=True, help=several, **_STYLE)
+    return typer.Typer(**_STYLE)
 
 
 def settings_help() -> str:

@@ -13,13 +13,14 @@ import typer
 from rich.console import Console
 
 from fedmtl_core import logs
+from fedmtl_core.cli import new_app
 from fedmtl_core.errors import FedMTLError, StoreError, UserError
 from fedmtl_experiment import cells as grid
 from fedmtl_experiment import config as configuration
 from fedmtl_experiment.config import Experiment
 from fedmtl_experiment.results import Folder
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = new_app()
 
 
 @app.command()

@@ -11,9 +11,9 @@ import typer
 
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.cli import settings_help
+from fedmtl_core.cli import new_app, settings_help
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = new_app()
 
 
 @app.command(epilog=settings_help())

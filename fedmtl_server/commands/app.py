@@ -14,7 +14,7 @@ import typer
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.allocator import keep_what_is_there
-from fedmtl_core.cli import LogFormat, settings_help
+from fedmtl_core.cli import LogFormat, new_app, settings_help
 from fedmtl_core.errors import ConfigError, RunStoppedError
 from fedmtl_server.commands.certs import certs_app
 from fedmtl_server.commands.clients import clients_app
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedmtl_server.api import Server
     from fedmtl_server.storage.results import TaskResult
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = new_app()
 app.add_typer(runs_app, name="runs")
 app.add_typer(clients_app, name="clients")
 app.add_typer(certs_app, name="certs")

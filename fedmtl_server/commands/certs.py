@@ -14,18 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedmtl_core.cli import new_app
 from fedmtl_core.errors import ConfigError, StoreError, UserError
 
 if TYPE_CHECKING:
     from fedmtl_server.access.certs import KeyPair
 
-certs_app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Make certificates for a trial: a CA, a server's, and clients'.",
-)
+certs_app = new_app("Make certificates for a trial: a CA, a server's, and clients'.")
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the certificates.")]
 Clients = Annotated[

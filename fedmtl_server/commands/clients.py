@@ -6,25 +6,20 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedmtl_core import config as configuration
+from fedmtl_core.cli import new_app
 from fedmtl_core.errors import ConfigError, UserError
+from fedmtl_server.commands.printing import time_text
 
 if TYPE_CHECKING:
     from fedmtl_server.access.clients import ClientRecord, ClientRegistry
 
-clients_app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Add, list and revoke the clients that a server lets in.",
-)
+clients_app = new_app("Add, list and revoke the clients that a server lets in.")
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The client's id.")]
 ConfigFile = Annotated[
@@ -94,7 +89,13 @@ def list_clients(
     else:
         rows = [("client", "tasks", "proof", "added", "revoked")]
         rows += [
-            (one.name, _tasks_text(one.tasks), one.proof, _time(one.added_at_unix_ms), _time(one.revoked_at_unix_ms))
+            (
+                one.name,
+                _tasks_text(one.tasks),
+                one.proof,
+                time_text(one.added_at_unix_ms),
+                "" if one.revoked_at_unix_ms is None else time_text(one.revoked_at_unix_ms),
+            )
             for one in records
         ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -156,11 +157,6 @@ def _new_file(path: Path | None) -> Iterator[Callable[[str], None]]:
 
 def _tasks_text(tasks: tuple[str, ...] | list[str] | None) -> str:
     return "every task" if tasks is None else ", ".join(tasks) or "no task (it may watch)"
-
-
-def _time(unix_ms: int | None) -> str:
-    """Local time to the second; nothing for None."""
-    return "" if unix_ms is None else datetime.fromtimestamp(unix_ms / 1000).isoformat(" ", "seconds")
 
 
 def _facts(record: ClientRecord) -> dict[str, object]:

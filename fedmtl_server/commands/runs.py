@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedmtl_core.cli import new_app
 from fedmtl_core.errors import UserError
 from fedmtl_server.commands.printing import Table, bytes_text, json_text, print_json, time_text
 from fedmtl_server.commands.runs_exported import csv_text, flat_round, flat_update
@@ -30,13 +31,7 @@ from fedmtl_server.storage.runs import (
 if TYPE_CHECKING:
     from fedmtl_server.storage.history import MetricRecord, RoundRecord, UpdateRecord
 
-runs_app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="List, show, export and remove runs.",
-)
+runs_app = new_app("List, show, export and remove runs.")
 
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id or the beginning of it, or its folder's path or name.")
