@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedmtl_client.partition import LabelSkew, groups_of_values, parts_of
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError
-from fedmtl_core.kinds import Collate, kind_of
+from fedmtl_core.kinds import Collate, TaskKind, kind_of
 from fedmtl_core.tasks import TaskSpec
 
 _SHARD_SEED = 0
@@ -182,6 +183,20 @@ class EncodedRows(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: values[index] for name, values in self._columns.items()}
+
+    @property
+    def lengths(self) -> list[int] | None:
+        """Tokens of each row; None where the task's kind makes no `input_ids`."""
+        ids = self._columns.get("input_ids")
+        return None if ids is None else [len(row) for row in ids]
+
+    @property
+    def vocabulary(self) -> Tensor | None:
+        """int64, the token ids that its batches may have, ascending; None where the task's kind makes others."""
+        if "input_ids" not in self._columns or type(self._kind).collator is not TaskKind.collator:
+            return None
+        filled_up_with = {self._tokenizer.pad_token_id} - {None}
+        return torch.tensor(sorted(filled_up_with.union(*self._columns["input_ids"])))
 
     def collator(self, seed: int) -> Collate:
         """What makes batches of its rows; see `TaskKind.collator`."""

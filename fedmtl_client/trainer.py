@@ -10,20 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
+from fedmtl_client import batches
 from fedmtl_client.data import EncodedRows
 from fedmtl_client.proximal import ProximalTerm
+from fedmtl_client.vocabulary import narrowed
 from fedmtl_core import kinds
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.modeling import MultiTaskModel
 from fedmtl_core.plan import TrainingPlan
 from fedmtl_core.randomness import seed_all
 from fedmtl_core.tasks import TaskSpec
-
-EVALUATION_SEED = 0
-"""Of what is random in an evaluation, such as which tokens are masked: every model is asked the same."""
 
 
 class TrainingStopped(Exception):
@@ -152,20 +150,15 @@ class Trainer:
         """
         plan, began = self.plan, time.monotonic()
         seed_all(seed)
-        loader = DataLoader(
-            rows,
-            batch_size=plan.batch_size,
-            shuffle=True,
-            collate_fn=rows.collator(seed),
-            generator=torch.Generator().manual_seed(seed),
-        )
+        loader = batches.to_train_on(rows, plan, seed)
         num_epochs = plan.head_epochs + plan.local_epochs
         num_steps = num_epochs * len(loader)
         optimizer, schedule = self.optimizer(model, num_steps, round_)
         proximal = ProximalTerm(_trainable(model), plan.proximal_mu) if plan.proximal_mu else None
         model.train()
         step, mean, rates = 0, 0.0, 0.0
-        with _in_turns(model, plan) as begin:
+        words = rows.vocabulary if self._moves_only_what_has_a_gradient(correct is not None) else None
+        with _in_turns(model, plan) as begin, narrowed(model.encoder, words, optimizer):
             for epoch in range(1, num_epochs + 1):
                 begin(epoch)
                 for batch, (inputs, labels) in enumerate(loader, 1):
@@ -198,7 +191,7 @@ class Trainer:
         """
         model.eval()
         kept, wanted, losses = [], [], []
-        for inputs, labels in self._batches(rows):
+        for inputs, labels in batches.to_evaluate_on(rows, self.plan):
             outputs, targets = self._outputs(model, inputs, labels)
             kept.append(self._kind.kept(outputs).float().cpu())
             wanted.append(targets.cpu())
@@ -249,11 +242,10 @@ class Trainer:
         )
         return schedule
 
-    def _batches(self, rows: EncodedRows) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        collate = rows.collator(EVALUATION_SEED)
-        # A loader without a generator would take a number from the global one, which other clients here may draw from.
-        batches = DataLoader(rows, batch_size=2 * self.plan.batch_size, collate_fn=collate, generator=torch.Generator())
-        return iter(batches)
+    def _moves_only_what_has_a_gradient(self, is_corrected: bool) -> bool:
+        """Whether nothing but weight decay, and no code of somebody's own, sees the word embeddings of other words than
+        the rows have."""
+        return type(self) is Trainer and not (is_corrected or self.plan.proximal_mu or self._kind.sees_embeddings)
 
     def _there(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}

@@ -57,5 +57,7 @@ class TrainingPlan:
     optimizer: LocalOptimizer = "adamw"
     head_epochs: int = 0
     """Passes in which the head alone is trained, before those of `local_epochs` train the rest alone; 0 for neither."""
+    group_by_length: bool = False
+    """Whether rows of like length come in a batch together, else in random order."""
     local: tuple[str, ...] = ()
     """Names of the parameters that a client keeps for itself: no slice and no update has them."""

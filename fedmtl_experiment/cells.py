@@ -167,12 +167,14 @@ def run_values(experiment: Experiment, cell: Cell, federation: Federation, data:
         data: the folder of the prepared rows: `TASK-train.jsonl` and `TASK-validation.jsonl`.
         run_dir: the run's folder.
     """
-    partition = experiment.settings[cell.setting].partition
+    setting, method = experiment.settings[cell.setting], experiment.methods[cell.method]
+    partition, rows = setting.partition, {**setting.tasks, **method.auxiliary}
     skew = {"partition": {"dirichlet": partition.dirichlet, "seed": cell.seed % 2**32}} if partition else {}
     tasks = {
         task: experiment.tasks[task].model_dump(mode="json", exclude_none=True, exclude={"data", "min_clients"})
         | {"data": {split: str(data / f"{task}-{split}.jsonl") for split in ("train", "validation")}}
         | _quorum(experiment, federation, task)
+        | ({"local_epochs": rows[task].local_epochs} if rows[task].local_epochs else {})
         for task in federation.tasks
     }
     clients = [
@@ -196,7 +198,8 @@ def inputs(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     """All that a cell's result depends on, by dotted key: with the same inputs it needn't be computed again."""
     setting, method = experiment.settings[cell.setting], experiment.methods[cell.method]
     tasks = {
-        task: experiment.tasks[task].model_dump(mode="json", exclude_defaults=True) | rows.model_dump(mode="json")
+        task: experiment.tasks[task].model_dump(mode="json", exclude_defaults=True)
+        | rows.model_dump(mode="json", exclude_none=True)
         for task, rows in {**setting.tasks, **method.auxiliary}.items()
     }
     return flattened(

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
 
+from fedmtl_client import batches
 from fedmtl_client.data import EncodedRows
 from fedmtl_client.trainer import Trainer, choose_device, local_optimizer
 from fedmtl_core.config import Config
 from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_core.plan import TrainingPlan
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_experiment.rows import TaskRows
 from fedmtl_server.model import MTLServerModel
@@ -57,11 +58,9 @@ def train_central(
     tokenizer = load_tokenizer(config.model.client_model or config.model.server_model)
     specs = {spec.name: spec for spec in config.task_specs()}
     trainers = {task: Trainer(spec, config.plan(task), device) for task, spec in specs.items()}
-    batches = {
+    streams = {
         task: endless(
-            EncodedRows(rows[task].train, spec, tokenizer, training.max_length),
-            training.per_device_train_batch_size,
-            training.seed,
+            EncodedRows(rows[task].train, spec, tokenizer, training.max_length), config.plan(task), training.seed
         )
         for task, spec in specs.items()
     }
@@ -76,7 +75,7 @@ def train_central(
         on_round(round_ - 1)
         model.train()
         for task in mixed(steps_per_round, training.seed + round_):
-            loss = trainers[task].loss(model, *next(batches[task]))
+            loss = trainers[task].loss(model, *next(streams[task]))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if training.max_grad_norm:
@@ -94,10 +93,9 @@ def mixed(steps: Mapping[str, int], seed: int) -> list[str]:
     return order
 
 
-def endless(rows: EncodedRows, batch_size: int, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+def endless(rows: EncodedRows, plan: TrainingPlan, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Batches of one pass over the rows after another, each in an order of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    loader = DataLoader(rows, batch_size=batch_size, shuffle=True, collate_fn=rows.collator(seed), generator=generator)
+    loader = batches.to_train_on(rows, plan, seed)
     while True:
         yield from loader
 

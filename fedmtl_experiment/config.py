@@ -41,6 +41,7 @@ class TaskRows(_Section):
 
     train_rows: int | None = Field(None, ge=1, description="Rows of all its clients together; all there are if None")
     clients: int = Field(2, ge=1, le=1000)
+    local_epochs: int | None = Field(None, ge=1, description="Instead of `training.local_epochs`")
 
 
 class Skew(_Section):
@@ -105,9 +106,7 @@ class Experiment(_Section):
         if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: expected different numbers from 0 on, got {self.seeds}")
         for name, task in self.tasks.items():
-            own = (
-                ("train_samples", "val_samples") if task.auxiliary else ("min_clients", "train_samples", "val_samples")
-            )
+            own = ("local_epochs", "train_samples", "val_samples", *(() if task.auxiliary else ("min_clients",)))
             taken = [key for key in own if key in task.model_fields_set]
             if taken:
                 raise ValueError(f"tasks.{name}.{taken[0]}: the experiment sets it; see `settings`")

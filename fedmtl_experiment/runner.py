@@ -202,15 +202,12 @@ class Runner:
     def _steps(self, cell: Cell, config: Config, rows: Mapping[str, TaskRows]) -> dict[str, int]:
         """By task, the optimiser steps of a round."""
         counts = self._experiment.settings[cell.setting].tasks
-        training = config.training
+        plans = {task: config.plan(task) for task in rows}
         return {
             task: steps_per_round(
-                len(one.train),
-                counts[task].clients,
-                training.per_device_train_batch_size,
-                training.head_epochs + training.local_epochs,
+                len(rows[task].train), counts[task].clients, plan.batch_size, plan.head_epochs + plan.local_epochs
             )
-            for task, one in rows.items()
+            for task, plan in plans.items()
         }
 
     def _of_report(self, task: str, rows: TaskRows) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from fedmtl_core import plugins
-from fedmtl_core.config.section import Section, require_reference, shown
+from fedmtl_core.config.section import UINT32, Section, require_reference, shown
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec, traits_of
 
@@ -79,6 +79,12 @@ class TaskConfig(Section):
     )
     min_clients: int = Field(1, ge=0, description="Clients of this task that a round needs; 0 if it may have none")
     deadline_s: float | None = Field(None, gt=0, description="Its clients' deadline, instead of `rounds.deadline_s`")
+    local_epochs: int | None = Field(
+        None,
+        ge=1,
+        le=UINT32,
+        description="Passes over its clients' rows in a round, instead of `training.local_epochs`",
+    )
     train_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client trains on, at most")
     val_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client evaluates on, at most")
     data: DataConfig | None = Field(None, description="Where the rows are; for a GLUE task the hub if not given")

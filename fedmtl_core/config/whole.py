@@ -163,7 +163,7 @@ class Config(Section):
         training, section = self.training, self.tasks[task]
         spec = section.spec(task)
         return TrainingPlan(
-            local_epochs=training.local_epochs,
+            local_epochs=section.local_epochs or training.local_epochs,
             batch_size=training.per_device_train_batch_size,
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
@@ -184,6 +184,7 @@ class Config(Section):
             proximal_mu=training.proximal_mu,
             optimizer=training.optimizer,
             head_epochs=training.head_epochs,
+            group_by_length=training.train_sampling_strategy == "group_by_length",
         )
 
 

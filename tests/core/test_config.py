@@ -337,6 +337,7 @@ def test_keys_that_mean_the_same_have_the_names_of_transformers_training_argumen
         "max_grad_norm",
         "per_device_train_batch_size",
         "seed",
+        "train_sampling_strategy",
         "weight_decay",
     }  # it calls a ratio of warm-up steps `warmup_steps` since transformers 5
 

@@ -109,6 +109,16 @@ def test_a_cells_inputs_are_all_that_its_result_depends_on(tmp_path):
     ]
 
 
+def test_a_settings_task_may_take_other_passes_over_its_rows(tmp_path):
+    few = {"sst2": {"train_rows": 9, "local_epochs": 5}, "stsb": {}}
+    loaded = experiment(tmp_path, settings={"tiny": {**TOY["settings"]["tiny"], "tasks": few}})
+    cell = Cell("tiny", "toy", "mtl", 1)
+    (federation,) = federations(loaded, cell)
+    config = validated(run_values(loaded, cell, federation, Path("d"), Path("r")), "test")
+    assert {task: config.plan(task).local_epochs for task in few} == {"sst2": 5, "stsb": 1}
+    assert inputs(loaded, cell)["tasks.sst2.local_epochs"] == 5
+
+
 @given(st.integers(1, 500), st.integers(1, 20))
 def test_shards_make_up_the_whole_and_are_of_one_size(rows, clients):
     sizes = shard_sizes(rows, clients)

@@ -1,5 +1,6 @@
 """All data in one place."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -45,7 +46,7 @@ def test_each_task_has_its_steps_in_an_order_of_the_seeds(steps, seed):
 def test_every_row_comes_once_in_a_pass_and_passes_differ():
     task = rows()["sst2"].train.head(10)
     encoded = EncodedRows(task, PRESETS["sst2"], load_tokenizer(TOY_MODEL), 48)
-    batches = endless(encoded, batch_size=4, seed=1)
+    batches = endless(encoded, dataclasses.replace(CONFIG.plan("sst2"), batch_size=4), seed=1)
     passes = []
     for _ in range(2):
         three = [next(batches) for _ in range(3)]
