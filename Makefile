@@ -126,6 +126,9 @@ bench-encodings: $(STAMP) ## Compare the wire encodings over whole demos, 5 seed
 bench-scale: $(STAMP) ## Measure rounds of 1,000 small and of 200 larger clients on one server.
 	$(BIN)/python -m benchmarks.scale
 
+bench-training: $(STAMP) ## Measure a client's round of training against a plain loop, on the rows of configs/real.yaml.
+	$(BIN)/python -m benchmarks.training
+
 bench-hostile: $(STAMP) ## Measure rounds of honest clients with and without 50 hostile ones.
 	$(BIN)/python -m benchmarks.hostile
 

@@ -154,7 +154,8 @@ class Runner:
             write_jsonl(work / f"{task}-train.jsonl", self._spec(task), one.train)
             write_jsonl(work / f"{task}-validation.jsonl", self._spec(task), one.validation)
         rows = {task: rows[task] for task in self._experiment.settings[cell.setting].tasks}
-        evaluator = Evaluator(_whole_config(self._experiment, cell), {task: one.report for task, one in rows.items()})
+        config = _whole_config(self._experiment, cell)
+        evaluator = Evaluator(config, {task: one.report for task, one in rows.items()})
         runs, parameters = [], []
         for federation in federations(self._experiment, cell):
             run = self._run(cell, federation, work)
@@ -162,7 +163,6 @@ class Runner:
             parameters.append(parameters_of(run))
             if not self._keep_runs:
                 shutil.rmtree(run.folder / "checkpoints")  # a cell may have many runs, and a run many models
-        config = runs[0][1].config
         steps = self._steps(cell, config, rows)
         is_local = self._experiment.methods[cell.method].base == "local"
         outcomes = {}

@@ -20,7 +20,7 @@ SETTINGS = {
     "pair": {
         "validation_rows": 60,
         "report_rows": 100,
-        "methods": ["central", "mtl"],
+        "methods": ["central", "mtl", "standard"],
         "tasks": {"sst2": {"train_rows": 64, "clients": 1}, "stsb": {"train_rows": 64, "clients": 1}},
     },
     "alone": {
@@ -46,21 +46,25 @@ def test_all_four_methods_run_go_on_after_ctrl_c_and_begin_alike(tmp_path):
         first.send_signal(signal.SIGINT)
         _, errors = first.communicate(timeout=120)
     assert first.returncode == 130, errors
-    assert "stopped with 3 of 4 cells to do; the same command goes on" in errors
+    assert "stopped with 4 of 5 cells to do; the same command goes on" in errors
     computed = first_cell.read_text()
     of_this_run = str(tmp_path / "r").encode()
     assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if of_this_run in _read(path)] == []
 
     result = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "4 of 4 cells are finished." in result.stdout
+    assert "5 of 5 cells are finished." in result.stdout
     assert "central" not in result.stdout.split("## ")[0]  # it was there already
     assert first_cell.read_text() == computed
     assert list((tmp_path / "r" / "work").iterdir()) == []
 
     cells = {
         name: json.loads((tmp_path / f"r/cells/{name}-1.json").read_text())
-        for name in ("pair/toy/central", "pair/toy/mtl", "alone/toy/standard", "alone/toy/local")
+        for name in (
+            *(f"pair/toy/{method}" for method in ("central", "mtl", "standard")),
+            "alone/toy/standard",
+            "alone/toy/local",
+        )
     }
     for one in cells.values():
         sst2 = one["tasks"]["sst2"]
@@ -70,7 +74,11 @@ def test_all_four_methods_run_go_on_after_ctrl_c_and_begin_alike(tmp_path):
     alone, standard = cells["alone/toy/local"], cells["alone/toy/standard"]
     assert alone["tasks"]["sst2"]["report"] == standard["tasks"]["sst2"]["report"]
     assert alone["bytes_up"] is None
+    pair = cells["pair/toy/standard"]
+    assert pair["tasks"]["sst2"]["report"] == standard["tasks"]["sst2"]["report"]
+    assert pair["tasks"]["stsb"]["steps"] == 2
     encoder = standard["encoder_parameters"]
+    assert pair["held_parameters"] == 2 * encoder + 65 * 2 + 65
     assert standard["held_parameters"] == encoder + 65 * 2
     assert cells["pair/toy/mtl"]["held_parameters"] == encoder + 65 * 2 + 65
     # Two clients' exact updates of encoder and head in the one training round, and no tensors in the evaluation.

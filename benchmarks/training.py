@@ -1,0 +1,88 @@
+"""`python -m benchmarks.training`: what a client's round of training takes, against a loop that trains all there is.
+
+The bound is plain PyTorch as it is usually written: rows in random order, and the whole table of word embeddings. All
+train the same model on the same rows, in turns.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.figures import Figure, show
+from fedmtl_client.data import EncodedRows, load_task_data
+from fedmtl_client.trainer import Trainer, choose_device
+from fedmtl_core import config as configuration
+from fedmtl_core.config import Config
+from fedmtl_core.modeling import load_tokenizer
+from fedmtl_server.model import MTLServerModel
+
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
+
+
+class WholeTable(Trainer):
+    """Trains every word's embedding, as trainers of one's own do."""
+
+
+_WAYS: dict[str, tuple[type[Trainer], bool]] = {
+    "own words": (Trainer, False),
+    "like lengths": (WholeTable, True),
+    "both": (Trainer, True),
+}
+"""By name, how the embeddings are trained and whether rows are grouped by length."""
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="Model, training and tasks.")] = Path("configs/real.yaml"),
+    rows: Annotated[int, typer.Option(help="Of each task.")] = 500,
+    pairs: Annotated[int, typer.Option(help="Times that each is measured.")] = 3,
+    threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 1,
+) -> None:
+    """Measure a round of each task's training.
+
+    One JSON line for each figure goes to standard output, a table to standard error.
+    """
+    torch.set_num_threads(threads)
+    settings = configuration.load(config, [])
+    figures = [figure for task in settings.tasks for figure in _measure(settings, task, rows, pairs)]
+    for figure in figures:
+        print(figure.to_json())
+    show(figures, console)
+
+
+def _measure(settings: Config, task: str, num_rows: int, pairs: int) -> list[Figure]:
+    """One task's figures."""
+    device = choose_device(settings.training.device)
+    model = MTLServerModel.from_config(settings).module.to(device)
+    first_values = copy.deepcopy(model.state_dict())
+    spec, plan = settings.tasks[task].spec(task), settings.plan(task)
+    tokenizer = load_tokenizer(plan.client_model)
+    train = load_task_data(spec, settings.tasks[task].data).train.head(num_rows)
+    rows = EncodedRows(train, spec, tokenizer, plan.max_length)
+
+    def seconds(kind: type[Trainer], group_by_length: bool) -> float:
+        model.load_state_dict(first_values)
+        trainer = kind(spec, dataclasses.replace(plan, group_by_length=group_by_length), device)
+        return trainer.train(model, rows, 1, seed=1).seconds
+
+    seconds(*_WAYS["both"])  # whose memory the others use again
+    taken: dict[str, list[float]] = {name: [] for name in ("bound", *_WAYS)}
+    for _ in range(pairs):
+        taken["bound"].append(seconds(WholeTable, False))
+        for name, way in _WAYS.items():
+            taken[name].append(seconds(*way))
+    return [
+        Figure.of_pairs(f"{task}, {len(rows)} rows: {name}", "s", taken[name], taken["bound"], None, at_most=True)
+        for name in _WAYS
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)
