@@ -90,6 +90,12 @@ class Comparison:
     def title(self) -> str:
         return f"{self.setting}, {self.encoder}"
 
+    @property
+    def best(self) -> MethodRow | None:
+        """The federation of all tasks that one would take: the chosen one, or the only one."""
+        federated = [row for row in self.methods if row.base == "mtl"]
+        return next((row for row in federated if self.chosen in (None, row.method)), None)
+
 
 def compare(results: Sequence[CellResult], bases: Mapping[str, Base]) -> list[Comparison]:
     """Put the results of each setting and encoder side by side.
@@ -115,11 +121,39 @@ def to_json(comparisons: Sequence[Comparison], *, finished: int, planned: int) -
 
 def markdown(comparisons: Sequence[Comparison], *, finished: int, planned: int) -> str:
     """The comparisons as tables."""
-    lines = [f"{finished} of {planned} cells are finished.", ""]
+    lines = [f"{finished} of {planned} cells are finished.", "", *_overview(comparisons)]
     for comparison in comparisons:
         lines += [f"## {comparison.title}", "", *_metrics_table(comparison), ""]
         lines += [*_differences_table(comparison), "", *_chosen_line(comparison), *_costs_table(comparison), ""]
     return "\n".join(lines)
+
+
+def _overview(comparisons: Sequence[Comparison]) -> list[str]:
+    """A line for each comparison: the federation of all tasks that one would take, against a federation per task."""
+    lines = []
+    for comparison in comparisons:
+        row = comparison.best
+        differences = {
+            task: one.to_standard for task, one in (row.tasks.items() if row else ()) if one.to_standard is not None
+        }
+        if row is None or not differences:
+            continue
+        lowest, highest = (choose(differences, key=lambda task: differences[task].mean) for choose in (min, max))
+        lines.append(
+            [
+                comparison.title,
+                row.method,
+                str(next(iter(differences.values())).n),
+                f"{lowest} {_difference(differences[lowest])}",
+                f"{highest} {_difference(differences[highest])}",
+                _difference(row.mean.to_standard),
+                _number(row.mean.to_central),
+                f"{row.held_parameters / row.encoder_parameters:.2f}",
+            ]
+        )
+    heads = ["comparison", "chosen", "seeds", "lowest task", "highest task", "mean", "mean / central", "encoders held"]
+    title = "All tasks in one federation, as chosen on the validation rows, minus a federation per task:"
+    return [title, "", *_table(heads, lines), ""] if lines else []
 
 
 def curves(comparison: Comparison) -> Figure:

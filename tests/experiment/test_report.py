@@ -77,6 +77,24 @@ def test_a_federation_of_all_tasks_is_chosen_by_the_rows_for_choosing_alone():
     assert compare(results[:1], BASES)[0].chosen is None
 
 
+def test_an_overview_has_of_each_comparison_the_chosen_federation_and_its_lowest_and_highest_task():
+    """stsb gains 0.1 and 0.3 (error sqrt(0.02) / sqrt(2)), sst2 loses 0.1 twice; 0.65 of central's 0.8 is 0.8125."""
+
+    def of_two(method, seed, sst2, stsb, **more):
+        return result(method, seed, 0.0, tasks={"sst2": outcome(sst2), "stsb": outcome(stsb)}, **more)
+
+    results = [of_two("mtl", 1, 0.7, 0.5), of_two("mtl", 2, 0.7, 0.7)]
+    results += [of_two("standard", 1, 0.8, 0.4), of_two("standard", 2, 0.8, 0.4)]
+    results += [of_two("central", seed, 0.8, 0.8) for seed in (1, 2)]
+    lines = markdown(compare(results, BASES), finished=6, planned=6).splitlines()
+    assert (
+        "| tiny, toy | mtl | 2 | sst2 -0.100 (SE 0.000) | stsb +0.200 (SE 0.100) | +0.050 (SE 0.050) | 0.812 | 1.01 |"
+        in lines
+    )
+    without_standard = [one for one in results if one.cell.method != "standard"]
+    assert "minus a federation per task" not in markdown(compare(without_standard, BASES), finished=4, planned=6)
+
+
 def test_methods_are_compared_with_the_first_of_their_kind():
     others = [result("standard", 1, 0.5), result("standard_other", 1, 0.9), result("mtl", 1, 0.6)]
     (comparison,) = compare(others, {"standard": "standard", "standard_other": "standard", "mtl": "mtl"})
