@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_experiment.cells import plan, settings_of
+from fedmtl_experiment.cells import differences, inputs, plan, settings_of
 from fedmtl_experiment.config import flattened, load, merged, nested
 from tests.experiment.support import TOY, experiment, write
 
@@ -92,9 +92,15 @@ def test_what_is_missing_is_named(tmp_path):
         load(tmp_path / "nowhere.yaml")
 
 
-@pytest.mark.parametrize(("name", "cells"), [("experiment.yaml", 480), ("experiment-small.yaml", 4)])
+@pytest.mark.parametrize(("name", "cells"), [("experiment.yaml", 480), ("experiment-small.yaml", 8)])
 def test_the_projects_own_files_are_right(name, cells):
     assert len(plan(load(CONFIGS / name))) == cells
+
+
+def test_the_small_experiments_cells_are_cells_of_the_large_one():
+    small, large = load(CONFIGS / "experiment-small.yaml"), load(CONFIGS / "experiment.yaml")
+    for cell in plan(small):
+        assert differences(inputs(small, cell), inputs(large, cell)) == [], cell.id
 
 
 def test_the_toy_experiment_is_one_that_loads(tmp_path):
