@@ -236,6 +236,11 @@ def test_an_asynchronous_run_asks_for_deltas_whatever_else_is_said(mode, update,
     assert loaded.plan("sst2").update == asked_for
 
 
+def test_a_tasks_own_number_of_passes_wins_over_the_runs():
+    loaded = config.load(None, ["training.local_epochs=3", "tasks.sst2.local_epochs=5", "tasks.qqp={}"])
+    assert (loaded.plan("sst2").local_epochs, loaded.plan("qqp").local_epochs) == (5, 3)
+
+
 def given_with(*overrides):
     return config.load(None, ["tasks.sst2={}", "tasks.qqp={}", *overrides])
 
