@@ -40,7 +40,13 @@ def narrowed(encoder: nn.Module, vocabulary: Tensor | None, optimizer: torch.opt
     places = torch.full((len(whole),), -1, device=whole.device)
     places[ids] = torch.arange(len(ids), device=whole.device)
     decay = _Decay(optimizer, weight)
-    hook = lookup.register_forward_pre_hook(lambda _, arguments: (places[arguments[0]], *arguments[1:]))
+    hook = lookup.register_forward_pre_hook(
+        lambda _, args, kwargs: (
+            tuple(places[ids] for ids in args),
+            {name: places[ids] for name, ids in kwargs.items()},
+        ),
+        with_kwargs=True,
+    )
     weight.grad, weight.data = None, whole[ids]
     # Padding has no gradient there either; without it among the ids no place is padding's.
     lookup.padding_idx = None if padding is None or places[padding] < 0 else int(places[padding])

@@ -112,6 +112,14 @@ def test_where_other_words_move_too_the_table_stays_whole(plan, correct, tables)
     assert tables == {VOCABULARY}
 
 
+def test_token_ids_may_come_by_name():
+    model, ids = new_model(), rows().vocabulary[:3]
+    lookup = model.encoder.get_input_embeddings()
+    expected = lookup(ids)
+    with narrowed(model.encoder, rows().vocabulary, local_optimizer(model, PLAN)):
+        assert torch.equal(lookup(input=ids), expected)
+
+
 def test_embeddings_that_are_frozen_or_anothers_too_stay_whole():
     frozen, tied = new_model(), new_model()
     frozen.encoder.get_input_embeddings().weight.requires_grad_(False)
