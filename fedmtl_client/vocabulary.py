@@ -41,10 +41,7 @@ def narrowed(encoder: nn.Module, vocabulary: Tensor | None, optimizer: torch.opt
     places[ids] = torch.arange(len(ids), device=whole.device)
     decay = _Decay(optimizer, weight)
     hook = lookup.register_forward_pre_hook(
-        lambda _, args, kwargs: (
-            tuple(places[ids] for ids in args),
-            {name: places[ids] for name, ids in kwargs.items()},
-        ),
+        lambda _, args, kwargs: (tuple(places[one] for one in args), {key: places[one] for key, one in kwargs.items()}),
         with_kwargs=True,
     )
     weight.grad, weight.data = None, whole[ids]
