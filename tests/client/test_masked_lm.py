@@ -167,7 +167,8 @@ def test_training_finds_more_of_the_masked_words():
 
 def test_the_loss_and_the_accuracy_of_an_evaluation_are_means_over_its_masked_tokens():
     rows, model = encoded(50), toy_model().eval()
-    inputs, targets = batch_of(rows)  # one batch of an evaluation, with its seed
+    shortest_first = sorted((rows[number] for number in range(len(rows))), key=lambda row: len(row["input_ids"]))
+    inputs, targets = rows.collator(0)(shortest_first)  # one batch of an evaluation, with its seed
     with torch.no_grad():
         states = model.encoder(**inputs).last_hidden_state
         logits = model.heads["texts"](states.flatten(0, 1), model.encoder.embeddings.word_embeddings.weight)
