@@ -6,7 +6,6 @@ length together cost about half of that on short texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,13 +40,11 @@ def to_train_on(rows: EncodedRows, plan: TrainingPlan, seed: int) -> Batches:
 
 def to_evaluate_on(rows: EncodedRows, plan: TrainingPlan) -> Batches:
     """All rows, the shortest first: the same batches in every evaluation."""
-    order: Iterable[int] = range(len(rows))
-    if (lengths := rows.lengths) is not None:
-        order = sorted(order, key=lengths.__getitem__)
+    lengths = rows.lengths or [0] * len(rows)
     return DataLoader(
         rows,
         batch_size=2 * plan.batch_size,
-        sampler=list(order),
+        sampler=sorted(range(len(rows)), key=lengths.__getitem__),
         collate_fn=rows.collator(_EVALUATION_SEED),
         generator=torch.Generator(),  # without one it takes a number from the global one, which others may draw from
     )

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -184,13 +185,13 @@ class EncodedRows(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: values[index] for name, values in self._columns.items()}
 
-    @property
+    @cached_property
     def lengths(self) -> list[int] | None:
         """Tokens of each row; None where the task's kind makes no `input_ids`."""
         ids = self._columns.get("input_ids")
         return None if ids is None else [len(row) for row in ids]
 
-    @property
+    @cached_property
     def vocabulary(self) -> Tensor | None:
         """int64, the token ids that its batches may have, ascending; None where the task's kind makes others."""
         if "input_ids" not in self._columns or type(self._kind).collator is not TaskKind.collator:

@@ -174,7 +174,7 @@ def run_values(experiment: Experiment, cell: Cell, federation: Federation, data:
         task: experiment.tasks[task].model_dump(mode="json", exclude_none=True, exclude={"data", "min_clients"})
         | {"data": {split: str(data / f"{task}-{split}.jsonl") for split in ("train", "validation")}}
         | _quorum(experiment, federation, task)
-        | ({"local_epochs": rows[task].local_epochs} if rows[task].local_epochs else {})
+        | rows[task].model_dump(include={"local_epochs"}, exclude_none=True)
         for task in federation.tasks
     }
     clients = [
