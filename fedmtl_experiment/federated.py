@@ -18,6 +18,7 @@ from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import FedMTLError
 from fedmtl_experiment.evaluation import Evaluator
+from fedmtl_local.forked import ForkedProcess
 from fedmtl_local.launcher import LocalRun
 from fedmtl_server.export.folders import load_model, open_run
 from fedmtl_server.model import MTLServerModel
@@ -58,7 +59,8 @@ def run_federation(
     path.write_text(configuration.dump(config), encoding="utf-8")
     began = time.monotonic()
     with run_dir.with_suffix(".log").open("w", encoding="utf-8") as log:
-        LocalRun(config, path, [], run_dir, console=Console(file=log, width=200), on_round=on_round).complete()
+        console = Console(file=log, width=200)
+        LocalRun(config, path, [], run_dir, console=console, on_round=on_round, start=ForkedProcess).complete()
     seconds = time.monotonic() - began
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
     with closing(History.open(run_dir / FILE_NAME, create=False)) as history:

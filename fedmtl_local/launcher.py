@@ -25,7 +25,7 @@ from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.identifiers import name_task
 from fedmtl_core.logs import JOINED
 from fedmtl_core.tables import results_table
-from fedmtl_local.processes import LoggedProcess, num_processors, stop_all, uninterrupted
+from fedmtl_local.processes import LoggedProcess, Start, num_processors, start_module, stop_all, uninterrupted
 from fedmtl_server.rounds.quorums import lacking
 from fedmtl_server.storage.folders import state_of, unfinished_run
 from fedmtl_server.storage.lock import is_held
@@ -77,6 +77,7 @@ class LocalRun:
         run_dir: the run's folder; a new one in `server.runs_dir` if None. A run that it holds is taken up.
         console: where to say how it goes; standard output if None.
         on_round: told the number of rounds that are done, whenever one opens.
+        start: how to start the processes.
 
     Raises:
         ConfigError: the configuration names no clients, or credentials that can't be used.
@@ -92,6 +93,7 @@ class LocalRun:
         *,
         console: Console | None = None,
         on_round: Callable[[int], None] = lambda done: None,
+        start: Start = start_module,
     ):
         if not config.clients:
             raise ConfigError(
@@ -107,6 +109,7 @@ class LocalRun:
         self._options = ["--config", str(config_path)] + [part for text in overrides for part in ("--set", text)]
         self._console = console or Console()
         self._on_round = on_round
+        self._start_process = start
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -255,6 +258,7 @@ class LocalRun:
                 environment,
                 on_warning=lambda name, line: self._say(f"{name}: {line}"),
                 milestone=milestone,
+                start=self._start_process,
             )
             self._processes.append(process)
         return process

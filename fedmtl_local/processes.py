@@ -12,9 +12,40 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Protocol
 
 TAIL_LINES = 12
+
+
+class Child(Protocol):
+    """A process that was started: the part of `subprocess.Popen` that is needed here."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def stderr(self) -> IO[str] | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+
+
+Start = Callable[[str, Sequence[str], Mapping[str, str]], Child]
+"""Starts a Python module with a command line, and with variables added to this process's environment."""
+
+
+def start_module(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Child:
+    """Run a module as `python -m` does, in a session of its own: Ctrl-C reaches it through us, in order."""
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
 
 
 def num_processors() -> int:
@@ -33,6 +64,7 @@ class LoggedProcess:
         environment: added to this process's own.
         on_warning: told every line of a warning or an error.
         milestone: `has_reached` says whether a line has had this.
+        start: how to start it.
     """
 
     def __init__(
@@ -44,6 +76,7 @@ class LoggedProcess:
         environment: Mapping[str, str],
         on_warning: Callable[[str, str], None],
         milestone: str = "",
+        start: Start = start_module,
     ):
         self.name = name
         self.log_path = log_path
@@ -51,17 +84,7 @@ class LoggedProcess:
         self._on_warning = on_warning
         self._milestone = milestone
         self._has_reached = False
-        # A session of its own: Ctrl-C reaches it through us, in order.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env={**os.environ, **environment},
-            start_new_session=True,
-        )
+        self._process = start(module, arguments, environment)
         self._reader = threading.Thread(target=self._read, name=f"log of {name}", daemon=True)
         self._reader.start()
 
@@ -111,7 +134,7 @@ class LoggedProcess:
                 self._has_reached = self._has_reached or self._milestone in line
                 self._pass_on(line, log)
 
-    def _pass_on(self, line: str, log: TextIO) -> None:
+    def _pass_on(self, line: str, log: IO[str]) -> None:
         """Whatever becomes of the log or the console, the process must not block on a full pipe."""
         try:
             log.write(line)

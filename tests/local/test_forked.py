@@ -1,0 +1,54 @@
+"""A forked process is what `python -m` would have made."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from fedmtl_local.forked import ForkedProcess
+from fedmtl_local.processes import LoggedProcess
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process is comes from /proc")
+
+TOLD = "tests.local.told"
+
+
+def test_it_has_its_command_line_environment_threads_and_session_and_ends_with_its_exit_code():
+    process = ForkedProcess(TOLD, ["--name", "a b"], {"TOLD": "yes", "OMP_NUM_THREADS": "1"})
+    with process.stderr:
+        told = json.loads(process.stderr.read())
+    assert process.wait(30) == process.poll() == 3
+    assert told == {
+        "arguments": ["--name", "a b"],
+        "variable": "yes",
+        "threads": 1,
+        "leads_its_session": True,
+        "is_main": True,
+        "command": f"{sys.executable} -m {TOLD} --name 'a b'",
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_one_that_runs_on_is_waited_for_no_longer_than_that_and_ends_by_a_signal(number):
+    process = ForkedProcess(TOLD, ["--wait"], {})
+    with process.stderr:
+        process.stderr.readline()
+        assert process.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.05)
+        process.send_signal(number)
+        assert process.wait(30) == -number
+        process.kill()  # it has ended: nothing happens
+
+
+def test_what_it_writes_is_in_its_log_whole(tmp_path):
+    log = tmp_path / "log"
+    process = LoggedProcess(
+        "told", TOLD, [], log, {}, lambda name, line: None, milestone="is_main", start=ForkedProcess
+    )
+    assert process.wait(30) == 3
+    assert process.has_reached
+    assert log.read_text().splitlines() == process.tail
+    assert json.loads(log.read_text())["is_main"]
