@@ -78,6 +78,7 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], stderr:
     from setproctitle import setproctitle
 
     os.setsid()  # Ctrl-C reaches it through who started it, in order
+    multiprocessing.current_process().name = "MainProcess"  # to transformers, others are a data loader's
     setproctitle(shlex.join([sys.executable, "-m", module, *arguments]))  # what `ps` shows
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)

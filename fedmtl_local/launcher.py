@@ -140,12 +140,12 @@ class LocalRun:
         return results
 
     def complete(self) -> None:
-        """As `run`, without a table.
+        """As `run`, without a table, and over as soon as a process fails, which the run might get over.
 
         Raises:
-            FedMTLError: a process failed, even if the run got over it; the message says which, and how.
+            FedMTLError: a process failed; the message says which, and how.
         """
-        if failed := self._to_the_end():
+        if failed := self._to_the_end(gets_over=False):
             raise _failure(failed)
 
     def how_to_go_on(self) -> str:
@@ -160,11 +160,11 @@ class LocalRun:
             return f"stopped, but the run was over: its results are in {self.run_dir}"
         return f"stopped before the run was over; take it up with: {self._take_up(self.run_dir)}"
 
-    def _to_the_end(self) -> list[LoggedProcess]:
+    def _to_the_end(self, *, gets_over: bool = True) -> list[LoggedProcess]:
         """The clients that failed in a run that came to its end; nothing runs any more."""
         try:
             with self._progress:
-                return self._run()
+                return self._run(gets_over)
         finally:
             if self._observer:
                 self._observer.close()
@@ -173,7 +173,7 @@ class LocalRun:
     def _take_up(self, run_dir: Path) -> str:
         return shlex.join([*self._command, "--run-dir", str(run_dir)])
 
-    def _run(self) -> list[LoggedProcess]:
+    def _run(self, gets_over: bool) -> list[LoggedProcess]:
         """The clients that failed in a run that came to its end."""
         if self._begins_anew and (earlier := unfinished_run(self._config)):
             self._say(
@@ -193,7 +193,7 @@ class LocalRun:
         watcher = threading.Thread(target=self._watch, args=(self._observer, bar), daemon=True)
         watcher.start()
         clients = self._start_clients(address)
-        self._await_end(server, clients)
+        self._await_end(server, clients, gets_over)
         watcher.join(timeout=5)
         return self._end(clients)
 
@@ -280,11 +280,12 @@ class LocalRun:
             return ""
         return str(announcement["address"]) if announcement["pid"] == pid else ""
 
-    def _await_end(self, server: LoggedProcess, clients: list[LoggedProcess]) -> None:
+    def _await_end(self, server: LoggedProcess, clients: list[LoggedProcess], gets_over: bool) -> None:
         while server.wait(0.2) is None:
             failed = [client for client in clients if client.returncode not in (None, 0)]
-            if failed and (not self._first_round_opened.is_set() or len(failed) == len(clients)):
-                raise _failure(failed)  # the run can't begin, or can't go on
+            may_go_on = gets_over and self._first_round_opened.is_set() and len(failed) < len(clients)
+            if failed and not may_go_on:
+                raise _failure(failed)
         if server.returncode != 0:
             raise _failure([server])
 

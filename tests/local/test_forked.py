@@ -25,6 +25,7 @@ def test_it_has_its_command_line_environment_threads_and_session_and_ends_with_i
         "variable": "yes",
         "threads": 1,
         "leads_its_session": True,
+        "process": "MainProcess",
         "is_main": True,
         "command": f"{sys.executable} -m {TOLD} --name 'a b'",
     }

@@ -1,6 +1,7 @@
 """What a process is: it says so on standard error, and then ends with exit code 3, or waits for a signal."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ facts = {
     "variable": os.environ.get("TOLD"),
     "threads": torch.get_num_threads(),
     "leads_its_session": os.getsid(0) == os.getpid(),
+    "process": multiprocessing.current_process().name,
     "is_main": __name__ == "__main__",
     "command": Path("/proc/self/cmdline").read_text().rstrip("\0 "),
 }
