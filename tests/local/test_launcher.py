@@ -15,7 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from rich.console import Console
 
+from fedmtl_core.config import Config
+from fedmtl_core.errors import FedMTLError
+from fedmtl_local.launcher import LocalRun
+from fedmtl_local.processes import Child, start_module
 from fedmtl_server.storage.history import FILE_NAME, History
 
 pytestmark = pytest.mark.e2e
@@ -163,6 +169,31 @@ def test_a_client_that_dies_late_is_named_after_the_table_of_the_run_that_got_ov
     assert local.returncode == 1
     assert "after the last" in output
     assert "client-b ended with exit code -9" in errors
+
+
+@pytest.mark.long
+def test_a_run_that_is_to_be_complete_is_over_with_the_first_client_that_dies(tmp_path):
+    text = CONFIG.replace("{num_rounds: 2,", "{num_rounds: 1000,").replace("min_clients: 2", "min_clients: 1")
+    (tmp_path / "c.yaml").write_text(text)
+    clients: dict[str, Child] = {}
+
+    def start(module, arguments, environment):
+        child = start_module(module, arguments, environment)
+        if "--client-id" in arguments:
+            clients[arguments[arguments.index("--client-id") + 1]] = child
+        return child
+
+    def kill_one(done):
+        if done == 1:
+            clients["b"].kill()
+
+    config = Config.model_validate(yaml.safe_load(text))
+    quiet = Console(quiet=True)
+    run = LocalRun(config, tmp_path / "c.yaml", [], tmp_path / "run", console=quiet, on_round=kill_one, start=start)
+    with pytest.raises(FedMTLError, match="client-b ended with exit code -9"):
+        run.complete()
+    assert [child.poll() is None for child in clients.values()] == [False] * 3
+    assert len(_reports(tmp_path / "run")) < 1000
 
 
 def _reports(run_dir: Path) -> list[Mapping[str, Any]]:
