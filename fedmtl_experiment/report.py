@@ -21,7 +21,9 @@ _WORDS: Mapping[Base, str] = {
     "mtl": "one federation of all tasks",
     "central": "all data in one place",
 }
-_COLOURS: Mapping[Base, str] = {"local": "C7", "standard": "C1", "mtl": "C0", "central": "C2"}
+_COLOURS: Mapping[Base, str] = {"local": "C4", "standard": "C1", "mtl": "C0", "central": "C2"}
+_COLOUR_OF_BEST = "C3"
+_COLOUR_OF_OTHERS = "0.8"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,16 @@ class Comparison:
         federated = [row for row in self.methods if row.base == "mtl"]
         return next((row for row in federated if self.chosen in (None, row.method)), None)
 
+    @property
+    def firsts(self) -> Mapping[Base, str]:
+        """The first method of each kind."""
+        return {row.base: row.method for row in reversed(self.methods)}
+
+    @property
+    def main(self) -> list[MethodRow]:
+        """The first method of each kind, and the federation of all tasks that one would take."""
+        return [row for row in self.methods if row.method in (self.firsts[row.base], self.chosen)]
+
 
 def compare(results: Sequence[CellResult], bases: Mapping[str, Base]) -> list[Comparison]:
     """Put the results of each setting and encoder side by side.
@@ -124,7 +136,7 @@ def markdown(comparisons: Sequence[Comparison], *, finished: int, planned: int) 
     lines = [f"{finished} of {planned} cells are finished.", "", *_overview(comparisons)]
     for comparison in comparisons:
         lines += [f"## {comparison.title}", "", *_metrics_table(comparison), ""]
-        lines += [*_differences_table(comparison), "", *_chosen_line(comparison), *_costs_table(comparison), ""]
+        lines += [*_chosen_line(comparison), *_differences_table(comparison), "", *_costs_table(comparison), ""]
     return "\n".join(lines)
 
 
@@ -157,21 +169,27 @@ def _overview(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def curves(comparison: Comparison) -> Figure:
-    """Every task's metric by round, a line for each method; on the rows for choosing, mean over seeds."""
+    """Every task's metric by round, a line for each method; on the rows for choosing, mean over seeds.
 
+    The main ones have colours, the other federations of all tasks are grey.
+    """
     from matplotlib.ticker import MaxNLocator
 
     def draw(axes: Axes, task: str) -> None:
-        for row in comparison.methods:
-            by_round = row.tasks[task].by_round
-            axes.plot(list(by_round), list(by_round.values()), marker="o", markersize=3, label=row.method)
+        main = [row.method for row in comparison.main]
+        others = [row for row in comparison.methods if row.method not in main]
+        for row in comparison.main:
+            axes.plot(*_points(row, task), color=_colour(comparison, row), marker="o", markersize=3, label=row.method)
+        for row in others:
+            label = "others" if row is others[0] else f"_{row.method}"  # the legend names them once
+            axes.plot(*_points(row, task), color=_COLOUR_OF_OTHERS, linewidth=1, zorder=1, label=label)
         axes.set(xlabel="round (0: before the first)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
 
     figure = _panels(comparison, "validation", draw)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=max(1, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     return figure
 
 
@@ -184,7 +202,7 @@ def bars(comparison: Comparison) -> Figure:
     def draw(axes: Axes, task: str) -> None:
         for place, row in enumerate(comparison.methods):
             value = row.tasks[task].value
-            axes.barh(place, value.mean, xerr=value.std, capsize=3, color=_COLOURS[row.base])
+            axes.barh(place, value.mean, xerr=value.std, capsize=3, color=_colour(comparison, row))
         trivial = comparison.trivial[task]
         if trivial is not None:
             axes.axvline(trivial, color="black", linewidth=0.8, linestyle=":")
@@ -284,17 +302,28 @@ def _mean_curve(seeds: Sequence[Mapping[int, float]]) -> dict[int, float]:
     return {round_: stats.fmean(curve[round_] for curve in seeds) for round_ in rounds}
 
 
+def _points(row: MethodRow, task: str) -> tuple[list[int], list[float]]:
+    by_round = row.tasks[task].by_round
+    return list(by_round), list(by_round.values())
+
+
+def _colour(comparison: Comparison, row: MethodRow) -> str:
+    return _COLOUR_OF_BEST if row.method == comparison.chosen else _COLOURS[row.base]
+
+
 def _metrics_table(comparison: Comparison) -> list[str]:
     tasks = list(comparison.metrics)
     heads = [f"{task} {metric}" for task, metric in comparison.metrics.items()]
     rows = [
-        ["without reading", "", *(_number(comparison.trivial[task]) for task in tasks), ""],
+        ["without reading", "", *(_number(comparison.trivial[task]) for task in tasks), "", "", ""],
         *(
             [
-                f"{row.method}: {_WORDS[row.base]}",
+                f"{row.method}: {_WORDS[row.base]}" if row.method == comparison.firsts[row.base] else row.method,
                 str(len(row.seeds)),
                 *(_plus_minus(row.tasks[task].value) for task in tasks),
                 _plus_minus(row.mean.value),
+                _number(row.mean.to_central),
+                _number(row.mean.for_choosing),
             ]
             for row in comparison.methods
         ),
@@ -303,12 +332,12 @@ def _metrics_table(comparison: Comparison) -> list[str]:
                 f"{row.method}, best round",
                 str(len(row.seeds)),
                 *(_plus_minus(row.tasks[task].value_at_best) for task in tasks),
-                "",
+                *[""] * 3,
             ]
-            for row in comparison.methods
+            for row in comparison.main
         ),
     ]
-    return _table(["method", "seeds", *heads, "mean"], rows)
+    return _table(["method", "seeds", *heads, "mean", "mean / central", "validation mean"], rows)
 
 
 def _differences_table(comparison: Comparison) -> list[str]:
@@ -321,24 +350,12 @@ def _differences_table(comparison: Comparison) -> list[str]:
         ]
         for row in comparison.methods
         if any(row.tasks[task].to_standard for task in tasks)
-    ] + [
-        [
-            f"{row.method} / central",
-            *(_number(row.tasks[task].to_central) for task in tasks),
-            _number(row.mean.to_central),
-        ]
-        for row in comparison.methods
-        if row.base != "central" and any(row.tasks[task].to_central is not None for task in tasks)
     ]
     return _table(["comparison", *tasks, "mean"], rows) if rows else []
 
 
 def _chosen_line(comparison: Comparison) -> list[str]:
-    if comparison.chosen is None:
-        return []
-    federated = [row for row in comparison.methods if row.base == "mtl"]
-    values = ", ".join(f"{row.method} {row.mean.for_choosing:.3f}" for row in federated)
-    return [f"Chosen on the validation rows: `{comparison.chosen}` (means over tasks there: {values}).", ""]
+    return [f"Chosen on the validation rows: `{comparison.chosen}`.", ""] if comparison.chosen else []
 
 
 def _costs_table(comparison: Comparison) -> list[str]:
