@@ -15,11 +15,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TextIO
 
 _THREADS = "OMP_NUM_THREADS"
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ForkedProcess:
@@ -40,7 +42,13 @@ class ForkedProcess:
         self._process: BaseProcess = context.Process(
             target=_run, args=(module, [*arguments], {**os.environ, **environment}, writer)
         )
-        self._process.start()
+        resource_tracker.ensure_running()  # it would unblock what is blocked here
+        # Ctrl-C is for this process: the one that others are forked off inherits that it is deaf, and ends with it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         writer.close()
         self.stderr: TextIO = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
         reader.close()
@@ -90,4 +98,5 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], stderr:
     if _THREADS in environment:  # it was read when PyTorch was imported
         torch.set_num_threads(int(environment[_THREADS]))
     sys.argv[1:] = arguments
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

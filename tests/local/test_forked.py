@@ -1,9 +1,11 @@
 """A forked process is what `python -m` would have made."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -13,6 +15,21 @@ from fedmtl_local.processes import LoggedProcess
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process is comes from /proc")
 
 TOLD = "tests.local.told"
+
+CALLER = """
+import signal
+from fedmtl_local.forked import ForkedProcess
+
+if __name__ == "__main__":
+    arrived = []
+    signal.signal(signal.SIGINT, lambda number, frame: arrived.append(number))
+    print("starting", flush=True)
+    process = ForkedProcess("tests.local.told", ["--wait"], {})
+    assert process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.stderr.read()
+    print(f"{'interrupted' if arrived else 'not interrupted'}, ended with {process.wait(30)}")
+"""
 
 
 def test_it_has_its_command_line_environment_threads_and_session_and_ends_with_its_exit_code():
@@ -42,6 +59,24 @@ def test_one_that_runs_on_is_waited_for_no_longer_than_that_and_ends_by_a_signal
         process.send_signal(number)
         assert process.wait(30) == -number
         process.kill()  # it has ended: nothing happens
+
+
+def test_ctrl_c_while_the_libraries_are_imported_is_for_the_caller_alone(tmp_path):
+    script = tmp_path / "caller.py"
+    script.write_text(CALLER)
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+    ) as caller:
+        assert caller.stdout.readline() == "starting\n"
+        time.sleep(1)  # they take several
+        os.killpg(caller.pid, signal.SIGINT)
+        output, errors = caller.communicate(timeout=60)
+    assert (output, errors) == ("interrupted, ended with -15\n", "")
 
 
 def test_what_it_writes_is_in_its_log_whole(tmp_path):
