@@ -3,11 +3,12 @@
 An encoder's own module is imported by each of them.
 """
 
-import gc
 import threading
 from importlib import import_module
 
 from tqdm import tqdm
+
+from fedmtl_core.allocator import keep_what_is_there
 
 for _name in (
     "alembic.autogenerate",
@@ -21,4 +22,4 @@ for _name in (
 ):
     import_module(_name)
 tqdm.set_lock(threading.RLock())  # by default a semaphore, which a process that is ended by a signal leaves behind
-gc.freeze()  # a forked process's collector doesn't look at what is there, which would copy it
+keep_what_is_there()  # a forked process's garbage collector would copy it by looking at it
