@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import filelock
@@ -19,6 +17,7 @@ from fedmtl_experiment import cells as grid
 from fedmtl_experiment import config as configuration
 from fedmtl_experiment.config import Experiment
 from fedmtl_experiment.results import Folder
+from fedmtl_local.interrupts import interruptible
 
 app = new_app()
 
@@ -59,10 +58,8 @@ def run(
         return
     console = Console()
     if not report_only:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
         try:
-            with _held(folder.path):
+            with interruptible(), _held(folder.path):
                 _compute(
                     experiment, folder, [cell for cell in cells if cell not in done], len(cells), console, keep_runs
                 )
@@ -114,7 +111,3 @@ def _held(folder: Path) -> AbstractContextManager[object]:
         raise StoreError(f"another experiment is computing in {folder}; choose another folder with --results") from None
     except OSError as error:
         raise StoreError(f"{folder} can't be written: {error.strerror or error}") from None
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -12,6 +10,7 @@ import typer
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.cli import new_app, settings_help
+from fedmtl_local.interrupts import interruptible
 
 app = new_app()
 
@@ -40,15 +39,10 @@ def run(
 
     from fedmtl_local.launcher import LocalRun
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     run = LocalRun(settled, config, overrides, run_dir)
     try:
-        run.run()
+        with interruptible():
+            run.run()
     except KeyboardInterrupt:
         typer.echo(run.how_to_go_on(), err=True)
         raise
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -20,8 +20,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TextIO
 
+from fedmtl_local.interrupts import STOPPING
+
 _THREADS = "OMP_NUM_THREADS"
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ForkedProcess:
@@ -44,7 +45,7 @@ class ForkedProcess:
         )
         resource_tracker.ensure_running()  # it would unblock what is blocked here
         # Ctrl-C is for this process: the one that others are forked off inherits that it is deaf, and ends with it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             self._process.start()
         finally:
@@ -98,5 +99,5 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], stderr:
     if _THREADS in environment:  # it was read when PyTorch was imported
         torch.set_num_threads(int(environment[_THREADS]))
     sys.argv[1:] = arguments
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -25,7 +25,8 @@ from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.identifiers import name_task
 from fedmtl_core.logs import JOINED
 from fedmtl_core.tables import results_table
-from fedmtl_local.processes import LoggedProcess, Start, num_processors, start_module, stop_all, uninterrupted
+from fedmtl_local.interrupts import uninterrupted
+from fedmtl_local.processes import LoggedProcess, Start, num_processors, start_module, stop_all
 from fedmtl_server.rounds.quorums import lacking
 from fedmtl_server.storage.folders import state_of, unfinished_run
 from fedmtl_server.storage.lock import is_held

@@ -9,8 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -143,24 +142,6 @@ class LoggedProcess:
                 self._on_warning(self.name, line.rstrip())
         except (OSError, SystemExit) as error:
             self._tail.append(f"(its log can't be passed on: {error})")
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Put an interrupt off until the end, so that a process that is being started isn't lost sight of."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # nothing interrupts it
-        return
-    arrived: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    for first in arrived[:1]:
-        signal.raise_signal(first)
 
 
 def stop_all(processes: Sequence[LoggedProcess], patience_s: float = 10.0) -> None:

@@ -1,38 +1,10 @@
-"""Processes are started and stopped together."""
+"""Processes of a local run."""
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 
 import pytest
-
-from fedmtl_local.processes import uninterrupted
-
-
-def test_an_interrupt_while_a_process_starts_comes_once_it_is_known():
-    known = []
-    with pytest.raises(KeyboardInterrupt):
-        with uninterrupted():
-            signal.raise_signal(signal.SIGINT)
-            known.append("process")
-        known.append("after")
-    assert known == ["process"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_where_nothing_can_be_interrupted_nothing_is_put_off():
-    done = []
-
-    def start():
-        with uninterrupted():
-            done.append(True)
-
-    thread = threading.Thread(target=start)
-    thread.start()
-    thread.join()
-    assert done == [True]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system binds no process to processors")
