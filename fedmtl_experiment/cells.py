@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_experiment.config import Experiment, Method, TaskRows, flattened, merged
+from fedmtl_experiment.config import Experiment, TaskRows, flattened, merged
 
 _PATIENCE: Mapping[str, Any] = {
     "rounds": {
@@ -75,12 +75,10 @@ def plan(experiment: Experiment, only: Sequence[str] = ()) -> list[Cell]:
         ConfigError: a pattern is none's.
     """
     cells = [
-        Cell(name, encoder, method, seed)
-        for seed in experiment.seeds
-        for name, setting in experiment.settings.items()
-        for encoder in (setting.encoders or experiment.encoders)
-        for method in (setting.methods or experiment.methods)
-        if _is_of(experiment.methods[method], name, encoder)
+        Cell(setting, encoder, method, seed)
+        for setting, encoder, seed in experiment.places()
+        for method in (experiment.settings[setting].methods or experiment.methods)
+        if experiment.methods[method].is_for(setting, encoder, seed)
     ]
     for pattern in only:
         if not any(fnmatchcase(cell.id, pattern) for cell in cells):
@@ -88,11 +86,6 @@ def plan(experiment: Experiment, only: Sequence[str] = ()) -> list[Cell]:
                 f"--only: no cell is like {pattern!r}; they are SETTING/ENCODER/METHOD/SEED, such as {cells[0].id}"
             )
     return [cell for cell in cells if not only or any(fnmatchcase(cell.id, pattern) for pattern in only)]
-
-
-def _is_of(method: Method, setting: str, encoder: str) -> bool:
-    """Whether a method is for a setting and an encoder."""
-    return setting in (method.settings or [setting]) and encoder in (method.encoders or [encoder])
 
 
 def everybody(experiment: Experiment, cell: Cell) -> Federation:

@@ -9,6 +9,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,8 +72,9 @@ class Method(_Section):
     """A way to train, and what is set otherwise for it."""
 
     base: Base
-    encoders: list[str] | None = Field(None, description="Only with these; all if None")
-    settings: list[str] | None = Field(None, description="Only in these; all if None")
+    only: list[str] | None = Field(
+        None, min_length=1, description="Only in cells like these, SETTING/ENCODER/SEED with * and ?; all if None"
+    )
     auxiliary: dict[str, TaskRows] = Field({}, description="For mtl: auxiliary tasks that come to the setting's")
     several: bool = Field(
         False, description="For mtl: clients have rows of all the setting's tasks, and one of them in each round"
@@ -85,6 +87,10 @@ class Method(_Section):
             if getattr(self, key) and self.base != "mtl":
                 raise ValueError(f"`{key}` is for `base: mtl`, got {self.base!r}")
         return self
+
+    def is_for(self, setting: str, encoder: str, seed: int) -> bool:
+        """Whether it is to be computed there."""
+        return self.only is None or any(fnmatchcase(f"{setting}/{encoder}/{seed}", one) for one in self.only)
 
 
 class Experiment(_Section):
@@ -117,17 +123,32 @@ class Experiment(_Section):
             if auxiliary := [task for task in setting.tasks if self.tasks[task].auxiliary]:
                 raise ValueError(f"settings.{name}.tasks: {auxiliary[0]!r} is auxiliary; a method may add it")
         for name, method in self.methods.items():
-            for where in method.settings or self.settings if method.several else ():
-                if where in self.settings and len({one.clients for one in self.settings[where].tasks.values()}) > 1:
-                    raise ValueError(f"methods.{name}.several: needs as many clients of each task in {where!r}")
-            _require_known(f"methods.{name}.encoders", method.encoders or (), self.encoders)
-            _require_known(f"methods.{name}.settings", method.settings or (), self.settings)
-            _require_known(f"methods.{name}.auxiliary", method.auxiliary, self.tasks)
-            if others := [task for task in method.auxiliary if not self.tasks[task].auxiliary]:
-                raise ValueError(f"methods.{name}.auxiliary: tasks.{others[0]}.auxiliary isn't set")
+            self._require_method(name, method)
         for place, settings in self._all_settings():
             _require_free(place, settings)
         return self
+
+    def _require_method(self, name: str, method: Method) -> None:
+        places = list(self.places())
+        for pattern in method.only or ():
+            if not any(fnmatchcase("/".join(map(str, place)), pattern) for place in places):
+                example = "/".join(map(str, places[0]))
+                raise ValueError(
+                    f"methods.{name}.only: nothing is like {pattern!r}; it is SETTING/ENCODER/SEED, such as {example}"
+                )
+        for setting in dict.fromkeys(place[0] for place in places if method.several and method.is_for(*place)):
+            if len({one.clients for one in self.settings[setting].tasks.values()}) > 1:
+                raise ValueError(f"methods.{name}.several: needs as many clients of each task in {setting!r}")
+        _require_known(f"methods.{name}.auxiliary", method.auxiliary, self.tasks)
+        if others := [task for task in method.auxiliary if not self.tasks[task].auxiliary]:
+            raise ValueError(f"methods.{name}.auxiliary: tasks.{others[0]}.auxiliary isn't set")
+
+    def places(self) -> Iterator[tuple[str, str, int]]:
+        """Settings with each of their encoders and seeds, one seed's after the other's."""
+        for seed in self.seeds:
+            for name, setting in self.settings.items():
+                for encoder in setting.encoders or self.encoders:
+                    yield name, encoder, seed
 
     def _all_settings(self) -> Iterator[tuple[str, Settings]]:
         yield "common", self.common

@@ -42,6 +42,17 @@ def test_a_setting_may_have_some_of_the_methods_and_encoders(tmp_path):
     assert [cell.method for cell in cells if cell.setting == "one"] == ["mtl", "mtl"]
 
 
+def test_a_method_may_be_computed_in_some_places_and_with_some_seeds_only(tmp_path):
+    methods = {"mtl": {"base": "mtl"}, "mtl_once": {"base": "mtl", "only": ["two/toy/2", "tiny/*"]}}
+    settings = {"two": {"tasks": {"sst2": {}}}, **TOY["settings"]}
+    cells = plan(experiment(tmp_path, settings=settings, methods=methods))
+    assert [cell.id for cell in cells if cell.method == "mtl_once"] == [
+        "tiny/toy/mtl_once/1",
+        "two/toy/mtl_once/2",
+        "tiny/toy/mtl_once/2",
+    ]
+
+
 def test_patterns_choose_cells_in_the_plans_order_and_one_that_fits_none_is_an_error(tmp_path):
     loaded = experiment(tmp_path)
     assert [cell.id for cell in plan(loaded, ["*/mtl/2", "tiny/toy/local/*"])] == [
