@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_experiment.config import Experiment, TaskRows, flattened, merged
+from fedmtl_experiment.config import Experiment, RowCounts, flattened, merged
 
 _PATIENCE: Mapping[str, Any] = {
     "rounds": {
@@ -115,7 +115,7 @@ def _with_all_tasks(clients: Sequence[Client], tasks: Sequence[str]) -> tuple[Cl
     )
 
 
-def _clients(tasks: Mapping[str, TaskRows]) -> tuple[Client, ...]:
+def _clients(tasks: Mapping[str, RowCounts]) -> tuple[Client, ...]:
     return tuple(
         Client(f"{task}_{number}", (task,), f"{number}/{rows.clients}")
         for task, rows in tasks.items()
@@ -199,6 +199,7 @@ def inputs(experiment: Experiment, cell: Cell) -> dict[str, Any]:
         {
             "base": method.base,
             **({"several": True} if method.several else {}),
+            **({"auxiliary_rows": "without the evaluated texts"} if method.auxiliary else {}),
             "set": settings_of(experiment, cell),
             "tasks": tasks,
             "validation_rows": setting.validation_rows,

@@ -37,7 +37,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class TaskRows(_Section):
+class RowCounts(_Section):
     """How many rows of a task there are in a setting, and among how many clients."""
 
     train_rows: int | None = Field(None, ge=1, description="Rows of all its clients together; all there are if None")
@@ -54,7 +54,7 @@ class Skew(_Section):
 class Setting(_Section):
     """Tasks with rows and clients."""
 
-    tasks: dict[str, TaskRows] = Field(min_length=1)
+    tasks: dict[str, RowCounts] = Field(min_length=1)
     validation_rows: int = Field(400, ge=1, description="Of each task, cut from its training file, for choosing")
     report_rows: int | None = Field(None, ge=1, description="Of each task's evaluation file, for reporting; None: all")
     partition: Skew | None = None
@@ -75,7 +75,7 @@ class Method(_Section):
     only: list[str] | None = Field(
         None, min_length=1, description="Only in cells like these, SETTING/ENCODER/SEED with * and ?; all if None"
     )
-    auxiliary: dict[str, TaskRows] = Field({}, description="For mtl: auxiliary tasks that come to the setting's")
+    auxiliary: dict[str, RowCounts] = Field({}, description="For mtl: auxiliary tasks that come to the setting's")
     several: bool = Field(
         False, description="For mtl: clients have rows of all the setting's tasks, and one of them in each round"
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,8 @@ def draw(
     wanted = validation_rows + (train_rows or 1)
     if wanted > len(data.train):
         raise ConfigError(
-            f"{spec.name}: {train_rows or 1} training and {validation_rows} validation rows were asked for; its "
-            f"training file has {len(data.train)} rows"
+            f"{spec.name}: {train_rows or 1} training and {validation_rows} validation rows were asked for; "
+            f"there are {len(data.train)} to draw from"
         )
     if (report_rows or 0) > len(data.validation):
         raise ConfigError(
@@ -68,6 +69,20 @@ def draw(
         validation=data.train.select(order[:validation_rows]),
         report=data.validation.head(report_rows or 0),
     )
+
+
+def without_texts(data: TaskData, evaluated: Iterable[Rows]) -> TaskData:
+    """A task's data without the training rows that have a text of other tasks' rows in them.
+
+    Texts are the same if their words are, whatever their case and punctuation.
+    """
+    known = {_words(text) for rows in evaluated for texts in rows.texts for text in texts} - {""}
+    kept = [row for row, texts in enumerate(data.train.texts) if known.isdisjoint(map(_words, texts))]
+    return replace(data, train=data.train.select(kept))
+
+
+def _words(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def write_jsonl(path: Path, spec: TaskSpec, rows: Rows) -> None:

@@ -20,11 +20,11 @@ from fedmtl_core.tasks import TaskSpec
 from fedmtl_experiment import report
 from fedmtl_experiment.cells import Cell, Federation, everybody, federations, inputs, run_values, steps_per_round
 from fedmtl_experiment.central import train_central
-from fedmtl_experiment.config import Experiment
+from fedmtl_experiment.config import Experiment, RowCounts
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_experiment.federated import FederatedRun, evaluate_checkpoints, parameters_of, run_federation
 from fedmtl_experiment.results import CellResult, Folder, TaskOutcome, write_whole
-from fedmtl_experiment.rows import TaskRows, draw, trivial_baseline, write_jsonl
+from fedmtl_experiment.rows import TaskRows, draw, trivial_baseline, without_texts, write_jsonl
 from fedmtl_local.processes import num_processors
 from fedmtl_server.model import MTLServerModel
 
@@ -65,7 +65,7 @@ class Runner:
         kinds = {(cell.setting, cell.encoder, cell.method): cell for cell in cells}.values()
         configs = [_whole_config(self._experiment, cell) for cell in kinds]
         for cell in {(cell.setting, cell.method): cell for cell in cells}.values():
-            self._rows(cell)
+            self.rows(cell)
         for source in {config.model.client_model or config.model.server_model for config in configs}:
             load_tokenizer(source)
 
@@ -75,7 +75,7 @@ class Runner:
         Raises:
             FedMTLError: it can't be; its rows, runs and logs stay in the folder then.
         """
-        rows = self._rows(cell)
+        rows = self.rows(cell)
         if self._experiment.methods[cell.method].base == "central":
             result = self._central(cell, rows)
         else:
@@ -86,20 +86,30 @@ class Runner:
         self._progress.cell_finished(result)
         return result
 
-    def _rows(self, cell: Cell) -> dict[str, TaskRows]:
-        """By task, auxiliary ones last."""
+    def rows(self, cell: Cell) -> dict[str, TaskRows]:
+        """A cell's rows by task, auxiliary ones last: these have no text that others are evaluated on.
+
+        Raises:
+            FedMTLError: they can't be had, or there are fewer than the experiment asks for.
+        """
         setting, method = self._experiment.settings[cell.setting], self._experiment.methods[cell.method]
-        return {
-            task: draw(
-                self._spec(task),
-                self._all_rows(task),
-                train_rows=counts.train_rows,
-                validation_rows=setting.validation_rows,
-                report_rows=setting.report_rows,
-                seed=cell.seed,
-            )
-            for task, counts in {**setting.tasks, **method.auxiliary}.items()
+        rows = {task: self._draw(cell, task, counts, self._all_rows(task)) for task, counts in setting.tasks.items()}
+        evaluated = [part for one in rows.values() for part in (one.validation, one.report)]
+        return rows | {
+            task: self._draw(cell, task, counts, without_texts(self._all_rows(task), evaluated))
+            for task, counts in method.auxiliary.items()
         }
+
+    def _draw(self, cell: Cell, task: str, counts: RowCounts, data: TaskData) -> TaskRows:
+        setting = self._experiment.settings[cell.setting]
+        return draw(
+            self._spec(task),
+            data,
+            train_rows=counts.train_rows,
+            validation_rows=setting.validation_rows,
+            report_rows=setting.report_rows,
+            seed=cell.seed,
+        )
 
     def _all_rows(self, task: str) -> TaskData:
         if task not in self._data:

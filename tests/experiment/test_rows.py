@@ -1,5 +1,7 @@
 """Rows for training, choosing and reporting."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from fedmtl_client.data import Rows, TaskData, load_task_data
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.tasks import PRESETS
-from fedmtl_experiment.rows import draw, trivial_baseline, write_jsonl
+from fedmtl_experiment.rows import draw, trivial_baseline, without_texts, write_jsonl
 
 SST2, STSB = PRESETS["sst2"], PRESETS["stsb"]
 DATA = TaskData(
@@ -46,7 +48,7 @@ def test_all_rows_are_those_that_choosing_leaves():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_rows": 41}, "sst2: 41 training and 10 validation rows were asked for; its training file has 50 rows"),
+        ({"train_rows": 41}, "sst2: 41 training and 10 validation rows were asked for; there are 50 to draw from"),
         ({"train_rows": None, "validation_rows": 50}, "sst2: 1 training and 50 validation rows"),
         ({"report_rows": 21}, "sst2: 21 rows for reporting were asked for; its evaluation file has 20 rows"),
     ],
@@ -54,6 +56,13 @@ def test_all_rows_are_those_that_choosing_leaves():
 def test_more_rows_than_there_are_is_an_error_with_both_numbers(changes, message):
     with pytest.raises(ConfigError, match=message):
         taken(**changes)
+
+
+def test_what_has_a_text_that_is_evaluated_is_left_out_whatever_its_case_and_punctuation():
+    pairs = [("One dog runs.", "Nobody"), ("a cat", "one  dog runs"), ("a cat", "A DOG"), ("!", "a cow")]
+    data = TaskData(Rows(pairs, [1.0, 2.0, 3.0, 4.0]), Rows([("one dog runs", "x")], [5.0]))
+    evaluated = [Rows([("One dog, runs",), ("?",)], [0, 1]), Rows([("a cow", "nobody")], [1])]
+    assert without_texts(data, evaluated) == replace(data, train=Rows([("a cat", "A DOG")], [3.0]))
 
 
 @pytest.mark.parametrize("spec", [SST2, STSB])
