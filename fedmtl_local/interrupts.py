@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -24,7 +24,7 @@ def interruptible() -> Iterator[None]:
     """
     heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
     hook, before = sys.unraisablehook, {number: signal.signal(number, _interrupt) for number in heard}
-    sys.unraisablehook = _Again(hook)
+    sys.unraisablehook = _Again(hook, heard)
     try:
         yield
     finally:
@@ -49,18 +49,24 @@ def uninterrupted() -> Iterator[None]:
 
 
 class _Again:
-    """In the place of `sys.unraisablehook`: raises a dropped interrupt again, and leaves the rest to another hook."""
+    """In the place of `sys.unraisablehook`: raises a dropped interrupt again, and leaves the rest to another hook.
 
-    def __init__(self, others: Any):
+    Args:
+        others: that hook.
+        heard: signals that interrupt; any of them will do.
+    """
+
+    def __init__(self, others: Any, heard: Sequence[signal.Signals]):
         self._others = others
+        self._heard = heard
 
     def __call__(self, dropped: Any) -> None:
-        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        if not self._heard or not issubclass(dropped.exc_type, KeyboardInterrupt):
             self._others(dropped)
             return
         main = threading.main_thread().ident
         assert main is not None
-        later = threading.Timer(_AGAIN_AFTER_S, signal.pthread_kill, (main, signal.SIGINT))
+        later = threading.Timer(_AGAIN_AFTER_S, signal.pthread_kill, (main, self._heard[0]))
         later.daemon = True
         later.start()
 

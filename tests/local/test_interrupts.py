@@ -31,6 +31,20 @@ def test_an_interrupt_that_python_drops_comes_again():
     assert reached == [None]
 
 
+def test_an_interrupt_that_python_drops_comes_again_where_ctrl_c_is_ignored():
+    """As in what a script's shell has in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    referent = type("Referent", (), {})()
+    reference = weakref.ref(referent, lambda _: signal.raise_signal(signal.SIGTERM))
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            del referent
+            time.sleep(30)
+            pytest.fail(f"nothing came of {reference}")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
