@@ -75,10 +75,10 @@ def plan(experiment: Experiment, only: Sequence[str] = ()) -> list[Cell]:
         ConfigError: a pattern is none's.
     """
     cells = [
-        Cell(setting, encoder, method, seed)
-        for setting, encoder, seed in experiment.places()
-        for method in (experiment.settings[setting].methods or experiment.methods)
-        if experiment.methods[method].is_for(setting, encoder, seed)
+        Cell(place.setting, place.encoder, method, place.seed)
+        for place in experiment.places()
+        for method in (experiment.settings[place.setting].methods or experiment.methods)
+        if experiment.methods[method].is_for(place)
     ]
     for pattern in only:
         if not any(fnmatchcase(cell.id, pattern) for cell in cells):

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -88,9 +88,21 @@ class Method(_Section):
                 raise ValueError(f"`{key}` is for `base: mtl`, got {self.base!r}")
         return self
 
-    def is_for(self, setting: str, encoder: str, seed: int) -> bool:
+    def is_for(self, place: Place) -> bool:
         """Whether it is to be computed there."""
-        return self.only is None or any(fnmatchcase(f"{setting}/{encoder}/{seed}", one) for one in self.only)
+        return self.only is None or any(fnmatchcase(place.id, pattern) for pattern in self.only)
+
+
+class Place(NamedTuple):
+    """Where methods are compared."""
+
+    setting: str
+    encoder: str
+    seed: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.setting}/{self.encoder}/{self.seed}"
 
 
 class Experiment(_Section):
@@ -131,24 +143,22 @@ class Experiment(_Section):
     def _require_method(self, name: str, method: Method) -> None:
         places = list(self.places())
         for pattern in method.only or ():
-            if not any(fnmatchcase("/".join(map(str, place)), pattern) for place in places):
-                example = "/".join(map(str, places[0]))
-                raise ValueError(
-                    f"methods.{name}.only: nothing is like {pattern!r}; it is SETTING/ENCODER/SEED, such as {example}"
-                )
-        for setting in dict.fromkeys(place[0] for place in places if method.several and method.is_for(*place)):
+            if not any(fnmatchcase(place.id, pattern) for place in places):
+                expected = f"it is SETTING/ENCODER/SEED, such as {places[0].id}"
+                raise ValueError(f"methods.{name}.only: nothing is like {pattern!r}; {expected}")
+        for setting in dict.fromkeys(place.setting for place in places if method.several and method.is_for(place)):
             if len({one.clients for one in self.settings[setting].tasks.values()}) > 1:
                 raise ValueError(f"methods.{name}.several: needs as many clients of each task in {setting!r}")
         _require_known(f"methods.{name}.auxiliary", method.auxiliary, self.tasks)
         if others := [task for task in method.auxiliary if not self.tasks[task].auxiliary]:
             raise ValueError(f"methods.{name}.auxiliary: tasks.{others[0]}.auxiliary isn't set")
 
-    def places(self) -> Iterator[tuple[str, str, int]]:
+    def places(self) -> Iterator[Place]:
         """Settings with each of their encoders and seeds, one seed's after the other's."""
         for seed in self.seeds:
             for name, setting in self.settings.items():
                 for encoder in setting.encoders or self.encoders:
-                    yield name, encoder, seed
+                    yield Place(name, encoder, seed)
 
     def _all_settings(self) -> Iterator[tuple[str, Settings]]:
         yield "common", self.common
