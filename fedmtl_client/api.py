@@ -22,6 +22,7 @@ from tenacity.nap import sleep_using_event
 
 from fedmtl_client.credentials import Credentials, why_unreachable
 from fedmtl_client.downloads import Download, Holdings
+from fedmtl_client.interrupts import CallThread
 from fedmtl_core.chunks import Chunk, ChunkedBytes, read_message
 from fedmtl_core.controls import without_controls
 from fedmtl_core.details import read_details
@@ -87,6 +88,8 @@ class Slice:
 class FederationApi:
     """A connection to one server. Safe to use from several threads.
 
+    What interrupts a call, such as Ctrl-C, closes the connection.
+
     Args:
         address: `HOST:PORT`.
         client_id: who calls.
@@ -130,6 +133,7 @@ class FederationApi:
         self._open_channel(credentials or Credentials())
         self._compression = compression
         self._closed = threading.Event()
+        self._thread = CallThread(end=self.close)
         self._last_contact = 0.0
         self._was_reached = False
         self._log = get_logger()
@@ -139,6 +143,7 @@ class FederationApi:
         self._closed.set()
         for channel in self._channels:
             channel.close()
+        self._thread.close()
 
     def _open_channel(self, credentials: Credentials) -> None:
         """Make every call from now on over a new channel; those in progress go on over theirs."""
@@ -383,7 +388,7 @@ class FederationApi:
             reraise=True,
         )
         try:
-            return retrying(lambda: self._unless_closed(attempt))
+            return self._thread.make(lambda: retrying(lambda: self._unless_closed(attempt)))
         except UnreachableError as error:
             if self._closed.is_set() or should_stop():
                 raise
