@@ -24,6 +24,7 @@ _WORDS: Mapping[Base, str] = {
 _COLOURS: Mapping[Base, str] = {"local": "C4", "standard": "C1", "mtl": "C0", "central": "C2"}
 _COLOUR_OF_BEST = "C3"
 _COLOUR_OF_OTHERS = "0.8"
+_MARK = "a federation per task, same seeds"
 
 
 @dataclass(frozen=True)
@@ -196,24 +197,37 @@ def curves(comparison: Comparison) -> Figure:
 def bars(comparison: Comparison) -> Figure:
     """Every task's reported metric, a bar for each method, with the standard deviation over seeds.
 
-    The dotted line is what it comes to without reading a text.
+    The mark across a bar is what a federation per task comes to with that method's seeds: that, and not another bar, is
+    what it is to be held against. The dotted line is what it comes to without reading a text.
     """
+    most = max(len(row.seeds) for row in comparison.methods)
+
+    def label(row: MethodRow) -> str:
+        return row.method if len(row.seeds) == most else f"{row.method} ({_counted(len(row.seeds), 'seed')})"
 
     def draw(axes: Axes, task: str) -> None:
+        marks = []
         for place, row in enumerate(comparison.methods):
-            value = row.tasks[task].value
-            axes.barh(place, value.mean, xerr=value.std, capsize=3, color=_colour(comparison, row))
+            value, difference = row.tasks[task].value, row.tasks[task].to_standard
+            axes.barh(place, value.mean, xerr=value.std, capsize=3, ecolor="0.4", color=_colour(comparison, row))
+            if difference is not None:
+                marks.append((value.mean - difference.mean, place))
+        if marks:
+            at, places = zip(*marks, strict=True)
+            axes.scatter(at, places, marker="|", s=90, linewidths=1.6, color="black", zorder=3, label=_MARK)
         trivial = comparison.trivial[task]
         if trivial is not None:
             axes.axvline(trivial, color="black", linewidth=0.8, linestyle=":")
-        axes.set_yticks(range(len(comparison.methods)), [row.method for row in comparison.methods])
+        axes.set_yticks(range(len(comparison.methods)), [label(row) for row in comparison.methods])
         axes.invert_yaxis()
         axes.set_xlabel(f"{comparison.metrics[task]} (reported)")
         axes.grid(alpha=0.3, axis="x")
 
-    figure = _panels(comparison, "", draw, height=1.2 + 0.25 * len(comparison.methods))
+    figure = _panels(comparison, "", draw, height=1.5 + 0.25 * len(comparison.methods))
     for axes in figure.axes[1:]:
         axes.tick_params(labelleft=False)
+    if any(figure.axes[0].get_legend_handles_labels()):
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", frameon=False)
     return figure
 
 
@@ -377,6 +391,10 @@ def _costs_table(comparison: Comparison) -> list[str]:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _number(value: float | None) -> str:

@@ -139,7 +139,17 @@ def test_plots_show_every_method_once_for_each_task():
     assert list(lines["others"].get_ydata()) == pytest.approx([0.5, 0.6, 0.6])
     drawn = bars(comparison).axes[0]
     assert [bar.get_width() for bar in drawn.patches] == pytest.approx([0.75, 0.81, 0.6, 0.9])
-    assert [label.get_text() for label in drawn.get_yticklabels()] == ["standard", "mtl", "mtl_other", "central"]
+    labels = [label.get_text() for label in drawn.get_yticklabels()]
+    assert labels == ["standard", "mtl", "mtl_other (1 seed)", "central"]
+
+
+def test_a_bar_is_marked_with_what_a_federation_per_task_comes_to_with_the_same_seeds():
+    (comparison,) = compare(RESULTS, BASES)
+    drawn = bars(comparison).axes[0].collections
+    (marks,) = (one for one in drawn if one.get_label() == "a federation per task, same seeds")
+    at, places = marks.get_offsets().T
+    assert list(at) == pytest.approx([0.75, 0.70, 0.75])
+    assert list(places) == [1, 2, 3]
 
 
 def test_each_setting_and_encoder_has_tables_of_its_own():
