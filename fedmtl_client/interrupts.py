@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context, copy_context
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ class CallThread:
     def __init__(self, end: Callable[[], object]):
         self._end = end
         self._calls: SimpleQueue[tuple[Callable[[], Any], Context, SimpleQueue[Future[Any]]] | None] = SimpleQueue()
-        self._closed = False
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="calls", daemon=True)
         self._thread.start()
 
@@ -36,11 +37,15 @@ class CallThread:
         Raises:
             BaseException: what interrupted the main thread. The call has ended by then.
         """
-        if self._closed or threading.current_thread() is not threading.main_thread():
+        if self._closed.is_set() or threading.current_thread() is not threading.main_thread():
             return call()
         outcome: SimpleQueue[Future[_T]] = SimpleQueue()
         try:
             self._calls.put((call, copy_context(), outcome))
+            if self._closed.is_set():  # meanwhile, by another thread: the call may have come too late
+                self._thread.join()
+                if outcome.empty():
+                    outcome.put(_made(call))
             made = outcome.get()
         except BaseException:
             self._end()
@@ -49,17 +54,21 @@ class CallThread:
 
     def close(self) -> None:
         """Wait for the call in progress, and make no other here."""
-        self._closed = True
+        self._closed.set()
         self._calls.put(None)
         self._thread.join()
 
     def _work(self) -> None:
         while (wanted := self._calls.get()) is not None:
             call, context, outcome = wanted
-            made: Future[Any] = Future()
-            try:
-                made.set_result(context.run(call))
-            except BaseException as failure:  # whatever it is, it is the main thread's to raise
-                made.set_exception(failure)
-            outcome.put(made)
-            del wanted, call, context, outcome, made  # nothing outlives its call while the next one is awaited
+            outcome.put(_made(partial(context.run, call)))
+            del wanted, call, context, outcome  # nothing outlives its call while the next one is awaited
+
+
+def _made(call: Callable[[], _T]) -> Future[_T]:
+    made: Future[_T] = Future()
+    try:
+        made.set_result(call())
+    except BaseException as failure:  # whatever it is, it is for whoever asked to raise
+        made.set_exception(failure)
+    return made

@@ -14,6 +14,7 @@ import torch
 from fedmtl.v1 import federation_pb2 as pb
 from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 
+from fedmtl_client import interrupts
 from fedmtl_client.api import FederationApi
 from fedmtl_client.interrupts import CallThread
 from fedmtl_core.layout import Component
@@ -112,6 +113,17 @@ def test_a_call_after_closing_is_made_at_once():
     thread = CallThread(end=lambda: None)
     thread.close()
     assert thread.make(threading.current_thread) is threading.main_thread()
+
+
+def test_a_call_that_comes_while_another_thread_closes_is_made_all_the_same(thread, monkeypatch):
+    def closed_just_before_it_is_handed_over():
+        thread.close()
+        return contextvars.copy_context()
+
+    monkeypatch.setattr(interrupts, "copy_context", closed_just_before_it_is_handed_over)
+    assert thread.make(lambda: "made") == "made"
+    with pytest.raises(ZeroDivisionError):
+        thread.make(lambda: 1 / 0)
 
 
 def test_an_interrupted_call_is_told_to_end_and_has_ended_when_the_interrupt_comes_out():
