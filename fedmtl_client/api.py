@@ -160,6 +160,8 @@ class FederationApi:
     def watch(self) -> Iterator[pb.WatchRoundsResponse]:
         """The run's events for as long as the run lasts, over however many connections.
 
+        They are waited for in the thread that asks, which shouldn't be the main one where that may be interrupted.
+
         Raises:
             UnavailableError: the server can't be reached for `reconnect_s`.
             RequestError: the server refuses this client.

@@ -226,8 +226,9 @@ def bars(comparison: Comparison) -> Figure:
     figure = _panels(comparison, "", draw, height=1.5 + 0.25 * len(comparison.methods))
     for axes in figure.axes[1:]:
         axes.tick_params(labelleft=False)
-    if any(figure.axes[0].get_legend_handles_labels()):
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", frameon=False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", frameon=False)
     return figure
 
 
