@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedmtl_client.partition import LabelSkew, groups_of_values, parts_of
+from fedmtl_client.tables import Table
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError
@@ -137,8 +138,8 @@ def survey(spec: TaskSpec, source: DataConfig | None, split: Literal["train", "v
         DataError: as for `load_task_data`, but for labels.
     """
     source = _source(spec, source)
-    columns, place = _split(spec, source, split), _place(spec, source, split)
-    texts = _texts(spec, columns, place)
+    table, place = _split(spec, source, split), _place(spec, source, split)
+    texts, columns = _texts(spec, table, place), table.columns
     labels: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     kind = kind_of(spec)
@@ -213,8 +214,8 @@ def _source(spec: TaskSpec, source: DataConfig | None) -> DataConfig:
     return DataConfig(hub=spec.hub[0], subset=spec.hub[1])
 
 
-def _split(spec: TaskSpec, source: DataConfig, split: str) -> Mapping[str, Sequence[Any]]:
-    """One split's columns."""
+def _split(spec: TaskSpec, source: DataConfig, split: str) -> Table:
+    """One split's rows."""
     if source.plugin:
         return _from_plugin(spec, source, split)
     if source.builtin:
@@ -231,14 +232,14 @@ def _place(spec: TaskSpec, source: DataConfig, split: str) -> str:
     return f"{spec.name}, {split} rows" + (f" in {getattr(source, split)}" if is_file else "")
 
 
-def _builtin(name: str, split: str) -> Mapping[str, Sequence[Any]]:
+def _builtin(name: str, split: str) -> Table:
     if name not in toy.tasks():
         raise DataError(f"there is no built-in task {name!r}; expected one of {', '.join(toy.tasks())}")
     rows = toy.rows(name)[0 if split == "train" else 1]
-    return {column: [row[column] for row in rows] for column in rows[0]}
+    return Table({column: [row[column] for row in rows] for column in rows[0]})
 
 
-def _from_plugin(spec: TaskSpec, source: DataConfig, split: str) -> Mapping[str, Sequence[Any]]:
+def _from_plugin(spec: TaskSpec, source: DataConfig, split: str) -> Table:
     key, plugin = f"tasks.{spec.name}.data.plugin", source.plugin or ""
     kind = plugins.load(key, plugin, RowSource)  # type: ignore[type-abstract]
     with plugins.blamed(key, plugin):
@@ -250,10 +251,10 @@ def _from_plugin(spec: TaskSpec, source: DataConfig, split: str) -> Mapping[str,
             raise DataError(f"{key}: {plugin}: {split}() gives a {type(row).__name__} as row {number}, not a mapping")
         if missing := [column for column in rows[0] if column not in row]:
             raise DataError(f"{key}: {plugin}: {split}(): row {number} has no {missing[0]!r}, which the first has")
-    return {column: [row[column] for row in rows] for column in rows[0]}
+    return Table({column: [row[column] for row in rows] for column in rows[0]})
 
 
-def _from_file(path: Path, spec: TaskSpec, split: str) -> Mapping[str, Sequence[Any]]:
+def _from_file(path: Path, spec: TaskSpec, split: str) -> Table:
     import datasets
 
     key = f"tasks.{spec.name}.data.{split}"
@@ -266,7 +267,7 @@ def _from_file(path: Path, spec: TaskSpec, split: str) -> Mapping[str, Sequence[
         if kind == "csv":
             options = {**options, **_as_text(path, options)}
         with tempfile.TemporaryDirectory() as cache:  # private rows: no copy of them stays behind
-            return _columns(
+            return Table.of(
                 datasets.load_dataset(
                     kind, data_files=glob.escape(str(path)), split="train", cache_dir=cache, **options
                 )
@@ -287,11 +288,11 @@ def _as_text(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"features": features, "keep_default_na": False}
 
 
-def _from_hub(name: str, subset: str | None, split: str) -> Mapping[str, Sequence[Any]]:
+def _from_hub(name: str, subset: str | None, split: str) -> Table:
     import datasets
 
     try:
-        return _columns(datasets.load_dataset(name, subset, split=split))
+        return Table.of(datasets.load_dataset(name, subset, split=split))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"data set {name!r}{f' ({subset})' if subset else ''}, split {split!r}, can't be had from the hub "
@@ -301,13 +302,9 @@ def _from_hub(name: str, subset: str | None, split: str) -> Mapping[str, Sequenc
         ) from None
 
 
-def _columns(dataset: Any) -> Mapping[str, Sequence[Any]]:
-    return {name: list(dataset[name]) for name in dataset.column_names}
-
-
-def _rows(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> Rows:
+def _rows(spec: TaskSpec, table: Table, place: str) -> Rows:
     """Rows checked against their task."""
-    texts = _texts(spec, columns, place)
+    texts, columns = _texts(spec, table, place), table.columns
     if not spec.is_labelled:
         return Rows(texts, [None] * len(texts))
     kind, targets = kind_of(spec), []
@@ -320,9 +317,9 @@ def _rows(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> R
     return Rows(texts, targets)
 
 
-def _texts(spec: TaskSpec, columns: Mapping[str, Sequence[Any]], place: str) -> list[tuple[str, ...]]:
+def _texts(spec: TaskSpec, table: Table, place: str) -> list[tuple[str, ...]]:
     """The texts of rows that have their task's columns."""
-    wanted = _wanted(spec)
+    columns, wanted = table.columns, _wanted(spec)
     if missing := [column for column in wanted if column not in columns]:
         raise DataError(
             f"{place}: there is no column {missing[0]!r}; the columns are {', '.join(columns)}. "
