@@ -98,8 +98,8 @@ def load_task_data(
     """Read a task's rows and take a client's part of them.
 
     Args:
-        spec: the task; says which columns are text and label, and which labels there are. A label stands there by
-            its name or its number; where both would do, the name counts.
+        spec: the task; says which columns are text and label, and which labels there are.
+            `fedmtl_core.labels.LabelNames` says how they are matched.
         source: where the rows are; the task's place on the hub if None.
         shard: `(K, N)` for the K-th of N disjoint parts, of training and evaluation rows alike.
         skew: how the parts' training rows differ in their labels; not at all if None. Evaluation rows never do, so

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from fedmtl_core import metrics, plugins
 from fedmtl_core.errors import ConfigError
+from fedmtl_core.labels import LabelNames, is_number
 from fedmtl_core.tasks import METRICS_OF, TaskSpec
 
 Array = npt.NDArray[np.float64]
@@ -123,7 +125,7 @@ class TaskKind(ABC):
         return outputs
 
     def target(self, value: Any) -> Any:
-        """What a cell of the label column says: a class's number, or a number.
+        """What a cell of the label column says: a class's number (see `fedmtl_core.labels.LabelNames`), or a number.
 
         A kind that sees tokens may make more of it, such as a list, and `encode` gives each token its target.
 
@@ -135,15 +137,11 @@ class TaskKind(ABC):
             if not math.isfinite(number):
                 raise ValueError(f"expected a finite number, got {value!r}")
             return number
-        labels = self.spec.labels
-        if str(value) in labels:  # a name wins over a number, in whatever kind of file it stands
-            return labels.index(str(value))
-        number = _number(value)
-        if not (number.is_integer() and 0 <= number < len(labels)):
-            raise ValueError(
-                f"expected one of {', '.join(labels)}, or a number from 0 to {len(labels) - 1}, got {value!r}"
-            )
-        return int(number)
+        return self._label_names.number_of(value)
+
+    @cached_property
+    def _label_names(self) -> LabelNames:
+        return LabelNames(self.spec.labels)
 
     def require_tokenizer(self, tokenizer: Any) -> None:  # noqa: B027  most kinds can do with any
         """Check that a `transformers` tokenizer is one that the kind can do with.
@@ -197,6 +195,8 @@ class TaskKind(ABC):
 
 def _number(value: Any) -> float:
     """A cell as a number; NaN if it is none."""
+    if isinstance(value, str) and not is_number(value):
+        return math.nan
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.labels import MAX_SHOWN, Values
 
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "masked_accuracy")
 """The metrics a task may name: GLUE's own (Wang et al. 2019, arXiv:1804.07461), and the share of masked tokens that
 are found."""
-
-MAX_SHOWN = 20
-"""Longer lists of labels aren't told whole in messages."""
 
 METRICS_OF: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
@@ -59,8 +57,11 @@ class TaskSpec:
             raise ConfigError(f"tasks.{self.name}: a {kind} needs at least 2 labels, got {len(self.labels)}")
         if not has_labels and self.labels:
             raise ConfigError(f"tasks.{self.name}: a {kind} has no labels, got {list(self.labels)}")
-        if len(set(self.labels)) != len(self.labels):
-            raise ConfigError(f"tasks.{self.name}: labels must differ, got {', '.join(self.labels)}")
+        if same := Values(self.labels).first_repeated():
+            raise ConfigError(
+                f"tasks.{self.name}: labels must differ, also as numbers and without the white space around them, "
+                f"got {same[0]!r} and {same[1]!r}"
+            )
         if len(self.text_columns) not in (1, 2):
             raise ConfigError(f"tasks.{self.name}: expected 1 or 2 text columns, got {list(self.text_columns)}")
         if self.value_range is not None:
