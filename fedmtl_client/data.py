@@ -6,7 +6,6 @@ import csv
 import glob
 import tempfile
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fedmtl_client import targets
 from fedmtl_client.partition import LabelSkew, groups_of_values, parts_of
 from fedmtl_client.tables import Table
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.kinds import Collate, TaskKind, kind_of
+from fedmtl_core.labels import listing
+from fedmtl_core.logs import get_logger
 from fedmtl_core.tasks import TaskSpec
 
 _SHARD_SEED = 0
@@ -109,9 +111,14 @@ def load_task_data(
         DataError: there are no such rows, or they aren't what the task says; the message names the place.
     """
     source = _source(spec, source)
-    train, validation = (
-        _rows(spec, _split(spec, source, name), _place(spec, source, name)) for name in ("train", "validation")
-    )
+    rows: dict[str, Rows] = {}
+    class_names: list[tuple[str, ...]] = []
+    for split in ("train", "validation"):
+        table = _split(spec, source, split)
+        rows[split] = _rows(spec, source, split, table)
+        class_names.append(table.class_names.get(spec.label_column, ()))
+    _log_declared(spec, class_names)
+    train, validation = rows["train"], rows["validation"]
     return TaskData(
         _shard(train, shard, spec.name) if skew is None else _skewed_shard(train, shard, spec, skew),
         _shard(validation, shard, spec.name),
@@ -122,13 +129,28 @@ def load_task_data(
 class Survey:
     """What is in one split, whether it is all as the task says or not."""
 
-    num_rows: int
-    num_empty: int
-    """Rows with an empty text."""
+    texts: Sequence[tuple[str, ...]]
+    """Those of the rows that no setting leaves out."""
     labels: Mapping[str, int]
-    """Rows by label, or where rows have several the labels; none where the kind has no classes."""
+    """Numbers of rows by label, or where rows have several labels, numbers of those; empty without classes."""
     unknown: Mapping[str, int]
-    """Rows by what stands there as a label and is none of the task's, or no number."""
+    """Numbers of rows by a cell that is none of the task's labels, or no number."""
+    out_of_range: Mapping[float, int]
+    """Numbers of rows by a score outside the task's `value_range`, unless such rows are left out."""
+    dropped: Mapping[str, int]
+    """Numbers of rows left out, by the setting in the task's `data`."""
+    class_names: tuple[str, ...]
+    """The class names that the source declares for the label column; most declare none."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that no setting leaves out."""
+        return len(self.texts)
+
+    @property
+    def num_empty(self) -> int:
+        """Rows with an empty text."""
+        return sum(any(not text.strip() for text in row) for row in self.texts)
 
 
 def survey(spec: TaskSpec, source: DataConfig | None, split: Literal["train", "validation"]) -> Survey:
@@ -139,21 +161,16 @@ def survey(spec: TaskSpec, source: DataConfig | None, split: Literal["train", "v
     """
     source = _source(spec, source)
     table, place = _split(spec, source, split), _place(spec, source, split)
-    texts, columns = _texts(spec, table, place), table.columns
-    labels: Counter[str] = Counter()
-    unknown: Counter[str] = Counter()
-    kind = kind_of(spec)
-    with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
-        for value in columns[spec.label_column] if spec.is_labelled else ():
-            try:
-                target = kind.target(value)
-            except ValueError:
-                unknown[str(value)] += 1
-            else:
-                several = target if isinstance(target, list) else [target]
-                labels.update(spec.labels[int(number)] for number in several if spec.labels)
-    num_empty = sum(any(not text.strip() for text in row) for row in texts)
-    return Survey(len(texts), num_empty, labels, unknown)
+    _require_columns(spec, table, place)
+    found = targets.tally(spec, source, table)
+    return Survey(
+        texts=_texts(spec, table, place, found.indices),
+        labels=found.labels,
+        unknown=found.unknown,
+        out_of_range=found.out_of_range,
+        dropped=found.dropped,
+        class_names=table.class_names.get(spec.label_column, ()),
+    )
 
 
 class EncodedRows(Dataset[dict[str, Any]]):
@@ -302,35 +319,45 @@ def _from_hub(name: str, subset: str | None, split: str) -> Table:
         ) from None
 
 
-def _rows(spec: TaskSpec, table: Table, place: str) -> Rows:
-    """Rows checked against their task."""
-    texts, columns = _texts(spec, table, place), table.columns
-    if not spec.is_labelled:
-        return Rows(texts, [None] * len(texts))
-    kind, targets = kind_of(spec), []
-    with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
-        for number, value in enumerate(columns[spec.label_column], 1):
-            try:
-                targets.append(kind.target(value))
-            except ValueError as error:
-                raise DataError(f"{place}: row {number}: {spec.label_column}: {error}") from None
-    return Rows(texts, targets)
+def _rows(spec: TaskSpec, source: DataConfig, split: str, table: Table) -> Rows:
+    """One split's rows checked against their task, without those that a setting leaves out."""
+    place = _place(spec, source, split)
+    _require_columns(spec, table, place)
+    found = targets.read(spec, source, table, place)
+    for setting, count in found.dropped.items():
+        get_logger(task=spec.name, split=split).info(
+            "rows.dropped", setting=f"data.{setting}", rows=count, of_rows=table.num_rows
+        )
+    return Rows(_texts(spec, table, place, found.indices), found.values)
 
 
-def _texts(spec: TaskSpec, table: Table, place: str) -> list[tuple[str, ...]]:
-    """The texts of rows that have their task's columns."""
-    columns, wanted = table.columns, _wanted(spec)
-    if missing := [column for column in wanted if column not in columns]:
+def _log_declared(spec: TaskSpec, class_names: Iterable[tuple[str, ...]]) -> None:
+    """Log the class names that a task's splits declare, once if they declare the same ones."""
+    for names in filter(None, dict.fromkeys(class_names)):
+        matched = "by name" if targets.matched_by_name(spec, names) else "by number"
+        get_logger(task=spec.name).info(
+            "classes.declared", declared=listing(names), labels=listing(spec.labels), matched=matched
+        )
+
+
+def _require_columns(spec: TaskSpec, table: Table, place: str) -> None:
+    if missing := [column for column in _wanted(spec) if column not in table.columns]:
         raise DataError(
-            f"{place}: there is no column {missing[0]!r}; the columns are {', '.join(columns)}. "
+            f"{place}: there is no column {missing[0]!r}; the columns are {', '.join(table.columns)}. "
             f"Set tasks.{spec.name}.text_columns{f' and tasks.{spec.name}.label_column' if spec.is_labelled else ''}"
         )
-    texts = list(zip(*(columns[column] for column in spec.text_columns), strict=True))
-    for number, row in enumerate(texts, 1):
+
+
+def _texts(spec: TaskSpec, table: Table, place: str, indices: Sequence[int]) -> list[tuple[str, ...]]:
+    """The texts of some rows, counted from 0, in their order."""
+    rows = list(zip(*(table.columns[column] for column in spec.text_columns), strict=True))
+    if len(indices) < len(rows):
+        rows = [rows[index] for index in indices]
+    for index, row in zip(indices, rows, strict=True):
         for column, text in zip(spec.text_columns, row, strict=True):
             if not isinstance(text, str):
-                raise DataError(f"{place}: row {number}: {column}: expected text, got {text!r}")
-    return texts
+                raise DataError(f"{place}: row {index + 1}: {column}: expected text, got {text!r}")
+    return rows
 
 
 def _wanted(spec: TaskSpec) -> tuple[str, ...]:

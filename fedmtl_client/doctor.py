@@ -13,6 +13,7 @@ from fedmtl_core import doctor
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.doctor import Finding, fail, ok, warn
 from fedmtl_core.errors import ConfigError, RequestError
+from fedmtl_core.labels import listing
 from fedmtl_core.tasks import TaskSpec
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ def rows(
 
 def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> Iterator[Finding]:
     """What the rows of one split come to."""
+    from fedmtl_client.targets import matched_by_name
+
+    for setting, count in seen.dropped.items():
+        yield ok(check, f"{count:,} rows are left out by tasks.{spec.name}.data.{setting}")
     part, whole = shard
     mine = len(range(part - 1, seen.num_rows, whole))
     if mine == 0:
@@ -99,15 +104,26 @@ def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> I
     columns = ", ".join((*spec.text_columns, *([spec.label_column] if spec.is_labelled else [])))
     of_all = f" of {seen.num_rows:,}" if whole > 1 else ""
     yield ok(check, f"{mine:,}{of_all}, with the columns {columns}{_shares(spec, seen)}")
+    if seen.class_names:
+        matched = "name" if matched_by_name(spec, seen.class_names) else "number"
+        yield ok(check, f"the source declares the classes {listing(seen.class_names)}; matched by {matched}")
     if seen.unknown:
-        expected = f"one of {', '.join(spec.labels)}" if spec.labels else "a finite number"
+        expected = f"one of {listing(spec.labels)}" if spec.labels else "a finite number"
         yield fail(
             check,
             f"{spec.label_column}: expected {expected}; {_counted(seen.unknown)}",
             f"mend these rows, or tasks.{spec.name}.{'labels' if spec.labels else 'label_column'}",
         )
+    if seen.out_of_range and spec.value_range:
+        yield fail(
+            check,
+            f"{spec.label_column}: {sum(seen.out_of_range.values()):,} rows have a score outside "
+            f"{_range(*spec.value_range)} (from {_range(min(seen.out_of_range), max(seen.out_of_range))}): "
+            f"{_counted({f'{number:g}': count for number, count in seen.out_of_range.items()})}",
+            f"mend these rows, or set tasks.{spec.name}.value_range or tasks.{spec.name}.data.out_of_range: drop",
+        )
     if missing := [label for label in spec.labels if not seen.labels.get(label)]:
-        yield warn(check, f"no row has the label {', '.join(missing)}", f"see tasks.{spec.name}.labels")
+        yield warn(check, f"no row has the label {listing(missing)}", f"see tasks.{spec.name}.labels")
     if seen.num_empty:
         yield warn(check, f"{seen.num_empty:,} rows have an empty text", "they train and count like any other")
 
@@ -116,6 +132,10 @@ def _shares(spec: TaskSpec, seen: Survey) -> str:
     if not spec.labels:
         return ""
     return "; " + ", ".join(f"{label} {seen.labels.get(label, 0):,}" for label in spec.labels[:_SHOWN])
+
+
+def _range(lowest: float, highest: float) -> str:
+    return f"{lowest:g} to {highest:g}"
 
 
 def _counted(unknown: Mapping[str, int]) -> str:

@@ -17,6 +17,10 @@ class Table:
     """By column name, the class names that the source declares: the column's values are indices into them, or lists of
     indices. Most columns have none."""
 
+    @property
+    def num_rows(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
     @classmethod
     def of(cls, dataset: Any) -> Table:
         """A `datasets.Dataset` as a table, with the names of its `ClassLabel` columns."""

@@ -53,7 +53,7 @@ def text_of(cell: Any) -> str | None:
     return text
 
 
-def shown(names: Sequence[str]) -> str:
+def listing(names: Sequence[str]) -> str:
     """Labels for a message, the first ones if there are many."""
     more = f", … ({len(names):,} in all)" if len(names) > MAX_SHOWN else ""
     return ", ".join(names[:MAX_SHOWN]) + more
@@ -74,7 +74,7 @@ class Values:
         index = self._by_text.get(text)
         if index is None:
             index = self._by_text.get(text.strip())
-        if index is None and (number := number_in(text)) is not None:
+        if index is None and self._by_number and (number := number_in(text)) is not None:
             index = self._by_number.get(number)
         return index
 
@@ -153,7 +153,7 @@ class LabelNames:
     def _refusal(self, cell: Any, text: str | None) -> str:
         """Why a cell means no class."""
         numbers = f", or a number from 0 to {len(self.names) - 1}" if self._has_class_numbers else ""
-        expected = f"expected one of {shown(self.names)}{numbers}, got {_cut(repr(cell))}"
+        expected = f"expected one of {listing(self.names)}{numbers}, got {_cut(repr(cell))}"
         if text is None:
             return f"{expected}, a missing value"
         if text.strip().lower() in ("true", "false"):

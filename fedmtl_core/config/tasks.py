@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -25,6 +25,27 @@ class DataConfig(Section):
     train: str | None = Field(None, description="TSV, CSV, JSONL or Parquet file; with `hub`, the split's name")
     validation: str | None = Field(None, description="Likewise, for evaluation")
 
+    drop_labels: list[str] = Field(
+        [],
+        description="Rows with one of these cells in the label column are left out: `['-']` for rows of MNLI and SNLI "
+        "that have no label, `['']` for empty cells. Cells are compared by value",
+    )
+    out_of_range: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="What becomes of rows whose score is outside the regression's `value_range`: an error that names "
+        "the first one, or they are left out",
+    )
+
+    @field_validator("drop_labels", mode="before")
+    @classmethod
+    def _texts(cls, labels: Any) -> Any:
+        if not isinstance(labels, list):
+            raise ValueError("expected a list, such as ['-']")
+        for label in labels:
+            if isinstance(label, bool) or not isinstance(label, (str, int, float)):
+                raise ValueError(f"expected texts or numbers; put quotes around {str(label).lower()}")
+        return [str(label) for label in labels]
+
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
         if self.builtin and (self.hub or self.subset or self.train or self.validation):
@@ -43,6 +64,18 @@ class DataConfig(Section):
     @classmethod
     def _names_a_class(cls, plugin: str | None) -> str | None:
         return plugin and require_reference(plugin)
+
+    def require_fit_for(self, spec: TaskSpec) -> None:
+        """Check that a task has what the settings for leaving out rows go by.
+
+        Raises:
+            ConfigError: its rows have no label, or it has no range of values.
+        """
+        key = f"tasks.{spec.name}"
+        if self.drop_labels and not spec.is_labelled:
+            raise ConfigError(f"{key}.data.drop_labels: the rows of a {spec.kind} have no label")
+        if self.out_of_range == "drop" and spec.value_range is None:
+            raise ConfigError(f"{key}.data.out_of_range: drop needs {key}.value_range, such as [0, 5]")
 
 
 class AuxiliaryConfig(Section):
@@ -149,7 +182,7 @@ class TaskConfig(Section):
         labels = tuple(map(str, range(self.labels))) if isinstance(self.labels, int) else self.labels
         kind = self.type or (preset.type if preset else "classification")
         same_kind = preset is not None and preset.type == kind and labels is None
-        return TaskSpec(
+        spec = TaskSpec(
             name=name,
             type=kind,
             text_columns=tuple(self.text_columns or (preset.text_columns if preset else ())),
@@ -160,3 +193,6 @@ class TaskConfig(Section):
             hub=preset.hub if preset else None,
             hub_splits=preset.hub_splits if preset else ("train", "validation"),
         )
+        if self.data is not None:
+            self.data.require_fit_for(spec)
+        return spec
