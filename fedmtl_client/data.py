@@ -22,7 +22,7 @@ from fedmtl_client.tables import Table
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError
-from fedmtl_core.kinds import Collate, TaskKind, kind_of
+from fedmtl_core.kinds import CUT, Collate, TaskKind, kind_of
 from fedmtl_core.labels import listing
 from fedmtl_core.logs import get_logger
 from fedmtl_core.tasks import TaskSpec
@@ -190,12 +190,15 @@ class EncodedRows(Dataset[dict[str, Any]]):
         self._kind, key = kind_of(spec), f"tasks.{spec.name}.type"
         self._kind.require_tokenizer(tokenizer)
         with plugins.blamed(key, spec.type):
-            self._columns = self._kind.encode(rows.texts, rows.labels, tokenizer, max_length) if len(rows) else {}
-        for name, values in self._columns.items():
+            columns = self._kind.encode(rows.texts, rows.labels, tokenizer, max_length) if len(rows) else {CUT: []}
+        for name, values in columns.items():
             if len(values) != len(rows):
                 raise ConfigError(f"{key}: {spec.type}: encode() gives {len(values)} {name} for {len(rows)} rows")
+        self._columns = {name: values for name, values in columns.items() if name != CUT}
         self._tokenizer = tokenizer
         self._num_rows = len(rows)
+        self.num_cut = sum(columns[CUT]) if CUT in columns else None
+        """Rows that `max_length` cut; None if the task's kind or its tokenizer doesn't say."""
 
     def __len__(self) -> int:
         return self._num_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,8 +30,10 @@ _SPLITS: tuple[Split, ...] = ("train", "validation")
 MAX_SKEW_S = 60.0
 """A server's clock may be so far ahead before it is worth a word."""
 _SHOWN = 5
-_RARE = 0.05
-"""A class with a smaller share of the rows than this is worth a word."""
+MAX_TOKENISED = 10_000
+"""Of more rows than this, so many at regular intervals are tokenised."""
+_MANY_CUT = 0.05
+"""A larger share of rows that are cut is a warning."""
 
 
 def examine(
@@ -56,16 +59,27 @@ def examine(
         "device": lambda: device(config),
         "credentials": lambda: credentials(config, server),
     }
+    surveys: dict[str, Survey] = {}
+    names = {
+        (spec, split): f"{spec.name}: {split} rows" if len(sources) > 1 else f"{split} rows"
+        for spec, _ in sources
+        for split in _SPLITS
+    }
     for spec, source in sources:
         for split in _SPLITS:
-            name = f"{spec.name}: {split} rows" if len(sources) > 1 else f"{split} rows"
-            checks[name] = partial(rows, spec, source, split, shard, name)
+            name = names[spec, split]
+            checks[name] = partial(rows, spec, source, split, shard, name, surveys)
     found = [finding for name, check in checks.items() for finding in doctor.findings(name, check)]
     plans: list[TrainingPlan] = []
     found += doctor.findings("server", lambda: reach(config, client_id, [spec for spec, _ in sources], server, plans))
     planned = plans[0].client_model if plans else ""
     if source_of_model := model or planned:
-        found += doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model, [spec]))
+        usable = doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model, [spec]))
+        found += usable
+        max_length = (plans[0] if plans else config.training).max_length
+        for (spec, _), name in names.items() if not doctor.has_failed(usable) else ():
+            if name in surveys:
+                found += doctor.findings(name, partial(lengths, spec, surveys[name], source_of_model, max_length, name))
     else:
         found.append(warn("tokenizer", "not known: the server says which, and it wasn't reached"))
     if plans and plans[0].local:
@@ -82,12 +96,24 @@ def device(config: Config) -> Iterator[Finding]:
 
 
 def rows(
-    spec: TaskSpec, source: DataConfig | None, split: Split, shard: tuple[int, int], check: str | None = None
+    spec: TaskSpec,
+    source: DataConfig | None,
+    split: Split,
+    shard: tuple[int, int],
+    check: str | None = None,
+    surveys: dict[str, Survey] | None = None,
 ) -> Iterator[Finding]:
-    """Whether one split can be read, and its rows are what the task says."""
+    """Whether one split can be read, and its rows are what the task says.
+
+    Args:
+        surveys: gets what was seen, by the check's name.
+    """
     from fedmtl_client.data import survey
 
-    yield from judge(spec, survey(spec, source, split), check or f"{split} rows", shard)
+    seen, name = survey(spec, source, split), check or f"{split} rows"
+    if surveys is not None:
+        surveys[name] = seen
+    yield from judge(spec, seen, name, shard)
 
 
 def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> Iterator[Finding]:
@@ -126,6 +152,32 @@ def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> I
         yield warn(check, f"no row has the label {listing(missing)}", f"see tasks.{spec.name}.labels")
     if seen.num_empty:
         yield warn(check, f"{seen.num_empty:,} rows have an empty text", "they train and count like any other")
+
+
+def lengths(spec: TaskSpec, seen: Survey, model: str, max_length: int, check: str) -> Iterator[Finding]:
+    """How many rows of one split are longer than what the model sees of them.
+
+    Nothing is found for a kind of task that tokenises with targets, nor for a tokenizer that doesn't say what it cut.
+
+    Args:
+        model: name or folder of the encoder's tokenizer.
+        max_length: longest input in tokens.
+    """
+    from fedmtl_core.kinds import CUT, TaskKind, kind_of
+    from fedmtl_core.modeling import load_tokenizer
+
+    kind = kind_of(spec)
+    if not seen.num_rows or (spec.is_labelled and type(kind).encode is not TaskKind.encode):
+        return
+    texts = seen.texts[:: math.ceil(seen.num_rows / MAX_TOKENISED)]
+    columns = kind.encode(texts, [None] * len(texts), load_tokenizer(model), max_length)
+    if CUT not in columns:
+        return
+    count = sum(columns[CUT])
+    share = count / len(texts)
+    sampled = "" if len(texts) == seen.num_rows else " sampled"
+    found = f"{count:,} of {len(texts):,}{sampled} rows ({share:.1%}) are cut at {max_length} tokens"
+    yield warn(check, found, "see the server's training.max_length") if share > _MANY_CUT else ok(check, found)
 
 
 def _shares(spec: TaskSpec, seen: Survey) -> str:

@@ -381,7 +381,7 @@ class ClientSession:
                 (task.data.validation, task.val_samples or plan.val_samples),
             )
         )
-        self._log.info("data.ready", task=name, train_rows=len(train), validation_rows=len(validation))
+        self._log.info("data.ready", task=name, **_counts(train, validation, plan.max_length))
         trainer = settings.trainer(spec, plan, settings.device)
         lossy = settings.upload != "float32"
         feedback = ErrorFeedback(settings.upload, settings.topk_density) if lossy else None
@@ -422,6 +422,18 @@ class ClientSession:
         if self._no_longer_watching or newest is None or newest.run_id != event.run_id:
             return True
         return newest.oldest_base_round > event.round
+
+
+def _counts(train: EncodedRows, validation: EncodedRows, max_length: int) -> dict[str, int]:
+    """How many rows there are, and how many of them are cut, as far as that is known."""
+    cut = {"train_rows_cut": train.num_cut, "validation_rows_cut": validation.num_cut}
+    known = {name: count for name, count in cut.items() if count is not None}
+    return {
+        "train_rows": len(train),
+        "validation_rows": len(validation),
+        **known,
+        **({"max_length": max_length} if known else {}),
+    }
 
 
 def _encoded_update(bench: _Workbench, kind: UpdateKind) -> list[EncodedComponent]:

@@ -32,6 +32,8 @@ Collate = Callable[[Sequence[Row]], tuple[dict[str, Tensor], Tensor]]
 
 TARGETS = "targets"
 """The column of `TaskKind.encode` that isn't the encoder's."""
+CUT = "cut"
+"""An optional column of `TaskKind.encode`: whether `max_length` cut the row. No batch has it."""
 IGNORED = -100
 """The target of a token that has none; PyTorch's and transformers' own."""
 
@@ -163,10 +165,11 @@ class TaskKind(ABC):
 
         Returns:
             Columns: what the tokenizer gives, and `TARGETS`: a number a row, or where a head sees tokens a list of one
-            for each, `IGNORED` where there is none.
+            for each, `IGNORED` where there is none. With `CUT` too (see `cut_rows`), clients report the rows cut.
         """
         columns = [list(column) for column in zip(*texts, strict=True)]
-        return {**tokenizer(*columns, truncation=True, max_length=max_length), TARGETS: targets}
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+        return {**encoded, **cut_rows(encoded), TARGETS: targets}
 
     def collator(self, tokenizer: Any, seed: int) -> Collate:
         """What makes batches of encoded rows.
@@ -191,6 +194,18 @@ class TaskKind(ABC):
             return inputs, targets
 
         return collate
+
+
+def cut_rows(encoded: Any) -> dict[str, list[bool]]:
+    """The column `CUT` for what a tokenizer gave with `truncation=True`.
+
+    Args:
+        encoded: a `transformers.BatchEncoding`.
+
+    Returns:
+        Nothing if it comes from a tokenizer in Python, which doesn't say.
+    """
+    return {CUT: [bool(row.overflowing) for row in encoded.encodings]} if encoded.encodings else {}
 
 
 def _number(value: Any) -> float:

@@ -18,7 +18,7 @@ from transformers import DataCollatorForLanguageModeling
 from transformers.activations import ACT2FN
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.kinds import Array, Collate, EncoderFacts, Row, TaskKind
+from fedmtl_core.kinds import Array, Collate, EncoderFacts, Row, TaskKind, cut_rows
 from fedmtl_core.tasks import METRICS_OF
 
 
@@ -86,7 +86,8 @@ class MaskedLM(TaskKind):
         self, texts: Sequence[tuple[str, ...]], targets: Sequence[Any], tokenizer: Any, max_length: int
     ) -> Mapping[str, Sequence[Any]]:
         columns = [list(column) for column in zip(*texts, strict=True)]
-        return dict(tokenizer(*columns, truncation=True, max_length=max_length, return_special_tokens_mask=True))
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_special_tokens_mask=True)
+        return {**encoded, **cut_rows(encoded)}
 
     def collator(self, tokenizer: Any, seed: int) -> Collate:
         mask = DataCollatorForLanguageModeling(

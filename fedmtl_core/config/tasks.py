@@ -24,7 +24,6 @@ class DataConfig(Section):
     subset: str | None = Field(None, description="Its configuration there")
     train: str | None = Field(None, description="TSV, CSV, JSONL or Parquet file; with `hub`, the split's name")
     validation: str | None = Field(None, description="Likewise, for evaluation")
-
     drop_labels: list[str] = Field(
         [],
         description="Rows with one of these cells in the label column are left out: `['-']` for rows of MNLI and SNLI "
