@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from fedmtl_client import targets
 from fedmtl_client.partition import LabelSkew, groups_of_values, parts_of
-from fedmtl_client.tables import Table
+from fedmtl_client.tables import Table, class_names_in
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError
@@ -263,7 +263,8 @@ def _from_plugin(spec: TaskSpec, source: DataConfig, split: str) -> Table:
     key, plugin = f"tasks.{spec.name}.data.plugin", source.plugin or ""
     kind = plugins.load(key, plugin, RowSource)  # type: ignore[type-abstract]
     with plugins.blamed(key, plugin):
-        rows = list(getattr(kind(spec, **(source.options or {})), split)())
+        given = getattr(kind(spec, **(source.options or {})), split)()
+        rows = list(given)
     if not rows:
         raise DataError(f"{key}: {plugin}: {split}() gives no rows")
     for number, row in enumerate(rows, 1):
@@ -271,7 +272,8 @@ def _from_plugin(spec: TaskSpec, source: DataConfig, split: str) -> Table:
             raise DataError(f"{key}: {plugin}: {split}() gives a {type(row).__name__} as row {number}, not a mapping")
         if missing := [column for column in rows[0] if column not in row]:
             raise DataError(f"{key}: {plugin}: {split}(): row {number} has no {missing[0]!r}, which the first has")
-    return Table({column: [row[column] for row in rows] for column in rows[0]})
+    columns = {column: [row[column] for row in rows] for column in rows[0]}
+    return Table(columns, class_names_in(getattr(given, "features", None)))  # a `datasets.Dataset` has some
 
 
 def _from_file(path: Path, spec: TaskSpec, split: str) -> Table:

@@ -32,6 +32,14 @@ class Table:
         )
 
 
+def class_names_in(features: Any) -> dict[str, tuple[str, ...]]:
+    """By column name, the class names that `datasets.Features` declare; empty for anything else."""
+    if not isinstance(features, Mapping):
+        return {}
+    declared = {name: _declared_names(feature) for name, feature in features.items()}
+    return {name: names for name, names in declared.items() if names}
+
+
 def _declared_names(feature: Any) -> tuple[str, ...]:
     """The class names of a `datasets` feature, or of the items of a list; empty if it has none."""
     while (inner := getattr(feature, "feature", None)) is not None and not isinstance(inner, dict):

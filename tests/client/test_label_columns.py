@@ -203,6 +203,21 @@ def test_hub_sets_are_matched_by_name_as_files_are(tmp_path, monkeypatch):
     assert by_row(spec, DataConfig(hub="somebody/nli")) == [2, 1, 0]
 
 
+def test_a_plug_in_that_gives_a_dataset_has_its_class_names_matched(tmp_path, monkeypatch):
+    spec = spec_of(*NLI)
+    path = declaring(tmp_path, ("contradiction", "neutral", "entailment"), [0, 1, 2], spec).train
+    (tmp_path / "own_nli.py").write_text(
+        "import datasets\n"
+        "from fedmtl_client.data import RowSource\n"
+        "class Nli(RowSource):\n"
+        f"  def train(self): return datasets.Dataset.from_parquet({path!r}, cache_dir={str(tmp_path)!r})\n"
+        "  validation = train\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert by_row(spec, DataConfig(plugin="own_nli:Nli")) == [2, 1, 0]
+
+
 def test_tags_of_words_are_matched_by_name_in_kinds_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "own_tags.py").write_text(
         "from fedmtl_core.kinds import Classification, TaskKind\n"
