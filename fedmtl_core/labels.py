@@ -143,7 +143,7 @@ class LabelNames:
         return number
 
     def _as_class_number(self, text: str) -> int | None:
-        """The class of a number counted from 0, written without leading zeros and without a fraction."""
+        """The class of a number from 0, such as `1` or `1.0`; None if it is out of range or has another form."""
         match = _CLASS_NUMBER.fullmatch(text.strip())
         if match is None or len(match[1]) > len(str(len(self.names))):
             return None

@@ -48,9 +48,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
         if self.builtin and (self.hub or self.subset or self.train or self.validation):
-            raise ValueError("`builtin` takes no other key beside it")
+            raise ValueError("`builtin` takes no other key that says where the rows are")
         if self.plugin and (self.builtin or self.hub or self.subset or self.train or self.validation):
-            raise ValueError("`plugin` takes no other key but `options` beside it")
+            raise ValueError("`plugin` takes no other key but `options` that says where the rows are")
         if self.options and not self.plugin:
             raise ValueError("`options` needs `plugin`")
         if self.subset and not self.hub:
