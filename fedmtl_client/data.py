@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import glob
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +15,7 @@ from torch.utils.data import Dataset
 
 from fedmtl_client import targets
 from fedmtl_client.partition import LabelSkew, groups_of_values, parts_of
+from fedmtl_client.reading import Dialect, read_files, shown
 from fedmtl_client.tables import Table, class_names_in
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
@@ -29,14 +27,6 @@ from fedmtl_core.tasks import TaskSpec
 
 _SHARD_SEED = 0
 """Rows are shuffled with one seed for all clients, so that their shards are disjoint."""
-
-_FORMATS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    ".tsv": ("csv", {"sep": "\t", "quoting": csv.QUOTE_NONE}),
-    ".csv": ("csv", {}),
-    ".jsonl": ("json", {}),
-    ".json": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
 
 
 @dataclass(frozen=True)
@@ -242,14 +232,14 @@ def _split(spec: TaskSpec, source: DataConfig, split: str) -> Table:
         return _builtin(source.builtin, split)
     if source.hub:
         default = spec.hub_splits[0 if split == "train" else 1]
-        return _from_hub(source.hub, source.subset, getattr(source, split) or default)
-    return _from_file(Path(getattr(source, split)), spec, split)
+        return _from_hub(source.hub, source.subset, getattr(source, split) or default, _wanted(spec))
+    return _from_files(getattr(source, split), source, spec, split)
 
 
 def _place(spec: TaskSpec, source: DataConfig, split: str) -> str:
     """Where a split's rows are, for messages."""
     is_file = not source.builtin and not source.hub and not source.plugin
-    return f"{spec.name}, {split} rows" + (f" in {getattr(source, split)}" if is_file else "")
+    return f"{spec.name}, {split} rows" + (f" in {shown(getattr(source, split))}" if is_file else "")
 
 
 def _builtin(name: str, split: str) -> Table:
@@ -276,45 +266,22 @@ def _from_plugin(spec: TaskSpec, source: DataConfig, split: str) -> Table:
     return Table(columns, class_names_in(getattr(given, "features", None)))  # a `datasets.Dataset` has some
 
 
-def _from_file(path: Path, spec: TaskSpec, split: str) -> Table:
-    import datasets
-
-    key = f"tasks.{spec.name}.data.{split}"
-    if not path.is_file():
-        raise DataError(f"{key}: there is no file {str(path)!r} (looked for {path.absolute()}).{_where_from(spec)}")
-    if path.suffix not in _FORMATS:
-        raise DataError(f"{key}: expected a file ending in {', '.join(_FORMATS)}, got {path.name!r}")
-    kind, options = _FORMATS[path.suffix]
+def _from_files(address: str, source: DataConfig, spec: TaskSpec, split: str) -> Table:
+    key, dialect = f"tasks.{spec.name}.data.{split}", Dialect(source.quoting, source.header)
     try:
-        if kind == "csv":
-            options = {**options, **_as_text(path, options)}
-        with tempfile.TemporaryDirectory() as cache:  # private rows: no copy of them stays behind
-            return Table.of(
-                datasets.load_dataset(
-                    kind, data_files=glob.escape(str(path)), split="train", cache_dir=cache, **options
-                )
-            )
-    except (OSError, ValueError, RuntimeError, StopIteration, datasets.exceptions.DatasetsError) as error:
-        if _is_of_no_rows(error):
-            raise DataError(f"{key}: {path} has no rows") from None
-        raise DataError(f"{key}: {path} can't be read as {path.suffix[1:]}: {_first_line(error)}") from None
+        return read_files(address, _wanted(spec), spec.text_columns, dialect)
+    except FileNotFoundError:
+        looked_for = Path(address).absolute()
+        raise DataError(f"{key}: there is no file {address!r} (looked for {looked_for}).{_where_from(spec)}") from None
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None
 
 
-def _as_text(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that read every cell as the text it is: neither `2020` nor `NA` is guessed to be anything else."""
-    import datasets
-    import pandas
-
-    header = pandas.read_csv(path, nrows=0, **options)
-    features = datasets.Features({str(column): datasets.Value("string") for column in header.columns})
-    return {"features": features, "keep_default_na": False}
-
-
-def _from_hub(name: str, subset: str | None, split: str) -> Table:
+def _from_hub(name: str, subset: str | None, split: str, wanted: Sequence[str]) -> Table:
     import datasets
 
     try:
-        return Table.of(datasets.load_dataset(name, subset, split=split))
+        return Table.of(datasets.load_dataset(name, subset, split=split), wanted)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"data set {name!r}{f' ({subset})' if subset else ''}, split {split!r}, can't be had from the hub "
@@ -347,8 +314,9 @@ def _log_declared(spec: TaskSpec, class_names: Iterable[tuple[str, ...]]) -> Non
 
 def _require_columns(spec: TaskSpec, table: Table, place: str) -> None:
     if missing := [column for column in _wanted(spec) if column not in table.columns]:
+        names = ", ".join(table.available or table.columns)
         raise DataError(
-            f"{place}: there is no column {missing[0]!r}; the columns are {', '.join(table.columns)}. "
+            f"{place}: there is no column {missing[0]!r}; the columns are {names}. "
             f"Set tasks.{spec.name}.text_columns{f' and tasks.{spec.name}.label_column' if spec.is_labelled else ''}"
         )
 
@@ -396,12 +364,6 @@ def _where_from(spec: TaskSpec) -> str:
         f" Download {spec.name} from https://gluebenchmark.com/tasks, or from the hub as data set {spec.hub[0]} "
         f"({spec.hub[1]}), and save it with the columns {', '.join(_wanted(spec))}"
     )
-
-
-def _is_of_no_rows(error: BaseException) -> bool:
-    """Whether a file couldn't be read since nothing, or nothing but a header, is in it."""
-    signs = ("corresponds to no data", "BatchSize must be greater than 0")  # of text and JSON files, and of Parquet
-    return isinstance(error, StopIteration) or any(sign in str(error.__cause__ or error) for sign in signs)
 
 
 def _first_line(error: BaseException) -> str:

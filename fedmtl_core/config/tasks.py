@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedmtl_core import plugins
-from fedmtl_core.config.section import UINT32, Section, require_reference, shown
+from fedmtl_core.config.section import UINT32, Section, require_no_password, require_reference, shown
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec, traits_of
 
 MAX_LABELS = 10_000
+
+
+def _column_name(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+ColumnName = Annotated[str, BeforeValidator(_column_name)]
+"""A column's name, or its number where there is no header."""
 
 
 class DataConfig(Section):
@@ -22,8 +30,23 @@ class DataConfig(Section):
     options: dict[str, Any] | None = Field(None, description="What that class is made with")
     hub: str | None = Field(None, description="A data set on the hub")
     subset: str | None = Field(None, description="Its configuration there")
-    train: str | None = Field(None, description="TSV, CSV, JSONL or Parquet file; with `hub`, the split's name")
-    validation: str | None = Field(None, description="Likewise, for evaluation")
+    train: str | None = Field(
+        None,
+        description="Training rows: a TSV, CSV, JSON or Parquet file, a folder or a pattern of such files, or their "
+        "URL; with `hub`, the split's name",
+    )
+    validation: str | None = Field(None, description="Evaluation rows, as for `train`")
+    quoting: Literal["auto", "none", "minimal"] = Field(
+        "auto",
+        description="Quotes around a cell of a CSV or TSV file: `minimal` if they belong to the file (a quote inside "
+        "is doubled), `none` if they belong to the text; `auto` is `minimal` for CSV, and decided from the file for "
+        "TSV",
+    )
+    header: Literal["first_row", "none"] = Field(
+        "first_row",
+        description="Column names of a CSV or TSV file; with `none`, `text_columns` and `label_column` are column "
+        "numbers, from 1",
+    )
     drop_labels: list[str] = Field(
         [],
         description="Rows with one of these cells in the label column are left out: `['-']` for rows of MNLI and SNLI "
@@ -57,7 +80,15 @@ class DataConfig(Section):
             raise ValueError("`subset` needs `hub`")
         if not (self.builtin or self.hub or self.plugin or (self.train and self.validation)):
             raise ValueError("expected `builtin`, or `hub`, or `plugin`, or both files `train` and `validation`")
+        for key in ("quoting", "header"):
+            if getattr(self, key) != type(self).model_fields[key].default and (self.builtin or self.hub or self.plugin):
+                raise ValueError(f"`{key}` is for the files `train` and `validation`")
         return self
+
+    @field_validator("train", "validation")
+    @classmethod
+    def _without_password(cls, address: str | None) -> str | None:
+        return address and require_no_password(address, "~/.netrc, or where the storage's own tools look for it")
 
     @field_validator("plugin")
     @classmethod
@@ -104,8 +135,10 @@ class TaskConfig(Section):
         description="Of a regression: its lowest and highest value, such as `[0, 5]`. Its head begins in the middle; "
         "if not given, at 0, and the first steps of training go into getting there",
     )
-    text_columns: list[str] | None = Field(None, description="One column of text, or two that are read as a pair")
-    label_column: str | None = Field(None, description="Column of the label; none for `masked_lm`")
+    text_columns: list[ColumnName] | None = Field(
+        None, description="One column of text, or two that are read as a pair"
+    )
+    label_column: ColumnName | None = Field(None, description="Column of the label; none for `masked_lm`")
     metrics: list[str] | None = Field(
         None, description=f"Of {', '.join(METRICS)}; the first is the main one. f1 is for two labels"
     )

@@ -24,3 +24,11 @@ def test_a_table_has_the_class_names_that_a_dataset_declares_for_a_column_or_its
     table = Table.of(datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": values}, features=features))
     assert table.columns == {"text": ["a", "b", "c"], "label": values}
     assert table.class_names == ({"label": names} if names else {})
+
+
+def test_only_the_wanted_columns_are_read_and_all_that_there_are_are_named():
+    table = Table.of(
+        datasets.Dataset.from_dict({"note": ["x"], "label": [1], "text": ["a"]}), ["text", "label", "kind"]
+    )
+    assert (table.columns, table.available) == ({"label": [1], "text": ["a"]}, ["note", "label", "text"])
+    assert Table.of(datasets.Dataset.from_dict({"note": ["x"]}), ["text"]).columns == {}

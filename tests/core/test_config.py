@@ -47,6 +47,13 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
         ("server: {port: 70000}", r"server\.port: .*65535 \(got 70000\)"),
         ("tasks: {sst2: {data: {train: a.tsv}}}", r"tasks\.sst2\.data: expected `builtin`, or `hub`"),
         ("tasks: {sst2: {data: {builtin: sst2, hub: x}}}", "`builtin` takes no other key"),
+        ("tasks: {sst2: {data: {hub: x, header: none}}}", "`header` is for the files `train` and `validation`"),
+        ("tasks: {sst2: {data: {builtin: sst2, quoting: none}}}", "`quoting` is for the files"),
+        (
+            "tasks: {sst2: {data: {train: 'https://me:hidden@x/a.csv', validation: b.csv}}}",
+            r"tasks\.sst2\.data\.train: a password in it would be kept .*; give it in ~/\.netrc[^(]*$",
+        ),
+        ("tasks: {sst2: {text_columns: [true]}}", r"tasks\.sst2\.text_columns\[0\]: "),
         ("tasks: {sst2: {min_client: 2}}", r"tasks\.sst2\.min_client: unknown key; did you mean 'min_clients'\?"),
         ("tasks: {mine: {}}", r"tasks\.mine\.type: needed, since 'mine' is not one of the GLUE tasks"),
         ("tasks: {sst2: {metrics: [pearson]}}", "metric 'pearson' doesn't fit a classification"),
@@ -187,6 +194,11 @@ def test_a_task_of_ones_own_needs_type_and_columns(tmp_path):
     assert spec.num_outputs == 3
     assert spec.text_columns == ("title", "body")
     assert spec.metrics == ("accuracy",)
+
+
+def test_columns_may_be_numbers_without_quotes_around_them(tmp_path):
+    (spec,) = config.load(write(tmp_path, "tasks: {cola: {text_columns: [4], label_column: 2}}")).task_specs()
+    assert (spec.text_columns, spec.label_column) == (("4",), "2")
 
 
 def test_the_reference_names_every_key_with_its_default():

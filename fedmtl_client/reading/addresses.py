@@ -1,0 +1,187 @@
+"""What an address of rows means: a file, a folder or a pattern of files, here or elsewhere, compressed or not."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import io
+import lzma
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+from fedmtl_client.reading import remote
+from fedmtl_client.reading.remote import shown
+from fedmtl_core.errors import DataError
+
+__all__ = ["FORMATS", "Part", "find_parts", "shown"]
+
+FORMATS = {
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+"""Formats by suffix."""
+
+
+def _zstd(file: BinaryIO) -> BinaryIO:
+    """Decompress with Arrow, which says when the file ends too early; `zstandard.open` takes that for the end."""
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
+
+
+_COMPRESSIONS: dict[str, Callable[[Any], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zstd,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of rows."""
+
+    name: str
+    """Its address, as messages show it."""
+    format: str
+    """One of the values of `FORMATS`."""
+    decompress: Callable[[Any], Any] | None
+    """What makes the rows' bytes of the file's; None if it isn't compressed."""
+    source: Callable[[], BinaryIO]
+    """Opens the file's bytes."""
+    is_local: bool
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[], BinaryIO]]:
+        """What opens the rows' bytes, as often as it is called, one after the other.
+
+        A remote file is fetched once, into a temporary file without a name, so that no copy outlasts the process.
+        Parquet is read in place, for its columns are apart.
+        """
+        if self.is_local or (self.format == "parquet" and not self.decompress and remote.is_seekable(self.name)):
+            yield lambda: self._decompressed(self.source())
+            return
+        with tempfile.TemporaryFile() as copy:
+            with self.source() as stream:
+                while block := stream.read(1 << 20):
+                    copy.write(block)
+            copy.flush()
+
+            def again() -> BinaryIO:
+                copy.seek(0)
+                return self._decompressed(os.fdopen(os.dup(copy.fileno()), "rb"))
+
+            yield again
+
+    def _decompressed(self, file: BinaryIO) -> BinaryIO:
+        return cast(BinaryIO, self.decompress(file)) if self.decompress else file
+
+
+def find_parts(address: str) -> list[Part]:
+    """The files that an address means, sorted by name.
+
+    Args:
+        address: a file, a folder of files, or a pattern (`*`, `?`, `[…]`, `**`); a path, or a URL.
+
+    Raises:
+        FileNotFoundError: no file is at a path, and none matches it as a pattern.
+        DataError: the address means no files of rows, or files of several formats.
+    """
+    if remote.is_url(address):
+        return _remote_parts(address)
+    path = Path(address)
+    if path.is_file():
+        return [_part(address, address, lambda: path.open("rb"))]
+    if path.is_dir():
+        return _local_parts(address, _in_folder(address, os.listdir(path), lambda name: (path / name).is_dir(), path))
+    found = [one for one in glob.glob(address, recursive=True) if Path(one).is_file()]
+    if not (visible := _visible(address, found)):
+        raise FileNotFoundError(address)
+    return _local_parts(address, visible)
+
+
+def _local_parts(address: str, paths: Sequence[Any]) -> list[Part]:
+    parts = [_part(str(path), str(path), lambda path=path: open(path, "rb")) for path in paths]  # type: ignore[misc]  # noqa: SIM115
+    return _of_one_format(address, parts)
+
+
+def _remote_parts(address: str) -> list[Part]:
+    name = shown(address)
+    if remote.is_http(address):
+        return [_part(name, urlsplit(address).path, lambda: remote.download(address), is_local=False)]
+    with remote.reaching(address) as (files, path):
+        if files.isdir(path):
+            listed = {PurePosixPath(one["name"]).name: one for one in files.ls(path, detail=True)}
+            is_folder = {short: one["type"] == "directory" for short, one in listed.items()}
+            folder = PurePosixPath(path)
+            found = [str(one) for one in _in_folder(name, list(listed), is_folder.__getitem__, folder)]
+        elif files.exists(path) or not glob.has_magic(path):
+            return [_part(name, path, lambda: remote.open_file(address, path), is_local=False)]
+        else:
+            found = _visible(path, [one for one in files.glob(path) if not files.isdir(one)])
+    if not found:
+        raise DataError(f"no file matches {name}")
+    scheme = urlsplit(address).scheme
+    parts = [
+        _part(f"{scheme}://{one.lstrip('/')}", one, lambda one=one: remote.open_file(address, one), is_local=False)  # type: ignore[misc]
+        for one in found
+    ]
+    return _of_one_format(name, parts)
+
+
+def _in_folder(address: str, names: Sequence[str], is_folder: Callable[[str], bool], folder: Any) -> list[Any]:
+    """The files in a folder that have rows: those that neither begin with a dot nor with an underscore."""
+    if "_delta_log" in names:
+        raise DataError(
+            f"{address} is a Delta table, whose folder has rows that were deleted, too; export it as Parquet"
+        )
+    visible = sorted(name for name in names if not _is_hidden(name))
+    if inner := [name for name in visible if is_folder(name)]:
+        raise DataError(
+            f"{address} is a folder with folders in it ({inner[0]}); name the files by a pattern such as "
+            f"{address.rstrip('/')}/**/*.parquet. Columns that are only in the folders' names aren't read"
+        )
+    if not visible:
+        raise DataError(f"{address} is a folder without files of rows")
+    return [folder / name for name in visible]
+
+
+def _visible(pattern: str, found: Sequence[str]) -> list[str]:
+    """Those of the found files of which no part that the pattern left open is hidden, sorted."""
+    parts = Path(pattern).parts
+    literal = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return sorted(one for one in found if not any(map(_is_hidden, Path(one).parts[literal:])))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _part(name: str, path: str, source: Callable[[], BinaryIO], is_local: bool = True) -> Part:
+    suffixes = [suffix.lower() for suffix in PurePosixPath(Path(path).name).suffixes]
+    decompress = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
+    suffix = (suffixes[:-1] if decompress else suffixes)[-1:]
+    if not suffix or suffix[0] not in FORMATS:
+        raise DataError(
+            f"expected a file ending in {', '.join(FORMATS)}, alone or followed by {', '.join(_COMPRESSIONS)}, "
+            f"got {name!r}"
+        )
+    return Part(name, FORMATS[suffix[0]], decompress, source, is_local)
+
+
+def _of_one_format(address: str, parts: list[Part]) -> list[Part]:
+    formats = {part.format: part.name for part in reversed(parts)}
+    if len(formats) > 1:
+        raise DataError(f"{address} has files of several formats: {', '.join(sorted(formats.values()))}")
+    return parts

@@ -1,0 +1,154 @@
+"""JSON: an object for each row, line by line or in one array; every value is what it is in the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from fedmtl_client.reading.errors import MalformedError, excerpt
+from fedmtl_client.tables import Table
+
+_BLANK = b" \t\r\n"
+
+Open = Callable[[], BinaryIO]
+
+
+class _Repeated(dict[str, Any]):
+    """An object with a key that is there twice."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]):
+        super().__init__(pairs)
+        self.keys_in_file = [key for key, _ in pairs]
+
+
+def read(open_file: Open, wanted: Sequence[str]) -> Table:
+    """The wanted keys of a file's objects; a key that no object has is left out.
+
+    Args:
+        open_file: opens the file's bytes, from the beginning.
+        wanted: names of keys.
+
+    Raises:
+        MalformedError: it isn't JSON, or an object has no such key; with the line, or in an array with the row.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in wanted}
+    targets = [(name, column.append) for name, column in columns.items()]
+    known: dict[str, None] = {}
+    for row, (place, value) in enumerate(_objects(open_file), 1):
+        if not isinstance(value, dict):
+            raise MalformedError(f"{place}: expected an object such as {{{_example(wanted)}}}, found {_kind(value)}")
+        if row == 1:
+            known = dict.fromkeys(value)
+        if type(value) is _Repeated and (twice := [name for name in wanted if value.keys_in_file.count(name) > 1]):
+            raise MalformedError(f"{place}: the key {twice[0]!r} is there more than once")
+        for name, append in targets:
+            try:
+                append(value[name])
+            except KeyError:
+                return _without(open_file, name, row, place, wanted)
+    for name, values in columns.items():
+        _require_characters(name, values)
+    return Table(columns, available=list(known))
+
+
+def _without(open_file: Open, name: str, row: int, place: str, wanted: Sequence[str]) -> Table:
+    """What becomes of a file in which a row has not all of the wanted keys.
+
+    Raises:
+        MalformedError: other rows have the key.
+    """
+    known: dict[str, None] = {}
+    for _, value in _objects(open_file):
+        known.update(dict.fromkeys(value if isinstance(value, dict) else ()))
+    if name in known:
+        at = "" if place == f"row {row:,}" else f" (row {row:,})"
+        raise MalformedError(f"{place}{at}: there is no {name!r}, which other rows have")
+    return Table({one: [] for one in wanted if one in known and one != name}, available=list(known))
+
+
+def _objects(open_file: Open) -> Iterator[tuple[str, Any]]:
+    """A file's values, each with the words for where it is."""
+    with open_file() as file:
+        first = next((line for line in file if line.strip(_BLANK).removeprefix(b"\xef\xbb\xbf")), b"")
+    if first.removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK).startswith(b"["):
+        return ((f"row {row:,}", value) for row, value in enumerate(_array(open_file), 1))
+    return ((f"line {number:,}", value) for number, value in _lines(open_file))
+
+
+def _lines(open_file: Open) -> Iterator[tuple[int, Any]]:
+    with open_file() as file:
+        for number, line in enumerate(file, 1):
+            text = _decoded(line, number)
+            if not text.strip():
+                continue
+            try:
+                value = _loads(text)
+            except json.JSONDecodeError as error:
+                raise MalformedError(
+                    f"line {number:,}, character {error.colno:,}: expected one JSON object a line, or one array of "
+                    f"them ({error.msg}), found {excerpt(text.rstrip())}"
+                ) from None
+            except (ValueError, RecursionError) as error:
+                raise MalformedError(f"line {number:,}: {_first_line(error)}") from None
+            yield number, value
+
+
+def _array(open_file: Open) -> Iterable[Any]:
+    with open_file() as file:
+        text = "".join(_decoded(line, number) for number, line in enumerate(file, 1))
+    try:
+        values = _loads(text)
+    except json.JSONDecodeError as error:
+        raise MalformedError(f"line {error.lineno:,}, character {error.colno:,}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(_first_line(error)) from None
+    return list(values)
+
+
+def _decoded(line: bytes, number: int) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise MalformedError(
+            f"line {number:,}: expected UTF-8 text, found the byte 0x{line[error.start]:02x}; save it as UTF-8"
+        ) from None
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    return value if len(value) == len(pairs) else _Repeated(pairs)
+
+
+def _require_characters(name: str, values: Iterable[Any]) -> None:
+    """Check that strings can be written as UTF-8: an escape such as `\\ud83d` alone is half a character.
+
+    Raises:
+        MalformedError: one can't.
+    """
+    for row, value in enumerate(values, 1):
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise MalformedError(
+                    f"row {row:,}: {name}: half of a character (\\u{ord(value[error.start]):04x}, a surrogate without "
+                    f"its other one)"
+                ) from None
+
+
+def _example(wanted: Sequence[str]) -> str:
+    return ", ".join(f'"{name}": …' for name in wanted)
+
+
+def _kind(value: Any) -> str:
+    names = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _first_line(error: BaseException) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]

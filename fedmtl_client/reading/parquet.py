@@ -1,0 +1,74 @@
+"""Parquet: the wanted columns, at once, with the class names that `datasets` wrote beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, BinaryIO
+
+from fedmtl_client.reading.errors import MalformedError, require_once
+from fedmtl_client.tables import Table
+
+_DATASETS = b"huggingface"
+"""Where `datasets` keeps its features in a schema."""
+
+
+def read(open_file: Callable[[], BinaryIO], wanted: Sequence[str], texts: Collection[str]) -> Table:
+    """The wanted columns of a file, those that it has.
+
+    Args:
+        open_file: opens the file's bytes.
+        wanted: names of columns.
+        texts: those of them that have to be text.
+
+    Raises:
+        MalformedError: a column of text is of another type.
+    """
+    import pyarrow.parquet
+
+    with open_file() as file:
+        whole = file if file.seekable() else pyarrow.BufferReader(file.read())
+        parquet = pyarrow.parquet.ParquetFile(whole)
+        schema = parquet.schema_arrow
+        require_once(wanted, schema.names)
+        there = [name for name in wanted if name in schema.names]
+        for name in there:
+            if name in texts and parquet.metadata.num_rows and not _is_text(schema.field(name).type):
+                raise MalformedError(f"column {name!r}: expected text, found {schema.field(name).type}")
+        columns: dict[str, list[Any]] = {name: [] for name in there}
+        for batch in parquet.iter_batches(columns=there) if there else ():
+            for name, values in columns.items():
+                values += batch.column(name).to_pylist()
+    names = _class_names((schema.metadata or {}).get(_DATASETS, b"{}"))
+    return Table(columns, {name: names[name] for name in there if name in names}, available=schema.names)
+
+
+def _is_text(type_: Any) -> bool:
+    """Whether a column's values are strings, or none at all."""
+    import pyarrow
+
+    kinds = pyarrow.types
+    if kinds.is_dictionary(type_):
+        return _is_text(type_.value_type)
+    return bool(
+        kinds.is_string(type_) or kinds.is_large_string(type_) or kinds.is_string_view(type_) or kinds.is_null(type_)
+    )
+
+
+def _class_names(metadata: bytes) -> dict[str, tuple[str, ...]]:
+    """By column, the names of a `ClassLabel`, or of the items of a list of them."""
+    try:
+        features = json.loads(metadata)["info"]["features"]
+        return {name: names for name, feature in features.items() if (names := _names(feature))}
+    except (ValueError, LookupError, TypeError, AttributeError):  # not what `datasets` writes
+        return {}
+
+
+def _names(feature: Any) -> tuple[str, ...]:
+    if isinstance(feature, list) and len(feature) == 1:
+        return _names(feature[0])
+    if not isinstance(feature, dict):
+        return ()
+    if "feature" in feature:
+        return _names(feature["feature"])
+    return tuple(feature["names"]) if feature.get("_type") == "ClassLabel" else ()

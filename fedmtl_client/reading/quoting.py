@@ -1,0 +1,157 @@
+"""Whether the quotes around the cells of a file belong to the file or to its texts, told by the file."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from fedmtl_client.reading.errors import MalformedError, counted
+
+_CLEAR = 10
+"""Where evidence contradicts itself, so many times as much of it decides."""
+
+OpenText = Callable[[], AbstractContextManager[TextIO]]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether cells are quoted, and why."""
+
+    is_quoted: bool
+    reason: str
+    """Empty where no cell begins with a quote, and the question doesn't arise."""
+
+
+@dataclass
+class _Cells:
+    """What the cells of a file look like, read without quoting."""
+
+    num_rows: int = 0
+    """Lines after the header."""
+    widths: set[int] = field(default_factory=set)
+    """Cells of these lines."""
+    opening: int = 0
+    """Cells that begin with a quote, quoted or not."""
+    quoted: int = 0
+    """Cells in quotes from end to end, with none inside but doubled or escaped ones."""
+    doubled: int = 0
+    """Quoted cells with doubled quotes inside."""
+    escaped: int = 0
+    """Quoted cells with a backslash before each quote inside, as R's `write.table` and Spark write them."""
+    stray: int = 0
+    """Other cells with a quote, anywhere: a writer that quotes would have quoted them."""
+    quoted_commas: int = 0
+    """Quoted cells with a comma: a spreadsheet quotes them in TSV, too."""
+    other_commas: int = 0
+    """Other cells with a comma."""
+    header_is_quoted: bool = False
+    quoted_by_column: Counter[int] = field(default_factory=Counter)
+    """Quoted cells of the lines after the header."""
+
+    def add(self, cells: list[str]) -> None:
+        """Count a row's cells."""
+        self.num_rows += 1
+        self.widths.add(len(cells))
+        for place, cell in enumerate(cells):
+            if '"' not in cell:
+                self.other_commas += "," in cell
+                continue
+            self.opening += cell.startswith('"')
+            if not _is_quoted(cell):
+                self.stray += 1
+                self.other_commas += "," in cell
+                continue
+            self.quoted += 1
+            self.quoted_by_column[place] += 1
+            self.quoted_commas += "," in cell
+            self.escaped += (is_escaped := '\\"' in cell[1:-1])
+            self.doubled += '""' in cell[1:-1] and not is_escaped
+
+
+def _is_quoted(cell: str) -> bool:
+    inner = cell[1:-1].replace('\\"', "").replace('""', "")
+    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner
+
+
+def decide(open_text: OpenText, delimiter: str) -> Decision:
+    """Read a file both ways, and find the one that somebody would have written.
+
+    Args:
+        open_text: opens the file's text, from the beginning.
+        delimiter: between cells.
+
+    Raises:
+        MalformedError: the file speaks for both, or its quotes are escaped by backslashes.
+    """
+    cells = _look(open_text, delimiter)
+    if not cells.opening:
+        return Decision(False, "")
+    if _fits_quoted(open_text, delimiter) and len(cells.widths) > 1:
+        return Decision(True, "quoted cells hold tabs or line breaks")
+    if (cells.doubled or cells.escaped) and cells.stray:
+        return _weighed(cells)
+    if cells.stray:
+        return Decision(False, f"{counted(cells.stray, 'cell')} with quotes that aren't around all of it")
+    if cells.escaped:
+        raise MalformedError(_escaped(cells))
+    if cells.doubled:
+        return Decision(True, f"{counted(cells.doubled, 'quoted cell')} with doubled quotes inside")
+    if cells.header_is_quoted or (cells.num_rows > 1 and cells.num_rows in cells.quoted_by_column.values()):
+        return Decision(True, "all cells of the header or of a column are quoted")
+    if cells.quoted_commas == cells.quoted and not cells.other_commas:
+        return Decision(True, "the cells with a comma are quoted, and no others, as spreadsheets write them")
+    return Decision(False, f"{counted(cells.quoted, 'cell')} in quotes, which no writer of quotes would have put there")
+
+
+def _weighed(cells: _Cells) -> Decision:
+    """The decision for a file in which some cells are quoted and others have quotes without being quoted."""
+    quoted = counted(cells.doubled + cells.escaped, "quoted cell") + " with quotes inside"
+    stray = counted(cells.stray, "cell") + " with quotes that aren't around all of it"
+    if cells.stray >= _CLEAR * (cells.doubled + cells.escaped):
+        return Decision(False, f"{stray}, against {quoted}")
+    if cells.escaped:
+        raise MalformedError(_escaped(cells))
+    if cells.doubled >= _CLEAR * cells.stray:
+        return Decision(True, f"{quoted}, against {stray}")
+    raise MalformedError(
+        f"it has {quoted}, and {stray}: set data.quoting to minimal if quotes around a cell belong to the file, or to "
+        f"none if they belong to the text"
+    )
+
+
+def _escaped(cells: _Cells) -> str:
+    return (
+        f"{counted(cells.escaped, 'quoted cell')} with a backslash before each quote inside: write the file with "
+        f'doubled quotes (in R, qmethod = "double"; in Spark, option escape), or set data.quoting to none if '
+        f"quotes and backslashes belong to the text"
+    )
+
+
+def _look(open_text: OpenText, delimiter: str) -> _Cells:
+    found, is_header = _Cells(), True
+    with open_text() as lines:
+        for line in lines:
+            if text := line.rstrip("\r\n"):
+                cells = text.split(delimiter)
+                if is_header:
+                    found.header_is_quoted = all(map(_is_quoted, cells))
+                    found.opening += any(cell.startswith('"') for cell in cells)
+                elif len(cells) > 1 or text.strip():
+                    found.add(cells)
+                is_header = False
+    return found
+
+
+def _fits_quoted(open_text: OpenText, delimiter: str) -> bool:
+    """Whether a file can be read with quoting at all: no stray quotes, and each row as long as the others."""
+    with open_text() as lines:
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            next(rows, None)  # the header may be shorter
+            return len({len(cells) for cells in rows if len(cells) > 1 or "".join(cells).strip()}) <= 1
+        except csv.Error:
+            return False

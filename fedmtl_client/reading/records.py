@@ -1,0 +1,119 @@
+"""The records of a CSV or TSV file, each with its lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO, NamedTuple, TextIO
+
+from fedmtl_client.reading.errors import MalformedError
+
+_LONGEST_CELL = 2**31 - 1
+"""Characters; the `csv` module refuses cells above 131,072 if nothing is said."""
+
+
+class Record(NamedTuple):
+    """One row of cells."""
+
+    first_line: int
+    """Counted from 1."""
+    last_line: int
+    cells: list[str]
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        one = self.first_line == self.last_line
+        return f"line {self.first_line:,}" if one else f"lines {self.first_line:,} to {self.last_line:,}"
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """A file of records, which can be read more than once."""
+
+    open: Callable[[], BinaryIO]
+    """Opens the file's bytes, from the beginning."""
+    delimiter: str
+    """Between cells."""
+    is_quoted: bool
+    """Whether quotes around a cell belong to the file, and a quote inside is doubled."""
+    has_header: bool
+
+    def first(self) -> Record | None:
+        """The header, or without one the first row."""
+        return next(self._records(), None)
+
+    def rows(self) -> Iterator[Record]:
+        """The records after the header; blank lines are left out.
+
+        Raises:
+            MalformedError: a quote is closed within a cell, or never; the text isn't UTF-8.
+        """
+        return islice(self._records(), 1 if self.has_header else 0, None)
+
+    def _records(self) -> Iterator[Record]:
+        csv.field_size_limit(_LONGEST_CELL)
+        with text_of(self.open) as lines:
+            reader = csv.reader(
+                lines,
+                delimiter=self.delimiter,
+                strict=True,
+                quoting=csv.QUOTE_MINIMAL if self.is_quoted else csv.QUOTE_NONE,
+            )
+            first = 1
+            while True:
+                try:
+                    cells = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    raise MalformedError(_stray_quote(error, first, reader.line_num)) from None
+                if cells:
+                    yield Record(first, reader.line_num, cells)
+                first = reader.line_num + 1
+
+
+def _stray_quote(error: csv.Error, first: int, last: int) -> str:
+    advice = (
+        "A text with quotes has to stand in quotes, and each quote in it has to be doubled; a file without quoting "
+        "needs data.quoting: none"
+    )
+    if "unexpected end" in str(error):
+        return f"line {first:,}: the quote that opens a cell is never closed. {advice}"
+    if "expected after" in str(error):
+        where = "" if first == last else f" in line {first:,}"
+        return f"line {last:,}: the quote that opens a cell{where} is closed before the cell ends. {advice}"
+    return f"line {last:,}: {error}"
+
+
+@contextmanager
+def text_of(open_file: Callable[[], BinaryIO]) -> Iterator[TextIO]:
+    """A file's text, its line breaks as they are.
+
+    Raises:
+        MalformedError: it isn't UTF-8; with the line.
+    """
+    with io.TextIOWrapper(open_file(), encoding="utf-8-sig", newline="") as text:
+        try:
+            yield text
+        except UnicodeDecodeError:
+            raise MalformedError(_not_utf8(open_file)) from None
+
+
+def _not_utf8(open_file: Callable[[], BinaryIO]) -> str:
+    """Where a file stops being UTF-8."""
+    with open_file() as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                return "line 1: expected UTF-8 text, found UTF-16; save it as UTF-8"
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return (
+                    f"line {number:,}: expected UTF-8 text, found the byte 0x{line[error.start]:02x}; save it as UTF-8"
+                )
+    return "expected UTF-8 text"

@@ -1,0 +1,179 @@
+"""Files at URLs: `http(s)://` by the standard library, other schemes by what `fsspec` knows."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import netrc
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
+
+from fedmtl_core.addresses import is_loopback
+from fedmtl_core.errors import DataError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_HTTP = re.compile(r"https?://", re.IGNORECASE)
+_TIMEOUT_S = 60.0
+"""A server may say nothing for so long."""
+
+
+def is_url(address: str) -> bool:
+    """Whether an address is a URL, and no path."""
+    return _URL.match(address) is not None
+
+
+def is_http(address: str) -> bool:
+    return _HTTP.match(address) is not None
+
+
+def is_seekable(address: str) -> bool:
+    """Whether a part of a file can be read at an address without the rest."""
+    return not is_http(address)
+
+
+def shown(address: str) -> str:
+    """An address without what may be secret: a user, a password, the values of a query."""
+    if not is_url(address):
+        return address
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # such as a bracket that isn't closed
+        return _URL.match(address)[0] + "…"  # type: ignore[index]
+    host = ("…@" if "@" in parts.netloc else "") + parts.netloc.rpartition("@")[2]
+    query = "&".join(f"{key}=…" for key, _ in parse_qsl(parts.query, keep_blank_values=True))
+    return urlunsplit(SplitResult(parts.scheme, host, parts.path, query, ""))
+
+
+class _WholeBody:
+    """A response's body that ends with the length that the server said, or not at all."""
+
+    def __init__(self, address: str, response: http.client.HTTPResponse):
+        self._address, self._response = address, response
+        length = response.headers.get("Content-Length", "")
+        self._expected = int(length) if length.isdigit() else None
+        self._received = 0
+
+    def __enter__(self) -> _WholeBody:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._response.close()
+
+    def read(self, size: int) -> bytes:
+        with _downloading(self._address):
+            block = self._response.read(size)  # at a cut connection it gives what it has, and no error
+        self._received += len(block)
+        if not block and self._expected is not None and self._received != self._expected:
+            raise DataError(
+                f"{shown(self._address)} can't be downloaded: the connection ended after {self._received:,} of "
+                f"{self._expected:,} bytes"
+            )
+        return block
+
+
+def download(address: str) -> BinaryIO:
+    """A file's bytes over HTTP. Name and password are those of `~/.netrc` for the host, if there are any.
+
+    Raises:
+        DataError: there is no such file or no such server, or it answers with a web page.
+    """
+    with _downloading(address):
+        parts = urlsplit(address)
+        path = quote(parts.path, safe="/%:@!$&'()*+,;=~")
+        host = parts.netloc.rpartition("@")[2]
+        request = urllib.request.Request(urlunsplit((parts.scheme, host, path, parts.query, "")))
+        if login := _login(parts):  # isn't sent on to a host that the answer redirects to
+            request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # nosec B310: http or https, by `is_http`
+    if response.headers.get_content_type() == "text/html":
+        response.close()
+        raise DataError(f"{shown(address)} can't be downloaded: the server answers with a web page, not with the file")
+    return cast(BinaryIO, _WholeBody(address, response))
+
+
+def _login(parts: SplitResult) -> str | None:
+    """`user:password` for a host, which nobody else can read on the way."""
+    host = parts.hostname or ""
+    if parts.scheme.lower() != "https" and not is_loopback(host):
+        return None
+    try:
+        found = netrc.netrc().hosts.get(host)
+    except FileNotFoundError:
+        return None
+    except netrc.NetrcParseError as error:  # its message may have a password
+        raise DataError(f"~/.netrc can't be read: see its line {error.lineno}, and that only you may read it") from None
+    except OSError as error:
+        raise DataError(f"~/.netrc can't be read: {error.strerror}") from None
+    return f"{found[0]}:{found[2]}" if found else None
+
+
+@contextmanager
+def _downloading(address: str) -> Iterator[None]:
+    try:
+        yield
+    except urllib.error.HTTPError as error:
+        error.close()
+        hint = "; ~/.netrc may hold a name and a password for the host" if error.code in (401, 403) else ""
+        raise DataError(
+            f"{shown(address)} can't be downloaded: the server answers {error.code} {error.reason}{hint}"
+        ) from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(
+            f"{shown(address)} can't be downloaded: {_scrubbed(reason, address)}. A file on this machine can be used "
+            f"instead"
+        ) from None
+
+
+@contextmanager
+def reaching(address: str) -> Iterator[tuple[Any, str]]:
+    """The file system of a URL, and the path in it.
+
+    Raises:
+        DataError: the scheme is unknown or needs a package, or anything that the file system says.
+    """
+    import fsspec
+
+    scheme = urlsplit(address).scheme.lower()
+    try:
+        yield fsspec.core.url_to_fs(address)
+    except DataError:
+        raise
+    except ImportError:
+        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}.get(
+            scheme
+        )
+        needed = f"pip install {package}" if package else f"install what fsspec needs for {scheme}://"
+        raise DataError(
+            f"{shown(address)} can't be read: {scheme}:// needs a package that isn't installed ({needed})"
+        ) from None
+    except FileNotFoundError:
+        raise DataError(f"{shown(address)} can't be read: there is no such file") from None
+    except Exception as error:  # each file system has errors of its own
+        known = (
+            ""
+            if scheme in fsspec.available_protocols()
+            else (". Expected a path, http://, https://, or a scheme that fsspec knows, such as s3:// or hf://")
+        )
+        raise DataError(f"{shown(address)} can't be read: {_scrubbed(error, address)}{known}") from None
+
+
+def open_file(address: str, path: str) -> BinaryIO:
+    """One file of the file system that an address is in.
+
+    Raises:
+        DataError: as for `reaching`.
+    """
+    with reaching(address) as (files, _):
+        return cast(BinaryIO, files.open(path, "rb"))
+
+
+def _scrubbed(error: object, address: str) -> str:
+    """The first line of what a library says, without the address's secrets."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return said.replace(address, shown(address))

@@ -1,0 +1,111 @@
+"""TSV with quotes and without: the file tells which."""
+
+import csv
+from pathlib import Path
+
+import pandas
+import pytest
+
+from fedmtl_core.errors import DataError
+from tests.client.reading.support import read, read_with_log
+
+GLUE = Path(__file__).parents[4] / "shared" / "data" / "glue"
+TEXTS = ['He said "hi", twice', '"quoted"', "plain", "with, a comma", 'a 5" disk']
+
+
+def tsv(tmp_path, *lines):
+    path = tmp_path / "rows.tsv"
+    path.write_text("".join(line + "\n" for line in ("text\tlabel", *lines)))
+    return path
+
+
+def decided(log):
+    return [line["quoting"] for line in log if line["event"] == "data.quoting_decided"]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+def test_what_pandas_quotes_is_read_without_its_quotes(quoting, tmp_path):
+    rows = [(text, str(number)) for number, text in enumerate(TEXTS)]
+    frame = pandas.DataFrame(rows, columns=["text", "label"])
+    frame.to_csv(tmp_path / "rows.tsv", sep="\t", index=False, quoting=quoting)
+    found, log = read_with_log(tmp_path / "rows.tsv")
+    assert (found, decided(log)) == (rows, ["minimal"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "rows"),
+    [
+        (['"a\ttab"\t1', "x\t0"], [("a\ttab", "1"), ("x", "0")]),
+        (['"two', 'lines"\t1', "x\t0"], [("two\nlines", "1"), ("x", "0")]),
+        (['"all"\t1', '"cells"\t0'], [("all", "1"), ("cells", "0")]),  # R, without a text that has a quote
+        (['"one, two"\t1', "x\t0"], [("one, two", "1"), ("x", "0")]),  # Excel quotes a comma, in TSV too
+    ],
+)
+def test_cells_that_only_a_writer_of_quotes_would_have_quoted_are_read_without_quotes(lines, rows, tmp_path):
+    found, log = read_with_log(tsv(tmp_path, *lines))
+    assert (found, decided(log)) == (rows, ["minimal"])
+
+
+def test_what_r_writes_is_read_without_its_quotes_and_row_names(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text('"text"\t"label"\n"1"\t"He said ""hi"""\t"1"\n"2"\t"plain"\t"0"\n')  # qmethod = "double"
+    assert read(path) == [('He said "hi"', "1"), ("plain", "0")]
+    path.write_text('"text"\t"label"\n"1"\t"one row"\t"1"\n"2"\t"plain"\t"0"\n')
+    assert read(path) == [("one row", "1"), ("plain", "0")]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['"oh\t1', "x\t0"],
+        ['"quoted" and more\t1', "x\t0"],
+        ['the "best"\t1', '"great"\t0'],
+        ['"great movie"\t1', "so so\t0"],
+        ['"great, really"\t1', "one, two\t0"],
+        ['a ""b"" c\t1', '"\t0'],
+    ],
+)
+def test_quotes_that_no_writer_of_quotes_would_have_left_so_are_the_texts_own(lines, tmp_path):
+    found, log = read_with_log(tsv(tmp_path, *lines))
+    assert (found, decided(log)) == ([tuple(line.split("\t")) for line in lines], ["none"])
+
+
+def test_a_file_without_quotes_at_the_beginning_of_a_cell_has_nothing_to_decide(tmp_path):
+    assert read_with_log(tsv(tmp_path, 'a 5" disk\t1')) == ([('a 5" disk', "1")], [])
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (['"a ""b"" c"\t1', 'he "said"\t0'], "1 quoted cell .* and 1 cell with quotes .* set data.quoting to minimal"),
+        (['"He said \\"hi\\""\t1', '"x"\t0'], "1 quoted cell with a backslash .*in R, qmethod = .double."),
+    ],
+)
+def test_a_file_that_speaks_for_both_is_refused_unless_it_is_said(lines, says, tmp_path):
+    with pytest.raises(DataError, match=says):
+        read(tsv(tmp_path, *lines))
+    assert read(tsv(tmp_path, *lines), quoting="none") == [tuple(line.split("\t")) for line in lines]
+
+
+def test_much_more_evidence_for_one_decides_and_what_contradicts_it_is_still_refused(tmp_path):
+    plain = [f'he "said" {number}\t1' for number in range(20)]
+    assert len(read(tsv(tmp_path, '"a ""b"" c"\t1', *plain))) == 21
+    quoted = [f'"he ""said"" {number}"\t1' for number in range(20)]
+    with pytest.raises(DataError, match="line 2: the quote that opens a cell is closed before"):
+        read(tsv(tmp_path, '"a" b\t1', *quoted))
+
+
+def test_a_setting_decides_without_a_look(tmp_path):
+    path = tsv(tmp_path, '"a ""b"""\t1')
+    assert read_with_log(path, quoting="none") == ([('"a ""b"""', "1")], [])
+    assert read_with_log(path, quoting="minimal") == ([('a "b"', "1")], [])
+    (tmp_path / "rows.csv").write_text('text,label\n"oh,1\n')
+    assert read(tmp_path / "rows.csv", quoting="none") == [('"oh', "1")]
+
+
+@pytest.mark.skipif(not GLUE.is_dir(), reason="the real rows are not at hand (../shared/data/glue)")
+@pytest.mark.parametrize("path", sorted(GLUE.glob("*/*.tsv")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_glues_files_without_quoting_are_read_word_for_word(path):
+    lines = path.read_text(encoding="utf-8").split("\n")
+    header, rows = lines[0].split("\t"), [tuple(line.split("\t")) for line in lines[1:] if line]
+    assert read(path, *header) == rows
