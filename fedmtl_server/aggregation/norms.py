@@ -151,7 +151,7 @@ def require_within(norms: Mapping[str, float], bounds: Mapping[str, float]) -> N
         NormExceededError: it does.
     """
     for scope, norm in norms.items():
-        if scope in bounds and norm > bounds[scope]:
+        if scope in bounds and not norm <= bounds[scope]:  # NaN is within no bound
             raise NormExceededError(
                 f"{scope}: the update moves it by an L2 norm of {norm:.6g}, at most {bounds[scope]:.6g} is allowed",
                 scope=scope,
@@ -196,8 +196,10 @@ def _norms_in_float64(run: Tensor, origin: Tensor | None) -> list[float]:
     for start in range(0, len(run), _BLOCK):
         values = run[start : start + _BLOCK].numpy()
         base = None if origin is None else origin[start : start + _BLOCK].numpy()
-        largest = max(float(np.abs(one).max()) for one in (values, base) if one is not None)
-        if largest > 0:
+        largest = float(np.max([np.abs(one).max() for one in (values, base) if one is not None]))
+        if not math.isfinite(largest):  # NaN isn't above 0, and not nothing either
+            norms.append(largest)
+        elif largest > 0:
             unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)  # a power of two rounds nothing
             delta = values / unit if base is None else values / unit - base / unit
             norms.append(unit * math.sqrt(_sum_of_squares(delta)))

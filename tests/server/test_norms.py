@@ -51,6 +51,19 @@ def test_a_norm_is_over_the_tensors_of_every_dtype():
     assert norm_of(component) == pytest.approx(math.sqrt(4 * (1 + 2 + 3 + 4)), rel=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_norm_of_what_is_not_a_number_is_none_and_within_no_bound(dtype):
+    nan, ones = torch.tensor([math.nan, 1.0], dtype=dtype), torch.ones(2, dtype=dtype)
+    for norm in (
+        norm_of(component_of(nan)),
+        norm_of(component_of(nan), component_of(ones)),
+        norm_of(component_of(ones), component_of(nan)),
+    ):
+        assert math.isnan(norm)
+        with pytest.raises(NormExceededError, match="nan"):
+            require_within({"shared": norm}, {"shared": 1e300})
+
+
 def test_padding_has_no_norm():
     component = component_of(torch.ones(1).half(), torch.ones(1))
     component.buffer[2:4] = 255
