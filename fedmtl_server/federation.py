@@ -21,7 +21,7 @@ from fedmtl_core.errors import (
     WrongRunError,
 )
 from fedmtl_core.formats import DEFAULT_DENSITY, Encoding
-from fedmtl_core.identifiers import name_some
+from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
@@ -159,7 +159,9 @@ class Federation:
         """
         if run_id not in ("", self.run_id):
             raise WrongRunError(
-                f"this server's run is {self.run_id!r}, the request is for {run_id!r}", expected=self.run_id, got=run_id
+                f"this server's run is {self.run_id!r}, the request is for {quoted(run_id)}",
+                expected=self.run_id,
+                got=run_id,
             )
 
     def require_task(self, task: str) -> None:
@@ -169,7 +171,9 @@ class Federation:
             UnknownTaskError: it isn't.
         """
         if task not in self.model.tasks:
-            raise UnknownTaskError(f"task: expected one of {', '.join(self.model.tasks)}, got {task!r}", task=task)
+            raise UnknownTaskError(
+                f"task: expected one of {', '.join(self.model.tasks)}, got {quoted(task)}", task=task
+            )
 
     async def watch(self, client_id: str, task: str, tasks: Sequence[str] = ()) -> AsyncGenerator[RoundEvent, None]:
         """The run's events from now on; with a client id, this is the client's presence.

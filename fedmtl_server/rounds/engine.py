@@ -14,7 +14,7 @@ from enum import Enum
 
 from fedmtl_core.config import MissingQuorum
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
-from fedmtl_core.identifiers import name_some
+from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.plan import Purpose, UpdateKind
 from fedmtl_server.rounds import quorums
 from fedmtl_server.rounds.cohorts import CohortRule
@@ -314,7 +314,7 @@ class RoundEngine:
         if claim.next_task and offer and claim.next_task not in offer.tasks:
             raise InvalidRequestError(
                 f"next_task: expected one of the tasks that client {claim.client_id!r} watches with, "
-                f"{', '.join(offer.tasks)}, got {claim.next_task!r}",
+                f"{', '.join(offer.tasks)}, got {quoted(claim.next_task)}",
                 field="next_task",
             )
 

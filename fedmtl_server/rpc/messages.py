@@ -15,7 +15,7 @@ from fedmtl_core.errors import (
     within,
 )
 from fedmtl_core.formats import DELTA_ENCODINGS
-from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.identifiers import require_identifier, shown
 from fedmtl_core.layout import Layout, require_scopes
 from fedmtl_core.wire import (
     PURPOSE_TO_PROTO,
@@ -278,6 +278,6 @@ def _metrics(field: str, metrics: Mapping[str, float]) -> dict[str, float]:
             )
         if not abs(value) <= MAX_METRIC_VALUE:  # NaN isn't either
             raise InvalidRequestError(
-                f"{field}: {name}: expected a number of at most {MAX_METRIC_VALUE:g}, got {value}", field=field
+                f"{field}: {shown(name)}: expected a number of at most {MAX_METRIC_VALUE:g}, got {value}", field=field
             )
     return dict(sorted(metrics.items()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from fedmtl_core.identifiers import name_some
+from fedmtl_core.identifiers import name_some, shown
 from fedmtl_core.logs import Logger
 from fedmtl_core.scopes import task_scope
 from fedmtl_core.sharing import Partition, blocks_text
@@ -17,6 +17,8 @@ from fedmtl_server.rounds.report import ComponentReport, RefusedUpdate, RoundRep
 from fedmtl_server.storage.history import UpdateRecord
 
 MAX_REFUSALS_REPORTED = 100
+MAX_METRICS_LOGGED = 16
+"""Of a task in a round; the report has all of them."""
 
 
 @dataclass
@@ -168,8 +170,8 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
             examples=task.num_examples,
             encoder_share=task.encoder_share,
             **({} if task.auxiliary_weight is None else {"auxiliary_weight": task.auxiliary_weight}),
-            received=dict(task.received_metrics),
-            trained=dict(task.trained_metrics),
+            received=_shown_metrics(task.received_metrics),
+            trained=_shown_metrics(task.trained_metrics),
         )
     for layer, before in report.moved.items():
         after = report.sharing[layer]
@@ -184,6 +186,11 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
         refused=report.num_refused,
         heads_unchanged=list(report.unchanged_tasks),
     )
+
+
+def _shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The first metrics of a task, under names fit for a log line: each of its clients may send 64 of its own."""
+    return {shown(name): value for name, value in list(metrics.items())[:MAX_METRICS_LOGGED]}
 
 
 def _norm_facts(component: ComponentReport) -> dict[str, float]:

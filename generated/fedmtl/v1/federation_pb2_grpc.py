@@ -150,8 +150,8 @@ class FederatedMtlServiceServicer:
         A download that breaks is taken up where it stopped: call again and say in `held` what has arrived.
 
         Errors:
-        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): neither or both of `task` and `all_tasks` are given; `encoding` or
-        `compression` is unknown.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): neither or both of `task` and `all_tasks` are given; `client_id` is
+        malformed; `encoding` or `compression` is unknown.
         * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
         * `ABORTED` (`STALE_ROUND`): `round` is not the current round.
