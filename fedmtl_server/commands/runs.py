@@ -16,6 +16,7 @@ from fedmtl_core.errors import UserError
 from fedmtl_server.commands.printing import Table, bytes_text, json_text, print_json, time_text
 from fedmtl_server.commands.runs_exported import csv_text, flat_round, flat_update
 from fedmtl_server.commands.runs_shown import last_metrics, show_round, show_run, summary, tasks_text, updates_by_round
+from fedmtl_server.storage.missing import lacks_history, missing_history
 from fedmtl_server.storage.runs import (
     Place,
     databases_of,
@@ -59,6 +60,9 @@ class Format(StrEnum):
 @runs_app.command("list")
 def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json = False) -> None:
     """List the runs, the newest first, with the last metrics of their models."""
+    for folder in sorted(path.parent for path in runs_dir.glob("*/run.json")) if url is None else ():
+        if lacks_history(folder):
+            typer.echo(f"warning: {missing_history(folder)}", err=True)
     rows = []
     for place in _places(databases_of(runs_dir, url)):
         with opened(place.database) as history:

@@ -45,6 +45,8 @@ from fedmtl_server.storage.checkpoints import read_safetensors, write_safetensor
 from fedmtl_server.storage.folders import read_run_id
 from fedmtl_server.storage.history import FILE_NAME, History, RoundRecord, RunRecord, UpdateRecord, without_password
 from fedmtl_server.storage.lock import FILE_NAME as LOCK_NAME
+from fedmtl_server.storage.missing import missing_history
+from fedmtl_server.storage.permissions import make_run_folder
 from fedmtl_server.storage.spool import Spool, sync_folder
 
 _LOCK_WAIT_S = 2.0
@@ -79,12 +81,13 @@ class RunStore:
         run_dir: the folder.
         run_id: the run.
         config: as the run is served now.
+        is_new: whether the run begins here; the history of another one has to exist.
 
     Raises:
         StoreError: from every method, when something can't be written or read.
     """
 
-    def __init__(self, run_dir: Path, run_id: str, config: Config):
+    def __init__(self, run_dir: Path, run_id: str, config: Config, *, is_new: bool):
         self.run_dir = run_dir
         self.run_id = run_id
         self._keep = config.store.keep_checkpoints
@@ -92,13 +95,16 @@ class RunStore:
         self._checkpoints = run_dir / "checkpoints"
         self._log = get_logger()
         self.spool = Spool(run_dir / "staging", sync=self._durability == "power")
-        for folder in (self._checkpoints, self.spool.folder):
-            _make_folder(folder)
+        self._make_folders(config)
         self._lock = _locked(run_dir)
         self._idle = threading.Condition()
         self._num_working = 0
         self._closed = False
-        self._history = History.open(config.store.url or run_dir / FILE_NAME)
+        try:
+            self._history = History.open(config.store.url or run_dir / FILE_NAME, create=is_new)
+        except BaseException:
+            self._lock.release()
+            raise
 
     @property
     def writes_behind(self) -> bool:
@@ -128,7 +134,7 @@ class RunStore:
         """
         if run_dir is None:
             run_dir = config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}-{run_id[:8]}"
-        store = cls(run_dir, run_id, config)
+        store = cls(run_dir, run_id, config, is_new=True)
         try:
             store._begin(without_secrets(config), components, summary)
         except BaseException:
@@ -147,9 +153,12 @@ class RunStore:
             finished: whether it may be over.
 
         Raises:
-            StoreError: another server has the folder, the run is over, or the database doesn't know it.
+            StoreError: another server has the folder, the run is over, its history is missing, or the database
+                doesn't know it.
         """
-        store = cls(run_dir, run_id, config)
+        if config.store.url is None and not (run_dir / FILE_NAME).is_file():
+            raise StoreError(missing_history(run_dir))
+        store = cls(run_dir, run_id, config, is_new=False)
         record = store._history.find_run(run_id)
         if record is not None and (record.state == "running" or finished):
             return store
@@ -366,6 +375,15 @@ class RunStore:
         self._history.begin_run(record, {scope: one.digest().hex() for scope, one in components.items()})
         with _writing(self.run_dir / "run.json"):
             _replace(beginning, self.run_dir / "run.json")
+
+    def _make_folders(self, config: Config) -> None:
+        _make_folder(self.run_dir.parent)
+        if not self.run_dir.exists():
+            with _writing(self.run_dir):
+                make_run_folder(self.run_dir, config.store.readable_by)
+                sync_folder(self.run_dir.parent)
+        for folder in (self._checkpoints, self.spool.folder):
+            _make_folder(folder)
 
     @contextmanager
     def _working(self) -> Iterator[None]:
