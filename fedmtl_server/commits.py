@@ -9,10 +9,11 @@ from typing import Any
 
 from fedmtl_core.controls import control_scope
 from fedmtl_core.errors import NonFiniteError
+from fedmtl_core.identifiers import name_some
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.sharing import Partition, SharingTable
-from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, MTLAggregator, RoundFold
+from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, DiscardedComponent, MTLAggregator, RoundFold
 from fedmtl_server.aggregation.control_variates import ControlVariates
 from fedmtl_server.aggregation.optimizer_state import OptimizerState
 from fedmtl_server.aggregation.rearranging import rearranged
@@ -104,7 +105,7 @@ class Commits:
         if self._mover is not None:
             self._mover.look(fold)
         aggregate = fold.close()
-        good = {}
+        good, discarded = {}, []
         for scope in self.model.components:  # from what most share to the heads, whoever was folded first
             if (component := aggregate.components.get(scope)) is None:
                 continue
@@ -116,11 +117,16 @@ class Commits:
                     self._optimizer.step(self.model.components[scope], component)
                 good[scope] = component
             except NonFiniteError as error:
-                self._log.error("component.discarded", **title, reason=f"its {what} isn't finite: {error}")
+                reason = f"its {what} isn't finite: {error}"
+                contributors = [part.client_id for part in aggregate.contributions[scope]]
+                discarded.append(DiscardedComponent(scope, reason, contributors))
+                self._log.error(
+                    "component.discarded", **title, scope=scope, reason=reason, contributors=name_some(contributors)
+                )
         if self._controls is not None and (reason := self._controls.close(round_, good.keys())):
             self._log.warning("control_variates.began_anew", **title, reason=reason)
         states = {scope: state for scope, state in aggregate.weighting_states.items() if scope in good}
-        return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good}, states)
+        return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good}, states, discarded)
 
     def decide_moves(self, round_: int) -> Mapping[str, Partition]:
         """Have the policy say what moves after a round that changed the model.

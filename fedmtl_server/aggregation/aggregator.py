@@ -119,6 +119,16 @@ class Contribution:
 
 
 @dataclass(frozen=True)
+class DiscardedComponent:
+    """A component that stays as it was, although updates of it counted."""
+
+    scope: str
+    reason: str
+    contributors: Sequence[str]
+    """The clients whose updates were in it, in the order of folding."""
+
+
+@dataclass(frozen=True)
 class Aggregate:
     """What a round's updates came to. A scope is absent if nobody sent it, or only tasks that count for nothing."""
 
@@ -128,6 +138,8 @@ class Aggregate:
     """Who counted in them, in the order of folding."""
     weighting_states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By scope, what the task weighting is to remember of it; as JSON gives it back."""
+    discarded: Sequence[DiscardedComponent] = ()
+    """The components whose new value isn't used; they are in none of the others."""
 
 
 class ComponentMean:

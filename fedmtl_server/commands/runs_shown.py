@@ -56,7 +56,7 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
         tasks = {task["task"]: task for task in report.get("tasks", ())}
         table.add(
             f"{one.round}{' (evaluation)' if one.purpose == 'evaluate' else ''}",
-            one.outcome.replace("_", " "),
+            _outcome_text(one),
             time_text(one.opened_at_unix_ms),
             f"{report['duration_s']:.1f}" if report else "-",
             f"{facts['num_counted']} of {len(one.cohort)}",
@@ -67,6 +67,12 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
             *(_metric_and_share(main.get(task), tasks.get(task, {})) for task in run.tasks),
         )
     table.show()
+
+
+def _outcome_text(record: RoundRecord) -> str:
+    """What became of a round, and of how many components nothing did."""
+    text, num_discarded = record.outcome.replace("_", " "), len((record.report or {}).get("discarded", ()))
+    return text + (f", {num_discarded} component{'s' * (num_discarded > 1)} discarded" if num_discarded else "")
 
 
 def _why_early(place: Place) -> str:
@@ -197,6 +203,7 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
         missing=", ".join(report["missing_clients"]) or "nobody",
         unchanged=", ".join(f"head {task}" for task in report["unchanged_tasks"]) or "no head",
         **_moves(report),
+        **_discarded(report),
     )
     _tasks_table(report).show()
     _updates_table(report, updates).show()
@@ -208,6 +215,13 @@ def _moves(report: Mapping[str, Any]) -> dict[str, str]:
     moved = report.get("moved") or {}
     texts = (f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}" for part, old in moved.items())
     return {"moved": "; ".join(texts)} if moved else {}
+
+
+def _discarded(report: Mapping[str, Any]) -> dict[str, str]:
+    """Which components stayed as they were although updates counted, and why; older reports don't say."""
+    found = report.get("discarded") or ()
+    texts = [f"{one['scope']}: {one['reason']} (updates of {', '.join(one['contributors'])})" for one in found]
+    return {"discarded": "; ".join(texts)} if texts else {}
 
 
 def _tasks_table(report: Mapping[str, Any]) -> Table:

@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 from fedmtl_core.addresses import is_loopback
 from fedmtl_core.errors import FedMTLError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.scopes import SHARED, task_scope
 from fedmtl_server.events import Listener
 from fedmtl_server.federation import Federation
 from fedmtl_server.rounds.engine import Phase, UpdateClaim
@@ -68,6 +69,12 @@ class Metrics(Listener):
             ["outcome", "task"],
             registry=registry,
         )
+        self._discarded = Counter(
+            "fedmtl_components_discarded",
+            "Components whose new value wasn't finite when their round ended, so that they stayed as they were",
+            ["scope"],
+            registry=registry,
+        )
         self._missing = Counter(
             "fedmtl_updates_missing",
             "Clients of a cohort that had sent nothing when their round ended",
@@ -108,6 +115,8 @@ class Metrics(Listener):
         self.bytes_out += report.bytes_sent
         self._rounds.labels("failed" if report.failed else "committed").inc()
         self._missing.inc(len(report.missing_clients))
+        for one in report.discarded:
+            self._discarded.labels(one.scope).inc()
         for task in report.tasks:
             self._updates.labels("discarded" if report.failed else "counted", task.task).inc(task.num_updates)
         self._round_s.observe(report.duration_s)
@@ -132,6 +141,8 @@ class Metrics(Listener):
         """A counter that isn't there before it counts has no rate for its first."""
         for outcome in ("committed", "failed"):
             self._rounds.labels(outcome)
+        for scope in (SHARED, *map(task_scope, self._tasks)):
+            self._discarded.labels(scope)
         for task in self._tasks:
             for outcome in ("accepted", "refused", "counted", "discarded"):
                 self._updates.labels(outcome, task)

@@ -115,6 +115,7 @@ def round_point(report: RoundReport) -> RoundPoint:
         "round/updates_counted": counted,
         "round/updates_refused": report.num_refused,
         "round/updates_missing": len(report.missing_clients),
+        "round/components_discarded": len(report.discarded),
         "round/bytes_in": report.bytes_received,
         "round/bytes_out": report.bytes_sent,
         "round/aggregation_seconds": report.aggregation_s,

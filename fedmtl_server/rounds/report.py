@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedmtl_core.plan import Purpose
-from fedmtl_server.aggregation.aggregator import Aggregate, Contribution
+from fedmtl_server.aggregation.aggregator import Aggregate, Contribution, DiscardedComponent
 from fedmtl_server.rounds.engine import Member, UpdateClaim
 
 
@@ -86,6 +86,8 @@ class RoundReport:
     control_variates: Mapping[str, Any] = field(default_factory=dict)
     """Whose control variates are in the server's after it, as JSON has it; see
     `fedmtl_server.aggregation.control_variates`."""
+    discarded: Sequence[DiscardedComponent] = ()
+    """The components that stay as they were, although updates of them counted."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,7 +101,9 @@ class RoundReport:
         ]
         tasks = [TaskReport(**one) for one in values["tasks"]]
         refused = [RefusedUpdate(**one) for one in values["refused"]]
-        return cls(**{**values, "components": components, "tasks": tasks, "refused": refused})
+        discarded = [DiscardedComponent(**one) for one in values.get("discarded", ())]  # older reports don't say
+        parts = {"components": components, "tasks": tasks, "refused": refused, "discarded": discarded}
+        return cls(**{**values, **parts})
 
 
 def counted_norms(report: RoundReport) -> dict[str, list[float]]:

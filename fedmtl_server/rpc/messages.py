@@ -218,6 +218,10 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
         unchanged_tasks=report.unchanged_tasks,
         aggregation_seconds=report.aggregation_s,
         failed=report.failed,
+        discarded=[
+            pb.DiscardedComponent(scope=one.scope, reason=one.reason, client_ids=one.contributors)
+            for one in report.discarded
+        ],
     )
 
 

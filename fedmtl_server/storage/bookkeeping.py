@@ -92,6 +92,7 @@ def round_report(
         moved=moved,
         sharing_state=sharing_state,
         control_variates=control_variates,
+        discarded=aggregate.discarded,
     )
 
 
@@ -185,6 +186,7 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
         missing=name_some(report.missing_clients),
         refused=report.num_refused,
         heads_unchanged=list(report.unchanged_tasks),
+        **({"discarded": [one.scope for one in report.discarded]} if report.discarded else {}),
     )
 
 

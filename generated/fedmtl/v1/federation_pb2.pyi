@@ -427,7 +427,7 @@ class WatchRoundsResponse(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., kind: _Optional[_Union[RoundEventKind, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., deadline_seconds: _Optional[float] = ..., waiting_for: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ..., cohort_size: _Optional[int] = ..., oldest_base_round: _Optional[int] = ..., task: _Optional[str] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("round", "purpose", "opened_at_unix_ms", "duration_seconds", "components", "tasks", "missing_clients", "refused", "num_refused", "bytes_received", "bytes_sent", "unchanged_tasks", "aggregation_seconds", "failed")
+    __slots__ = ("round", "purpose", "opened_at_unix_ms", "duration_seconds", "components", "tasks", "missing_clients", "refused", "num_refused", "bytes_received", "bytes_sent", "unchanged_tasks", "aggregation_seconds", "failed", "discarded")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     OPENED_AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -442,6 +442,7 @@ class RoundReport(_message.Message):
     UNCHANGED_TASKS_FIELD_NUMBER: _ClassVar[int]
     AGGREGATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    DISCARDED_FIELD_NUMBER: _ClassVar[int]
     round: int
     purpose: RoundPurpose
     opened_at_unix_ms: int
@@ -456,7 +457,18 @@ class RoundReport(_message.Message):
     unchanged_tasks: _containers.RepeatedScalarFieldContainer[str]
     aggregation_seconds: float
     failed: bool
-    def __init__(self, round: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., opened_at_unix_ms: _Optional[int] = ..., duration_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentReport, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[TaskReport, _Mapping]]] = ..., missing_clients: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[_Union[RefusedUpdate, _Mapping]]] = ..., num_refused: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., unchanged_tasks: _Optional[_Iterable[str]] = ..., aggregation_seconds: _Optional[float] = ..., failed: _Optional[bool] = ...) -> None: ...
+    discarded: _containers.RepeatedCompositeFieldContainer[DiscardedComponent]
+    def __init__(self, round: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., opened_at_unix_ms: _Optional[int] = ..., duration_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentReport, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[TaskReport, _Mapping]]] = ..., missing_clients: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[_Union[RefusedUpdate, _Mapping]]] = ..., num_refused: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., unchanged_tasks: _Optional[_Iterable[str]] = ..., aggregation_seconds: _Optional[float] = ..., failed: _Optional[bool] = ..., discarded: _Optional[_Iterable[_Union[DiscardedComponent, _Mapping]]] = ...) -> None: ...
+
+class DiscardedComponent(_message.Message):
+    __slots__ = ("scope", "reason", "client_ids")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    scope: str
+    reason: str
+    client_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, scope: _Optional[str] = ..., reason: _Optional[str] = ..., client_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ComponentReport(_message.Message):
     __slots__ = ("scope", "num_tensors", "contributions")
