@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
@@ -285,16 +286,27 @@ class Federation:
             StaleRoundError, InvalidRequestError, UnavailableError: it can't count any more, however far it moves it.
         """
         await self.require_no_objection(transfer)
-        staged, rule, bounds = transfer.staged, self._aggregator.norms, self._bounds
+        staged, rule = transfer.staged, self._aggregator.norms
+        bounds = self._bounds if rule.action == "refuse" else {}
+        limits = rule.limits(self._commits.model_norms)
         if rule.measures and staged.is_float32:
             transfer.norms = await self._measure(transfer)
         if not transfer.norms or not are_ordinary(transfer.norms):
             await asyncio.to_thread(staged.require_valid)
-        if rule.action == "refuse" and staged.parts:
-            transfer.norms = transfer.norms or await self._measure(transfer)
-            if self.admit(transfer.claim) is None:
-                transfer.require_stream(stream)
-                require_within(transfer.norms, bounds)
+        if not transfer.norms and (bounds or await self._may_exceed(transfer, limits)):
+            transfer.norms = await self._measure(transfer)
+        if (bounds or limits) and transfer.norms and self.admit(transfer.claim) is None:
+            transfer.require_stream(stream)
+            require_within(transfer.norms, bounds)
+            require_within(transfer.norms, limits, ": robustness.norms.model_factor times the model's own")
+
+    async def _may_exceed(self, transfer: Transfer, limits: Mapping[str, float]) -> bool:
+        """Whether an update that wasn't measured could be beyond a limit, as far as it can be told without decoding."""
+        if not limits or not transfer.staged.parts:
+            return False
+        base = self._commits.model_norms if transfer.claim.kind == "parameters" else {}
+        largest = await asyncio.to_thread(transfer.staged.largest_norms)
+        return any(not norm + base.get(scope, 0.0) <= limits.get(scope, math.inf) for scope, norm in largest.items())
 
     async def _measure(self, transfer: Transfer) -> Mapping[str, float]:
         base = self.model.components

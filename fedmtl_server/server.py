@@ -374,7 +374,7 @@ def _rules(config: Config, selection: TaskSelection) -> RoundRules:
 
 def _norms(config: Config) -> NormRule:
     section = config.robustness.norms
-    return NormRule(section.action, section.bound, section.median_factor, section.window)
+    return NormRule(section.action, section.bound, section.median_factor, section.window, section.model_factor)
 
 
 def _controls(model: MTLServerModel) -> ControlVariates:

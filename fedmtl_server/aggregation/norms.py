@@ -77,11 +77,23 @@ class NormRule:
     """So many times the median of the norms that counted is the most, once any did."""
     window: int = 5
     """Rounds to take the median over: the last that changed the component."""
+    model_factor: float | None = None
+    """So many times the model's own norm is the most for any update, whatever the action; None for no such limit."""
 
     @property
     def measures(self) -> bool:
         """Whether norms are looked at."""
         return self.action != "none"
+
+    def limits(self, model_norms: Mapping[str, float]) -> dict[str, float]:
+        """The most that any update's norm may be, by scope: a single one beyond it would ruin the model.
+
+        Args:
+            model_norms: the model's own; see `reference_norm`.
+        """
+        if self.model_factor is None or not self.measures:
+            return {}
+        return {scope: self.model_factor * norm for scope, norm in model_norms.items()}
 
     def bounds(self, scopes: Collection[str], recent: RecentNorms) -> dict[str, float]:
         """The most that a delta's norm may be in the next round; a scope without a bound is absent.
@@ -98,6 +110,12 @@ class NormRule:
                     # The lower of the two in the middle: half of the norms, however large, don't raise it.
                     bounds[scope] = min(bounds.get(scope, math.inf), self.median_factor * median_low(norms))
         return bounds
+
+
+def reference_norm(component: Component) -> float:
+    """What the norms of updates are held against: the model's own in a component, or what that would be with elements
+    of 1 if it is less, such as that of a bias that begins at 0."""
+    return max(norm_of(component), math.sqrt(component.layout.num_elements))
 
 
 def update_norms(
@@ -144,8 +162,13 @@ def norm_of(component: Component, base: Component | None = None) -> float:
     return min(math.hypot(*parts), sys.float_info.max)
 
 
-def require_within(norms: Mapping[str, float], bounds: Mapping[str, float]) -> None:
+def require_within(norms: Mapping[str, float], bounds: Mapping[str, float], why: str = "") -> None:
     """Check that an update moves no component further than is allowed.
+
+    Args:
+        norms: the update's, by scope.
+        bounds: the most that is allowed, by scope.
+        why: where the bound comes from, for the message.
 
     Raises:
         NormExceededError: it does.
@@ -153,7 +176,8 @@ def require_within(norms: Mapping[str, float], bounds: Mapping[str, float]) -> N
     for scope, norm in norms.items():
         if scope in bounds and not norm <= bounds[scope]:  # NaN is within no bound
             raise NormExceededError(
-                f"{scope}: the update moves it by an L2 norm of {norm:.6g}, at most {bounds[scope]:.6g} is allowed",
+                f"{scope}: the update moves it by an L2 norm of {norm:.6g}, at most {bounds[scope]:.6g} is allowed"
+                f"{why}",
                 scope=scope,
                 norm=f"{norm:.6g}",
                 allowed=f"{bounds[scope]:.6g}",

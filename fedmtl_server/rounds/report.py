@@ -86,7 +86,7 @@ class RoundReport:
     control_variates: Mapping[str, Any] = field(default_factory=dict)
     """Whose control variates are in the server's after it, as JSON has it; see
     `fedmtl_server.aggregation.control_variates`."""
-    discarded: Sequence[DiscardedComponent] = ()
+    discarded: Sequence[DiscardedComponent] = field(default_factory=list)
     """The components that stay as they were, although updates of them counted."""
 
     def to_dict(self) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def round_report(
         moved=moved,
         sharing_state=sharing_state,
         control_variates=control_variates,
-        discarded=aggregate.discarded,
+        discarded=list(aggregate.discarded),
     )
 
 
