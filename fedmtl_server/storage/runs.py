@@ -156,12 +156,12 @@ def why_not_removed(place: Place) -> str | None:
         return "its folder holds the folder you are in"
     if isinstance(place.database, Path) and place.num_others:
         return f"its database holds {place.num_others} more runs"
-    if not _holds(folder, place):
+    if not holds(folder, place):
         return "its folder doesn't hold this run"
     return None
 
 
-def _holds(folder: Path, place: Place) -> bool:
+def holds(folder: Path, place: Place) -> bool:
     """Whether a folder is the run's, by the files in it: links prove nothing."""
     ids = []
     for name in _ID_FILES:

@@ -19,7 +19,6 @@ superfluous goes afterwards; so whenever a server ends, the history says where t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
@@ -47,7 +46,9 @@ from fedmtl_server.storage.history import FILE_NAME, History, RoundRecord, RunRe
 from fedmtl_server.storage.lock import FILE_NAME as LOCK_NAME
 from fedmtl_server.storage.missing import missing_history
 from fedmtl_server.storage.permissions import make_run_folder
-from fedmtl_server.storage.spool import Spool, sync_folder
+from fedmtl_server.storage.rollback import DAMAGED, checkpoint_path, clear_rolled_back, set_aside, state_path
+from fedmtl_server.storage.spool import Spool
+from fedmtl_server.storage.syncing import sync_folder
 
 _LOCK_WAIT_S = 2.0
 """`runs list` takes a run's lock for a moment, to see whether it is served."""
@@ -192,6 +193,9 @@ class RunStore:
         """
         layouts, state_layouts = list(layouts), list(state_layouts)
         rounds = self._history.rounds(self.run_id)
+        if not self.is_over():
+            with _writing(self._checkpoints):  # what a rollback that was cut short has left
+                clear_rolled_back(self.run_dir, [one.round for one in rounds if one.outcome == "rolled_back"])
         committed = [one for one in rounds if one.outcome == "committed" and one.checkpoint is not None]
         refused: list[int] = []
         reason = ""
@@ -405,10 +409,10 @@ class RunStore:
         )
 
     def _checkpoint(self, round_: int) -> Path:
-        return self._checkpoints / f"round-{round_:04}.safetensors"
+        return checkpoint_path(self._checkpoints, round_)
 
     def _state(self, round_: int) -> Path:
-        return self._checkpoint(round_).with_suffix(".state.safetensors")
+        return state_path(self._checkpoint(round_))
 
     def _checkpoint_rounds(self) -> list[int]:
         """The rounds whose checkpoints are there."""
@@ -418,13 +422,7 @@ class RunStore:
     def _set_aside(self, to_round: int) -> None:
         """Rename the checkpoints of rounds that were rolled back: the ones to come are not older than they."""
         with _writing(self._checkpoints):
-            for round_ in self._checkpoint_rounds():
-                if round_ > to_round:
-                    path = self._checkpoint(round_)
-                    path.replace(path.with_suffix(".damaged"))
-                    with contextlib.suppress(FileNotFoundError):
-                        self._state(round_).replace(self._state(round_).with_suffix(".damaged"))
-            sync_folder(self._checkpoints)
+            set_aside(self._checkpoints, [one for one in self._checkpoint_rounds() if one > to_round], DAMAGED)
 
     def _read(self, path: Path, record: RoundRecord, layouts: Sequence[Layout]) -> dict[str, Component]:
         """What a round's commit says is in a file."""
