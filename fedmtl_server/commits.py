@@ -19,7 +19,7 @@ from fedmtl_server.aggregation.norms import reference_norm
 from fedmtl_server.aggregation.optimizer_state import OptimizerState
 from fedmtl_server.aggregation.rearranging import rearranged
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.report import RoundReport, counted_examples
 from fedmtl_server.sharing.moves import Mover
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.slices import PublishedModel
@@ -276,7 +276,8 @@ class Commits:
         assert self._mover is not None
         before, after = self.model.sharing, self._mover.table
         factors = self._aggregator.factors(report.round)
-        num_examples = {task.task: task.num_examples * factors.get(task.task, 1.0) for task in report.tasks}
+        counted = counted_examples(report)
+        num_examples = {task: examples * factors.get(task, 1.0) for task, examples in counted.items()}
         if self._optimizer is not None:
             self._optimizer.rearrange(self.model.layouts_of(after), before, after, num_examples)
         return rearranged(components, before, after, num_examples), after

@@ -103,6 +103,7 @@ class Federation:
         self._weighting_states: Mapping[str, Mapping[str, Any]] = {}
         self._recent_norms = RecentNorms(aggregator.norms.window)
         self._bounds = self._norm_bounds()
+        self._shares = aggregator.start_shares()
         self._order = CohortOrder(())
         self._transfers = Transfers(staging, rules.transfer_timeout_s / 2, self._keep_alive)
         self._arrived: list[str] = []
@@ -359,6 +360,8 @@ class Federation:
         client_id = transfer.claim.client_id
         self._reported.append(transfer)
         if transfer.staged.parts:
+            scopes = [part.scope for part in transfer.staged.parts]
+            self._shares.add(client_id, transfer.claim.task, transfer.claim.num_examples, scopes)
             self._order.append(client_id)
             self._complete[client_id] = transfer
             self._arrived.append(client_id)
@@ -511,7 +514,10 @@ class Federation:
             self.model.components, self._bounds, self._engine.round, self._weighting_states
         )
         self._commits.begin_round()
-        self._order = CohortOrder(list(cohort))
+        members = {member.client_id: self.model.scopes_for(member.task) for member in cohort.values()}
+        may_come = None if self._engine.asynchronous else members
+        self._shares = self._aggregator.start_shares(self._engine.round, may_come)
+        self._order = CohortOrder(list(cohort), self._shares.is_settled)
         self._log.info(
             "round.opened",
             **self._title(),
@@ -590,6 +596,8 @@ class Federation:
             num_steps=claim.num_steps,
             learning_rate_sum=claim.learning_rate_sum,
             control_round=claim.control_round,
+            claimed_examples=claim.claimed_examples,
+            counted_examples=self._shares.counted(claim.client_id),
         )
 
     def _end_round(self, round_: int) -> None:
@@ -671,6 +679,7 @@ class Federation:
             return Aggregate()
         assert self._fold is not None
         await self._fold_arrived()
+        self._shares.close()
         await self._fold_all(self._order.close())
         aggregate = await asyncio.to_thread(self._commits.finish, self._fold, self._engine.round, self._title())
         for buffer in self._fold.spare:

@@ -256,7 +256,12 @@ class Server:
         run = TrackedRun.of(self._run_id, self.store.run_dir, without_secrets(config))
         self._tracking = Tracking(self._trackers, run, lambda: [round_point(one) for one in self.store.reports()])
         aggregator = MTLAggregator(
-            _norms(config), self._weighting, config.training.seed, _auxiliary(config), config.aggregation.normalization
+            _norms(config),
+            self._weighting,
+            config.training.seed,
+            _auxiliary(config),
+            config.aggregation.normalization,
+            config.robustness.max_client_share,
         )
         staging = self._make_staging()
         return Federation(
@@ -369,6 +374,7 @@ def _rules(config: Config, selection: TaskSelection) -> RoundRules:
         ),
         selection=selection,
         seed=config.training.seed,
+        max_examples=config.max_examples(),
     )
 
 

@@ -63,6 +63,13 @@ class RobustnessConfig(Section):
     """What protects the model from updates that would harm it."""
 
     norms: NormsConfig = NormsConfig()
+    max_client_share: float | None = Field(
+        0.99,
+        ge=0.5,
+        lt=1,
+        description="The largest share of a component's examples that one client counts for, where several contribute "
+        "to it: what it says beyond that is cut; `null` for no limit",
+    )
 
 
 class AggregationConfig(Section):

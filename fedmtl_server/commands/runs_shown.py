@@ -243,6 +243,7 @@ def _updates_table(report: Mapping[str, Any], updates: Sequence[UpdateRecord]) -
         for part in component["contributions"]:
             weights.setdefault(part["client_id"], {})[component["scope"]] = part["weight"]
     norms = {part["client_id"]: _norm_text(part) for part in _encoder_parts(report)}
+    counted = _counted_examples(report)
     has_groups = any(group_of(component["scope"]) for component in report["components"])
     elsewhere = "in its groups and heads" if has_groups else "in its heads"
     of_the_encoder = ("weight in the encoder", "norm there")
@@ -256,8 +257,19 @@ def _updates_table(report: Mapping[str, Any], updates: Sequence[UpdateRecord]) -
         base = f"round {one.base_round}"
         norm = norms.get(one.client_id, "-")
         size = bytes_text(one.num_bytes)
-        table.add(one.client_id, one.task, became, one.num_examples, base, encoder, norm, heads, size)
+        examples = f"{one.num_examples}{counted.get(one.client_id, '')}"
+        table.add(one.client_id, one.task, became, examples, base, encoder, norm, heads, size)
     return table
+
+
+def _counted_examples(report: Mapping[str, Any]) -> dict[str, str]:
+    """By client whose examples count for less than it says, the least that they count as; older reports don't say."""
+    least: dict[str, float] = {}
+    for component in report["components"]:
+        for part in component["contributions"]:
+            if (counted := part.get("counted_examples")) is not None:
+                least[part["client_id"]] = min(counted, least.get(part["client_id"], counted))
+    return {client_id: f", counted as {examples:.6g}" for client_id, examples in least.items()}
 
 
 def _encoder_parts(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

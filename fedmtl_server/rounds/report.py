@@ -114,6 +114,19 @@ def counted_norms(report: RoundReport) -> dict[str, list[float]]:
     }
 
 
+def counted_examples(report: RoundReport) -> dict[str, float]:
+    """By task, the examples that its updates counted as in a component: the least of those that they are in."""
+    counted = {task.task: [float(task.num_examples)] for task in report.tasks}
+    for component in report.components:
+        by_task: dict[str, float] = {}
+        for part in component.contributions:
+            examples = part.num_examples if part.counted_examples is None else part.counted_examples
+            by_task[part.task] = by_task.get(part.task, 0) + examples
+        for task, examples in by_task.items():
+            counted.setdefault(task, []).append(examples)
+    return {task: min(examples) for task, examples in counted.items()}
+
+
 def component_reports(aggregate: Aggregate) -> list[ComponentReport]:
     """What a round's average says of each component."""
     return [

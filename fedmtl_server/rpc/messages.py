@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from fedmtl.v1 import federation_pb2 as pb
 from google.protobuf.message import DecodeError
@@ -53,8 +54,12 @@ _PHASE = {
 }
 
 
-def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
+def claim_from_header(header: pb.UpdateHeader, max_examples: Mapping[str, int] = MappingProxyType({})) -> UpdateClaim:
     """What an update's header says, its fields checked.
+
+    Args:
+        header: the header.
+        max_examples: by task with a limit, the examples that an update counts as at most.
 
     Raises:
         InvalidRequestError: a field is missing or out of range.
@@ -82,13 +87,15 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
             f"learning_rate_sum: expected 0, or {LEAST_RATE:g} to {1 / LEAST_RATE:g}, got {header.learning_rate_sum}",
             field="learning_rate_sum",
         )
+    said = header.num_examples if kind != "metrics" else 0
+    num_examples = min(said, max_examples.get(header.task, said))
     return UpdateClaim(
         client_id=require_identifier("client_id", header.client_id),
         task=header.task,
         base_round=header.base_round,
         update_id=require_identifier("update_id", header.update_id),
         kind=kind,
-        num_examples=header.num_examples if kind != "metrics" else 0,
+        num_examples=num_examples,
         num_eval_examples=header.num_eval_examples,
         received_metrics=received,
         trained_metrics=trained,
@@ -96,6 +103,7 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
         next_task=header.next_task,
         learning_rate_sum=header.learning_rate_sum,
         control_round=header.control_round,
+        claimed_examples=said if said > num_examples else 0,
     )
 
 
@@ -131,13 +139,16 @@ def _require_component(expected: Layout, component: pb.Component, kind: pb.Updat
 
 
 def update_from_header(
-    data: bytes, layouts_for: Callable[[str], Sequence[Layout]]
+    data: bytes,
+    layouts_for: Callable[[str], Sequence[Layout]],
+    max_examples: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[UpdateClaim, list[EncodedLayout]]:
     """What the serialised header of a whole update says, from a file.
 
     Args:
         data: the header.
         layouts_for: the layouts of a task's slice.
+        max_examples: see `claim_from_header`.
 
     Raises:
         RequestError: it isn't a header, or not one of this model's.
@@ -146,7 +157,7 @@ def update_from_header(
         header = pb.UpdateHeader.FromString(data)
     except DecodeError as error:
         raise MalformedStreamError(f"expected an update's header: {error}") from None
-    claim = claim_from_header(header)
+    claim = claim_from_header(header, max_examples)
     for component in header.components:
         component.start_offset = 0  # however many streams it took to come, it is there whole
     return claim, require_components(() if claim.kind == "metrics" else layouts_for(claim.task), header)
@@ -189,6 +200,7 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
                         staleness=part.staleness,
                         norm=part.norm,
                         clipped_to=part.clipped_to,
+                        counted_examples=part.counted_examples,
                     )
                     for part in component.contributions
                 ],

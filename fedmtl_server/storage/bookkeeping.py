@@ -111,7 +111,7 @@ def update_records(report: RoundReport, reported: Iterable[tuple[UpdateClaim, in
             base_round=claim.base_round,
             update_id=claim.update_id,
             kind=claim.kind,
-            num_examples=claim.num_examples,
+            num_examples=claim.claimed_examples or claim.num_examples,
             num_bytes=num_bytes,
             received_metrics=claim.received_metrics,
             trained_metrics=claim.trained_metrics,

@@ -481,7 +481,7 @@ class ComponentReport(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., num_tensors: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("client_id", "task", "num_examples", "weight", "staleness", "norm", "clipped_to")
+    __slots__ = ("client_id", "task", "num_examples", "weight", "staleness", "norm", "clipped_to", "counted_examples")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -489,6 +489,7 @@ class Contribution(_message.Message):
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
     CLIPPED_TO_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     client_id: str
     task: str
     num_examples: int
@@ -496,7 +497,8 @@ class Contribution(_message.Message):
     staleness: int
     norm: float
     clipped_to: float
-    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., num_examples: _Optional[int] = ..., weight: _Optional[float] = ..., staleness: _Optional[int] = ..., norm: _Optional[float] = ..., clipped_to: _Optional[float] = ...) -> None: ...
+    counted_examples: float
+    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., num_examples: _Optional[int] = ..., weight: _Optional[float] = ..., staleness: _Optional[int] = ..., norm: _Optional[float] = ..., clipped_to: _Optional[float] = ..., counted_examples: _Optional[float] = ...) -> None: ...
 
 class TaskReport(_message.Message):
     __slots__ = ("task", "num_updates", "num_examples", "encoder_share", "received_metrics", "trained_metrics", "auxiliary_weight")
