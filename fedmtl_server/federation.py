@@ -382,6 +382,20 @@ class Federation:
         for listener in self._listeners:
             listener.update_refused(refusal)
 
+    def note_damaged_model(self, client_id: str, base_round: int, reason: str) -> None:
+        """Note that a client of the round's cohort can't compute with the model that the round began with."""
+        if client_id not in self._engine.cohort or base_round != self._engine.round:
+            return
+        if client_id not in self._facts.damaged:
+            self._log.error(
+                "model.damaged",
+                **self._title(),
+                client_id=client_id,
+                reason=reason,
+                hint="take the run back: fedmtl-server runs rollback RUN --to-round N",
+            )
+        self._facts.damaged[client_id] = reason
+
     def note_sent(self, num_bytes: int) -> None:
         """Note bytes of a slice that were sent."""
         self._facts.bytes_sent += num_bytes
@@ -413,6 +427,10 @@ class Federation:
             last_report=self.last_report,
             model=self.model.summary(),
             uptime_s=self._clock() - self._started_at,
+            warnings=[
+                *self._facts.warnings(engine.round),
+                *(self.last_report.warnings if self.last_report else ()),
+            ],
         )
 
     def results(self) -> dict[str, TaskResult]:
@@ -698,6 +716,7 @@ class Federation:
             self._aggregator.factors(self._engine.round),
             **self._commits.report_facts({**self._weighting_states, **aggregate.weighting_states}),
             moved=moved,
+            model_norms=self._commits.model_norms,
             duration_s=self._clock() - self._engine.opened_at,
             aggregation_s=aggregation_s,
             failed=failed,

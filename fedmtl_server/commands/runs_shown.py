@@ -204,6 +204,7 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
         unchanged=", ".join(f"head {task}" for task in report["unchanged_tasks"]) or "no head",
         **_moves(report),
         **_discarded(report),
+        **_warnings(report),
     )
     _tasks_table(report).show()
     _updates_table(report, updates).show()
@@ -222,6 +223,12 @@ def _discarded(report: Mapping[str, Any]) -> dict[str, str]:
     found = report.get("discarded") or ()
     texts = [f"{one['scope']}: {one['reason']} (updates of {', '.join(one['contributors'])})" for one in found]
     return {"discarded": "; ".join(texts)} if texts else {}
+
+
+def _warnings(report: Mapping[str, Any]) -> dict[str, str]:
+    """What makes a round's result doubtful; older reports don't say."""
+    texts = [one["message"] for one in report.get("warnings", ())]
+    return {"warnings": "; ".join(texts)} if texts else {}
 
 
 def _tasks_table(report: Mapping[str, Any]) -> Table:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import Any, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
@@ -31,6 +31,7 @@ from fedmtl_server.events import Listener
 from fedmtl_server.federation import Federation
 from fedmtl_server.rounds.engine import Phase, UpdateClaim
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
+from fedmtl_server.rounds.warnings import WarningKind
 from fedmtl_server.rpc.calls import AroundCalls, Call
 from fedmtl_server.status import TaskStatus
 
@@ -75,6 +76,9 @@ class Metrics(Listener):
             ["scope"],
             registry=registry,
         )
+        self._warnings = Counter(
+            "fedmtl_round_warnings", "What made the results of rounds doubtful", ["kind"], registry=registry
+        )
         self._missing = Counter(
             "fedmtl_updates_missing",
             "Clients of a cohort that had sent nothing when their round ended",
@@ -117,6 +121,8 @@ class Metrics(Listener):
         self._missing.inc(len(report.missing_clients))
         for one in report.discarded:
             self._discarded.labels(one.scope).inc()
+        for warning in report.warnings:
+            self._warnings.labels(warning.kind).inc()
         for task in report.tasks:
             self._updates.labels("discarded" if report.failed else "counted", task.task).inc(task.num_updates)
         self._round_s.observe(report.duration_s)
@@ -141,6 +147,8 @@ class Metrics(Listener):
         """A counter that isn't there before it counts has no rate for its first."""
         for outcome in ("committed", "failed"):
             self._rounds.labels(outcome)
+        for kind in get_args(WarningKind):
+            self._warnings.labels(kind)
         for scope in (SHARED, *map(task_scope, self._tasks)):
             self._discarded.labels(scope)
         for task in self._tasks:

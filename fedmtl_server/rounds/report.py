@@ -9,6 +9,7 @@ from typing import Any
 from fedmtl_core.plan import Purpose
 from fedmtl_server.aggregation.aggregator import Aggregate, Contribution, DiscardedComponent
 from fedmtl_server.rounds.engine import Member, UpdateClaim
+from fedmtl_server.rounds.warnings import RoundWarning
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class RoundReport:
     `fedmtl_server.aggregation.control_variates`."""
     discarded: Sequence[DiscardedComponent] = field(default_factory=list)
     """The components that stay as they were, although updates of them counted."""
+    warnings: Sequence[RoundWarning] = field(default_factory=list)
+    """What makes its result doubtful."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,7 +106,8 @@ class RoundReport:
         refused = [RefusedUpdate(**one) for one in values["refused"]]
         discarded = [DiscardedComponent(**one) for one in values.get("discarded", ())]  # older reports don't say
         parts = {"components": components, "tasks": tasks, "refused": refused, "discarded": discarded}
-        return cls(**{**values, **parts})
+        warnings = [RoundWarning(**one) for one in values.get("warnings", ())]  # nor of this
+        return cls(**{**values, **parts, "warnings": warnings})
 
 
 def counted_norms(report: RoundReport) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -13,6 +14,7 @@ from fedmtl_core.errors import (
     LayoutMismatchError,
     LimitExceededError,
     MalformedStreamError,
+    NonFiniteError,
     within,
 )
 from fedmtl_core.formats import DELTA_ENCODINGS
@@ -28,6 +30,7 @@ from fedmtl_core.wire import (
 from fedmtl_server.events import EventKind, RoundEvent
 from fedmtl_server.rounds.engine import Phase, UpdateClaim
 from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.warnings import RoundWarning, WarningKind
 from fedmtl_server.status import Status
 
 MAX_METRICS = 64
@@ -45,6 +48,11 @@ _EVENT_KIND = {
     EventKind.COMMITTED: pb.ROUND_EVENT_KIND_COMMITTED,
     EventKind.FAILED: pb.ROUND_EVENT_KIND_FAILED,
     EventKind.FINISHED: pb.ROUND_EVENT_KIND_FINISHED,
+}
+_WARNING_KIND: dict[WarningKind, pb.RoundWarningKind] = {
+    "dominant_client": pb.ROUND_WARNING_KIND_DOMINANT_CLIENT,
+    "large_update": pb.ROUND_WARNING_KIND_LARGE_UPDATE,
+    "damaged_model": pb.ROUND_WARNING_KIND_DAMAGED_MODEL,
 }
 _PHASE = {
     Phase.WAITING: pb.PHASE_WAITING,
@@ -234,6 +242,16 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
             pb.DiscardedComponent(scope=one.scope, reason=one.reason, client_ids=one.contributors)
             for one in report.discarded
         ],
+        warnings=[_warning_to_proto(one) for one in report.warnings],
+    )
+
+
+def _warning_to_proto(warning: RoundWarning) -> pb.RoundWarning:
+    return pb.RoundWarning(
+        kind=_WARNING_KIND[warning.kind],
+        message=warning.message,
+        scope=warning.scope,
+        client_ids=warning.client_ids,
     )
 
 
@@ -276,6 +294,7 @@ def status_to_proto(status: Status) -> pb.GetStatusResponse:
             scope_parameters=status.model.scope_parameters,
         ),
         uptime_seconds=status.uptime_s,
+        warnings=[_warning_to_proto(one) for one in status.warnings],
     )
 
 
@@ -292,7 +311,9 @@ def _metrics(field: str, metrics: Mapping[str, float]) -> dict[str, float]:
             raise LimitExceededError(
                 f"{field}: a name has 1 to {MAX_METRIC_NAME} characters, got {len(name)}", field=field
             )
-        if not abs(value) <= MAX_METRIC_VALUE:  # NaN isn't either
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{field}: {shown(name)}: expected a finite number, got {value}", field=field)
+        if not abs(value) <= MAX_METRIC_VALUE:
             raise InvalidRequestError(
                 f"{field}: {shown(name)}: expected a number of at most {MAX_METRIC_VALUE:g}, got {value}", field=field
             )

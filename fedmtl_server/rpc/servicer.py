@@ -15,7 +15,14 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_core.chunks import ChunkedBytes
 from fedmtl_core.controls import is_control
 from fedmtl_core.details import text_of
-from fedmtl_core.errors import InvalidRequestError, RequestError, ServerFaultError, UnavailableError, within
+from fedmtl_core.errors import (
+    InvalidRequestError,
+    NonFiniteError,
+    RequestError,
+    ServerFaultError,
+    UnavailableError,
+    within,
+)
 from fedmtl_core.formats import Compression, Encoding
 from fedmtl_core.identifiers import quoted, require_identifier, shown
 from fedmtl_core.logs import Logger, get_logger
@@ -111,6 +118,9 @@ class FederatedMtlServicer:
             except RequestError as error:
                 refused = _refused(upload.header, error)
                 self._federation.note_refusal(refused)
+                if isinstance(error, NonFiniteError) and error.field == "header.received_metrics":
+                    header = upload.header
+                    self._federation.note_damaged_model(header.client_id, header.base_round, refused.reason)
                 await _abort(context, error, log, "update.refused", client_id=refused.client_id, task=refused.task)
         log.info(
             "update.duplicate" if receipt.duplicate else "update.accepted",

@@ -14,6 +14,7 @@ from fedmtl_core.sharing import Partition, blocks_text
 from fedmtl_server.aggregation.aggregator import Aggregate
 from fedmtl_server.rounds.engine import RoundEngine, UpdateClaim
 from fedmtl_server.rounds.report import ComponentReport, RefusedUpdate, RoundReport, component_reports, task_reports
+from fedmtl_server.rounds.warnings import RoundWarning, damaged_model, warnings_of
 from fedmtl_server.storage.history import UpdateRecord
 
 MAX_REFUSALS_REPORTED = 100
@@ -31,6 +32,12 @@ class RoundFacts:
     refused: list[RefusedUpdate] = field(default_factory=list)
     """The first of them."""
     num_refused: int = 0
+    damaged: dict[str, str] = field(default_factory=dict)
+    """By client id, what clients say of a model that gives values that aren't finite."""
+
+    def warnings(self, round_: int) -> list[RoundWarning]:
+        """What is doubtful about the round so far."""
+        return [damaged_model(round_, self.damaged)] if self.damaged else []
 
     def note_refusal(self, refusal: RefusedUpdate) -> None:
         self.num_refused += 1
@@ -50,6 +57,7 @@ def round_report(
     moved: Mapping[str, Partition],
     sharing_state: Mapping[str, Any],
     control_variates: Mapping[str, Any],
+    model_norms: Mapping[str, float],
     duration_s: float,
     aggregation_s: float,
     failed: bool,
@@ -67,6 +75,7 @@ def round_report(
         moved: by part that moves now, who shared it before.
         sharing_state: what the sharing policy remembers now.
         control_variates: whose control variates are in the server's now.
+        model_norms: by scope, the norm of the model that the round began with; empty where it isn't known.
         duration_s: from its opening to now.
         aggregation_s: how much of that its average took.
         failed: whether it was given up.
@@ -93,6 +102,7 @@ def round_report(
         sharing_state=sharing_state,
         control_variates=control_variates,
         discarded=list(aggregate.discarded),
+        warnings=[*facts.warnings(engine.round), *warnings_of(aggregate.contributions, model_norms)],
     )
 
 
@@ -173,6 +183,10 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
             **({} if task.auxiliary_weight is None else {"auxiliary_weight": task.auxiliary_weight}),
             received=_shown_metrics(task.received_metrics),
             trained=_shown_metrics(task.trained_metrics),
+        )
+    for warning in report.warnings:
+        log.warning(
+            "round.doubtful", **title, kind=warning.kind, clients=name_some(warning.client_ids), reason=warning.message
         )
     for layer, before in report.moved.items():
         after = report.sharing[layer]
