@@ -12,7 +12,7 @@ from fedmtl_server.commands.runs import runs_app
 from fedmtl_server.storage.history import FILE_NAME, History
 from fedmtl_server.storage.rollback import roll_back
 from fedmtl_server.storage.runs import find_run
-from tests.server.playing import model, play
+from tests.server.playing import model, play, push
 from tests.server.test_store import bytes_of, checkpoints, left_off, model_of, report, resume, run_of
 from tests.support import model_bytes, reports_of, serving, watching
 
@@ -70,6 +70,24 @@ async def test_a_run_that_was_rolled_back_comes_to_the_model_of_one_that_was_not
     outcomes = [(one.round, one.outcome) for one in history.rounds(run.run_id)]
     history.close()
     assert (run.state, outcomes) == ("finished", [(n, "committed") for n in range(6)])
+
+
+async def test_an_update_that_was_acknowledged_in_the_open_round_goes_with_it(tmp_path):
+    async with serving(tmp_path, model(), num_rounds=4) as server:
+        async with watching(server, a="sst2", b="qqp") as clients:
+            for round_ in (1, 2):
+                for client in clients.values():
+                    await push(client, round_)
+                for client in clients.values():
+                    await client.until(pb.ROUND_EVENT_KIND_OPENED, round_ + 1)
+            await push(clients["a"], 3)
+            assert [one.reported for one in server.federation.status().clients] == [True, False]
+    assert list((tmp_path / "staging").iterdir())
+    assert "taken back: rounds 2, 3" in rolled_back(tmp_path, "--to-round", 1)
+    async with serving(tmp_path, model(), num_rounds=4) as server:
+        status = server.federation.status()
+        assert (status.phase.value, status.round, status.clients) == ("waiting", 2, [])
+    assert not (tmp_path / "staging").exists()
 
 
 async def test_a_run_that_is_served_is_not_rolled_back(tmp_path):
