@@ -86,7 +86,9 @@ class LocalParameters:
         """Write the file whole or not at all."""
         scratch = path.with_suffix(".tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            scratch.unlink(missing_ok=True)
+            scratch.touch(mode=0o600)  # trained on this client's rows: nobody else's to read
             save_file(self._kept, scratch, dict(metadata))
             with scratch.open("rb") as file:
                 os.fsync(file.fileno())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import math
 import queue
 import threading
 import uuid
@@ -24,7 +26,15 @@ from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_client.trainer import Trainer, TrainingResult, TrainingStopped
-from fedmtl_core.errors import ConfigError, MalformedStreamError, StaleRoundError, UnavailableError, WrongRunError
+from fedmtl_core.errors import (
+    ConfigError,
+    DivergedError,
+    MalformedStreamError,
+    RequestError,
+    StaleRoundError,
+    UnavailableError,
+    WrongRunError,
+)
 from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
@@ -259,7 +269,6 @@ class ClientSession:
         share = share and self._settings.device.type == "cpu"
         bench.synchronizer.load(bench.model, slice_.components, share=share)
         bench.local.put(bench.model)
-        received = self._evaluate(bench)
         header = pb.UpdateHeader(
             run_id=slice_.run_id,
             client_id=self._api.client_id,
@@ -267,9 +276,10 @@ class ClientSession:
             base_round=slice_.round,
             update_id=uuid.uuid4().hex,
             kind=pb.UPDATE_KIND_METRICS,
-            received_metrics=received,
             num_eval_examples=len(bench.validation),
         )
+        received = self._evaluate_received(bench, header, event)
+        header.received_metrics.update(received)
         if slice_.purpose == "evaluate":
             self._push(header, [], event)
             self._done[slice_.round] = RoundWork(slice_.round, event.task, "evaluate", received)
@@ -320,6 +330,27 @@ class ClientSession:
         with self._tracing.span("evaluate"):
             return bench.trainer.evaluate(bench.model, bench.validation)
 
+    def _evaluate_received(
+        self, bench: _Workbench, header: pb.UpdateHeader, event: pb.WatchRoundsResponse
+    ) -> dict[str, float]:
+        """The metrics of the model that was received. If it gives none, the server is told.
+
+        Raises:
+            DivergedError: it gives values that aren't finite.
+        """
+        try:
+            return self._evaluate(bench)
+        except DivergedError as error:
+            header.received_metrics["loss"] = error.loss if not math.isfinite(error.loss) else math.nan
+            with contextlib.suppress(RequestError):  # which it answers with; what this client has to say stays
+                self._push(header, [], event)
+            raise DivergedError(
+                f"the model received in round {event.round} gives values that aren't finite ({error}); the server's "
+                "model is damaged, this client's data and training are not the cause. Whoever runs the server can take "
+                "the run back to an earlier round: fedmtl-server runs rollback",
+                error.loss,
+            ) from None
+
     def _train(
         self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse
     ) -> tuple[TrainingResult, dict[str, float]]:
@@ -327,6 +358,9 @@ class ClientSession:
 
         Returns:
             What it came to, and the metrics of the model then.
+
+        Raises:
+            DivergedError: the loss, or the model then, isn't finite.
         """
         corrections = {}
         if slice_.controls and len(self._tasks) > 1:
@@ -348,7 +382,14 @@ class ClientSession:
                 should_stop=lambda: self._has_closed(event),
                 **corrections,
             )
-        metrics = self._evaluate(bench)
+        try:
+            metrics = self._evaluate(bench)
+        except DivergedError as error:
+            raise DivergedError(
+                f"training diverged: the model gives values that aren't finite after {result.num_steps} steps "
+                f"({error}); lower training.learning_rate",
+                error.loss,
+            ) from None
         self._log.info(
             "round.trained", **_progress(event), loss=result.loss, steps=result.num_steps, seconds=result.seconds
         )

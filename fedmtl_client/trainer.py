@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from fedmtl_client.data import EncodedRows
 from fedmtl_client.proximal import ProximalTerm
 from fedmtl_client.vocabulary import narrowed
 from fedmtl_core import kinds
-from fedmtl_core.errors import ConfigError, DataError
+from fedmtl_core.errors import ConfigError, DataError, DivergedError
 from fedmtl_core.modeling import MultiTaskModel
 from fedmtl_core.plan import TrainingPlan
 from fedmtl_core.randomness import seed_all
@@ -146,6 +147,7 @@ class Trainer:
 
         Raises:
             TrainingStopped: `should_stop` said so.
+            DivergedError: the loss isn't finite any more.
             ConfigError: there is a correction, and the optimizer has several learning rates.
         """
         plan, began = self.plan, time.monotonic()
@@ -178,7 +180,14 @@ class Trainer:
                     optimizer.step()
                     schedule.step()
                     step += 1
-                    mean = loss.item() if batch == 1 else mean + (loss.item() - mean) / batch
+                    value = loss.item()
+                    if not math.isfinite(value):
+                        raise DivergedError(
+                            f"training diverged: the loss is {value} at step {step} of {num_steps}; lower "
+                            "training.learning_rate",
+                            value,
+                        )
+                    mean = value if batch == 1 else mean + (value - mean) / batch
                     on_step(Step(step, num_steps, epoch, num_epochs, mean, batch == len(loader)))
         return TrainingResult(mean, num_steps, time.monotonic() - began, rates)
 
@@ -188,6 +197,7 @@ class Trainer:
 
         Raises:
             DataError: there is nothing to measure.
+            DivergedError: the model gives NaN, or the loss isn't finite.
         """
         model.eval()
         kept, wanted, losses = [], [], []
@@ -199,7 +209,10 @@ class Trainer:
         all_outputs, all_targets = (torch.cat(parts).numpy().astype(np.float64) for parts in (kept, wanted))
         if not len(all_targets):
             raise DataError(f"{self.spec.name}: none of the {len(rows)} rows to evaluate on has a token with a target")
-        return kinds.measure(self.spec, all_outputs, all_targets) | {"loss": float(torch.cat(losses).mean())}
+        loss = float(torch.cat(losses).mean())
+        if not math.isfinite(loss) or np.isnan(all_outputs).any():
+            raise DivergedError(f"{self.spec.name}: loss {loss} on {len(rows)} rows", loss)
+        return kinds.measure(self.spec, all_outputs, all_targets) | {"loss": loss}
 
     def loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         """What a training step minimises over one batch, a scalar.

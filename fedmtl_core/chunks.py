@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedmtl_core.errors import ChecksumError, LimitExceededError, MalformedStreamError
 from fedmtl_core.formats import Compression
+from fedmtl_core.identifiers import quoted
 
 MAX_CHUNK_BYTES = 2 * 1024 * 1024
 """Most bytes of data in one chunk: where one gRPC stream peaks, and under every client's 4 MiB message limit."""
@@ -166,7 +167,7 @@ class Assembler:
         target = self._bytes.get(chunk.scope)
         if target is None:
             raise MalformedStreamError(
-                f"chunk of component {chunk.scope!r}, expected one of {', '.join(self._bytes)}", field="scope"
+                f"chunk of component {quoted(chunk.scope)}, expected one of {', '.join(self._bytes)}", field="scope"
             )
         self._check_place(chunk, len(target))
         crc = google_crc32c.value(chunk.data)

@@ -22,7 +22,7 @@ DOMAIN = "fedmtl.v1"
 """Of the reasons: the contract's package."""
 MAX_RETRY_S = 3600.0
 """A server that asks for more isn't listened to."""
-MAX_TEXT, MAX_FIELD, MAX_FACT = 1000, 200, 100
+MAX_TEXT, MAX_FIELD, MAX_FACT = 600, 200, 100
 """Characters of a message, of a field's path, and of one fact. A status travels in headers, and many a client takes no
 more than 8 KiB of them: the message is there twice, and details grow by a third, being binary."""
 MAX_FACTS = 8

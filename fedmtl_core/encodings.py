@@ -135,6 +135,25 @@ def require_valid(layout: Layout, encoding: Encoding, data: Tensor) -> None:
         _require_valid_halves(layout, _typed(data, _HALVES[encoding]))
 
 
+def largest_magnitude(layout: Layout, encoding: Encoding, data: Tensor) -> float:
+    """A number that no element's magnitude exceeds, found without decoding them.
+
+    Args:
+        data: as for `decode`.
+    """
+    if not layout.num_elements or not len(data):
+        return 0.0
+    if encoding == "float32":
+        return max(float(run.abs().max()) for run in Component(layout, data).runs())
+    if encoding == "int8":
+        return 127 * float(_int8_sections(layout, data)[0].max())
+    if encoding == "topk":
+        return float(np.abs(_topk_sections(data)[1]).max())
+    if encoding == "float16":
+        return torch.finfo(torch.float16).max
+    return max(float(block.abs().max()) for block in _pieces(_typed(data, torch.bfloat16), _BLOCK))
+
+
 def decode(layout: Layout, encoding: Encoding, data: Tensor, into: Component | None = None) -> Component:
     """Read a component's numbers.
 

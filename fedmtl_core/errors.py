@@ -5,6 +5,7 @@ Each message says what was expected and what came. `fedmtl_core.status` gives ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,19 @@ class DataError(UserError):
 
 class ModelUnavailableError(UserError):
     """A model or tokenizer can't be had under the given name."""
+
+
+class DivergedError(UserError):
+    """A model gives values that aren't finite.
+
+    Args:
+        message: which, and since when.
+        loss: the one that it gives.
+    """
+
+    def __init__(self, message: str = "", loss: float = math.nan):
+        super().__init__(message)
+        self.loss = loss
 
 
 class AggregationError(FedMTLError):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fedmtl_core.errors import InvalidRequestError
 
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LONGEST_SHOWN = 64
 
 
 def require_identifier(field: str, value: str) -> str:
@@ -16,7 +17,7 @@ def require_identifier(field: str, value: str) -> str:
     """
     if not _IDENTIFIER.fullmatch(value):
         raise InvalidRequestError(
-            f"{field}: expected 1 to 64 letters, digits, '.', '_' or '-', got {_shortened(value)!r}", field=field
+            f"{field}: expected 1 to 64 letters, digits, '.', '_' or '-', got {quoted(value)}", field=field
         )
     return value
 
@@ -32,5 +33,12 @@ def name_task(task: str, *, auxiliary: bool) -> str:
     return f"{task} (auxiliary)" if auxiliary else task
 
 
-def _shortened(value: str, limit: int = 80) -> str:
-    return value if len(value) <= limit else f"{value[:limit]}… ({len(value)} characters)"
+def shown(value: str) -> str:
+    """Text that another party gave, fit for a log line: printable ASCII, and short however long it is."""
+    text = ascii(value[: _LONGEST_SHOWN + 1])[1:-1]
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(value)} characters)"
+
+
+def quoted(value: str) -> str:
+    """Text that another party gave, fit for a message: in quotes, printable ASCII, and short however long it is."""
+    return f"'{shown(value)}'"

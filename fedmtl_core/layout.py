@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fedmtl_core.errors import LayoutMismatchError, NonFiniteError
+from fedmtl_core.identifiers import name_some, quoted, shown
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError("FedMTL keeps tensors as little-endian bytes and needs a little-endian machine")
@@ -113,7 +114,7 @@ class Layout:
         if self == other:
             return
         if self.scope != other.scope:
-            raise LayoutMismatchError(f"expected component {self.scope!r}, got {other.scope!r}", field="scope")
+            raise LayoutMismatchError(f"expected component {self.scope!r}, got {quoted(other.scope)}", field="scope")
         mine, theirs = ({spec.name: spec for spec in layout.tensors} for layout in (self, other))
         if len(theirs) != len(other.tensors):
             raise LayoutMismatchError(f"{self.scope}: a tensor is listed twice", field="tensors")
@@ -124,7 +125,7 @@ class Layout:
         fields = {spec.name: f"tensors[{number}]" for number, spec in enumerate(other.tensors)}
         if extra := [name for name in theirs if name not in mine]:
             raise LayoutMismatchError(
-                f"{self.scope}: the layout has no tensor {extra[0]!r}{_and_more(extra)}",
+                f"{self.scope}: the layout has no tensor {quoted(extra[0])}{_and_more(extra)}",
                 field=f"{fields[extra[0]]}.name",
             )
         for name, spec in mine.items():
@@ -266,9 +267,9 @@ def require_scopes(expected: Iterable[str], got: Iterable[str]) -> None:
     """
     expected, got = list(expected), list(got)
     if expected != got:
+        theirs = name_some(list(map(shown, got))) or "none"
         raise LayoutMismatchError(
-            f"expected the components {', '.join(expected) or 'none'}, got {', '.join(got) or 'none'}",
-            field="components",
+            f"expected the components {', '.join(expected) or 'none'}, got {theirs}", field="components"
         )
 
 

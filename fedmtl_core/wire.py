@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmtl_core.encodings import require_encoded_size
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, within
 from fedmtl_core.formats import Compression, Encoding
-from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.identifiers import require_identifier, shown
 from fedmtl_core.layout import Component, Layout, TensorSpec
 from fedmtl_core.plan import LocalOptimizer, Pooling, Purpose, TrainingPlan, UpdateKind
 
@@ -133,14 +133,14 @@ def component_from_proto(message: pb.Component) -> EncodedLayout:
         InvalidRequestError: the encoding is unknown, or the start is past the end.
     """
     layout = layout_from_proto(message)
-    encoding = encoding_from_proto(message.encoding, f"{message.scope}: encoding")
+    encoding = encoding_from_proto(message.encoding, f"{shown(message.scope)}: encoding")
     left_out = message.encoding == pb.ENCODING_UNSPECIFIED and message.encoded_bytes == 0
     num_bytes = layout.num_bytes if left_out else message.encoded_bytes
     with within("encoded_bytes"):
         require_encoded_size(layout, encoding, num_bytes)
     if message.start_offset > num_bytes:
         raise InvalidRequestError(
-            f"{message.scope}: start_offset: expected at most {num_bytes}, got {message.start_offset}",
+            f"{shown(message.scope)}: start_offset: expected at most {num_bytes}, got {message.start_offset}",
             field="start_offset",
         )
     return EncodedLayout(layout, encoding, num_bytes, message.start_offset)
@@ -190,21 +190,21 @@ def layout_from_proto(message: pb.Component) -> Layout:
     """
     specs = []
     for number, tensor in enumerate(message.tensors):
+        where = f"{shown(message.scope)}: {shown(tensor.name)}"
         dtype = _DTYPE_FROM_PROTO.get(tensor.dtype)
         if dtype is None:
-            raise LayoutMismatchError(
-                f"{message.scope}: {tensor.name}: unknown element type {tensor.dtype}", field=f"tensors[{number}].dtype"
-            )
+            raise LayoutMismatchError(f"{where}: unknown element type {tensor.dtype}", field=f"tensors[{number}].dtype")
         if len(tensor.shape) > MAX_RANK or any(size > MAX_SIZE for size in tensor.shape):
             raise LayoutMismatchError(
-                f"{message.scope}: {tensor.name}: expected at most {MAX_RANK} dimensions of at most {MAX_SIZE}",
+                f"{where}: expected at most {MAX_RANK} dimensions of at most {MAX_SIZE}",
                 field=f"tensors[{number}].shape",
             )
         specs.append(TensorSpec(tensor.name, dtype, tuple(tensor.shape), tensor.offset))
     layout = Layout(message.scope, tuple(specs))
     if layout.num_bytes != message.num_bytes:
         raise LayoutMismatchError(
-            f"{message.scope}: num_bytes is {message.num_bytes}, but the last tensor ends at byte {layout.num_bytes}",
+            f"{shown(message.scope)}: num_bytes is {message.num_bytes}, but the last tensor ends at byte "
+            f"{layout.num_bytes}",
             field="num_bytes",
             expected=layout.num_bytes,
             got=message.num_bytes,

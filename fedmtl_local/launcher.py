@@ -30,6 +30,7 @@ from fedmtl_local.processes import LoggedProcess, Start, num_processors, start_m
 from fedmtl_server.rounds.quorums import lacking
 from fedmtl_server.storage.folders import state_of, unfinished_run
 from fedmtl_server.storage.lock import is_held
+from fedmtl_server.storage.permissions import make_run_folder
 from fedmtl_server.storage.results import TaskResult
 
 START_TIMEOUT_S = 180.0
@@ -180,7 +181,8 @@ class LocalRun:
             self._say(
                 f"a new run begins; one of the same configuration isn't over: {self._take_up(earlier)} goes on with it"
             )
-        (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        make_run_folder(self.run_dir, self._config.store.readable_by)
+        (self.run_dir / "logs").mkdir(exist_ok=True)
         server = self._start("server", "fedmtl_server", ["--port", "0", "--run-dir", str(self.run_dir)], {})
         address = self._await_address(server)
         names = ", ".join(f"{client.client_id} ({', '.join(client.task_names)})" for client in self._config.clients)

@@ -9,15 +9,17 @@ from typing import Any
 
 from fedmtl_core.controls import control_scope
 from fedmtl_core.errors import NonFiniteError
+from fedmtl_core.identifiers import name_some
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.sharing import Partition, SharingTable
-from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, MTLAggregator, RoundFold
+from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, DiscardedComponent, MTLAggregator, RoundFold
 from fedmtl_server.aggregation.control_variates import ControlVariates
+from fedmtl_server.aggregation.norms import reference_norm
 from fedmtl_server.aggregation.optimizer_state import OptimizerState
 from fedmtl_server.aggregation.rearranging import rearranged
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.report import RoundReport, counted_examples
 from fedmtl_server.sharing.moves import Mover
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.slices import PublishedModel
@@ -60,6 +62,9 @@ class Commits:
         self._mover = mover
         self._writing: asyncio.Task[None] | None = None
         self._log = get_logger()
+        self.model_norms: Mapping[str, float] = {}
+        """By scope, what the norms of updates are held against; see `reference_norm`. Empty if they aren't."""
+        self.model_norms = self._norms_of(model.components)
         self.published = self._publish(1)
         """The model as it goes out."""
         self.on_written: Callable[[], None] = lambda: None
@@ -104,7 +109,7 @@ class Commits:
         if self._mover is not None:
             self._mover.look(fold)
         aggregate = fold.close()
-        good = {}
+        good, discarded = {}, []
         for scope in self.model.components:  # from what most share to the heads, whoever was folded first
             if (component := aggregate.components.get(scope)) is None:
                 continue
@@ -116,11 +121,16 @@ class Commits:
                     self._optimizer.step(self.model.components[scope], component)
                 good[scope] = component
             except NonFiniteError as error:
-                self._log.error("component.discarded", **title, reason=f"its {what} isn't finite: {error}")
+                reason = f"its {what} isn't finite: {error}"
+                contributors = [part.client_id for part in aggregate.contributions[scope]]
+                discarded.append(DiscardedComponent(scope, reason, contributors))
+                self._log.error(
+                    "component.discarded", **title, scope=scope, reason=reason, contributors=name_some(contributors)
+                )
         if self._controls is not None and (reason := self._controls.close(round_, good.keys())):
             self._log.warning("control_variates.began_anew", **title, reason=reason)
         states = {scope: state for scope, state in aggregate.weighting_states.items() if scope in good}
-        return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good}, states)
+        return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good}, states, discarded)
 
     def decide_moves(self, round_: int) -> Mapping[str, Partition]:
         """Have the policy say what moves after a round that changed the model.
@@ -175,13 +185,14 @@ class Commits:
         components, table = {**self.model.components, **changed}, self.model.sharing
         if report.moved:
             components, table = await asyncio.to_thread(self._moved, components, report)
-        published = await self._begin_writing(components, report, end_round, best)
+        published, norms = await self._begin_writing(components, report, end_round, best)
         if not self._store.writes_behind:
             await self.until_written()
         if report.moved:
             self.model.rearrange(table, components)
         else:
             self.model.install(changed)
+        self.model_norms = norms
         self._replace(published)
 
     async def until_written(self) -> None:
@@ -218,21 +229,40 @@ class Commits:
 
     async def _begin_writing(
         self, components: Mapping[str, Component], report: RoundReport, end_round: EndRound, best: Collection[int]
-    ) -> PublishedModel:
-        """Write a model while it is made ready to go out."""
+    ) -> tuple[PublishedModel, Mapping[str, float]]:
+        """Write a model while it is made ready to go out.
+
+        Returns:
+            What goes out, and the model's norms.
+        """
         state = dict(self._optimizer.components) if self._optimizer else {}
         state |= self._controls.components if self._controls else {}
         model = asyncio.create_task(
             asyncio.to_thread(self._store.write_model, components, report.round, state, report.sharing)
         )
-        published = await asyncio.to_thread(self._publish, report.round + 1, components)
+        published, norms = await asyncio.gather(  # both need as long as the slower one
+            asyncio.to_thread(self._publish, report.round + 1, components),
+            asyncio.to_thread(self._norms_of, components),
+        )
         digests = {scope: one.digest for scope, one in published.components.items()}
         if state:
             others = {scope: one for scope, one in state.items() if scope not in digests}
             digests |= await asyncio.to_thread(lambda: {scope: one.digest() for scope, one in others.items()})
         self._writing = asyncio.create_task(self._write(model, partial(end_round, digests), best))
         self._writing.add_done_callback(lambda _: self.on_written())
-        return published
+        return published, norms
+
+    def _norms_of(self, components: Mapping[str, Component]) -> dict[str, float]:
+        """A model's norms by scope, where updates are held against them; those that didn't change aren't measured."""
+        if not self._aggregator.norms.limits({"": 1.0}):
+            return {}
+        known = self.model.components
+        return {
+            scope: self.model_norms[scope]
+            if known.get(scope) is one and scope in self.model_norms
+            else reference_norm(one)
+            for scope, one in components.items()
+        }
 
     async def _write(self, model: Awaitable[None], end_round: Callable[[], None], best: Collection[int]) -> None:
         await model
@@ -246,7 +276,8 @@ class Commits:
         assert self._mover is not None
         before, after = self.model.sharing, self._mover.table
         factors = self._aggregator.factors(report.round)
-        num_examples = {task.task: task.num_examples * factors.get(task.task, 1.0) for task in report.tasks}
+        counted = counted_examples(report)
+        num_examples = {task: examples * factors.get(task, 1.0) for task, examples in counted.items()}
         if self._optimizer is not None:
             self._optimizer.rearrange(self.model.layouts_of(after), before, after, num_examples)
         return rearranged(components, before, after, num_examples), after

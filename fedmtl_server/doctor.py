@@ -232,6 +232,9 @@ def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
 
     url = config.store.url
     place: str | Path = url or (run_dir or config.server.runs_dir) / FILE_NAME
+    if url is None and run_dir and (run_dir / "run.json").is_file() and not (run_dir / FILE_NAME).is_file():
+        yield fail("database", f"{run_dir / FILE_NAME} is missing, although {run_dir} holds a run", "restore the file")
+        return
     if url is None and not (run_dir and (run_dir / FILE_NAME).is_file()):
         yield ok("database", "SQLite in the run's folder, made at the start")
         return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from fedmtl_core.errors import (
     WrongRunError,
 )
 from fedmtl_core.formats import DEFAULT_DENSITY, Encoding
-from fedmtl_core.identifiers import name_some
+from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
@@ -102,6 +103,7 @@ class Federation:
         self._weighting_states: Mapping[str, Mapping[str, Any]] = {}
         self._recent_norms = RecentNorms(aggregator.norms.window)
         self._bounds = self._norm_bounds()
+        self._shares = aggregator.start_shares()
         self._order = CohortOrder(())
         self._transfers = Transfers(staging, rules.transfer_timeout_s / 2, self._keep_alive)
         self._arrived: list[str] = []
@@ -159,7 +161,9 @@ class Federation:
         """
         if run_id not in ("", self.run_id):
             raise WrongRunError(
-                f"this server's run is {self.run_id!r}, the request is for {run_id!r}", expected=self.run_id, got=run_id
+                f"this server's run is {self.run_id!r}, the request is for {quoted(run_id)}",
+                expected=self.run_id,
+                got=run_id,
             )
 
     def require_task(self, task: str) -> None:
@@ -169,7 +173,9 @@ class Federation:
             UnknownTaskError: it isn't.
         """
         if task not in self.model.tasks:
-            raise UnknownTaskError(f"task: expected one of {', '.join(self.model.tasks)}, got {task!r}", task=task)
+            raise UnknownTaskError(
+                f"task: expected one of {', '.join(self.model.tasks)}, got {quoted(task)}", task=task
+            )
 
     async def watch(self, client_id: str, task: str, tasks: Sequence[str] = ()) -> AsyncGenerator[RoundEvent, None]:
         """The run's events from now on; with a client id, this is the client's presence.
@@ -281,16 +287,27 @@ class Federation:
             StaleRoundError, InvalidRequestError, UnavailableError: it can't count any more, however far it moves it.
         """
         await self.require_no_objection(transfer)
-        staged, rule, bounds = transfer.staged, self._aggregator.norms, self._bounds
+        staged, rule = transfer.staged, self._aggregator.norms
+        bounds = self._bounds if rule.action == "refuse" else {}
+        limits = rule.limits(self._commits.model_norms)
         if rule.measures and staged.is_float32:
             transfer.norms = await self._measure(transfer)
         if not transfer.norms or not are_ordinary(transfer.norms):
             await asyncio.to_thread(staged.require_valid)
-        if rule.action == "refuse" and staged.parts:
-            transfer.norms = transfer.norms or await self._measure(transfer)
-            if self.admit(transfer.claim) is None:
-                transfer.require_stream(stream)
-                require_within(transfer.norms, bounds)
+        if not transfer.norms and (bounds or await self._may_exceed(transfer, limits)):
+            transfer.norms = await self._measure(transfer)
+        if (bounds or limits) and transfer.norms and self.admit(transfer.claim) is None:
+            transfer.require_stream(stream)
+            require_within(transfer.norms, bounds)
+            require_within(transfer.norms, limits, ": robustness.norms.model_factor times the model's own")
+
+    async def _may_exceed(self, transfer: Transfer, limits: Mapping[str, float]) -> bool:
+        """Whether an update that wasn't measured could be beyond a limit, as far as it can be told without decoding."""
+        if not limits or not transfer.staged.parts:
+            return False
+        base = self._commits.model_norms if transfer.claim.kind == "parameters" else {}
+        largest = await asyncio.to_thread(transfer.staged.largest_norms)
+        return any(not norm + base.get(scope, 0.0) <= limits.get(scope, math.inf) for scope, norm in largest.items())
 
     async def _measure(self, transfer: Transfer) -> Mapping[str, float]:
         base = self.model.components
@@ -343,6 +360,8 @@ class Federation:
         client_id = transfer.claim.client_id
         self._reported.append(transfer)
         if transfer.staged.parts:
+            scopes = [part.scope for part in transfer.staged.parts]
+            self._shares.add(client_id, transfer.claim.task, transfer.claim.num_examples, scopes)
             self._order.append(client_id)
             self._complete[client_id] = transfer
             self._arrived.append(client_id)
@@ -362,6 +381,20 @@ class Federation:
         self._facts.note_refusal(refusal)
         for listener in self._listeners:
             listener.update_refused(refusal)
+
+    def note_damaged_model(self, client_id: str, base_round: int, reason: str) -> None:
+        """Note that a client of the round's cohort can't compute with the model that the round began with."""
+        if client_id not in self._engine.cohort or base_round != self._engine.round:
+            return
+        if client_id not in self._facts.damaged:
+            self._log.error(
+                "model.damaged",
+                **self._title(),
+                client_id=client_id,
+                reason=reason,
+                hint="take the run back: fedmtl-server runs rollback RUN --to-round N",
+            )
+        self._facts.damaged[client_id] = reason
 
     def note_sent(self, num_bytes: int) -> None:
         """Note bytes of a slice that were sent."""
@@ -394,6 +427,10 @@ class Federation:
             last_report=self.last_report,
             model=self.model.summary(),
             uptime_s=self._clock() - self._started_at,
+            warnings=[
+                *self._facts.warnings(engine.round),
+                *(self.last_report.warnings if self.last_report else ()),
+            ],
         )
 
     def results(self) -> dict[str, TaskResult]:
@@ -495,7 +532,10 @@ class Federation:
             self.model.components, self._bounds, self._engine.round, self._weighting_states
         )
         self._commits.begin_round()
-        self._order = CohortOrder(list(cohort))
+        members = {member.client_id: self.model.scopes_for(member.task) for member in cohort.values()}
+        may_come = None if self._engine.asynchronous else members
+        self._shares = self._aggregator.start_shares(self._engine.round, may_come)
+        self._order = CohortOrder(list(cohort), self._shares.is_settled)
         self._log.info(
             "round.opened",
             **self._title(),
@@ -574,6 +614,8 @@ class Federation:
             num_steps=claim.num_steps,
             learning_rate_sum=claim.learning_rate_sum,
             control_round=claim.control_round,
+            claimed_examples=claim.claimed_examples,
+            counted_examples=self._shares.counted(claim.client_id),
         )
 
     def _end_round(self, round_: int) -> None:
@@ -655,6 +697,7 @@ class Federation:
             return Aggregate()
         assert self._fold is not None
         await self._fold_arrived()
+        self._shares.close()
         await self._fold_all(self._order.close())
         aggregate = await asyncio.to_thread(self._commits.finish, self._fold, self._engine.round, self._title())
         for buffer in self._fold.spare:
@@ -673,6 +716,7 @@ class Federation:
             self._aggregator.factors(self._engine.round),
             **self._commits.report_facts({**self._weighting_states, **aggregate.weighting_states}),
             moved=moved,
+            model_norms=self._commits.model_norms,
             duration_s=self._clock() - self._engine.opened_at,
             aggregation_s=aggregation_s,
             failed=failed,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, UnknownTaskError, UserError
-from fedmtl_core.identifiers import name_some
+from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.layout import Component, Layout
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, require_length
 from fedmtl_core.plan import Pooling
@@ -206,7 +206,7 @@ class MTLServerModel:
         if task is None:
             return tuple(self._components)
         if task not in self.tasks:
-            raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {task!r}")
+            raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {quoted(task)}")
         return self._table.scopes_for(task)
 
     def layouts_for(self, task: str | None) -> tuple[Layout, ...]:

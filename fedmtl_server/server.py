@@ -256,7 +256,12 @@ class Server:
         run = TrackedRun.of(self._run_id, self.store.run_dir, without_secrets(config))
         self._tracking = Tracking(self._trackers, run, lambda: [round_point(one) for one in self.store.reports()])
         aggregator = MTLAggregator(
-            _norms(config), self._weighting, config.training.seed, _auxiliary(config), config.aggregation.normalization
+            _norms(config),
+            self._weighting,
+            config.training.seed,
+            _auxiliary(config),
+            config.aggregation.normalization,
+            config.robustness.max_client_share,
         )
         staging = self._make_staging()
         return Federation(
@@ -369,12 +374,13 @@ def _rules(config: Config, selection: TaskSelection) -> RoundRules:
         ),
         selection=selection,
         seed=config.training.seed,
+        max_examples=config.max_examples(),
     )
 
 
 def _norms(config: Config) -> NormRule:
     section = config.robustness.norms
-    return NormRule(section.action, section.bound, section.median_factor, section.window)
+    return NormRule(section.action, section.bound, section.median_factor, section.window, section.model_factor)
 
 
 def _controls(model: MTLServerModel) -> ControlVariates:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fedmtl_server.model import ModelSummary
 from fedmtl_server.rounds.engine import Phase, RoundEngine
 from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.warnings import RoundWarning
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Status:
     last_report: RoundReport | None
     model: ModelSummary
     uptime_s: float
+    warnings: Sequence[RoundWarning] = ()
+    """Of the round in progress and the one before."""
 
 
 def task_statuses(

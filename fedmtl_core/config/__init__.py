@@ -33,7 +33,15 @@ from fedmtl_core.config.rounds import (
     MissingQuorum,
     RoundsConfig,
 )
-from fedmtl_core.config.server import Durability, LimitsConfig, SecurityConfig, ServerConfig, StoreConfig, TlsConfig
+from fedmtl_core.config.server import (
+    Durability,
+    LimitsConfig,
+    Readers,
+    SecurityConfig,
+    ServerConfig,
+    StoreConfig,
+    TlsConfig,
+)
 from fedmtl_core.config.sharing import AdaptiveConfig, SharingConfig
 from fedmtl_core.config.tasks import MAX_LABELS, AuxiliaryConfig, DataConfig, TaskConfig
 from fedmtl_core.config.tracking import TracingConfig, TrackerName, TrackingConfig
@@ -65,6 +73,7 @@ __all__ = [
     "Normalization",
     "NormsConfig",
     "PartitionConfig",
+    "Readers",
     "RobustnessConfig",
     "RoundsConfig",
     "SecurityConfig",

@@ -40,6 +40,13 @@ class NormsConfig(Section):
         "smaller one holds",
     )
     window: int = Field(5, ge=1, description="For `median_factor`: over so many rounds, the last that changed it")
+    model_factor: float | None = Field(
+        1e6,
+        gt=1,
+        description="With any `action` but `none`, an update whose delta has a norm above so many times the model's "
+        "own (of the same component, its elements taken as 1 on average if they are smaller) is refused; `null` for no "
+        "limit",
+    )
 
     @model_validator(mode="after")
     def _has_its_bound(self) -> NormsConfig:
@@ -56,6 +63,13 @@ class RobustnessConfig(Section):
     """What protects the model from updates that would harm it."""
 
     norms: NormsConfig = NormsConfig()
+    max_client_share: float | None = Field(
+        0.99,
+        ge=0.5,
+        lt=1,
+        description="The largest share of a component's examples that one client counts for, where several contribute "
+        "to it: what it says beyond that is cut; `null` for no limit",
+    )
 
 
 class AggregationConfig(Section):

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from fedmtl_core.config.section import Section
 
 Durability = Literal["memory", "process", "power"]
+Readers = Literal["owner", "group", "all"]
 
 _CHUNK_BYTES = 2 * 2**20  # the most data in a chunk, as the contract says
 
@@ -49,6 +50,11 @@ class StoreConfig(Section):
         "power",
         description="What acknowledged updates and commits survive: the end of the `process`, a cut of `power`, or "
         "with `memory` neither: updates stay in memory, and the disk follows a round later",
+    )
+    readable_by: Readers = Field(
+        "owner",
+        description="Users of the machine who may read a new run's folder: its `owner` (mode 0700), the `group` too "
+        "(0750), or `all` (0755). A folder that exists keeps its mode",
     )
     keep_checkpoints: int = Field(3, ge=1, description="Checkpoints kept, newest first, besides each task's best")
 

@@ -152,6 +152,13 @@ class TaskConfig(Section):
     )
     train_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client trains on, at most")
     val_samples: int | None = Field(None, ge=1, lt=2**63, description="Rows a client evaluates on, at most")
+    max_examples: int | None = Field(
+        None,
+        ge=1,
+        lt=2**53,
+        description="Examples that an update of it counts as, at most, however many its client says; no limit but "
+        "`robustness.max_client_share` if not given",
+    )
     data: DataConfig | None = Field(None, description="Where the rows are; for a GLUE task the hub if not given")
     auxiliary: AuxiliaryConfig | None = None
 

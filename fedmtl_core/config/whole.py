@@ -158,6 +158,10 @@ class Config(Section):
         """The tasks that no round needs and that end no run."""
         return frozenset(name for name, task in self.tasks.items() if task.auxiliary is not None)
 
+    def max_examples(self) -> dict[str, int]:
+        """By task with a limit, the examples that an update of it counts as at most."""
+        return {name: task.max_examples for name, task in self.tasks.items() if task.max_examples is not None}
+
     def plan(self, task: str) -> TrainingPlan:
         """What a client of this task is asked to do."""
         training, section = self.training, self.tasks[task]

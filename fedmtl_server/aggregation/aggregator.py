@@ -26,6 +26,7 @@ from fedmtl_core.layout import Component, Layout, TensorSpec
 from fedmtl_core.plan import UpdateKind
 from fedmtl_core.scopes import SHARED, group_of, scope_of, task_of
 from fedmtl_server.aggregation.auxiliary import Auxiliary, factors, scaled
+from fedmtl_server.aggregation.client_shares import ClientShares
 from fedmtl_server.aggregation.combining import combine, inner_products
 from fedmtl_server.aggregation.normalization import RoundSteps, Steps, step_weight
 from fedmtl_server.aggregation.norms import NormRule, update_norms
@@ -45,7 +46,7 @@ class ClientUpdate:
     client_id: str
     task: str
     num_examples: int
-    """Weight of this update: examples trained on."""
+    """Weight of this update: examples trained on, no more than its task's limit."""
     components: Mapping[str, Component]
     """By scope; trained parameters, or with kind `delta` trained minus received ones."""
     kind: UpdateKind = "parameters"
@@ -69,6 +70,15 @@ class ClientUpdate:
     """Of these steps; 0 if it doesn't say."""
     control_round: int = 0
     """The round of the update that its client's control variate is of; 0 for none."""
+    claimed_examples: int = 0
+    """The examples that its client says it trained on, where that is beyond the task's limit; else 0."""
+    counted_examples: Mapping[str, Fraction] = field(default_factory=dict)
+    """By scope, the examples that it counts as, where one client may not be more of the component; see
+    `fedmtl_server.aggregation.client_shares`."""
+
+    def examples_in(self, scope: str) -> int | Fraction:
+        """The examples that it counts as in a component."""
+        return self.counted_examples.get(scope, self.num_examples)
 
     @classmethod
     def from_parameters(
@@ -111,11 +121,23 @@ class Contribution:
     """The L2 norm of its delta as it was sent, before any discount; None if it wasn't measured."""
     clipped_to: float | None = None
     """The norm that its delta was scaled down to before it counted; None if it wasn't."""
+    counted_examples: float | None = None
+    """What its examples counted as, where that is less than what its client says; else None."""
 
     @property
     def counted_norm(self) -> float | None:
         """The norm that it counted with."""
         return self.norm if self.clipped_to is None else self.clipped_to
+
+
+@dataclass(frozen=True)
+class DiscardedComponent:
+    """A component that stays as it was, although updates of it counted."""
+
+    scope: str
+    reason: str
+    contributors: Sequence[str]
+    """The clients whose updates were in it, in the order of folding."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +150,8 @@ class Aggregate:
     """Who counted in them, in the order of folding."""
     weighting_states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By scope, what the task weighting is to remember of it; as JSON gives it back."""
+    discarded: Sequence[DiscardedComponent] = ()
+    """The components whose new value isn't used; they are in none of the others."""
 
 
 class ComponentMean:
@@ -218,12 +242,14 @@ class CohortOrder:
 
     Args:
         order: the cohort's client ids, in the order to fold them in.
+        may_fold: whether an update that has arrived may be folded already; until it may, those after it wait too.
 
     Raises:
         AggregationError: a client id is there twice.
     """
 
-    def __init__(self, order: Sequence[str]):
+    def __init__(self, order: Sequence[str], may_fold: Callable[[str], bool] = lambda client_id: True):
+        self._may_fold = may_fold
         self._order = list(order)
         self._place = {client_id: place for place, client_id in enumerate(self._order)}
         if len(self._place) != len(self._order):
@@ -254,7 +280,7 @@ class CohortOrder:
         if self.place(client_id) < self._next or client_id in self._arrived:
             raise AggregationError(f"another update of {client_id!r} is there already")
         self._arrived.add(client_id)
-        return self._leading(lambda one: one in self._arrived)
+        return self._leading(lambda one: one in self._arrived and self._may_fold(one))
 
     def close(self) -> list[str]:
         """Pass over those that didn't come.
@@ -375,7 +401,7 @@ class RoundFold:
     def _weight(self, scope: str, update: ClientUpdate) -> int | Fraction:
         """What an update counts for in its mean; where that is its task's alone, the factor is for the close."""
         factor = 1 if self._has_means_by_task(scope) else self._factor(scope, update.task)
-        weight = update.num_examples * factor
+        weight = update.examples_in(scope) * factor
         return step_weight(update.client_id, weight, update.num_steps) if self._by_step else weight
 
     def _fold_component(self, mean: ComponentMean, scope: str, component: Component, update: ClientUpdate) -> None:
@@ -414,7 +440,7 @@ class RoundFold:
         components, contributions, states = {}, {}, {}
         for scope, counted in self._counted.items():
             by_task = _examples_by_task(scope, counted)
-            counts = [update.num_examples * self._factor(scope, update.task) for update in counted]
+            counts = [update.examples_in(scope) * self._factor(scope, update.task) for update in counted]
             if not any(counts):
                 continue  # only auxiliary tasks that count for nothing: it stays as it is
             steps = self._steps(scope, counted)
@@ -422,7 +448,9 @@ class RoundFold:
                 factors = {task: float(steps.factor(task)) if steps else 1.0 for task in _counting(by_task)}
                 shares, states[scope] = self._weigh(scope, factors)
                 components[scope] = self._combined(scope, {task: shares[task] * factors[task] for task in factors})
-                parts = [shares.get(one.task, 0.0) * one.num_examples / (by_task[one.task] or 1) for one in counted]
+                parts = [
+                    shares.get(one.task, 0.0) * one.examples_in(scope) / (by_task[one.task] or 1) for one in counted
+                ]
             else:
                 components[scope] = self._combined(scope, {"": float(steps.factor()) if steps else 1.0})
                 total = sum(counts)
@@ -437,7 +465,9 @@ class RoundFold:
         if not self._by_step:
             return None
         return RoundSteps(
-            tuple(Steps(one.task, one.num_examples, one.num_steps, self._factor(scope, one.task)) for one in counted)
+            tuple(
+                Steps(one.task, one.examples_in(scope), one.num_steps, self._factor(scope, one.task)) for one in counted
+            )
         )
 
     def _weigh(self, scope: str, factors: Mapping[str, float]) -> tuple[dict[str, float], Mapping[str, Any]]:
@@ -452,7 +482,7 @@ class RoundFold:
         if rule.needs_products:
             products = inner_products(self._base[scope], [means[task].runs for task in factors])
             products *= np.outer(list(factors.values()), list(factors.values()))
-        weighed = self._weighting.weigh(scope, _facts(self._counted[scope], list(factors)), products)
+        weighed = self._weighting.weigh(scope, _facts(scope, self._counted[scope], list(factors)), products)
         coefficients = dict(zip(factors, weighed.coefficients, strict=True))
         return scaled(coefficients, self._factors, are_shares=rule.gives_shares), weighed.state
 
@@ -477,6 +507,7 @@ class MTLAggregator:
         auxiliary: by auxiliary task, what it counts for in what several share.
         normalization: whether a client's delta counts by the steps that it took; see
             `fedmtl_server.aggregation.normalization`.
+        max_client_share: the most that one of several clients may be of a component; None for no limit.
     """
 
     def __init__(
@@ -486,9 +517,11 @@ class MTLAggregator:
         seed: int = 0,
         auxiliary: Mapping[str, Auxiliary] | None = None,
         normalization: Normalization = "none",
+        max_client_share: float | None = None,
     ):
         self.norms = norms
         self.normalization = normalization
+        self._max_client_share = max_client_share
         self._weighting = weighting
         self._seed = seed
         self._auxiliary = auxiliary or {}
@@ -496,6 +529,10 @@ class MTLAggregator:
     def factors(self, round_: int) -> dict[str, float]:
         """By auxiliary task, what an example of it counts for in a round, counted from 1."""
         return factors(self._auxiliary, round_)
+
+    def start_shares(self, round_: int = 1, members: Mapping[str, Collection[str]] | None = None) -> ClientShares:
+        """Begin to note what a round's updates say they count for; see `ClientShares`."""
+        return ClientShares(self._max_client_share, self.factors(round_), members)
 
     def start_round(
         self,
@@ -529,9 +566,12 @@ class MTLAggregator:
         """
         updates = sorted(client_updates, key=lambda update: update.client_id)
         CohortOrder([update.client_id for update in updates])  # nobody twice
-        fold = self.start_round(base or {}, round_=round_)
+        fold, shares = self.start_round(base or {}, round_=round_), self.start_shares(round_)
         for update in updates:
-            fold.fold(update)
+            shares.add(update.client_id, update.task, update.num_examples, update.components)
+        shares.close()
+        for update in updates:
+            fold.fold(replace(update, counted_examples=shares.counted(update.client_id)))
         components = fold.close().components
         return {
             "shared": components[SHARED].views() if SHARED in components else {},
@@ -587,17 +627,17 @@ def _move_towards(mean: Tensor, value: Tensor, share: float, rest: float) -> Non
         torch.lerp(value, mean, rest, out=mean)
 
 
-def _examples_by_task(scope: str, counted: Sequence[ClientUpdate]) -> dict[str, int]:
+def _examples_by_task(scope: str, counted: Sequence[ClientUpdate]) -> dict[str, int | Fraction]:
     """The examples of a component's updates, by task; not all of them 0."""
-    by_task: dict[str, int] = {}
+    by_task: dict[str, int | Fraction] = {}
     for update in counted:
-        by_task[update.task] = by_task.get(update.task, 0) + update.num_examples
+        by_task[update.task] = by_task.get(update.task, 0) + update.examples_in(scope)
     if not any(by_task.values()):
         raise AggregationError(f"{scope}: the weights (num_examples) of its {len(counted)} updates sum to zero")
     return by_task
 
 
-def _counting(by_task: Mapping[str, int]) -> list[str]:
+def _counting(by_task: Mapping[str, int | Fraction]) -> list[str]:
     """The tasks that count for anything, by name: whoever was faster."""
     return sorted(task for task, num_examples in by_task.items() if num_examples)
 
@@ -608,17 +648,18 @@ def _contributions(scope: str, counted: Sequence[ClientUpdate], weights: Sequenc
         Contribution(
             update.client_id,
             update.task,
-            update.num_examples,
+            update.claimed_examples or update.num_examples,
             weight * update.discount,
             update.staleness,
             update.norms.get(scope),
             update.clipped_to.get(scope),
+            float(update.examples_in(scope)) if update.claimed_examples or scope in update.counted_examples else None,
         )
         for update, weight in zip(counted, weights, strict=True)
     ]
 
 
-def _facts(counted: Sequence[ClientUpdate], tasks: Sequence[str]) -> list[TaskFacts]:
+def _facts(scope: str, counted: Sequence[ClientUpdate], tasks: Sequence[str]) -> list[TaskFacts]:
     """What a round's updates say of their tasks. Who started from an older model says nothing of the round's own."""
     facts = []
     for task in tasks:
@@ -629,16 +670,20 @@ def _facts(counted: Sequence[ClientUpdate], tasks: Sequence[str]) -> list[TaskFa
             if "loss" in update.received_metrics and not update.staleness
         ]
         trained = [
-            (update.num_examples, update.trained_metrics["train_loss"])
+            (update.examples_in(scope), update.trained_metrics["train_loss"])
             for update in mine
             if "train_loss" in update.trained_metrics
         ]
-        num_examples = sum(update.num_examples for update in mine)
-        facts.append(TaskFacts(task, num_examples, _mean_of(received), _mean_of(trained)))
+        num_examples = sum(update.examples_in(scope) for update in mine)
+        facts.append(TaskFacts(task, _plain(num_examples), _mean_of(received), _mean_of(trained)))
     return facts
 
 
-def _mean_of(weighted: Sequence[tuple[int, float]]) -> float | None:
+def _plain(number: int | Fraction) -> int | float:
+    return number if isinstance(number, int) else float(number)
+
+
+def _mean_of(weighted: Sequence[tuple[int | Fraction, float]]) -> float | None:
     """The mean of values with their weights; None if they have none."""
     total = sum(weight for weight, _ in weighted)
     return math.fsum(weight / total * value for weight, value in weighted) if total else None

@@ -27,7 +27,7 @@ class Steps:
     """One client's part in a component."""
 
     task: str
-    num_examples: int
+    num_examples: int | Fraction
     num_steps: int
     factor: int | Fraction = 1
     """What an example of its task counts for."""

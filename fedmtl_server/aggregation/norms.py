@@ -77,11 +77,23 @@ class NormRule:
     """So many times the median of the norms that counted is the most, once any did."""
     window: int = 5
     """Rounds to take the median over: the last that changed the component."""
+    model_factor: float | None = None
+    """So many times the model's own norm is the most for any update, whatever the action; None for no such limit."""
 
     @property
     def measures(self) -> bool:
         """Whether norms are looked at."""
         return self.action != "none"
+
+    def limits(self, model_norms: Mapping[str, float]) -> dict[str, float]:
+        """The most that any update's norm may be, by scope: a single one beyond it would ruin the model.
+
+        Args:
+            model_norms: the model's own; see `reference_norm`.
+        """
+        if self.model_factor is None or not self.measures:
+            return {}
+        return {scope: self.model_factor * norm for scope, norm in model_norms.items()}
 
     def bounds(self, scopes: Collection[str], recent: RecentNorms) -> dict[str, float]:
         """The most that a delta's norm may be in the next round; a scope without a bound is absent.
@@ -98,6 +110,12 @@ class NormRule:
                     # The lower of the two in the middle: half of the norms, however large, don't raise it.
                     bounds[scope] = min(bounds.get(scope, math.inf), self.median_factor * median_low(norms))
         return bounds
+
+
+def reference_norm(component: Component) -> float:
+    """What the norms of updates are held against: the model's own in a component, or what that would be with elements
+    of 1 if it is less, such as that of a bias that begins at 0."""
+    return max(norm_of(component), math.sqrt(component.layout.num_elements))
 
 
 def update_norms(
@@ -144,16 +162,22 @@ def norm_of(component: Component, base: Component | None = None) -> float:
     return min(math.hypot(*parts), sys.float_info.max)
 
 
-def require_within(norms: Mapping[str, float], bounds: Mapping[str, float]) -> None:
+def require_within(norms: Mapping[str, float], bounds: Mapping[str, float], why: str = "") -> None:
     """Check that an update moves no component further than is allowed.
+
+    Args:
+        norms: the update's, by scope.
+        bounds: the most that is allowed, by scope.
+        why: where the bound comes from, for the message.
 
     Raises:
         NormExceededError: it does.
     """
     for scope, norm in norms.items():
-        if scope in bounds and norm > bounds[scope]:
+        if scope in bounds and not norm <= bounds[scope]:  # NaN is within no bound
             raise NormExceededError(
-                f"{scope}: the update moves it by an L2 norm of {norm:.6g}, at most {bounds[scope]:.6g} is allowed",
+                f"{scope}: the update moves it by an L2 norm of {norm:.6g}, at most {bounds[scope]:.6g} is allowed"
+                f"{why}",
                 scope=scope,
                 norm=f"{norm:.6g}",
                 allowed=f"{bounds[scope]:.6g}",
@@ -196,8 +220,10 @@ def _norms_in_float64(run: Tensor, origin: Tensor | None) -> list[float]:
     for start in range(0, len(run), _BLOCK):
         values = run[start : start + _BLOCK].numpy()
         base = None if origin is None else origin[start : start + _BLOCK].numpy()
-        largest = max(float(np.abs(one).max()) for one in (values, base) if one is not None)
-        if largest > 0:
+        largest = float(np.max([np.abs(one).max() for one in (values, base) if one is not None]))
+        if not math.isfinite(largest):  # NaN isn't above 0, and not nothing either
+            norms.append(largest)
+        elif largest > 0:
             unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)  # a power of two rounds nothing
             delta = values / unit if base is None else values / unit - base / unit
             norms.append(unit * math.sqrt(_sum_of_squares(delta)))

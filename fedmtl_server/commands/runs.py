@@ -16,6 +16,8 @@ from fedmtl_core.errors import UserError
 from fedmtl_server.commands.printing import Table, bytes_text, json_text, print_json, time_text
 from fedmtl_server.commands.runs_exported import csv_text, flat_round, flat_update
 from fedmtl_server.commands.runs_shown import last_metrics, show_round, show_run, summary, tasks_text, updates_by_round
+from fedmtl_server.storage.missing import lacks_history, missing_history
+from fedmtl_server.storage.rollback import roll_back
 from fedmtl_server.storage.runs import (
     Place,
     databases_of,
@@ -31,7 +33,7 @@ from fedmtl_server.storage.runs import (
 if TYPE_CHECKING:
     from fedmtl_server.storage.history import MetricRecord, RoundRecord, UpdateRecord
 
-runs_app = new_app("List, show, export and remove runs.")
+runs_app = new_app("List, show, export, roll back and remove runs.")
 
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run's id or the beginning of it, or its folder's path or name.")
@@ -59,6 +61,9 @@ class Format(StrEnum):
 @runs_app.command("list")
 def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json = False) -> None:
     """List the runs, the newest first, with the last metrics of their models."""
+    for folder in sorted(path.parent for path in runs_dir.glob("*/run.json")) if url is None else ():
+        if lacks_history(folder):
+            typer.echo(f"warning: {missing_history(folder)}", err=True)
     rows = []
     for place in _places(databases_of(runs_dir, url)):
         with opened(place.database) as history:
@@ -140,6 +145,28 @@ def export(
     except OSError as error:
         raise UserError(f"--output: can't write {output}: {error.strerror or error}") from None
     typer.echo(f"{len(records)} {what.value} written to {output}", err=True)
+
+
+@runs_app.command()
+def rollback(
+    run: RunName,
+    to_round: Annotated[
+        int, typer.Option(min=0, metavar="N", help="The round whose model is the run's again; 0 is the first model.")
+    ],
+    runs_dir: RunsDir = Path("runs"),
+    url: Url = None,
+) -> None:
+    """Take a run that no server serves back to an earlier round, whose checkpoint is kept.
+
+    Model, optimiser state, control variates and shared layers are those after that round again, and the rounds after it
+    are held anew when a server resumes the run.
+    """
+    place = find_run(run, runs_dir, url)
+    rounds = roll_back(place, to_round)
+    typer.echo(
+        f"run {place.run.run_id} is at round {to_round} again; taken back: round{'s' * (len(rounds) > 1)} "
+        f"{', '.join(map(str, rounds))}. Resume it with: fedmtl-server --resume {place.folder}"
+    )
 
 
 @runs_app.command()

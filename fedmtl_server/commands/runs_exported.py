@@ -31,6 +31,7 @@ def flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str
     }
     row |= {"cohort_size": len(record.cohort), "num_refused": facts["num_refused"]}
     row["missing_clients"] = " ".join(report.get("missing_clients", ()))
+    row["discarded"] = " ".join(one["scope"] for one in report.get("discarded", ()))
     row |= {name: report.get(name) for name in ("duration_s", "aggregation_s", "bytes_received", "bytes_sent")}
     for task in report.get("tasks", ()):
         here = {name: task[name] for name in ("num_updates", "num_examples", "encoder_share")}

@@ -56,7 +56,7 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
         tasks = {task["task"]: task for task in report.get("tasks", ())}
         table.add(
             f"{one.round}{' (evaluation)' if one.purpose == 'evaluate' else ''}",
-            one.outcome.replace("_", " "),
+            _outcome_text(one),
             time_text(one.opened_at_unix_ms),
             f"{report['duration_s']:.1f}" if report else "-",
             f"{facts['num_counted']} of {len(one.cohort)}",
@@ -67,6 +67,12 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
             *(_metric_and_share(main.get(task), tasks.get(task, {})) for task in run.tasks),
         )
     table.show()
+
+
+def _outcome_text(record: RoundRecord) -> str:
+    """What became of a round, and of how many components nothing did."""
+    text, num_discarded = record.outcome.replace("_", " "), len((record.report or {}).get("discarded", ()))
+    return text + (f", {num_discarded} component{'s' * (num_discarded > 1)} discarded" if num_discarded else "")
 
 
 def _why_early(place: Place) -> str:
@@ -197,6 +203,8 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
         missing=", ".join(report["missing_clients"]) or "nobody",
         unchanged=", ".join(f"head {task}" for task in report["unchanged_tasks"]) or "no head",
         **_moves(report),
+        **_discarded(report),
+        **_warnings(report),
     )
     _tasks_table(report).show()
     _updates_table(report, updates).show()
@@ -208,6 +216,19 @@ def _moves(report: Mapping[str, Any]) -> dict[str, str]:
     moved = report.get("moved") or {}
     texts = (f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}" for part, old in moved.items())
     return {"moved": "; ".join(texts)} if moved else {}
+
+
+def _discarded(report: Mapping[str, Any]) -> dict[str, str]:
+    """Which components stayed as they were although updates counted, and why; older reports don't say."""
+    found = report.get("discarded") or ()
+    texts = [f"{one['scope']}: {one['reason']} (updates of {', '.join(one['contributors'])})" for one in found]
+    return {"discarded": "; ".join(texts)} if texts else {}
+
+
+def _warnings(report: Mapping[str, Any]) -> dict[str, str]:
+    """What makes a round's result doubtful; older reports don't say."""
+    texts = [one["message"] for one in report.get("warnings", ())]
+    return {"warnings": "; ".join(texts)} if texts else {}
 
 
 def _tasks_table(report: Mapping[str, Any]) -> Table:
@@ -229,6 +250,7 @@ def _updates_table(report: Mapping[str, Any], updates: Sequence[UpdateRecord]) -
         for part in component["contributions"]:
             weights.setdefault(part["client_id"], {})[component["scope"]] = part["weight"]
     norms = {part["client_id"]: _norm_text(part) for part in _encoder_parts(report)}
+    counted = _counted_examples(report)
     has_groups = any(group_of(component["scope"]) for component in report["components"])
     elsewhere = "in its groups and heads" if has_groups else "in its heads"
     of_the_encoder = ("weight in the encoder", "norm there")
@@ -242,8 +264,19 @@ def _updates_table(report: Mapping[str, Any], updates: Sequence[UpdateRecord]) -
         base = f"round {one.base_round}"
         norm = norms.get(one.client_id, "-")
         size = bytes_text(one.num_bytes)
-        table.add(one.client_id, one.task, became, one.num_examples, base, encoder, norm, heads, size)
+        examples = f"{one.num_examples}{counted.get(one.client_id, '')}"
+        table.add(one.client_id, one.task, became, examples, base, encoder, norm, heads, size)
     return table
+
+
+def _counted_examples(report: Mapping[str, Any]) -> dict[str, str]:
+    """By client whose examples count for less than it says, the least that they count as; older reports don't say."""
+    least: dict[str, float] = {}
+    for component in report["components"]:
+        for part in component["contributions"]:
+            if (counted := part.get("counted_examples")) is not None:
+                least[part["client_id"]] = min(counted, least.get(part["client_id"], counted))
+    return {client_id: f", counted as {examples:.6g}" for client_id, examples in least.items()}
 
 
 def _encoder_parts(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:

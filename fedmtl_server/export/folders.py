@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -22,7 +23,15 @@ from transformers import AutoModelForSequenceClassification
 
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
-from fedmtl_core.errors import ConfigError, CorruptCheckpointError, FedMTLError, StoreError, UserError
+from fedmtl_core.errors import (
+    ConfigError,
+    CorruptCheckpointError,
+    FedMTLError,
+    NonFiniteError,
+    StoreError,
+    UserError,
+)
+from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
 from fedmtl_core.randomness import drawing_from
@@ -131,7 +140,8 @@ def _best(run: Run, task: str | None) -> int:
     if task is None:
         raise UserError("--round: `best` is one task's best: name it with --task, or give the round's number")
     metric = run.config.tasks[task].spec(task).main_metric
-    measured = {round_: one[metric] for round_, one in run.metrics.get(task, {}).items() if metric in one}
+    values = {round_: one[metric] for round_, one in run.metrics.get(task, {}).items() if metric in one}
+    measured = {round_: value for round_, value in values.items() if math.isfinite(value)}  # NaN is no round's best
     if not measured:
         raise UserError(f"--round: nobody has measured {task}'s {metric} in {run.folder}; try --round last")
     return max(sorted(measured), key=lambda round_: measured[round_])
@@ -151,7 +161,7 @@ def export_task(run: Run, task: str, folder: Path, which: Which = "last", *, for
     Raises:
         UserError: there is no such task or round, the folder is in use, the task's kind is a plug-in, or its clients
             keep some of its parameters for themselves; or no class of `transformers` computes what it does over this
-            encoder.
+            encoder; or the model has or computes values that aren't finite.
         CorruptCheckpointError: the checkpoint isn't what was written.
         ModelUnavailableError: the encoder's architecture or its tokenizer can't be had.
     """
@@ -228,6 +238,7 @@ def load_model(run: Run, round_: int) -> MTLServerModel:
 
     Raises:
         StoreError: its checkpoint can't be read, or isn't what was written.
+        UserError: a parameter is NaN or infinite.
         ModelUnavailableError: the encoder's architecture can't be had.
     """
     model = MTLServerModel.from_config(run.config, weights=False)
@@ -245,8 +256,24 @@ def load_model(run: Run, round_: int) -> MTLServerModel:
     expected = run.digests[round_] if run.digests is not None else None
     if expected is not None and (damaged := [s for s, one in components.items() if one.digest().hex() != expected[s]]):
         raise CorruptCheckpointError(f"{path}: {', '.join(damaged)}: the bytes aren't those that were written")
+    _require_finite(run, round_, components)
     model.rearrange(table, components)
     return model
+
+
+def _require_finite(run: Run, round_: int, components: Mapping[str, Component]) -> None:
+    """Check that a round's model is made of numbers.
+
+    Raises:
+        UserError: a tensor, which the message names, has NaN or infinite values.
+    """
+    try:
+        for component in components.values():
+            component.require_finite()
+    except NonFiniteError as error:
+        raise UserError(
+            f"--round: the model of round {round_} in {run.folder} is damaged: {error}; export an earlier round"
+        ) from None
 
 
 def _tokenizer(run: Run) -> Any:
@@ -323,14 +350,23 @@ def _describe(settings: Any, spec: TaskSpec, config: Config) -> None:
 
 @torch.inference_mode()
 def _same_logits(module: MultiTaskModel, task: str, model: Any, tokenizer: Any) -> bool:
-    """Whether two models compute the same, within rounding; where there are logits of tokens, of all but padding."""
+    """Whether two models compute the same, within rounding; where there are logits of tokens, of all but padding.
+
+    Raises:
+        UserError: the run's own model computes NaN or infinite logits, which can't be compared with anything.
+    """
     firsts, seconds = (list(texts) for texts in zip(*_PROBES, strict=True))
     for texts in ((firsts,), (firsts, seconds)):
         inputs = tokenizer(*texts, padding=True, truncation=True, return_tensors="pt")
         ours, theirs = module(task, inputs), model(**inputs).logits
         theirs = theirs[inputs["attention_mask"].bool()] if theirs.ndim == 3 else theirs
+        if not ours.isfinite().all():
+            raise UserError(
+                f"--task: {task}: the model computes logits that aren't finite, although its parameters are: it is "
+                "damaged; export an earlier round"
+            )
         bound = TOLERANCE * max(1.0, float(ours.abs().max()))
-        if ours.shape != theirs.shape or float((ours - theirs).abs().max()) > bound:
+        if ours.shape != theirs.shape or not float((ours - theirs).abs().max()) <= bound:  # NaN is no small difference
             return False
     return True
 

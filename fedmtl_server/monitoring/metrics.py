@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import Any, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
@@ -26,10 +26,12 @@ from prometheus_client.registry import Collector
 from fedmtl_core.addresses import is_loopback
 from fedmtl_core.errors import FedMTLError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.scopes import SHARED, task_scope
 from fedmtl_server.events import Listener
 from fedmtl_server.federation import Federation
 from fedmtl_server.rounds.engine import Phase, UpdateClaim
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
+from fedmtl_server.rounds.warnings import WarningKind
 from fedmtl_server.rpc.calls import AroundCalls, Call
 from fedmtl_server.status import TaskStatus
 
@@ -67,6 +69,15 @@ class Metrics(Listener):
             "Updates: accepted and refused as they come, counted and discarded when their round has ended",
             ["outcome", "task"],
             registry=registry,
+        )
+        self._discarded = Counter(
+            "fedmtl_components_discarded",
+            "Components whose new value wasn't finite when their round ended, so that they stayed as they were",
+            ["scope"],
+            registry=registry,
+        )
+        self._warnings = Counter(
+            "fedmtl_round_warnings", "What made the results of rounds doubtful", ["kind"], registry=registry
         )
         self._missing = Counter(
             "fedmtl_updates_missing",
@@ -108,6 +119,10 @@ class Metrics(Listener):
         self.bytes_out += report.bytes_sent
         self._rounds.labels("failed" if report.failed else "committed").inc()
         self._missing.inc(len(report.missing_clients))
+        for one in report.discarded:
+            self._discarded.labels(one.scope).inc()
+        for warning in report.warnings:
+            self._warnings.labels(warning.kind).inc()
         for task in report.tasks:
             self._updates.labels("discarded" if report.failed else "counted", task.task).inc(task.num_updates)
         self._round_s.observe(report.duration_s)
@@ -132,6 +147,10 @@ class Metrics(Listener):
         """A counter that isn't there before it counts has no rate for its first."""
         for outcome in ("committed", "failed"):
             self._rounds.labels(outcome)
+        for kind in get_args(WarningKind):
+            self._warnings.labels(kind)
+        for scope in (SHARED, *map(task_scope, self._tasks)):
+            self._discarded.labels(scope)
         for task in self._tasks:
             for outcome in ("accepted", "refused", "counted", "discarded"):
                 self._updates.labels(outcome, task)

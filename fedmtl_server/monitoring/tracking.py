@@ -115,6 +115,8 @@ def round_point(report: RoundReport) -> RoundPoint:
         "round/updates_counted": counted,
         "round/updates_refused": report.num_refused,
         "round/updates_missing": len(report.missing_clients),
+        "round/components_discarded": len(report.discarded),
+        "round/warnings": len(report.warnings),
         "round/bytes_in": report.bytes_received,
         "round/bytes_out": report.bytes_sent,
         "round/aggregation_seconds": report.aggregation_s,

@@ -14,7 +14,7 @@ from enum import Enum
 
 from fedmtl_core.config import MissingQuorum
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
-from fedmtl_core.identifiers import name_some
+from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.plan import Purpose, UpdateKind
 from fedmtl_server.rounds import quorums
 from fedmtl_server.rounds.cohorts import CohortRule
@@ -94,6 +94,8 @@ class RoundRules:
     """Which task a client has in a round that has data for several."""
     seed: int = 0
     """Of what is drawn when tasks are chosen."""
+    max_examples: Mapping[str, int] = field(default_factory=dict)
+    """By task with a limit, the examples that an update counts as at most."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class UpdateClaim:
     update_id: str
     kind: UpdateKind
     num_examples: int
+    """That it counts as: no more than its task's limit."""
     num_eval_examples: int
     received_metrics: Mapping[str, float]
     trained_metrics: Mapping[str, float]
@@ -117,6 +120,8 @@ class UpdateClaim:
     """Of these steps, for the control variates; 0 if the client has none."""
     control_round: int = 0
     """The round of the update that the client's own control variate is of; 0 for none."""
+    claimed_examples: int = 0
+    """The examples that its client says it trained on, where that is beyond the limit; else 0."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +319,7 @@ class RoundEngine:
         if claim.next_task and offer and claim.next_task not in offer.tasks:
             raise InvalidRequestError(
                 f"next_task: expected one of the tasks that client {claim.client_id!r} watches with, "
-                f"{', '.join(offer.tasks)}, got {claim.next_task!r}",
+                f"{', '.join(offer.tasks)}, got {quoted(claim.next_task)}",
                 field="next_task",
             )
 

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedmtl_core.plan import Purpose
-from fedmtl_server.aggregation.aggregator import Aggregate, Contribution
+from fedmtl_server.aggregation.aggregator import Aggregate, Contribution, DiscardedComponent
 from fedmtl_server.rounds.engine import Member, UpdateClaim
+from fedmtl_server.rounds.warnings import RoundWarning
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,10 @@ class RoundReport:
     control_variates: Mapping[str, Any] = field(default_factory=dict)
     """Whose control variates are in the server's after it, as JSON has it; see
     `fedmtl_server.aggregation.control_variates`."""
+    discarded: Sequence[DiscardedComponent] = field(default_factory=list)
+    """The components that stay as they were, although updates of them counted."""
+    warnings: Sequence[RoundWarning] = field(default_factory=list)
+    """What makes its result doubtful."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,7 +104,10 @@ class RoundReport:
         ]
         tasks = [TaskReport(**one) for one in values["tasks"]]
         refused = [RefusedUpdate(**one) for one in values["refused"]]
-        return cls(**{**values, "components": components, "tasks": tasks, "refused": refused})
+        discarded = [DiscardedComponent(**one) for one in values.get("discarded", ())]  # older reports don't say
+        parts = {"components": components, "tasks": tasks, "refused": refused, "discarded": discarded}
+        warnings = [RoundWarning(**one) for one in values.get("warnings", ())]  # nor of this
+        return cls(**{**values, **parts, "warnings": warnings})
 
 
 def counted_norms(report: RoundReport) -> dict[str, list[float]]:
@@ -108,6 +116,19 @@ def counted_norms(report: RoundReport) -> dict[str, list[float]]:
         component.scope: [part.counted_norm for part in component.contributions if part.counted_norm is not None]
         for component in report.components
     }
+
+
+def counted_examples(report: RoundReport) -> dict[str, float]:
+    """By task, the examples that its updates counted as in a component: the least of those that they are in."""
+    counted = {task.task: [float(task.num_examples)] for task in report.tasks}
+    for component in report.components:
+        by_task: dict[str, float] = {}
+        for part in component.contributions:
+            examples = part.num_examples if part.counted_examples is None else part.counted_examples
+            by_task[part.task] = by_task.get(part.task, 0) + examples
+        for task, examples in by_task.items():
+            counted.setdefault(task, []).append(examples)
+    return {task: min(examples) for task, examples in counted.items()}
 
 
 def component_reports(aggregate: Aggregate) -> list[ComponentReport]:

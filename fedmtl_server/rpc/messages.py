@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from fedmtl.v1 import federation_pb2 as pb
 from google.protobuf.message import DecodeError
@@ -12,10 +14,11 @@ from fedmtl_core.errors import (
     LayoutMismatchError,
     LimitExceededError,
     MalformedStreamError,
+    NonFiniteError,
     within,
 )
 from fedmtl_core.formats import DELTA_ENCODINGS
-from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.identifiers import require_identifier, shown
 from fedmtl_core.layout import Layout, require_scopes
 from fedmtl_core.wire import (
     PURPOSE_TO_PROTO,
@@ -27,6 +30,7 @@ from fedmtl_core.wire import (
 from fedmtl_server.events import EventKind, RoundEvent
 from fedmtl_server.rounds.engine import Phase, UpdateClaim
 from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.warnings import RoundWarning, WarningKind
 from fedmtl_server.status import Status
 
 MAX_METRICS = 64
@@ -45,6 +49,11 @@ _EVENT_KIND = {
     EventKind.FAILED: pb.ROUND_EVENT_KIND_FAILED,
     EventKind.FINISHED: pb.ROUND_EVENT_KIND_FINISHED,
 }
+_WARNING_KIND: dict[WarningKind, pb.RoundWarningKind] = {
+    "dominant_client": pb.ROUND_WARNING_KIND_DOMINANT_CLIENT,
+    "large_update": pb.ROUND_WARNING_KIND_LARGE_UPDATE,
+    "damaged_model": pb.ROUND_WARNING_KIND_DAMAGED_MODEL,
+}
 _PHASE = {
     Phase.WAITING: pb.PHASE_WAITING,
     Phase.OPEN: pb.PHASE_OPEN,
@@ -53,8 +62,12 @@ _PHASE = {
 }
 
 
-def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
+def claim_from_header(header: pb.UpdateHeader, max_examples: Mapping[str, int] = MappingProxyType({})) -> UpdateClaim:
     """What an update's header says, its fields checked.
+
+    Args:
+        header: the header.
+        max_examples: by task with a limit, the examples that an update counts as at most.
 
     Raises:
         InvalidRequestError: a field is missing or out of range.
@@ -82,13 +95,15 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
             f"learning_rate_sum: expected 0, or {LEAST_RATE:g} to {1 / LEAST_RATE:g}, got {header.learning_rate_sum}",
             field="learning_rate_sum",
         )
+    said = header.num_examples if kind != "metrics" else 0
+    num_examples = min(said, max_examples.get(header.task, said))
     return UpdateClaim(
         client_id=require_identifier("client_id", header.client_id),
         task=header.task,
         base_round=header.base_round,
         update_id=require_identifier("update_id", header.update_id),
         kind=kind,
-        num_examples=header.num_examples if kind != "metrics" else 0,
+        num_examples=num_examples,
         num_eval_examples=header.num_eval_examples,
         received_metrics=received,
         trained_metrics=trained,
@@ -96,6 +111,7 @@ def claim_from_header(header: pb.UpdateHeader) -> UpdateClaim:
         next_task=header.next_task,
         learning_rate_sum=header.learning_rate_sum,
         control_round=header.control_round,
+        claimed_examples=said if said > num_examples else 0,
     )
 
 
@@ -131,13 +147,16 @@ def _require_component(expected: Layout, component: pb.Component, kind: pb.Updat
 
 
 def update_from_header(
-    data: bytes, layouts_for: Callable[[str], Sequence[Layout]]
+    data: bytes,
+    layouts_for: Callable[[str], Sequence[Layout]],
+    max_examples: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[UpdateClaim, list[EncodedLayout]]:
     """What the serialised header of a whole update says, from a file.
 
     Args:
         data: the header.
         layouts_for: the layouts of a task's slice.
+        max_examples: see `claim_from_header`.
 
     Raises:
         RequestError: it isn't a header, or not one of this model's.
@@ -146,7 +165,7 @@ def update_from_header(
         header = pb.UpdateHeader.FromString(data)
     except DecodeError as error:
         raise MalformedStreamError(f"expected an update's header: {error}") from None
-    claim = claim_from_header(header)
+    claim = claim_from_header(header, max_examples)
     for component in header.components:
         component.start_offset = 0  # however many streams it took to come, it is there whole
     return claim, require_components(() if claim.kind == "metrics" else layouts_for(claim.task), header)
@@ -189,6 +208,7 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
                         staleness=part.staleness,
                         norm=part.norm,
                         clipped_to=part.clipped_to,
+                        counted_examples=part.counted_examples,
                     )
                     for part in component.contributions
                 ],
@@ -218,6 +238,20 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
         unchanged_tasks=report.unchanged_tasks,
         aggregation_seconds=report.aggregation_s,
         failed=report.failed,
+        discarded=[
+            pb.DiscardedComponent(scope=one.scope, reason=one.reason, client_ids=one.contributors)
+            for one in report.discarded
+        ],
+        warnings=[_warning_to_proto(one) for one in report.warnings],
+    )
+
+
+def _warning_to_proto(warning: RoundWarning) -> pb.RoundWarning:
+    return pb.RoundWarning(
+        kind=_WARNING_KIND[warning.kind],
+        message=warning.message,
+        scope=warning.scope,
+        client_ids=warning.client_ids,
     )
 
 
@@ -260,6 +294,7 @@ def status_to_proto(status: Status) -> pb.GetStatusResponse:
             scope_parameters=status.model.scope_parameters,
         ),
         uptime_seconds=status.uptime_s,
+        warnings=[_warning_to_proto(one) for one in status.warnings],
     )
 
 
@@ -276,8 +311,10 @@ def _metrics(field: str, metrics: Mapping[str, float]) -> dict[str, float]:
             raise LimitExceededError(
                 f"{field}: a name has 1 to {MAX_METRIC_NAME} characters, got {len(name)}", field=field
             )
-        if not abs(value) <= MAX_METRIC_VALUE:  # NaN isn't either
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{field}: {shown(name)}: expected a finite number, got {value}", field=field)
+        if not abs(value) <= MAX_METRIC_VALUE:
             raise InvalidRequestError(
-                f"{field}: {name}: expected a number of at most {MAX_METRIC_VALUE:g}, got {value}", field=field
+                f"{field}: {shown(name)}: expected a number of at most {MAX_METRIC_VALUE:g}, got {value}", field=field
             )
     return dict(sorted(metrics.items()))

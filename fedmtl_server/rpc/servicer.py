@@ -15,9 +15,16 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_core.chunks import ChunkedBytes
 from fedmtl_core.controls import is_control
 from fedmtl_core.details import text_of
-from fedmtl_core.errors import InvalidRequestError, RequestError, ServerFaultError, UnavailableError, within
+from fedmtl_core.errors import (
+    InvalidRequestError,
+    NonFiniteError,
+    RequestError,
+    ServerFaultError,
+    UnavailableError,
+    within,
+)
 from fedmtl_core.formats import Compression, Encoding
-from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.identifiers import quoted, require_identifier, shown
 from fedmtl_core.logs import Logger, get_logger
 from fedmtl_core.status import status_of
 from fedmtl_core.wire import (
@@ -69,7 +76,7 @@ class FederatedMtlServicer:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
     async def GetSlice(self, request: pb.GetSliceRequest, context: Context) -> None:
-        log = get_logger(rpc="GetSlice", client_id=request.client_id, task=request.task)
+        log = get_logger(rpc="GetSlice", client_id=shown(request.client_id), task=shown(request.task))
         began = time.monotonic()
         try:
             self._require_slice(request)
@@ -111,6 +118,9 @@ class FederatedMtlServicer:
             except RequestError as error:
                 refused = _refused(upload.header, error)
                 self._federation.note_refusal(refused)
+                if isinstance(error, NonFiniteError) and error.field == "header.received_metrics":
+                    header = upload.header
+                    self._federation.note_damaged_model(header.client_id, header.base_round, refused.reason)
                 await _abort(context, error, log, "update.refused", client_id=refused.client_id, task=refused.task)
         log.info(
             "update.duplicate" if receipt.duplicate else "update.accepted",
@@ -148,7 +158,9 @@ class FederatedMtlServicer:
                 async for event in events:
                     await context.write(self._event(event))
         except RequestError as error:
-            await _abort(context, error, log, "watch.ended", client_id=request.client_id[:64], task=request.task[:64])
+            await _abort(
+                context, error, log, "watch.ended", client_id=shown(request.client_id), task=shown(request.task)
+            )
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         return status_to_proto(self._federation.status())
@@ -187,6 +199,8 @@ class FederatedMtlServicer:
 
     def _require_slice(self, request: pb.GetSliceRequest) -> None:
         self._federation.require_run(request.run_id)
+        if request.client_id:
+            require_identifier("client_id", request.client_id)
         if bool(request.task) == request.all_tasks:
             raise InvalidRequestError(
                 "expected either a task or all_tasks, got " + ("both" if request.task else "neither"), field="task"
@@ -231,13 +245,13 @@ class FederatedMtlServicer:
         for one in tasks:  # at most one more than the run has is looked at
             self._federation.require_task(one)
             if one in seen:
-                raise InvalidRequestError(f"tasks: expected each task once, got {one!r} twice", field="tasks")
+                raise InvalidRequestError(f"tasks: expected each task once, got {quoted(one)} twice", field="tasks")
             seen.add(one)
         if task:
             self._federation.require_task(task)
         if task and tasks and task not in seen:
             raise InvalidRequestError(
-                f"task: expected one of the request's tasks {', '.join(tasks)}, got {task!r}", field="task"
+                f"task: expected one of the request's tasks {', '.join(tasks)}, got {quoted(task)}", field="task"
             )
 
 
@@ -246,7 +260,7 @@ def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:
     held: dict[str, list[Held]] = {}
     for number, one in enumerate(request.held):
         with within(f"held[{number}]"):
-            encoding = encoding_from_proto(one.encoding, f"held: {one.scope}: encoding")
+            encoding = encoding_from_proto(one.encoding, f"held: {shown(one.scope)}: encoding")
         held.setdefault(one.scope, []).append(Held(one.digest, encoding, one.num_bytes))
     return held
 
@@ -276,11 +290,11 @@ def _answering(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[An
 def _refused(header: pb.UpdateHeader, error: RequestError) -> RefusedUpdate:
     """A refused update as far as its header is known, which may say anything."""
     return RefusedUpdate(
-        client_id=header.client_id[:64],
-        task=header.task[:64],
+        client_id=shown(header.client_id),
+        task=shown(header.task),
         code=status_of(error).name,
         reason=text_of(error),
-        update_id=header.update_id[:64],
+        update_id=shown(header.update_id),
         base_round=header.base_round,
         kind=UPDATE_KIND_FROM_PROTO.get(header.kind, ""),
         num_examples=header.num_examples,
@@ -300,7 +314,7 @@ def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
     try:
         yield
     except (asyncio.CancelledError, grpc.aio.InternalError):
-        log.info("update.abandoned", client_id=upload.header.client_id[:64], task=upload.header.task[:64])
+        log.info("update.abandoned", client_id=shown(upload.header.client_id), task=shown(upload.header.task))
         raise
 
 

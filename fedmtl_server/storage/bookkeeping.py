@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from fedmtl_core.identifiers import name_some
+from fedmtl_core.identifiers import name_some, shown
 from fedmtl_core.logs import Logger
 from fedmtl_core.scopes import task_scope
 from fedmtl_core.sharing import Partition, blocks_text
 from fedmtl_server.aggregation.aggregator import Aggregate
 from fedmtl_server.rounds.engine import RoundEngine, UpdateClaim
 from fedmtl_server.rounds.report import ComponentReport, RefusedUpdate, RoundReport, component_reports, task_reports
+from fedmtl_server.rounds.warnings import RoundWarning, damaged_model, warnings_of
 from fedmtl_server.storage.history import UpdateRecord
 
 MAX_REFUSALS_REPORTED = 100
+MAX_METRICS_LOGGED = 16
+"""Of a task in a round; the report has all of them."""
 
 
 @dataclass
@@ -29,6 +32,12 @@ class RoundFacts:
     refused: list[RefusedUpdate] = field(default_factory=list)
     """The first of them."""
     num_refused: int = 0
+    damaged: dict[str, str] = field(default_factory=dict)
+    """By client id, what clients say of a model that gives values that aren't finite."""
+
+    def warnings(self, round_: int) -> list[RoundWarning]:
+        """What is doubtful about the round so far."""
+        return [damaged_model(round_, self.damaged)] if self.damaged else []
 
     def note_refusal(self, refusal: RefusedUpdate) -> None:
         self.num_refused += 1
@@ -48,6 +57,7 @@ def round_report(
     moved: Mapping[str, Partition],
     sharing_state: Mapping[str, Any],
     control_variates: Mapping[str, Any],
+    model_norms: Mapping[str, float],
     duration_s: float,
     aggregation_s: float,
     failed: bool,
@@ -65,6 +75,7 @@ def round_report(
         moved: by part that moves now, who shared it before.
         sharing_state: what the sharing policy remembers now.
         control_variates: whose control variates are in the server's now.
+        model_norms: by scope, the norm of the model that the round began with; empty where it isn't known.
         duration_s: from its opening to now.
         aggregation_s: how much of that its average took.
         failed: whether it was given up.
@@ -90,6 +101,8 @@ def round_report(
         moved=moved,
         sharing_state=sharing_state,
         control_variates=control_variates,
+        discarded=list(aggregate.discarded),
+        warnings=[*facts.warnings(engine.round), *warnings_of(aggregate.contributions, model_norms)],
     )
 
 
@@ -108,7 +121,7 @@ def update_records(report: RoundReport, reported: Iterable[tuple[UpdateClaim, in
             base_round=claim.base_round,
             update_id=claim.update_id,
             kind=claim.kind,
-            num_examples=claim.num_examples,
+            num_examples=claim.claimed_examples or claim.num_examples,
             num_bytes=num_bytes,
             received_metrics=claim.received_metrics,
             trained_metrics=claim.trained_metrics,
@@ -168,8 +181,12 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
             examples=task.num_examples,
             encoder_share=task.encoder_share,
             **({} if task.auxiliary_weight is None else {"auxiliary_weight": task.auxiliary_weight}),
-            received=dict(task.received_metrics),
-            trained=dict(task.trained_metrics),
+            received=_shown_metrics(task.received_metrics),
+            trained=_shown_metrics(task.trained_metrics),
+        )
+    for warning in report.warnings:
+        log.warning(
+            "round.doubtful", **title, kind=warning.kind, clients=name_some(warning.client_ids), reason=warning.message
         )
     for layer, before in report.moved.items():
         after = report.sharing[layer]
@@ -183,7 +200,13 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
         missing=name_some(report.missing_clients),
         refused=report.num_refused,
         heads_unchanged=list(report.unchanged_tasks),
+        **({"discarded": [one.scope for one in report.discarded]} if report.discarded else {}),
     )
+
+
+def _shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The first metrics of a task, under names fit for a log line: each of its clients may send 64 of its own."""
+    return {shown(name): value for name, value in list(metrics.items())[:MAX_METRICS_LOGGED]}
 
 
 def _norm_facts(component: ComponentReport) -> dict[str, float]:

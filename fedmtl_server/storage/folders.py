@@ -14,6 +14,7 @@ from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, StoreError
 from fedmtl_server.storage.history import FILE_NAME, History, RunState
 from fedmtl_server.storage.lock import is_held
+from fedmtl_server.storage.missing import missing_history
 
 _NEWEST = 8
 """Among so many of the newest runs an unfinished one is looked for."""
@@ -49,6 +50,8 @@ def state_of(run_dir: Path, config: Config) -> RunState | None:
         return None
     run_id, stored = held
     url = stored.store.url and (config.store.url or stored.store.url)
+    if url is None and not (run_dir / FILE_NAME).is_file():
+        raise StoreError(missing_history(run_dir))
     with closing(History.open(url or run_dir / FILE_NAME, create=False)) as history:
         record = history.find_run(run_id)
     return record.state if record else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ class TaskResult:
 
     @property
     def best_round(self) -> int | None:
-        return max(self.by_round, key=lambda round_: self.by_round[round_], default=None)
+        numbers = {round_: value for round_, value in self.by_round.items() if math.isfinite(value)}
+        return max(numbers, key=lambda round_: numbers[round_], default=None)  # NaN is no round's best
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskResult:

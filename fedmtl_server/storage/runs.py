@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fedmtl_core.errors import StoreError, UserError
 from fedmtl_server.storage.lock import FILE_NAME as _LOCK
 from fedmtl_server.storage.lock import is_held
+from fedmtl_server.storage.missing import lacks_history, missing_history
 
 if TYPE_CHECKING:
     from fedmtl_server.storage.history import History, RunRecord
@@ -124,6 +125,9 @@ def find_run(name: str, runs_dir: Path, url: str | None) -> Place:
     for path, error in unreadable.items():
         if path == here or path.parent.name == name:
             raise error
+    for folder in (Path(name), runs_dir / name) if url is None and name else ():
+        if lacks_history(folder):
+            raise StoreError(missing_history(folder))
     there = f"there are {_named(places)}" if places else "there are no runs"
     if unreadable:
         there = f"{there} that can be read; {'; '.join(map(str, unreadable.values()))}"
@@ -152,12 +156,12 @@ def why_not_removed(place: Place) -> str | None:
         return "its folder holds the folder you are in"
     if isinstance(place.database, Path) and place.num_others:
         return f"its database holds {place.num_others} more runs"
-    if not _holds(folder, place):
+    if not holds(folder, place):
         return "its folder doesn't hold this run"
     return None
 
 
-def _holds(folder: Path, place: Place) -> bool:
+def holds(folder: Path, place: Place) -> bool:
     """Whether a folder is the run's, by the files in it: links prove nothing."""
     ids = []
     for name in _ID_FILES:

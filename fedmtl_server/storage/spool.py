@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fedmtl_core.errors import StoreError
 from fedmtl_core.logs import get_logger
+from fedmtl_server.storage.syncing import sync_folder
 
 _PREAMBLE = struct.Struct("<8sQQII")
 _MAGIC = b"FEDMTLU1"
@@ -146,15 +147,6 @@ class Spool:
 def memory(buffer: Tensor) -> memoryview:
     """A CPU tensor's bytes, without a copy."""
     return memoryview(buffer.numpy())  # type: ignore[arg-type]  # a ndarray is a Buffer
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk, as `fsync` has a file's bytes."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write(descriptor: int, data: memoryview) -> None:

@@ -19,7 +19,6 @@ superfluous goes afterwards; so whenever a server ends, the history says where t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import threading
@@ -45,7 +44,11 @@ from fedmtl_server.storage.checkpoints import read_safetensors, write_safetensor
 from fedmtl_server.storage.folders import read_run_id
 from fedmtl_server.storage.history import FILE_NAME, History, RoundRecord, RunRecord, UpdateRecord, without_password
 from fedmtl_server.storage.lock import FILE_NAME as LOCK_NAME
-from fedmtl_server.storage.spool import Spool, sync_folder
+from fedmtl_server.storage.missing import missing_history
+from fedmtl_server.storage.permissions import make_run_folder
+from fedmtl_server.storage.rollback import DAMAGED, checkpoint_path, clear_rolled_back, set_aside, state_path
+from fedmtl_server.storage.spool import Spool
+from fedmtl_server.storage.syncing import sync_folder
 
 _LOCK_WAIT_S = 2.0
 """`runs list` takes a run's lock for a moment, to see whether it is served."""
@@ -79,12 +82,13 @@ class RunStore:
         run_dir: the folder.
         run_id: the run.
         config: as the run is served now.
+        is_new: whether the run begins here; the history of another one has to exist.
 
     Raises:
         StoreError: from every method, when something can't be written or read.
     """
 
-    def __init__(self, run_dir: Path, run_id: str, config: Config):
+    def __init__(self, run_dir: Path, run_id: str, config: Config, *, is_new: bool):
         self.run_dir = run_dir
         self.run_id = run_id
         self._keep = config.store.keep_checkpoints
@@ -92,13 +96,16 @@ class RunStore:
         self._checkpoints = run_dir / "checkpoints"
         self._log = get_logger()
         self.spool = Spool(run_dir / "staging", sync=self._durability == "power")
-        for folder in (self._checkpoints, self.spool.folder):
-            _make_folder(folder)
+        self._make_folders(config)
         self._lock = _locked(run_dir)
         self._idle = threading.Condition()
         self._num_working = 0
         self._closed = False
-        self._history = History.open(config.store.url or run_dir / FILE_NAME)
+        try:
+            self._history = History.open(config.store.url or run_dir / FILE_NAME, create=is_new)
+        except BaseException:
+            self._lock.release()
+            raise
 
     @property
     def writes_behind(self) -> bool:
@@ -128,7 +135,7 @@ class RunStore:
         """
         if run_dir is None:
             run_dir = config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}-{run_id[:8]}"
-        store = cls(run_dir, run_id, config)
+        store = cls(run_dir, run_id, config, is_new=True)
         try:
             store._begin(without_secrets(config), components, summary)
         except BaseException:
@@ -147,9 +154,12 @@ class RunStore:
             finished: whether it may be over.
 
         Raises:
-            StoreError: another server has the folder, the run is over, or the database doesn't know it.
+            StoreError: another server has the folder, the run is over, its history is missing, or the database
+                doesn't know it.
         """
-        store = cls(run_dir, run_id, config)
+        if config.store.url is None and not (run_dir / FILE_NAME).is_file():
+            raise StoreError(missing_history(run_dir))
+        store = cls(run_dir, run_id, config, is_new=False)
         record = store._history.find_run(run_id)
         if record is not None and (record.state == "running" or finished):
             return store
@@ -183,6 +193,9 @@ class RunStore:
         """
         layouts, state_layouts = list(layouts), list(state_layouts)
         rounds = self._history.rounds(self.run_id)
+        if not self.is_over():
+            with _writing(self._checkpoints):  # what a rollback that was cut short has left
+                clear_rolled_back(self.run_dir, [one.round for one in rounds if one.outcome == "rolled_back"])
         committed = [one for one in rounds if one.outcome == "committed" and one.checkpoint is not None]
         refused: list[int] = []
         reason = ""
@@ -367,6 +380,15 @@ class RunStore:
         with _writing(self.run_dir / "run.json"):
             _replace(beginning, self.run_dir / "run.json")
 
+    def _make_folders(self, config: Config) -> None:
+        _make_folder(self.run_dir.parent)
+        if not self.run_dir.exists():
+            with _writing(self.run_dir):
+                make_run_folder(self.run_dir, config.store.readable_by)
+                sync_folder(self.run_dir.parent)
+        for folder in (self._checkpoints, self.spool.folder):
+            _make_folder(folder)
+
     @contextmanager
     def _working(self) -> Iterator[None]:
         """Keep the store open: a thread's work goes on when the task that waited for it is cancelled."""
@@ -387,10 +409,10 @@ class RunStore:
         )
 
     def _checkpoint(self, round_: int) -> Path:
-        return self._checkpoints / f"round-{round_:04}.safetensors"
+        return checkpoint_path(self._checkpoints, round_)
 
     def _state(self, round_: int) -> Path:
-        return self._checkpoint(round_).with_suffix(".state.safetensors")
+        return state_path(self._checkpoint(round_))
 
     def _checkpoint_rounds(self) -> list[int]:
         """The rounds whose checkpoints are there."""
@@ -400,13 +422,7 @@ class RunStore:
     def _set_aside(self, to_round: int) -> None:
         """Rename the checkpoints of rounds that were rolled back: the ones to come are not older than they."""
         with _writing(self._checkpoints):
-            for round_ in self._checkpoint_rounds():
-                if round_ > to_round:
-                    path = self._checkpoint(round_)
-                    path.replace(path.with_suffix(".damaged"))
-                    with contextlib.suppress(FileNotFoundError):
-                        self._state(round_).replace(self._state(round_).with_suffix(".damaged"))
-            sync_folder(self._checkpoints)
+            set_aside(self._checkpoints, [one for one in self._checkpoint_rounds() if one > to_round], DAMAGED)
 
     def _read(self, path: Path, record: RoundRecord, layouts: Sequence[Layout]) -> dict[str, Component]:
         """What a round's commit says is in a file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -13,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fedmtl_core.encodings import decode, require_valid
+from fedmtl_core.encodings import decode, largest_magnitude, require_valid
 from fedmtl_core.errors import RequestError, UnavailableError
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
@@ -69,6 +70,15 @@ class StagedUpdate:
         return starts == self.offsets and [replace(part, start=0) for part in parts] == [
             replace(part, start=0) for part in self.parts
         ]
+
+    def largest_norms(self) -> dict[str, float]:
+        """By scope, a number that the norm of its numbers doesn't exceed, found without decoding them."""
+        buffers = self.buffers
+        return {
+            part.scope: largest_magnitude(part.layout, part.encoding, buffers[part.scope])
+            * math.sqrt(part.layout.num_elements)
+            for part in (self.parts if buffers else ())
+        }
 
     def require_valid(self) -> None:
         """Check that every number is one.

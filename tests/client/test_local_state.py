@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import stat
 
 import pytest
 import torch
@@ -56,6 +57,8 @@ def test_a_client_that_starts_again_takes_up_its_file_in_the_same_run_alone(tmp_
     local.keep(model, 1)
     assert load_file(path)["heads.sst2.bias"].tolist() == [2.0, 2.0]
     assert [one.name for one in path.parent.iterdir()] == ["c.safetensors"]
+    modes = [stat.S_IMODE(one.stat().st_mode) for one in (path.parent, path)]
+    assert modes == [0o700, 0o600]  # trained on its own rows: nobody else's to read
 
     again, other = tiny(), tiny()
     LocalParameters(again, HEAD, "run", path).put(again)

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -56,6 +57,7 @@ def test_a_run_ends_with_a_table_and_everything_in_its_folder(tmp_path):
     expected = {"run.json", "config.yaml", "checkpoints", "history.sqlite", "metrics.png", "results.json"}
     assert expected <= written
     assert "staging" not in written
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
     assert {path.stem for path in (tmp_path / "run" / "logs").iterdir()} == {
         "server",
         "client-a",

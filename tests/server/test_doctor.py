@@ -181,6 +181,12 @@ class TestDatabase:
         (found,) = look(doctor.database, config)
         assert (found.level, found.found.endswith("which is the newest")) == (OK, True)
 
+    def test_one_that_a_run_s_folder_should_have_is_missing(self, tmp_path):
+        (tmp_path / "run.json").write_text('{"run_id": "cafe"}')
+        (found,) = look(doctor.database, config_of(tmp_path), tmp_path)
+        assert (found.level, "history.sqlite is missing" in found.found) == (FAIL, True)
+        assert not (tmp_path / "history.sqlite").exists()
+
     def test_one_that_is_behind_is_left_as_it_is(self, tmp_path):
         path = tmp_path / "h.sqlite"
         History.open(path).close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,44 @@ def test_a_damaged_checkpoint_is_not_exported(trained, tmp_path):
     with pytest.raises(CorruptCheckpointError, match=r"task:stsb: the bytes aren't those that were written"):
         export_task(open_run(tmp_path / "run"), "sst2", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("kind", [TOY_MODEL, BertConfig, DistilBertConfig])
+def test_a_model_that_is_not_made_of_numbers_is_not_exported(tmp_path, kind, value):
+    """Two NaN models differ by NaN, which isn't more than any tolerance."""
+    source = kind if isinstance(kind, str) else tiny(tmp_path / "source", kind)
+    model = begun(tmp_path / "good", source)
+    with torch.no_grad():
+        model.components["task:sst2"].views()["heads.sst2.bias"][1] = value
+    config = configuration.load(tmp_path / "good" / "config.yaml")
+    RunStore.create(config, "1" * 32, model.components, model.summary(), tmp_path / "run").close()
+    message = r"round 0 .* is damaged: task:sst2: heads.sst2.bias has 1 of 2 values NaN or infinite"
+    for export in (
+        lambda: export_task(open_run(tmp_path / "run"), "sst2", tmp_path / "out"),
+        lambda: export_all(open_run(tmp_path / "run"), tmp_path / "out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_numbers_that_computes_nan_is_not_exported(tmp_path):
+    model = begun(tmp_path / "good", TOY_MODEL)
+    with torch.no_grad():
+        model.components["task:sst2"].views()["heads.sst2.weight"].fill_(3e38)
+    config = configuration.load(tmp_path / "good" / "config.yaml")
+    RunStore.create(config, "1" * 32, model.components, model.summary(), tmp_path / "run").close()
+    with pytest.raises(UserError, match=r"sst2: the model computes logits that aren't finite"):
+        export_task(open_run(tmp_path / "run"), "sst2", tmp_path / "out")
+
+
+def test_a_round_whose_metric_is_not_a_number_is_not_the_best(tmp_path):
+    begun(tmp_path / "run", TOY_MODEL)
+    measured = {0: {"accuracy": float("nan")}, 1: {"accuracy": 0.5}, 2: {"accuracy": 0.25}}
+    run = replace(open_run(tmp_path / "run"), metrics={"sst2": measured}, digests=None)
+    (tmp_path / "run" / "checkpoints" / "round-0001.safetensors").touch()
+    assert choose_round(run, "best", "sst2") == 1
 
 
 def test_a_task_of_its_own_kind_is_exported_with_the_rest_alone(tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ from fedmtl_core.errors import StoreError, UnauthenticatedError
 from fedmtl_server.access.clients import ClientRegistry
 from fedmtl_server.access.identities import Credentials, Identity
 from fedmtl_server.storage.history import History, without_password
+from fedmtl_server.storage.rollback import roll_back
+from fedmtl_server.storage.runs import find_run
 from tests.server.test_history import (
     HistoryBehaviour,
     begun,
@@ -29,6 +31,8 @@ from tests.server.test_history import (
     update,
     write_and_die,
 )
+from tests.server.test_store import bytes_of, left_off, model_of, resume, run_of
+from tests.support import model_bytes
 
 PASSWORD = "hunter2"
 
@@ -213,6 +217,15 @@ def test_a_process_killed_before_its_commit_leaves_nothing_of_the_round(database
 def test_a_process_killed_at_any_moment_leaves_whole_rounds_and_all_it_knew_of(database, kill_after_s):
     known = write_and_die(database, kill_after_s=kill_after_s)
     assert require_whole_rounds(database) in (known, known + 1)
+
+
+def test_a_run_is_rolled_back_there_too(database, tmp_path):
+    run_of(tmp_path, 4, url=database, keep_checkpoints=9).close()
+    assert roll_back(find_run("run", tmp_path, database), 2) == [3, 4]
+    store = resume(tmp_path, url=database)
+    left = left_off(store)
+    store.close()
+    assert (bytes_of(left), left.round, left.counted["a"]) == (model_bytes(model_of(2)), 3, ("a-2", 2))
 
 
 def test_clients_are_added_and_revoked_there_too(database):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from fedmtl_core.encodings import encode
+from fedmtl_core.encodings import decode, encode, largest_magnitude
 from fedmtl_core.errors import LayoutMismatchError, NormExceededError
 from fedmtl_core.layout import DTYPES, Component
 from fedmtl_server.aggregation import norms
@@ -23,7 +23,17 @@ from fedmtl_server.aggregation.aggregator import ClientUpdate, Contribution, Rou
 from fedmtl_server.aggregation.norms import NormRule, RecentNorms, are_ordinary, norm_of, require_within, update_norms
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import ComponentReport, RoundReport, counted_norms
-from tests.support import TinyEncoder, WireClient, eventually, full_of, serving, specs, tiny_model, watching
+from tests.support import (
+    TinyEncoder,
+    WireClient,
+    eventually,
+    full_of,
+    model_bytes,
+    serving,
+    specs,
+    tiny_model,
+    watching,
+)
 
 CODE = grpc.StatusCode
 COMMITTED, OPENED = pb.ROUND_EVENT_KIND_COMMITTED, pb.ROUND_EVENT_KIND_OPENED
@@ -49,6 +59,19 @@ def test_a_norm_by_hand():
 def test_a_norm_is_over_the_tensors_of_every_dtype():
     component = component_of(*(torch.full((k + 1,), 2.0, dtype=dtype) for k, dtype in enumerate(DTYPES)))
     assert norm_of(component) == pytest.approx(math.sqrt(4 * (1 + 2 + 3 + 4)), rel=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_norm_of_what_is_not_a_number_is_none_and_within_no_bound(dtype):
+    nan, ones = torch.tensor([math.nan, 1.0], dtype=dtype), torch.ones(2, dtype=dtype)
+    for norm in (
+        norm_of(component_of(nan)),
+        norm_of(component_of(nan), component_of(ones)),
+        norm_of(component_of(ones), component_of(nan)),
+    ):
+        assert math.isnan(norm)
+        with pytest.raises(NormExceededError, match="nan"):
+            require_within({"shared": norm}, {"shared": 1e300})
 
 
 def test_padding_has_no_norm():
@@ -407,6 +430,96 @@ async def test_an_update_beyond_the_bound_is_clipped_to_it(form, tmp_path):
     assert [one["client_id"] for one in logs if one["event"] == "update.clipped"] == ["a", "a"][
         : len(report.components)
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "encoding", "action"),
+    [(kind, form, "report") for kind, form in FORMS.values() if form != "float16"]
+    + [("delta", "topk", "report"), ("parameters", "float32", "clip"), ("delta", "int8", "refuse")],
+)
+async def test_one_absurd_update_is_refused_and_the_round_goes_on_with_the_others(kind, encoding, action, tmp_path):
+    """1e30 is finite: counted, it would have made every client's next round NaN."""
+    model = zero_model()
+    rule = {"action": action} | ({} if action == "report" else {"bound": 1e29})
+    async with serving(tmp_path, model, min_clients=2, transfer_timeout_s=1, **with_norms(**rule)) as server:
+        async with watching(server, a="sst2", b="sst2") as clients:
+            header, data = await clients["a"].get_slice()
+            with mock.patch.dict(FORMS, {"absurd": (kind, encoding)}), pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await clients["a"].push(in_form(clients["a"], header, data, 1e30, "absurd"))
+            assert refusal.value.code() is CODE.INVALID_ARGUMENT
+            assert "shared: the update moves it by an L2 norm of " in refusal.value.details()
+            assert server.federation.staged_bytes == 0
+            if action == "report":  # 1e6 times 20 elements of 1, since the model's own norm is 0
+                assert "at most 4.47214e+06 is allowed: robustness.norms.model_factor" in refusal.value.details()
+            await clients["b"].push(in_form(clients["b"], header, data, 2.0, "parameters"))
+            clients["a"].leave()
+            report = (await clients["b"].until(COMMITTED)).report
+    assert [(one.client_id, one.code) for one in report.refused] == [("a", "INVALID_ARGUMENT")]
+    assert list(report.missing_clients) == ["a"]
+    assert model.components["shared"].views()["encoder.dense.bias"].tolist() == [2.0] * 4
+
+
+async def test_the_limit_follows_the_model_from_commit_to_commit_and_over_a_restart(tmp_path):
+    """Twice the model's own: from 1, every number may become 3, then 9."""
+    given_ = with_norms(model_factor=2.0)
+    ones = MTLServerModel(TinyEncoder(), specs("sst2"), hidden_size=4)
+    for component in ones.components.values():
+        for view in component.views().values():
+            view.fill_(1.0)
+
+    async def push(client, value, round_):
+        await eventually(lambda: server.federation.status().phase.value == "open")
+        header, data = await client.get_slice(round=round_)
+        await client.push(client.update(header, full_of(data, value)))
+        await client.until(COMMITTED, round_)
+
+    for rounds in ((1, 2), (3,)):
+        async with serving(tmp_path, ones, num_rounds=4, **given_) as server:
+            async with WireClient(server, "a", "sst2") as client:
+                await client.watch()
+                for round_ in rounds:
+                    value = 3.0**round_
+                    with pytest.raises(grpc.aio.AioRpcError, match=r"model_factor times the model's own"):
+                        await push(client, value + 0.01, round_)
+                    await push(client, value, round_)
+    assert ones.components["shared"].views()["encoder.dense.bias"].tolist() == [27.0] * 4
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_an_honest_update_is_neither_changed_nor_decoded_once_more_by_the_limit(form, tmp_path):
+    models = []
+    for number, factor in enumerate((None, 1e6)):
+        models.append(zero_model())
+        async with serving(tmp_path / str(number), models[-1], **with_norms(model_factor=factor)) as server:
+            with mock.patch.object(server.federation.staging, "look", wraps=server.federation.staging.look) as look:
+                async with watching(server, a="sst2") as clients:
+                    header, data = await clients["a"].get_slice()
+                    await clients["a"].push(in_form(clients["a"], header, data, 4.0, form))
+                    await clients["a"].until(COMMITTED)
+            assert look.call_count == (FORMS[form][1] == "float32")
+    assert model_bytes(models[0]) == model_bytes(models[1])
+
+
+async def test_without_a_limit_or_without_norms_anything_finite_counts(tmp_path):
+    for number, rule in enumerate(({"model_factor": None}, {"action": "none"})):
+        async with serving(tmp_path / str(number), zero_model(), **with_norms(**rule)) as server:
+            async with watching(server, a="sst2") as clients:
+                header, data = await clients["a"].get_slice()
+                answer = await clients["a"].push(in_form(clients["a"], header, data, 1e30, "parameters"))
+                assert answer.outcome == pb.OUTCOME_ACCEPTED
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(-1e4, 1e4, width=16), min_size=1, max_size=40),
+    st.sampled_from(["float32", "float16", "bfloat16", "int8", "topk"]),
+)
+def test_no_decoded_element_is_larger_than_what_is_told_of_the_encoded_ones(values, encoding):
+    component = component_of(torch.tensor(values), torch.tensor(values[:1]).half())
+    data = encode(component, encoding)
+    decoded = decode(component.layout, encoding, data.clone())
+    largest = max(float(run.abs().max()) for run in decoded.runs())
+    assert largest <= largest_magnitude(component.layout, encoding, data) * (1 + 1e-6)
 
 
 async def held_rounds(server, client, values):

@@ -1,12 +1,14 @@
 """Round reports and results."""
 
+import math
+
 import pytest
 
 from fedmtl_core.tasks import PRESETS
 from fedmtl_server.aggregation.aggregator import Aggregate, Contribution
 from fedmtl_server.rounds.engine import Member, UpdateClaim
 from fedmtl_server.rounds.report import RoundReport, task_reports
-from fedmtl_server.storage.results import Measurements, plot
+from fedmtl_server.storage.results import Measurements, TaskResult, plot
 
 SLICES = {"sst2": ("shared", "task:sst2"), "qqp": ("shared", "task:qqp")}
 
@@ -76,3 +78,9 @@ def test_a_task_that_was_never_measured_has_no_results():
 def test_the_plot_is_a_png(tmp_path):
     plot(measured(report(1, sst2=0.5), report(2, sst2=0.9)).results(), tmp_path / "m.png")
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_metric_that_is_not_a_number_is_not_the_best_whatever_came_first():
+    for values in ({0: math.nan, 1: 0.5, 2: 0.25}, {0: 0.25, 1: 0.5, 2: math.nan}):
+        assert TaskResult("accuracy", values).best_round == 1
+    assert TaskResult("accuracy", {0: math.nan}).best_round is None

@@ -22,6 +22,7 @@ from click.testing import Result
 from filelock import FileLock
 from typer.testing import CliRunner
 
+from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, EarlyStoppingConfig
 from fedmtl_core.errors import StoreError, UserError
 from fedmtl_server.commands.runs import runs_app
@@ -236,6 +237,23 @@ def test_a_run_whose_history_cannot_be_read_is_told_so_and_not_that_there_is_non
     text = refused("show", "aaaa", "--runs-dir", runs_dir)
     assert "there are no runs that can be read; " in text
     assert "file is not a database" in text
+
+
+def test_a_run_whose_history_is_missing_is_told_so_and_nothing_is_made(runs_dir):
+    """Its folder says that the history should be in it; of a run in another database it doesn't."""
+    for name, url in (("lost", None), ("elsewhere", f"sqlite:///{runs_dir}/other.sqlite")):
+        (runs_dir / name).mkdir()
+        (runs_dir / name / "run.json").write_text('{"run_id": "cafe"}')
+        config = CONFIG.model_copy(update={"store": CONFIG.store.model_copy(update={"url": url})})
+        (runs_dir / name / "config.yaml").write_text(configuration.dump(config))
+    result = runs("list", "--runs-dir", runs_dir)
+    assert "lost/history.sqlite is missing: " in result.stderr
+    assert "elsewhere" not in result.stderr
+    for name in ("lost", runs_dir / "lost"):
+        error = runs("show", name, "--runs-dir", runs_dir).exception
+        assert isinstance(error, StoreError)
+        assert "Restore the file" in str(error)
+    assert not (runs_dir / "lost" / "history.sqlite").exists()
 
 
 def test_a_run_that_ended_before_its_last_round_says_why(tmp_path):

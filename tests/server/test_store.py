@@ -7,6 +7,7 @@ import os
 import pkgutil
 import random
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -198,7 +199,7 @@ def test_a_new_run_writes_down_its_configuration_and_takes_no_used_folder(tmp_pa
 def test_a_password_is_kept_nowhere(tmp_path, monkeypatch):
     """Neither in the folder nor in the database, which others can read."""
     real = History.open
-    monkeypatch.setattr(History, "open", lambda url: real(tmp_path / FILE_NAME))  # as if PostgreSQL were there
+    monkeypatch.setattr(History, "open", lambda url, create: real(tmp_path / FILE_NAME))  # as if PostgreSQL were there
     url = "postgresql+psycopg://me:hunter2@host:5433/fedmtl?sslpassword=hunter3&sslmode=require"
     create(tmp_path, url=url).close()
     monkeypatch.undo()
@@ -269,9 +270,52 @@ def test_a_process_that_is_killed_gives_the_folder_back(tmp_path):
 
 def test_a_run_that_the_database_does_not_know_is_refused_and_its_folder_given_back(tmp_path):
     create(tmp_path).close()
+    History.open(tmp_path / "other.sqlite").close()
     with pytest.raises(StoreError, match=r"the database doesn't know run run of .*; was store\.url changed\?"):
         resume(tmp_path, url=f"sqlite:///{tmp_path}/other.sqlite")
     resume(tmp_path).close()
+
+
+def test_a_history_that_is_missing_is_told_and_not_replaced_by_an_empty_one(tmp_path):
+    run_of(tmp_path, 2).close()
+    (tmp_path / FILE_NAME).rename(tmp_path / "kept")
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(StoreError, match=rf"{tmp_path}/history\.sqlite is missing: .* Restore the file") as caught:
+        resume(tmp_path)
+    assert "another folder (--run-dir)" in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    with pytest.raises(StoreError, match="is missing"):
+        state_of(tmp_path, config())
+    with pytest.raises(StoreError, match=r"other\.sqlite: there is no such file"):
+        resume(tmp_path, url=f"sqlite:///{tmp_path}/other.sqlite")
+    assert not (tmp_path / "other.sqlite").exists()
+    (tmp_path / "kept").rename(tmp_path / FILE_NAME)
+    store = resume(tmp_path)  # the lock was released
+    assert bytes_of(left_off(store)) == model_bytes(model_of(2))
+    store.close()
+
+
+@pytest.mark.parametrize(("readable_by", "mode"), [("owner", 0o700), ("group", 0o750), ("all", 0o755)])
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o000])
+def test_a_run_s_folder_is_open_to_those_who_may_read_it_whatever_the_umask(tmp_path, readable_by, mode, umask):
+    before = os.umask(umask)
+    try:
+        create(tmp_path / "runs" / "mine", readable_by=readable_by).close()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "runs" / "mine").stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "runs").stat().st_mode) == 0o777 & ~umask
+
+
+def test_a_run_s_folder_is_its_owner_s_alone_unless_it_was_there_or_opened_later(tmp_path):
+    create(tmp_path / "new").close()
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    (tmp_path / "new").chmod(0o755)
+    resume(tmp_path / "new").close()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own").chmod(0o751)
+    create(tmp_path / "own").close()
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "own")] == [0o755, 0o751]
 
 
 # Where a run was left.

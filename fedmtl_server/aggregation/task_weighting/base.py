@@ -38,8 +38,8 @@ class TaskFacts:
     """What is known of one task whose clients count in a round."""
 
     task: str
-    num_examples: int
-    """That its clients trained on, all together; above 0."""
+    num_examples: int | float
+    """That its clients trained on, all together, as far as they count; above 0."""
     received_loss: float | None = None
     """Of the model that the round began with, on the clients' evaluation rows; None if no client says."""
     train_loss: float | None = None

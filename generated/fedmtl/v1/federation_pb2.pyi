@@ -78,6 +78,13 @@ class RoundEventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROUND_EVENT_KIND_FINISHED: _ClassVar[RoundEventKind]
     ROUND_EVENT_KIND_FAILED: _ClassVar[RoundEventKind]
 
+class RoundWarningKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROUND_WARNING_KIND_UNSPECIFIED: _ClassVar[RoundWarningKind]
+    ROUND_WARNING_KIND_DOMINANT_CLIENT: _ClassVar[RoundWarningKind]
+    ROUND_WARNING_KIND_LARGE_UPDATE: _ClassVar[RoundWarningKind]
+    ROUND_WARNING_KIND_DAMAGED_MODEL: _ClassVar[RoundWarningKind]
+
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PHASE_UNSPECIFIED: _ClassVar[Phase]
@@ -126,6 +133,10 @@ ROUND_EVENT_KIND_CLOSING: RoundEventKind
 ROUND_EVENT_KIND_COMMITTED: RoundEventKind
 ROUND_EVENT_KIND_FINISHED: RoundEventKind
 ROUND_EVENT_KIND_FAILED: RoundEventKind
+ROUND_WARNING_KIND_UNSPECIFIED: RoundWarningKind
+ROUND_WARNING_KIND_DOMINANT_CLIENT: RoundWarningKind
+ROUND_WARNING_KIND_LARGE_UPDATE: RoundWarningKind
+ROUND_WARNING_KIND_DAMAGED_MODEL: RoundWarningKind
 PHASE_UNSPECIFIED: Phase
 PHASE_WAITING: Phase
 PHASE_OPEN: Phase
@@ -427,7 +438,7 @@ class WatchRoundsResponse(_message.Message):
     def __init__(self, run_id: _Optional[str] = ..., kind: _Optional[_Union[RoundEventKind, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., deadline_seconds: _Optional[float] = ..., waiting_for: _Optional[str] = ..., report: _Optional[_Union[RoundReport, _Mapping]] = ..., cohort_size: _Optional[int] = ..., oldest_base_round: _Optional[int] = ..., task: _Optional[str] = ...) -> None: ...
 
 class RoundReport(_message.Message):
-    __slots__ = ("round", "purpose", "opened_at_unix_ms", "duration_seconds", "components", "tasks", "missing_clients", "refused", "num_refused", "bytes_received", "bytes_sent", "unchanged_tasks", "aggregation_seconds", "failed")
+    __slots__ = ("round", "purpose", "opened_at_unix_ms", "duration_seconds", "components", "tasks", "missing_clients", "refused", "num_refused", "bytes_received", "bytes_sent", "unchanged_tasks", "aggregation_seconds", "failed", "discarded", "warnings")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     OPENED_AT_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
@@ -442,6 +453,8 @@ class RoundReport(_message.Message):
     UNCHANGED_TASKS_FIELD_NUMBER: _ClassVar[int]
     AGGREGATION_SECONDS_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
+    DISCARDED_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     round: int
     purpose: RoundPurpose
     opened_at_unix_ms: int
@@ -456,7 +469,31 @@ class RoundReport(_message.Message):
     unchanged_tasks: _containers.RepeatedScalarFieldContainer[str]
     aggregation_seconds: float
     failed: bool
-    def __init__(self, round: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., opened_at_unix_ms: _Optional[int] = ..., duration_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentReport, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[TaskReport, _Mapping]]] = ..., missing_clients: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[_Union[RefusedUpdate, _Mapping]]] = ..., num_refused: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., unchanged_tasks: _Optional[_Iterable[str]] = ..., aggregation_seconds: _Optional[float] = ..., failed: _Optional[bool] = ...) -> None: ...
+    discarded: _containers.RepeatedCompositeFieldContainer[DiscardedComponent]
+    warnings: _containers.RepeatedCompositeFieldContainer[RoundWarning]
+    def __init__(self, round: _Optional[int] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., opened_at_unix_ms: _Optional[int] = ..., duration_seconds: _Optional[float] = ..., components: _Optional[_Iterable[_Union[ComponentReport, _Mapping]]] = ..., tasks: _Optional[_Iterable[_Union[TaskReport, _Mapping]]] = ..., missing_clients: _Optional[_Iterable[str]] = ..., refused: _Optional[_Iterable[_Union[RefusedUpdate, _Mapping]]] = ..., num_refused: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., unchanged_tasks: _Optional[_Iterable[str]] = ..., aggregation_seconds: _Optional[float] = ..., failed: _Optional[bool] = ..., discarded: _Optional[_Iterable[_Union[DiscardedComponent, _Mapping]]] = ..., warnings: _Optional[_Iterable[_Union[RoundWarning, _Mapping]]] = ...) -> None: ...
+
+class RoundWarning(_message.Message):
+    __slots__ = ("kind", "message", "scope", "client_ids")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    kind: RoundWarningKind
+    message: str
+    scope: str
+    client_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, kind: _Optional[_Union[RoundWarningKind, str]] = ..., message: _Optional[str] = ..., scope: _Optional[str] = ..., client_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DiscardedComponent(_message.Message):
+    __slots__ = ("scope", "reason", "client_ids")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    scope: str
+    reason: str
+    client_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, scope: _Optional[str] = ..., reason: _Optional[str] = ..., client_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ComponentReport(_message.Message):
     __slots__ = ("scope", "num_tensors", "contributions")
@@ -469,7 +506,7 @@ class ComponentReport(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., num_tensors: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
 
 class Contribution(_message.Message):
-    __slots__ = ("client_id", "task", "num_examples", "weight", "staleness", "norm", "clipped_to")
+    __slots__ = ("client_id", "task", "num_examples", "weight", "staleness", "norm", "clipped_to", "counted_examples")
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -477,6 +514,7 @@ class Contribution(_message.Message):
     STALENESS_FIELD_NUMBER: _ClassVar[int]
     NORM_FIELD_NUMBER: _ClassVar[int]
     CLIPPED_TO_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     client_id: str
     task: str
     num_examples: int
@@ -484,7 +522,8 @@ class Contribution(_message.Message):
     staleness: int
     norm: float
     clipped_to: float
-    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., num_examples: _Optional[int] = ..., weight: _Optional[float] = ..., staleness: _Optional[int] = ..., norm: _Optional[float] = ..., clipped_to: _Optional[float] = ...) -> None: ...
+    counted_examples: float
+    def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., num_examples: _Optional[int] = ..., weight: _Optional[float] = ..., staleness: _Optional[int] = ..., norm: _Optional[float] = ..., clipped_to: _Optional[float] = ..., counted_examples: _Optional[float] = ...) -> None: ...
 
 class TaskReport(_message.Message):
     __slots__ = ("task", "num_updates", "num_examples", "encoder_share", "received_metrics", "trained_metrics", "auxiliary_weight")
@@ -535,7 +574,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("run_id", "phase", "round", "num_rounds", "waiting_for", "tasks", "clients", "last_report", "model", "uptime_seconds")
+    __slots__ = ("run_id", "phase", "round", "num_rounds", "waiting_for", "tasks", "clients", "last_report", "model", "uptime_seconds", "warnings")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -546,6 +585,7 @@ class GetStatusResponse(_message.Message):
     LAST_REPORT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     phase: Phase
     round: int
@@ -556,7 +596,8 @@ class GetStatusResponse(_message.Message):
     last_report: RoundReport
     model: ModelSummary
     uptime_seconds: float
-    def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., waiting_for: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskStatus, _Mapping]]] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., last_report: _Optional[_Union[RoundReport, _Mapping]] = ..., model: _Optional[_Union[ModelSummary, _Mapping]] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
+    warnings: _containers.RepeatedCompositeFieldContainer[RoundWarning]
+    def __init__(self, run_id: _Optional[str] = ..., phase: _Optional[_Union[Phase, str]] = ..., round: _Optional[int] = ..., num_rounds: _Optional[int] = ..., waiting_for: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskStatus, _Mapping]]] = ..., clients: _Optional[_Iterable[_Union[ClientStatus, _Mapping]]] = ..., last_report: _Optional[_Union[RoundReport, _Mapping]] = ..., model: _Optional[_Union[ModelSummary, _Mapping]] = ..., uptime_seconds: _Optional[float] = ..., warnings: _Optional[_Iterable[_Union[RoundWarning, _Mapping]]] = ...) -> None: ...
 
 class TaskStatus(_message.Message):
     __slots__ = ("task", "min_clients", "connected_clients", "cohort_size", "reported_clients", "last_metrics", "auxiliary")

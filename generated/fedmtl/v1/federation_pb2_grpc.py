@@ -150,8 +150,8 @@ class FederatedMtlServiceServicer:
         A download that breaks is taken up where it stopped: call again and say in `held` what has arrived.
 
         Errors:
-        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): neither or both of `task` and `all_tasks` are given; `encoding` or
-        `compression` is unknown.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): neither or both of `task` and `all_tasks` are given; `client_id` is
+        malformed; `encoding` or `compression` is unknown.
         * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
         * `ABORTED` (`STALE_ROUND`): `round` is not the current round.
@@ -188,7 +188,9 @@ class FederatedMtlServiceServicer:
         * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): the stream is empty; the header is missing, repeated or late; chunks
         overlap, leave a gap, run past the component, or end short of it; a chunk doesn't decompress to what it claims;
         encoded bytes that mean nothing.
-        * `INVALID_ARGUMENT` (`NON_FINITE`): a value is NaN or infinite.
+        * `INVALID_ARGUMENT` (`NON_FINITE`): a value is NaN or infinite, or a metric. A client whose received model gives
+        such values SHOULD send the header with them in `received_metrics` all the same, and stop: the server then warns
+        (`ROUND_WARNING_KIND_DAMAGED_MODEL`).
         * `INVALID_ARGUMENT` (`NORM_EXCEEDED`): the update moves a component by a larger norm than the server allows.
         * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.

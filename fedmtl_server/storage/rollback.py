@@ -1,0 +1,136 @@
+"""Taking a run back to an earlier round, whose model is the run's again. Needs no PyTorch.
+
+The history's transaction decides: before it the run is as it was, and after it the run is at the earlier round. The
+files that the transaction makes superfluous go afterwards: here or, if this process ends in between, when a server
+resumes the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedmtl_core.errors import StoreError, UserError
+from fedmtl_server.storage.lock import FILE_NAME as _LOCK
+from fedmtl_server.storage.runs import Place, holds, opened
+from fedmtl_server.storage.syncing import sync_folder
+
+if TYPE_CHECKING:
+    from fedmtl_server.storage.history import RoundRecord
+
+_RESULTS = ("results.json", "metrics.png")
+ROLLED_BACK, DAMAGED = ".rolled_back", ".damaged"
+"""Suffixes of checkpoints that are the run's no longer."""
+
+
+def roll_back(place: Place, to_round: int) -> list[int]:
+    """Take a run back to a round, so that a server that resumes it continues with the round after that one.
+
+    Args:
+        place: the run.
+        to_round: the round whose model is the run's again; 0 is the model before the first round.
+
+    Returns:
+        The rounds that were taken back.
+
+    Raises:
+        UserError: the run has no such round, its checkpoint isn't there, or there is nothing to take back.
+        StoreError: a server has the run, or a file can't be read or written.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = place.folder
+    if not holds(folder, place) or not (folder / "run.json").is_file():
+        raise StoreError(f"{folder} doesn't hold run {place.run.run_id}; roll it back on the machine of its server")
+    try:
+        with FileLock(folder / _LOCK, blocking=False), opened(place.database) as history:
+            rounds = history.rounds(place.run.run_id)
+            later = [one.round for one in rounds if one.round > to_round and one.outcome != "rolled_back"]
+            _require_possible(place, rounds, to_round, later)
+            history.roll_back(place.run.run_id, to_round)
+            clear_rolled_back(folder, later)
+    except Timeout:
+        raise StoreError(f"a server is serving the run in {folder}; stop it first") from None
+    except OSError as error:
+        raise StoreError(f"can't write {error.filename or folder}: {error.strerror or error}") from error
+    return later
+
+
+def clear_rolled_back(run_dir: Path, rounds: Collection[int]) -> None:
+    """Put away the files of rounds that the history says are rolled back. More than once does no harm.
+
+    Raises:
+        OSError: one can't be renamed or removed.
+    """
+    if rounds:
+        set_aside(run_dir / "checkpoints", rounds, ROLLED_BACK)
+        for name in _RESULTS:
+            (run_dir / name).unlink(missing_ok=True)
+
+
+def set_aside(checkpoints: Path, rounds: Iterable[int], suffix: str) -> None:
+    """Rename the checkpoints of some rounds, so that nobody takes them for the run's.
+
+    Raises:
+        OSError: one can't be renamed.
+    """
+    for round_ in rounds:
+        path = checkpoint_path(checkpoints, round_)
+        for one in (path, state_path(path)):
+            with contextlib.suppress(FileNotFoundError):
+                one.replace(one.with_suffix(suffix))
+    sync_folder(checkpoints)
+
+
+def checkpoint_path(checkpoints: Path, round_: int) -> Path:
+    """The model after a round."""
+    return checkpoints / f"round-{round_:04}.safetensors"
+
+
+def state_path(checkpoint: Path) -> Path:
+    """What the server's optimiser remembered with a checkpoint, and its control variates."""
+    return checkpoint.with_suffix(".state.safetensors")
+
+
+def _require_possible(place: Place, rounds: Sequence[RoundRecord], to_round: int, later: Sequence[int]) -> None:
+    """Check that a run can be taken back to a round.
+
+    Raises:
+        UserError: it can't; the message says to which rounds it can.
+    """
+    ended = {one.round: one for one in rounds if one.outcome in ("committed", "failed")}
+    if to_round not in ended:
+        raise UserError(f"--to-round: run {place.run.run_id} has held the rounds 0 to {max(ended)}, got {to_round}")
+    if not later:
+        raise UserError(f"--to-round: run {place.run.run_id} is at round {to_round} already: nothing comes after it")
+    kept = [one for one in sorted(ended) if _is_kept(place, rounds, one)]
+    if to_round not in kept:
+        raise UserError(
+            f"--to-round: the checkpoint of round {to_round} isn't in {place.folder} any more "
+            f"(store.keep_checkpoints); there are those of the rounds {', '.join(map(str, kept)) or '(none)'}"
+        )
+
+
+def _is_kept(place: Place, rounds: Sequence[RoundRecord], round_: int) -> bool:
+    """Whether the model after a round is there: its own checkpoint, or of a round without one, the one before."""
+    made = [one for one in rounds if one.outcome == "committed" and one.checkpoint is not None and one.round <= round_]
+    newest = max(made, key=lambda one: one.round)
+    path = checkpoint_path(place.folder / "checkpoints", newest.round)
+    has_state = any("/" in scope or scope.startswith("control:") for scope in newest.checkpoint or ())
+    paths = [path, state_path(path)] if has_state else [path]
+    return all(_is_whole(one, place.run.run_id, newest.round) for one in paths)
+
+
+def _is_whole(path: Path, run_id: str, round_: int) -> bool:
+    """Whether a checkpoint is there to its last byte, and is of the run and the round. Its digests are the server's to
+    check, which has the model's layout."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return False
+    return (metadata.get("run_id"), metadata.get("round")) == (run_id, str(round_))
