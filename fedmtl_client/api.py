@@ -23,6 +23,7 @@ from tenacity.nap import sleep_using_event
 from fedmtl_client.credentials import Credentials, why_unreachable
 from fedmtl_client.downloads import Download, Holdings
 from fedmtl_client.interrupts import CallThread
+from fedmtl_core.addresses import host_of
 from fedmtl_core.chunks import Chunk, ChunkedBytes, read_message
 from fedmtl_core.controls import without_controls
 from fedmtl_core.details import read_details
@@ -40,6 +41,7 @@ from fedmtl_core.keepalive import keepalive
 from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
 from fedmtl_core.plan import Purpose, TrainingPlan
+from fedmtl_core.proxies import proxy_of
 from fedmtl_core.status import error_from_status
 from fedmtl_core.tracing import OFF, Tracing
 from fedmtl_core.wire import (
@@ -438,7 +440,7 @@ class FederationApi:
     def _error_of(self, error: Any) -> RequestError:
         details = error.details() or ""
         if error.code() is grpc.StatusCode.UNAVAILABLE:
-            return why_unreachable(self.address, details)
+            return why_unreachable(self.address, details, proxy_of(host_of(self.address)))
         told = read_details(error.trailing_metadata())
         failure = error_from_status(error.code(), details, told.reason)
         failure.field, failure.facts = told.field, told.facts
