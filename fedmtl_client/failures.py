@@ -26,14 +26,15 @@ _PASSING = {
     grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """Without a reason: what gRPC makes of a stream that a proxy resets, or ends without a status."""
-_RESET = "Received RST_STREAM"
+_RESET = "RST_STREAM"
 
 
 def error_of(failure: Any, address: str) -> RequestError:
     """The error of a failed call.
 
     Every FedMTL server sends a reason with its errors. A status without one is from gRPC itself, or from something
-    between client and server, such as a proxy or a load balancer.
+    between client and server, such as a proxy or a load balancer. HAProxy passes the details of a refusal on before it
+    resets the stream of an upload that goes on; gRPC then has the status of the reset, and the details of the refusal.
 
     Args:
         failure: gRPC's.
@@ -43,6 +44,8 @@ def error_of(failure: Any, address: str) -> RequestError:
     told = read_details(failure.trailing_metadata())
     if not told.reason:
         return _without_reason(code, details, address)
+    if code in _PASSING and told.code is not None:  # a reset took the status' place, behind its details
+        code, details = told.code, told.message
     error = error_from_status(code, details, told.reason)
     error.field, error.facts = told.field, told.facts
     if isinstance(error, LimitExceededError):
@@ -54,7 +57,7 @@ def _without_reason(code: grpc.StatusCode, details: str, address: str) -> Reques
     if code is grpc.StatusCode.UNAVAILABLE:
         unreachable = why_unreachable(address, details, proxy_of(host_of(address)))
         return ConnectionLostError(details) if type(unreachable) is UnavailableError else unreachable
-    if code in _PASSING or details.startswith(_RESET):
+    if code in _PASSING or _RESET in details:
         return IntermediaryError(f"something between client and server ended the call: {code.name}: {details}")
     error = error_from_status(code, details)
     between = proxy_of(host_of(address))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,13 @@ class Relay:
     Args:
         target: the server's address.
         cuts: which calls it ends.
+        reset_as: the status that it gives instead of the server's errors, behind their details.
     """
 
-    def __init__(self, target: str, cuts: Cuts):
+    def __init__(self, target: str, cuts: Cuts | None = None, reset_as: grpc.StatusCode | None = None):
         self._target = target
-        self._cuts = cuts
+        self._cuts = cuts or Cuts("", grpc.StatusCode.INTERNAL)
+        self._reset_as = reset_as
         self.num_cut = 0
         self.calls: list[str] = []
         """The names of all calls, in the order in which they began."""
@@ -67,7 +70,7 @@ class Relay:
                 await context.abort(self._cuts.code, self._cuts.details)
             code = await call.code()
             if code is not grpc.StatusCode.OK:
-                await context.abort(code, await call.details(), await call.trailing_metadata())
+                await context.abort(self._reset_as or code, await call.details(), tuple(await call.trailing_metadata()))
         finally:
             for task in (answers, upwards):
                 task.cancel()
@@ -93,19 +96,21 @@ class _Handlers(grpc.GenericRpcHandler):
 
 async def _pass_requests(requests: AsyncIterator[bytes], call: Any, left: int | None) -> bool:
     """Pass a call's requests on; whether it is to be cut."""
-    async for message in requests:
-        if left is not None and (left := left - len(message)) < 0:
-            return True
-        await call.write(message)
-    await call.done_writing()
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the call is over
+        async for message in requests:
+            if left is not None and (left := left - len(message)) < 0:
+                return True
+            await call.write(message)
+        await call.done_writing()
     return False
 
 
 async def _pass_answers(call: Any, context: Any, left: int | None) -> bool:
     """Pass a call's answers on; whether it is to be cut."""
-    await context.send_initial_metadata(await call.initial_metadata())
-    while (message := await call.read()) is not grpc.aio.EOF:
-        if left is not None and (left := left - len(message)) < 0:
-            return True
-        await context.write(message)
+    with contextlib.suppress(grpc.aio.AioRpcError):  # the status is passed on by itself
+        await context.send_initial_metadata(await call.initial_metadata())
+        while (message := await call.read()) is not grpc.aio.EOF:
+            if left is not None and (left := left - len(message)) < 0:
+                return True
+            await context.write(message)
     return False

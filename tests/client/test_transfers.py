@@ -17,6 +17,7 @@ from fedmtl_core.errors import (
     LimitExceededError,
     RequestError,
     ServerFaultError,
+    StaleRoundError,
     TransferCutError,
     UnavailableError,
 )
@@ -165,6 +166,16 @@ async def test_a_refusal_that_is_not_the_servers_ends_the_call_and_says_so(code,
                     await asyncio.to_thread(api.get_status)
     assert not isinstance(failure.value, UnavailableError)
     assert relay.calls == ["GetStatus"]
+
+
+async def test_a_refusal_whose_status_is_lost_on_the_way_is_known_by_its_details(tmp_path):
+    """HAProxy passes them on, and then resets the stream of an upload that goes on."""
+    async with open_round(tmp_path) as (server, _, header, trained):
+        header.base_round = 7
+        async with Relay(server.address, reset_as=CODE.CANCELLED) as relay:
+            with pytest.raises(StaleRoundError, match="round 7"):
+                await pushed(relay.address, header, trained)
+    assert relay.calls == ["PushUpdate"]
 
 
 async def test_a_fault_of_the_server_itself_ends_the_call_at_once(tmp_path, monkeypatch):
