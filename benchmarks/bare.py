@@ -19,6 +19,7 @@ import grpc
 
 from benchmarks.processes import Worker, serve_commands
 from fedmtl_core.allocator import keep_freed_blocks
+from fedmtl_core.proxies import NO_PROXY
 
 _METHODS = "bench.Bare"
 
@@ -141,7 +142,7 @@ def _handlers(down: Any, up: Any) -> Any:
 
 
 def _call_sync(messages: _Messages, sink: _Sink, address: str) -> None:
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=tuple(NO_PROXY.items())) as channel:
         download: Any = channel.unary_stream(f"/{_METHODS}/down")
         upload: Any = channel.stream_unary(f"/{_METHODS}/up")
 
@@ -166,7 +167,7 @@ def _call_aio(messages: _Messages, sink: _Sink, address: str) -> None:
     loop = asyncio.new_event_loop()
 
     async def connect() -> tuple[Any, Any]:
-        channel = grpc.aio.insecure_channel(address)
+        channel = grpc.aio.insecure_channel(address, options=tuple(NO_PROXY.items()))
         return channel.unary_stream(f"/{_METHODS}/down"), channel.stream_unary(f"/{_METHODS}/up")
 
     download, upload = loop.run_until_complete(connect())

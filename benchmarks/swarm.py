@@ -28,11 +28,13 @@ from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 from benchmarks.processes import serve_commands
 from fedmtl_core.allocator import keep_freed_blocks
 from fedmtl_core.chunks import Chunk, read_message
+from fedmtl_core.proxies import NO_PROXY
 
 CALL_TIMEOUT_S = 300.0
 """For one download or upload, the wait for room included."""
 OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # a connection for each client, as if each were a process
+    *NO_PROXY.items(),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 ]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from fedmtl_core import pem
+from fedmtl_core import pem, proxies
 from fedmtl_core.addresses import host_of, is_loopback
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, UnavailableError, UnreachableError, UntrustedServerError
@@ -42,18 +42,24 @@ class Credentials:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def channel(self, address: str, options: Mapping[str, int]) -> grpc.Channel:
-        """A channel to a server.
+        """A channel to a server, directly where that is on this machine: a proxy of the environment isn't asked then.
 
         Raises:
             ConfigError: it would go to another machine in the clear.
         """
         self.require_safe(address)
+        host = host_of(address)
+        settled = list({**options, **proxies.channel_options(host)}.items())
+        if proxy := proxies.proxy_of(host):
+            get_logger().warning(
+                "server.behind_proxy", address=address, variable=proxy.variable, proxy=proxy.address, reason=str(proxy)
+            )
         if self.ca is not None:
             secured = grpc.ssl_channel_credentials(self.ca, self.key, self.certificate)
-            return grpc.secure_channel(address, secured, options=list(options.items()))
-        if self.token and not is_loopback(host_of(address)):
+            return grpc.secure_channel(address, secured, options=settled)
+        if self.token and not is_loopback(host):
             get_logger().warning("token.sent_in_the_clear", address=address)
-        return grpc.insecure_channel(address, options=list(options.items()))
+        return grpc.insecure_channel(address, options=settled)
 
     def require_safe(self, address: str) -> None:
         """Check that nothing goes to another machine in the clear by accident.
@@ -161,8 +167,21 @@ def _token(path: Path | None, environment: Mapping[str, str]) -> str | None:
     return text
 
 
-def why_unreachable(address: str, details: str) -> UnavailableError:
-    """What gRPC says of a connection that can't be made, for people: whether it is the credentials."""
+def why_unreachable(address: str, details: str, proxy: proxies.Proxy | None = None) -> UnavailableError:
+    """What gRPC says of a connection that can't be made, for people: whether it is the credentials, or may be a proxy.
+
+    Args:
+        address: the server's.
+        details: gRPC's words.
+        proxy: what the connection goes through.
+    """
+    error = _why_unreachable(address, details)
+    if proxy is None or not isinstance(error, UnreachableError | UntrustedServerError):
+        return error
+    return type(error)(f"{error}; {proxy}")
+
+
+def _why_unreachable(address: str, details: str) -> UnavailableError:
     failed = "failed to connect" in details or details.startswith("errors resolving")
     if failed and (match := re.search(r"CERTIFICATE_VERIFY_FAILED: ([^:;]*)", details)):
         return UntrustedServerError(

@@ -58,6 +58,7 @@ def examine(
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
         "device": lambda: device(config),
         "credentials": lambda: credentials(config, server),
+        "proxy": lambda: proxy(server),
     }
     surveys: dict[str, Survey] = {}
     names = {
@@ -216,6 +217,16 @@ def credentials(config: Config, server: str) -> Iterator[Finding]:
             certificate = pem.read_certificates(setting, path)[1]
             pem.require_valid_now(setting, path, certificate)
             yield from doctor.expiry("credentials", path, certificate)
+
+
+def proxy(server: str) -> Iterator[Finding]:
+    """Whether the environment has gRPC connect through a proxy."""
+    from fedmtl_core.addresses import host_of
+    from fedmtl_core.proxies import proxy_of
+
+    between = proxy_of(host_of(server))
+    if between is not None:
+        yield warn("proxy", str(between), "leave it so if the server can be reached in no other way")
 
 
 def reach(

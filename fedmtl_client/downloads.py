@@ -108,6 +108,16 @@ class Download:
         """Encoded bytes of all streams."""
         return self._received_before + (self._assembler.bytes_received if self._assembler else 0)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a stream's header has come."""
+        return self._assembler is not None
+
+    @property
+    def position(self) -> int:
+        """Encoded bytes that are here of what the newest stream's header announced."""
+        return sum(self._assembler.offsets.values()) if self._assembler else 0
+
     def held(self) -> list[pb.HeldComponent]:
         """What needs not be sent (again)."""
         offsets = self._assembler.offsets if self._assembler else {}

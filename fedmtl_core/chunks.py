@@ -26,6 +26,9 @@ from fedmtl_core.identifiers import quoted
 MAX_CHUNK_BYTES = 2 * 1024 * 1024
 """Most bytes of data in one chunk: where one gRPC stream peaks, and under every client's 4 MiB message limit."""
 
+MIN_CHUNK_BYTES = 32 * 1024
+"""What chunks are cut to on the slowest links: one takes half a minute at 1 KB/s."""
+
 _ZSTD_LEVEL = 1
 _WORTHWHILE = 0.9  # a chunk that shrinks less than this is sent as it is
 
@@ -55,6 +58,16 @@ class Chunk:
         return self.uncompressed_bytes or len(self.data)
 
 
+def chunk_bytes_for(wanted: int) -> int:
+    """The size of the chunks that a slice is cut into: a power of two, so that smaller ones divide larger ones.
+
+    Args:
+        wanted: the most bytes that the caller asks for; 0 for as many as may be.
+    """
+    bounded = min(max(wanted or MAX_CHUNK_BYTES, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
+    return 1 << (bounded.bit_length() - 1)
+
+
 class ChunkedBytes:
     """An encoded component, as messages of one chunk each.
 
@@ -66,26 +79,27 @@ class ChunkedBytes:
     def __init__(self, scope: str, buffer: Tensor):
         self._bytes: NDArray[np.uint8] = buffer.numpy()
         self._scope = _length_delimited(_SCOPE, scope.encode())
-        self._checksums: dict[int, int] = {}
+        self._checksums: dict[tuple[int, int], int] = {}
 
     @property
     def num_bytes(self) -> int:
         return len(self._bytes)
 
-    def offsets(self, start: int = 0) -> range:
+    def offsets(self, start: int = 0, chunk_bytes: int = MAX_CHUNK_BYTES) -> range:
         """Where the chunks begin, from a first one on."""
-        return range(start, len(self._bytes), MAX_CHUNK_BYTES)
+        return range(start, len(self._bytes), chunk_bytes)
 
-    def message(self, offset: int, compression: Compression = "none") -> bytes:
+    def message(self, offset: int, compression: Compression = "none", chunk_bytes: int = MAX_CHUNK_BYTES) -> bytes:
         """The serialised message of the chunk that begins at `offset`."""
-        data = self._bytes[offset : offset + MAX_CHUNK_BYTES]
+        data = self._bytes[offset : offset + chunk_bytes]
         if compression == "zstd":
             packed = zstandard.ZstdCompressor(_ZSTD_LEVEL).compress(data.data)
             if len(packed) < _WORTHWHILE * len(data):
                 return self._joined(offset, packed, google_crc32c.value(packed), len(data))
-        crc = self._checksums.get(offset)
+        place = offset, len(data)
+        crc = self._checksums.get(place)
         if crc is None:
-            crc = self._checksums[offset] = google_crc32c.value(data)
+            crc = self._checksums[place] = google_crc32c.value(data)
         return self._joined(offset, data.data, crc)
 
     def _joined(self, offset: int, data: bytes | memoryview, crc: int, uncompressed_bytes: int = 0) -> bytes:

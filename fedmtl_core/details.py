@@ -27,6 +27,8 @@ MAX_TEXT, MAX_FIELD, MAX_FACT = 600, 200, 100
 more than 8 KiB of them: the message is there twice, and details grow by a third, being binary."""
 MAX_FACTS = 8
 
+_CODES = {code.value[0]: code for code in StatusCode}
+
 
 @dataclass(frozen=True)
 class Details:
@@ -37,6 +39,10 @@ class Details:
     field: str = ""
     """The first field that is to be mended."""
     retry_after_s: float | None = None
+    code: StatusCode | None = None
+    """The status code that the details repeat."""
+    message: str = ""
+    """The message that they repeat."""
 
 
 def text_of(error: RequestError) -> str:
@@ -73,8 +79,11 @@ def read_details(metadata: Iterable[Any] | None) -> Details:
         if key != DETAILS_KEY:
             continue
         try:
-            for detail in status_pb2.Status.FromString(value).details:
+            status = status_pb2.Status.FromString(value)
+            for detail in status.details:
                 found |= _read(detail)
+            if "reason" in found:
+                found |= {"code": _CODES.get(status.code), "message": status.message}
         except (DecodeError, ValueError, TypeError):
             break
     return Details(**found)

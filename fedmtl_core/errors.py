@@ -154,6 +154,18 @@ class UnreachableError(UnavailableError):
     """Nobody answers where the server should be."""
 
 
+class ConnectionLostError(UnavailableError):
+    """The connection ended during a call."""
+
+
+class IntermediaryError(UnavailableError):
+    """A call ended in a way in which no FedMTL server ends one: something between client and server did it."""
+
+
+class TransferCutError(LimitExceededError):
+    """Something between client and server ends a transfer at the same byte again and again."""
+
+
 class ServerFaultError(RequestError):
     """The server has failed at something that nobody foresaw."""
 

@@ -40,7 +40,15 @@ REASON_OF: dict[type[errors.RequestError], str] = {
 }
 """A reason is part of the contract: the proto lists it, and it stays what it is."""
 
-LOCAL: frozenset[type[errors.RequestError]] = frozenset({errors.UnreachableError, errors.UntrustedServerError})
+LOCAL: frozenset[type[errors.RequestError]] = frozenset(
+    {
+        errors.UnreachableError,
+        errors.UntrustedServerError,
+        errors.ConnectionLostError,
+        errors.IntermediaryError,
+        errors.TransferCutError,
+    }
+)
 """What a client finds by itself, and no server says."""
 
 _ERROR_OF = {code: error for error, code in STATUS_OF.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmtl_core import doctor
-from fedmtl_core.addresses import is_loopback
+from fedmtl_core.addresses import is_loopback, join_address
 from fedmtl_core.config import Config
 from fedmtl_core.doctor import Finding, fail, ok, warn
 
@@ -70,7 +70,11 @@ def address(config: Config) -> Iterator[Finding]:
             errno.EACCES: f"this user may not have port {port}",
         }
         reason = reasons.get(error.errno or 0, error.strerror or str(error))
-        yield fail("address", f"can't listen on {host}:{port}: {reason}", "choose another: server.host, server.port")
+        yield fail(
+            "address",
+            f"can't listen on {join_address(host, port)}: {reason}",
+            "choose another: server.host, server.port",
+        )
         return
     free = "any free port" if port == 0 else f"port {port} is free"
     if not is_loopback(host) and config.security.insecure:

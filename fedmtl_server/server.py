@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from fedmtl_core.addresses import is_loopback
+from fedmtl_core.addresses import is_loopback, join_address
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, FedMTLError, RunStoppedError
 from fedmtl_core.keepalive import keepalive
@@ -180,10 +180,8 @@ class Server:
         self._log.info("server.stopped", reason=reason)
 
     def _listen(self) -> None:
-        host, port = self._config.server.host, self._config.server.port
-        if ":" in host:
-            host = f"[{host}]"  # IPv6
-        address = f"{host}:{port}"
+        host = self._config.server.host
+        address = join_address(host, self._config.server.port)
         tls = self._config.security.tls
         credentials = server_credentials(tls) if tls.certificate else None
         try:
@@ -191,10 +189,10 @@ class Server:
                 bound = self._server.add_insecure_port(address)
             else:
                 bound = self._server.add_secure_port(address, credentials)
-            self.address = f"{host}:{bound}"
+            self.address = join_address(host, bound)
         except RuntimeError:
             raise FedMTLError(
-                f"can't listen on {host}:{port}: the port is taken or the address isn't this machine's; "
+                f"can't listen on {address}: the port is taken or the address isn't this machine's; "
                 "choose another with --port or --host"
             ) from None
 

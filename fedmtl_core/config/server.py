@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from fedmtl_core.addresses import without_brackets
 from fedmtl_core.config.section import Section
 
 Durability = Literal["memory", "process", "power"]
@@ -36,6 +37,11 @@ class ServerConfig(Section):
     metrics_host: str = Field(
         "127.0.0.1", description="Address that `/metrics` listens on. It is plain HTTP, and asks nobody who they are"
     )
+
+    @field_validator("host", "metrics_host")
+    @classmethod
+    def _without_brackets(cls, host: str) -> str:
+        return without_brackets(host)
 
 
 class StoreConfig(Section):

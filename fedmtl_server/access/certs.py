@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fedmtl_core.addresses import without_brackets
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 
@@ -171,7 +172,7 @@ def _name(common_name: str) -> x509.Name:
 
 def _host(host: str) -> x509.GeneralName:
     with suppress(ValueError):  # then it is a name
-        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
+        return x509.IPAddress(ipaddress.ip_address(without_brackets(host)))
     labels = host.removeprefix("*.").rstrip(".").split(".")
     if not all(
         0 < len(one) <= 63 and one.isascii() and one.replace("-", "").replace("_", "").isalnum() for one in labels

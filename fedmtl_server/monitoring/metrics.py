@@ -23,7 +23,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector
 
-from fedmtl_core.addresses import is_loopback
+from fedmtl_core.addresses import is_loopback, join_address, without_brackets
 from fedmtl_core.errors import FedMTLError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.scopes import SHARED, task_scope
@@ -228,13 +228,13 @@ class MetricsServer:
     def __init__(self, host: str, port: int, registry: CollectorRegistry):
         server_class = _HttpServer6 if ":" in host else _HttpServer
         try:
-            self._http = make_server(host.strip("[]"), port, _at_metrics(registry), server_class, _Handler)
+            self._http = make_server(without_brackets(host), port, _at_metrics(registry), server_class, _Handler)
         except OSError as error:
             raise FedMTLError(
-                f"can't serve metrics on {host}:{port}: {error.strerror or error}; choose another port with "
-                "server.metrics_port, or another address with server.metrics_host"
+                f"can't serve metrics on {join_address(host, port)}: {error.strerror or error}; choose another "
+                "port with server.metrics_port, or another address with server.metrics_host"
             ) from None
-        self.address = f"{host}:{self._http.server_port}"
+        self.address = join_address(host, self._http.server_port)
         self._is_loopback = is_loopback(host)
         self._thread = threading.Thread(target=self._http.serve_forever, name="metrics", daemon=True)
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_core.chunks import ChunkedBytes
+from fedmtl_core.chunks import chunk_bytes_for
 from fedmtl_core.controls import is_control
 from fedmtl_core.details import text_of
 from fedmtl_core.errors import (
@@ -93,12 +93,13 @@ class FederatedMtlServicer:
             forms: dict[str, Encoding] = dict.fromkeys(scopes, encoding)
             for scope in self._federation.control_scopes_for(request.task):
                 forms[scope] = "float32"  # what both sides compute with has to be the same
-            parts = [published.components[scope].part(form, held.get(scope, ())) for scope, form in forms.items()]
+            size = chunk_bytes_for(request.max_chunk_bytes)
+            parts = [published.components[scope].part(form, held.get(scope, ()), size) for scope, form in forms.items()]
             await self._write(context, pb.GetSliceResponse(header=self._header(request, published, parts)))
             num_bytes = 0
             for part in parts:
                 for offset in part.offsets:
-                    message = await self._message(part.chunks, offset, compression)
+                    message = await self._message(part, offset, compression)
                     await self._write(context, message)
                     num_bytes += len(message)
         except RequestError as error:
@@ -186,15 +187,13 @@ class FederatedMtlServicer:
         except TimeoutError:
             raise UnavailableError(f"no message was taken for {timeout_s:g} s; get the slice again") from None
 
-    async def _message(self, chunks: ChunkedBytes, offset: int, compression: Compression) -> bytes:
+    async def _message(self, part: SlicePart, offset: int, compression: Compression) -> bytes:
         """A chunk's message, made for the first client that needs it."""
-        message = self._messages.find(chunks, offset, compression)
+        message = self._messages.find(part, offset, compression)
         if message is None:
-            if compression == "none":
-                message = chunks.message(offset)
-            else:
-                message = await asyncio.to_thread(chunks.message, offset, compression)
-            self._messages.keep(chunks, offset, compression, message)
+            make, arguments = part.chunks.message, (offset, compression, part.chunk_bytes)
+            message = make(*arguments) if compression == "none" else await asyncio.to_thread(make, *arguments)
+            self._messages.keep(part, offset, compression, message)
         return message
 
     def _require_slice(self, request: pb.GetSliceRequest) -> None:

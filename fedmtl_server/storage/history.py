@@ -519,7 +519,10 @@ def _connect(database: str | Path, create: bool) -> tuple[sa.Engine, str]:
         path = Path(url.database or "")
         return _sqlite(url, path, create), str(path)
     name = url.difference_update_query(_SECRETS).render_as_string(hide_password=True)
-    options = {} if "connect_timeout" in url.query else {"connect_timeout": int(_WAIT_S)}
+    # Prepared statements belong to a connection, and a pooler in transaction mode gives the next transaction another.
+    options: dict[str, int | None] = {"prepare_threshold": None}
+    if "connect_timeout" not in url.query:
+        options["connect_timeout"] = int(_WAIT_S)
     try:
         # A connection that was lost between two rounds is made anew.
         engine = sa.create_engine(url, connect_args=options, pool_pre_ping=True, json_serializer=_to_json)

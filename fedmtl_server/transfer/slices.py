@@ -41,11 +41,13 @@ class SlicePart:
     base_digest: bytes
     """Of what the client adds it to; empty if to nothing."""
     chunks: ChunkedBytes
+    chunk_bytes: int
+    """How large they are."""
 
     @property
     def offsets(self) -> range:
         """Where the chunks begin that are to be sent."""
-        return self.chunks.offsets(self.layout.start)
+        return self.chunks.offsets(self.layout.start, self.chunk_bytes)
 
 
 @dataclass(frozen=True)
@@ -120,28 +122,29 @@ class PublishedComponent:
                 make = self._follow if encoding in DELTA_ENCODINGS else self._round
                 self._versions[encoding] = make(encoding, density)
 
-    def part(self, encoding: Encoding, held: Sequence[Held]) -> SlicePart:
+    def part(self, encoding: Encoding, held: Sequence[Held], chunk_bytes: int = MAX_CHUNK_BYTES) -> SlicePart:
         """What a client gets that holds something already.
 
         Args:
             encoding: what it asks for; `prepare` was called with it.
             held: what it holds.
+            chunk_bytes: the size of its chunks.
         """
         version = self._versions[encoding]
         has = {one.digest for one in held if one.encoding == "float32" and one.num_bytes == self.layout.num_bytes}
         if version.digest in has:
             whole = _Form("float32", ChunkedBytes(self.layout.scope, version.component.buffer))
-            return self._part(version, whole, self.layout.num_bytes)
+            return self._part(version, whole, self.layout.num_bytes, chunk_bytes)
         form = version.delta if version.delta and version.delta.base_digest in has else version.whole
         started = [one for one in held if one.digest == version.digest and one.encoding == form.encoding]
         arrived = max((one.num_bytes for one in started), default=0)
-        return self._part(version, form, min(arrived, form.chunks.num_bytes))
+        return self._part(version, form, min(arrived, form.chunks.num_bytes), chunk_bytes)
 
-    def _part(self, version: _Version, form: _Form, arrived: int) -> SlicePart:
+    def _part(self, version: _Version, form: _Form, arrived: int, chunk_bytes: int) -> SlicePart:
         whole = arrived == form.chunks.num_bytes
-        start = arrived if whole else arrived // MAX_CHUNK_BYTES * MAX_CHUNK_BYTES
+        start = arrived if whole else arrived // chunk_bytes * chunk_bytes
         layout = EncodedLayout(self.layout, form.encoding, form.chunks.num_bytes, start)
-        return SlicePart(layout, version.digest, form.base_digest, form.chunks)
+        return SlicePart(layout, version.digest, form.base_digest, form.chunks, chunk_bytes)
 
     def _round(self, encoding: Encoding, density: float) -> _Version:
         """A version whose every number is rounded."""
@@ -237,10 +240,10 @@ class MessageCache:
     """
 
     def __init__(self, max_bytes: int):
-        self._messages: LRUCache[tuple[ChunkedBytes, int, Compression], bytes] = LRUCache(max_bytes, getsizeof=len)
+        self._messages: LRUCache[tuple[ChunkedBytes, int, int, Compression], bytes] = LRUCache(max_bytes, getsizeof=len)
 
-    def find(self, chunks: ChunkedBytes, offset: int, compression: Compression) -> bytes | None:
-        return self._messages.get((chunks, offset, compression))
+    def find(self, part: SlicePart, offset: int, compression: Compression) -> bytes | None:
+        return self._messages.get((part.chunks, part.chunk_bytes, offset, compression))
 
-    def keep(self, chunks: ChunkedBytes, offset: int, compression: Compression, message: bytes) -> None:
-        self._messages[chunks, offset, compression] = message
+    def keep(self, part: SlicePart, offset: int, compression: Compression, message: bytes) -> None:
+        self._messages[part.chunks, part.chunk_bytes, offset, compression] = message

@@ -173,7 +173,7 @@ async def test_a_server_that_takes_no_update_is_asked_less_and_less_often_and_gi
         await clients["a"].until(pb.ROUND_EVENT_KIND_OPENED)
         header, data = await clients["a"].get_slice()
         monkeypatch.setattr(server.store, "has_counted", away)
-        monkeypatch.setattr("fedmtl_client.api.random.uniform", lambda low, high: high)
+        monkeypatch.setattr("fedmtl_client.patience.random.uniform", lambda low, high: high)
         update = clients["a"].update(header, data, components=[])[0].header
         encoded = [EncodedComponent.exact(component) for component in server.federation.model.components.values()]
         with capture_logs() as logs, api_of(server.address, reconnect_s=1.0) as api, pytest.raises(UnavailableError):

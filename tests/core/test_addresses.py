@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedmtl_core.addresses import host_of, is_loopback
+from fedmtl_core.addresses import host_of, is_loopback, join_address, without_brackets
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,11 @@ def test_everything_else_may_be_reached_by_others(host):
 
 def test_a_host_is_what_stands_before_the_port():
     assert [host_of("a.b:1"), host_of("127.0.0.1:50051"), host_of("[::1]:2")] == ["a.b", "127.0.0.1", "::1"]
+
+
+@pytest.mark.parametrize(
+    ("host", "address"), [("a.b", "a.b:1"), ("127.0.0.1", "127.0.0.1:1"), ("::1", "[::1]:1"), ("[::1]", "[::1]:1")]
+)
+def test_an_ipv6_address_has_brackets_before_a_port_however_it_is_given(host, address):
+    assert join_address(host, 1) == address
+    assert host_of(address) == without_brackets(host)

@@ -161,6 +161,11 @@ def test_an_override_wins_over_the_file(tmp_path):
     assert loaded.server.host == "::1"
 
 
+@pytest.mark.parametrize("key", ["host", "metrics_host"])
+def test_an_ipv6_address_to_listen_on_may_have_brackets(key):
+    assert getattr(config.resolve({"server": {key: "[::1]"}}).server, key) == "::1"
+
+
 @pytest.mark.parametrize(
     ("overrides", "named", "message"),
     [

@@ -63,9 +63,11 @@ def test_when_to_come_back_is_told_as_google_rpc_has_it():
 def test_it_comes_back_as_it_was(seconds):
     error = LimitExceededError("x", seconds, field="held", allowed=3)
     told = read_details(trailing_metadata(error, "x"))
-    assert told == Details("LIMIT_EXCEEDED", {"allowed": "3"}, "", seconds)
+    assert told == Details("LIMIT_EXCEEDED", {"allowed": "3"}, "", seconds, StatusCode.RESOURCE_EXHAUSTED, "x")
     error = InvalidRequestError("x", field="task")
-    assert read_details(trailing_metadata(error, "x")) == Details("INVALID_REQUEST", {}, "task", None)
+    assert read_details(trailing_metadata(error, "x")) == Details(
+        "INVALID_REQUEST", {}, "task", None, StatusCode.INVALID_ARGUMENT, "x"
+    )
 
 
 @pytest.mark.parametrize("error", [LimitExceededError("too large"), UnavailableError("away")])

@@ -29,7 +29,7 @@ import torch
 from fedmtl.v1 import federation_pb2 as pb
 from torch import Tensor
 
-from fedmtl_client import api
+from fedmtl_client import api, patience
 from fedmtl_client.downloads import Holdings
 from fedmtl_core.errors import ClientReplacedError, StaleRoundError
 from fedmtl_core.layout import Component
@@ -230,7 +230,7 @@ def run_clients(
 def main(arguments: Sequence[str]) -> None:
     address, ledger, seed, names, *pace = arguments
     torch.set_num_threads(1)
-    api.MAX_WAIT_S = 0.5  # outages are many: back soon after each
+    patience.MAX_WAIT_S = 0.5  # outages are many: back soon after each
     cohort = dict(name.split(":", 1) for name in names.split(","))
     run_clients(address, Path(ledger), cohort, seed=int(seed), pace=Path(pace[0]) if pace else None)
 

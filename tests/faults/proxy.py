@@ -28,6 +28,8 @@ class Faults:
     """Before every read of 64 KiB is passed on: up to so long."""
     bytes_per_s: float = 0.0
     """In each direction; 0 for as fast as it goes."""
+    buffer_bytes: int = 0
+    """What waits on the way to be passed on, at most; 0 for what the operating system gives."""
     cut_after: Range | None = None
     """Bytes, of both directions together, after which a connection is reset; None for never."""
     max_cuts: int | None = None
@@ -160,7 +162,17 @@ class FaultyProxy:
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         host, _, port = self.target.rpartition(":")
-        return await asyncio.open_connection(host, int(port))
+        connection = socket.socket()
+        try:
+            connection.setblocking(False)
+            if buffer_bytes := self.faults.buffer_bytes:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+            await self._loop.sock_connect(connection, (host, int(port)))
+        except BaseException:
+            connection.close()
+            raise
+        return await asyncio.open_connection(sock=connection, limit=buffer_bytes or READ_BYTES)
 
     async def _duplicate(self, faults: Faults, draw: random.Random) -> _Duplicate | None:
         if draw.random() >= faults.duplicate_share:

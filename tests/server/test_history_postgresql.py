@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -115,6 +116,62 @@ def database(postgres: Postgres) -> str:
 
 class TestPostgresql(HistoryBehaviour):
     """The same behaviour, on a server."""
+
+
+@pytest.fixture(scope="session")
+def pooler(postgres: Postgres) -> Iterator[int]:
+    """The port of a PgBouncer that gives each transaction the connection that was used longest ago, of three."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+    if program is None:
+        pytest.skip("PgBouncer isn't installed: there is no pgbouncer")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    settings = postgres.folder / "pgbouncer.ini"
+    settings.write_text(
+        f"""[databases]
+* = host=127.0.0.1 port={postgres.port} user=fedmtl password={PASSWORD}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 3
+server_round_robin = 1
+logfile = {postgres.folder / "pgbouncer.log"}
+"""
+    )
+    settings.chmod(0o644)
+    user = ["-u", "postgres"] if os.geteuid() == 0 else []
+    process = subprocess.Popen([program, "-q", *user, str(settings)], cwd="/")
+    try:
+        _await_port(port, process)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    give_up = time.monotonic() + 30
+    while time.monotonic() < give_up and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"PgBouncer doesn't listen on port {port}; its exit code is {process.poll()}")
+
+
+def through(pooler: int, database: str) -> str:
+    """The URL of a database behind the pooler."""
+    return f"postgresql+psycopg://fedmtl@127.0.0.1:{pooler}/{database.rpartition('/')[2]}"
+
+
+class TestPooler(HistoryBehaviour):
+    """The same behaviour, where each transaction may have another connection to the server."""
+
+    @pytest.fixture
+    def database(self, postgres: Postgres, pooler: int) -> str:
+        return through(pooler, postgres.new_database())
 
 
 def test_a_url_without_a_driver_means_psycopg(database):

@@ -242,7 +242,7 @@ class TrainingPlan(_message.Message):
     def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ..., proximal_mu: _Optional[float] = ..., optimizer: _Optional[_Union[LocalOptimizer, str]] = ..., group_by_length: _Optional[bool] = ..., head_epochs: _Optional[int] = ..., local: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetSliceRequest(_message.Message):
-    __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held", "encoding", "compression")
+    __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held", "encoding", "compression", "max_chunk_bytes")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -251,6 +251,7 @@ class GetSliceRequest(_message.Message):
     HELD_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     client_id: str
     task: str
@@ -259,7 +260,8 @@ class GetSliceRequest(_message.Message):
     held: _containers.RepeatedCompositeFieldContainer[HeldComponent]
     encoding: Encoding
     compression: Compression
-    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., all_tasks: _Optional[bool] = ..., round: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldComponent, _Mapping]]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., compression: _Optional[_Union[Compression, str]] = ...) -> None: ...
+    max_chunk_bytes: int
+    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., all_tasks: _Optional[bool] = ..., round: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldComponent, _Mapping]]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., max_chunk_bytes: _Optional[int] = ...) -> None: ...
 
 class HeldComponent(_message.Message):
     __slots__ = ("scope", "digest", "num_bytes", "encoding")

@@ -1,0 +1,85 @@
+"""An update on its way to the server, as messages. No socket here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from fedmtl.v1 import federation_pb2 as pb
+
+from fedmtl_client.transfers import Attempts, ChunkSize
+from fedmtl_core.chunks import ChunkedBytes
+from fedmtl_core.errors import RequestError
+from fedmtl_core.formats import Compression
+from fedmtl_core.wire import EncodedComponent, component_to_proto, compression_to_proto
+
+
+class Upload:
+    """One update, over however many streams.
+
+    Args:
+        header: everything but `components` and `compression`.
+        components: what the update carries, in the order of the slice.
+        compression: how chunks may be compressed.
+        size: of chunks.
+    """
+
+    def __init__(
+        self,
+        header: pb.UpdateHeader,
+        components: Sequence[EncodedComponent],
+        compression: Compression,
+        size: ChunkSize,
+    ):
+        self._header = pb.UpdateHeader()
+        self._header.CopyFrom(header)
+        self._header.components.extend(component_to_proto(one.layout) for one in components)
+        self._header.compression = compression_to_proto(compression)
+        self._chunked = [ChunkedBytes(one.layout.scope, one.data) for one in components]
+        self._compression = compression
+        self._size = size
+        self._attempts = Attempts(size)
+        self._broken_by: RequestError | None = None
+        self._has_sent = False
+
+    @property
+    def may_be_staged(self) -> bool:
+        """Whether the server may have some of it, from an attempt that broke."""
+        return self._broken_by is not None
+
+    def failed(self, error: RequestError) -> None:
+        """Note why an attempt broke."""
+        if self._chunked:
+            self._broken_by = error
+
+    def query(self) -> pb.QueryUploadRequest:
+        """Asks how much of it is staged."""
+        header = self._header
+        return pb.QueryUploadRequest(run_id=header.run_id, client_id=header.client_id, update_id=header.update_id)
+
+    def continue_from(self, answer: pb.QueryUploadResponse) -> None:
+        """Have the components start where the server's staged bytes end.
+
+        Raises:
+            TransferCutError: something ends the upload at this byte again and again.
+        """
+        staged: Mapping[str, int] = {one.scope: one.num_bytes for one in answer.components}
+        for component in self._header.components:
+            component.start_offset = staged.get(component.scope, 0)
+        error, self._broken_by = self._broken_by, None
+        if error is not None and self._has_sent:
+            self._has_sent = False
+            self._attempts.failed(error, sum(one.start_offset for one in self._header.components))
+
+    def opening(self) -> bytes:
+        """The first message."""
+        return pb.PushUpdateRequest(header=self._header).SerializeToString()
+
+    def accepted(self) -> None:
+        """Note that the server has room, so that chunks are sent from now on."""
+        self._has_sent = True
+
+    def chunks(self) -> Iterator[bytes]:
+        """The messages after the first, from where the components start."""
+        for component, chunks in zip(self._header.components, self._chunked, strict=True):
+            for offset in chunks.offsets(component.start_offset, self._size.num_bytes):
+                yield chunks.message(offset, self._compression, self._size.num_bytes)

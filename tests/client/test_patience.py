@@ -1,0 +1,80 @@
+"""Calling again while a server is away, and what the log says of it."""
+
+import threading
+
+import pytest
+from structlog.testing import capture_logs
+
+from fedmtl_client.patience import Patience
+from fedmtl_core.errors import InvalidRequestError, UnavailableError
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """It waits for no time at all."""
+    monkeypatch.setattr("fedmtl_client.patience.random.uniform", lambda low, high: 0.0)
+    return Patience("h:1", 300.0, threading.Event(), lambda: None)
+
+
+def failing(times, error=UnavailableError):
+    """A call that fails so often, and is then answered."""
+    left = iter(range(times))
+
+    def attempt():
+        if next(left, None) is not None:
+            raise error("away")
+        return "answer"
+
+    return attempt
+
+
+def never():
+    return False
+
+
+def of(logs, event):
+    return [line for line in logs if line["event"] == event]
+
+
+def test_an_outage_is_logged_ever_more_rarely_and_its_end_once(patience):
+    with capture_logs() as logs:
+        assert patience.keep_trying("GetSlice", failing(100), never) == "answer"
+    assert [line["attempt"] for line in of(logs, "server.away")] == [1, 2, 4, 8, 16, 32, 64]
+    assert len(of(logs, "server.back")) == 1
+
+
+def test_each_call_counts_its_own_attempts_and_says_which_it_is(patience):
+    def slice_():
+        patience.keep_trying("PushUpdate", failing(3), never)
+        return failing_watch()
+
+    failing_watch = failing(2)
+    with capture_logs() as logs:
+        patience.keep_trying("WatchRounds", slice_, never)
+    told = [(line["call"], line["attempt"]) for line in of(logs, "server.away")]
+    assert told[:2] == [("PushUpdate", 1), ("PushUpdate", 2)]
+    assert [attempt for call, attempt in told if call == "WatchRounds"] == [1, 2]
+
+
+def test_of_two_calls_in_one_outage_only_the_first_that_is_answered_ends_it(patience):
+    """The other has been away for as long, and no longer."""
+
+    def watch():
+        if not of(logs, "server.away"):
+            raise UnavailableError("away")
+        patience.keep_trying("GetSlice", failing(0), never)
+        patience.keep_trying("PushUpdate", failing(1), never)
+        return "event"
+
+    with capture_logs() as logs:
+        patience.keep_trying("WatchRounds", watch, never)
+    assert [line["call"] for line in of(logs, "server.away")] == ["WatchRounds", "PushUpdate"]
+    assert len(of(logs, "server.back")) == 1
+
+
+def test_a_call_that_never_failed_says_nothing(patience):
+    with capture_logs() as logs:
+        patience.keep_trying("GetSlice", failing(0), never)
+        with pytest.raises(InvalidRequestError):
+            patience.keep_trying("GetSlice", failing(1, InvalidRequestError), never)
+    assert logs == []
