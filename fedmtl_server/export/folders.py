@@ -252,6 +252,7 @@ def load_model(run: Run, round_: int) -> MTLServerModel:
 def _tokenizer(run: Run) -> Any:
     tokenizer = load_tokenizer(run.config.model.client_model or run.config.model.server_model)
     tokenizer.model_max_length = run.config.training.max_length  # what the model was trained with
+    tokenizer.padding_side = "right"  # as in training; BERT's pooler takes the first column
     return tokenizer
 
 
