@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from fedmtl.v1 import federation_pb2 as pb
@@ -24,11 +25,13 @@ from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_client.trainer import Trainer, TrainingResult, TrainingStopped
+from fedmtl_core import encoder_check
 from fedmtl_core.errors import ConfigError, MalformedStreamError, StaleRoundError, UnavailableError, WrongRunError
 from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
-from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
+from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer
 from fedmtl_core.plan import Purpose, TrainingPlan, UpdateKind
+from fedmtl_core.pretrained import LoadedWeights
 from fedmtl_core.scopes import SHARED, scope_of
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.tracing import OFF, Tracing
@@ -145,6 +148,7 @@ class ClientSession:
         self._counted: tuple[str, int] | None = None
         self._num_before_counted = 0
         self._workbenches: dict[str, _Workbench] = {}
+        self._checked: set[tuple[encoder_check.Use, int]] = set()
         self._log = get_logger()
 
     def run(self) -> ClientResult:
@@ -370,10 +374,10 @@ class ClientSession:
         source = self._settings.model or plan.client_model
         self._log.info("model.loading", source=source)
         settings = self._settings
-        model = self._new_model(spec, source, plan)
+        tokenizer = load_tokenizer(source)
+        model = self._new_model(spec, source, plan, tokenizer)
         path = settings.state_dir / f"{self._api.client_id}.{name}.safetensors" if settings.state_dir else None
         local = LocalParameters(model, plan.local, self._run_id, path)
-        tokenizer = load_tokenizer(source)
         train, validation = (
             EncodedRows(rows.head(count), spec, tokenizer, plan.max_length)
             for rows, count in (
@@ -397,16 +401,26 @@ class ClientSession:
         )
         return self._workbenches[name]
 
-    def _new_model(self, spec: TaskSpec, source: str, plan: TrainingPlan) -> MultiTaskModel:
-        """The model that slices go into. Values are of concern for what no slice has."""
+    def _new_model(self, spec: TaskSpec, source: str, plan: TrainingPlan, tokenizer: Any) -> MultiTaskModel:
+        """The model that slices go into. Values are of concern for what no slice has.
+
+        Raises:
+            ConfigError: its encoder can't be trained as the plan says.
+        """
+        loaded: list[LoadedWeights] = []
         encoder, hidden_size = load_encoder(
             source,
             weights=any(scope_of(name) == SHARED for name in plan.local),
             num_hidden_layers=plan.num_hidden_layers or None,
             random_init=self._settings.random_init,
             seed=plan.seed,
+            on_weights=loaded.append,
         )
-        require_length(encoder, plan.max_length)
+        specs = [task.spec for task in self._tasks.values()]
+        use = encoder_check.Use.by_tasks(source, plan.max_length, plan.pooling, specs)
+        if (use, plan.num_hidden_layers) not in self._checked:
+            encoder_check.check(encoder, tokenizer, use, loaded[0] if loaded else None).settle(self._log)
+            self._checked.add((use, plan.num_hidden_layers))
         return MultiTaskModel(
             encoder,
             [spec],

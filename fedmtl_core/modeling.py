@@ -18,6 +18,7 @@ from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskEr
 from fedmtl_core.kinds import EncoderFacts, TaskKind, kind_of, new_head, word_embeddings
 from fedmtl_core.plan import Pooling
 from fedmtl_core.pooling import encode_texts, encode_tokens
+from fedmtl_core.pretrained import LoadedWeights, load_pretrained, not_fetched, pointers
 from fedmtl_core.randomness import drawing_from
 from fedmtl_core.sharing import ModelShape
 from fedmtl_core.tasks import TaskSpec
@@ -156,7 +157,13 @@ def _norms(encoder: nn.Module) -> set[str]:
 
 
 def load_encoder(
-    source: str, *, weights: bool, num_hidden_layers: int | None = None, random_init: bool = False, seed: int = 42
+    source: str,
+    *,
+    weights: bool,
+    num_hidden_layers: int | None = None,
+    random_init: bool = False,
+    seed: int = 42,
+    on_weights: Callable[[LoadedWeights], None] = lambda loaded: None,
 ) -> tuple[nn.Module, int]:
     """An encoder in float32 on CPU, and its width.
 
@@ -167,6 +174,7 @@ def load_encoder(
         num_hidden_layers: keep only so many first layers; None for all.
         random_init: start from random values even if weights are wanted.
         seed: of the random values.
+        on_weights: told which weights the files have, if they are read.
 
     Raises:
         ModelUnavailableError: there is no such model, or it can't be reached; the message says what to do.
@@ -175,19 +183,9 @@ def load_encoder(
         if source == TOY_MODEL:
             encoder = BertModel(_first_layers(_toy_config(), source, num_hidden_layers))
         else:
-            encoder = _load_pretrained(locate(source), source, weights and not random_init, num_hidden_layers)
+            wanted = on_weights if weights and not random_init else None
+            encoder = _load_pretrained(locate(source), source, wanted, num_hidden_layers)
     return encoder, int(encoder.config.hidden_size)
-
-
-def require_length(encoder: Any, max_length: int) -> None:
-    """Check that an encoder has positions for inputs of so many tokens.
-
-    Raises:
-        ConfigError: it doesn't.
-    """
-    positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise ConfigError(f"training.max_length: the encoder has {positions} positions, asked for {max_length} tokens")
 
 
 def load_tokenizer(source: str) -> Any:
@@ -207,12 +205,17 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def _load_pretrained(location: str, source: str, weights: bool, num_hidden_layers: int | None) -> Any:
+def _load_pretrained(
+    location: str, source: str, on_weights: Callable[[LoadedWeights], None] | None, num_hidden_layers: int | None
+) -> Any:
+    """An encoder with pretrained weights, which `on_weights` is told of; of random values if that is None."""
     try:
         config = _first_layers(AutoConfig.from_pretrained(location), source, num_hidden_layers)
-        if weights:
-            return AutoModel.from_pretrained(location, config=config, dtype=torch.float32)
-        return AutoModel.from_config(config, dtype=torch.float32)
+        if on_weights is None:
+            return AutoModel.from_config(config, dtype=torch.float32)
+        encoder, loaded = load_pretrained(location, config)
+        on_weights(loaded)
+        return encoder
     except (OSError, ValueError) as error:
         raise _unavailable(source, "model", error) from None
 
@@ -255,6 +258,11 @@ def locate(source: str) -> str:
     return str(path)
 
 
+def is_on_this_machine(source: str) -> bool:
+    """Whether a model is built in, in a folder or in a package: whatever isn't named as one on the hub is."""
+    return source.startswith(("builtin:", _PACKAGE_PREFIX)) or Path(source).is_dir()
+
+
 def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableError:
     if Path(source).is_dir() or source.startswith(_PACKAGE_PREFIX):
         advice = (
@@ -262,7 +270,8 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
             if what == "model" and "config.json" not in str(error)
             else "The folder needs the files that save_pretrained writes: config.json, weights, tokenizer."
         )
-        first_line = str(error).strip().splitlines()[0]
+        unfetched = pointers(locate(source)) if what == "tokenizer" else []
+        first_line = not_fetched(unfetched) if unfetched else str(error).strip().splitlines()[0]
         return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {first_line} {advice}")
     return ModelUnavailableError(
         f"{what} {source!r} is not a local folder, and the model hub doesn't give it "

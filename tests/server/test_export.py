@@ -140,7 +140,7 @@ def test_an_exported_task_has_the_runs_logits_its_tokenizer_and_its_labels(tmp_p
 
 @pytest.mark.parametrize(
     ("family", "pooling"),
-    [("bert", "cls"), ("bert", "mean"), ("bert", "last"), ("gpt2", "last"), ("qwen3", "mean")],
+    [("bert", "cls"), ("bert", "mean"), ("bert", "last"), ("gpt2", "last"), ("qwen3", "mean"), ("xlnet", "last")],
 )
 def test_an_exported_models_logits_do_not_depend_on_where_texts_are_padded(tmp_path, family, pooling):
     source = save(tmp_path / "source", family, "left")
