@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from fedmtl.v1 import federation_pb2 as pb
@@ -20,19 +19,17 @@ from fedmtl_client.data import EncodedRows, TaskData
 from fedmtl_client.downloads import Holdings
 from fedmtl_client.feedback import ErrorFeedback
 from fedmtl_client.local_state import LocalParameters
+from fedmtl_client.models import ModelFactory
 from fedmtl_client.progress import training_progress
 from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_client.trainer import Trainer, TrainingResult, TrainingStopped
-from fedmtl_core import encoder_check
 from fedmtl_core.errors import ConfigError, MalformedStreamError, StaleRoundError, UnavailableError, WrongRunError
 from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
-from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
 from fedmtl_core.plan import Purpose, TrainingPlan, UpdateKind
-from fedmtl_core.pretrained import LoadedWeights
-from fedmtl_core.scopes import SHARED, scope_of
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.tracing import OFF, Tracing
 from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent
@@ -148,8 +145,8 @@ class ClientSession:
         self._counted: tuple[str, int] | None = None
         self._num_before_counted = 0
         self._workbenches: dict[str, _Workbench] = {}
-        self._checked: set[tuple[encoder_check.Use, int]] = set()
         self._log = get_logger()
+        self._models = ModelFactory([task.spec for task in tasks], random_init=settings.random_init, log=self._log)
 
     def run(self) -> ClientResult:
         """Take part until the run is over. The connection is closed then.
@@ -375,7 +372,7 @@ class ClientSession:
         self._log.info("model.loading", source=source)
         settings = self._settings
         tokenizer = load_tokenizer(source)
-        model = self._new_model(spec, source, plan, tokenizer)
+        model = self._models.new(spec, source, plan, tokenizer)
         path = settings.state_dir / f"{self._api.client_id}.{name}.safetensors" if settings.state_dir else None
         local = LocalParameters(model, plan.local, self._run_id, path)
         train, validation = (
@@ -400,35 +397,6 @@ class ClientSession:
             local,
         )
         return self._workbenches[name]
-
-    def _new_model(self, spec: TaskSpec, source: str, plan: TrainingPlan, tokenizer: Any) -> MultiTaskModel:
-        """The model that slices go into. Values are of concern for what no slice has.
-
-        Raises:
-            ConfigError: its encoder can't be trained as the plan says.
-        """
-        loaded: list[LoadedWeights] = []
-        encoder, hidden_size = load_encoder(
-            source,
-            weights=any(scope_of(name) == SHARED for name in plan.local),
-            num_hidden_layers=plan.num_hidden_layers or None,
-            random_init=self._settings.random_init,
-            seed=plan.seed,
-            on_weights=loaded.append,
-        )
-        specs = [task.spec for task in self._tasks.values()]
-        use = encoder_check.Use.by_tasks(source, plan.max_length, plan.pooling, specs)
-        if (use, plan.num_hidden_layers) not in self._checked:
-            encoder_check.check(encoder, tokenizer, use, loaded[0] if loaded else None).settle(self._log)
-            self._checked.add((use, plan.num_hidden_layers))
-        return MultiTaskModel(
-            encoder,
-            [spec],
-            hidden_size=hidden_size,
-            pooling=plan.pooling,
-            dropout=plan.head_dropout,
-            seed=plan.seed,
-        )
 
     def _has_closed(self, event: pb.WatchRoundsResponse) -> bool:
         """Whether nothing this client does can count in the event's round any more."""

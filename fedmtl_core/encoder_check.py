@@ -287,7 +287,7 @@ def _tried(encoder: nn.Module, tokenizer: Any, use: Use) -> Iterator[Remark]:
         return
     if (moved := _difference(alone, beside)) > ROUNDING:
         yield Remark(
-            f"{use.source}: a text's vector differs by {moved:.0%} beside a longer text, since padding goes into it",
+            f"{use.source}: a text's vector differs by {moved:.1%} beside a longer text, since padding goes into it",
             "set training.train_sampling_strategy to group_by_length, which pads less, or use another encoder",
             is_error=False,
         )
@@ -380,19 +380,21 @@ def _in_words(error: Exception) -> str:
 
 @contextmanager
 def _undisturbed(encoder: nn.Module) -> Iterator[None]:
-    """Have an encoder evaluate here, and leave its mode, its buffers and the global random state as they were."""
-    training = [module for module in encoder.modules() if module.training]
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in encoder.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
+    """Have an encoder evaluate here, and leave it and the global random state as they were.
+
+    An encoder may change as it evaluates: I-BERT rebinds buffers, BigBird's attention becomes another module where
+    texts are short.
+    """
+    attributes = [(vars(module), dict(vars(module))) for module in encoder.modules()]
+    attributes += [(inner, dict(inner)) for own, _ in attributes for inner in own.values() if isinstance(inner, dict)]
+    buffers = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
     encoder.eval()
     try:
         with drawing_from(0), torch.no_grad():
             yield
     finally:
-        for module, name, buffer, value in buffers:
-            setattr(module, name, buffer.copy_(value))
-        for module in training:
-            module.training = True
+        for now, before in attributes:
+            now.clear()
+            now.update(before)
+        for buffer, value in buffers:
+            buffer.copy_(value)

@@ -248,17 +248,19 @@ def test_a_check_leaves_encoder_and_random_state_as_they_were():
         def forward(self, input_ids, **_):
             self.seen = self.seen + torch.rand(1)
             self.count += 1
+            self.inner = nn.Identity()
             return SimpleNamespace(last_hidden_state=self.inner(self.words(input_ids)))
 
     encoder = Restless()
     encoder.inner.eval()
-    seen, modes = encoder.seen, [module.training for module in encoder.modules()]
+    seen, inner, modes = encoder.seen, encoder.inner, [module.training for module in encoder.modules()]
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     assert check(encoder, load_tokenizer(TOY_MODEL), Use("restless", 20, "mean")).is_tried
     assert torch.equal(torch.rand(3), expected)
     assert encoder.seen is seen
+    assert encoder.inner is inner
     assert (encoder.seen.item(), encoder.count.item()) == (0, 0)
     assert [module.training for module in encoder.modules()] == modes
 
