@@ -75,12 +75,15 @@ def examine(
     found += doctor.findings("server", lambda: reach(config, client_id, [spec for spec, _ in sources], server, plans))
     planned = plans[0].client_model if plans else ""
     if source_of_model := model or planned:
-        usable = doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model, [spec]))
-        found += usable
+        specs = [spec for spec, _ in sources]
+        found += (of_tokenizer := doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model, specs)))
+        usable = not doctor.has_failed(of_tokenizer)
         max_length = (plans[0] if plans else config.training).max_length
-        for (spec, _), name in names.items() if not doctor.has_failed(usable) else ():
+        for (spec, _), name in names.items() if usable else ():
             if name in surveys:
                 found += doctor.findings(name, partial(lengths, spec, surveys[name], source_of_model, max_length, name))
+        if plans and usable:
+            found += doctor.findings("encoder", lambda: encoder(config, plans[0], source_of_model, specs))
     else:
         found.append(warn("tokenizer", "not known: the server says which, and it wasn't reached"))
     if plans and plans[0].local:
@@ -268,11 +271,39 @@ def task(api: FederationApi, client_id: str, spec: TaskSpec, plans: list[Trainin
     yield ok("task", f"the server has {spec.name} with the same {same}, and lets {client_id} have it")
 
 
-def own_parameters(config: Config, plan: TrainingPlan, model: str) -> Iterator[Finding]:
-    """Whether what this client is to keep for itself has values to begin with, and outlasts it."""
+def encoder(config: Config, plan: TrainingPlan, source: str, specs: Sequence[TaskSpec]) -> Iterator[Finding]:
+    """Whether the encoder can be trained as the server plans it. Weights are read where this client begins with some.
+
+    Args:
+        source: where it takes its model from.
+        specs: its tasks.
+    """
+    from fedmtl_core.encoder_check import Use, check
+    from fedmtl_core.modeling import load_encoder, load_tokenizer
+    from fedmtl_core.pretrained import LoadedWeights
+
+    loaded: list[LoadedWeights] = []
+    made, _ = load_encoder(
+        source,
+        weights=bool(_own_of_encoder(plan)) and doctor.weights_of(source)[1],
+        num_hidden_layers=plan.num_hidden_layers or None,
+        random_init=config.model.random_init,
+        on_weights=loaded.append,
+    )
+    use = Use.by_tasks(source, plan.max_length, plan.pooling, specs)
+    yield from doctor.remarks(check(made, load_tokenizer(source), use, loaded[0] if loaded else None))
+
+
+def _own_of_encoder(plan: TrainingPlan) -> list[str]:
+    """The encoder's parameters that a client keeps for itself."""
     from fedmtl_core.scopes import SHARED, scope_of
 
-    of_encoder = [name for name in plan.local if scope_of(name) == SHARED]
+    return [name for name in plan.local if scope_of(name) == SHARED]
+
+
+def own_parameters(config: Config, plan: TrainingPlan, model: str) -> Iterator[Finding]:
+    """Whether what this client is to keep for itself has values to begin with, and outlasts it."""
+    of_encoder = _own_of_encoder(plan)
     has_weights = config.model.random_init or doctor.weights_of(model)[1]
     if of_encoder and not has_weights:
         yield fail(

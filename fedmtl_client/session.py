@@ -21,6 +21,7 @@ from fedmtl_client.data import EncodedRows, TaskData
 from fedmtl_client.downloads import Holdings
 from fedmtl_client.feedback import ErrorFeedback
 from fedmtl_client.local_state import LocalParameters
+from fedmtl_client.models import ModelFactory
 from fedmtl_client.progress import training_progress
 from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.schedule import TaskSchedule
@@ -37,9 +38,8 @@ from fedmtl_core.errors import (
 )
 from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
-from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
+from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
 from fedmtl_core.plan import Purpose, TrainingPlan, UpdateKind
-from fedmtl_core.scopes import SHARED, scope_of
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.tracing import OFF, Tracing
 from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent
@@ -156,6 +156,7 @@ class ClientSession:
         self._num_before_counted = 0
         self._workbenches: dict[str, _Workbench] = {}
         self._log = get_logger()
+        self._models = ModelFactory([task.spec for task in tasks], random_init=settings.random_init, log=self._log)
 
     def run(self) -> ClientResult:
         """Take part until the run is over. The connection is closed then.
@@ -411,10 +412,10 @@ class ClientSession:
         source = self._settings.model or plan.client_model
         self._log.info("model.loading", source=source)
         settings = self._settings
-        model = self._new_model(spec, source, plan)
+        tokenizer = load_tokenizer(source)
+        model = self._models.new(spec, source, plan, tokenizer)
         path = settings.state_dir / f"{self._api.client_id}.{name}.safetensors" if settings.state_dir else None
         local = LocalParameters(model, plan.local, self._run_id, path)
-        tokenizer = load_tokenizer(source)
         train, validation = (
             EncodedRows(rows.head(count), spec, tokenizer, plan.max_length)
             for rows, count in (
@@ -437,25 +438,6 @@ class ClientSession:
             local,
         )
         return self._workbenches[name]
-
-    def _new_model(self, spec: TaskSpec, source: str, plan: TrainingPlan) -> MultiTaskModel:
-        """The model that slices go into. Values are of concern for what no slice has."""
-        encoder, hidden_size = load_encoder(
-            source,
-            weights=any(scope_of(name) == SHARED for name in plan.local),
-            num_hidden_layers=plan.num_hidden_layers or None,
-            random_init=self._settings.random_init,
-            seed=plan.seed,
-        )
-        require_length(encoder, plan.max_length)
-        return MultiTaskModel(
-            encoder,
-            [spec],
-            hidden_size=hidden_size,
-            pooling=plan.pooling,
-            dropout=plan.head_dropout,
-            seed=plan.seed,
-        )
 
     def _has_closed(self, event: pb.WatchRoundsResponse) -> bool:
         """Whether nothing this client does can count in the event's round any more."""

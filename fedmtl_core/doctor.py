@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
     from fedmtl_core.config import Config
+    from fedmtl_core.encoder_check import EncoderReport
     from fedmtl_core.tasks import TaskSpec
 
 DISTRIBUTION = "fedmtl"
@@ -233,20 +234,25 @@ def megabytes(num_bytes: int) -> str:
 
 
 def model(config: Config) -> Iterator[Finding]:
-    """Whether the server's encoder can be had, takes inputs as long as is planned, and has weights.
+    """Whether the server's encoder can be had, has weights, and can be trained as it is asked for.
 
-    It is built without memory for its numbers. From the hub come its settings, and its weights don't.
+    Weights that are on this machine are read. From the hub come the encoder's settings, and its weights don't.
     """
-    import torch
+    from fedmtl_core.encoder_check import check_for_server
+    from fedmtl_core.modeling import load_encoder
+    from fedmtl_core.pretrained import LoadedWeights
 
-    from fedmtl_core.modeling import load_encoder, require_length
-
-    source = config.model.server_model
-    with torch.device("meta"):
-        encoder, _ = load_encoder(source, weights=False, num_hidden_layers=config.model.num_hidden_layers)
-    require_length(encoder, config.training.max_length)
-    size = sum(parameter.numel() for parameter in encoder.parameters())
+    source, layers = config.model.server_model, config.model.num_hidden_layers
+    loaded: list[LoadedWeights] = []
     where, has_weights = weights_of(source)
+    encoder, _ = load_encoder(
+        source,
+        weights=has_weights,
+        num_hidden_layers=layers,
+        random_init=config.model.random_init,
+        on_weights=loaded.append,
+    )
+    size = sum(parameter.numel() for parameter in encoder.parameters())
     found = f"{source}: {size:,} parameters, {where}"
     if has_weights or config.model.random_init:
         yield ok("model", found)
@@ -254,6 +260,17 @@ def model(config: Config) -> Iterator[Finding]:
         yield warn("model", f"{found}; its weights aren't on this machine", "they are downloaded at the start")
     else:
         yield fail("model", f"{found} without weights", "set model.random_init to true, or name a folder that has some")
+    yield from remarks(check_for_server(config, encoder, loaded[0] if loaded else None))
+
+
+def remarks(report: EncoderReport) -> Iterator[Finding]:
+    """What the check of an encoder has found."""
+    for one in report.remarks:
+        yield (fail if one.is_error else warn)("encoder", one.found, one.advice)
+    if not report.remarks and report.is_tried:
+        yield ok("encoder", "it encodes texts of every length that is asked for, alone and padded")
+    elif not report.remarks:
+        yield ok("encoder", "not tried on a text, since its tokenizer isn't on this machine")
 
 
 def weights_of(source: str) -> tuple[str, bool]:

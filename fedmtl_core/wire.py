@@ -34,7 +34,11 @@ UPDATE_KIND_TO_PROTO: dict[UpdateKind, pb.UpdateKind] = {
 }
 UPDATE_KIND_FROM_PROTO = {proto: kind for kind, proto in UPDATE_KIND_TO_PROTO.items()}
 
-_POOLING_TO_PROTO: dict[Pooling, pb.Pooling] = {"cls": pb.POOLING_CLS, "mean": pb.POOLING_MEAN}
+_POOLING_TO_PROTO: dict[Pooling, pb.Pooling] = {
+    "cls": pb.POOLING_CLS,
+    "mean": pb.POOLING_MEAN,
+    "last": pb.POOLING_LAST,
+}
 _POOLING_FROM_PROTO = {proto: pooling for pooling, proto in _POOLING_TO_PROTO.items()}
 
 _OPTIMIZER_TO_PROTO: dict[LocalOptimizer, pb.LocalOptimizer] = {

@@ -41,7 +41,7 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
     }
     found = [finding for name, check in checks.items() for finding in doctor.findings(name, check)]
     found += (of_model := doctor.findings("model", lambda: doctor.model(config)))
-    if doctor.has_failed(of_model):  # nothing that needs it can be known
+    if doctor.has_failed(one for one in of_model if one.check == "model"):  # nothing that needs it can be known
         return found
     found += doctor.findings("tokenizer", lambda: clients_tokenizer(config))
     found += (of_sharing := doctor.findings("sharing", lambda: sharing(config)))

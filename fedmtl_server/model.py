@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fedmtl_core.config import Config
+from fedmtl_core.encoder_check import check_for_server
 from fedmtl_core.errors import ConfigError, UnknownTaskError, UserError
 from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.layout import Component, Layout
-from fedmtl_core.modeling import MultiTaskModel, load_encoder, require_length
+from fedmtl_core.logs import get_logger
+from fedmtl_core.modeling import MultiTaskModel, load_encoder
 from fedmtl_core.plan import Pooling
+from fedmtl_core.pretrained import LoadedWeights
 from fedmtl_core.scopes import SHARED, scope_of, task_scope
 from fedmtl_core.sharing import Partition, SharingRules, SharingTable, make_table, parts_in
 from fedmtl_core.tasks import TaskSpec
@@ -94,20 +97,24 @@ class MTLServerModel:
 
         Args:
             config: the configuration.
-            weights: whether the encoder's weights are wanted, or only its architecture.
+            weights: whether the encoder's weights are wanted, and the encoder is to be checked for a new run; or only
+                its architecture, for a model that a run has already.
 
         Raises:
             ModelUnavailableError: the encoder can't be had.
-            ConfigError: it has fewer positions than `training.max_length`, or a task's name is taken.
+            ConfigError: it can't be trained as it is asked for (see `encoder_check`), or a task's name is taken.
         """
+        loaded: list[LoadedWeights] = []
         encoder, hidden_size = load_encoder(
             config.model.server_model,
             weights=weights,
             num_hidden_layers=config.model.num_hidden_layers,
             random_init=config.model.random_init,
             seed=config.training.seed,
+            on_weights=loaded.append,
         )
-        require_length(encoder, config.training.max_length)
+        if weights:
+            check_for_server(config, encoder, loaded[0] if loaded else None).settle(get_logger())
         return cls(
             encoder,
             config.task_specs(),

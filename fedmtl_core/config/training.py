@@ -24,7 +24,9 @@ class ModelConfig(Section):
     )
     num_hidden_layers: int | None = Field(None, ge=1, le=UINT32, description="Keep only the encoder's first layers")
     pooling: Pooling = Field(
-        "cls", description="What a head sees: `cls`, the pooled first token, or `mean`, all tokens"
+        "cls",
+        description="What a head sees: `cls`, the pooled first token; `mean`, the mean over all tokens; or `last`, the "
+        "last token, for causal models and XLNet",
     )
     head_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout before each head")
     random_init: bool = Field(False, description="Start from random values, where a folder has no weights")

@@ -279,6 +279,7 @@ def _require_finite(run: Run, round_: int, components: Mapping[str, Component]) 
 def _tokenizer(run: Run) -> Any:
     tokenizer = load_tokenizer(run.config.model.client_model or run.config.model.server_model)
     tokenizer.model_max_length = run.config.training.max_length  # what the model was trained with
+    tokenizer.padding_side = "right"  # as in training; BERT's pooler takes the first column
     return tokenizer
 
 

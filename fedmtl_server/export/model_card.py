@@ -16,7 +16,7 @@ from fedmtl_core.tasks import TaskSpec
 
 _METRIC_IDS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 """Names that the hub has for metrics, where they differ."""
-_SEES = {"cls": "the encoder's pooled first token", "mean": "the mean over all tokens"}
+_SEES = {"cls": "the encoder's pooled first token", "mean": "the mean over all tokens", "last": "the last token"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 

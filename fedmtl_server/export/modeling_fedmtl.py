@@ -6,6 +6,7 @@ of FedMTL.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ class FedMTLConfig(PreTrainedConfig):  # type: ignore[misc]
 
     Args:
         encoder: the encoder's own configuration, with its `model_type`.
-        pooling: what the head sees: `cls`, the encoder's pooled first token, or its hidden state where there is no
-            pooler; or `mean`, the mean of all tokens' that are no padding.
+        pooling: what the head sees, padding left out: `cls`, the encoder's pooled first token, or its hidden state
+            where there is no pooler; `mean`, the mean of all tokens' hidden states; or `last`, that of the last token.
         classifier_dropout: before the head, in training.
     """
 
@@ -60,10 +61,11 @@ class FedMTLForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         **inputs: Any,
     ) -> SequenceClassifierOutput:
         """Logits `(batch, num_labels)`, and the loss if there are labels."""
-        if attention_mask is None and input_ids is not None:
-            attention_mask = torch.ones_like(input_ids)
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs)
-        logits = self.classifier(self.dropout(self._pooled(output, attention_mask)))
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        batch = {name: one for name, one in given.items() if one is not None}
+        batch = _padded_behind(batch, self._is_token(batch))
+        output = self.encoder(**batch)
+        logits = self.classifier(self.dropout(self._pooled(output, self._is_token(batch))))
         loss = None
         if labels is not None and self.config.problem_type == "regression":
             loss = nn.functional.mse_loss(logits[:, 0], labels.to(logits.dtype))
@@ -71,11 +73,36 @@ class FedMTLForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
             loss = nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def _pooled(self, output: Any, attention_mask: Tensor | None) -> Tensor:
+    def _is_token(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Which positions hold a token and not padding, `(batch, tokens)`; None where it isn't known."""
+        if "attention_mask" in inputs:
+            mask: Tensor = inputs["attention_mask"]
+            return mask.bool()
+        ids, padding = inputs.get("input_ids"), getattr(self.encoder.config, "pad_token_id", None)
+        return None if ids is None or padding is None else ids != padding
+
+    def _pooled(self, output: Any, tokens: Tensor | None) -> Tensor:
         hidden: Tensor = output.last_hidden_state
+        if tokens is None:
+            tokens = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         if self.config.pooling == "mean":
-            mask = torch.ones(hidden.shape[:2], device=hidden.device) if attention_mask is None else attention_mask
-            mask = mask.unsqueeze(-1).to(hidden.dtype)
+            mask = tokens.unsqueeze(-1).to(hidden.dtype)
             return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        if self.config.pooling == "last":
+            last = (tokens * torch.arange(hidden.shape[1], device=hidden.device)).argmax(dim=1)
+            return hidden[torch.arange(len(hidden), device=hidden.device), last]
         pooled: Tensor | None = getattr(output, "pooler_output", None)
         return hidden[:, 0] if pooled is None else pooled
+
+
+def _padded_behind(inputs: dict[str, Any], tokens: Tensor | None) -> dict[str, Any]:
+    """Inputs whose rows all begin with their first token, as in training, where some are padded in front."""
+    if tokens is None or not tokens.numel() or not (shifts := tokens.int().argmax(dim=1)).any():
+        return inputs
+    batch, length = tokens.shape
+    rows = torch.arange(batch, device=tokens.device)[:, None]
+    columns = (torch.arange(length, device=tokens.device) + shifts[:, None]) % length
+    return {
+        name: one[rows, columns] if isinstance(one, Tensor) and one.shape[:2] == tokens.shape else one
+        for name, one in inputs.items()
+    }

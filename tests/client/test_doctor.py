@@ -19,6 +19,7 @@ from fedmtl_core.doctor import Level, findings
 from fedmtl_core.tasks import PRESETS, TaskSpec
 from fedmtl_server.access.certs import make_authority, make_client, make_server
 from tests.support import serving, tiny_model, watching
+from tests.tiny_encoders import save
 
 OK, WARN, FAIL = Level.ok, Level.warn, Level.fail
 SPEC = TaskSpec("mood", "classification", ("text",), "label", ("bad", "good"))
@@ -206,6 +207,21 @@ def test_what_a_client_is_to_keep_needs_values_to_begin_with_and_may_outlast_it(
     assert [one.level for one in look(doctor.own_parameters, kept, head, bare)] == [FAIL]
 
 
+def test_an_encoder_is_tried_as_the_servers_plan_says(tmp_path):
+    source = save(tmp_path, "gpt2", "left")
+    plan = Config.model_validate({"training": {"max_length": 64}, "tasks": {"sst2": {}}}).plan("sst2")
+    (found,) = look(doctor.encoder, Config(), plan, source, [PRESETS["sst2"]])
+    assert (found.level, found.check, "the model is causal" in found.found) == (FAIL, "encoder", True)
+    (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
+    assert found.level is OK
+    (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last", max_length=65), source, [PRESETS["sst2"]])
+    assert (found.level, "takes 64 tokens at most" in found.found) == (FAIL, True)
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(b"")  # a client that takes all values from the server has no use for weights
+    (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
+    assert found.level is OK
+
+
 def test_a_device_that_this_machine_hasnt():
     (found,) = look(doctor.device, Config.model_validate({"training": {"device": "cuda:99"}}))
     assert (found.level, "this machine has no cuda:99" in found.found) == (FAIL, True)
@@ -229,7 +245,14 @@ class TestCommand:
         assert code == 0, out
         found = json.loads(out)
         assert {one["level"] for one in found} == {"ok"}
-        assert {one["check"] for one in found} >= {"configuration", "train rows", "server", "task", "tokenizer"}
+        assert {one["check"] for one in found} >= {
+            "configuration",
+            "train rows",
+            "server",
+            "task",
+            "tokenizer",
+            "encoder",
+        }
 
     def test_a_server_that_isnt_there_is_an_exit_code(self, tmp_path, monkeypatch, capsys):
         (tmp_path / "c.yaml").write_text("tasks: {sst2: {data: {builtin: sst2}}}\n")

@@ -11,8 +11,10 @@ from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_client.api import FederationApi, Slice
 from fedmtl_client.data import load_task_data
+from fedmtl_client.schedule import TaskSchedule
 from fedmtl_client.session import ClientSession, ClientSettings, ClientTask
-from fedmtl_core.config import Config, DataConfig
+from fedmtl_core import encoder_check
+from fedmtl_core.config import Config, DataConfig, TaskConfig
 from fedmtl_core.errors import ClientReplacedError, ConfigError, UnavailableError
 from fedmtl_core.modeling import TOY_MODEL
 from fedmtl_core.tasks import PRESETS
@@ -52,6 +54,27 @@ async def test_a_session_takes_part_in_every_round_and_ends_with_the_run(tmp_pat
     assert reports[0].tasks[0].received_metrics.keys() == {"accuracy", "loss"}
     assert reports[0].tasks[0].trained_metrics.keys() == {"accuracy", "loss", "train_loss"}
     assert reports[2].tasks[0].trained_metrics == {}
+
+
+async def test_a_session_checks_its_encoder_once_for_all_rounds_and_tasks(tmp_path, monkeypatch):
+    checked, check = [], encoder_check.check
+
+    def recording(encoder, tokenizer, use, weights):
+        checked.append(use)
+        return check(encoder, tokenizer, use, weights)
+
+    names = ("sst2", "qqp")
+    model = MTLServerModel.from_config(CONFIG.model_copy(update={"tasks": dict.fromkeys(names, TaskConfig())}))
+    monkeypatch.setattr(encoder_check, "check", recording)
+    tasks = [
+        ClientTask(PRESETS[name], load_task_data(PRESETS[name], DataConfig(builtin=name)), 64, 20) for name in names
+    ]
+    async with serving(tmp_path, model, num_rounds=3, min_clients=0) as server:
+        api = FederationApi(server.address, client_id="a", task="sst2", tasks=names, reconnect_s=20.0)
+        settings = ClientSettings(torch.device("cpu"), model=TOY_MODEL, schedule=TaskSchedule(names, "round_robin"))
+        result = await asyncio.to_thread(ClientSession(api, tasks, settings).run)
+    assert {work.task for work in result.rounds.values()} == set(names)
+    assert checked == [encoder_check.Use(TOY_MODEL, 128, "cls", pairs=True)]
 
 
 async def test_a_session_whose_client_id_is_taken_up_stops_though_it_trains(tmp_path):

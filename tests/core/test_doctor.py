@@ -15,6 +15,7 @@ from fedmtl_core.config import Config
 from fedmtl_core.doctor import Finding, Level
 from fedmtl_core.errors import ConfigError
 from fedmtl_server.access.certs import make_authority
+from tests.tiny_encoders import save
 
 OK, WARN, FAIL = Level.ok, Level.warn, Level.fail
 
@@ -110,11 +111,12 @@ def of_model(source, **training):
 
 
 def test_a_model_is_found_where_it_is(tmp_path):
-    assert only(of_model("builtin:toy", max_length=48)).found == (
-        "builtin:toy: 118,144 parameters, built in, random at first"
-    )
-    found = only(of_model(a_model(tmp_path)))
+    found, tried = of_model("builtin:toy", max_length=48)
+    assert found.found == "builtin:toy: 118,144 parameters, built in, random at first"
+    assert (tried.level, tried.check) == (OK, "encoder")
+    found, tried = of_model(a_model(tmp_path))
     assert (found.level, f"parameters, in {tmp_path}" in found.found) == (OK, True)
+    assert (tried.level, tried.found) == (OK, "not tried on a text, since its tokenizer isn't on this machine")
 
 
 @pytest.mark.parametrize(
@@ -132,10 +134,24 @@ def test_a_model_that_isnt_there_is_told(source, said):
 
 
 def test_a_model_without_weights_or_with_too_few_positions_is_told(tmp_path):
-    found = only(of_model(a_model(tmp_path / "a", weights=False)))
+    found, _ = of_model(a_model(tmp_path / "a", weights=False))
     assert (found.level, found.found.endswith("without weights")) == (FAIL, True)
-    found = only(of_model(a_model(tmp_path / "b", positions=16), max_length=48))
-    assert "the encoder has 16 positions, asked for 48 tokens" in found.found
+    _, found = of_model(a_model(tmp_path / "b", positions=16), max_length=48)
+    assert (found.level, found.check) == (FAIL, "encoder")
+    assert "takes 16 tokens at most, asked for 48" in found.found
+
+
+def test_each_thing_that_is_wrong_with_an_encoder_is_a_line_of_its_own(tmp_path):
+    source = save(tmp_path, "roberta", without="pad", rows_missing=2)
+    model, *found = of_model(source, max_length=33)
+    assert model.level is OK
+    assert [(one.level, one.check) for one in found] == [(FAIL, "encoder")] * 3
+    assert [one.found.split(", ")[0].removeprefix(f"{source}: ") for one in found] == [
+        f"training.max_length: {source} takes 32 tokens at most",
+        "its tokenizer has no padding token",
+        "its tokenizer numbers tokens up to 13",
+    ]
+    assert all(one.advice for one in found)
 
 
 def test_a_tokenizer_is_tried(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, BertConfig, DistilBertConfig
 
 from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskError
-from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer, require_length
+from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
 from tests.support import OddEncoder, specs
 
 
@@ -144,13 +144,6 @@ def test_a_task_name_that_is_taken_is_refused_in_words(name):
     task = replace(specs("sst2")[0], name=name)
     with pytest.raises(ConfigError, match=f"'{name}' can't be a task's name"):
         MultiTaskModel(OddEncoder(), [*specs("sst2"), task], hidden_size=4)
-
-
-def test_longer_inputs_than_the_encoder_has_positions_for_are_refused():
-    encoder, _ = load_encoder(TOY_MODEL, weights=False)
-    require_length(encoder, 128)
-    with pytest.raises(ConfigError, match=r"training\.max_length: the encoder has 128 positions, asked for 129"):
-        require_length(encoder, 129)
 
 
 def test_the_mean_over_tokens_leaves_padding_out():

@@ -1,5 +1,7 @@
 """Layouts and plans as messages, and back."""
 
+from typing import get_args
+
 import pytest
 import torch
 from fedmtl.v1 import federation_pb2 as pb
@@ -12,6 +14,7 @@ from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError
 from fedmtl_core.formats import ENCODINGS
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.layout import DTYPES, Component, Layout
+from fedmtl_core.plan import Pooling
 from fedmtl_core.wire import (
     EncodedLayout,
     component_from_proto,
@@ -56,6 +59,12 @@ def test_a_plan_survives_the_wire():
     config = Config.model_validate({"training": training, "tasks": {"sst2": {"train_samples": 7}}})
     plan = config.plan("sst2")
     assert plan_from_proto(pb.TrainingPlan.FromString(plan_to_proto(plan).SerializeToString())) == plan
+
+
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+def test_every_pooling_survives_the_wire(pooling):
+    plan = Config.model_validate({"model": {"pooling": pooling}, "tasks": {"sst2": {}}}).plan("sst2")
+    assert plan_from_proto(plan_to_proto(plan)).pooling == pooling
 
 
 def test_a_plan_says_which_labels_the_head_is_for():

@@ -18,6 +18,7 @@ from fedmtl_server.access.certs import make_authority, make_client, make_server
 from fedmtl_server.access.clients import ClientRegistry
 from fedmtl_server.commands.app import app
 from fedmtl_server.storage.history import VERSION_TABLE, History
+from tests.tiny_encoders import save
 
 OK, WARN, FAIL = Level.ok, Level.warn, Level.fail
 
@@ -252,6 +253,14 @@ def test_a_model_that_isnt_there_leaves_out_what_needs_it(tmp_path):
     found = doctor.examine(config_of(tmp_path, model={"server_model": "/no/such/folder"}))
     assert [one.check for one in of_level(found, FAIL)] == ["model"]
     assert not {"disk", "tokenizer"} & {one.check for one in found}
+
+
+def test_an_encoder_that_cannot_be_trained_as_asked_is_a_failure_beside_the_other_findings(tmp_path):
+    found = doctor.examine(config_of(tmp_path, model={"server_model": save(tmp_path / "model", "gpt2")}))
+    (failed,) = of_level(found, FAIL)
+    assert (failed.check, "the model is causal" in failed.found) == ("encoder", True)
+    assert failed.advice == "set model.pooling to last, or to mean"
+    assert {"disk", "tokenizer"} <= {one.check for one in found}
 
 
 def test_a_tokenizer_that_only_clients_need_is_a_warning(tmp_path):

@@ -36,6 +36,7 @@ from fedmtl_server.export.folders import choose_round, export_all, export_task, 
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.storage.store import RunStore
 from tests import federations
+from tests.tiny_encoders import LONGER, SHORT, batch_of, save
 
 TEXTS = ["the film was not dull", "the song was truly lovely and the meal was poor", "a", "somewhere else entirely"]
 OTHERS = ["the movie was great", "the tune was awful", "how do i mend a red coat", "b"]
@@ -136,6 +137,25 @@ def test_an_exported_task_has_the_runs_logits_its_tokenizer_and_its_labels(tmp_p
         assert loaded.config.label2id == {label: number for number, label in enumerate(labels)}
     assert loaded.config.problem_type == ("single_label_classification" if labels else "regression")
     assert (tmp_path / "out" / "modeling_fedmtl.py").exists() is not is_native
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [("bert", "cls"), ("bert", "mean"), ("bert", "last"), ("gpt2", "last"), ("qwen3", "mean"), ("xlnet", "last")],
+)
+def test_an_exported_models_logits_do_not_depend_on_where_texts_are_padded(tmp_path, family, pooling):
+    source = save(tmp_path / "source", family, "left")
+    model = begun(tmp_path / "run", source, model={"pooling": pooling, "random_init": False}).module.eval()
+    is_native = export_task(open_run(tmp_path / "run"), "sst2", tmp_path / "out").is_native
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=not is_native)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=not is_native).padding_side == "right"
+    for side in ("right",) if is_native else ("right", "left"):
+        tokenizer = AutoTokenizer.from_pretrained(source, padding_side=side)
+        with torch.inference_mode():
+            expected = model("sst2", batch_of(tokenizer, SHORT))[0]
+            for texts in ((SHORT,), (SHORT, LONGER)):
+                logits = loaded.eval()(**batch_of(tokenizer, *texts)).logits
+                assert torch.allclose(logits[0], expected, atol=1e-3, rtol=1e-5), (side, texts)
 
 
 def test_a_model_of_its_own_code_does_not_load_as_another_by_accident(tmp_path):

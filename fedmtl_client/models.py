@@ -1,0 +1,63 @@
+"""The models that slices go into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedmtl_core import encoder_check
+from fedmtl_core.encoder_check import Use
+from fedmtl_core.logs import Logger
+from fedmtl_core.modeling import MultiTaskModel, load_encoder
+from fedmtl_core.plan import TrainingPlan
+from fedmtl_core.pretrained import LoadedWeights
+from fedmtl_core.scopes import SHARED, scope_of
+from fedmtl_core.tasks import TaskSpec
+
+
+class ModelFactory:
+    """Makes a client's models, and checks an encoder before its first use.
+
+    Args:
+        specs: all tasks of the client.
+        random_init: whether encoder layers that it keeps for itself begin with random values.
+        log: gets the warnings.
+    """
+
+    def __init__(self, specs: Sequence[TaskSpec], *, random_init: bool, log: Logger):
+        self._specs = specs
+        self._random_init = random_init
+        self._log = log
+        self._checked: set[tuple[Use, int]] = set()
+
+    def new(self, spec: TaskSpec, source: str, plan: TrainingPlan, tokenizer: Any) -> MultiTaskModel:
+        """The model of one task. Values are of concern for what no slice has.
+
+        Args:
+            source: where encoder and tokenizer are from.
+
+        Raises:
+            ModelUnavailableError: the encoder can't be had.
+            ConfigError: it can't be trained as the plan says.
+        """
+        loaded: list[LoadedWeights] = []
+        encoder, hidden_size = load_encoder(
+            source,
+            weights=any(scope_of(name) == SHARED for name in plan.local),
+            num_hidden_layers=plan.num_hidden_layers or None,
+            random_init=self._random_init,
+            seed=plan.seed,
+            on_weights=loaded.append,
+        )
+        use = Use.by_tasks(source, plan.max_length, plan.pooling, self._specs)
+        if (use, plan.num_hidden_layers) not in self._checked:
+            encoder_check.check(encoder, tokenizer, use, loaded[0] if loaded else None).settle(self._log)
+            self._checked.add((use, plan.num_hidden_layers))
+        return MultiTaskModel(
+            encoder,
+            [spec],
+            hidden_size=hidden_size,
+            pooling=plan.pooling,
+            dropout=plan.head_dropout,
+            seed=plan.seed,
+        )

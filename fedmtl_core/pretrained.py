@@ -1,0 +1,104 @@
+"""Pretrained weights: reading them, and which of an encoder's its files have.
+
+`transformers` gives random values to whatever its files lack, and its report of that is kept out of the log. Here the
+report is kept; `encoder_check` says what it means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError  # nosec B403  # PyTorch raises it; nothing is unpickled here
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModel
+
+from fedmtl_core.errors import ModelUnavailableError
+
+_POINTER = b"version https://git-lfs"
+_DAMAGED = (SafetensorError, RuntimeError, EOFError, UnpicklingError)
+_SHOWN = 120
+"""Characters of a library's reason."""
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Which of an encoder's weights its files have. Names are the encoder's, in its order."""
+
+    num_wanted: int
+    """Tensors that the encoder has."""
+    missing: tuple[str, ...] = ()
+    """That the files lack: their values are random."""
+    leftover: tuple[str, ...] = ()
+    """That the files have and the encoder has no place for, by their names in the files."""
+    misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    """That have another shape in the files: name, shape in the files, shape in the encoder. Their values are random."""
+
+
+def load_pretrained(location: str, config: Any) -> tuple[Any, LoadedWeights]:
+    """An encoder in float32 on CPU, with the weights of a folder or of a model on the hub.
+
+    Raises:
+        ModelUnavailableError: a file of weights is damaged, or was never fetched; the message names it.
+        OSError: there is no such model, or it can't be reached.
+    """
+    try:
+        encoder, info = AutoModel.from_pretrained(
+            location, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except _DAMAGED as error:
+        raise ModelUnavailableError(f"model {location!r}: {_damage(location, error)}") from None
+    order = {name: number for number, name in enumerate(encoder.state_dict())}
+    return encoder, LoadedWeights(
+        num_wanted=len(order),
+        missing=tuple(sorted(info["missing_keys"], key=lambda name: order.get(name, len(order)))),
+        leftover=tuple(sorted(info["unexpected_keys"])),
+        misshapen=tuple((name, tuple(found), tuple(wanted)) for name, found, wanted in sorted(info["mismatched_keys"])),
+    )
+
+
+def pointers(location: str) -> list[str]:
+    """The files of a folder that Git LFS hasn't fetched; empty where it is no folder."""
+    return [path.name for path in _files(location) if _beginning(path).startswith(_POINTER)]
+
+
+def not_fetched(names: list[str]) -> str:
+    """A sentence on files that are pointers of Git LFS."""
+    are = "is a pointer" if len(names) == 1 else "are pointers"
+    return f"{', '.join(names)} {are} of Git LFS, and not the file itself; `git lfs pull` in the folder fetches it."
+
+
+def _damage(location: str, error: Exception) -> str:
+    """A sentence on weights that can't be read."""
+    if names := pointers(location):
+        return not_fetched(names)
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:_SHOWN]
+    for path in _files(location):
+        if path.suffix == ".safetensors" and (reason_here := _unreadable(path)):
+            return f"{path.name} ({path.stat().st_size:,} bytes) is truncated or damaged ({reason_here}); copy it anew."
+    return f"its weights are truncated or damaged ({reason}); copy or download them anew."
+
+
+def _unreadable(path: Path) -> str:
+    """Why a file of safetensors can't be read; empty if it can."""
+    try:
+        with safe_open(path, framework="pt"):
+            return ""
+    except (OSError, SafetensorError) as error:
+        return str(error)
+
+
+def _files(location: str) -> Iterator[Path]:
+    folder = Path(location)
+    return (path for path in sorted(folder.iterdir()) if path.is_file()) if folder.is_dir() else iter(())
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER))
+    except OSError:
+        return b""
