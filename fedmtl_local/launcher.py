@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fedmtl_client import credentials
 from fedmtl_client.api import FederationApi
+from fedmtl_client.schedule import TaskSchedule
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.config import Config, LocalClient
@@ -27,12 +28,14 @@ from fedmtl_core.logs import JOINED
 from fedmtl_core.tables import results_table
 from fedmtl_local.interrupts import uninterrupted
 from fedmtl_local.processes import LoggedProcess, Start, num_processors, start_module, stop_all
-from fedmtl_server.rounds.quorums import lacking
+from fedmtl_server.rounds.quorums import lacking_text
 from fedmtl_server.storage.folders import state_of, unfinished_run
 from fedmtl_server.storage.lock import is_held
 from fedmtl_server.storage.results import TaskResult
 
 START_TIMEOUT_S = 180.0
+"""How long the server may take to start, and the first round waits after the last client that has come, unless
+`rounds.await_clients_s` says otherwise."""
 END_TIMEOUT_S = 15.0
 """Clients that know that the run is over have so long to end."""
 
@@ -181,27 +184,33 @@ class LocalRun:
                 f"a new run begins; one of the same configuration isn't over: {self._take_up(earlier)} goes on with it"
             )
         (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        server = self._start("server", "fedmtl_server", ["--port", "0", "--run-dir", str(self.run_dir)], {})
+        server = self._start_server()
         address = self._await_address(server)
         names = ", ".join(f"{client.client_id} ({', '.join(client.task_names)})" for client in self._config.clients)
         self._say(f"server at {address}, clients {names}; logs and results in {self.run_dir}")
-        for task in self._without_clients():
-            self._say(f"`clients` has none for the task {task}: the first round waits for one from elsewhere")
+        if lacking := self._lacking():
+            self._say(f"the first round waits for clients that `clients` hasn't: {lacking}")
         bar = self._progress.add_task("starting the clients", total=self._config.training.num_rounds)
         self._observer = FederationApi(
             address, client_id="", task="", reconnect_s=START_TIMEOUT_S, credentials=self._credentials
         )
         watcher = threading.Thread(target=self._watch, args=(self._observer, bar), daemon=True)
         watcher.start()
-        clients = self._start_clients(address)
+        clients = [self._start_client(address, client) for client in self._config.clients]
         self._await_end(server, clients, gets_over)
         watcher.join(timeout=5)
         return self._end(clients)
 
-    def _without_clients(self) -> list[str]:
-        """The tasks that need more clients than are started here."""
-        offers = {client.client_id: client.task_names for client in self._config.clients}
-        return list(lacking(offers, {task: section.min_clients for task, section in self._config.tasks.items()}))
+    def _lacking(self) -> str:
+        """What the first round's quorum lacks when all the clients that are started here have come."""
+        config = self._config
+        tasks = {client.client_id: client.task_names for client in config.clients}
+        firsts = {
+            client_id: TaskSchedule(names, config.client.selection, config.training.seed, client_id).first
+            for client_id, names in tasks.items()
+        }
+        offers = {client_id: (firsts[client_id],) if firsts[client_id] else names for client_id, names in tasks.items()}
+        return lacking_text(offers, tasks, {name: task.min_clients for name, task in config.tasks.items()})
 
     def _end(self, clients: list[LoggedProcess]) -> list[LoggedProcess]:
         """Have the clients end, now that the server has ended well; those that failed before are returned.
@@ -222,15 +231,12 @@ class LocalRun:
                 failed.append(client)
         return failed
 
-    def _start_clients(self, address: str) -> list[LoggedProcess]:
-        """Start all clients; first those of auxiliary tasks, for which no round waits to come."""
-        auxiliary, clients = self._config.auxiliary_tasks(), self._config.clients
-        first = [client for client in clients if auxiliary.issuperset(client.task_names)]
-        started = [self._start_client(address, client) for client in first]
-        give_up = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < give_up and any(not one.has_reached and one.returncode is None for one in started):
-            time.sleep(0.1)
-        return started + [self._start_client(address, client) for client in clients if client not in first]
+    def _start_server(self) -> LoggedProcess:
+        """Start the server such that the first round is of all the clients, and not of those that start faster."""
+        options = ["--port", "0", "--run-dir", str(self.run_dir)]
+        if self._config.rounds.await_clients_s is None:
+            options += ["--set", f"rounds.await_clients_s={START_TIMEOUT_S:.0f}"]
+        return self._start("server", "fedmtl_server", options, {})
 
     def _start_client(self, address: str, client: LocalClient) -> LoggedProcess:
         threads = max(1, num_processors() // len(self._config.clients))

@@ -25,6 +25,7 @@ _FREE_TO_CHANGE = re.compile(
     r"server\.|store\.|security\.|limits\.|tracking\.|tracing\.|client\.|clients$|training\.device$"
     r"|tasks\.[^.]+\.data(\.|$)"
     r"|rounds\.(deadline_s|quorum_timeout_s|rejoin_grace_s|transfer_timeout_s|report_interval_s|max_extensions)$"
+    r"|rounds\.await_clients_s$"
     r"|tasks\.[^.]+\.deadline_s$"
 )
 """Settings that a run may be taken up with another value of: they don't change what it computes."""
