@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +25,14 @@ class LogFormat(StrEnum):
 
     console = "console"
     json = "json"
+
+
+class LogLevel(StrEnum):
+    """The least that is logged."""
+
+    info = "info"
+    warning = "warning"
+    error = "error"
 
 
 def run(app: Callable[[], object]) -> None:
@@ -50,15 +59,27 @@ def new_app(several: str = "") -> typer.Typer:
     return typer.Typer(**_STYLE)
 
 
-def settings_help() -> str:
-    """Every configuration key with its default, a paragraph for each section, for the end of `--help`."""
-    sections: dict[str, list[str]] = {}
+def _show_settings(is_wanted: bool) -> None:
+    """Print every configuration key with its default and what it means, and end."""
+    if not is_wanted:
+        return
     for setting in config.reference():
-        section, _, key = setting.key.rpartition(".")
-        sections.setdefault(section, []).append(f"{key} = {setting.default}" if setting.default else key)
-    paragraphs = [f"{section}: {', '.join(keys)}" for section, keys in sections.items()]
-    first = "Configuration keys and their defaults; docs/reference/configuration.md says what they mean."
-    return "\n\n".join([first, *paragraphs]).replace("[", r"\[")  # typer takes square brackets for markup
+        typer.echo(f"{setting.key} = {setting.default}" if setting.default else setting.key)
+        for line in textwrap.wrap(setting.description, 100):
+            typer.echo(f"    {line}")
+    raise typer.Exit
+
+
+HelpConfig = Annotated[
+    bool,
+    typer.Option(
+        "--help-config",
+        is_eager=True,
+        callback=_show_settings,
+        help="Show every key of the configuration with its default and what it means, and exit.",
+    ),
+]
+"""The option for what `--help` has no room for."""
 
 
 def _fail(error: Exception, code: int) -> None:

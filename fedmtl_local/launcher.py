@@ -24,7 +24,7 @@ from fedmtl_core import logs
 from fedmtl_core.config import Config, LocalClient
 from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.identifiers import name_task
-from fedmtl_core.logs import JOINED
+from fedmtl_core.logs import JOINED, LogLevel
 from fedmtl_core.tables import results_table
 from fedmtl_local.interrupts import uninterrupted
 from fedmtl_local.processes import LoggedProcess, Start, num_processors, start_module, stop_all
@@ -82,6 +82,7 @@ class LocalRun:
         console: where to say how it goes; standard output if None.
         on_round: told the number of rounds that are done, whenever one opens.
         start: how to start the processes.
+        log_level: the least that is said of what the processes log.
 
     Raises:
         ConfigError: the configuration names no clients, or credentials that can't be used.
@@ -98,6 +99,7 @@ class LocalRun:
         console: Console | None = None,
         on_round: Callable[[int], None] = lambda done: None,
         start: Start = start_module,
+        log_level: LogLevel = "warning",
     ):
         if not config.clients:
             raise ConfigError(
@@ -114,6 +116,7 @@ class LocalRun:
         self._console = console or Console()
         self._on_round = on_round
         self._start_process = start
+        self._log_level: LogLevel = log_level
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -263,7 +266,8 @@ class LocalRun:
                 [*self._options, *arguments],
                 self.run_dir / "logs" / f"{name}.log",
                 environment,
-                on_warning=lambda name, line: self._say(f"{name}: {line}"),
+                on_line=lambda name, line: self._say(f"{name}: {line}"),
+                log_level=self._log_level,
                 milestone=milestone,
                 start=self._start_process,
             )
