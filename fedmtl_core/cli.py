@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fedmtl_core import config
 from fedmtl_core.allocator import keep_freed_blocks
+from fedmtl_core.config.documents import shown_path
 from fedmtl_core.errors import FedMTLError, UserError
 
 _STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": "rich"}
@@ -36,7 +39,10 @@ class LogLevel(StrEnum):
 
 
 def run(app: Callable[[], object]) -> None:
-    """Run a typer application; what goes wrong in a known way is a line on standard error, not a traceback."""
+    """Run a typer application; what goes wrong in a known way is a line on standard error, not a traceback.
+
+    So is a path that can't be used, such as one that is too long or in a folder that may not be read.
+    """
     keep_freed_blocks()
     try:
         app()
@@ -44,6 +50,11 @@ def run(app: Callable[[], object]) -> None:
         _fail(error, EXIT_USAGE)
     except FedMTLError as error:
         _fail(error, EXIT_FAILURE)
+    except OSError as error:  # of a path that can't be used
+        if not isinstance(error.filename, (str, bytes)):
+            raise
+        option, text = _told(error, sys.argv[1:])
+        _fail(FedMTLError(text), EXIT_USAGE if option else EXIT_FAILURE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
@@ -80,6 +91,22 @@ HelpConfig = Annotated[
     ),
 ]
 """The option for what `--help` has no room for."""
+
+
+def _told(error: OSError, arguments: Sequence[str]) -> tuple[str, str]:
+    """The option that a path came with, if it is one's, and what to say of it."""
+    path = os.fsdecode(error.filename)
+    option = ""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        name, equals, value = argument.partition("=")
+        if not equals:
+            name, value = before if before.startswith("--") else "", argument
+        elif before == "--set":
+            name = f"--set {name}"
+        if value and not value.startswith("-") and Path(path).is_relative_to(value):
+            option = name or shown_path(Path(value))
+    reason = f"{shown_path(Path(path))}: {error.strerror or error}"
+    return option, f"{option}: {reason}" if option.startswith("--") else reason
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -7,7 +7,8 @@ import shlex
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fedmtl_client.api import FederationApi
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.config import Config, LocalClient
+from fedmtl_core.config import Config, LocalClient, documents
 from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.identifiers import name_task
 from fedmtl_core.logs import JOINED, LogLevel
@@ -106,7 +107,8 @@ class LocalRun:
                 f"{config_path}: clients: name those to start, such as `clients: [{{client_id: a, task: sst2}}]`"
             )
         self.run_dir = run_dir or config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}"
-        _require_free(self.run_dir, config)
+        with _blamed_on("--run-dir" if run_dir else "server.runs_dir"):
+            _require_free(self.run_dir, config)
         self._config = config
         self._begins_anew = run_dir is None
         self._command = ["fedmtl-local", "--config", str(config_path)]
@@ -186,7 +188,8 @@ class LocalRun:
             self._say(
                 f"a new run begins; one of the same configuration isn't over: {self._take_up(earlier)} goes on with it"
             )
-        (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        with _blamed_on("server.runs_dir" if self._begins_anew else "--run-dir"):
+            (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         server = self._start_server()
         address = self._await_address(server)
         names = ", ".join(f"{client.client_id} ({', '.join(client.task_names)})" for client in self._config.clients)
@@ -320,6 +323,16 @@ class LocalRun:
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def _blamed_on(setting: str) -> Iterator[None]:
+    """Have a folder that can't be used told with the option or the key that names it."""
+    try:
+        yield
+    except OSError as error:
+        path = documents.shown_path(Path(error.filename or ""))
+        raise StoreError(f"{setting}: {path}: {error.strerror or error}") from None
 
 
 def _require_free(run_dir: Path, config: Config) -> None:

@@ -39,8 +39,10 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _numbers(cls, value: typing.Any, info: ValidationInfo) -> typing.Any:
-        """Where numbers are expected pydantic takes `true` for 1, and the text `0777` for 777."""
+    def _taken_as_meant(cls, value: typing.Any, info: ValidationInfo) -> typing.Any:
+        """Where numbers are expected pydantic takes `true` for 1, and the text `0777` for 777. Nothing takes a NUL."""
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("expected text without a NUL character")
         _require_numbers(cls.model_fields[info.field_name or ""].annotation, value)
         return value
 

@@ -98,6 +98,7 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
         ("tasks: {off: {}}", "a task's name is text; put quotes around off$"),
         ("clients: [{client_id: 17, task: a}]", r"client_id: .*valid string \(got 17\); put quotes around text"),
         ("client: {token_file: off}", r"client\.token_file: .* \(got off\)"),
+        ('server: {runs_dir: "a\\0b"}', r"server\.runs_dir: expected text without a NUL character"),
         ("server: {host: ~}", r"server\.host: .*valid string \(got ~\)$"),
         ("server: {host: }", r"server\.host: .*valid string \(got nothing\)$"),
         ("tasks: {sst2: {labels: 1000000000}}", r"tasks\.sst2\.labels: expected a list of names, or a number from 2"),
@@ -232,6 +233,15 @@ def test_an_address_is_taken(text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nope\.yaml: can't read the configuration: No such file"):
         config.load(tmp_path / "nope.yaml")
+
+
+def test_a_path_that_cannot_be_is_told_in_words_and_cut(tmp_path):
+    with pytest.raises(ConfigError, match=r"^x{140}…x{140}: can't read the configuration: File name too long$"):
+        config.load(Path("x" * 5000))
+    with pytest.raises(ConfigError, match=r"c\.yaml/d: can't read the configuration: Not a directory$"):
+        config.load(write(tmp_path, "") / "d")
+    with pytest.raises(ConfigError, match=r"can't read the configuration: embedded null byte$"):
+        config.load(Path("a\0b"))
 
 
 def test_an_override_wins_over_the_file(tmp_path):

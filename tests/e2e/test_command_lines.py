@@ -192,6 +192,64 @@ def test_a_mistake_is_told_in_words_with_exit_code_2_and_no_traceback(case):
     assert "Traceback" not in result.stderr
 
 
+LONG = "x" * 300
+NO_PATH = {
+    "configuration": ("fedmtl_server", ("--config", LONG), ""),
+    "configuration of the launcher": ("fedmtl_local", ("--config", LONG), ""),
+    "configuration of an experiment": ("fedmtl_experiment", ("--config", LONG), ""),
+    "configuration of a client": ("fedmtl_client", ("--client-id", "a", "--task", "sst2", "--config", LONG), ""),
+    "run to resume": ("fedmtl_server", ("--resume", LONG), "--resume: "),
+    "run's folder": ("fedmtl_local", (*DEMO, "--run-dir", LONG), "--run-dir: "),
+    "folder of runs": ("fedmtl_local", (*DEMO, "--set", f"server.runs_dir={LONG}"), "server.runs_dir: "),
+    "results": (
+        "fedmtl_experiment",
+        ("--config", str(CONFIGS / "experiment-small.yaml"), f"--results={LONG}"),
+        "--results: ",
+    ),
+    "token": (
+        "fedmtl_client",
+        ("--client-id", "a", *DEMO, "--task", "sst2", "--token-file", LONG),
+        "client.token_file",
+    ),
+    "certificate": (
+        "fedmtl_client",
+        ("--client-id", "a", *DEMO, "--task", "sst2", "--tls-ca", LONG),
+        "client.tls_ca: ",
+    ),
+    "runs to list": ("fedmtl_server", ("runs", "list", "--runs-dir", LONG), "--runs-dir: "),
+    "run to show": ("fedmtl_server", ("runs", "show", LONG), ""),
+    "run to export": ("fedmtl_server", ("export", "--task", "sst2", "out", "--run-dir", LONG), "--run-dir: "),
+    "clients": ("fedmtl_server", ("clients", "list", "--runs-dir", LONG), "--runs-dir: "),
+    "certificates": ("fedmtl_server", ("certs", "init", LONG), ""),
+}
+
+
+@pytest.mark.parametrize("case", NO_PATH)
+def test_a_path_that_is_too_long_is_told_in_one_line_with_its_option(case):
+    module, arguments, option = NO_PATH[case]
+    result = run(module, *arguments)
+    assert result.returncode in (1, 2)
+    (line,) = (line for line in result.stderr.splitlines() if "[info" not in line)
+    assert line.startswith(f"error: {option}")
+    assert "x" * 140 in line
+    assert line.endswith("File name too long")
+    assert len(line) < 450
+
+
+def test_a_folder_below_a_file_is_told_with_the_option_or_the_key(tmp_path):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "run"
+    for options, setting in (
+        (("--run-dir", str(below)), "--run-dir"),
+        (("--set", f"server.runs_dir={below}"), "server"),
+    ):
+        result = run("fedmtl_local", *DEMO, *options)
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"error: {setting}")
+        assert f"{below}" in result.stderr
+        assert result.stderr.endswith("Not a directory\n")
+
+
 def test_a_port_that_is_taken_is_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
