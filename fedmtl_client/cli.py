@@ -12,7 +12,7 @@ import typer
 from fedmtl_client.client import DEFAULT_ADDRESS, Client
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.cli import LogFormat, new_app, settings_help
+from fedmtl_core.cli import HelpConfig, LogFormat, LogLevel, new_app
 from fedmtl_core.config import WHOLE, Config, parse_address, parse_shard
 from fedmtl_core.errors import InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
@@ -58,7 +58,7 @@ TaskNames = Annotated[
 """A client's tasks as options."""
 
 
-@app.command(epilog=settings_help())
+@app.command()
 def take_part(
     client_id: Annotated[
         str, typer.Option(help="This client's name; no other client may have it.", callback=identifier)
@@ -96,21 +96,25 @@ def take_part(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.console,
+    log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.info,
+    help_config: HelpConfig = False,
 ) -> None:
     """Take part in a run with this machine's rows of one task or several, until the run is over.
 
     Without a configuration the rows are the GLUE task's on the model hub, and the rest is what the server plans. Where
     the configuration's `clients` have this client id, what they say of its tasks, shard, partition, token and
-    certificate is taken; options win. `fedmtl-client doctor` with the same options looks at what is needed, and takes
-    no part.
+    certificate is taken; options win. Every key of the configuration has a default: see --help-config.
+
+    `fedmtl-client doctor` with the same options looks at what is needed, and takes no part.
     """
-    logs.configure(log_format.value)
+    logs.configure(log_format.value, log_level.value)
     overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])
     named = {"training.device": "--device"} if device is not None else {}
     files = {"tls_ca": tls_ca, "tls_certificate": tls_certificate, "tls_key": tls_key, "token_file": token_file}
     overrides += [f"client.{key}={json.dumps(str(path))}" for key, path in files.items() if path is not None]
     overrides += ["security.insecure=true"] if insecure else []
     settled = with_options_first(configuration.load(config, overrides, named), client_id, overrides)
+    logs.get_logger().info("client.starting", client_id=client_id, server=server, config=str(config or "the defaults"))
     client = Client(
         settled, tasks=task or None, client_id=client_id, server=server, shard=shard, origin=config, progress_bar=True
     )

@@ -61,6 +61,8 @@ def examine(
     overrides = list(set_ or [])
     overrides += [f"client.{key}={json.dumps(str(path))}" for key, path in files.items() if path is not None]
     overrides += ["security.insecure=true"] if insecure else []
+    if not as_json:
+        typer.echo("looking at what a client needs; it takes some seconds", err=True)
     found = doctor.findings("environment", doctor.environment)
     try:
         settled = with_options_first(configuration.load(config, overrides), client_id, overrides)

@@ -45,7 +45,7 @@ class LocalParameters:
         self._run_id = run_id
         self._path = path if names else None
         self._kept = {name: own[name].detach().cpu().clone() for name in names}
-        if self._path is not None and self._path.exists():
+        if self._path is not None:
             self._take_up(self._path)
 
     def put(self, model: MultiTaskModel) -> None:
@@ -69,6 +69,8 @@ class LocalParameters:
 
     def _take_up(self, path: Path) -> None:
         try:
+            if not path.exists():
+                return
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("run_id") != self._run_id:
                     return

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from fedmtl_core import config
 from fedmtl_core.allocator import keep_freed_blocks
+from fedmtl_core.config.documents import shown_path
 from fedmtl_core.errors import FedMTLError, UserError
 
 _STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": "rich"}
@@ -26,8 +30,19 @@ class LogFormat(StrEnum):
     json = "json"
 
 
+class LogLevel(StrEnum):
+    """The least that is logged."""
+
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
 def run(app: Callable[[], object]) -> None:
-    """Run a typer application; what goes wrong in a known way is a line on standard error, not a traceback."""
+    """Run a typer application; what goes wrong in a known way is a line on standard error, not a traceback.
+
+    So is a path that can't be used, such as one that is too long or in a folder that may not be read.
+    """
     keep_freed_blocks()
     try:
         app()
@@ -35,6 +50,11 @@ def run(app: Callable[[], object]) -> None:
         _fail(error, EXIT_USAGE)
     except FedMTLError as error:
         _fail(error, EXIT_FAILURE)
+    except OSError as error:  # of a path that can't be used
+        if not isinstance(error.filename, (str, bytes)):
+            raise
+        option, text = _told(error, sys.argv[1:])
+        _fail(FedMTLError(text), EXIT_USAGE if option else EXIT_FAILURE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
@@ -50,15 +70,43 @@ def new_app(several: str = "") -> typer.Typer:
     return typer.Typer(**_STYLE)
 
 
-def settings_help() -> str:
-    """Every configuration key with its default, a paragraph for each section, for the end of `--help`."""
-    sections: dict[str, list[str]] = {}
+def _show_settings(is_wanted: bool) -> None:
+    """Print every configuration key with its default and what it means, and end."""
+    if not is_wanted:
+        return
     for setting in config.reference():
-        section, _, key = setting.key.rpartition(".")
-        sections.setdefault(section, []).append(f"{key} = {setting.default}" if setting.default else key)
-    paragraphs = [f"{section}: {', '.join(keys)}" for section, keys in sections.items()]
-    first = "Configuration keys and their defaults; docs/reference/configuration.md says what they mean."
-    return "\n\n".join([first, *paragraphs]).replace("[", r"\[")  # typer takes square brackets for markup
+        typer.echo(f"{setting.key} = {setting.default}" if setting.default else setting.key)
+        for line in textwrap.wrap(setting.description, 100):
+            typer.echo(f"    {line}")
+    raise typer.Exit
+
+
+HelpConfig = Annotated[
+    bool,
+    typer.Option(
+        "--help-config",
+        is_eager=True,
+        callback=_show_settings,
+        help="Show every key of the configuration with its default and what it means, and exit.",
+    ),
+]
+"""The option for what `--help` has no room for."""
+
+
+def _told(error: OSError, arguments: Sequence[str]) -> tuple[str, str]:
+    """The option that a path came with, if it is one's, and what to say of it."""
+    path = os.fsdecode(error.filename)
+    option = ""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        name, equals, value = argument.partition("=")
+        if not equals:
+            name, value = before if before.startswith("--") else "", argument
+        elif before == "--set":
+            name = f"--set {name}"
+        if value and not value.startswith("-") and Path(path).is_relative_to(value):
+            option = name or shown_path(Path(value))
+    reason = f"{shown_path(Path(path))}: {error.strerror or error}"
+    return option, f"{option}: {reason}" if option.startswith("--") else reason
 
 
 def _fail(error: Exception, code: int) -> None:

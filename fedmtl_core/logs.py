@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from typing import Literal, cast
 
@@ -11,6 +12,11 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 LogFormat = Literal["console", "json"]
+LogLevel = Literal["info", "warning", "error"]
+"""Lines of this level and those above it."""
+
+LEVELS = ("info", "warning", "error", "critical")
+"""What a line may be, the least first."""
 
 Logger = structlog.stdlib.BoundLogger
 
@@ -47,6 +53,12 @@ def configure(log_format: LogFormat = "console", level: str = "info") -> None:
         cache_logger_on_first_use=False,
     )
     _quieten_libraries()
+
+
+def level_of(line: str) -> str:
+    """The level of a console line; empty for what isn't one's beginning, such as a line of a traceback."""
+    found = re.match(r"\S+ \[(\w+) *\]", line)
+    return found[1] if found and found[1] in LEVELS else ""
 
 
 def be_quiet_unless_configured() -> None:

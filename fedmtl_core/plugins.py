@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ FORM = "module:Name"
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 _T = TypeVar("_T")
+
+_importing = threading.Lock()
+"""Held while the import system is told to look again, which isn't for several threads at once."""
 
 
 def is_reference(text: str) -> bool:
@@ -86,9 +90,10 @@ def blamed(key: str, reference: str) -> Iterator[None]:
 
 def _import(key: str, name: str) -> ModuleType:
     folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # as `python -m` has it; what is imported may import its neighbours later
-    importlib.invalidate_caches()
+    with _importing:
+        if folder not in sys.path:
+            sys.path.insert(0, folder)  # as `python -m` has it; what is imported may import its neighbours later
+        importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

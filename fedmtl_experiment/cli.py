@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from fedmtl_core import logs
-from fedmtl_core.cli import new_app
+from fedmtl_core.cli import LogLevel, new_app
 from fedmtl_core.errors import FedMTLError, StoreError, UserError
 from fedmtl_experiment import cells as grid
 from fedmtl_experiment import config as configuration
@@ -41,13 +41,14 @@ def run(
     keep_runs: Annotated[
         bool, typer.Option("--keep-runs", help="Keep every cell's rows, runs and logs under work/.")
     ] = False,
+    log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.warning,
 ) -> None:
     """Compare clients alone, a federation per task, one of all tasks, and all data in one place.
 
     Federations are real servers and clients, processes on this machine. A cell that is finished is not computed
     again: after Ctrl-C the same command goes on.
     """
-    logs.configure(level="warning")
+    logs.configure(level=log_level.value)
     experiment = configuration.load(config)
     cells = grid.plan(experiment, only or ())
     folder = Folder(results or experiment.results_dir)
@@ -57,6 +58,7 @@ def run(
             typer.echo(f"{'finished' if cell in done else 'to do':<9} {cell.id}")
         return
     console = Console()
+    console.print(f"{config}: {len(done)} of {len(cells)} cells are finished", soft_wrap=True, highlight=False)
     if not report_only:
         try:
             with interruptible(), _held(folder.path):

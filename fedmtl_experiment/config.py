@@ -13,10 +13,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from fedmtl_core import config as configuration
-from fedmtl_core.config import TaskConfig
+from fedmtl_core.config import TaskConfig, documents
+from fedmtl_core.config.documents import Document
+from fedmtl_core.config.section import Section
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 
@@ -33,11 +34,7 @@ _THE_EXPERIMENTS_OWN = (
 """Keys that the experiment sets itself, or that would make runs unequal."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class RowCounts(_Section):
+class RowCounts(Section):
     """How many rows of a task there are in a setting, and among how many clients."""
 
     train_rows: int | None = Field(None, ge=1, description="Rows of all its clients together; all there are if None")
@@ -45,13 +42,13 @@ class RowCounts(_Section):
     local_epochs: int | None = Field(None, ge=1, description="Instead of `training.local_epochs`")
 
 
-class Skew(_Section):
+class Skew(Section):
     """How a task's clients differ in their labels; `clients[].partition` of FedMTL's configuration."""
 
     dirichlet: float = Field(gt=0)
 
 
-class Setting(_Section):
+class Setting(Section):
     """Tasks with rows and clients."""
 
     tasks: dict[str, RowCounts] = Field(min_length=1)
@@ -60,7 +57,7 @@ class Setting(_Section):
     partition: Skew | None = None
     encoders: list[str] | None = Field(None, description="All if None")
     methods: list[str] | None = Field(None, description="All if None")
-    set: Settings = {}
+    set: Settings = Field({})
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -68,7 +65,7 @@ class Setting(_Section):
         return {name: task or {} for name, task in tasks.items()} if isinstance(tasks, dict) else tasks
 
 
-class Method(_Section):
+class Method(Section):
     """A way to train, and what is set otherwise for it."""
 
     base: Base
@@ -79,7 +76,7 @@ class Method(_Section):
     several: bool = Field(
         False, description="For mtl: clients have rows of all the setting's tasks, and one of them in each round"
     )
-    set: Settings = {}
+    set: Settings = Field({})
 
     @model_validator(mode="after")
     def _only_for_mtl(self) -> Method:
@@ -105,7 +102,7 @@ class Place(NamedTuple):
         return f"{self.setting}/{self.encoder}/{self.seed}"
 
 
-class Experiment(_Section):
+class Experiment(Section):
     """A whole file."""
 
     results_dir: Path
@@ -174,11 +171,11 @@ def load(path: Path) -> Experiment:
         ConfigError: it can't be read, or a key or value is wrong; the message gives the key's path, the value and what
             is allowed.
     """
-    values = configuration.read_yaml(path)
+    document = documents.read(path)
     try:
-        experiment = Experiment.model_validate(values)
+        experiment = Experiment.model_validate(document.values or {})
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
+        raise ConfigError("\n".join(_explain(error, path, document))) from None
     for name, task in experiment.tasks.items():
         task.spec(name)
     return experiment
@@ -231,20 +228,17 @@ def _identifier(value: str, what: str) -> str:
         raise ValueError(str(error)) from None
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
+def _explain(error: ValidationError, path: Path, document: Document) -> Iterator[str]:
     for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
+        key = ".".join(str(part) for part in problem["loc"])
+        found = documents.explained(problem, document, problem["loc"])
+        text = found.text
         if problem["type"] == "extra_forbidden":
             known = _keys_beside(problem["loc"])
             close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            yield f"{place}: unknown key; {hint}Allowed: {', '.join(known)}"
-        elif problem["type"] == "missing":
-            yield f"{place}: needed, and not given"
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            got = "" if isinstance(problem["input"], (dict, BaseModel)) else f" (got {problem['input']!r:.100})"
-            yield f"{place + ': ' if place else ''}{message[:1].lower()}{message[1:]}{got}"
+            text = f"unknown key; {hint}Allowed: {', '.join(known)}"
+        yield f"{documents.place_text(str(path), found.line, key)}: {text}"
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:

@@ -9,13 +9,13 @@ import typer
 
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.cli import new_app, settings_help
+from fedmtl_core.cli import HelpConfig, LogLevel, new_app
 from fedmtl_local.interrupts import interruptible
 
 app = new_app()
 
 
-@app.command(epilog=settings_help())
+@app.command()
 def run(
     config: Annotated[Path, typer.Option(help="The configuration, a YAML file with `clients`.", show_default=False)],
     run_dir: Annotated[
@@ -28,18 +28,24 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
     ] = None,
+    log_level: Annotated[
+        LogLevel, typer.Option(help="The least that is shown of the processes' logs; their files have all of it.")
+    ] = LogLevel.warning,
+    help_config: HelpConfig = False,
 ) -> None:
     """Run a whole federation on this machine: a server and the configuration's clients, each its own process.
 
-    Ctrl-C stops them. With the same configuration and --run-dir the run is taken up where it was.
+    Ctrl-C stops them. With the same configuration and --run-dir the run is taken up where it was. Every key of the
+    configuration has a default: see --help-config.
     """
-    logs.configure(level="warning")
+    logs.configure(level=log_level.value)
     overrides = list(set_ or []) + (["security.insecure=true"] if insecure else [])
     settled = configuration.load(config, overrides)
 
-    from fedmtl_local.launcher import LocalRun
+    typer.echo(f"starting {config}: a server and {len(settled.clients)} clients")
+    from fedmtl_local.launcher import LocalRun  # it imports for a while
 
-    run = LocalRun(settled, config, overrides, run_dir)
+    run = LocalRun(settled, config, overrides, run_dir, log_level=log_level.value)
     try:
         with interruptible():
             run.run()

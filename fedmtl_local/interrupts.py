@@ -22,7 +22,7 @@ def interruptible() -> Iterator[None]:
     come at any time. What was dropped is raised again a moment later. A signal that is ignored, as with
     `nohup`, stays so.
     """
-    heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = _heard()
     hook, before = sys.unraisablehook, {number: signal.signal(number, _interrupt) for number in heard}
     sys.unraisablehook = _Again(hook, heard)
     try:
@@ -34,12 +34,15 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put an interrupt off until the end, so that a process that is being started isn't lost sight of."""
+    """Put an interrupt off until the end, so that a process that is being started isn't lost sight of.
+
+    A signal that is ignored stays so, also in that process.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # nothing interrupts it
         return
     arrived: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in STOPPING}
+    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in _heard()}
     try:
         yield
     finally:
@@ -69,6 +72,11 @@ class _Again:
         later = threading.Timer(_AGAIN_AFTER_S, signal.pthread_kill, (main, self._heard[0]))
         later.daemon = True
         later.start()
+
+
+def _heard() -> list[signal.Signals]:
+    """Of the signals that ask to stop, those that aren't ignored."""
+    return [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

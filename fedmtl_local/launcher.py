@@ -7,7 +7,8 @@ import shlex
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fedmtl_client import credentials
 from fedmtl_client.api import FederationApi
+from fedmtl_client.schedule import TaskSchedule
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.config import Config, LocalClient
+from fedmtl_core.config import Config, LocalClient, documents
 from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.identifiers import name_task
-from fedmtl_core.logs import JOINED
+from fedmtl_core.logs import JOINED, LogLevel
 from fedmtl_core.tables import results_table
 from fedmtl_local.interrupts import uninterrupted
 from fedmtl_local.processes import LoggedProcess, Start, num_processors, start_module, stop_all
-from fedmtl_server.rounds.quorums import lacking
+from fedmtl_server.rounds.quorums import lacking_text
 from fedmtl_server.storage.folders import state_of, unfinished_run
 from fedmtl_server.storage.lock import is_held
 from fedmtl_server.storage.permissions import make_run_folder
 from fedmtl_server.storage.results import TaskResult
 
 START_TIMEOUT_S = 180.0
+"""How long the server may take to start, and the first round waits after the last client that has come, unless
+`rounds.await_clients_s` says otherwise."""
 END_TIMEOUT_S = 15.0
 """Clients that know that the run is over have so long to end."""
 
@@ -80,6 +84,7 @@ class LocalRun:
         console: where to say how it goes; standard output if None.
         on_round: told the number of rounds that are done, whenever one opens.
         start: how to start the processes.
+        log_level: the least that is said of what the processes log.
 
     Raises:
         ConfigError: the configuration names no clients, or credentials that can't be used.
@@ -96,13 +101,15 @@ class LocalRun:
         console: Console | None = None,
         on_round: Callable[[int], None] = lambda done: None,
         start: Start = start_module,
+        log_level: LogLevel = "warning",
     ):
         if not config.clients:
             raise ConfigError(
                 f"{config_path}: clients: name those to start, such as `clients: [{{client_id: a, task: sst2}}]`"
             )
         self.run_dir = run_dir or config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}"
-        _require_free(self.run_dir, config)
+        with _blamed_on("--run-dir" if run_dir else "server.runs_dir"):
+            _require_free(self.run_dir, config)
         self._config = config
         self._begins_anew = run_dir is None
         self._command = ["fedmtl-local", "--config", str(config_path)]
@@ -112,6 +119,7 @@ class LocalRun:
         self._console = console or Console()
         self._on_round = on_round
         self._start_process = start
+        self._log_level: LogLevel = log_level
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -181,29 +189,36 @@ class LocalRun:
             self._say(
                 f"a new run begins; one of the same configuration isn't over: {self._take_up(earlier)} goes on with it"
             )
-        make_run_folder(self.run_dir, self._config.store.readable_by)
-        (self.run_dir / "logs").mkdir(exist_ok=True)
-        server = self._start("server", "fedmtl_server", ["--port", "0", "--run-dir", str(self.run_dir)], {})
+        with _blamed_on("server.runs_dir" if self._begins_anew else "--run-dir"):
+            make_run_folder(self.run_dir, self._config.store.readable_by)
+            (self.run_dir / "logs").mkdir(exist_ok=True)
+        server = self._start_server()
         address = self._await_address(server)
         names = ", ".join(f"{client.client_id} ({', '.join(client.task_names)})" for client in self._config.clients)
         self._say(f"server at {address}, clients {names}; logs and results in {self.run_dir}")
-        for task in self._without_clients():
-            self._say(f"`clients` has none for the task {task}: the first round waits for one from elsewhere")
+        if lacking := self._lacking():
+            self._say(f"the first round waits for clients that `clients` hasn't: {lacking}")
         bar = self._progress.add_task("starting the clients", total=self._config.training.num_rounds)
         self._observer = FederationApi(
             address, client_id="", task="", reconnect_s=START_TIMEOUT_S, credentials=self._credentials
         )
         watcher = threading.Thread(target=self._watch, args=(self._observer, bar), daemon=True)
         watcher.start()
-        clients = self._start_clients(address)
+        clients = [self._start_client(address, client) for client in self._config.clients]
         self._await_end(server, clients, gets_over)
         watcher.join(timeout=5)
         return self._end(clients)
 
-    def _without_clients(self) -> list[str]:
-        """The tasks that need more clients than are started here."""
-        offers = {client.client_id: client.task_names for client in self._config.clients}
-        return list(lacking(offers, {task: section.min_clients for task, section in self._config.tasks.items()}))
+    def _lacking(self) -> str:
+        """What the first round's quorum lacks when all the clients that are started here have come."""
+        config = self._config
+        tasks = {client.client_id: client.task_names for client in config.clients}
+        firsts = {
+            client_id: TaskSchedule(names, config.client.selection, config.training.seed, client_id).first
+            for client_id, names in tasks.items()
+        }
+        offers = {client_id: (firsts[client_id],) if firsts[client_id] else names for client_id, names in tasks.items()}
+        return lacking_text(offers, tasks, {name: task.min_clients for name, task in config.tasks.items()})
 
     def _end(self, clients: list[LoggedProcess]) -> list[LoggedProcess]:
         """Have the clients end, now that the server has ended well; those that failed before are returned.
@@ -224,15 +239,12 @@ class LocalRun:
                 failed.append(client)
         return failed
 
-    def _start_clients(self, address: str) -> list[LoggedProcess]:
-        """Start all clients; first those of auxiliary tasks, for which no round waits to come."""
-        auxiliary, clients = self._config.auxiliary_tasks(), self._config.clients
-        first = [client for client in clients if auxiliary.issuperset(client.task_names)]
-        started = [self._start_client(address, client) for client in first]
-        give_up = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < give_up and any(not one.has_reached and one.returncode is None for one in started):
-            time.sleep(0.1)
-        return started + [self._start_client(address, client) for client in clients if client not in first]
+    def _start_server(self) -> LoggedProcess:
+        """Start the server such that the first round is of all the clients, and not of those that start faster."""
+        options = ["--port", "0", "--run-dir", str(self.run_dir)]
+        if self._config.rounds.await_clients_s is None:
+            options += ["--set", f"rounds.await_clients_s={START_TIMEOUT_S:.0f}"]
+        return self._start("server", "fedmtl_server", options, {})
 
     def _start_client(self, address: str, client: LocalClient) -> LoggedProcess:
         threads = max(1, num_processors() // len(self._config.clients))
@@ -259,7 +271,8 @@ class LocalRun:
                 [*self._options, *arguments],
                 self.run_dir / "logs" / f"{name}.log",
                 environment,
-                on_warning=lambda name, line: self._say(f"{name}: {line}"),
+                on_line=lambda name, line: self._say(f"{name}: {line}"),
+                log_level=self._log_level,
                 milestone=milestone,
                 start=self._start_process,
             )
@@ -312,6 +325,16 @@ class LocalRun:
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def _blamed_on(setting: str) -> Iterator[None]:
+    """Have a folder that can't be used told with the option or the key that names it."""
+    try:
+        yield
+    except OSError as error:
+        path = documents.shown_path(Path(error.filename or ""))
+        raise StoreError(f"{setting}: {path}: {error.strerror or error}") from None
 
 
 def _require_free(run_dir: Path, config: Config) -> None:

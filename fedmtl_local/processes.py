@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
+from fedmtl_core.logs import LEVELS, LogLevel, level_of
+
 TAIL_LINES = 12
 
 
@@ -61,7 +63,8 @@ class LoggedProcess:
         arguments: its command line.
         log_path: where its output goes.
         environment: added to this process's own.
-        on_warning: told every line of a warning or an error.
+        on_line: told every line that it logs of a level and those above it.
+        log_level: that level.
         milestone: `has_reached` says whether a line has had this.
         start: how to start it.
     """
@@ -73,14 +76,16 @@ class LoggedProcess:
         arguments: Sequence[str],
         log_path: Path,
         environment: Mapping[str, str],
-        on_warning: Callable[[str, str], None],
+        on_line: Callable[[str, str], None],
         milestone: str = "",
         start: Start = start_module,
+        log_level: LogLevel = "warning",
     ):
         self.name = name
         self.log_path = log_path
         self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
-        self._on_warning = on_warning
+        self._on_line = on_line
+        self._shown = LEVELS[LEVELS.index(log_level) :]
         self._milestone = milestone
         self._has_reached = False
         self._process = start(module, arguments, environment)
@@ -138,8 +143,8 @@ class LoggedProcess:
         try:
             log.write(line)
             log.flush()
-            if "[warning" in line or "[error" in line:
-                self._on_warning(self.name, line.rstrip())
+            if level_of(line) in self._shown:
+                self._on_line(self.name, line.rstrip())
         except (OSError, SystemExit) as error:
             self._tail.append(f"(its log can't be passed on: {error})")
 

@@ -112,6 +112,8 @@ class Federation:
         self._facts = RoundFacts()
         self._watchers = Watchers(on_leave=self._left)
         self._waiting_announced = True
+        self._announced = ""
+        """What everybody was last told that the run waits for."""
         self._wake = asyncio.Event()
         commits.on_written = self._wake.set  # `_step` looks what came of it
         self._opened = asyncio.Event()
@@ -519,6 +521,10 @@ class Federation:
     async def _open(self) -> None:
         cohort = {member.client_id: member.task for member in self._engine.cohort.values()}
         self._facts.opened_at_unix_ms = time.time_ns() // 1_000_000
+        if self._engine.opened_without:
+            missing = name_some(self._engine.opened_without)
+            waited_s = self.rules.await_clients_s
+            self._log.warning("round.opens_without", **self._title(), missing=missing, waited_s=waited_s)
         await asyncio.to_thread(
             self._store.open_round, self._engine.round, self._engine.purpose, self._facts.opened_at_unix_ms, cohort
         )
@@ -746,6 +752,7 @@ class Federation:
         self._wake.set()
 
     def _publish(self, kind: EventKind, report: RoundReport | None = None) -> None:
+        self._announced = self._engine.awaits(self._clock()) if kind is EventKind.WAITING else ""
         for watcher in self._watchers:
             self._watchers.send(watcher, self._event(kind, watcher, report))
 
@@ -790,6 +797,8 @@ class Federation:
             text = self._engine.waiting_for(self._clock())
             if text:
                 self._log.info("round.waiting", **self._title(), waiting_for=text)
+            if self._engine.phase is Phase.WAITING and self._engine.awaits(self._clock()) != self._announced:
+                self._publish(EventKind.WAITING)  # clients that came early were told of others that are there now
 
 
 async def _raise_if_any(objection: asyncio.Task[RequestError | None]) -> None:

@@ -353,6 +353,8 @@ def _rules(config: Config, selection: TaskSelection) -> RoundRules:
     return RoundRules(
         num_rounds=config.training.num_rounds,
         min_clients={name: task.min_clients for name, task in tasks.items()},
+        expected=frozenset(client.client_id for client in config.clients if rounds.await_clients_s),
+        await_clients_s=rounds.await_clients_s or 0.0,
         auxiliary=config.auxiliary_tasks(),
         deadline_s=rounds.deadline_s,
         task_deadline_s={name: task.deadline_s for name, task in tasks.items() if task.deadline_s is not None},

@@ -22,6 +22,10 @@ that doesn't exist is an error that names it. `--set KEY=VALUE` overrides any on
 
 The server's training settings reach its clients in the slice's header. `training.device`, the `client` section and a
 task's `data` are each client's own, and so are the model's name and the numbers of rows where its own file gives them.
+
+The file is YAML 1.1, which has surprises: `no` and `off` are false there, `12:30` is the number 750 and `0777` is 511.
+None of them is taken for a number, and none for text without quotes: the error names the file, the line and what stands
+there. `1e-3`, `1_000`, `0x1F` and numbers in quotes are numbers.
 """
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from fedmtl_core.config import documents
 from fedmtl_core.config.clients import LocalClient, PartitionConfig
-from fedmtl_core.config.section import SECRET, shown
+from fedmtl_core.config.documents import Document
 from fedmtl_core.config.tasks import AuxiliaryConfig, DataConfig, TaskConfig
 from fedmtl_core.config.whole import Config
 from fedmtl_core.errors import ConfigError
@@ -34,12 +35,13 @@ def load(path: Path | None, overrides: Sequence[str] = (), named: Mapping[str, s
         ConfigError: the file can't be read, or a key or value is wrong; the message gives the key's path,
             the value and what is allowed.
     """
-    values = read_yaml(path) if path else {}
-    source = str(path) if path else "the command line"
+    document = documents.read(path) if path else Document({}, None)
+    values = document.values or {}
+    sources = [_Source("", str(path) if path else "the command line", document)]
     for override in overrides:
-        _apply(values, override)
-    options = {key: f"--set {key}" for key in (override.partition("=")[0] for override in overrides)} | dict(named)
-    return validated(values, source, options)
+        key = override.partition("=")[0]
+        sources.append(_Source(key, named.get(key, f"--set {key}"), _apply(values, override)))
+    return _validated(values, sources)
 
 
 def resolve(given: Config | Mapping[str, Any] | Path | str | None) -> Config:
@@ -58,21 +60,53 @@ def resolve(given: Config | Mapping[str, Any] | Path | str | None) -> Config:
     raise ConfigError(f"expected a Config, a dictionary or a YAML file's path, got {type(given).__name__}")
 
 
-def validated(values: Mapping[str, Any], source: str, options: Mapping[str, str] = MappingProxyType({})) -> Config:
+def validated(values: Mapping[str, Any], source: str) -> Config:
     """A configuration of sections that are at hand.
 
     Args:
         values: the sections.
         source: where they come from, for messages.
-        options: by key, the option that set it instead.
 
     Raises:
         ConfigError: a key or value is wrong, as for `load`.
     """
+    return _validated(values, [_Source("", source, Document(values, None))])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a part of a configuration comes from."""
+
+    key: str
+    """The key that it sets; empty for all of them."""
+    name: str
+    """For messages: a file, or an option."""
+    document: Document
+
+    def has(self, path: str, *, unknown: bool) -> bool:
+        """Whether a key is set by this; an unknown one may also be a section above the key that is."""
+        return self.is_above(path) or (unknown and self.key.startswith(f"{path}."))
+
+    def is_above(self, path: str) -> bool:
+        """Whether a key is the one that this sets, or lies below it."""
+        return not self.key or path == self.key or path.startswith((f"{self.key}.", f"{self.key}["))
+
+    def place(self, path: str, line: int | None) -> str:
+        """Where the value of a key was given, for messages."""
+        if self.key:
+            return self.name + (path.removeprefix(self.key) if self.is_above(path) else "")
+        return documents.place_text(self.name, line, path)
+
+    def below(self, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+        """A location as it is within the document."""
+        return location[len(self.key.split(".")) :] if self.key else location
+
+
+def _validated(values: Mapping[str, Any], sources: Sequence[_Source]) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, source, options))) from None
+        raise ConfigError("\n".join(_explain(error, sources))) from None
     config.task_specs()
     return config
 
@@ -88,41 +122,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it can't be read, or holds no sections.
     """
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't read the configuration: {_reason(error)}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections such as `training:`, got {type(values).__name__}")
-    return values
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but a key given twice is an error and not the loss of the first, and so is every text that
-    has the form of a date or a number and is none."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError):
-            text = shown(node.value) if isinstance(node, yaml.ScalarNode) else "what is there"
-            kind = node.tag.removeprefix("tag:yaml.org,2002:")
-            reason = f"{text} can't be read as YAML's {kind}; put quotes around text"
-            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from None
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        if isinstance(node, yaml.MappingNode):
-            own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-            keys = [self.construct_object(key, deep=True) for key in own]
-            counts = Counter(key for key in keys if isinstance(key, (str, int, float)))
-            if twice := [key for key, count in counts.items() if count > 1]:
-                reason = f"the key {shown(twice[0])} is there twice"
-                raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
-        return super().construct_mapping(node, deep)
+    return documents.read(path).values or {}
 
 
 def parse_yaml(text: str) -> Any:
@@ -131,13 +131,11 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is none.
     """
-    try:
-        return yaml.load(text, _Loader)  # nosec B506
-    except RecursionError:
-        raise yaml.YAMLError("nested too deeply") from None
+    return documents.parse(text).values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str) -> Document:
+    """Set what an override says; returns its value."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set: expected KEY=VALUE, such as training.num_rounds=5, got {override!r}")
@@ -148,39 +146,27 @@ def _apply(values: dict[str, Any], override: str) -> None:
             inner = values[section] = {}
         values = inner
     try:
-        values[last] = parse_yaml(text)
+        document = documents.parse(text)
     except yaml.YAMLError:
-        values[last] = text
+        document = Document(text, None)
+    values[last] = document.values
+    return document
 
 
-def _explain(error: ValidationError, source: str, options: Mapping[str, str]) -> Iterator[str]:
-    """Each problem with what it came from.
+def _explain(error: ValidationError, sources: Sequence[_Source]) -> Iterator[str]:
+    """Each problem with where it stands.
 
     Args:
         error: the problems.
-        source: where the values came from.
-        options: by key, the option that set it instead.
+        sources: where the values came from; the later ones win.
     """
     for problem in error.errors():
         path = _path(problem["loc"])
         is_unknown = problem["type"] == "extra_forbidden"
-        place = next(
-            (
-                text + path.removeprefix(key) if f"{path}.".startswith(f"{key}.") else text
-                for key, text in options.items()
-                if f"{path}.".startswith(f"{key}.") or (is_unknown and key.startswith(f"{path}."))
-            ),
-            f"{source}: {path}" if path else source,
-        )
-        if is_unknown:
-            yield f"{place}: unknown key; {_suggest(problem['loc'])}"
-        elif problem["type"] == "missing":
-            yield f"{place}: needed, and not given"
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            is_silent = problem["type"] == SECRET or isinstance(problem["input"], (dict, BaseModel))
-            got = "" if is_silent else f" (got {shown(problem['input'])})"
-            yield f"{place}: {message[:1].lower()}{message[1:]}{got}"
+        source = next(one for one in reversed(sources) if one.has(path, unknown=is_unknown))
+        found = documents.explained(problem, source.document, source.below(problem["loc"]))
+        text = f"unknown key; {_suggest(problem['loc'])}" if is_unknown else found.text
+        yield f"{source.place(path, found.line)}: {text}"
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:
@@ -212,7 +198,3 @@ def _path(location: tuple[int | str, ...]) -> str:
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"

@@ -27,6 +27,12 @@ class RoundsConfig(Section):
     rejoin_grace_s: float = Field(
         10.0, ge=0, description="A client that disconnects is waited for this long before the round goes on without it"
     )
+    await_clients_s: float | None = Field(
+        None,
+        ge=0,
+        description="The first round that a server opens also waits for all of `clients`, until none of them has come "
+        "for so long; `fedmtl-local` waits 180 s, `fedmtl-server` for each task's quorum alone if not given",
+    )
     on_missing_quorum: MissingQuorum = Field(
         "commit",
         description="A round that lacks a task's quorum of updates at its deadline: `commit` what is there, `extend` "

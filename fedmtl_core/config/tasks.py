@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from fedmtl_core import plugins
-from fedmtl_core.config.section import UINT32, Section, require_no_password, require_reference, shown
+from fedmtl_core.config.section import UINT32, Section, not_text, require_no_password, require_reference, shown
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec, traits_of
 
@@ -195,11 +195,9 @@ class TaskConfig(Section):
     @classmethod
     def _named_labels(cls, labels: Any) -> Any:
         if isinstance(labels, list):
-            for label in labels:
+            for number, label in enumerate(labels):
                 if not isinstance(label, str):
-                    raise ValueError(
-                        f"expected names; put quotes around {str(label).lower()}, which YAML takes for none"
-                    )
+                    raise not_text("expected names", label, number)
         elif not isinstance(labels, int) or isinstance(labels, bool) or not 2 <= labels <= MAX_LABELS:
             raise ValueError(f"expected a list of names, or a number from 2 to {MAX_LABELS}")
         return labels

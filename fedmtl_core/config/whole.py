@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from fedmtl_core.config.aggregation import AggregationConfig, RobustnessConfig, ServerOptimizerConfig
 from fedmtl_core.config.clients import ClientConfig, LocalClient, WireConfig, require_one_partition
 from fedmtl_core.config.rounds import EarlyStoppingConfig, RoundsConfig
-from fedmtl_core.config.section import Section, require_identified
+from fedmtl_core.config.section import Section, not_text, require_identified
 from fedmtl_core.config.server import LimitsConfig, SecurityConfig, ServerConfig, StoreConfig
 from fedmtl_core.config.sharing import SharingConfig
 from fedmtl_core.config.tasks import AuxiliaryConfig, TaskConfig
@@ -25,6 +25,7 @@ _FREE_TO_CHANGE = re.compile(
     r"server\.|store\.|security\.|limits\.|tracking\.|tracing\.|client\.|clients$|training\.device$"
     r"|tasks\.[^.]+\.data(\.|$)"
     r"|rounds\.(deadline_s|quorum_timeout_s|rejoin_grace_s|transfer_timeout_s|report_interval_s|max_extensions)$"
+    r"|rounds\.await_clients_s$"
     r"|tasks\.[^.]+\.deadline_s$"
 )
 """Settings that a run may be taken up with another value of: they don't change what it computes."""
@@ -63,7 +64,7 @@ class Config(Section):
             return tasks
         for name in tasks:
             if not isinstance(name, str):
-                raise ValueError(f"a task's name is text; put quotes around {name!r}")
+                raise not_text("a task's name is text", name, name, is_key=True)
         return {name: {} if task is None else task for name, task in tasks.items()}
 
     @model_validator(mode="before")

@@ -14,7 +14,7 @@ import typer
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.allocator import keep_what_is_there
-from fedmtl_core.cli import LogFormat, new_app, settings_help
+from fedmtl_core.cli import HelpConfig, LogFormat, LogLevel, new_app
 from fedmtl_core.errors import ConfigError, RunStoppedError
 from fedmtl_server.commands.certs import certs_app
 from fedmtl_server.commands.clients import clients_app
@@ -34,7 +34,7 @@ app.command()(export)
 app.command("doctor")(doctor)
 
 
-@app.callback(invoke_without_command=True, epilog=settings_help())
+@app.callback(invoke_without_command=True)
 def serve(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="The configuration, a YAML file.", show_default=False)] = None,
@@ -59,16 +59,18 @@ def serve(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.console,
+    log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.info,
+    help_config: HelpConfig = False,
 ) -> None:
     """Serve one federated multi-task run, write its results and exit.
 
     A run that isn't over is taken up with --resume and its folder, or with the same command if that has --run-dir: the
     server goes on in the round where it was, with every update that was acknowledged. Without either of the two a new
-    run begins. Every key of the configuration has a default, listed below.
+    run begins. Every key of the configuration has a default: see --help-config.
     """
     if context.invoked_subcommand is not None:
         return
-    logs.configure(log_format.value)
+    logs.configure(log_format.value, log_level.value)
     if resume is not None:
         config, run_dir = _resumed(resume, config, run_dir)
     if config is None:

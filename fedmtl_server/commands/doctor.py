@@ -26,6 +26,8 @@ def examine(
     The exit code is 1 if the server wouldn't work.
     """
     logs.configure(level="critical")  # what there is to say are the findings
+    if not as_json:
+        typer.echo("looking at what a server needs; it takes some seconds", err=True)
     found = doctor.findings("environment", doctor.environment)
     try:
         settled = configuration.load(config, list(set_ or []))

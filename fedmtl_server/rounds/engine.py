@@ -17,6 +17,7 @@ from fedmtl_core.errors import InvalidRequestError, StaleRoundError
 from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.plan import Purpose, UpdateKind
 from fedmtl_server.rounds import quorums
+from fedmtl_server.rounds.arrivals import Arrivals
 from fedmtl_server.rounds.cohorts import CohortRule
 from fedmtl_server.rounds.task_selection import RoundRobin, TaskLoss, TaskSelection, choose_tasks
 
@@ -96,6 +97,10 @@ class RoundRules:
     """Of what is drawn when tasks are chosen."""
     max_examples: Mapping[str, int] = field(default_factory=dict)
     """By task with a limit, the examples that an update counts as at most."""
+    expected: frozenset[str] = frozenset()
+    """Client ids that the first round to be opened waits for, beside the quorum."""
+    await_clients_s: float = 0.0
+    """How long it does, after the last of them that has come."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +195,9 @@ class RoundEngine:
         self._not_waited_for: set[str] = set()
         self._extensions = 0
         self._abandoned = 0
+        self._arrivals = Arrivals(rules.expected, rules.await_clients_s, now)
+        self.opened_without: Sequence[str] = ()
+        """The expected clients that the round in progress no longer waited for."""
 
     @property
     def purpose(self) -> Purpose:
@@ -236,6 +244,7 @@ class RoundEngine:
         if self.phase is Phase.WAITING and not self._somebody_counts:
             self._waiting_since = now  # after a time without anybody, everybody gets the time to come back
         self._offers[client_id] = offer
+        self._arrivals.came(client_id, now)
         self._not_waited_for.difference_update(offer.tasks)
         member = self._cohort.get(client_id)
         if member is None:
@@ -425,7 +434,10 @@ class RoundEngine:
 
     def next_wakeup(self, now: float) -> float | None:
         """Seconds until `advance` may have something to do without anything else happening; None for never."""
-        moment = self._waits_until if self.phase is Phase.WAITING else None
+        moment = None
+        if self.phase is Phase.WAITING:
+            is_awaiting = self._arrivals.are_awaited(self._offers, now)
+            moment = self._arrivals.until if is_awaiting else self._waits_until
         if self.phase is Phase.OPEN:
             moment = self._closes_at()
         return moment - now if moment is not None and moment > now else None
@@ -452,15 +464,26 @@ class RoundEngine:
 
     def waiting_for(self, now: float) -> str:
         """What the run is waiting for, for people: `1 more qqp client, 40 s left`. Empty when for nothing."""
-        until, text = None, ""
+        text, until = self._awaits(now)
+        return f"{text}, {max(0, until - now):.0f} s left" if text and until is not None else text
+
+    def awaits(self, now: float) -> str:
+        """The same without the time that is left."""
+        return self._awaits(now)[0]
+
+    def _awaits(self, now: float) -> tuple[str, float | None]:
+        if self.phase is Phase.WAITING and self._arrivals.are_awaited(self._offers, now):
+            missing = self._arrivals.missing(self._offers)
+            return f"{len(missing)} of the configured clients: {name_some(missing)}", self._arrivals.until
         if self.phase is Phase.WAITING:
-            needs = [f"{n} more {task} client{'s' if n > 1 else ''}" for task, n in self._lacking().items()]
-            until, text = self._waits_until, ", ".join(needs) or ("" if self._somebody_counts else self._anybody)
-        elif self.phase is Phase.OPEN and (awaited := self._awaited()):
+            tasks = {client_id: offer.tasks for client_id, offer in self._offers.items()}
+            text = quorums.lacking_text(self._eligible(), tasks, self._needs)
+            return text or ("" if self._somebody_counts else self._anybody), self._waits_until
+        if self.phase is Phase.OPEN and (awaited := self._awaited()):
             needed, goal = self._needed()
             names = name_some([f"{member.client_id} ({member.task})" for member in awaited])
-            until, text = self._closes_at(), f"{needed} of {goal} updates: {names}"
-        return f"{text}, {max(0, until - now):.0f} s left" if text and until is not None else text
+            return f"{needed} of {goal} updates: {names}", self._closes_at()
+        return "", None
 
     @property
     def _waits_until(self) -> float | None:
@@ -480,8 +503,12 @@ class RoundEngine:
 
     def _lacking(self) -> dict[str, int]:
         """By task, how many clients the quorum still needs."""
-        needs = {task: n for task, n in self.rules.min_clients.items() if task not in self._not_waited_for}
-        return quorums.lacking(self._eligible(), needs)
+        return quorums.lacking(self._eligible(), self._needs)
+
+    @property
+    def _needs(self) -> dict[str, int]:
+        """The quorum by task, of those that are waited for."""
+        return {task: n for task, n in self.rules.min_clients.items() if task not in self._not_waited_for}
 
     def _eligible(self) -> dict[str, tuple[str, ...]]:
         """By client that is there, the tasks that it may be given."""
@@ -499,6 +526,8 @@ class RoundEngine:
         return chosen
 
     def _may_open(self, now: float) -> bool:
+        if self._arrivals.are_awaited(self._offers, now):
+            return False
         if self._waits_until is not None and now >= self._waits_until:
             return True  # a run whose training is done ends with nobody there, without a last evaluation
         return self._somebody_counts and not self._lacking()
@@ -508,6 +537,8 @@ class RoundEngine:
         self._not_waited_for |= self._lacking().keys()
         self.phase = Phase.OPEN
         self.opened_at = now
+        self.opened_without = self._arrivals.missing(self._offers)
+        self._arrivals.end()
         chosen = self._choose_tasks()
         if self.purpose == "train" and not self.asynchronous:
             chosen = self.rules.cohort.choose(chosen, self.round, self.rules.min_clients, self._abandoned)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from fedmtl_core.identifiers import name_some
+
 
 @dataclass(frozen=True)
 class _Edge:
@@ -33,11 +35,42 @@ def lacking(offers: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> di
         By task, above 0, in the order of `needs`. Their sum is the smallest that there can be; where several tasks
         could be the one that lacks a client, it is the one that the order of tasks and clients makes it.
     """
+    have = Counter(_filling_most(offers, needs).values())
+    return {task: needed - have[task] for task, needed in needs.items() if have[task] < needed}
+
+
+def lacking_text(
+    offers: Mapping[str, Sequence[str]], tasks: Mapping[str, Sequence[str]], needs: Mapping[str, int]
+) -> str:
+    """The same for people: `1 more qqp client (x has it too, but is needed for sst2)`.
+
+    Args:
+        offers: by client, the tasks it can take.
+        tasks: by client, all the tasks it has rows for; more than it can take where it has chosen one of them.
+        needs: by task, its quorum.
+
+    Returns:
+        Empty if nothing is lacking.
+    """
+    chosen = _filling_most(offers, needs)
+    texts = []
+    for task, number in lacking(offers, needs).items():
+        others = [
+            f"{client_id} has it too, but {'is needed for' if task in offers[client_id] else 'has chosen'} {now}"
+            for client_id, now in chosen.items()
+            if task in tasks[client_id] and now != task
+        ]
+        why = f" ({name_some(others)})" if others else ""
+        texts.append(f"{number} more {task} client{'s' if number > 1 else ''}{why}")
+    return ", ".join(texts)
+
+
+def _filling_most(offers: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, str]:
+    """A task for each client, such that as many places of quorums as possible are filled."""
     tasks = spread(offers, needs)
     if any(len(offered) > 1 for offered in offers.values()):
         tasks = meet(offers, tasks, needs)
-    have = Counter(tasks.values())
-    return {task: needed - have[task] for task, needed in needs.items() if have[task] < needed}
+    return tasks
 
 
 def spread(offers: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, str]:

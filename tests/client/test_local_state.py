@@ -67,6 +67,11 @@ def test_a_client_that_starts_again_takes_up_its_file_in_the_same_run_alone(tmp_
     assert torch.equal(other.heads["sst2"].weight, tiny().heads["sst2"].weight)
 
 
+def test_a_folder_that_cannot_be_is_refused_in_words(tmp_path):
+    with pytest.raises(DataError, match=r"client\.state_dir: can't read .*x{300}.*File name too long"):
+        LocalParameters(tiny(), HEAD, "run", tmp_path / ("x" * 300) / "c.safetensors")
+
+
 def test_a_file_that_is_damaged_or_of_another_model_is_refused_in_words(tmp_path):
     path = tmp_path / "c.safetensors"
     LocalParameters(tiny(), HEAD, "run", path).keep(tiny(), 1)

@@ -1,5 +1,6 @@
 """The configuration: what is accepted, and what a wrong one is told."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
             r"training\.per_device_train_batch_size: .*greater than or equal to 1 \(got 0\)",
         ),
         ("training: {learning_rate: fast}", r"training\.learning_rate: .*valid number.* \(got 'fast'\)"),
-        ("training: {learning_rate: .inf}", r"training\.learning_rate: .*finite.* \(got inf\)"),
+        ("training: {learning_rate: .inf}", r"training\.learning_rate: .*finite.* \(got \.inf\)"),
         ("training: {device: gpu}", r"training\.device: expected auto, cpu, cuda, cuda:N or mps \(got 'gpu'\)"),
         ("server: {port: 70000}", r"server\.port: .*65535 \(got 70000\)"),
         ("tasks: {sst2: {data: {train: a.tsv}}}", r"tasks\.sst2\.data: expected `builtin`, or `hub`"),
@@ -98,7 +99,15 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
         ("training: {device: 'cuda:'}", r"training\.device: expected auto"),
         ("training: {}\ntraining: {}", "the key 'training' is there twice"),
         ("tasks: {1: {}}", "a task's name is text; put quotes around 1"),
-        ("tasks: {sst2: {labels: [no, yes]}}", r"tasks\.sst2\.labels: expected names; put quotes around false"),
+        ("tasks: {sst2: {labels: [no, yes]}}", r"tasks\.sst2\.labels: expected names; put quotes around no$"),
+        ("tasks: {sst2: {labels: ['no', Yes]}}", r"tasks\.sst2\.labels: expected names; put quotes around Yes$"),
+        ("tasks: {sst2: {labels: [1.0, 2.0]}}", r"tasks\.sst2\.labels: expected names; put quotes around 1\.0$"),
+        ("tasks: {off: {}}", "a task's name is text; put quotes around off$"),
+        ("clients: [{client_id: 17, task: a}]", r"client_id: .*valid string \(got 17\); put quotes around text"),
+        ("client: {token_file: off}", r"client\.token_file: .* \(got off\)"),
+        ('server: {runs_dir: "a\\0b"}', r"server\.runs_dir: expected text without a NUL character"),
+        ("server: {host: ~}", r"server\.host: .*valid string \(got ~\)$"),
+        ("server: {host: }", r"server\.host: .*valid string \(got nothing\)$"),
         ("tasks: {sst2: {labels: 1000000000}}", r"tasks\.sst2\.labels: expected a list of names, or a number from 2"),
         ("tasks: {sst2: {labels: [a, a]}}", r"tasks\.sst2: labels must differ"),
         ("rounds: {on_missing_quorum: wait}", r"rounds\.on_missing_quorum: .*'commit', 'extend' or 'fail' .*'wait'"),
@@ -133,6 +142,84 @@ def test_a_wrong_value_is_told_its_path_itself_and_what_is_allowed(text, message
         config.load(write(tmp_path, text))
 
 
+NUMBERS = [
+    *(one.key for one in config.reference() if re.fullmatch(r"[0-9e-]+(\.[0-9]+)?", one.default)),
+    *("server.metrics_port", "client.num_threads", "server_optimizer.learning_rate", "early_stopping.patience"),
+]
+"""Keys of a number."""
+
+
+@pytest.mark.parametrize("key", [key for key in NUMBERS if not key.startswith(("tasks.", "clients["))])
+def test_a_number_is_neither_a_boolean_nor_what_could_be_meant_in_another_base(key, tmp_path):
+    for text in ("true", "False", "no", "on"):
+        with pytest.raises(ConfigError, match=rf"^--set {key}: expected a number \(got {text}\)$"):
+            config.load(None, [f"{key}={text}"])
+    section, _, name = key.partition(".")
+    for text in ("0777", "'0777'", "08", "+012", "0_1", "12:30"):
+        given = f"{{{name.replace('.', ': {')}: {text}{'}' * key.count('.')}"
+        for load in (
+            lambda given=given: config.load(write(tmp_path, f"{section}: {given}")),
+            lambda text=text: config.load(None, [f"{key}={text}"]),
+            lambda text=text: config.resolve({section: sections_of(name, text.strip("'"))}),
+        ):
+            with pytest.raises(
+                ConfigError, match=r"in base (8|60), |without leading zeros|unable to parse string as a"
+            ):
+                load()
+
+
+def sections_of(key: str, value: str) -> dict[str, object]:
+    first, _, rest = key.partition(".")
+    return {first: sections_of(rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("50051", 50051), ("'50051'", 50051), ("0x1F", 31), ("1_000", 1000), ("0", 0), ("80.0", 80)]
+)
+def test_a_number_that_can_be_read_one_way_alone_is_taken(text, value, tmp_path):
+    assert config.load(write(tmp_path, f"server: {{port: {text}}}")).server.port == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("2e-3", 0.002), ("'0.5'", 0.5), ("00.5", 0.5), (".5", 0.5)])
+def test_a_fraction_is_taken_as_people_write_it(text, value, tmp_path):
+    assert config.load(write(tmp_path, f"training: {{learning_rate: {text}}}")).training.learning_rate == value
+
+
+def test_what_stands_in_a_list_or_a_mapping_of_numbers_is_a_number_too():
+    with pytest.raises(ConfigError, match=r"tasks\.a\.value_range: expected a number \(got \[no, 5\]\)"):
+        config.load(None, ["tasks={a: {type: regression, value_range: [no, 5]}}"])
+    with pytest.raises(ConfigError, match=r"aggregation\.task_weights: expected a number"):
+        config.load(None, ["aggregation={task_weighting: fixed, task_weights: {sst2: yes}}"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training:\n  seed: 1\nserver:\n\n  port: x\n", r"c\.yaml:5: server\.port: "),
+        ("training:\n  seed: 1\n  sed: 2\n", r"c\.yaml:3: training\.sed: unknown key"),
+        (
+            "training: {}\nserver: {}\n\ntraining: {}\n",
+            r"c\.yaml:4: the key 'training' is there twice, on lines 1 and 4$",
+        ),
+        ("tasks:\n  a: {b: 1, b: 2}\n", r"c\.yaml:2: the key 'b' is there twice on line 2$"),
+        ("server:\n  host: a\n  port: 12:30\n", r"c\.yaml:3: YAML reads 12:30 as a number in base 60, 750; write 750 "),
+        ("server:\n  port: 0777\n", r"c\.yaml:2: YAML reads 0777 as a number in base 8, 511; write 511 "),
+        ("x:\n- 2024-13-45\n", r"c\.yaml:2: '2024-13-45' can't be read as YAML's timestamp; put quotes around text$"),
+        ("tasks:\n\n  no: {}\n", r"c\.yaml:3: tasks: a task's name is text; put quotes around no$"),
+        ("clients:\n- client_id: a\n  task: b\n- task: b\n", r"c\.yaml:4: clients\[1\]\.client_id: needed, and not"),
+        ("a: b\nc: {d\n", r"c\.yaml:3: not valid YAML: while parsing a flow mapping: expected ',' or '}'"),
+        ("a: b\nc: \x01\n", r"c\.yaml:2: not valid YAML: the character '\\x01'$"),
+        (
+            "tasks:\n  a: &few\n    train_samples: no\n  b: {<<: *few}\n",
+            r"c\.yaml:3: tasks\.a\.train_samples: .*got no",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_line(text, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        config.load(write(tmp_path, text))
+
+
 def test_an_empty_section_is_one_of_defaults(tmp_path):
     loaded = config.load(write(tmp_path, "training:\ntasks:\n  sst2:\n"))
     assert loaded.training.num_rounds == 10
@@ -153,6 +240,15 @@ def test_an_address_is_taken(text):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nope\.yaml: can't read the configuration: No such file"):
         config.load(tmp_path / "nope.yaml")
+
+
+def test_a_path_that_cannot_be_is_told_in_words_and_cut(tmp_path):
+    with pytest.raises(ConfigError, match=r"^x{140}…x{140}: can't read the configuration: File name too long$"):
+        config.load(Path("x" * 5000))
+    with pytest.raises(ConfigError, match=r"c\.yaml/d: can't read the configuration: Not a directory$"):
+        config.load(write(tmp_path, "") / "d")
+    with pytest.raises(ConfigError, match=r"can't read the configuration: embedded null byte$"):
+        config.load(Path("a\0b"))
 
 
 def test_an_override_wins_over_the_file(tmp_path):
@@ -178,7 +274,10 @@ def test_an_ipv6_address_to_listen_on_may_have_brackets(key):
             {},
             r"^--set training\.per_device_train_batch_size: .*greater than or equal to 1",
         ),
-        (["training.seed=1"], {}, r"c\.yaml: training\.num_rounds: .*greater than or equal to 1"),
+        (["server.port=no"], {}, r"^--set server\.port: expected a number \(got no\)$"),
+        (["clients=[{client_id: a b, task: c}]"], {}, r"^--set clients\[0\]\.client_id: .*\(got 'a b'\)"),
+        (["server.port=1", "server={port: off}"], {}, r"^--set server\.port: expected a number \(got off\)$"),
+        (["training.seed=1"], {}, r"c\.yaml:1: training\.num_rounds: .*greater than or equal to 1"),
     ],
 )
 def test_a_wrong_value_is_blamed_on_the_option_it_came_from(overrides, named, message, tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -237,3 +240,30 @@ def test_nothing_but_a_task_kind_is_one(module):
     with pytest.raises(ConfigError, match=r"tasks\.visits\.type: expected a subclass of fedmtl_core\.kinds\.TaskKind"):
         task_of(module(ROWS + GIVES.format("[]")) + ":Rows")
     assert TaskKind.__abstractmethods__ == {"head", "loss", "measure"}
+
+
+def test_many_threads_load_plugins_at_once(module, monkeypatch):
+    """As clients of one process do. Folders that aren't there are what `importlib.invalidate_caches` forgets."""
+    num_threads, names = 8, [module(KIND) for _ in range(8)]
+    monkeypatch.setattr("sys.path_importer_cache", sys.path_importer_cache.copy())
+    absent = {f"/nowhere/{number}": None for number in range(20_000)}
+    together = threading.Barrier(num_threads, action=lambda: sys.path_importer_cache.update(absent))
+
+    def load(name: str) -> list[type]:
+        loaded = []
+        for _ in range(30):
+            together.wait(timeout=60)
+            loaded.append(plugins.load("key", f"{name}:Count", TaskKind))
+        return loaded
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(num_threads) as threads:
+            futures = [threads.submit(load, name) for name in names]
+            for future in futures:
+                future.add_done_callback(lambda done: together.abort() if done.exception() else None)
+            loaded = [future.result() for future in futures]
+    finally:
+        sys.setswitchinterval(before)
+    assert [{kind.__module__ for kind in kinds} for kinds in loaded] == [{name} for name in names]

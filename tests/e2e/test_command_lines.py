@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fedmtl_core import config
+
 pytestmark = pytest.mark.e2e
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -26,12 +28,103 @@ def run(module: str, *arguments: str, **environment: str) -> subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("module", ["fedmtl_server", "fedmtl_client", "fedmtl_local"])
-def test_help_names_every_option_and_every_configuration_key_with_its_default(module):
+COMMANDS = ["fedmtl_server", "fedmtl_client", "fedmtl_local", "fedmtl_experiment"]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_names_the_options_on_one_page(module):
     shown = run(module, "--help")
     assert shown.returncode == 0
-    for fact in ("--config", "--set", "learning_rate = 2e-05", "rounds: deadline_s = 600.0", "clients[]: "):
+    for fact in ("--config", "--log-level", "--help-config" if module != "fedmtl_experiment" else "--only"):
         assert fact in shown.stdout
+    assert "learning_rate" not in shown.stdout
+    assert len(shown.stdout.splitlines()) < 60
+
+
+@pytest.mark.parametrize("module", ["fedmtl_server", "fedmtl_client", "fedmtl_local"])
+def test_help_config_names_every_configuration_key_with_its_default_and_what_it_means(module):
+    shown = run(module, "--help-config")
+    assert shown.returncode == 0
+    lines = shown.stdout.splitlines()
+    for setting in config.reference():
+        line = lines.index(f"{setting.key} = {setting.default}" if setting.default else setting.key)
+        assert setting.description.startswith(lines[line + 1].strip())
+
+
+HELP = """
+import runpy, sys
+sys.argv[1:] = {arguments}
+try:
+    runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    print(end.code, sorted({{"torch", "transformers", "datasets", "scipy", "sklearn"}} & {{*sys.modules}}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        *((module, ["--help"]) for module in COMMANDS),
+        *((module, ["--help-config"]) for module in COMMANDS[:3]),
+        *(("fedmtl_server", [name, "--help"]) for name in ("export", "doctor", "runs", "clients", "certs")),
+        ("fedmtl_client", ["doctor", "--help"]),
+    ],
+)
+def test_help_waits_for_no_library_that_takes_seconds_to_import(module, arguments):
+    script = HELP.format(module=module, arguments=arguments)
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90, check=True)
+    assert shown.stdout.splitlines()[-1] == "0 []"
+
+
+FIRST = """
+import runpy, sys
+class Torch:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers", "datasets"):
+            sys.exit(f"now it imports {{name}}")
+sys.meta_path.insert(0, Torch())
+sys.argv[1:] = {arguments}
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        ("fedmtl_server", ["--config", "configs/demo.yaml"], "server.starting config=configs/demo.yaml"),
+        (
+            "fedmtl_client",
+            ["--config", "configs/demo.yaml", "--client-id", "sst2_client"],
+            "client.starting client_id=sst2_client server=127.0.0.1:50051 config=configs/demo.yaml",
+        ),
+        ("fedmtl_local", ["--config", "configs/demo.yaml"], "starting configs/demo.yaml: a server and 3 clients"),
+        ("fedmtl_experiment", ["--config", "configs/experiment-small.yaml"], "small.yaml: 0 of 9 cells are finished"),
+        ("fedmtl_server", ["doctor", "--config", "configs/demo.yaml"], "looking at what a server needs"),
+        ("fedmtl_client", ["doctor", "--client-id", "a", "--task", "sst2"], "looking at what a client needs"),
+    ],
+)
+def test_something_is_said_before_what_takes_seconds_to_import(module, arguments, said, tmp_path):
+    if module == "fedmtl_experiment":
+        arguments = [*arguments, "--results", str(tmp_path)]
+    shown = subprocess.run(
+        [sys.executable, "-c", FIRST.format(module=module, arguments=arguments)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        cwd=CONFIGS.parent,
+    )
+    assert "now it imports" in shown.stderr
+    assert said in shown.stdout + shown.stderr.partition("now it imports")[0]
+
+
+def test_log_level_leaves_out_what_is_below_it():
+    options = ("--client-id", "a", "--task", "sst2", "--server", "127.0.0.1:1", "--set", "client.reconnect_s=0")
+    shown = {level: run("fedmtl_client", *DEMO, *options, "--log-level", level).stderr for level in ("info", "error")}
+    assert "client.starting" in shown["info"]
+    assert "[info" not in shown["error"]
+    assert "error: no server at 127.0.0.1:1" in shown["error"]
+    assert "Invalid value for '--log-level'" in run("fedmtl_local", *DEMO, "--log-level", "all").stderr
 
 
 DEMO = ("--config", str(CONFIGS / "demo.yaml"))
@@ -97,6 +190,64 @@ def test_a_mistake_is_told_in_words_with_exit_code_2_and_no_traceback(case):
     assert result.returncode == 2, result.stderr
     assert text in result.stderr
     assert "Traceback" not in result.stderr
+
+
+LONG = "x" * 300
+NO_PATH = {
+    "configuration": ("fedmtl_server", ("--config", LONG), ""),
+    "configuration of the launcher": ("fedmtl_local", ("--config", LONG), ""),
+    "configuration of an experiment": ("fedmtl_experiment", ("--config", LONG), ""),
+    "configuration of a client": ("fedmtl_client", ("--client-id", "a", "--task", "sst2", "--config", LONG), ""),
+    "run to resume": ("fedmtl_server", ("--resume", LONG), "--resume: "),
+    "run's folder": ("fedmtl_local", (*DEMO, "--run-dir", LONG), "--run-dir: "),
+    "folder of runs": ("fedmtl_local", (*DEMO, "--set", f"server.runs_dir={LONG}"), "server.runs_dir: "),
+    "results": (
+        "fedmtl_experiment",
+        ("--config", str(CONFIGS / "experiment-small.yaml"), f"--results={LONG}"),
+        "--results: ",
+    ),
+    "token": (
+        "fedmtl_client",
+        ("--client-id", "a", *DEMO, "--task", "sst2", "--token-file", LONG),
+        "client.token_file",
+    ),
+    "certificate": (
+        "fedmtl_client",
+        ("--client-id", "a", *DEMO, "--task", "sst2", "--tls-ca", LONG),
+        "client.tls_ca: ",
+    ),
+    "runs to list": ("fedmtl_server", ("runs", "list", "--runs-dir", LONG), "--runs-dir: "),
+    "run to show": ("fedmtl_server", ("runs", "show", LONG), ""),
+    "run to export": ("fedmtl_server", ("export", "--task", "sst2", "out", "--run-dir", LONG), "--run-dir: "),
+    "clients": ("fedmtl_server", ("clients", "list", "--runs-dir", LONG), "--runs-dir: "),
+    "certificates": ("fedmtl_server", ("certs", "init", LONG), ""),
+}
+
+
+@pytest.mark.parametrize("case", NO_PATH)
+def test_a_path_that_is_too_long_is_told_in_one_line_with_its_option(case):
+    module, arguments, option = NO_PATH[case]
+    result = run(module, *arguments)
+    assert result.returncode in (1, 2)
+    (line,) = (line for line in result.stderr.splitlines() if "[info" not in line)
+    assert line.startswith(f"error: {option}")
+    assert "x" * 140 in line
+    assert line.endswith("File name too long")
+    assert len(line) < 450
+
+
+def test_a_folder_below_a_file_is_told_with_the_option_or_the_key(tmp_path):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "run"
+    for options, setting in (
+        (("--run-dir", str(below)), "--run-dir"),
+        (("--set", f"server.runs_dir={below}"), "server"),
+    ):
+        result = run("fedmtl_local", *DEMO, *options)
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"error: {setting}")
+        assert f"{below}" in result.stderr
+        assert result.stderr.endswith("Not a directory\n")
 
 
 def test_a_port_that_is_taken_is_named(tmp_path):

@@ -52,7 +52,7 @@ def test_a_methods_settings_win_over_the_settings_the_encoders_and_the_common_on
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": [1]}, r"experiment\.yaml: seed: unknown key; did you mean 'seeds'\? Allowed: results_dir, seeds"),
+        ({"seed": [1]}, r"experiment\.yaml:\d+: seed: unknown key; did you mean 'seeds'\? Allowed: results_dir, seeds"),
         ({"seeds": [1, 1]}, r"seeds: expected different numbers from 0 on, got \[1, 1\]"),
         ({"seeds": []}, r"seeds: list should have at least 1 item"),
         ({"methods": {"a": {"base": "fedavg"}}}, r"methods\.a\.base: input should be 'local', 'standard', 'mtl' or"),

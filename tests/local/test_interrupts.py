@@ -1,6 +1,8 @@
 """What asks a program to stop reaches it, when it may."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -8,6 +10,16 @@ import weakref
 import pytest
 
 from fedmtl_local.interrupts import STOPPING, interruptible, uninterrupted
+
+
+@pytest.fixture(autouse=True)
+def _as_python_starts():
+    """No signal is ignored, as SIGHUP is where `nohup` runs the tests, and SIGINT in the background of a script."""
+    handlers = dict.fromkeys(STOPPING, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", STOPPING)
@@ -33,26 +45,36 @@ def test_an_interrupt_that_python_drops_comes_again():
 
 def test_an_interrupt_that_python_drops_comes_again_where_ctrl_c_is_ignored():
     """As in what a script's shell has in the background."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     referent = type("Referent", (), {})()
     reference = weakref.ref(referent, lambda _: signal.raise_signal(signal.SIGTERM))
-    try:
-        with pytest.raises(KeyboardInterrupt), interruptible():
-            del referent
-            time.sleep(30)
-            pytest.fail(f"nothing came of {reference}")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        del referent
+        time.sleep(30)
+        pytest.fail(f"nothing came of {reference}")
 
 
-def test_a_signal_that_is_ignored_stays_so():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with interruptible():
-            signal.raise_signal(signal.SIGHUP)
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+@pytest.mark.parametrize("context", [interruptible, uninterrupted])
+def test_a_signal_that_is_ignored_stays_so(context):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with context():
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_an_ignored_signal_hides_no_interrupt_while_a_process_starts():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_process_ignores_what_its_parent_does():
+    told = "import signal; print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with uninterrupted():
+        started = subprocess.Popen([sys.executable, "-c", told], stdout=subprocess.PIPE, text=True)
+    assert started.communicate(timeout=60)[0] == "True\n"
 
 
 def test_what_else_python_drops_is_reported_as_ever(monkeypatch):

@@ -129,6 +129,7 @@ def test_a_run_that_was_stopped_is_taken_up_with_the_command_that_was_told_and_b
 @pytest.mark.long
 def test_a_client_that_comes_too_late_for_the_run_is_named_and_no_failure(tmp_path):
     text = CONFIG.replace("{num_rounds: 2,", "{num_rounds: 1,").replace("min_clients: 2", "min_clients: 1")
+    text = text.replace("rounds: {", "rounds: {await_clients_s: 30, ")
     with subprocess.Popen(command(tmp_path, text), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as local:
         slow: list[int] = []
 
@@ -144,6 +145,7 @@ def test_a_client_that_comes_too_late_for_the_run_is_named_and_no_failure(tmp_pa
         os.kill(slow[0], signal.SIGSTOP)
         output, errors = local.communicate(timeout=120)
     assert local.returncode == 0, errors
+    assert "round.opens_without" in output
     assert "client-b never joined: the run was over" in output
     assert "after the last" in output
     assert "exit code" not in errors
@@ -198,6 +200,65 @@ def test_a_run_that_is_to_be_complete_is_over_with_the_first_client_that_dies(tm
     assert len(_reports(tmp_path / "run")) < 1000
 
 
+@pytest.mark.long
+def test_the_first_round_is_of_all_the_clients_however_slowly_they_start_and_two_runs_are_the_same(tmp_path):
+    """Two clients of one task, of which a quorum is one, and an auxiliary task's."""
+    text = """
+model: {server_model: "builtin:toy"}
+training: {num_rounds: 2, local_epochs: 1, learning_rate: 2e-3, max_length: 48}
+client: {num_threads: 1}
+tasks:
+  sst2: {train_samples: 100, val_samples: 50, data: {builtin: sst2}}
+  qqp: {auxiliary: true, train_samples: 50, val_samples: 50, data: {builtin: qqp}}
+clients: [{client_id: t, task: qqp}, {client_id: a, task: sst2, shard: 1/2}, {client_id: b, task: sst2, shard: 2/2}]
+"""
+    (tmp_path / "c.yaml").write_text(text)
+
+    def outcome(run_dir: Path, slow: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+        def start(module, arguments, environment):
+            if slow in arguments:  # the server and the others have had all the time they want
+                log = run_dir / "logs" / "server.log"
+                _wait(others[0], lambda: log.read_text().count("client.joined") == len(others) - 1)
+            others.append(start_module(module, arguments, environment))
+            return others[-1]
+
+        others: list[Child] = []
+        config = Config.model_validate(yaml.safe_load(text))
+        run = LocalRun(config, tmp_path / "c.yaml", [], run_dir, console=Console(quiet=True), start=start)
+        results = run.run()
+        with contextlib.closing(History.open(run_dir / FILE_NAME, create=False)) as history:
+            rounds = history.rounds(json.loads((run_dir / "run.json").read_text())["run_id"])
+        return results, [dict(one.cohort) for one in rounds]
+
+    first, second = (outcome(tmp_path / slow, slow) for slow in ("b", "nobody"))
+    assert first[1][1] == {"a": "sst2", "b": "sst2", "t": "qqp"}
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("selection", "told"),
+    [
+        ("round_robin", "1 more stsb client (x has it too, but has chosen sst2)"),
+        ("server", "1 more stsb client (x has it too, but is needed for sst2)"),
+    ],
+)
+def test_a_quorum_that_the_configurations_clients_cannot_fill_is_told_at_once_and_why(selection, told, tmp_path):
+    others = "{client_id: y, task: sst2}" if selection == "round_robin" else "{client_id: y, task: qqp}"
+    text = f"""
+model: {{server_model: "builtin:toy"}}
+client: {{selection: {selection}}}
+tasks: {{sst2: {{data: {{builtin: sst2}}}}, stsb: {{data: {{builtin: stsb}}}}, qqp: {{data: {{builtin: qqp}}}}}}
+clients: [{{client_id: x, tasks: [sst2, stsb]}}, {others}]
+"""
+    text = text.replace(", qqp: {", ", qqp: {min_clients: 0, ") if selection == "round_robin" else text
+    with subprocess.Popen(command(tmp_path, text), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as local:
+        assert local.stdout is not None
+        line = next(line for line in local.stdout if "the first round" in line)
+        local.send_signal(signal.SIGTERM)
+        local.communicate(timeout=60)
+    assert line == f"the first round waits for clients that `clients` hasn't: {told}\n"
+
+
 def _reports(run_dir: Path) -> list[Mapping[str, Any]]:
     """Of the rounds that have ended, in their order; none before the run has begun."""
     try:
@@ -215,7 +276,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-def _wait(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+def _wait(process: Child, condition: Callable[[], bool]) -> None:
     give_up = time.monotonic() + 90
     while not condition():
         assert process.poll() is None, process.stderr.read() if process.stderr else ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from itertools import product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmtl_server.rounds.quorums import lacking, meet, spread
+from fedmtl_server.rounds.quorums import lacking, lacking_text, meet, spread
 
 TASKS = ["a", "b", "c"]
 offered = st.lists(st.sampled_from(TASKS), min_size=1, max_size=3, unique=True).map(tuple)
@@ -76,3 +77,21 @@ def test_a_thousand_clients_that_all_want_one_task_are_moved_in_a_few_steps():
     found = meet(offers, dict.fromkeys(offers, "a"), dict.fromkeys(tasks, 100))
     assert Counter(found.values()) == dict.fromkeys(tasks, 100)
     assert sum(lacking(offers, dict.fromkeys(tasks, 101)).values()) == 10
+
+
+ONE_EACH = {"a": 1, "b": 1, "c": 1}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "chosen", "needs", "text"),
+    [
+        ({"x": "ab", "y": "a"}, {}, {"a": 1, "b": 1}, ""),
+        ({}, {}, {"a": 2, "b": 1}, "2 more a clients, 1 more b client"),
+        ({"x": "ab", "y": "c"}, {}, ONE_EACH, "1 more b client (x has it too, but is needed for a)"),
+        ({"x": "abc", "y": "a"}, {"x": "a"}, {"a": 1, "b": 1}, "1 more b client (x has it too, but has chosen a)"),
+        ({"x": "ab", "y": "bc"}, {"y": "c"}, {"b": 2}, "1 more b client (y has it too, but has chosen c)"),
+    ],
+)
+def test_who_could_have_a_task_that_lacks_clients_is_named_with_why_it_has_not(tasks, chosen, needs, text):
+    offers = {client: chosen.get(client, names) for client, names in tasks.items()}
+    assert lacking_text(offers, tasks, needs) == text

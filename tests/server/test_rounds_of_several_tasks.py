@@ -52,7 +52,7 @@ class TestEngine:
         rounds = engine()
         rounds.join("x", "", 0.0, BOTH)
         assert rounds.advance(0.0) is None
-        assert rounds.waiting_for(0.0) == "1 more sst2 client"
+        assert rounds.waiting_for(0.0) == "1 more sst2 client (x has it too, but is needed for qqp)"
         rounds.join("y", "qqp", 0.0)
         assert rounds.advance(0.0) is Step.OPENED
         assert tasks_of(rounds) == {"x": "sst2", "y": "qqp"}
@@ -116,7 +116,7 @@ class TestEngine:
         rounds.join("y", "sst2", 0.0)
         assert play(rounds, x="sst2") == {"x": "qqp", "y": "sst2"}
         assert rounds.advance(1.0) is None
-        assert rounds.waiting_for(1.0) == "1 more qqp client, 29 s left"
+        assert rounds.waiting_for(1.0) == "1 more qqp client (x has it too, but has chosen sst2), 29 s left"
         rounds.join("z", "qqp", 2.0)
         assert play(rounds, 2.0) == {"x": "sst2", "y": "sst2", "z": "qqp"}
         assert play(rounds, 2.0, x="qqp")["x"] == "sst2"  # without a word its choice stays
@@ -249,7 +249,7 @@ async def test_a_client_of_two_tasks_does_the_one_that_the_quorum_needs(tmp_path
     async with serving(tmp_path, tiny_model(*BOTH)) as server:
         async with several(server, "x") as both, WireClient(server, "y", "qqp") as other:
             waiting = await both.watch()
-            assert waiting.waiting_for == "1 more sst2 client"
+            assert waiting.waiting_for == "1 more sst2 client (x has it too, but is needed for qqp)"
             await other.watch()
             assert (await both.until(OPENED)).task == "sst2"
             assert (await other.until(OPENED)).task == "qqp"
