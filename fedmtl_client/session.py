@@ -25,6 +25,7 @@ from fedmtl_client.schedule import TaskSchedule
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_client.trainer import Trainer, TrainingResult, TrainingStopped
 from fedmtl_core.errors import ConfigError, MalformedStreamError, StaleRoundError, UnavailableError, WrongRunError
+from fedmtl_core.evaluation import Evaluation
 from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_encoder, load_tokenizer, require_length
@@ -32,7 +33,7 @@ from fedmtl_core.plan import Purpose, TrainingPlan, UpdateKind
 from fedmtl_core.scopes import SHARED, scope_of
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.tracing import OFF, Tracing
-from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent
+from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent, details_to_proto
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class RoundWork:
     task: str
     purpose: Purpose
     received_metrics: Mapping[str, float]
-    """Of the model it received, on its evaluation rows."""
+    """Of the model it received, on its evaluation rows; without those that are undefined."""
     trained_metrics: Mapping[str, float] = field(default_factory=dict)
     """Of its own, after training, with the `train_loss`; empty where it was asked to evaluate alone."""
     num_examples: int = 0
@@ -260,20 +261,12 @@ class ClientSession:
         bench.synchronizer.load(bench.model, slice_.components, share=share)
         bench.local.put(bench.model)
         received = self._evaluate(bench)
-        header = pb.UpdateHeader(
-            run_id=slice_.run_id,
-            client_id=self._api.client_id,
-            task=event.task,
-            base_round=slice_.round,
-            update_id=uuid.uuid4().hex,
-            kind=pb.UPDATE_KIND_METRICS,
-            received_metrics=received,
-            num_eval_examples=len(bench.validation),
-        )
+        header = _header_of_metrics(slice_, self._api.client_id, event.task, received)
         if slice_.purpose == "evaluate":
             self._push(header, [], event)
-            self._done[slice_.round] = RoundWork(slice_.round, event.task, "evaluate", received)
-            self._log.info("model.evaluated", **_progress(event), task=event.task, metrics=received)
+            self._done[slice_.round] = RoundWork(slice_.round, event.task, "evaluate", received.metrics)
+            facts = {"metrics": dict(received), **_undefined(received)}
+            self._log.info("model.evaluated", **_progress(event), task=event.task, **facts)
             return
         if share:
             self._holdings.spoil(slice_.components)
@@ -285,6 +278,7 @@ class ClientSession:
         header.kind = UPDATE_KIND_TO_PROTO[kind]
         header.num_examples = len(bench.train)
         header.trained_metrics.update(trained)
+        header.trained_details.CopyFrom(details_to_proto(trained))
         header.next_task = self._schedule.after(event.task, event.round)
         update = _encoded_update(bench, kind)
         if slice_.controls:
@@ -297,14 +291,15 @@ class ClientSession:
             bench.feedback.counted()
         self._api.task = header.next_task or self._api.task  # a watch that is opened again says it too
         self._done[slice_.round] = RoundWork(
-            slice_.round, event.task, "train", received, trained, header.num_examples, receipt.num_bytes
+            slice_.round, event.task, "train", received.metrics, trained.metrics, header.num_examples, receipt.num_bytes
         )
         self._log.info(
             "update.sent",
             **_progress(event),
             task=event.task,
-            received=received,
-            trained=trained,
+            received=dict(received),
+            trained=dict(trained),
+            **_undefined(received, trained),
             bytes_sent=receipt.num_bytes,
         )
 
@@ -316,13 +311,16 @@ class ClientSession:
         self._counted, self._num_before_counted = (event.run_id, receipt.round), self._num_received
         return receipt
 
-    def _evaluate(self, bench: _Workbench) -> dict[str, float]:
+    def _evaluate(self, bench: _Workbench) -> Evaluation:
         with self._tracing.span("evaluate"):
-            return bench.trainer.evaluate(bench.model, bench.validation)
+            measured: Mapping[str, float] = bench.trainer.evaluate(bench.model, bench.validation)
+        if isinstance(measured, Evaluation):
+            return measured
+        return Evaluation.of(measured, len(bench.validation))  # of a trainer of the user's own
 
     def _train(
         self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse
-    ) -> tuple[TrainingResult, dict[str, float]]:
+    ) -> tuple[TrainingResult, Evaluation]:
         """Train for a round.
 
         Returns:
@@ -352,7 +350,7 @@ class ClientSession:
         self._log.info(
             "round.trained", **_progress(event), loss=result.loss, steps=result.num_steps, seconds=result.seconds
         )
-        return result, metrics | {"train_loss": result.loss}
+        return result, metrics.with_metric("train_loss", result.loss)
 
     def _prepare(self, name: str, plan: TrainingPlan) -> _Workbench:
         """Model and tokenised rows of a task, made in its first round and again only if the plan changes.
@@ -422,6 +420,27 @@ class ClientSession:
         if self._no_longer_watching or newest is None or newest.run_id != event.run_id:
             return True
         return newest.oldest_base_round > event.round
+
+
+def _header_of_metrics(slice_: Slice, client_id: str, task: str, received: Evaluation) -> pb.UpdateHeader:
+    """The header of a new update that has nothing but the metrics of the slice."""
+    return pb.UpdateHeader(
+        run_id=slice_.run_id,
+        client_id=client_id,
+        task=task,
+        base_round=slice_.round,
+        update_id=uuid.uuid4().hex,
+        kind=pb.UPDATE_KIND_METRICS,
+        received_metrics=dict(received),
+        received_details=details_to_proto(received),
+        num_eval_examples=received.num_examples,
+    )
+
+
+def _undefined(*evaluations: Evaluation) -> dict[str, dict[str, str]]:
+    """For the log, which metrics have no value, and why, if any."""
+    reasons = {name: reason for one in evaluations for name, reason in one.undefined.items()}
+    return {"undefined": reasons} if reasons else {}
 
 
 def _encoded_update(bench: _Workbench, kind: UpdateKind) -> list[EncodedComponent]:

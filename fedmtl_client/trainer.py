@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from fedmtl_client.proximal import ProximalTerm
 from fedmtl_client.vocabulary import narrowed
 from fedmtl_core import kinds
 from fedmtl_core.errors import ConfigError, DataError
+from fedmtl_core.evaluation import Evaluation
 from fedmtl_core.modeling import MultiTaskModel
 from fedmtl_core.plan import TrainingPlan
 from fedmtl_core.randomness import seed_all
@@ -183,8 +184,10 @@ class Trainer:
         return TrainingResult(mean, num_steps, time.monotonic() - began, rates)
 
     @torch.inference_mode()
-    def evaluate(self, model: MultiTaskModel, rows: EncodedRows) -> dict[str, float]:
+    def evaluate(self, model: MultiTaskModel, rows: EncodedRows) -> Evaluation:
         """The task's metrics and the mean `loss` over all rows, or over all tokens that have a target.
+
+        A mapping of those that have a value; its `undefined` says why others have none.
 
         Raises:
             DataError: there is nothing to measure.
@@ -199,7 +202,8 @@ class Trainer:
         all_outputs, all_targets = (torch.cat(parts).numpy().astype(np.float64) for parts in (kept, wanted))
         if not len(all_targets):
             raise DataError(f"{self.spec.name}: none of the {len(rows)} rows to evaluate on has a token with a target")
-        return kinds.measure(self.spec, all_outputs, all_targets) | {"loss": float(torch.cat(losses).mean())}
+        measured = replace(kinds.measure(self.spec, all_outputs, all_targets), num_examples=len(rows))
+        return measured.with_metric("loss", float(torch.cat(losses).mean()))
 
     def loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         """What a training step minimises over one batch, a scalar.

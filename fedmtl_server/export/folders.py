@@ -133,7 +133,9 @@ def _best(run: Run, task: str | None) -> int:
     metric = run.config.tasks[task].spec(task).main_metric
     measured = {round_: one[metric] for round_, one in run.metrics.get(task, {}).items() if metric in one}
     if not measured:
-        raise UserError(f"--round: nobody has measured {task}'s {metric} in {run.folder}; try --round last")
+        raise UserError(
+            f"--round: nobody has measured {task}'s {metric} in {run.folder}, or it is undefined; try --round last"
+        )
     return max(sorted(measured), key=lambda round_: measured[round_])
 
 

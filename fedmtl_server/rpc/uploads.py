@@ -101,7 +101,7 @@ class Upload:
         self._federation.require_run(self.header.run_id)
         self._federation.require_task(self.header.task)
         with within("header"):
-            claim = claim_from_header(self.header)
+            claim = claim_from_header(self.header, self._federation.model.spec_of(self.header.task))
             expected = () if claim.kind == "metrics" else self._federation.model.layouts_for(claim.task)
             try:
                 return claim, require_components(expected, self.header)

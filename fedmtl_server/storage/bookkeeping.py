@@ -13,7 +13,14 @@ from fedmtl_core.scopes import task_scope
 from fedmtl_core.sharing import Partition, blocks_text
 from fedmtl_server.aggregation.aggregator import Aggregate
 from fedmtl_server.rounds.engine import RoundEngine, UpdateClaim
-from fedmtl_server.rounds.report import ComponentReport, RefusedUpdate, RoundReport, component_reports, task_reports
+from fedmtl_server.rounds.report import (
+    ComponentReport,
+    RefusedUpdate,
+    RoundReport,
+    TaskReport,
+    component_reports,
+    task_reports,
+)
 from fedmtl_server.storage.history import UpdateRecord
 
 MAX_REFUSALS_REPORTED = 100
@@ -170,6 +177,7 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
             **({} if task.auxiliary_weight is None else {"auxiliary_weight": task.auxiliary_weight}),
             received=dict(task.received_metrics),
             trained=dict(task.trained_metrics),
+            **_undefined_facts(task),
         )
     for layer, before in report.moved.items():
         after = report.sharing[layer]
@@ -184,6 +192,15 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
         refused=report.num_refused,
         heads_unchanged=list(report.unchanged_tasks),
     )
+
+
+def _undefined_facts(task: TaskReport) -> dict[str, list[str]]:
+    """Which metrics are undefined for a task, if any."""
+    facts = {
+        "received_undefined": [name for name in task.received_reports if name not in task.received_metrics],
+        "trained_undefined": [name for name in task.trained_reports if name not in task.trained_metrics],
+    }
+    return {key: names for key, names in facts.items() if names}
 
 
 def _norm_facts(component: ComponentReport) -> dict[str, float]:
