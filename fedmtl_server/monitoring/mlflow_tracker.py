@@ -18,7 +18,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from fedmtl_server.monitoring.tracking import MARK, Outcome, RoundPoint, TrackedRun, Tracker
+from fedmtl_server.monitoring.tracking import MARKS, Outcome, RoundPoint, TrackedRun, Tracker
 
 RUN_TAG = "fedmtl.run_id"
 """The tag by which a server that takes a run up finds it."""
@@ -75,7 +75,8 @@ class MlflowTracker(Tracker):
             self._client.log_batch(self._run_id, tags=tags)
 
     def lacks(self, points: Sequence[RoundPoint]) -> Sequence[RoundPoint]:
-        held = {(one.step, one.timestamp) for one in self._client.get_metric_history(self._run_id, MARK)}
+        marks = (one for name in MARKS for one in self._client.get_metric_history(self._run_id, name))
+        held = {(one.step, one.timestamp) for one in marks}
         return [point for point in points if point.mark not in held]
 
     def round(self, point: RoundPoint) -> None:
