@@ -14,7 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
+from fedmtl_core.doctor import Level, findings
 from fedmtl_core.errors import ConfigError, StoreError
+from fedmtl_server import doctor
 from fedmtl_server.federation import Federation
 from fedmtl_server.monitoring import tracking
 from fedmtl_server.monitoring.mlflow_tracker import RUN_TAG, MlflowTracker
@@ -269,6 +271,41 @@ def test_a_tracker_that_is_not_installed_is_an_error_that_says_how(name, monkeyp
     config = Config.model_validate({"tracking": {"report_to": [name]}, "tasks": {"sst2": {}}})
     with pytest.raises(ConfigError, match=rf"{name} can't be used: .*pip install 'fedmtl\[{name}\]'"):
         Server(config, model=tiny_model("sst2"))
+
+
+@pytest.mark.parametrize("given", ["file://{folder}", "{folder}", None])
+def test_a_store_of_files_that_mlflow_refuses_is_told_before_a_run_begins(given, tmp_path, monkeypatch):
+    files = tmp_path / "mlruns"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{files}")
+    uri = given and given.format(folder=files)
+    config = Config.model_validate({"tasks": {"sst2": {}}, **tracked("mlflow", mlflow_uri=uri)})
+    with pytest.raises(ConfigError) as refused:
+        Server(config, tmp_path / "run", tiny_model("sst2"))
+    text = str(refused.value)
+    assert text.startswith("tracking.mlflow_uri: MLflow ")
+    assert f"refuses the store of files {uri or f'file://{files}'}" in text
+    assert "give a database, such as sqlite:///mlflow.db, or a tracking server" in text
+    assert ("which it takes as none is given" in text) == (given is None)
+    assert list(tmp_path.iterdir()) == []
+    (finding,) = findings("trackers", lambda: doctor.trackers(config))
+    assert (finding.level, finding.found) == (Level.fail, text)
+
+
+@pytest.mark.parametrize("given", ["mlruns", "sqlite:///mlflow.db", "http://127.0.0.1:9", "postgresql+psycopg://h/db"])
+def test_a_store_that_mlflow_takes_is_neither_written_to_nor_called_before_a_run_begins(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    config = Config.model_validate({"tasks": {"sst2": {}}, **tracked("mlflow", mlflow_uri=given)})
+    (finding,) = doctor.trackers(config)
+    assert (finding.level, finding.found) == (Level.ok, "rounds are reported to mlflow")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kind_of_store_that_mlflow_does_not_know_is_told_without_what_is_secret_in_it(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlit://me:hunter2@host/db")
+    with pytest.raises(ConfigError, match="refuses a store with the scheme 'sqlit', which it takes as none") as refused:
+        MlflowTracker(None, "e")
+    assert "hunter2" not in str(refused.value)
 
 
 class Unreliable(Tracker):
