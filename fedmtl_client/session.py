@@ -36,13 +36,14 @@ from fedmtl_core.errors import (
     UnavailableError,
     WrongRunError,
 )
+from fedmtl_core.evaluation import Evaluation
 from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
 from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
 from fedmtl_core.plan import Purpose, TrainingPlan, UpdateKind
 from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.tracing import OFF, Tracing
-from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent
+from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent, details_to_proto
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class RoundWork:
     task: str
     purpose: Purpose
     received_metrics: Mapping[str, float]
-    """Of the model it received, on its evaluation rows."""
+    """Of the model it received, on its evaluation rows; without those that are undefined."""
     trained_metrics: Mapping[str, float] = field(default_factory=dict)
     """Of its own, after training, with the `train_loss`; empty where it was asked to evaluate alone."""
     num_examples: int = 0
@@ -270,21 +271,13 @@ class ClientSession:
         share = share and self._settings.device.type == "cpu"
         bench.synchronizer.load(bench.model, slice_.components, share=share)
         bench.local.put(bench.model)
-        header = pb.UpdateHeader(
-            run_id=slice_.run_id,
-            client_id=self._api.client_id,
-            task=event.task,
-            base_round=slice_.round,
-            update_id=uuid.uuid4().hex,
-            kind=pb.UPDATE_KIND_METRICS,
-            num_eval_examples=len(bench.validation),
-        )
-        received = self._evaluate_received(bench, header, event)
-        header.received_metrics.update(received)
+        received = self._evaluate_received(bench, slice_, event)
+        header = _header_of_metrics(slice_, self._api.client_id, event.task, received)
         if slice_.purpose == "evaluate":
             self._push(header, [], event)
-            self._done[slice_.round] = RoundWork(slice_.round, event.task, "evaluate", received)
-            self._log.info("model.evaluated", **_progress(event), task=event.task, metrics=received)
+            self._done[slice_.round] = RoundWork(slice_.round, event.task, "evaluate", received.metrics)
+            facts = {"metrics": dict(received), **_undefined(received)}
+            self._log.info("model.evaluated", **_progress(event), task=event.task, **facts)
             return
         if share:
             self._holdings.spoil(slice_.components)
@@ -296,6 +289,7 @@ class ClientSession:
         header.kind = UPDATE_KIND_TO_PROTO[kind]
         header.num_examples = len(bench.train)
         header.trained_metrics.update(trained)
+        header.trained_details.CopyFrom(details_to_proto(trained))
         header.next_task = self._schedule.after(event.task, event.round)
         update = _encoded_update(bench, kind)
         if slice_.controls:
@@ -308,14 +302,15 @@ class ClientSession:
             bench.feedback.counted()
         self._api.task = header.next_task or self._api.task  # a watch that is opened again says it too
         self._done[slice_.round] = RoundWork(
-            slice_.round, event.task, "train", received, trained, header.num_examples, receipt.num_bytes
+            slice_.round, event.task, "train", received.metrics, trained.metrics, header.num_examples, receipt.num_bytes
         )
         self._log.info(
             "update.sent",
             **_progress(event),
             task=event.task,
-            received=received,
-            trained=trained,
+            received=dict(received),
+            trained=dict(trained),
+            **_undefined(received, trained),
             bytes_sent=receipt.num_bytes,
         )
 
@@ -327,13 +322,14 @@ class ClientSession:
         self._counted, self._num_before_counted = (event.run_id, receipt.round), self._num_received
         return receipt
 
-    def _evaluate(self, bench: _Workbench) -> dict[str, float]:
+    def _evaluate(self, bench: _Workbench) -> Evaluation:
         with self._tracing.span("evaluate"):
-            return bench.trainer.evaluate(bench.model, bench.validation)
+            measured: Mapping[str, float] = bench.trainer.evaluate(bench.model, bench.validation)
+        if isinstance(measured, Evaluation):
+            return measured
+        return Evaluation.of(measured, len(bench.validation))  # of a trainer of the user's own
 
-    def _evaluate_received(
-        self, bench: _Workbench, header: pb.UpdateHeader, event: pb.WatchRoundsResponse
-    ) -> dict[str, float]:
+    def _evaluate_received(self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse) -> Evaluation:
         """The metrics of the model that was received. If it gives none, the server is told.
 
         Raises:
@@ -342,6 +338,8 @@ class ClientSession:
         try:
             return self._evaluate(bench)
         except DivergedError as error:
+            evaluation = Evaluation(num_examples=len(bench.validation))
+            header = _header_of_metrics(slice_, self._api.client_id, event.task, evaluation)
             header.received_metrics["loss"] = error.loss if not math.isfinite(error.loss) else math.nan
             with contextlib.suppress(RequestError):  # which it answers with; what this client has to say stays
                 self._push(header, [], event)
@@ -354,7 +352,7 @@ class ClientSession:
 
     def _train(
         self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse
-    ) -> tuple[TrainingResult, dict[str, float]]:
+    ) -> tuple[TrainingResult, Evaluation]:
         """Train for a round.
 
         Returns:
@@ -394,7 +392,7 @@ class ClientSession:
         self._log.info(
             "round.trained", **_progress(event), loss=result.loss, steps=result.num_steps, seconds=result.seconds
         )
-        return result, metrics | {"train_loss": result.loss}
+        return result, metrics.with_metric("train_loss", result.loss)
 
     def _prepare(self, name: str, plan: TrainingPlan) -> _Workbench:
         """Model and tokenised rows of a task, made in its first round and again only if the plan changes.
@@ -457,6 +455,27 @@ def _counts(train: EncodedRows, validation: EncodedRows, max_length: int) -> dic
         **known,
         **({"max_length": max_length} if known else {}),
     }
+
+
+def _header_of_metrics(slice_: Slice, client_id: str, task: str, received: Evaluation) -> pb.UpdateHeader:
+    """The header of a new update that has nothing but the metrics of the slice."""
+    return pb.UpdateHeader(
+        run_id=slice_.run_id,
+        client_id=client_id,
+        task=task,
+        base_round=slice_.round,
+        update_id=uuid.uuid4().hex,
+        kind=pb.UPDATE_KIND_METRICS,
+        received_metrics=dict(received),
+        received_details=details_to_proto(received),
+        num_eval_examples=received.num_examples,
+    )
+
+
+def _undefined(*evaluations: Evaluation) -> dict[str, dict[str, str]]:
+    """For the log, which metrics have no value, and why, if any."""
+    reasons = {name: reason for one in evaluations for name, reason in one.undefined.items()}
+    return {"undefined": reasons} if reasons else {}
 
 
 def _encoded_update(bench: _Workbench, kind: UpdateKind) -> list[EncodedComponent]:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fedmtl_client.proximal import ProximalTerm
 from fedmtl_client.vocabulary import narrowed
 from fedmtl_core import kinds
 from fedmtl_core.errors import ConfigError, DataError, DivergedError
+from fedmtl_core.evaluation import Evaluation
 from fedmtl_core.modeling import MultiTaskModel
 from fedmtl_core.plan import TrainingPlan
 from fedmtl_core.randomness import seed_all
@@ -192,8 +193,10 @@ class Trainer:
         return TrainingResult(mean, num_steps, time.monotonic() - began, rates)
 
     @torch.inference_mode()
-    def evaluate(self, model: MultiTaskModel, rows: EncodedRows) -> dict[str, float]:
+    def evaluate(self, model: MultiTaskModel, rows: EncodedRows) -> Evaluation:
         """The task's metrics and the mean `loss` over all rows, or over all tokens that have a target.
+
+        A mapping of those that have a value; its `undefined` says why others have none.
 
         Raises:
             DataError: there is nothing to measure.
@@ -212,7 +215,8 @@ class Trainer:
         loss = float(torch.cat(losses).mean())
         if not math.isfinite(loss) or np.isnan(all_outputs).any():
             raise DivergedError(f"{self.spec.name}: loss {loss} on {len(rows)} rows", loss)
-        return kinds.measure(self.spec, all_outputs, all_targets) | {"loss": loss}
+        measured = replace(kinds.measure(self.spec, all_outputs, all_targets), num_examples=len(rows))
+        return measured.with_metric("loss", loss)
 
     def loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         """What a training step minimises over one batch, a scalar.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fedmtl_core import metrics, plugins
 from fedmtl_core.errors import ConfigError
+from fedmtl_core.evaluation import NO_MEANS, ROUNDING, Bounds, Evaluation, Sums, Undefined
 from fedmtl_core.labels import LabelNames, is_number
 from fedmtl_core.tasks import METRICS_OF, TaskSpec
 
@@ -80,6 +81,9 @@ class TaskKind(ABC):
     digits, `.`, `_` or `-`."""
     metrics: ClassVar[tuple[str, ...]]
     """Names of what `measure` gives; a task takes the first unless it names others. More is better."""
+    metric_bounds: ClassVar[Mapping[str, Bounds]] = {}
+    """The lowest and the highest value of a metric, by name: the server refuses others. Of a metric without bounds it
+    takes any number up to 1e100."""
     has_labels: ClassVar[bool] = True
     """Whether a task of this kind has classes: its targets are their numbers then, and any numbers otherwise."""
     is_labelled: ClassVar[bool] = True
@@ -119,8 +123,18 @@ class TaskKind(ABC):
             targets: `(targets,)`.
 
         Returns:
-            By name, at least those that the task names; finite.
+            By name, at least those that the task names: finite, or where a metric is undefined NaN or a
+            `fedmtl_core.evaluation.Undefined`, which says why.
         """
+
+    def sums(self, outputs: Array, targets: Array) -> Sums | None:
+        """What the built-in metrics of several clients' rows together follow from; None if they don't.
+
+        Args:
+            outputs: what `kept` left of the head's, `(targets, anything)`.
+            targets: `(targets,)`.
+        """
+        return None
 
     def kept(self, outputs: Tensor) -> Tensor:
         """What `measure` needs of a batch's outputs: all of them are kept until the last batch is evaluated."""
@@ -249,7 +263,14 @@ class Classification(_Linear):
         return nn.functional.cross_entropy(outputs, targets, reduction=reduction)
 
     def measure(self, outputs: Array, targets: Array) -> Mapping[str, float]:
-        return metrics.scores(self.spec.metrics, targets, outputs.argmax(axis=1))
+        if reason := metrics.not_finite(outputs):  # the argmax of NaN is class 0
+            return dict.fromkeys(self.spec.metrics, Undefined(reason))
+        return metrics.scores(self.spec.metrics, targets, outputs.argmax(axis=1), self.sums(outputs, targets))
+
+    def sums(self, outputs: Array, targets: Array) -> Sums | None:
+        if metrics.not_finite(outputs):
+            return None
+        return metrics.class_counts(targets, outputs.argmax(axis=1), len(self.spec.labels))
 
 
 class Regression(_Linear):
@@ -270,7 +291,15 @@ class Regression(_Linear):
         return nn.functional.mse_loss(outputs[:, 0], targets, reduction=reduction)
 
     def measure(self, outputs: Array, targets: Array) -> Mapping[str, float]:
-        return metrics.scores(self.spec.metrics, targets, outputs[:, 0])
+        if reason := metrics.not_finite(outputs):
+            return dict.fromkeys(self.spec.metrics, Undefined(reason))
+        return metrics.scores(self.spec.metrics, targets, outputs[:, 0], self.sums(outputs, targets))
+
+    def sums(self, outputs: Array, targets: Array) -> Sums | None:
+        if metrics.not_finite(outputs):
+            return None
+        sums = metrics.moments(targets, outputs[:, 0])
+        return sums if metrics.is_bounded(sums) else None
 
 
 def _built_in() -> Mapping[str, type[TaskKind]]:
@@ -306,23 +335,31 @@ def new_head(kind: TaskKind, encoder: EncoderFacts, dropout: float) -> nn.Module
     return head
 
 
-def measure(spec: TaskSpec, outputs: Array, targets: Array) -> dict[str, float]:
-    """A task's metrics.
+def measure(spec: TaskSpec, outputs: Array, targets: Array) -> Evaluation:
+    """A task's metrics, and where a task's metric isn't its clients' mean, the sums that it follows from.
 
     Args:
         spec: the task; its `metrics` are measured.
         outputs: what the kind's `kept` left of the head's, `(targets, …)`: logits, or the predicted value.
         targets: class numbers or values, `(targets,)`.
 
-    Returns:
-        Value by metric name.
-
     Raises:
-        ConfigError: the task's kind is a plug-in and doesn't give a finite number for each.
+        ConfigError: the task's kind is a plug-in, and doesn't give each metric within its bounds.
     """
-    values = kind_of(spec).measure(outputs, targets)
+    kind = kind_of(spec)
+    values = kind.measure(outputs, targets)
     for name in spec.metrics:
-        if name not in values or not math.isfinite(values[name]):
-            got = values.get(name, "nothing")
-            raise ConfigError(f"tasks.{spec.name}.type: {spec.type}: measure() gives {got} for {name!r}, not a number")
-    return {name: float(values[name]) for name in spec.metrics}
+        _require_possible(spec, name, values)
+    # A plug-in's metrics may mean something else under the same names.
+    needs_sums = spec.type in METRICS_OF and not NO_MEANS.isdisjoint(spec.metrics)
+    sums = kind.sums(outputs, targets) if needs_sums else None
+    return Evaluation.of({name: values[name] for name in spec.metrics}, len(targets), sums=sums)
+
+
+def _require_possible(spec: TaskSpec, name: str, values: Mapping[str, float]) -> None:
+    where = f"tasks.{spec.name}.type: {spec.type}: measure() gives"
+    if name not in values or math.isinf(values[name]):
+        raise ConfigError(f"{where} {values.get(name, 'nothing')} for {name!r}, not a number")
+    low, high = spec.metric_bounds.get(name, (-math.inf, math.inf))
+    if not (low - ROUNDING <= values[name] <= high + ROUNDING or math.isnan(values[name])):
+        raise ConfigError(f"{where} {values[name]} for {name!r}, expected {low:g} to {high:g}")

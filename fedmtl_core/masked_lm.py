@@ -10,6 +10,7 @@ work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,7 +18,9 @@ from torch import Tensor, nn, zeros
 from transformers import DataCollatorForLanguageModeling
 from transformers.activations import ACT2FN
 
+from fedmtl_core import metrics
 from fedmtl_core.errors import ConfigError
+from fedmtl_core.evaluation import Undefined
 from fedmtl_core.kinds import Array, Collate, EncoderFacts, Row, TaskKind, cut_rows
 from fedmtl_core.tasks import METRICS_OF
 
@@ -70,10 +73,12 @@ class MaskedLM(TaskKind):
         return nn.functional.cross_entropy(outputs, targets, reduction=reduction)
 
     def kept(self, outputs: Tensor) -> Tensor:
-        return outputs.argmax(dim=1)
+        """The most likely token, NaN where an output isn't finite: the argmax of NaN is a token too."""
+        return outputs.argmax(dim=1).float().masked_fill(~outputs.isfinite().all(dim=1), math.nan)
 
     def measure(self, outputs: Array, targets: Array) -> Mapping[str, float]:
-        return {"masked_accuracy": float((outputs == targets).mean())}
+        reason = metrics.not_finite(outputs)
+        return {"masked_accuracy": Undefined(reason) if reason else float((outputs == targets).mean())}
 
     def require_tokenizer(self, tokenizer: Any) -> None:
         if tokenizer.mask_token is None:

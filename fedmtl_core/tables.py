@@ -23,11 +23,19 @@ def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path, conso
         table.add_row(
             name_task(task, auxiliary=result["auxiliary"]),
             result["metric"],
-            *(_number(result[key]) for key in ("first", "last", "best", "best_round")),
+            _value(result, "first", 0),
+            _value(result, "last", result["last_round"]),
+            *(_number(result[key]) for key in ("best", "best_round")),
         )
     console = console or Console()
     console.print(table)
     console.print(f"Run folder: {run_dir}", soft_wrap=True, highlight=False)
+
+
+def _value(result: Mapping[str, Any], key: str, round_: int | None) -> str:
+    """The metric of a model; `undefined` if its clients have measured it, and there is none."""
+    is_measured = round_ is not None and round_ in map(int, result.get("measured", ()))
+    return "undefined" if result[key] is None and is_measured else _number(result[key])
 
 
 def _number(value: float | int | None) -> str:

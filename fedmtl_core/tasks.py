@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedmtl_core.errors import ConfigError, InvalidRequestError
+from fedmtl_core.evaluation import BUILT_IN_BOUNDS, LOSS_BOUNDS, MAX_METRIC, Bounds
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.labels import MAX_SHOWN, Values
 
@@ -45,11 +46,14 @@ class TaskSpec:
     """Of a regression, the lowest and the highest value: its head begins in the middle. None if nobody knows."""
     kind: str = field(init=False)
     """The type by the name that both sides have for it; that of a plug-in is what its class says."""
+    metric_bounds: Mapping[str, Bounds] = field(init=False, compare=False, repr=False)
+    """The lowest and the highest value of a metric, by name, as far as they are known."""
 
     def __post_init__(self) -> None:
         traits = traits_of(self.name, self.type)
         kind, metrics, has_labels = traits.kind, traits.metrics, traits.has_labels
         object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "metric_bounds", traits.metric_bounds)
         if bool(self.label_column) != traits.is_labelled:
             expected = "needs" if traits.is_labelled else "has no"
             raise ConfigError(f"tasks.{self.name}: a {kind} {expected} `label_column`, got {self.label_column!r}")
@@ -128,6 +132,8 @@ class Traits:
     """Whether it has classes."""
     is_labelled: bool
     """Whether its rows have a label."""
+    metric_bounds: Mapping[str, Bounds]
+    """The lowest and the highest value of a metric, by name, as far as they are known."""
 
 
 def traits_of(task: str, type_: str) -> Traits:
@@ -137,7 +143,7 @@ def traits_of(task: str, type_: str) -> Traits:
         ConfigError: it is a plug-in that can't be had, or contradicts itself.
     """
     if type_ in METRICS_OF:
-        return Traits(type_, METRICS_OF[type_], type_ == "classification", type_ != "masked_lm")
+        return Traits(type_, METRICS_OF[type_], type_ == "classification", type_ != "masked_lm", BUILT_IN_BOUNDS)
     from fedmtl_core import kinds, plugins  # it needs PyTorch, which what is built in doesn't
 
     key = f"tasks.{task}.type"
@@ -154,7 +160,25 @@ def traits_of(task: str, type_: str) -> Traits:
         raise ConfigError(f"{key}: {type_}: expected `metrics` to be a tuple of names, got {metrics!r}")
     if plugin.sees not in ("text", "tokens"):
         raise ConfigError(f"{key}: {type_}: expected `sees` to be 'text' or 'tokens', got {plugin.sees!r}")
-    return Traits(name, metrics, plugin.has_labels, plugin.is_labelled)
+    return Traits(name, metrics, plugin.has_labels, plugin.is_labelled, _bounds_of(key, type_, plugin.metric_bounds))
+
+
+def _bounds_of(key: str, type_: str, bounds: object) -> Mapping[str, Bounds]:
+    """A plug-in's bounds of its metrics, and those of losses.
+
+    Raises:
+        ConfigError: they aren't pairs of numbers by name.
+    """
+    try:
+        pairs = {str(name): (float(low), float(high)) for name, (low, high) in dict(bounds).items()}  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        pairs = {"": (0.0, 0.0)}
+    if not all(-MAX_METRIC <= low < high <= MAX_METRIC for low, high in pairs.values()):
+        raise ConfigError(
+            f"{key}: {type_}: expected `metric_bounds` to have the lowest and the highest value of metrics by name, "
+            f"got {bounds!r}"
+        )
+    return {**LOSS_BOUNDS, **pairs}
 
 
 def _named(kind: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedmtl_core.encodings import require_encoded_size
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, within
+from fedmtl_core.evaluation import ClassCounts, Evaluation
 from fedmtl_core.formats import Compression, Encoding
 from fedmtl_core.identifiers import require_identifier, shown
 from fedmtl_core.layout import Component, Layout, TensorSpec
@@ -214,6 +215,16 @@ def layout_from_proto(message: pb.Component) -> Layout:
             got=message.num_bytes,
         )
     return layout
+
+
+def details_to_proto(evaluation: Evaluation) -> pb.EvaluationDetails:
+    """What the metrics of an evaluation leave unsaid."""
+    details = pb.EvaluationDetails(undefined=evaluation.undefined)
+    if isinstance(evaluation.sums, ClassCounts):
+        details.class_counts.CopyFrom(pb.ClassCounts(**asdict(evaluation.sums)))
+    elif evaluation.sums is not None:
+        details.moments.CopyFrom(pb.Moments(**asdict(evaluation.sums)))
+    return details
 
 
 def plan_to_proto(plan: TrainingPlan) -> pb.TrainingPlan:

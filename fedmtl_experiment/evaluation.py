@@ -10,7 +10,12 @@ import torch
 from fedmtl_client.data import EncodedRows, Rows
 from fedmtl_client.trainer import Trainer, choose_device
 from fedmtl_core.config import Config
+from fedmtl_core.errors import FedMTLError
 from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
+
+UNDEFINED = 0.0
+"""What an undefined metric counts for in a comparison: a model that predicts the same for every row has found nothing.
+Without it, the method that fails would be favoured."""
 
 
 class Evaluator:
@@ -37,5 +42,14 @@ class Evaluator:
         return self._rows.keys()
 
     def evaluate(self, model: MultiTaskModel, task: str) -> dict[str, float]:
-        """A task's metrics, and its `loss`; the model is unchanged, but on the configuration's device."""
-        return self._trainers[task].evaluate(model.to(self._device), self._rows[task])
+        """A task's metrics, and its `loss`; the model is unchanged, but on the configuration's device.
+
+        Raises:
+            FedMTLError: its outputs aren't finite.
+        """
+        measured = self._trainers[task].evaluate(model.to(self._device), self._rows[task])
+        if "loss" in measured.undefined:
+            raise FedMTLError(
+                f"{task}: the model can't be compared: its loss is undefined: {measured.undefined['loss']}"
+            )
+        return {**measured, **dict.fromkeys(measured.undefined, UNDEFINED)}

@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import FedMTLError
-from fedmtl_experiment.evaluation import Evaluator
+from fedmtl_experiment.evaluation import UNDEFINED, Evaluator
 from fedmtl_local.forked import ForkedProcess
 from fedmtl_local.launcher import LocalRun
 from fedmtl_server.export.folders import load_model, open_run
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.storage.folders import read_run_id
 from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.results import TaskResult
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,22 @@ def run_federation(
         rounds = history.rounds(read_run_id(run_dir / "run.json"))
     reports = [one.report for one in rounds if one.report is not None]
     require_complete(reports, config)
+    curves = {task: curve_of(TaskResult.from_dict(one)) for task, one in results.items()}
     return FederatedRun(
         config,
         run_dir,
-        {task: {int(key): value for key, value in one["by_round"].items()} for task, one in results.items()},
-        {task: one["best_round"] for task, one in results.items()},
+        curves,
+        {task: max(curve, key=lambda round_: curve[round_]) for task, curve in curves.items()},
         sum(report["bytes_received"] for report in reports),
         sum(report["bytes_sent"] for report in reports),
         seconds,
     )
+
+
+def curve_of(result: TaskResult) -> dict[int, float]:
+    """A task's main metric by round; `UNDEFINED` for models for which it is undefined."""
+    values = {**dict.fromkeys(result.measured, UNDEFINED), **result.by_round}
+    return dict(sorted(values.items()))
 
 
 def require_complete(reports: Sequence[Mapping[str, Any]], config: Config) -> None:

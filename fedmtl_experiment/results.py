@@ -30,8 +30,8 @@ class TaskOutcome:
     best_rounds: Sequence[int]
     """That round, of each model."""
     by_round: Mapping[int, float]
-    """The main metric on the rows for choosing; round 0 is before the first. With several clients the mean of each
-    one's share of them, but for data in one place."""
+    """The main metric on the rows for choosing; round 0 is before the first. With several clients, each has a share of
+    these rows, and it is what the server makes of their evaluations."""
     by_client: Mapping[str, float]
     """The main metric of the final model, for each client that has its own. Empty otherwise."""
     steps: int

@@ -378,7 +378,8 @@ def _line(event: pb.WatchRoundsResponse, config: Config) -> str:
     metrics = []
     for task in report.tasks:
         name = config.tasks[task.task].spec(task.task).main_metric
-        value = f"{task.received_metrics[name]:.3f}" if name in task.received_metrics else "-"
+        missing = "undefined" if name in task.received_metric_reports else "-"
+        value = f"{task.received_metrics[name]:.3f}" if name in task.received_metrics else missing
         metrics.append(f"{name_task(task.task, auxiliary=task.HasField('auxiliary_weight'))} {value}")
     clients = f"{sum(task.num_updates for task in report.tasks)} of {event.cohort_size} clients"
     if report.failed:

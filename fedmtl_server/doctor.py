@@ -38,6 +38,7 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
         "tasks": lambda: tasks(config),
         "run folder": lambda: doctor.writable("run folder", place),
         "database": lambda: database(config, run_dir),
+        "trackers": lambda: trackers(config),
     }
     found = [finding for name, check in checks.items() for finding in doctor.findings(name, check)]
     found += (of_model := doctor.findings("model", lambda: doctor.model(config)))
@@ -167,6 +168,14 @@ def tasks(config: Config) -> Iterator[Finding]:
         for name, task in config.tasks.items()
     )
     yield ok("tasks", f"clients that a round needs: {needed}")
+
+
+def trackers(config: Config) -> Iterator[Finding]:
+    """Whether the trackers that are named are installed, and take what is given. None of them is connected to."""
+    from fedmtl_server.monitoring.tracking import trackers_for
+
+    if names := [one.name for one in trackers_for(config)]:
+        yield ok("trackers", f"rounds are reported to {', '.join(names)}")
 
 
 def clients_tokenizer(config: Config) -> Iterator[Finding]:

@@ -78,8 +78,9 @@ class MTLServerModel:
         sharing: SharingRules = PLAIN,
     ):
         self.base_model = base_model
+        self._specs = {spec.name: spec for spec in tasks}
         self._skeleton = MultiTaskModel(
-            encoder, tasks, hidden_size=hidden_size, pooling=pooling, dropout=dropout, seed=seed
+            encoder, self._specs.values(), hidden_size=hidden_size, pooling=pooling, dropout=dropout, seed=seed
         )
         self._rules = sharing
         self._shape = self._skeleton.shape()
@@ -129,6 +130,16 @@ class MTLServerModel:
     @property
     def tasks(self) -> tuple[str, ...]:
         return self._skeleton.tasks
+
+    def spec_of(self, task: str) -> TaskSpec:
+        """What a task is.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+        """
+        if task not in self._specs:
+            raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {task!r}")
+        return self._specs[task]
 
     @property
     def sharing(self) -> SharingTable:
@@ -231,6 +242,7 @@ class MTLServerModel:
                 f"sharing: nothing says which layers {spec.name!r} would share; name it in the run's tasks"
             )
         self._skeleton.add_head(spec)
+        self._specs[spec.name] = spec
         self._shape = self._skeleton.shape()
         self._table = make_table(self.tasks, self._shape, self._rules)
         scope, values = task_scope(spec.name), self._skeleton.exchanged()

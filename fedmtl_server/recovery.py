@@ -30,7 +30,7 @@ def recovered_updates(
     updates: dict[str, tuple[UpdateClaim, StagedUpdate]] = {}
     for file in store.spool.scan():
         try:
-            claim, parts = update_from_header(file.header, model.layouts_for, config.max_examples())
+            claim, parts = update_from_header(file.header, model.layouts_for, model.spec_of, config.max_examples())
         except RequestError as error:
             get_logger().error("update.unreadable", path=str(file.path), reason=str(error))
             store.spool.discard(file.path)

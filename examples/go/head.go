@@ -235,7 +235,8 @@ func plus(a, b []float64, scale float64) []float64 {
 	return sum
 }
 
-// metrics measures the head on rows: the loss, and the accuracy or, of a regression, Pearson's correlation.
+// metrics measures the head on rows: the loss, and the accuracy or, of a regression, Pearson's correlation. That is left
+// out where it is undefined.
 func (h *head) metrics(rows []example) map[string]float64 {
 	loss, _, _ := h.gradient(rows)
 	var predictions, labels []float64
@@ -247,14 +248,28 @@ func (h *head) metrics(rows []example) map[string]float64 {
 			right++
 		}
 	}
-	if h.regression {
-		return map[string]float64{"loss": loss, "pearson": pearson(predictions, labels)}
+	if !h.regression {
+		return map[string]float64{"loss": loss, "accuracy": right / float64(len(rows))}
 	}
-	return map[string]float64{"loss": loss, "accuracy": right / float64(len(rows))}
+	if r := pearson(predictions, labels); !math.IsNaN(r) {
+		return map[string]float64{"loss": loss, "pearson": r}
+	}
+	return map[string]float64{"loss": loss}
 }
 
-// pearson gives the correlation of two samples; 0 where one is constant.
+// details names the metric that an evaluation leaves undefined, if it does.
+func (h *head) details(metrics map[string]float64) *pb.EvaluationDetails {
+	if _, isDefined := metrics["pearson"]; h.regression && !isDefined {
+		return &pb.EvaluationDetails{Undefined: []string{"pearson"}}
+	}
+	return nil
+}
+
+// pearson gives the correlation of two samples; NaN where one is constant: there is none.
 func pearson(a, b []float64) float64 {
+	if isConstant(a) || isConstant(b) {
+		return math.NaN()
+	}
 	var covariance, varianceA, varianceB float64
 	meanA, meanB := mean(a), mean(b)
 	for i := range a {
@@ -263,10 +278,16 @@ func pearson(a, b []float64) float64 {
 		varianceA += x * x
 		varianceB += y * y
 	}
-	if varianceA == 0 || varianceB == 0 {
-		return 0
-	}
 	return covariance / math.Sqrt(varianceA*varianceB)
+}
+
+func isConstant(values []float64) bool {
+	for _, x := range values {
+		if x != values[0] {
+			return false
+		}
+	}
+	return true
 }
 
 func mean(values []float64) float64 {

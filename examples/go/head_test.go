@@ -53,14 +53,29 @@ func TestTrainingLowersTheLoss(t *testing.T) {
 	}
 }
 
-func TestPearsonIsPlusOrMinusOneOnALineAndZeroOfAConstant(t *testing.T) {
+func TestPearsonIsPlusOrMinusOneOnALine(t *testing.T) {
 	for _, c := range []struct {
 		a        []float64
 		expected float64
-	}{{[]float64{2, 4, 6}, 1}, {[]float64{3, 2, 1}, -1}, {[]float64{1, 1, 1}, 0}} {
+	}{{[]float64{2, 4, 6}, 1}, {[]float64{3, 2, 1}, -1}} {
 		if got := pearson(c.a, []float64{1, 2, 3}); math.Abs(got-c.expected) > 1e-12 {
 			t.Errorf("%v: %v, expected %v", c.a, got, c.expected)
 		}
+	}
+}
+
+func TestPearsonOfAConstantIsLeftOutAndNamedAsUndefined(t *testing.T) {
+	h := newHead(1, 2, true)
+	rows := []example{{[]float64{1, 0}, 0.1}, {[]float64{0, 1}, 0.1}, {[]float64{1, 1}, 0.1}}
+	metrics := h.metrics(rows)
+	if _, isThere := metrics["pearson"]; isThere || len(h.details(metrics).Undefined) != 1 {
+		t.Errorf("%v, %v", metrics, h.details(metrics))
+	}
+	if details := h.details(map[string]float64{"pearson": 0.5}); details != nil {
+		t.Errorf("%v, expected none", details)
+	}
+	if details := newHead(2, 2, false).details(map[string]float64{"accuracy": 0.5}); details != nil {
+		t.Errorf("%v, expected none", details)
 	}
 }
 

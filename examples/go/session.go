@@ -161,6 +161,7 @@ func (s *session) work(header *pb.SliceHeader, received []component) (*work, err
 	done := &work{kept: s.kept, loss: fmt.Sprintf("%.4f", metrics["loss"]), header: &pb.UpdateHeader{
 		RunId: header.RunId, ClientId: s.clientID, Task: s.task, BaseRound: header.Round, UpdateId: newID(),
 		Kind: pb.UpdateKind_UPDATE_KIND_METRICS, ReceivedMetrics: metrics, NumEvalExamples: int64(len(rows)),
+		ReceivedDetails: before.details(metrics),
 	}}
 	if header.Purpose == pb.RoundPurpose_ROUND_PURPOSE_EVALUATE {
 		return done, nil
@@ -185,6 +186,7 @@ func (s *session) work(header *pb.SliceHeader, received []component) (*work, err
 	}
 	done.header.Kind, done.header.NumExamples, done.header.NumSteps = t.kind, int64(len(rows)), numSteps
 	done.header.TrainedMetrics = after.metrics(rows)
+	done.header.TrainedDetails = after.details(done.header.TrainedMetrics)
 	done.loss += fmt.Sprintf(" -> %.4f", done.header.TrainedMetrics["loss"])
 	if where == nil {
 		done.kept.head = after

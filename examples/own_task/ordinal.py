@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 
+from fedmtl_core.evaluation import Undefined
 from fedmtl_core.kinds import Array, EncoderFacts, TaskKind
 
 
@@ -33,6 +35,7 @@ class Ordinal(TaskKind):
 
     name = "ordinal"
     metrics = ("quadratic_kappa", "accuracy", "within_one")
+    metric_bounds: ClassVar = {"quadratic_kappa": (-1, 1), "accuracy": (0, 1), "within_one": (0, 1)}
 
     def head(self, encoder: EncoderFacts, dropout: float) -> nn.Module:
         return OrdinalHead(encoder.hidden_size, len(self.spec.labels), dropout)
@@ -45,10 +48,11 @@ class Ordinal(TaskKind):
     def measure(self, outputs: Array, targets: Array) -> Mapping[str, float]:
         predictions = (outputs > 0).sum(axis=1)
         targets = targets.astype(int)
-        one_class = len({*predictions.tolist(), *targets.tolist()}) == 1  # then there is no kappa
-        kappa = 0.0 if one_class else cohen_kappa_score(targets, predictions, weights="quadratic")
+        is_one_class = len({*predictions.tolist(), *targets.tolist()}) == 1
         return {
-            "quadratic_kappa": float(kappa),
+            "quadratic_kappa": Undefined("targets and predictions are all of one class")
+            if is_one_class
+            else float(cohen_kappa_score(targets, predictions, weights="quadratic")),
             "accuracy": float((predictions == targets).mean()),
             "within_one": float((abs(predictions - targets) <= 1).mean()),
         }

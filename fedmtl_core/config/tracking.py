@@ -26,8 +26,8 @@ class TrackingConfig(Section):
     )
     mlflow_uri: str | None = Field(
         None,
-        description="MLflow's tracking server or store, such as `http://127.0.0.1:5000` or `sqlite:///mlflow.db`; if "
-        "not given, as MLFLOW_TRACKING_URI says",
+        description="MLflow's tracking server or database, such as `http://127.0.0.1:5000` or `sqlite:///mlflow.db`; "
+        "if not given, as MLFLOW_TRACKING_URI says",
     )
     mlflow_experiment: str = Field("fedmtl", min_length=1, description="MLflow's experiment that the run is in")
 

@@ -15,7 +15,15 @@ from fedmtl_core.cli import new_app
 from fedmtl_core.errors import UserError
 from fedmtl_server.commands.printing import Table, bytes_text, json_text, print_json, time_text
 from fedmtl_server.commands.runs_exported import csv_text, flat_round, flat_update
-from fedmtl_server.commands.runs_shown import last_metrics, show_round, show_run, summary, tasks_text, updates_by_round
+from fedmtl_server.commands.runs_shown import (
+    last_metrics,
+    last_metrics_text,
+    show_round,
+    show_run,
+    summary,
+    tasks_text,
+    updates_by_round,
+)
 from fedmtl_server.storage.missing import lacks_history, missing_history
 from fedmtl_server.storage.rollback import roll_back
 from fedmtl_server.storage.runs import (
@@ -78,7 +86,7 @@ def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json =
         table = Table("", *columns, wrapped=["last metrics"])
         for place, done, metrics in rows:
             run = place.run
-            shown = ", ".join(f"{task} {one['metric']} {one['value']:.3f}" for task, one in metrics.items())
+            shown = last_metrics_text(metrics)
             rounds = f"{done}/{run.num_rounds}"
             tasks = tasks_text(run)
             state = place.state + (" (early stopping)" if place.stopped_early else "")

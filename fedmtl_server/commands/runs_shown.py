@@ -88,7 +88,8 @@ def _metric_and_share(name: str | None, task: Mapping[str, Any]) -> str:
     values = task.get("received_metrics", {})
     value = values.get(name) if name else next(iter(values.values()), None)
     share = task.get("encoder_share", 0.0)
-    return ("-" if value is None else f"{value:.3f}") + (f" {share:.0%}" if share else "")
+    missing = "undefined" if name in task.get("received_reports", {}) else "-"
+    return (missing if value is None else f"{value:.3f}") + (f" {share:.0%}" if share else "")
 
 
 def _auxiliary(run: RunRecord) -> set[str]:
@@ -132,14 +133,22 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def last_metrics(run: RunRecord, metrics: Sequence[MetricRecord]) -> dict[str, dict[str, Any]]:
-    """By task, the main metric of the newest model that the task's clients measured."""
+    """By task, the main metric of the newest model that the task's clients measured; None if it is undefined there."""
     main, last = _main_metrics(run), {}
     for task in run.tasks:
-        mine = [one for one in metrics if one.task == task and one.name == main.get(task, one.name)]
-        newest = max(mine, key=lambda one: one.round, default=None)
-        if newest is not None:
-            last[task] = {"metric": newest.name, "value": newest.value, "round": newest.round}
+        mine = [one for one in metrics if one.task == task]
+        round_ = max((one.round for one in mine), default=0)
+        values = {one.name: one.value for one in mine if one.round == round_}
+        if values:
+            name = main.get(task, next(iter(values)))
+            last[task] = {"metric": name, "value": values.get(name), "round": round_}
     return last
+
+
+def last_metrics_text(last: Mapping[str, Mapping[str, Any]]) -> str:
+    """What `last_metrics` gives, on one line."""
+    values = {task: "undefined" if one["value"] is None else f"{one['value']:.3f}" for task, one in last.items()}
+    return ", ".join(f"{task} {last[task]['metric']} {value}" for task, value in values.items())
 
 
 def summary(place: Place, rounds_done: int) -> dict[str, Any]:
@@ -235,7 +244,10 @@ def _tasks_table(report: Mapping[str, Any]) -> Table:
     models = ("received model", "trained models")
     table = Table("Tasks", "task", "updates", "examples", "encoder share", *models, wrapped=models)
     for task in report["tasks"]:
-        metrics = (_metrics_text(task["received_metrics"]), _metrics_text(task["trained_metrics"]))
+        metrics = (
+            _metrics_text(task[f"{which}_metrics"], task.get(f"{which}_reports", {}))
+            for which in ("received", "trained")
+        )
         share = f"{task['encoder_share']:.1%}"
         weight = task.get("auxiliary_weight")  # older reports don't say
         name = task["task"] if weight is None else f"{task['task']} (auxiliary, {weight:.3g} an example)"
@@ -299,5 +311,27 @@ def _refusals_table(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def _metrics_text(metrics: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()) or "-"
+def _metrics_text(metrics: Mapping[str, float], reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """Metrics, and in brackets what they were taken over; older reports don't say."""
+    texts: dict[str, list[str]] = {}
+    for name in dict.fromkeys([*metrics, *reports]):
+        value = f"{metrics[name]:.3f}" if name in metrics else "undefined"
+        texts.setdefault(_taken_over(reports.get(name)), []).append(f"{name} {value}")
+    return "; ".join(", ".join(values) + taken for taken, values in texts.items()) or "-"
+
+
+def _taken_over(report: Mapping[str, Any] | None) -> str:
+    if report is None:
+        return ""
+    facts = []
+    if report["num_clients"]:
+        facts.append("pooled" if report["is_pooled"] else "mean")
+        facts.append(f"{report['num_eval_examples']} rows of {_clients_text(report['num_clients'])}")
+    if report["num_undefined"]:
+        of = "undefined for" if facts else "for"
+        facts.append(f"{of} {_clients_text(report['num_undefined'])}")
+    return f" ({', '.join(facts)})"
+
+
+def _clients_text(count: int) -> str:
+    return "1 client" if count == 1 else f"{count} clients"

@@ -143,7 +143,9 @@ def _best(run: Run, task: str | None) -> int:
     values = {round_: one[metric] for round_, one in run.metrics.get(task, {}).items() if metric in one}
     measured = {round_: value for round_, value in values.items() if math.isfinite(value)}  # NaN is no round's best
     if not measured:
-        raise UserError(f"--round: nobody has measured {task}'s {metric} in {run.folder}; try --round last")
+        raise UserError(
+            f"--round: nobody has measured {task}'s {metric} in {run.folder}, or it is undefined; try --round last"
+        )
     return max(sorted(measured), key=lambda round_: measured[round_])
 
 

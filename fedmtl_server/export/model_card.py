@@ -192,8 +192,8 @@ Round {facts.round} of {facts.num_rounds} of the run `{facts.run_id}`, begun fro
 
 {_table(facts)}
 
-The metrics are of this very model, measured by the clients on evaluation rows of their own, and averaged by how many
-they have.
+The metrics are of this very model, measured by the clients on evaluation rows of their own: each task's over those of
+all of its clients. Metrics that are undefined are left out.
 
 ## Limitations
 

@@ -6,7 +6,10 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 # Before the import, and only where the user hasn't chosen: a failure is ours to wait out, not the client's for minutes;
 # and what a server of private runs does is reported to nobody else.
@@ -15,10 +18,14 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 
-from fedmtl_server.monitoring.tracking import MARK, Outcome, RoundPoint, TrackedRun, Tracker
+from fedmtl_core.errors import ConfigError
+from fedmtl_server.monitoring.tracking import MARKS, Outcome, RoundPoint, TrackedRun, Tracker
 
 RUN_TAG = "fedmtl.run_id"
 """The tag by which a server that takes a run up finds it."""
@@ -38,12 +45,16 @@ class MlflowTracker(Tracker):
     Args:
         uri: of the server or store; as MLflow's environment variables say if None.
         experiment: made if it isn't there.
+
+    Raises:
+        ConfigError: MLflow refuses such a store.
     """
 
     name = "mlflow"
 
     def __init__(self, uri: str | None, experiment: str):
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        require_store(uri)
         self._uri = uri
         self._experiment = experiment
         self._client: Any = None
@@ -75,7 +86,8 @@ class MlflowTracker(Tracker):
             self._client.log_batch(self._run_id, tags=tags)
 
     def lacks(self, points: Sequence[RoundPoint]) -> Sequence[RoundPoint]:
-        held = {(one.step, one.timestamp) for one in self._client.get_metric_history(self._run_id, MARK)}
+        marks = (one for name in MARKS for one in self._client.get_metric_history(self._run_id, name))
+        held = {(one.step, one.timestamp) for one in marks}
         return [point for point in points if point.mark not in held]
 
     def round(self, point: RoundPoint) -> None:
@@ -86,6 +98,33 @@ class MlflowTracker(Tracker):
 
     def end(self, outcome: Outcome) -> None:
         self._client.set_terminated(self._run_id, _STATUS_OF[outcome])
+
+
+def require_store(uri: str | None) -> None:
+    """Check that MLflow takes a store of this kind. Nothing is connected to or written.
+
+    Args:
+        uri: of the server or store; as MLflow's environment variables say if None.
+
+    Raises:
+        ConfigError: it doesn't, such as files with MLflow 3.17.
+    """
+    given, uri = uri, uri or mlflow.get_tracking_uri()
+    scheme = urlsplit(uri).scheme
+    if scheme in ("http", "https") or scheme.partition("+")[0] in DATABASE_ENGINES or uri == "databricks":
+        return
+    is_of_files = scheme in ("", "file")
+    try:
+        with TemporaryDirectory() as folder:  # to open a store of files makes its folder
+            MlflowClient(Path(folder).as_uri() if is_of_files else uri)
+    except MlflowException as error:
+        what = f"the store of files {uri}" if is_of_files else f"a store with the scheme {scheme!r}"
+        origin = "" if given else ", which it takes as none is given"
+        reason = f". MLflow says: {' '.join(str(error).split())}" if is_of_files else ""
+        raise ConfigError(
+            f"tracking.mlflow_uri: MLflow {mlflow.__version__} refuses {what}{origin}; give a database, such as "
+            f"sqlite:///mlflow.db, or a tracking server, such as http://127.0.0.1:5000{reason}"
+        ) from None
 
 
 def _text(value: Any) -> str:

@@ -22,7 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary as summaries
 
-from fedmtl_server.monitoring.tracking import MARK, Outcome, RoundPoint, TrackedRun, Tracker
+from fedmtl_server.monitoring.tracking import MARKS, Outcome, RoundPoint, TrackedRun, Tracker
 
 _hparams: Any = summaries.hparams  # untyped
 _text: Any = summaries.text
@@ -73,9 +73,8 @@ class TensorBoardTracker(Tracker):
         """The marks of the rounds that are there."""
         events = EventAccumulator(str(self._run_folder), size_guidance={"scalars": 0})
         events.Reload()
-        if MARK not in events.Tags()["scalars"]:
-            return set()
-        return {(event.step, round(event.wall_time * 1000)) for event in events.Scalars(MARK)}
+        marks = (event for name in MARKS if name in events.Tags()["scalars"] for event in events.Scalars(name))
+        return {(event.step, round(event.wall_time * 1000)) for event in marks}
 
     def _open(self, from_round: int) -> RecordWriter:
         """Begin a file that goes on with a round."""

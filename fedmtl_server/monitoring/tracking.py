@@ -26,8 +26,9 @@ from fedmtl_core.scopes import group_of, task_of
 from fedmtl_server.events import Listener
 from fedmtl_server.rounds.report import ComponentReport, RoundReport
 
-MARK = "round/seconds"
-"""The metric that every round has. A tracker that has it for a round has the whole round: it is written last."""
+MARKS = ("round/seconds", "evaluation/seconds")
+"""Metrics of which every round has one: the first if it was to train, the second if it was to evaluate alone. A tracker
+that has it for a round has the whole round: it is written last."""
 
 MAX_WAITING = 64
 """Rounds that wait for a tracker's thread. Older ones are in the history, and fetched from there."""
@@ -64,7 +65,7 @@ class RoundPoint:
     round: int
     ended_at_unix_ms: int
     metrics: Mapping[str, float]
-    """By name, `MARK` last."""
+    """By name, one of `MARKS` last."""
 
     @property
     def mark(self) -> tuple[int, int]:
@@ -95,11 +96,22 @@ class Tracker(ABC):
 
 
 def round_point(report: RoundReport) -> RoundPoint:
-    """The numbers of a round's report."""
+    """The numbers of a round's report: of a round of evaluation alone, what was measured of the model."""
+    metrics = {
+        f"received/{task.task}/{name}": value for task in report.tasks for name, value in task.received_metrics.items()
+    }
+    if report.purpose == "evaluate":
+        metrics[MARKS[1]] = report.duration_s
+    else:
+        metrics |= _of_training(report)
+    ended_at = report.opened_at_unix_ms + round(report.duration_s * 1000)
+    return RoundPoint(report.round, ended_at, {name: float(value) for name, value in metrics.items()})
+
+
+def _of_training(report: RoundReport) -> dict[str, float]:
     counted = 0 if report.failed else sum(task.num_updates for task in report.tasks)
     metrics: dict[str, float] = {}
     for task in report.tasks:
-        metrics |= {f"received/{task.task}/{name}": value for name, value in task.received_metrics.items()}
         metrics |= {f"trained/{task.task}/{name}": value for name, value in task.trained_metrics.items()}
         metrics[f"updates/{task.task}"] = task.num_updates
         metrics[f"examples/{task.task}"] = task.num_examples
@@ -109,7 +121,7 @@ def round_point(report: RoundReport) -> RoundPoint:
     for component in report.components:
         metrics |= _norms(component)
     metrics |= {f"blocks/{part}": len(blocks) for part, blocks in report.sharing.items()}
-    metrics |= {
+    return metrics | {
         "round/failed": int(report.failed),
         "round/cohort_size": sum(task.num_updates for task in report.tasks) + len(report.missing_clients),
         "round/updates_counted": counted,
@@ -120,10 +132,8 @@ def round_point(report: RoundReport) -> RoundPoint:
         "round/bytes_in": report.bytes_received,
         "round/bytes_out": report.bytes_sent,
         "round/aggregation_seconds": report.aggregation_s,
-        MARK: report.duration_s,
+        MARKS[0]: report.duration_s,
     }
-    ended_at = report.opened_at_unix_ms + round(report.duration_s * 1000)
-    return RoundPoint(report.round, ended_at, {name: float(value) for name, value in metrics.items()})
 
 
 def _norms(component: ComponentReport) -> dict[str, float]:

@@ -14,6 +14,7 @@ from enum import Enum
 
 from fedmtl_core.config import MissingQuorum
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
+from fedmtl_core.evaluation import Evaluation, EvaluationDetails
 from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.plan import Purpose, UpdateKind
 from fedmtl_server.rounds import quorums
@@ -127,6 +128,20 @@ class UpdateClaim:
     """The round of the update that the client's own control variate is of; 0 for none."""
     claimed_examples: int = 0
     """The examples that its client says it trained on, where that is beyond the limit; else 0."""
+    received_details: EvaluationDetails = field(default_factory=EvaluationDetails)
+    """What `received_metrics` leave unsaid."""
+    trained_details: EvaluationDetails = field(default_factory=EvaluationDetails)
+    """What `trained_metrics` leave unsaid."""
+
+    @property
+    def received(self) -> Evaluation:
+        """Of the model it received."""
+        return Evaluation.with_details(self.received_metrics, self.num_eval_examples, self.received_details)
+
+    @property
+    def trained(self) -> Evaluation:
+        """Of its own model, after training."""
+        return Evaluation.with_details(self.trained_metrics, self.num_eval_examples, self.trained_details)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedmtl_core.evaluation import TaskMetric, task_metrics
 from fedmtl_core.plan import Purpose
 from fedmtl_server.aggregation.aggregator import Aggregate, Contribution, DiscardedComponent
-from fedmtl_server.rounds.engine import Member, UpdateClaim
+from fedmtl_server.rounds.engine import Member
 from fedmtl_server.rounds.warnings import RoundWarning
 
 
@@ -22,6 +23,20 @@ class ComponentReport:
 
 
 @dataclass(frozen=True)
+class MetricReport:
+    """What a task's metric was taken over."""
+
+    is_pooled: bool
+    """Whether it is the metric of all rows together; else it is the clients' mean, weighted by their rows."""
+    num_clients: int
+    """Clients that it was taken over."""
+    num_eval_examples: int
+    """Their evaluation rows."""
+    num_undefined: int
+    """Clients for which it is undefined."""
+
+
+@dataclass(frozen=True)
 class TaskReport:
     """One task in one round."""
 
@@ -32,11 +47,24 @@ class TaskReport:
     """What its delta counts for in the encoder: its share of the average, or what a task weighting makes of it. Where
     the encoder has several components, in the one that most tasks share."""
     received_metrics: Mapping[str, float]
-    """Of the model the round began with: mean over the task's clients, weighted by what they evaluated on."""
+    """Of the model the round began with, over the evaluation rows of the task's clients. Those that have a value."""
     trained_metrics: Mapping[str, float]
-    """Likewise, of the clients' own models after training."""
+    """Of the clients' own models after training; otherwise as `received_metrics`."""
     auxiliary_weight: float | None = None
     """What an example of it counted for in the encoder, if the task is auxiliary; None if it isn't."""
+    received_reports: Mapping[str, MetricReport] = field(default_factory=dict)
+    """How each of `received_metrics` was taken, by name; also of those that are undefined."""
+    trained_reports: Mapping[str, MetricReport] = field(default_factory=dict)
+    """How each of `trained_metrics` was taken, by name; also of those that are undefined."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TaskReport:
+        """The report that `asdict` was made of; older ones don't say how metrics were taken."""
+        reports = {
+            key: {name: MetricReport(**one) for name, one in values.get(key, {}).items()}
+            for key in ("received_reports", "trained_reports")
+        }
+        return cls(**{**values, **reports})
 
 
 @dataclass(frozen=True)
@@ -102,7 +130,7 @@ class RoundReport:
             ComponentReport(**{**one, "contributions": [Contribution(**part) for part in one["contributions"]]})
             for one in values["components"]
         ]
-        tasks = [TaskReport(**one) for one in values["tasks"]]
+        tasks = [TaskReport.from_dict(one) for one in values["tasks"]]
         refused = [RefusedUpdate(**one) for one in values["refused"]]
         discarded = [DiscardedComponent(**one) for one in values.get("discarded", ())]  # older reports don't say
         parts = {"components": components, "tasks": tasks, "refused": refused, "discarded": discarded}
@@ -160,27 +188,31 @@ def task_reports(
     for task in scopes:
         encoder = aggregate.contributions.get(scopes[task][0], ())
         mine = [claim for claim in claims if claim.task == task]
+        received = task_metrics(claim.received for claim in mine if claim.base_round == round_)
+        trained = task_metrics(claim.trained for claim in mine)
         reports.append(
             TaskReport(
                 task=task,
                 num_updates=len(mine),
                 num_examples=sum(claim.num_examples for claim in mine),
                 encoder_share=sum(part.weight for part in encoder if part.task == task),
-                received_metrics=_mean_metrics(
-                    [(claim, claim.received_metrics) for claim in mine if claim.base_round == round_]
-                ),
-                trained_metrics=_mean_metrics([(claim, claim.trained_metrics) for claim in mine]),
+                received_metrics=_values(received),
+                trained_metrics=_values(trained),
                 auxiliary_weight=(factors or {}).get(task),
+                received_reports=_metric_reports(received),
+                trained_reports=_metric_reports(trained),
             )
         )
     return reports
 
 
-def _mean_metrics(measured: Sequence[tuple[UpdateClaim, Mapping[str, float]]]) -> dict[str, float]:
-    """Metric by name, averaged over the clients that report it."""
-    means = {}
-    for name in dict.fromkeys(name for _, metrics in measured for name in metrics):
-        values = [(claim.num_eval_examples, metrics[name]) for claim, metrics in measured if name in metrics]
-        total = sum(weight for weight, _ in values)
-        means[name] = sum(weight / total * value for weight, value in values)
-    return means
+def _values(metrics: Mapping[str, TaskMetric]) -> dict[str, float]:
+    """Those that have a value."""
+    return {name: one.value for name, one in metrics.items() if one.value is not None}
+
+
+def _metric_reports(metrics: Mapping[str, TaskMetric]) -> dict[str, MetricReport]:
+    return {
+        name: MetricReport(one.is_pooled, one.num_clients, one.num_examples, one.num_undefined)
+        for name, one in metrics.items()
+    }

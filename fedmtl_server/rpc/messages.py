@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -12,14 +11,13 @@ from google.protobuf.message import DecodeError
 from fedmtl_core.errors import (
     InvalidRequestError,
     LayoutMismatchError,
-    LimitExceededError,
     MalformedStreamError,
-    NonFiniteError,
     within,
 )
 from fedmtl_core.formats import DELTA_ENCODINGS
-from fedmtl_core.identifiers import require_identifier, shown
+from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.layout import Layout, require_scopes
+from fedmtl_core.tasks import TaskSpec
 from fedmtl_core.wire import (
     PURPOSE_TO_PROTO,
     UPDATE_KIND_FROM_PROTO,
@@ -29,13 +27,11 @@ from fedmtl_core.wire import (
 )
 from fedmtl_server.events import EventKind, RoundEvent
 from fedmtl_server.rounds.engine import Phase, UpdateClaim
-from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.report import MetricReport, RoundReport
 from fedmtl_server.rounds.warnings import RoundWarning, WarningKind
+from fedmtl_server.rpc.evaluations import details_from_proto, metrics_from_proto
 from fedmtl_server.status import Status
 
-MAX_METRICS = 64
-MAX_METRIC_NAME = 64
-MAX_METRIC_VALUE = 1e100
 MAX_EXAMPLES = 2**53
 """Beyond this a weight is no longer exact as a float."""
 LEAST_RATE = 1e-30
@@ -62,15 +58,19 @@ _PHASE = {
 }
 
 
-def claim_from_header(header: pb.UpdateHeader, max_examples: Mapping[str, int] = MappingProxyType({})) -> UpdateClaim:
+def claim_from_header(
+    header: pb.UpdateHeader, spec: TaskSpec, max_examples: Mapping[str, int] = MappingProxyType({})
+) -> UpdateClaim:
     """What an update's header says, its fields checked.
 
     Args:
-        header: the header.
+        header: what came.
+        spec: its task.
         max_examples: by task with a limit, the examples that an update counts as at most.
 
     Raises:
         InvalidRequestError: a field is missing or out of range.
+        NonFiniteError: a metric isn't finite.
         LimitExceededError: there are too many metrics, or their names are too long.
     """
     kind = UPDATE_KIND_FROM_PROTO.get(header.kind)
@@ -84,8 +84,10 @@ def claim_from_header(header: pb.UpdateHeader, max_examples: Mapping[str, int] =
         raise InvalidRequestError(
             f"num_examples: expected 1 to {MAX_EXAMPLES}, got {header.num_examples}", field="num_examples"
         )
-    received, trained = (_metrics(name, getattr(header, name)) for name in ("received_metrics", "trained_metrics"))
-    if (received or trained) and not 1 <= header.num_eval_examples <= MAX_EXAMPLES:
+    received = metrics_from_proto("received_metrics", header.received_metrics, spec)
+    trained = metrics_from_proto("trained_metrics", header.trained_metrics, spec)
+    has_details = header.HasField("received_details") or header.HasField("trained_details")
+    if (received or trained or has_details) and not 1 <= header.num_eval_examples <= MAX_EXAMPLES:
         raise InvalidRequestError(
             f"num_eval_examples: expected 1 to {MAX_EXAMPLES} with metrics, got {header.num_eval_examples}",
             field="num_eval_examples",
@@ -112,6 +114,12 @@ def claim_from_header(header: pb.UpdateHeader, max_examples: Mapping[str, int] =
         learning_rate_sum=header.learning_rate_sum,
         control_round=header.control_round,
         claimed_examples=said if said > num_examples else 0,
+        received_details=details_from_proto(
+            "received_details", header.received_details, received, header.num_eval_examples, spec
+        ),
+        trained_details=details_from_proto(
+            "trained_details", header.trained_details, trained, header.num_eval_examples, spec
+        ),
     )
 
 
@@ -149,6 +157,7 @@ def _require_component(expected: Layout, component: pb.Component, kind: pb.Updat
 def update_from_header(
     data: bytes,
     layouts_for: Callable[[str], Sequence[Layout]],
+    spec_of: Callable[[str], TaskSpec],
     max_examples: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[UpdateClaim, list[EncodedLayout]]:
     """What the serialised header of a whole update says, from a file.
@@ -156,6 +165,7 @@ def update_from_header(
     Args:
         data: the header.
         layouts_for: the layouts of a task's slice.
+        spec_of: what a task is.
         max_examples: see `claim_from_header`.
 
     Raises:
@@ -165,7 +175,7 @@ def update_from_header(
         header = pb.UpdateHeader.FromString(data)
     except DecodeError as error:
         raise MalformedStreamError(f"expected an update's header: {error}") from None
-    claim = claim_from_header(header, max_examples)
+    claim = claim_from_header(header, spec_of(header.task), max_examples)
     for component in header.components:
         component.start_offset = 0  # however many streams it took to come, it is there whole
     return claim, require_components(() if claim.kind == "metrics" else layouts_for(claim.task), header)
@@ -224,6 +234,8 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
                 received_metrics=task.received_metrics,
                 trained_metrics=task.trained_metrics,
                 auxiliary_weight=task.auxiliary_weight,
+                received_metric_reports=_metric_reports(task.received_reports),
+                trained_metric_reports=_metric_reports(task.trained_reports),
             )
             for task in report.tasks
         ],
@@ -298,23 +310,13 @@ def status_to_proto(status: Status) -> pb.GetStatusResponse:
     )
 
 
-def _metrics(field: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    if len(metrics) > MAX_METRICS:
-        raise LimitExceededError(
-            f"{field}: at most {MAX_METRICS} metrics are allowed, got {len(metrics)}",
-            field=field,
-            allowed=MAX_METRICS,
-            got=len(metrics),
+def _metric_reports(reports: Mapping[str, MetricReport]) -> dict[str, pb.MetricReport]:
+    return {
+        name: pb.MetricReport(
+            basis=pb.METRIC_BASIS_POOLED if one.is_pooled else pb.METRIC_BASIS_MEAN,
+            num_clients=one.num_clients,
+            num_eval_examples=one.num_eval_examples,
+            num_undefined=one.num_undefined,
         )
-    for name, value in metrics.items():
-        if not 1 <= len(name) <= MAX_METRIC_NAME:
-            raise LimitExceededError(
-                f"{field}: a name has 1 to {MAX_METRIC_NAME} characters, got {len(name)}", field=field
-            )
-        if not math.isfinite(value):
-            raise NonFiniteError(f"{field}: {shown(name)}: expected a finite number, got {value}", field=field)
-        if not abs(value) <= MAX_METRIC_VALUE:
-            raise InvalidRequestError(
-                f"{field}: {shown(name)}: expected a number of at most {MAX_METRIC_VALUE:g}, got {value}", field=field
-            )
-    return dict(sorted(metrics.items()))
+        for name, one in reports.items()
+    }

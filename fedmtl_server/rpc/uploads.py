@@ -101,7 +101,8 @@ class Upload:
         self._federation.require_run(self.header.run_id)
         self._federation.require_task(self.header.task)
         with within("header"):
-            claim = claim_from_header(self.header, self._federation.rules.max_examples)
+            spec = self._federation.model.spec_of(self.header.task)
+            claim = claim_from_header(self.header, spec, self._federation.rules.max_examples)
             expected = () if claim.kind == "metrics" else self._federation.model.layouts_for(claim.task)
             try:
                 return claim, require_components(expected, self.header)

@@ -13,7 +13,14 @@ from fedmtl_core.scopes import task_scope
 from fedmtl_core.sharing import Partition, blocks_text
 from fedmtl_server.aggregation.aggregator import Aggregate
 from fedmtl_server.rounds.engine import RoundEngine, UpdateClaim
-from fedmtl_server.rounds.report import ComponentReport, RefusedUpdate, RoundReport, component_reports, task_reports
+from fedmtl_server.rounds.report import (
+    ComponentReport,
+    RefusedUpdate,
+    RoundReport,
+    TaskReport,
+    component_reports,
+    task_reports,
+)
 from fedmtl_server.rounds.warnings import RoundWarning, damaged_model, warnings_of
 from fedmtl_server.storage.history import UpdateRecord
 
@@ -183,6 +190,7 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
             **({} if task.auxiliary_weight is None else {"auxiliary_weight": task.auxiliary_weight}),
             received=_shown_metrics(task.received_metrics),
             trained=_shown_metrics(task.trained_metrics),
+            **_undefined_facts(task),
         )
     for warning in report.warnings:
         log.warning(
@@ -207,6 +215,15 @@ def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> No
 def _shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """The first metrics of a task, under names fit for a log line: each of its clients may send 64 of its own."""
     return {shown(name): value for name, value in list(metrics.items())[:MAX_METRICS_LOGGED]}
+
+
+def _undefined_facts(task: TaskReport) -> dict[str, list[str]]:
+    """Which metrics are undefined for a task, if any."""
+    facts = {
+        "received_undefined": [shown(name) for name in task.received_reports if name not in task.received_metrics],
+        "trained_undefined": [shown(name) for name in task.trained_reports if name not in task.trained_metrics],
+    }
+    return {key: names[:MAX_METRICS_LOGGED] for key, names in facts.items() if names}
 
 
 def _norm_facts(component: ComponentReport) -> dict[str, float]:

@@ -633,10 +633,16 @@ def _replace_metrics(connection: sa.Connection, run_id: str, metrics: Sequence[M
 def _metrics_of(record: RoundRecord) -> list[MetricRecord]:
     """What a round's clients measured: the model before it."""
     return [
-        MetricRecord(record.round - 1, task["task"], _storable(name), value, task["num_updates"])
+        MetricRecord(record.round - 1, task["task"], _storable(name), value, _num_clients(task, name))
         for task in (record.report or {}).get("tasks", ())
         for name, value in task["received_metrics"].items()
     ]
+
+
+def _num_clients(task: Mapping[str, Any], name: str) -> int:
+    """Clients that a metric was taken over; where the report doesn't say, all of the task's."""
+    report = task.get("received_reports", {}).get(name)
+    return int(report["num_clients"] if report else task["num_updates"])
 
 
 def _row(record: RunRecord | RoundRecord | UpdateRecord | MetricRecord) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedmtl_core.tasks import TaskSpec
-from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.report import MetricReport, RoundReport, TaskReport
 from fedmtl_server.rounds.task_selection import TaskLoss
 
 
@@ -19,15 +19,24 @@ class TaskResult:
 
     metric: str
     by_round: Mapping[int, float]
+    """Its value; a model for which it is undefined is in `measured` alone."""
     auxiliary: bool = False
+    measured: Mapping[int, MetricReport] = field(default_factory=dict)
+    """What it was taken over, of every model that clients have measured."""
 
     @property
     def first(self) -> float | None:
         return self.by_round.get(0)
 
     @property
+    def last_round(self) -> int | None:
+        """The newest model that clients have measured."""
+        return max([*self.by_round, *self.measured], default=None)
+
+    @property
     def last(self) -> float | None:
-        return self.by_round[max(self.by_round)] if self.by_round else None
+        """Its value for the newest model; None if it is undefined there."""
+        return None if self.last_round is None else self.by_round.get(self.last_round)
 
     @property
     def best_round(self) -> int | None:
@@ -38,14 +47,15 @@ class TaskResult:
     def from_dict(cls, values: Mapping[str, Any]) -> TaskResult:
         """What `to_dict` gave, as JSON has it."""
         by_round = {int(round_): value for round_, value in values["by_round"].items()}
-        return cls(values["metric"], by_round, values["auxiliary"])
+        measured = {int(round_): MetricReport(**one) for round_, one in values.get("measured", {}).items()}
+        return cls(values["metric"], by_round, values["auxiliary"], measured)
 
     def to_dict(self) -> dict[str, Any]:
         best = self.best_round
         return asdict(self) | {
             "first": self.first,
             "last": self.last,
-            "last_round": max(self.by_round, default=None),
+            "last_round": self.last_round,
             "best": None if best is None else self.by_round[best],
             "best_round": best,
         }
@@ -63,7 +73,9 @@ class Measurements:
         self._auxiliary = auxiliary
         self._metric_of = {spec.name: spec.main_metric for spec in specs}
         self.by_round: dict[str, dict[int, float]] = {task: {} for task in self._metric_of}
-        """By task, its main metric by the number of the model measured."""
+        """By task, its main metric by the number of the model measured, where it has a value."""
+        self.measured: dict[str, dict[int, MetricReport]] = {task: {} for task in self._metric_of}
+        """By task, what the main metric was taken over, by the number of the model measured."""
         self.last: dict[str, Mapping[str, float]] = {}
         """By task, all its metrics, of the newest model measured."""
         self.losses: dict[str, TaskLoss] = {}
@@ -74,7 +86,7 @@ class Measurements:
 
         Its clients evaluate the model they receive, which is the one that the round before committed.
         """
-        for task in (task for task in report.tasks if task.task in self._metric_of and task.received_metrics):
+        for task in (task for task in report.tasks if task.task in self._metric_of and _is_measured(task)):
             self.last[task.task] = task.received_metrics
             if (loss := task.received_metrics.get("loss")) is not None:
                 before = self.losses.get(task.task)
@@ -82,11 +94,13 @@ class Measurements:
             metric = self._metric_of[task.task]
             if metric in task.received_metrics:
                 self.by_round[task.task][report.round - 1] = task.received_metrics[metric]
+            if metric in task.received_reports:
+                self.measured[task.task][report.round - 1] = task.received_reports[metric]
 
     def results(self) -> dict[str, TaskResult]:
         """Every task's main metric by round."""
         return {
-            task: TaskResult(metric, dict(self.by_round[task]), task in self._auxiliary)
+            task: TaskResult(metric, dict(self.by_round[task]), task in self._auxiliary, dict(self.measured[task]))
             for task, metric in self._metric_of.items()
         }
 
@@ -97,6 +111,11 @@ class Measurements:
     def best_rounds(self) -> set[int]:
         """The rounds whose models were the best of a task."""
         return {result.best_round for result in self.results().values() if result.best_round is not None}
+
+
+def _is_measured(task: TaskReport) -> bool:
+    """Whether clients evaluated the model that the round began with."""
+    return bool(task.received_metrics or task.received_reports)
 
 
 def plot(results: Mapping[str, TaskResult], path: Path) -> None:

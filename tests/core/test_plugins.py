@@ -20,7 +20,7 @@ from fedmtl_core import config, plugins
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DataError, InvalidRequestError
 from fedmtl_core.kinds import EncoderFacts, TaskKind, kind_of, measure, new_head
-from fedmtl_core.tasks import PRESETS
+from fedmtl_core.tasks import PRESETS, TaskSpec
 from fedmtl_core.wire import plan_from_proto, plan_to_proto
 
 _numbers = itertools.count()
@@ -204,10 +204,50 @@ def test_a_kind_whose_methods_give_nothing_of_use_is_told(module):
     ).task_specs()[0]
     with pytest.raises(ConfigError, match=r"tasks\.visits\.type: .*: head\(\) gives no torch\.nn\.Module .* but None"):
         new_head(kind_of(spec), EncoderFacts(4), 0.0)
-    text = KIND.replace('"closeness": -abs(outputs[:, 0] - targets).mean()', '"closeness": float("nan")')
-    spec = task_of(module(text) + ":Count").task_specs()[0]
-    with pytest.raises(ConfigError, match=r"measure\(\) gives nan for 'closeness', not a number"):
-        measure(spec, torch.zeros(1, 1).numpy(), torch.zeros(1).numpy())
+    for given, told in (
+        ('"closeness": float("inf")', "inf for 'closeness', not a number"),
+        ('"nearness": 1.0', "nothing for 'closeness', not a number"),
+        ('"closeness": 0.5', "0.5 for 'closeness', expected -10 to 0"),
+    ):
+        with pytest.raises(ConfigError, match=rf"measure\(\) gives {told}"):
+            measure(task_that_gives(module, given), torch.zeros(1, 1).numpy(), torch.zeros(1).numpy())
+
+
+def task_that_gives(module, measured: str) -> TaskSpec:
+    """A task whose kind measures something, and bounds it."""
+    text = KIND.replace('"closeness": -abs(outputs[:, 0] - targets).mean()', measured)
+    text = text.replace("has_labels", 'metric_bounds = {"closeness": (-10, 0)}\n    has_labels')
+    return task_of(module(text) + ":Count").task_specs()[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [("float('nan')", "it is nan"), ("__import__('fedmtl_core').evaluation.Undefined('no visits')", "no visits")],
+)
+def test_a_kind_may_say_that_a_metric_is_undefined_and_why(module, given, reason):
+    spec = task_that_gives(module, f'"closeness": {given}')
+    measured = measure(spec, torch.zeros(1, 1).numpy(), torch.zeros(1).numpy())
+    assert (dict(measured), measured.undefined) == ({}, {"closeness": reason})
+
+
+@pytest.mark.parametrize("bounds", ['{"closeness": (0,)}', '{"closeness": (1, 0)}', '{"closeness": (0, "a")}', "3"])
+def test_bounds_of_metrics_that_are_none_are_told(module, bounds):
+    text = KIND.replace("has_labels", f"metric_bounds = {bounds}\n    has_labels")
+    with pytest.raises(ConfigError, match="expected `metric_bounds` to have the lowest and the highest value"):
+        task_of(module(text) + ":Count")
+
+
+def test_a_kind_derived_from_a_built_in_one_sends_no_sums_as_its_metrics_may_be_others(module):
+    text = """
+from fedmtl_core.kinds import Classification
+
+class Macro(Classification):
+    name = "macro"
+    def measure(self, outputs, targets): return {"f1": 0.25}
+"""
+    spec = task_of(module(text) + ":Macro", labels=["a", "b", "c"], metrics=["f1"]).task_specs()[0]
+    measured = measure(spec, torch.eye(3).numpy(), torch.arange(3).numpy())
+    assert (dict(measured), measured.sums) == ({"f1": 0.25}, None)
 
 
 def test_a_server_that_names_a_kind_badly_is_refused():

@@ -9,10 +9,13 @@ from safetensors.torch import save_file
 from fedmtl_client.data import load_task_data
 from fedmtl_core import config as configuration
 from fedmtl_core.config import DataConfig
+from fedmtl_core.errors import FedMTLError
 from fedmtl_core.tasks import PRESETS
 from fedmtl_experiment.evaluation import Evaluator
-from fedmtl_experiment.federated import FederatedRun, evaluate_checkpoints
+from fedmtl_experiment.federated import FederatedRun, curve_of, evaluate_checkpoints
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.rounds.report import MetricReport
+from fedmtl_server.storage.results import TaskResult
 from fedmtl_server.storage.store import RunStore
 
 
@@ -47,6 +50,30 @@ def test_where_heads_are_local_a_task_is_worth_the_mean_of_its_clients_own_model
     expected = (share * right + (1 - share) * wrong + (1 - share) * right + share * wrong) / 2
     assert final["sst2"]["loss"] == pytest.approx(expected, rel=1e-4)
     assert at_best == final
+
+
+def test_an_undefined_metric_is_zero_in_a_comparison_so_that_a_method_that_fails_is_not_left_out():
+    taken = MetricReport(is_pooled=True, num_clients=1, num_eval_examples=9, num_undefined=1)
+    result = TaskResult("matthews", {1: -0.25, 3: 0.5}, measured=dict.fromkeys(range(4), taken))
+    assert list(curve_of(result).items()) == [(0, 0.0), (1, -0.25), (2, 0.0), (3, 0.5)]
+
+
+@pytest.mark.parametrize("bias", [9.0, float("nan")])
+def test_a_model_is_compared_where_its_metric_is_undefined_but_not_where_its_outputs_are(bias):
+    config = configuration.resolve(
+        {"model": {"server_model": "builtin:toy"}, "tasks": {"sst2": {"metrics": ["matthews"]}}}
+    )
+    rows = load_task_data(PRESETS["sst2"], DataConfig(builtin="sst2")).validation.head(20)
+    model = MTLServerModel.from_config(config).module
+    with torch.no_grad():
+        model.heads["sst2"].weight.zero_()
+        model.heads["sst2"].bias.copy_(torch.tensor([bias, 0.0]))  # always the first class
+    evaluator = Evaluator(config, {"sst2": rows})
+    if bias == 9.0:
+        assert evaluator.evaluate(model, "sst2")["matthews"] == 0.0
+    else:
+        with pytest.raises(FedMTLError, match=r"sst2: .*loss.* nan"):
+            evaluator.evaluate(model, "sst2")
 
 
 def store_as_round_one(tmp_path, model):

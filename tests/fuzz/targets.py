@@ -31,9 +31,12 @@ from fedmtl_core import config
 from fedmtl_core.chunks import MAX_CHUNK_BYTES, Assembler, Chunk, read_message
 from fedmtl_core.encodings import decode, encode, require_encoded_size, require_valid
 from fedmtl_core.errors import ConfigError, RequestError
+from fedmtl_core.evaluation import TaskMetric, task_metrics
 from fedmtl_core.formats import ENCODINGS, Encoding
 from fedmtl_core.layout import DTYPES, Component, Layout
+from fedmtl_core.tasks import PRESETS, TaskSpec
 from fedmtl_core.wire import EncodedLayout, component_from_proto, component_to_proto
+from fedmtl_server.rounds.engine import UpdateClaim
 from fedmtl_server.rpc.messages import claim_from_header, require_components, update_from_header
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -308,7 +311,7 @@ def fuzz_header(data: bytes) -> None:
         accepted = False
         if header is not None:
             try:
-                claim = claim_from_header(header)
+                claim = claim_from_header(header, _spec_of(header.task))
                 parts = require_components(() if claim.kind == "metrics" else _expected(), header)
             except RequestError as error:
                 str(error)
@@ -317,11 +320,24 @@ def fuzz_header(data: bytes) -> None:
                 assert [part.layout for part in parts] == ([] if claim.kind == "metrics" else _expected())
                 assert 0 <= claim.num_examples <= 2**53
                 assert all(abs(value) <= 1e100 for value in claim.received_metrics.values())
+                assert all(-1 <= one.value <= 1 for one in _pooled_of(claim) if one.value is not None)
                 assert sum(part.num_bytes for part in parts) <= 2 * sum(one.num_bytes for one in _expected())
         try:
-            update_from_header(data, lambda task: _expected())
+            update_from_header(data, lambda task: _expected(), _spec_of)
         except RequestError:
             assert not accepted  # whatever a stream lets in can be read again after a restart
+
+
+def _spec_of(task: str) -> TaskSpec:
+    """A classification or a regression, by the length of its name: what a client says of either is looked at."""
+    return PRESETS["stsb" if len(task) % 2 else "qqp"]
+
+
+def _pooled_of(claim: UpdateClaim) -> list[TaskMetric]:
+    """A task's metrics of an update's sums, as if two clients had sent it."""
+    evaluations = [claim.received, claim.trained, claim.trained]
+    names = ("accuracy", "f1", "matthews", "pearson")
+    return [one for name, one in task_metrics(evaluations).items() if name in names]
 
 
 @cache
@@ -355,6 +371,13 @@ def _header_seeds() -> list[bytes]:
             ],
         )
         seeds.append(header.SerializeToString())
+    counts = pb.ClassCounts(correct=[1, 1], predicted=[2, 1], actual=[1, 2])
+    header.received_details.CopyFrom(pb.EvaluationDetails(undefined=["f1"], class_counts=counts))
+    seeds.append(header.SerializeToString())
+    sums = pb.Moments(num_examples=3, sum_x=6, sum_y=7, sum_xx=14, sum_yy=21, sum_xy=17)
+    header.received_details.CopyFrom(pb.EvaluationDetails(moments=sums))
+    header.task = "score"
+    seeds.append(header.SerializeToString())
     return seeds
 
 

@@ -51,6 +51,11 @@ def with_metrics_beyond_reason(messages):
     header(messages).received_metrics["accuracy"] = 1e300
 
 
+def with_metrics_of_nothing(messages):
+    header(messages).num_eval_examples = 1
+    header(messages).received_metrics["loss"] = float("nan")
+
+
 def with_metrics_instead(messages):
     header(messages).kind = pb.UPDATE_KIND_METRICS
     del header(messages).components[:]
@@ -72,6 +77,7 @@ def with_a_foreign_chunk(messages):
         (without_examples, "INVALID_REQUEST", "header.num_examples"),
         (with_a_bad_name, "INVALID_REQUEST", "header.client_id"),
         (with_metrics_beyond_reason, "INVALID_REQUEST", "header.received_metrics"),
+        (with_metrics_of_nothing, "NON_FINITE", "header.received_metrics"),
         (with_metrics_instead, "INVALID_REQUEST", "header.kind"),
         (with_a_wrong_shape, "LAYOUT_MISMATCH", "header.components[0].tensors[1].shape"),
         (with_an_unknown_type, "LAYOUT_MISMATCH", "header.components[1].tensors[0].dtype"),

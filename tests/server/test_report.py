@@ -1,13 +1,17 @@
 """Round reports and results."""
 
+import io
+import json
 import math
 
 import pytest
+from rich.console import Console
 
+from fedmtl_core.tables import results_table
 from fedmtl_core.tasks import PRESETS
 from fedmtl_server.aggregation.aggregator import Aggregate, Contribution
 from fedmtl_server.rounds.engine import Member, UpdateClaim
-from fedmtl_server.rounds.report import RoundReport, task_reports
+from fedmtl_server.rounds.report import MetricReport, RoundReport, task_reports
 from fedmtl_server.storage.results import Measurements, TaskResult, plot
 
 SLICES = {"sst2": ("shared", "task:sst2"), "qqp": ("shared", "task:qqp")}
@@ -73,6 +77,41 @@ def test_a_task_that_was_never_measured_has_no_results():
     result = measurements.results()["stsb"]
     assert (measurements.best_rounds(), measurements.last) == (set(), {})
     assert (result.first, result.last, result.best_round, result.to_dict()["best"]) == (None, None, None, None)
+
+
+def test_a_report_is_read_back_as_it_was_written_and_older_ones_do_not_say_what_metrics_were_taken_over():
+    written = report(1, sst2=0.5)
+    assert written.tasks[0].received_reports == {"accuracy": MetricReport(False, 1, 1, 0)}
+    values = json.loads(json.dumps(written.to_dict()))
+    assert RoundReport.from_dict(values) == written
+    for task in values["tasks"]:
+        del task["received_reports"], task["trained_reports"]
+    assert RoundReport.from_dict(values).tasks[0].received_metrics == {"accuracy": 0.5}
+    assert RoundReport.from_dict(values).tasks[0].received_reports == {}
+
+
+def test_results_are_read_back_as_they_were_written_and_older_ones_do_not_say_what_they_were_taken_over():
+    (result,) = measured(report(1, sst2=0.5), tasks=["sst2"]).results().values()
+    values = json.loads(json.dumps(result.to_dict()))
+    assert TaskResult.from_dict(values) == result
+    del values["measured"]
+    assert TaskResult.from_dict(values) == TaskResult("accuracy", {0: 0.5})
+
+
+def test_the_table_of_results_says_undefined_where_a_metric_is_and_nothing_where_it_was_not_measured(tmp_path):
+    text, taken = io.StringIO(), MetricReport(True, 1, 1, 1)
+    results = {
+        "stsb": TaskResult("pearson", {1: 0.5}, measured={0: taken, 1: taken, 2: taken}),
+        "cola": TaskResult("matthews", {}, measured={0: taken}),
+        "sst2": TaskResult("accuracy", {}),
+    }
+    results_table({task: one.to_dict() for task, one in results.items()}, tmp_path, Console(file=text, width=120))
+    rows = {line.split()[1]: line.replace("│", " ").split()[2:] for line in text.getvalue().splitlines() if "│" in line}
+    assert rows["stsb"] == ["undefined", "undefined", "0.500", "1"]
+    assert rows["cola"] == ["undefined", "undefined", "-", "-"]
+    assert rows["sst2"] == ["-", "-", "-", "-"]
+    plot(results, tmp_path / "m.png")
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_plot_is_a_png(tmp_path):

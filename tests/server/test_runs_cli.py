@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, EarlyStoppingConfig
 from fedmtl_core.errors import StoreError, UserError
 from fedmtl_server.commands.runs import runs_app
+from fedmtl_server.rounds.report import MetricReport
 from fedmtl_server.storage.history import History, RoundRecord, RunRecord, UpdateRecord
 
 NOW_MS = time.time_ns() // 1_000_000
@@ -325,6 +326,36 @@ def test_a_round_is_shown_whole(runs_dir):
     (row,) = (line for line in text.splitlines() if "ABORTED" in line)
     assert cells(row) == ["\\x1b[31mred", "qqp", "ABORTED", "expected [1], got [2]"]  # no colours of a client's choice
     assert "\x1b" not in text
+
+
+def task_report(task: str, values: dict[str, float], **reports: tuple[bool, int, int, int]) -> dict[str, Any]:
+    """A task's report, with what each metric was taken over."""
+    taken = {name: asdict(MetricReport(*report)) for name, report in reports.items()}
+    shared = {"task": task, "num_updates": 2, "num_examples": 10, "encoder_share": 0.5, "trained_metrics": {}}
+    return shared | {"received_metrics": values, "received_reports": taken, "trained_reports": {}}
+
+
+def test_an_undefined_metric_is_shown_as_such_and_beside_others_what_they_were_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # nothing is wrapped
+    folder = make_run(tmp_path, "run", "cccc4444" * 4, rounds=0)
+    tasks = [
+        task_report("sst2", {"loss": 0.25}, accuracy=(False, 0, 0, 2), loss=(False, 1, 30, 0)),
+        task_report("qqp", {"f1": 0.75, "accuracy": 0.875}, f1=(True, 2, 70, 1), accuracy=(True, 2, 70, 0)),
+    ]
+    with contextlib.closing(History.open(folder / "history.sqlite")) as history:
+        end_round(history, "cccc4444" * 4, 1, tasks=tasks)
+        clients = {(one.task, one.name): one.num_clients for one in history.metrics("cccc4444" * 4)}
+    assert clients == {("sst2", "loss"): 1, ("qqp", "f1"): 2, ("qqp", "accuracy"): 2}
+    text = " ".join(shown("show", "cccc", "--round", 1, "--runs-dir", tmp_path).split())
+    assert "loss 0.250 (mean, 30 rows of 1 client); accuracy undefined (for 2 clients)" in text
+    assert (
+        "f1 0.750 (pooled, 70 rows of 2 clients, undefined for 1 client); accuracy 0.875 (pooled, 70 rows of 2 clients)"
+    ) in text
+    (row,) = (line for line in shown("show", "cccc", "--runs-dir", tmp_path).splitlines() if "committed" in line)
+    assert cells(row)[-2:] == ["undefined 50%", "0.750 50%"]
+    assert "sst2 accuracy undefined, qqp f1 0.750" in shown("list", "--runs-dir", tmp_path)
+    listed = json.loads(shown("list", "--json", "--runs-dir", tmp_path))
+    assert listed[0]["metrics"]["sst2"] == {"metric": "accuracy", "value": None, "round": 0}
 
 
 def test_a_round_that_has_not_ended_and_round_0_are_shown(runs_dir):

@@ -14,7 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
+from fedmtl_core.doctor import Level, findings
 from fedmtl_core.errors import ConfigError, StoreError
+from fedmtl_server import doctor
 from fedmtl_server.federation import Federation
 from fedmtl_server.monitoring import tracking
 from fedmtl_server.monitoring.mlflow_tracker import RUN_TAG, MlflowTracker
@@ -98,11 +100,12 @@ async def test_tensorboard_has_every_round_of_a_run_and_its_settings(tmp_path):
     folder = tmp_path / "tensorboard" / run_id
     assert scalars(folder, "received/sst2/accuracy") == [(1, 0.1), (2, 0.2), (3, 0.3)]
     assert scalars(folder, "trained/qqp/accuracy") == [(1, 0.2), (2, 0.4)]
-    assert scalars(folder, "encoder_share/sst2")[:2] == [(1, 0.75), (2, 0.75)]  # 3 examples to 1
-    reports = reports_of(tmp_path)
+    assert scalars(folder, "encoder_share/sst2") == [(1, 0.75), (2, 0.75)]  # 3 examples to 1
+    *reports, evaluation = reports_of(tmp_path)
     assert scalars(folder, "round/bytes_in") == [(one.round, one.bytes_received) for one in reports]
     assert scalars(folder, "round/seconds") == [(one.round, one.duration_s) for one in reports]
-    assert scalars(folder, "round/cohort_size") == [(1, 2), (2, 2), (3, 2)]
+    assert scalars(folder, "evaluation/seconds") == [(3, evaluation.duration_s)]
+    assert scalars(folder, "round/cohort_size") == [(1, 2), (2, 2)]
     norms = sorted(part.norm for part in reports[1].components[0].contributions)
     assert dict(scalars(folder, "norm/encoder/max"))[2] == norms[1]
     assert dict(scalars(folder, "norm/encoder/median"))[2] == sum(norms) / 2
@@ -122,7 +125,7 @@ async def test_mlflow_has_every_round_of_a_run_and_its_settings(uri, tmp_path):
     assert run.data.params["tracking.report_to"] == '["mlflow"]'
     assert history_of(client, run, "received/sst2/accuracy") == [(1, 0.1), (2, 0.2), (3, 0.3)]
     assert history_of(client, run, "trained/qqp/accuracy") == [(1, 0.2), (2, 0.4)]
-    reports = reports_of(tmp_path / "run")
+    *reports, _ = reports_of(tmp_path / "run")
     assert history_of(client, run, "round/bytes_out") == [(one.round, one.bytes_sent) for one in reports]
     assert history_of(client, run, "round/aggregation_seconds") == [(one.round, one.aggregation_s) for one in reports]
 
@@ -145,6 +148,25 @@ async def test_a_run_that_is_taken_up_goes_on_where_its_trackers_left_off(uri, t
     expected = [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
     assert history_of(client, run, "received/sst2/accuracy") == expected
     assert scalars(tmp_path / "run" / "tensorboard" / run_id, "received/sst2/accuracy") == expected
+
+
+def test_the_last_evaluation_has_no_figures_of_training_which_would_all_be_zero():
+    evaluated = round_point(replace(a_report(3, sst2=0.5, qqp=0.75), purpose="evaluate", duration_s=2.0))
+    assert list(evaluated.metrics.items()) == [
+        ("received/sst2/accuracy", 0.5),
+        ("received/qqp/accuracy", 0.75),
+        ("evaluation/seconds", 2.0),
+    ]
+    trained = round_point(a_report(3, sst2=0.5, qqp=0.75))
+    assert trained.metrics.keys() > {"received/sst2/accuracy", "encoder_share/qqp", "examples/sst2", "round/bytes_in"}
+
+
+def test_a_metric_that_is_undefined_is_no_point_of_a_curve():
+    report = a_report(3, sst2=0.5)
+    (task,) = (one for one in report.tasks if one.task == "sst2")
+    undefined = replace(task, received_metrics={}, trained_metrics={})
+    point = round_point(replace(report, tasks=[undefined]))
+    assert not [name for name in point.metrics if name.startswith(("received/", "trained/"))]
 
 
 def points_to(last: int, ended_at: int = 1_700_000_000_000) -> list[RoundPoint]:
@@ -174,7 +196,10 @@ def test_what_a_tracker_has_it_does_not_lack(name, uri, tmp_path):
     tracker = begun()
     assert tracker.lacks(points) == points[2:]
     tracker.round(points[2])
-    assert begun().lacks(points) == []
+    evaluation = RoundPoint(4, 1_700_000_000_004, {"received/sst2/accuracy": 0.4, "evaluation/seconds": 1.0})
+    assert begun().lacks([*points, evaluation]) == [evaluation]
+    tracker.round(evaluation)
+    assert begun().lacks([*points, evaluation]) == []
 
 
 def test_tensorboard_shows_a_round_that_was_cut_off_or_rolled_back_once(tmp_path):
@@ -246,6 +271,41 @@ def test_a_tracker_that_is_not_installed_is_an_error_that_says_how(name, monkeyp
     config = Config.model_validate({"tracking": {"report_to": [name]}, "tasks": {"sst2": {}}})
     with pytest.raises(ConfigError, match=rf"{name} can't be used: .*pip install 'fedmtl\[{name}\]'"):
         Server(config, model=tiny_model("sst2"))
+
+
+@pytest.mark.parametrize("given", ["file://{folder}", "{folder}", None])
+def test_a_store_of_files_that_mlflow_refuses_is_told_before_a_run_begins(given, tmp_path, monkeypatch):
+    files = tmp_path / "mlruns"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{files}")
+    uri = given and given.format(folder=files)
+    config = Config.model_validate({"tasks": {"sst2": {}}, **tracked("mlflow", mlflow_uri=uri)})
+    with pytest.raises(ConfigError) as refused:
+        Server(config, tmp_path / "run", tiny_model("sst2"))
+    text = str(refused.value)
+    assert text.startswith("tracking.mlflow_uri: MLflow ")
+    assert f"refuses the store of files {uri or f'file://{files}'}" in text
+    assert "give a database, such as sqlite:///mlflow.db, or a tracking server" in text
+    assert ("which it takes as none is given" in text) == (given is None)
+    assert list(tmp_path.iterdir()) == []
+    (finding,) = findings("trackers", lambda: doctor.trackers(config))
+    assert (finding.level, finding.found) == (Level.fail, text)
+
+
+@pytest.mark.parametrize("given", ["mlruns", "sqlite:///mlflow.db", "http://127.0.0.1:9", "postgresql+psycopg://h/db"])
+def test_a_store_that_mlflow_takes_is_neither_written_to_nor_called_before_a_run_begins(given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    config = Config.model_validate({"tasks": {"sst2": {}}, **tracked("mlflow", mlflow_uri=given)})
+    (finding,) = doctor.trackers(config)
+    assert (finding.level, finding.found) == (Level.ok, "rounds are reported to mlflow")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kind_of_store_that_mlflow_does_not_know_is_told_without_what_is_secret_in_it(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlit://me:hunter2@host/db")
+    with pytest.raises(ConfigError, match="refuses a store with the scheme 'sqlit', which it takes as none") as refused:
+        MlflowTracker(None, "e")
+    assert "hunter2" not in str(refused.value)
 
 
 class Unreliable(Tracker):

@@ -99,6 +99,10 @@ std::pair<double, std::vector<double>> loss_of(const Head& head, const Example& 
   return {loss, out};
 }
 
+bool is_constant(const std::vector<double>& values) {
+  return std::all_of(values.begin(), values.end(), [&](double value) { return value == values.front(); });
+}
+
 }  // namespace
 
 std::pair<std::string, std::string> head_tensors(const std::string& task) {
@@ -202,10 +206,13 @@ Metrics measure(const Head& head, const std::vector<Example>& rows) {
     right += argmax(out) == static_cast<std::size_t>(row.label) ? 1 : 0;
   }
   const double accuracy = right / static_cast<double>(rows.size());
-  return {gradient_of(head, rows).loss, head.regression ? pearson(predictions, labels) : accuracy};
+  return {gradient_of(head, rows).loss, head.regression ? pearson(predictions, labels) : std::optional(accuracy)};
 }
 
-double pearson(const std::vector<double>& a, const std::vector<double>& b) {
+std::optional<double> pearson(const std::vector<double>& a, const std::vector<double>& b) {
+  if (is_constant(a) || is_constant(b)) {
+    return std::nullopt;
+  }
   const double mean_a = mean(a), mean_b = mean(b);
   double covariance = 0, variance_a = 0, variance_b = 0;
   for (std::size_t i = 0; i < a.size(); ++i) {
@@ -214,7 +221,7 @@ double pearson(const std::vector<double>& a, const std::vector<double>& b) {
     variance_a += x * x;
     variance_b += y * y;
   }
-  return variance_a == 0 || variance_b == 0 ? 0 : covariance / std::sqrt(variance_a * variance_b);
+  return covariance / std::sqrt(variance_a * variance_b);
 }
 
 }  // namespace fedmtl_cpp

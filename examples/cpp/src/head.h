@@ -36,8 +36,8 @@ struct Gradient {
 
 struct Metrics {
   double loss;
-  // The accuracy; of a regression Pearson's correlation.
-  double score;
+  // The accuracy; of a regression Pearson's correlation, if there is one.
+  std::optional<double> score;
 };
 
 // Where the head lies in a slice.
@@ -83,7 +83,7 @@ Head trained(Head head, const std::vector<Example>& rows, double rate, const std
 
 Metrics measure(const Head& head, const std::vector<Example>& rows);
 
-// The correlation of two samples; 0 where one is constant.
-double pearson(const std::vector<double>& a, const std::vector<double>& b);
+// The correlation of two samples; none where one is constant.
+std::optional<double> pearson(const std::vector<double>& a, const std::vector<double>& b);
 
 }  // namespace fedmtl_cpp

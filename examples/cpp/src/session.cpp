@@ -19,8 +19,19 @@ std::string new_id() {
 google::protobuf::Map<std::string, double> to_proto(const Metrics& metrics, bool regression) {
   google::protobuf::Map<std::string, double> out;
   out["loss"] = metrics.loss;
-  out[regression ? "pearson" : "accuracy"] = metrics.score;
+  if (metrics.score) {
+    out[regression ? "pearson" : "accuracy"] = *metrics.score;
+  }
   return out;
+}
+
+// What the metrics leave unsaid.
+pb::EvaluationDetails details_of(const Metrics& metrics) {
+  pb::EvaluationDetails details;
+  if (!metrics.score) {
+    details.add_undefined("pearson");
+  }
+  return details;
 }
 
 }  // namespace
@@ -156,6 +167,7 @@ Session::Work Session::work(const Slice& slice) const {
   header.set_update_id(new_id());
   header.set_kind(pb::UPDATE_KIND_METRICS);
   *header.mutable_received_metrics() = to_proto(before, head.regression);
+  *header.mutable_received_details() = details_of(before);
   header.set_num_eval_examples(num_rows);
   if (slice.header.purpose() == pb::ROUND_PURPOSE_EVALUATE) {
     return done;
@@ -191,6 +203,7 @@ Session::Work Session::work(const Slice& slice) const {
   header.set_num_examples(num_rows);
   header.set_num_steps(kNumSteps);
   *header.mutable_trained_metrics() = to_proto(metrics, head.regression);
+  *header.mutable_trained_details() = details_of(metrics);
   done.loss += " -> " + rounded(metrics.loss, 4);
   if (!where) {
     done.kept.head = after;

@@ -86,6 +86,12 @@ class RoundWarningKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROUND_WARNING_KIND_LARGE_UPDATE: _ClassVar[RoundWarningKind]
     ROUND_WARNING_KIND_DAMAGED_MODEL: _ClassVar[RoundWarningKind]
 
+class MetricBasis(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    METRIC_BASIS_UNSPECIFIED: _ClassVar[MetricBasis]
+    METRIC_BASIS_POOLED: _ClassVar[MetricBasis]
+    METRIC_BASIS_MEAN: _ClassVar[MetricBasis]
+
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PHASE_UNSPECIFIED: _ClassVar[Phase]
@@ -139,6 +145,9 @@ ROUND_WARNING_KIND_UNSPECIFIED: RoundWarningKind
 ROUND_WARNING_KIND_DOMINANT_CLIENT: RoundWarningKind
 ROUND_WARNING_KIND_LARGE_UPDATE: RoundWarningKind
 ROUND_WARNING_KIND_DAMAGED_MODEL: RoundWarningKind
+METRIC_BASIS_UNSPECIFIED: MetricBasis
+METRIC_BASIS_POOLED: MetricBasis
+METRIC_BASIS_MEAN: MetricBasis
 PHASE_UNSPECIFIED: Phase
 PHASE_WAITING: Phase
 PHASE_OPEN: Phase
@@ -315,8 +324,44 @@ class PushUpdateRequest(_message.Message):
     chunk: Chunk
     def __init__(self, header: _Optional[_Union[UpdateHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
+class ClassCounts(_message.Message):
+    __slots__ = ("correct", "predicted", "actual")
+    CORRECT_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_FIELD_NUMBER: _ClassVar[int]
+    ACTUAL_FIELD_NUMBER: _ClassVar[int]
+    correct: _containers.RepeatedScalarFieldContainer[int]
+    predicted: _containers.RepeatedScalarFieldContainer[int]
+    actual: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, correct: _Optional[_Iterable[int]] = ..., predicted: _Optional[_Iterable[int]] = ..., actual: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Moments(_message.Message):
+    __slots__ = ("num_examples", "sum_x", "sum_y", "sum_xx", "sum_yy", "sum_xy")
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SUM_X_FIELD_NUMBER: _ClassVar[int]
+    SUM_Y_FIELD_NUMBER: _ClassVar[int]
+    SUM_XX_FIELD_NUMBER: _ClassVar[int]
+    SUM_YY_FIELD_NUMBER: _ClassVar[int]
+    SUM_XY_FIELD_NUMBER: _ClassVar[int]
+    num_examples: int
+    sum_x: float
+    sum_y: float
+    sum_xx: float
+    sum_yy: float
+    sum_xy: float
+    def __init__(self, num_examples: _Optional[int] = ..., sum_x: _Optional[float] = ..., sum_y: _Optional[float] = ..., sum_xx: _Optional[float] = ..., sum_yy: _Optional[float] = ..., sum_xy: _Optional[float] = ...) -> None: ...
+
+class EvaluationDetails(_message.Message):
+    __slots__ = ("undefined", "class_counts", "moments")
+    UNDEFINED_FIELD_NUMBER: _ClassVar[int]
+    CLASS_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    MOMENTS_FIELD_NUMBER: _ClassVar[int]
+    undefined: _containers.RepeatedScalarFieldContainer[str]
+    class_counts: ClassCounts
+    moments: Moments
+    def __init__(self, undefined: _Optional[_Iterable[str]] = ..., class_counts: _Optional[_Union[ClassCounts, _Mapping]] = ..., moments: _Optional[_Union[Moments, _Mapping]] = ...) -> None: ...
+
 class UpdateHeader(_message.Message):
-    __slots__ = ("run_id", "client_id", "task", "base_round", "update_id", "kind", "num_examples", "components", "received_metrics", "trained_metrics", "num_eval_examples", "compression", "num_steps", "next_task", "learning_rate_sum", "control_round")
+    __slots__ = ("run_id", "client_id", "task", "base_round", "update_id", "kind", "num_examples", "components", "received_metrics", "trained_metrics", "num_eval_examples", "compression", "num_steps", "next_task", "learning_rate_sum", "control_round", "received_details", "trained_details")
     class ReceivedMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -347,6 +392,8 @@ class UpdateHeader(_message.Message):
     NEXT_TASK_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_SUM_FIELD_NUMBER: _ClassVar[int]
     CONTROL_ROUND_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_DETAILS_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_DETAILS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     client_id: str
     task: str
@@ -363,7 +410,9 @@ class UpdateHeader(_message.Message):
     next_task: str
     learning_rate_sum: float
     control_round: int
-    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., base_round: _Optional[int] = ..., update_id: _Optional[str] = ..., kind: _Optional[_Union[UpdateKind, str]] = ..., num_examples: _Optional[int] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., num_eval_examples: _Optional[int] = ..., compression: _Optional[_Union[Compression, str]] = ..., num_steps: _Optional[int] = ..., next_task: _Optional[str] = ..., learning_rate_sum: _Optional[float] = ..., control_round: _Optional[int] = ...) -> None: ...
+    received_details: EvaluationDetails
+    trained_details: EvaluationDetails
+    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., base_round: _Optional[int] = ..., update_id: _Optional[str] = ..., kind: _Optional[_Union[UpdateKind, str]] = ..., num_examples: _Optional[int] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., num_eval_examples: _Optional[int] = ..., compression: _Optional[_Union[Compression, str]] = ..., num_steps: _Optional[int] = ..., next_task: _Optional[str] = ..., learning_rate_sum: _Optional[float] = ..., control_round: _Optional[int] = ..., received_details: _Optional[_Union[EvaluationDetails, _Mapping]] = ..., trained_details: _Optional[_Union[EvaluationDetails, _Mapping]] = ...) -> None: ...
 
 class PushUpdateResponse(_message.Message):
     __slots__ = ("outcome", "round", "num_bytes")
@@ -529,8 +578,20 @@ class Contribution(_message.Message):
     counted_examples: float
     def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., num_examples: _Optional[int] = ..., weight: _Optional[float] = ..., staleness: _Optional[int] = ..., norm: _Optional[float] = ..., clipped_to: _Optional[float] = ..., counted_examples: _Optional[float] = ...) -> None: ...
 
+class MetricReport(_message.Message):
+    __slots__ = ("basis", "num_clients", "num_eval_examples", "num_undefined")
+    BASIS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVAL_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_UNDEFINED_FIELD_NUMBER: _ClassVar[int]
+    basis: MetricBasis
+    num_clients: int
+    num_eval_examples: int
+    num_undefined: int
+    def __init__(self, basis: _Optional[_Union[MetricBasis, str]] = ..., num_clients: _Optional[int] = ..., num_eval_examples: _Optional[int] = ..., num_undefined: _Optional[int] = ...) -> None: ...
+
 class TaskReport(_message.Message):
-    __slots__ = ("task", "num_updates", "num_examples", "encoder_share", "received_metrics", "trained_metrics", "auxiliary_weight")
+    __slots__ = ("task", "num_updates", "num_examples", "encoder_share", "received_metrics", "trained_metrics", "auxiliary_weight", "received_metric_reports", "trained_metric_reports")
     class ReceivedMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -545,6 +606,20 @@ class TaskReport(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class ReceivedMetricReportsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: MetricReport
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[MetricReport, _Mapping]] = ...) -> None: ...
+    class TrainedMetricReportsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: MetricReport
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[MetricReport, _Mapping]] = ...) -> None: ...
     TASK_FIELD_NUMBER: _ClassVar[int]
     NUM_UPDATES_FIELD_NUMBER: _ClassVar[int]
     NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -552,6 +627,8 @@ class TaskReport(_message.Message):
     RECEIVED_METRICS_FIELD_NUMBER: _ClassVar[int]
     TRAINED_METRICS_FIELD_NUMBER: _ClassVar[int]
     AUXILIARY_WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_METRIC_REPORTS_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_METRIC_REPORTS_FIELD_NUMBER: _ClassVar[int]
     task: str
     num_updates: int
     num_examples: int
@@ -559,7 +636,9 @@ class TaskReport(_message.Message):
     received_metrics: _containers.ScalarMap[str, float]
     trained_metrics: _containers.ScalarMap[str, float]
     auxiliary_weight: float
-    def __init__(self, task: _Optional[str] = ..., num_updates: _Optional[int] = ..., num_examples: _Optional[int] = ..., encoder_share: _Optional[float] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., auxiliary_weight: _Optional[float] = ...) -> None: ...
+    received_metric_reports: _containers.MessageMap[str, MetricReport]
+    trained_metric_reports: _containers.MessageMap[str, MetricReport]
+    def __init__(self, task: _Optional[str] = ..., num_updates: _Optional[int] = ..., num_examples: _Optional[int] = ..., encoder_share: _Optional[float] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., auxiliary_weight: _Optional[float] = ..., received_metric_reports: _Optional[_Mapping[str, MetricReport]] = ..., trained_metric_reports: _Optional[_Mapping[str, MetricReport]] = ...) -> None: ...
 
 class RefusedUpdate(_message.Message):
     __slots__ = ("client_id", "task", "code", "reason")
