@@ -350,6 +350,23 @@ class ClientSession:
                 error.loss,
             ) from None
 
+    def _evaluate_trained(self, bench: _Workbench, result: TrainingResult) -> dict[str, float]:
+        """The metrics of the model after training.
+
+        Raises:
+            DivergedError: it gives values that aren't finite, or its training, which may be a user's own, says so.
+        """
+        try:
+            if not math.isfinite(result.loss):
+                raise DivergedError(f"train_loss {result.loss}", result.loss)
+            return self._evaluate(bench)
+        except DivergedError as error:
+            raise DivergedError(
+                f"training diverged: the model gives values that aren't finite after {result.num_steps} steps "
+                f"({error}); lower training.learning_rate",
+                error.loss,
+            ) from None
+
     def _train(
         self, bench: _Workbench, slice_: Slice, event: pb.WatchRoundsResponse
     ) -> tuple[TrainingResult, Evaluation]:
@@ -381,14 +398,7 @@ class ClientSession:
                 should_stop=lambda: self._has_closed(event),
                 **corrections,
             )
-        try:
-            metrics = self._evaluate(bench)
-        except DivergedError as error:
-            raise DivergedError(
-                f"training diverged: the model gives values that aren't finite after {result.num_steps} steps "
-                f"({error}); lower training.learning_rate",
-                error.loss,
-            ) from None
+        metrics = self._evaluate_trained(bench, result)
         self._log.info(
             "round.trained", **_progress(event), loss=result.loss, steps=result.num_steps, seconds=result.seconds
         )

@@ -181,13 +181,7 @@ class Trainer:
                     optimizer.step()
                     schedule.step()
                     step += 1
-                    value = loss.item()
-                    if not math.isfinite(value):
-                        raise DivergedError(
-                            f"training diverged: the loss is {value} at step {step} of {num_steps}; lower "
-                            "training.learning_rate",
-                            value,
-                        )
+                    value = _finite(loss, step, num_steps)
                     mean = value if batch == 1 else mean + (value - mean) / batch
                     on_step(Step(step, num_steps, epoch, num_epochs, mean, batch == len(loader)))
         return TrainingResult(mean, num_steps, time.monotonic() - began, rates)
@@ -266,6 +260,20 @@ class Trainer:
 
     def _there(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+
+def _finite(loss: Tensor, step: int, num_steps: int) -> float:
+    """The loss of a step.
+
+    Raises:
+        DivergedError: it is NaN or infinite.
+    """
+    value: float = loss.item()
+    if not math.isfinite(value):
+        raise DivergedError(
+            f"training diverged: the loss is {value} at step {step} of {num_steps}; lower training.learning_rate", value
+        )
+    return value
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -193,9 +193,7 @@ class RunStore:
         """
         layouts, state_layouts = list(layouts), list(state_layouts)
         rounds = self._history.rounds(self.run_id)
-        if not self.is_over():
-            with _writing(self._checkpoints):  # what a rollback that was cut short has left
-                clear_rolled_back(self.run_dir, [one.round for one in rounds if one.outcome == "rolled_back"])
+        self._finish_rollback(rounds)
         committed = [one for one in rounds if one.outcome == "committed" and one.checkpoint is not None]
         refused: list[int] = []
         reason = ""
@@ -235,6 +233,12 @@ class RunStore:
             components=components,
             state=state,
         )
+
+    def _finish_rollback(self, rounds: Sequence[RoundRecord]) -> None:
+        """Put away the files that a rollback has left which was cut short."""
+        if not self.is_over():
+            with _writing(self._checkpoints):
+                clear_rolled_back(self.run_dir, [one.round for one in rounds if one.outcome == "rolled_back"])
 
     def reports(self) -> list[RoundReport]:
         """Of the rounds that have ended, in their order."""

@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
+from fedmtl_client.trainer import Trainer
 from fedmtl_core.errors import DivergedError
 from tests.client.test_session import CONFIG, real_api, session_of, toy_model
 from tests.support import WireClient, reports_of, serving
@@ -78,3 +80,19 @@ async def test_a_training_that_diverges_is_told_as_such_and_nothing_is_sent(rows
         status = server.federation.status()
         assert (server.federation.facts.num_refused, status.warnings, status.round) == (0, [], 1)
     assert "metric" not in str(error.value)
+
+
+class Careless(Trainer):
+    """A trainer of a user's own that notices nothing."""
+
+    def train(self, *arguments, **options):
+        return replace(super().train(*arguments, **options), loss=math.nan)
+
+
+async def test_a_training_of_a_user_s_own_that_diverges_is_told_as_such_too(tmp_path):
+    async with serving(tmp_path, toy_model()) as server:
+        session = session_of(real_api(server.address))
+        session._settings = replace(session._settings, trainer=Careless)
+        with pytest.raises(DivergedError, match=r"^training diverged: .* after \d+ steps \(train_loss nan\); lower"):
+            await asyncio.to_thread(session.run)
+        assert server.federation.facts.num_refused == 0
