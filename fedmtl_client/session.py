@@ -350,7 +350,7 @@ class ClientSession:
                 error.loss,
             ) from None
 
-    def _evaluate_trained(self, bench: _Workbench, result: TrainingResult) -> dict[str, float]:
+    def _evaluate_trained(self, bench: _Workbench, result: TrainingResult) -> Evaluation:
         """The metrics of the model after training.
 
         Raises:

@@ -11,7 +11,7 @@ from fedmtl_core.config import DataConfig, TaskConfig
 from fedmtl_core.errors import DataError
 
 CASES = Path(__file__).parents[3] / "shared" / "cases"
-NAMES = [path.name for path in sorted(CASES.glob("data-*")) if not path.name.startswith("data-label")]
+NAMES = [path.name for path in sorted(CASES.glob("data-*"))]
 """What labels mean has tests of its own."""
 
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not at hand (../shared/cases)")
