@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedmtl_core.encoders import TOY_MODEL, load_encoder, load_tokenizer, locate
 from fedmtl_core.errors import ConfigError, UnknownTaskError
 from fedmtl_core.kinds import EncoderFacts, TaskKind, kind_of, new_head, word_embeddings
+from fedmtl_core.layers import norms_of, parts_of
 from fedmtl_core.plan import Pooling
 from fedmtl_core.randomness import drawing_from
 from fedmtl_core.sharing import ModelShape
@@ -54,6 +55,11 @@ class MultiTaskModel(nn.Module):
     @property
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.heads)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the encoder's output."""
+        return self._facts.hidden_size
 
     def add_head(self, spec: TaskSpec) -> None:
         """Add a task's head; neither the other parameters nor the global random state change.
@@ -102,49 +108,13 @@ class MultiTaskModel(nn.Module):
     def shape(self) -> ModelShape:
         """The exchanged tensors' names, by where in the model they are."""
         names = self.exchanged()
-        part_of, norms = _parts(self.encoder), _norms(self.encoder)
+        part_of, norms = parts_of(self.encoder), norms_of(self.encoder)
         encoder = [name for name in names if name.startswith("encoder.")]
         return ModelShape(
             parts={name: part_of(name.removeprefix("encoder.")) for name in encoder},
             heads={task: [name for name in names if name.startswith(f"heads.{task}.")] for task in self.heads},
             norms=frozenset(name for name in encoder if name.removeprefix("encoder.").rpartition(".")[0] in norms),
         )
-
-
-def _parts(encoder: nn.Module) -> Callable[[str], str]:
-    """What tells the part of an encoder that a parameter is in; see `sharing.NAMED_PARTS`."""
-    modules = dict(encoder.named_modules())
-    layers = _layers(encoder)
-    with_embeddings = {
-        name for name in modules if name and not f"{layers}.".startswith(f"{name}.") and _has_embedding(modules[name])
-    }
-
-    def part_of(name: str) -> str:
-        if layers and name.startswith(f"{layers}."):
-            return name.removeprefix(f"{layers}.").partition(".")[0]
-        if name.partition(".")[0] == "pooler":
-            return "pooler"
-        return "embeddings" if any(name.startswith(f"{one}.") for one in with_embeddings) else "rest"
-
-    return part_of
-
-
-def _layers(encoder: nn.Module) -> str:
-    """The name of an encoder's list of layers; empty if it has none whose layers are all different ones."""
-    wanted = getattr(getattr(encoder, "config", None), "num_hidden_layers", None)
-    lists = {name: len(one) for name, one in encoder.named_modules() if isinstance(one, nn.ModuleList)}
-    if wanted is not None:
-        lists = {name: length for name, length in lists.items() if length == wanted}
-    return max(lists, key=lambda name: lists[name], default="")
-
-
-def _has_embedding(module: nn.Module) -> bool:
-    return any(isinstance(one, nn.Embedding) for one in module.modules())
-
-
-def _norms(encoder: nn.Module) -> set[str]:
-    """The names of an encoder's normalisation layers: by their classes' names, since each model has its own classes."""
-    return {name for name, module in encoder.named_modules() if "Norm" in type(module).__name__}
 
 
 def require_length(encoder: Any, max_length: int) -> None:
@@ -154,7 +124,7 @@ def require_length(encoder: Any, max_length: int) -> None:
         ConfigError: it doesn't.
     """
     positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
+    if positions is not None and 0 <= positions < max_length:  # XLNet has -1, for no limit
         raise ConfigError(f"training.max_length: the encoder has {positions} positions, asked for {max_length} tokens")
 
 
