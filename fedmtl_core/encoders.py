@@ -9,14 +9,26 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from fedmtl_core import toy
 from fedmtl_core.errors import ModelUnavailableError
+from fedmtl_core.layers import keep_first_layers
+from fedmtl_core.probe import output_width
 from fedmtl_core.randomness import drawing_from
 
 TOY_MODEL = "builtin:toy"
 _PACKAGE_PREFIX = "python:"
+_MASK = "attention_mask"
 
 
 def load_encoder(
@@ -37,10 +49,32 @@ def load_encoder(
     """
     with drawing_from(seed):
         if source == TOY_MODEL:
-            encoder = BertModel(_first_layers(_toy_config(), source, num_hidden_layers))
+            config = _toy_config()
+            if num_hidden_layers is not None:
+                keep_first_layers(config, source, num_hidden_layers)
+            encoder: Any = BertModel(config)
         else:
             encoder = _load_pretrained(locate(source), source, weights and not random_init, num_hidden_layers)
-    return encoder, int(encoder.config.hidden_size)
+        return encoder, output_width(encoder, source)
+
+
+def is_of_encoder_decoder(encoder: Any) -> bool:
+    """Whether an encoder is what `load_encoder` took of an encoder-decoder: the library has another class for the whole
+    model of that configuration."""
+    whole: Any = MODEL_MAPPING.get(type(getattr(encoder, "config", None)), None)
+    return whole is not None and type(encoder) not in (whole if isinstance(whole, tuple) else (whole,))
+
+
+def save_encoder(encoder: Any, folder: Path) -> None:
+    """Write an encoder such that `AutoModel.from_pretrained` loads its parameters.
+
+    An encoder that was part of an encoder-decoder is written under the names that it has there. What is loaded has a
+    decoder of random values; `get_encoder()` is the encoder.
+    """
+    state = encoder.state_dict()
+    if is_of_encoder_decoder(encoder):
+        state = {f"encoder.{name}": value for name, value in state.items()}
+    encoder.save_pretrained(folder, state_dict=state)
 
 
 def load_tokenizer(source: str) -> Any:
@@ -57,27 +91,62 @@ def load_tokenizer(source: str) -> Any:
             raise ValueError(f"it knows {len(tokenizer)} tokens, none of them a word's.")
     except (OSError, ValueError) as error:
         raise _unavailable(source, "tokenizer", error) from None
+    return _with_mask(tokenizer)
+
+
+def _with_mask(tokenizer: Any) -> Any:
+    """Have a tokenizer tell padding from tokens, though its encoder, such as FNet, doesn't ask for it: pooling does."""
+    if _MASK not in tokenizer.model_input_names:
+        tokenizer.model_input_names = [*tokenizer.model_input_names, _MASK]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what is saved with it
     return tokenizer
 
 
 def _load_pretrained(location: str, source: str, weights: bool, num_hidden_layers: int | None) -> Any:
     try:
-        config = _first_layers(AutoConfig.from_pretrained(location), source, num_hidden_layers)
-        if weights:
-            return AutoModel.from_pretrained(location, config=config, dtype=torch.float32)
-        return AutoModel.from_config(config, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(location)
     except (OSError, ValueError) as error:
+        raise _unavailable(source, "model", error) from None
+    if num_hidden_layers is not None:
+        keep_first_layers(config, source, num_hidden_layers)
+    model = _with_weights(location, source, config) if weights else _without_weights(source, config)
+    return _encoder_alone(model, source)
+
+
+def _without_weights(source: str, config: Any) -> Any:
+    try:
+        return AutoModel.from_config(config, dtype=torch.float32)
+    except Exception as error:  # hundreds of families, each with errors of its own
         raise _unavailable(source, "model", error) from None
 
 
-def _first_layers(config: Any, source: str, num_hidden_layers: int | None) -> Any:
-    if num_hidden_layers is not None and num_hidden_layers > config.num_hidden_layers:
-        raise ModelUnavailableError(
-            f"model.num_hidden_layers: {source} has {config.num_hidden_layers} layers, asked for {num_hidden_layers}"
+def _with_weights(location: str, source: str, config: Any) -> Any:
+    try:
+        model, info = AutoModel.from_pretrained(
+            location, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    if num_hidden_layers is not None:
-        config.num_hidden_layers = num_hidden_layers
-    return config
+    except Exception as error:  # hundreds of families, each with errors of its own
+        raise _unavailable(source, "model", error) from None
+    if differing := sorted(info["mismatched_keys"]):
+        name, found, expected = differing[0]
+        raise ModelUnavailableError(
+            f"model {source!r}: its weights don't fit its configuration: expected {name} with the shape "
+            f"{list(expected)}, got {list(found)}. If model.num_hidden_layers is set, leave it out"
+        )
+    return model
+
+
+def _encoder_alone(model: Any, source: str) -> Any:
+    """A model without the decoder that it may have."""
+    if not model.config.is_encoder_decoder:
+        return model
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, PreTrainedModel) or type(encoder.config) is not type(model.config):
+        raise ModelUnavailableError(
+            f"model {source!r} ({type(model).__name__}) is an encoder-decoder, and its encoder can't be taken alone: "
+            "it is no model with that configuration. Take an encoder, such as BERT, or T5's or BART's"
+        )
+    return encoder
 
 
 def locate(source: str) -> str:
@@ -115,7 +184,7 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
             if what == "model" and "config.json" not in str(error)
             else "The folder needs the files that save_pretrained writes: config.json, weights, tokenizer."
         )
-        first_line = str(error).strip().splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {first_line} {advice}")
     return ModelUnavailableError(
         f"{what} {source!r} is not a local folder, and the model hub doesn't give it "
