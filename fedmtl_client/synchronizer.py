@@ -47,10 +47,10 @@ class ClientModelSynchronizer:
         if not share:
             _copy(components, own)
             self._shared, self._shared_with = {}, None
-        elif self._shared_with is not model or not _are_same(self._shared, components):
-            for component in components.values():
-                component.lend_to(own)
-            self._shared, self._shared_with = dict(components), model
+            return
+        for component in components.values():
+            component.lend_to(own)
+        self._shared, self._shared_with = dict(components), model
 
     def update(self, model: MultiTaskModel, kind: UpdateKind) -> list[Component]:
         """What to send back: the model's parameters, or what changed in them since `load`.
@@ -65,12 +65,16 @@ class ClientModelSynchronizer:
 
         Raises:
             ValueError: a delta of a model that shares the slice's memory.
+            LayoutMismatchError: training has given one of the model's tensors another shape or dtype.
         """
-        if self._shared_with is model:
-            if kind == "delta":
-                raise ValueError("a model that shares its slice's memory has no delta")
-            return list(self._shared.values())
+        if self._shared_with is model and kind == "delta":
+            raise ValueError("a model that shares its slice's memory has no delta")
         own = model.exchanged()
+        self._require_unchanged(own)
+        if self._shared_with is model:
+            for component in self._shared.values():
+                _take_back(component, own)
+            return list(self._shared.values())
         components = [
             Component.pack(scope, {spec.name: own[spec.name] for spec in received.layout.tensors})
             for scope, received in self._received.items()
@@ -79,6 +83,15 @@ class ClientModelSynchronizer:
             for component in components:
                 component.subtract(self._received[component.scope])
         return components
+
+    def _require_unchanged(self, own: Mapping[str, Tensor]) -> None:
+        """Check that a trained model's tensors have the layout in which they came."""
+        try:
+            for scope, component in self._received.items():
+                names = (spec.name for spec in component.layout.tensors)
+                component.layout.require_same(Layout.of(scope, {name: own[name] for name in names if name in own}))
+        except LayoutMismatchError as error:
+            raise LayoutMismatchError(f"training has changed the model's tensors: {error}") from None
 
     def _require_fit(
         self, model: MultiTaskModel, own: Mapping[str, Tensor], components: Mapping[str, Component]
@@ -115,5 +128,18 @@ def _copy(components: Mapping[str, Component], own: Mapping[str, Tensor]) -> Non
                 own[name].copy_(view)
 
 
-def _are_same(some: Mapping[str, Component], others: Mapping[str, Component]) -> bool:
-    return some.keys() == others.keys() and all(some[scope] is others[scope] for scope in some)
+def _take_back(component: Component, own: Mapping[str, Tensor]) -> None:
+    """Have a component hold what a model that lives in it holds now, and the model live in it again.
+
+    Optimisers write to the memory that parameters are in. A module may give a buffer other memory (`self.x = 0.9 *
+    self.x + …`, as I-BERT does), which the component doesn't see.
+    """
+    views = component.views()
+    moved = {name: own[name].detach().clone() for name, view in views.items() if not _is_view(own[name], view)}
+    for name, value in moved.items():
+        views[name].copy_(value)
+        own[name].data = views[name]
+
+
+def _is_view(tensor: Tensor, view: Tensor) -> bool:
+    return tensor.data_ptr() == view.data_ptr() and tensor.stride() == view.stride()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedmtl_core.kinds import input_embeddings
+
 MAX_SHARE = 0.5
 """Where rows have more of the vocabulary than this, it stays whole."""
 
@@ -60,7 +62,7 @@ def narrowed(encoder: nn.Module, vocabulary: Tensor | None, optimizer: torch.opt
 
 def _lookup(encoder: Any) -> nn.Embedding | None:
     """An encoder's lookup of words; None if another one than PyTorch's own, or not that alone."""
-    lookup = encoder.get_input_embeddings() if hasattr(encoder, "get_input_embeddings") else None
+    lookup = input_embeddings(encoder)
     if type(lookup) is not nn.Embedding or not lookup.weight.requires_grad or lookup.max_norm is not None:
         return None
     places = [p for _, p in encoder.named_parameters(remove_duplicate=False) if p is lookup.weight]

@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from fedmtl_core.config import Config
+from fedmtl_core.encoders import is_on_this_machine, load_tokenizer
 from fedmtl_core.errors import ConfigError, ModelUnavailableError
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.kinds import kind_of, word_embeddings
 from fedmtl_core.logs import Logger
-from fedmtl_core.modeling import is_on_this_machine, load_tokenizer
 from fedmtl_core.plan import Pooling
 from fedmtl_core.pooling import encode_texts, is_token, padded_behind
 from fedmtl_core.pretrained import LoadedWeights
+from fedmtl_core.probe import unchanged
 from fedmtl_core.randomness import drawing_from
 from fedmtl_core.tasks import TaskSpec
 
@@ -380,21 +381,7 @@ def _in_words(error: Exception) -> str:
 
 @contextmanager
 def _undisturbed(encoder: nn.Module) -> Iterator[None]:
-    """Have an encoder evaluate here, and leave it and the global random state as they were.
-
-    An encoder may change as it evaluates: I-BERT rebinds buffers, BigBird's attention becomes another module where
-    texts are short.
-    """
-    attributes = [(vars(module), dict(vars(module))) for module in encoder.modules()]
-    attributes += [(inner, dict(inner)) for own, _ in attributes for inner in own.values() if isinstance(inner, dict)]
-    buffers = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
-    encoder.eval()
-    try:
-        with drawing_from(0), torch.no_grad():
-            yield
-    finally:
-        for now, before in attributes:
-            now.clear()
-            now.update(before)
-        for buffer, value in buffers:
-            buffer.copy_(value)
+    """Have an encoder evaluate here, and leave it and the global random state as they were."""
+    with unchanged(encoder), drawing_from(0), torch.no_grad():
+        encoder.eval()
+        yield

@@ -65,8 +65,16 @@ class EncoderFacts:
 
 def word_embeddings(encoder: Any) -> Tensor | None:
     """An encoder's word embeddings, `(vocabulary, width)`: the parameter itself; None if it has none."""
+    return getattr(input_embeddings(encoder), "weight", None)
+
+
+def input_embeddings(encoder: Any) -> nn.Module | None:
+    """The module that looks words up; None if an encoder has none, such as CANINE, which hashes characters."""
     get = getattr(encoder, "get_input_embeddings", None)
-    return getattr(get(), "weight", None) if get is not None else None
+    try:
+        return get() if get is not None else None
+    except NotImplementedError:
+        return None
 
 
 class TaskKind(ABC):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoModel
 
 from fedmtl_core.errors import ModelUnavailableError
@@ -36,6 +37,20 @@ class LoadedWeights:
     """That the files have and the encoder has no place for, by their names in the files."""
     misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
     """That have another shape in the files: name, shape in the files, shape in the encoder. Their values are random."""
+
+    def of_part(self, model: nn.Module, part: nn.Module) -> LoadedWeights:
+        """The same of one part of a model, by its own names. A tensor may have several names in the model."""
+        own = {tensor.data_ptr(): name for name, tensor in part.state_dict(keep_vars=True).items()}
+        tensors = model.state_dict(keep_vars=True)
+        names = {name: own.get(tensor.data_ptr()) for name, tensor in tensors.items()}
+        missing = (names.get(name) for name in self.missing)
+        misshapen = ((names.get(name), found, wanted) for name, found, wanted in self.misshapen)
+        return LoadedWeights(
+            num_wanted=len(own),
+            missing=tuple(dict.fromkeys(name for name in missing if name is not None)),
+            leftover=self.leftover,
+            misshapen=tuple((name, found, wanted) for name, found, wanted in misshapen if name is not None),
+        )
 
 
 def load_pretrained(location: str, config: Any) -> tuple[Any, LoadedWeights]:

@@ -23,6 +23,7 @@ from transformers import AutoModelForSequenceClassification
 
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
+from fedmtl_core.encoders import is_of_encoder_decoder, save_encoder
 from fedmtl_core.errors import (
     ConfigError,
     CorruptCheckpointError,
@@ -209,11 +210,12 @@ def export_all(run: Run, folder: Path, which: Which = "last", *, force: bool = F
     encoders = {f"encoders/{task}": task for task in model.tasks if model.sharing.has_encoder(task)}
     if model.sharing.has_one_encoder:
         encoders = {"encoder": model.tasks[0]}
-    card = card_of_all(_facts(run, round_, model), run.config, list(encoders))
+    part = bool(encoders) and is_of_encoder_decoder(model.encoder_for(next(iter(encoders.values()))))
+    card = card_of_all(_facts(run, round_, model), run.config, list(encoders), of_encoder_decoder=part)
 
     def write(scratch: Path) -> None:
         for name, task in encoders.items():
-            model.encoder_for(task).save_pretrained(scratch / name)  # type: ignore[operator]
+            save_encoder(model.encoder_for(task), scratch / name)
             tokenizer.save_pretrained(scratch / name)
         with (scratch / "fedmtl.safetensors").open("wb", buffering=0) as file:
             write_safetensors(file, model.components.values(), {"run_id": run.run_id, "round": str(round_)})
@@ -330,7 +332,12 @@ def _native_state(module: MultiTaskModel, task: str, model: Any) -> dict[str, Te
 
 def _own(module: MultiTaskModel, spec: TaskSpec, config: Config) -> Any:
     """`modeling_fedmtl.py`'s class, with the parameters in it."""
-    settings = FedMTLConfig(encoder=module.encoder.config.to_dict(), pooling=config.model.pooling)  # type: ignore[operator, union-attr]
+    settings = FedMTLConfig(
+        encoder=module.encoder.config.to_dict(),  # type: ignore[operator, union-attr]
+        of_encoder_decoder=is_of_encoder_decoder(module.encoder),
+        hidden_size=module.hidden_size,
+        pooling=config.model.pooling,
+    )
     _describe(settings, spec, config)
     with drawing_from(0):
         model = FedMTLForSequenceClassification(settings)

@@ -117,8 +117,12 @@ logits = model(**inputs).logits[inputs["input_ids"] == tokenizer.mask_token_id]
     )
 
 
-def card_of_all(facts: CardFacts, config: Config, encoders: Sequence[str]) -> str:
-    """The card of a whole model, with the folders of the encoders in it."""
+def card_of_all(facts: CardFacts, config: Config, encoders: Sequence[str], *, of_encoder_decoder: bool = False) -> str:
+    """The card of a whole model, with the folders of the encoders in it.
+
+    Args:
+        of_encoder_decoder: whether the library's class for the encoder's folder has a decoder too.
+    """
     opening = "The shared encoder of a federated multi-task run, and the heads of all its tasks."
     names = "encoder and heads: `encoder.…`, and a `heads.TASK.…` for each task"
     if facts.sharing is not None:
@@ -144,7 +148,7 @@ def card_of_all(facts: CardFacts, config: Config, encoders: Sequence[str]) -> st
 
 ```python
 from safetensors.torch import load_file
-{_use_of_encoder(encoders)}tensors = load_file("fedmtl.safetensors")
+{_use_of_encoder(encoders, of_encoder_decoder)}tensors = load_file("fedmtl.safetensors")
 {_use_of_head(facts, next(iter(config.tasks)))}```
 """,
         pipeline_tag="feature-extraction",
@@ -158,12 +162,13 @@ def _use_of_head(facts: CardFacts, task: str) -> str:
 """
 
 
-def _use_of_encoder(encoders: Sequence[str]) -> str:
+def _use_of_encoder(encoders: Sequence[str], of_encoder_decoder: bool) -> str:
     if not encoders:
         return "\n"
+    alone = ".get_encoder()  # the decoder isn't part of the run, and random" if of_encoder_decoder else ""
     return f"""from transformers import AutoModel, AutoTokenizer
 
-encoder = AutoModel.from_pretrained("{encoders[0]}")
+encoder = AutoModel.from_pretrained("{encoders[0]}"){alone}
 tokenizer = AutoTokenizer.from_pretrained("{encoders[0]}")
 """
 

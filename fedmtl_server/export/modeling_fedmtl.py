@@ -20,6 +20,8 @@ class FedMTLConfig(PreTrainedConfig):  # type: ignore[misc]
 
     Args:
         encoder: the encoder's own configuration, with its `model_type`.
+        of_encoder_decoder: whether that is an encoder-decoder's, of which this model has the encoder alone.
+        hidden_size: width of the encoder's output; what its configuration calls so if None.
         pooling: what the head sees, padding left out: `cls`, the encoder's pooled first token, or its hidden state
             where there is no pooler; `mean`, the mean of all tokens' hidden states; or `last`, that of the last token.
         classifier_dropout: before the head, in training.
@@ -30,11 +32,15 @@ class FedMTLConfig(PreTrainedConfig):  # type: ignore[misc]
     def __init__(
         self,
         encoder: dict[str, Any] | None = None,
+        of_encoder_decoder: bool = False,
+        hidden_size: int | None = None,
         pooling: str = "cls",
         classifier_dropout: float = 0.0,
         **kwargs: Any,
     ):
         self.encoder = encoder or {}
+        self.of_encoder_decoder = of_encoder_decoder
+        self.hidden_size = hidden_size
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
         super().__init__(**kwargs)
@@ -48,9 +54,10 @@ class FedMTLForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: FedMTLConfig):
         super().__init__(config)
-        self.encoder = AutoModel.from_config(AutoConfig.for_model(**config.encoder))
+        encoder = AutoModel.from_config(AutoConfig.for_model(**config.encoder))
+        self.encoder = encoder.encoder if config.of_encoder_decoder else encoder
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(self.encoder.config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size or self.encoder.config.hidden_size, config.num_labels)
         self.post_init()
 
     def forward(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_core.errors import LayoutMismatchError
@@ -126,3 +127,70 @@ def test_a_model_that_shares_its_slices_memory_has_no_delta():
     synchronizer.load(model, slice_of("sst2"), share=True)
     with pytest.raises(ValueError, match="shares its slice's memory"):
         synchronizer.update(model, "delta")
+
+
+class RebindingEncoder(nn.Module):
+    """Gives its buffers new memory in each training step, as I-BERT does with the range of its activations."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(3, generator=generator))
+        self.register_buffer("low", torch.randn(2, generator=generator))
+        self.register_buffer("high", torch.randn(2, generator=generator))
+        self.register_buffer("mean", torch.randn(2, generator=generator))
+
+    def step(self) -> None:
+        self.mean = 0.5 * self.mean + 0.5 * self.weight.detach()[:2]
+        self.low, self.high = self.high, self.low
+        with torch.no_grad():
+            self.weight.mul_(2.0)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_buffers_that_training_rebinds_are_sent_as_they_are_whether_or_not_memory_is_shared(rounds):
+    updates = []
+    for share in (False, True):
+        model = client_model("sst2", encoder=RebindingEncoder(seed=1))
+        synchronizer = ClientModelSynchronizer(task="sst2")
+        for _ in range(rounds):
+            synchronizer.load(model, slice_of("sst2", encoder=RebindingEncoder(seed=2)), share=share)
+            model.encoder.step()
+            update = synchronizer.update(model, "parameters")
+        updates.append([component.digest() for component in update])
+    assert updates[0] == updates[1]
+    expected = RebindingEncoder(seed=2)
+    expected.step()
+    sent = update[0].views()
+    assert all(torch.equal(sent[f"encoder.{name}"], value) for name, value in expected.state_dict().items())
+
+
+def test_a_model_lives_in_its_slices_memory_again_once_a_rebound_buffer_was_sent():
+    model = client_model("sst2", encoder=RebindingEncoder())
+    synchronizer = ClientModelSynchronizer(task="sst2")
+    components = slice_of("sst2", encoder=RebindingEncoder(seed=2))
+    synchronizer.load(model, components, share=True)
+    model.encoder.step()
+    synchronizer.update(model, "parameters")
+    for name, view in components["shared"].views().items():
+        assert model.exchanged()[name].data_ptr() == view.data_ptr()
+
+
+def test_a_slice_that_is_loaded_again_replaces_what_training_rebound():
+    model = client_model("sst2", encoder=RebindingEncoder())
+    synchronizer = ClientModelSynchronizer(task="sst2")
+    components = slice_of("sst2", encoder=RebindingEncoder(seed=2))
+    synchronizer.load(model, components, share=True)
+    model.encoder.mean = torch.zeros(2)  # the round was given up
+    synchronizer.load(model, components, share=True)
+    assert torch.equal(model.encoder.mean, RebindingEncoder(seed=2).mean)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_tensor_that_training_gives_another_shape_is_named(share):
+    model = client_model("sst2", encoder=RebindingEncoder())
+    synchronizer = ClientModelSynchronizer(task="sst2")
+    synchronizer.load(model, slice_of("sst2", encoder=RebindingEncoder()), share=share)
+    model.encoder.mean = torch.zeros(3)
+    with pytest.raises(LayoutMismatchError, match=r"encoder\.mean: expected float32 \[2\], got float32 \[3\]"):
+        synchronizer.update(model, "parameters")
