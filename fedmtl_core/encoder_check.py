@@ -8,6 +8,7 @@ state stay as they were.
 from __future__ import annotations
 
 import bisect
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -378,7 +379,8 @@ def _undisturbed(encoder: nn.Module) -> Iterator[None]:
     texts are short.
     """
     attributes = [(vars(module), dict(vars(module))) for module in encoder.modules()]
-    attributes += [(inner, dict(inner)) for own, _ in attributes for inner in own.values() if isinstance(inner, dict)]
+    plain = (dict, OrderedDict)  # which a module's parts and hooks are in
+    attributes += [(inner, dict(inner)) for own, _ in attributes for inner in own.values() if type(inner) in plain]
     buffers = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
     encoder.eval()
     try:
