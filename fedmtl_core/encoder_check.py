@@ -161,14 +161,6 @@ def _weights(weights: LoadedWeights | None, use: Use) -> Iterator[Remark]:
             f"{name_some(rest, 3)}{others}",
             begin_anew,
         )
-    if weights.misshapen:
-        name, found, wanted = weights.misshapen[0]
-        more = f", and {len(weights.misshapen) - 1} other tensors" if len(weights.misshapen) > 1 else ""
-        yield Remark(
-            f"{use.source}: {name} has the shape {list(found)} in its files, and {list(wanted)} by its "
-            f"config.json{more}",
-            "use the config.json that was saved with the weights",
-        )
     if pooler and not rest and use.pooling == "cls":
         yield Remark(
             f"{use.source}: its files have no pooler, so that with model.pooling: cls heads see an encoder's output "

@@ -133,20 +133,8 @@ def _load_encoder(
     encoder = _encoder_alone(model, source)
     if encoder is not model:
         loaded = loaded.of_part(model, encoder)
-    if num_hidden_layers is not None:
-        _require_first_layers(loaded, source)
     on_weights(loaded)
     return encoder
-
-
-def _require_first_layers(loaded: LoadedWeights, source: str) -> None:
-    """Check that a configuration which was cut to its first layers describes their weights."""
-    if loaded.misshapen:
-        name, found, expected = loaded.misshapen[0]
-        raise ModelUnavailableError(
-            f"model {source!r}: its weights don't fit its configuration: expected {name} with the shape "
-            f"{list(expected)}, got {list(found)}. Leave model.num_hidden_layers out"
-        )
 
 
 def _encoder_alone(model: Any, source: str) -> Any:

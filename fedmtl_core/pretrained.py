@@ -35,8 +35,6 @@ class LoadedWeights:
     """That the files lack: their values are random."""
     leftover: tuple[str, ...] = ()
     """That the files have and the encoder has no place for, by their names in the files."""
-    misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
-    """That have another shape in the files: name, shape in the files, shape in the encoder. Their values are random."""
 
     def of_part(self, model: nn.Module, part: nn.Module) -> LoadedWeights:
         """The same of one part of a model, by its own names. A tensor may have several names in the model."""
@@ -44,12 +42,10 @@ class LoadedWeights:
         tensors = model.state_dict(keep_vars=True)
         names = {name: own.get(tensor.data_ptr()) for name, tensor in tensors.items()}
         missing = (names.get(name) for name in self.missing)
-        misshapen = ((names.get(name), found, wanted) for name, found, wanted in self.misshapen)
         return LoadedWeights(
             num_wanted=len(own),
             missing=tuple(dict.fromkeys(name for name in missing if name is not None)),
             leftover=self.leftover,
-            misshapen=tuple((name, found, wanted) for name, found, wanted in misshapen if name is not None),
         )
 
 
@@ -57,7 +53,8 @@ def load_pretrained(location: str, config: Any) -> tuple[Any, LoadedWeights]:
     """An encoder in float32 on CPU, with the weights of a folder or of a model on the hub.
 
     Raises:
-        ModelUnavailableError: a file of weights is damaged, or was never fetched; the message names it.
+        ModelUnavailableError: a file of weights is damaged, or was never fetched, and the message names it; or a weight
+            has another shape than the configuration says.
         OSError: there is no such model, or it can't be reached.
     """
     try:
@@ -66,12 +63,17 @@ def load_pretrained(location: str, config: Any) -> tuple[Any, LoadedWeights]:
         )
     except _DAMAGED as error:
         raise ModelUnavailableError(f"model {location!r}: {_damage(location, error)}") from None
+    if differing := sorted(info["mismatched_keys"]):
+        name, found, expected = differing[0]
+        raise ModelUnavailableError(
+            f"model {location!r}: its weights don't fit its configuration: expected {name} with the shape "
+            f"{list(expected)}, got {list(found)}. If model.num_hidden_layers is set, leave it out"
+        )
     order = {name: number for number, name in enumerate(encoder.state_dict())}
     return encoder, LoadedWeights(
         num_wanted=len(order),
         missing=tuple(sorted(info["missing_keys"], key=lambda name: order.get(name, len(order)))),
         leftover=tuple(sorted(info["unexpected_keys"])),
-        misshapen=tuple((name, tuple(found), tuple(wanted)) for name, found, wanted in sorted(info["mismatched_keys"])),
     )
 
 
