@@ -67,8 +67,10 @@ class Family:
     """Words of the refusal, where `num_hidden_layers` can't keep its first two layers."""
     layers: int = LAYERS
     """How many layers `sharing.layers` knows."""
+    pooling: str = ""
+    """Advice in the table, where its kind's isn't right."""
     note: str = ""
-    """For the table."""
+    """In the table."""
 
 
 def _roberta(name: str, settings: Mapping[str, Any] = _SMALL, **more: Any) -> Family:
@@ -135,6 +137,7 @@ _GPT_NEO = {
 _ONE_KEY = {**_SMALL, "num_key_value_heads": 1}
 
 _SAME_LAYER = "all layers are one and the same: `sharing.layers` has no numbers for it"
+_MIXES = "padding goes into its tokens: beside a longer text, a text's output is another"
 _NO_DECODER = "the encoder alone; its decoder is neither loaded into the model nor sent"
 
 FAMILIES: Mapping[str, Family] = {
@@ -153,7 +156,7 @@ FAMILIES: Mapping[str, Family] = {
             {**_SMALL, "num_hash_buckets": 64, "num_hash_functions": 4},
             note="reads characters, has no word embeddings: no `masked_lm` task",
         ),
-        Family("convbert", {**_SMALL, "embedding_size": 32}),
+        Family("convbert", {**_SMALL, "embedding_size": 32}, note=_MIXES),
         _roberta("data2vec-text"),
         Family("deberta", {**_SMALL, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
         Family("deberta-v2", {**_SMALL, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
@@ -178,9 +181,11 @@ FAMILIES: Mapping[str, Family] = {
             "fnet",
             {name: value for name, value in _SMALL.items() if name != "num_attention_heads"},
             "fnet",
-            note="mixes padding into its tokens: with other texts in the batch, a text's output is another",
+            note=_MIXES,
         ),
-        Family("funnel", {**_FUNNEL, "architectures": ["FunnelModel"]}, cut="does not support the setting"),
+        Family(
+            "funnel", {**_FUNNEL, "architectures": ["FunnelModel"]}, cut="does not support the setting", note=_MIXES
+        ),
         Family("gte", {**_SMALL, "type_vocab_size": 2}),
         _roberta("ibert", note="sends the ranges of its activations too"),
         _roberta("jina_embeddings_v3"),
@@ -201,7 +206,7 @@ FAMILIES: Mapping[str, Family] = {
             note="without code that is compiled for a GPU its attention gives zeros",
         ),
         Family("nomic_bert"),
-        Family("nystromformer", {**_SMALL, "segment_means_seq_len": 16, "num_landmarks": 16}),
+        Family("nystromformer", {**_SMALL, "segment_means_seq_len": 16, "num_landmarks": 16}, note=_MIXES),
         _roberta(
             "reformer",
             _REFORMER,
@@ -217,9 +222,15 @@ FAMILIES: Mapping[str, Family] = {
         _roberta("xlm", _XLM),
         _roberta("xlm-roberta"),
         _roberta("xlm-roberta-xl"),
-        Family("xlnet", {"d_model": 32, "n_layer": LAYERS, "n_head": 2, "d_inner": 64}, "xlnet"),
+        Family(
+            "xlnet",
+            {"d_model": 32, "n_layer": LAYERS, "n_head": 2, "d_inner": 64},
+            "xlnet",
+            pooling="`last`, `mean`",
+            note="its CLS token is the last one",
+        ),
         _roberta("xmod", {**_SMALL, "languages": ["en_XX"], "default_language": "en_XX"}),
-        Family("yoso", {**_SMALL, "type_vocab_size": 2}),
+        Family("yoso", {**_SMALL, "type_vocab_size": 2}, note=_MIXES),
         _encoder_decoder("bart", _BART, "roberta", note=_NO_DECODER),
         _encoder_decoder("bigbird_pegasus", {**_BART, "block_size": 4, "num_random_blocks": 1}, "t5", note=_NO_DECODER),
         _encoder_decoder("blenderbot", _BART, "roberta", note=_NO_DECODER),
@@ -266,7 +277,6 @@ FAMILIES: Mapping[str, Family] = {
         ),
         _causal("phi", _SMALL),
         _causal("phi3", _ONE_KEY),
-        _causal("qwen2", {**_DECODER, "sliding_window": None}),
         _causal("qwen3"),
         _causal("smollm3"),
         _causal("stablelm", _ONE_KEY),
@@ -334,7 +344,7 @@ def table() -> str:
     rows = ["| family | kind | result | pooling | note |", "| --- | --- | --- | --- | --- |"]
     for name, family in FAMILIES.items():
         result = "refused" if family.refused else "works" + (", not with `num_hidden_layers`" if family.cut else "")
-        advice = "" if family.refused else pooling[family.kind]
+        advice = "" if family.refused else family.pooling or pooling[family.kind]
         rows.append(f"| `{name}` | {family.kind} | {result} | {advice} | {family.note} |")
     return "\n".join(rows) + "\n"
 

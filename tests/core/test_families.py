@@ -47,7 +47,9 @@ def loaded(folder_of):
 
     def load(name: str) -> tuple[Any, int, Any]:
         folder = str(folder_of(name))
-        return *load_encoder(folder, weights=True), load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+        assert len({tuple(ids) for ids in tokenizer(list(families.WORDS))["input_ids"]}) == len(families.WORDS)
+        return *load_encoder(folder, weights=True), tokenizer
 
     return cache(load)
 
