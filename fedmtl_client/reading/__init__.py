@@ -1,4 +1,4 @@
-"""Rows from files: what an address means, and what the file at it says, word for word."""
+"""Reading of rows from files, folders and URLs, with unchanged values."""
 
 from fedmtl_client.reading.addresses import shown
 from fedmtl_client.reading.delimited import Dialect

@@ -1,4 +1,4 @@
-"""What an address of rows means: a file, a folder or a pattern of files, here or elsewhere, compressed or not."""
+"""Addresses of rows: a file, a folder or a pattern of files, local or remote, compressed or not."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -34,7 +35,7 @@ FORMATS = {
 
 
 def _zstd(file: BinaryIO) -> BinaryIO:
-    """Decompress with Arrow, which says when the file ends too early; `zstandard.open` takes that for the end."""
+    """Decompress with Arrow, which raises an error for a truncated file; `zstandard.open` does not."""
     import pyarrow
 
     return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
@@ -57,17 +58,17 @@ class Part:
     format: str
     """One of the values of `FORMATS`."""
     decompress: Callable[[Any], Any] | None
-    """What makes the rows' bytes of the file's; None if it isn't compressed."""
+    """Opens a compressed file for reading; None if the file isn't compressed."""
     source: Callable[[], BinaryIO]
     """Opens the file's bytes."""
     is_local: bool
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], BinaryIO]]:
-        """What opens the rows' bytes, as often as it is called, one after the other.
+        """A function that opens the decompressed bytes, from the beginning. One stream at a time may be open.
 
-        A remote file is fetched once, into a temporary file without a name, so that no copy outlasts the process.
-        Parquet is read in place, for its columns are apart.
+        A remote file is downloaded once, to a temporary file without a name: no copy outlives the process. Remote
+        Parquet is read in place where parts of a file can be read, since its columns are stored separately.
         """
         if self.is_local or (self.format == "parquet" and not self.decompress and remote.is_seekable(self.name)):
             yield lambda: self._decompressed(self.source())
@@ -89,76 +90,78 @@ class Part:
 
 
 def find_parts(address: str) -> list[Part]:
-    """The files that an address means, sorted by name.
+    """The files at an address, sorted by name.
 
     Args:
         address: a file, a folder of files, or a pattern (`*`, `?`, `[…]`, `**`); a path, or a URL.
 
     Raises:
-        FileNotFoundError: no file is at a path, and none matches it as a pattern.
-        DataError: the address means no files of rows, or files of several formats.
+        FileNotFoundError: a path names no file, and as a pattern it matches none.
+        DataError: the address has no files of rows, or files of several formats.
     """
     if remote.is_url(address):
         return _remote_parts(address)
     path = Path(address)
     if path.is_file():
-        return [_part(address, address, lambda: path.open("rb"))]
-    if path.is_dir():
-        return _local_parts(address, _in_folder(address, os.listdir(path), lambda name: (path / name).is_dir(), path))
-    found = [one for one in glob.glob(address, recursive=True) if Path(one).is_file()]
-    if not (visible := _visible(address, found)):
+        paths = [path]
+    elif path.is_dir():
+        names = _in_folder(address, os.listdir(path), lambda name: (path / name).is_dir())
+        paths = [path / name for name in names]
+    else:
+        found = [one for one in glob.glob(address, recursive=True) if Path(one).is_file()]
+        paths = [Path(one) for one in _visible(address, found)]
+    if not paths:
         raise FileNotFoundError(address)
-    return _local_parts(address, visible)
-
-
-def _local_parts(address: str, paths: Sequence[Any]) -> list[Part]:
-    parts = [_part(str(path), str(path), lambda path=path: open(path, "rb")) for path in paths]  # type: ignore[misc]  # noqa: SIM115
+    parts = [_part(str(path), str(path), _opener(path), is_local=True) for path in paths]
     return _of_one_format(address, parts)
+
+
+def _opener(path: Path) -> Callable[[], BinaryIO]:
+    return lambda: path.open("rb")
 
 
 def _remote_parts(address: str) -> list[Part]:
     name = shown(address)
     if remote.is_http(address):
-        return [_part(name, urlsplit(address).path, lambda: remote.download(address), is_local=False)]
+        return [_part(name, urlsplit(address).path, partial(remote.download, address), is_local=False)]
     with remote.reaching(address) as (files, path):
         if files.isdir(path):
-            listed = {PurePosixPath(one["name"]).name: one for one in files.ls(path, detail=True)}
-            is_folder = {short: one["type"] == "directory" for short, one in listed.items()}
-            folder = PurePosixPath(path)
-            found = [str(one) for one in _in_folder(name, list(listed), is_folder.__getitem__, folder)]
+            is_folder = {PurePosixPath(one["name"]).name: one["type"] == "directory" for one in files.ls(path)}
+            found = [f"{path}/{one}" for one in _in_folder(name, list(is_folder), is_folder.__getitem__)]
         elif files.exists(path) or not glob.has_magic(path):
-            return [_part(name, path, lambda: remote.open_file(address, path), is_local=False)]
+            return [_part(name, path, partial(remote.open_file, address, path), is_local=False)]
         else:
             found = _visible(path, [one for one in files.glob(path) if not files.isdir(one)])
     if not found:
         raise DataError(f"no file matches {name}")
-    scheme = urlsplit(address).scheme
+    start = f"{urlsplit(address).scheme}://"
     parts = [
-        _part(f"{scheme}://{one.lstrip('/')}", one, lambda one=one: remote.open_file(address, one), is_local=False)  # type: ignore[misc]
-        for one in found
+        _part(start + one.lstrip("/"), one, partial(remote.open_file, address, one), is_local=False) for one in found
     ]
     return _of_one_format(name, parts)
 
 
-def _in_folder(address: str, names: Sequence[str], is_folder: Callable[[str], bool], folder: Any) -> list[Any]:
-    """The files in a folder that have rows: those that neither begin with a dot nor with an underscore."""
+def _in_folder(address: str, names: Sequence[str], is_folder: Callable[[str], bool]) -> list[str]:
+    """The names in a folder that are files of rows: those that begin neither with a dot nor with an underscore.
+
+    Raises:
+        DataError: there is none, or the folder has other folders in it.
+    """
     if "_delta_log" in names:
-        raise DataError(
-            f"{address} is a Delta table, whose folder has rows that were deleted, too; export it as Parquet"
-        )
+        raise DataError(f"{address} is a Delta table, whose folder also has deleted rows; export it as Parquet")
     visible = sorted(name for name in names if not _is_hidden(name))
     if inner := [name for name in visible if is_folder(name)]:
         raise DataError(
-            f"{address} is a folder with folders in it ({inner[0]}); name the files by a pattern such as "
-            f"{address.rstrip('/')}/**/*.parquet. Columns that are only in the folders' names aren't read"
+            f"{address} is a folder with folders in it ({inner[0]}); give a pattern such as "
+            f"{address.rstrip('/')}/**/*.parquet. Columns that exist only in folder names are not read"
         )
     if not visible:
         raise DataError(f"{address} is a folder without files of rows")
-    return [folder / name for name in visible]
+    return visible
 
 
 def _visible(pattern: str, found: Sequence[str]) -> list[str]:
-    """Those of the found files of which no part that the pattern left open is hidden, sorted."""
+    """The found files, sorted, without those with a hidden name in the variable part of their path."""
     parts = Path(pattern).parts
     literal = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     return sorted(one for one in found if not any(map(_is_hidden, Path(one).parts[literal:])))
@@ -168,7 +171,7 @@ def _is_hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
-def _part(name: str, path: str, source: Callable[[], BinaryIO], is_local: bool = True) -> Part:
+def _part(name: str, path: str, source: Callable[[], BinaryIO], is_local: bool) -> Part:
     suffixes = [suffix.lower() for suffix in PurePosixPath(Path(path).name).suffixes]
     decompress = _COMPRESSIONS.get(suffixes[-1]) if suffixes else None
     suffix = (suffixes[:-1] if decompress else suffixes)[-1:]

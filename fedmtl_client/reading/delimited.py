@@ -1,4 +1,4 @@
-"""CSV and TSV: every cell is the text that it is in the file, in the column that the header says."""
+"""CSV and TSV: cells as unchanged text, in the columns of the header."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class Dialect:
     """How CSV and TSV files are written."""
 
     quoting: Literal["auto", "none", "minimal"] = "auto"
-    """Whether quotes around a cell belong to the file or to the text. `auto` is `minimal` for CSV, and decided from
-    the file for TSV."""
+    """`minimal`: quotes around a cell are part of the format; `none`: of the text. `auto` is `minimal` for CSV, and
+    decided from the file for TSV."""
     header: Literal["first_row", "none"] = "first_row"
-    """Where the columns' names are; with `none` they are numbers, from 1."""
+    """Where the column names are; with `none`, columns have numbers from 1."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which cell of a row belongs to which column."""
+    """The cells of a row by column."""
 
     names: Sequence[str]
-    """Of the header, in its order."""
+    """Column names in the order of the header."""
     width: int
     """Cells of each row."""
     offset: int = 0
@@ -48,11 +48,11 @@ class _Layout:
 def read(
     open_file: Callable[[], BinaryIO], name: str, delimiter: str, wanted: Sequence[str], dialect: Dialect
 ) -> Table:
-    """The wanted columns of a file, those that it has.
+    """The wanted columns that a file has.
 
     Args:
         open_file: opens the file's bytes, from the beginning.
-        name: what the log calls it.
+        name: the file's name in the log.
         delimiter: between cells.
         wanted: names of columns.
         dialect: how the file is written.
@@ -71,7 +71,7 @@ def read(
 def _is_quoted(open_file: Callable[[], BinaryIO], name: str, delimiter: str, dialect: Dialect) -> bool:
     if dialect.quoting != "auto" or delimiter == ",":
         return dialect.quoting != "none"
-    decision = quoting.decide(lambda: text_of(open_file), delimiter)
+    decision = quoting.decide(lambda: text_of(open_file), delimiter, has_header=dialect.header != "none")
     if decision.reason:
         value = "minimal" if decision.is_quoted else "none"
         get_logger().info("data.quoting_decided", file=name, quoting=value, reason=decision.reason)
@@ -79,7 +79,7 @@ def _is_quoted(open_file: Callable[[], BinaryIO], name: str, delimiter: str, dia
 
 
 def _layout(file: RecordFile, name: str) -> _Layout:
-    """What the header says, and where the rows have it.
+    """The columns of the header, and the cells in which the rows have them.
 
     Raises:
         MalformedError: there is no header.
@@ -104,9 +104,9 @@ def _layout(file: RecordFile, name: str) -> _Layout:
 
 
 def _extra_cell(file: RecordFile, width: int) -> int | None:
-    """Where the named cells begin in rows that have a cell more than the header; None if nobody can tell.
+    """The offset of the named cells in rows with one more cell than the header; None if it isn't certain.
 
-    0 where each row ends with a delimiter; 1 where each begins with its number, as R's `write.table` writes it.
+    0 if every row ends with a delimiter; 1 if every row begins with its number, as in files of R's `write.table`.
     """
     is_empty = is_numbered = True
     numbers: list[int] = []
@@ -146,7 +146,7 @@ def _columns(file: RecordFile, layout: _Layout, wanted: Sequence[str]) -> Mappin
 
 
 def _other_width(record: Record, layout: _Layout, file: RecordFile) -> str:
-    """What is wrong with a row of too many or too few cells."""
+    """The error message for a row of too many or too few cells."""
     count = len(record.cells)
     shape = f"in the header ({', '.join(layout.names)[:100]})" if file.has_header else "in the first row"
     what = "comma" if file.delimiter == "," else "tab"
@@ -154,11 +154,11 @@ def _other_width(record: Record, layout: _Layout, file: RecordFile) -> str:
         advice = f"Complete the row, or look for a quote or a {what} that is missing"
     elif file.is_quoted:
         advice = (
-            f"If a {what} belongs to a text, put the text in quotes. If each row has a column more, such as row "
-            f"numbers, give it a name in the header"
+            f"If a {what} belongs to a text, put the text in quotes. If every row has an additional column, "
+            f"such as row numbers, name it in the header"
         )
     else:
-        advice = f"A {what} can't belong to a text here, for the file is read without quoting (data.quoting)"
+        advice = f"A text can't contain a {what} in a file without quoting (see data.quoting)"
     return (
         f"{record.place}: expected {counted(layout.width, 'field')}, as {shape}, found {count:,}: "
         f"{excerpt(file.delimiter.join(record.cells))}. {advice}"
@@ -166,7 +166,7 @@ def _other_width(record: Record, layout: _Layout, file: RecordFile) -> str:
 
 
 def _rows_within(record: Record, width: int, delimiter: str) -> list[list[str]]:
-    """The lines of a record as rows by themselves; none if one of them can't be one."""
+    """The lines of a record as rows of their own; empty if a line can't be a row."""
     rows = [line.split(delimiter) for line in _LINE_BREAK.split(delimiter.join(record.cells))]
     fits = len(rows) == record.last_line - record.first_line + 1 and all(len(cells) == width for cells in rows)
     return rows if fits else []
@@ -175,16 +175,16 @@ def _rows_within(record: Record, width: int, delimiter: str) -> list[list[str]]:
 def _require_no_swallowed_rows(
     suspects: Iterable[tuple[Record, int]], columns: Mapping[str, Sequence[str]], layout: _Layout, delimiter: str
 ) -> None:
-    """Check that no quoted cell with line breaks is a stray quote that swallowed rows.
+    """Check that no stray quote joins several rows into one.
 
-    It is one where each of its lines makes a row by itself, and one of the columns that is whole in the record has,
-    in these rows, values that other rows have.
+    It does if each line of the record is a complete row, and in a column other than the quoted cell's, other rows
+    have the values of all these lines.
 
     Args:
-        suspects: records whose lines could be rows by themselves, each with its row's place in the columns.
+        suspects: records whose lines could be rows of their own, with their indices in the columns.
 
     Raises:
-        MalformedError: one is.
+        MalformedError: a quote joins rows.
     """
     counts = {name: Counter(values) for name, values in columns.items()}
     for record, row in suspects:
@@ -195,7 +195,7 @@ def _require_no_swallowed_rows(
                 continue
             if all(counts[name][cells[place]] > (cells[place] == values[row]) for cells in rows):
                 raise MalformedError(
-                    f"{record.place}: a quote at the beginning of a cell makes one row of {len(rows)} lines, each of "
-                    f"which is a row by itself: {excerpt(delimiter.join(rows[0]))}. If the quote belongs to the text, "
-                    f"put the text in quotes and double the quote, or set data.quoting to none"
+                    f"{record.place}: a quote at the beginning of a cell joins {len(rows)} lines into one row, though "
+                    f"each of them is a complete row: {excerpt(delimiter.join(rows[0]))}. If the quote is part of the "
+                    f"text, quote the text and double the quote, or set data.quoting to none"
                 )

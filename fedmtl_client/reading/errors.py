@@ -1,4 +1,4 @@
-"""What is wrong with a file, before anybody says which file it is."""
+"""Errors in the content of a file; the caller adds the file's name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 class MalformedError(Exception):
-    """A file contradicts its format, or has two meanings. The message says where in the file, and what to do."""
+    """A file contradicts its format, or is ambiguous. The message says where in the file, and how to fix it."""
 
 
 _SHOWN = 60
@@ -14,7 +14,7 @@ _SHOWN = 60
 
 
 def excerpt(text: str) -> str:
-    """A row or a cell in a message: quoted, and its beginning alone if it is long."""
+    """A row or a cell for a message: quoted, and cut if it is long."""
     return repr(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
 
 
@@ -24,10 +24,10 @@ def counted(count: int, noun: str) -> str:
 
 
 def require_once(wanted: Iterable[str], names: Sequence[str]) -> None:
-    """Check that no name among the wanted ones is there twice.
+    """Check that no wanted name occurs twice.
 
     Raises:
-        MalformedError: one is; nobody can tell which is meant.
+        MalformedError: a wanted name occurs more than once.
     """
     for name in wanted:
         if (count := names.count(name)) > 1:

@@ -18,18 +18,18 @@ _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 def read_files(address: str, wanted: Sequence[str], texts: Collection[str], dialect: Dialect) -> Table:
-    """The wanted columns of the rows at an address, in the order of the files' names; of columns that the files don't
-    have, only that they aren't there.
+    """The wanted columns of the files at an address, in the order of the files' names. Columns that the files don't
+    have are left out.
 
     Args:
         address: a file, a folder, a pattern or a URL.
         wanted: names of columns, or with `dialect.header: none` their numbers from 1.
-        texts: those of them that have to be text.
+        texts: the columns that have to be text.
         dialect: how CSV and TSV files are written.
 
     Raises:
-        FileNotFoundError: there is no file at a path.
-        DataError: the files can't be read, and where; there are no rows; or they don't agree with one another.
+        FileNotFoundError: there is no such file.
+        DataError: a file can't be read, has errors, or doesn't fit the others, or there are no rows.
     """
     wanted = list(dict.fromkeys(wanted))
     try:
@@ -80,10 +80,10 @@ def _read_format(
 
 
 def _require_alike(first: Part, expected: Table, part: Part, table: Table, dialect: Dialect) -> None:
-    """Check that a file's columns mean what those of the first one mean.
+    """Check that a file has the columns and class names of the first one.
 
     Raises:
-        DataError: it lacks one, has one more, or declares other class names.
+        DataError: its columns or class names differ.
     """
     for one, other, lacks in (
         (first, part, set(expected.columns) - set(table.columns)),

@@ -1,4 +1,4 @@
-"""JSON: an object for each row, line by line or in one array; every value is what it is in the file."""
+"""JSON: one object for each row, on lines or in one array, with unchanged values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Open = Callable[[], BinaryIO]
 
 
 class _Repeated(dict[str, Any]):
-    """An object with a key that is there twice."""
+    """An object with a repeated key."""
 
     def __init__(self, pairs: Sequence[tuple[str, Any]]):
         super().__init__(pairs)
@@ -23,14 +23,14 @@ class _Repeated(dict[str, Any]):
 
 
 def read(open_file: Open, wanted: Sequence[str]) -> Table:
-    """The wanted keys of a file's objects; a key that no object has is left out.
+    """The wanted keys of a file's objects; keys that no object has are left out.
 
     Args:
         open_file: opens the file's bytes, from the beginning.
         wanted: names of keys.
 
     Raises:
-        MalformedError: it isn't JSON, or an object has no such key; with the line, or in an array with the row.
+        MalformedError: it isn't JSON, or some objects lack a wanted key.
     """
     columns: dict[str, list[Any]] = {name: [] for name in wanted}
     targets = [(name, column.append) for name, column in columns.items()]
@@ -41,7 +41,7 @@ def read(open_file: Open, wanted: Sequence[str]) -> Table:
         if row == 1:
             known = dict.fromkeys(value)
         if type(value) is _Repeated and (twice := [name for name in wanted if value.keys_in_file.count(name) > 1]):
-            raise MalformedError(f"{place}: the key {twice[0]!r} is there more than once")
+            raise MalformedError(f"{place}: the key {twice[0]!r} occurs more than once")
         for name, append in targets:
             try:
                 append(value[name])
@@ -53,7 +53,7 @@ def read(open_file: Open, wanted: Sequence[str]) -> Table:
 
 
 def _without(open_file: Open, name: str, row: int, place: str, wanted: Sequence[str]) -> Table:
-    """What becomes of a file in which a row has not all of the wanted keys.
+    """The table of a file in which a row lacks a wanted key: one without this column.
 
     Raises:
         MalformedError: other rows have the key.
@@ -68,7 +68,7 @@ def _without(open_file: Open, name: str, row: int, place: str, wanted: Sequence[
 
 
 def _objects(open_file: Open) -> Iterator[tuple[str, Any]]:
-    """A file's values, each with the words for where it is."""
+    """A file's values with their places, for messages."""
     with open_file() as file:
         first = next((line for line in file if line.strip(_BLANK).removeprefix(b"\xef\xbb\xbf")), b"")
     if first.removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK).startswith(b"["):
@@ -125,10 +125,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _require_characters(name: str, values: Iterable[Any]) -> None:
-    """Check that strings can be written as UTF-8: an escape such as `\\ud83d` alone is half a character.
+    """Check that strings are valid Unicode: an escape such as `\\ud83d` alone is half of a character.
 
     Raises:
-        MalformedError: one can't.
+        MalformedError: one isn't.
     """
     for row, value in enumerate(values, 1):
         if isinstance(value, str) and not value.isascii():
@@ -136,8 +136,7 @@ def _require_characters(name: str, values: Iterable[Any]) -> None:
                 value.encode()
             except UnicodeEncodeError as error:
                 raise MalformedError(
-                    f"row {row:,}: {name}: half of a character (\\u{ord(value[error.start]):04x}, a surrogate without "
-                    f"its other one)"
+                    f"row {row:,}: {name}: unpaired surrogate \\u{ord(value[error.start]):04x} (half of a character)"
                 ) from None
 
 

@@ -1,4 +1,4 @@
-"""Parquet: the wanted columns, at once, with the class names that `datasets` wrote beside them."""
+"""Parquet: the wanted columns, with the class names that the `datasets` library stores in the schema."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fedmtl_client.reading.errors import MalformedError, require_once
 from fedmtl_client.tables import Table
 
 _DATASETS = b"huggingface"
-"""Where `datasets` keeps its features in a schema."""
+"""Key of the features that `datasets` stores in a schema."""
 
 
 def read(open_file: Callable[[], BinaryIO], wanted: Sequence[str], texts: Collection[str]) -> Table:
-    """The wanted columns of a file, those that it has.
+    """The wanted columns that a file has.
 
     Args:
         open_file: opens the file's bytes.
         wanted: names of columns.
-        texts: those of them that have to be text.
+        texts: the columns that have to be text.
 
     Raises:
         MalformedError: a column of text is of another type.
@@ -60,7 +60,7 @@ def _class_names(metadata: bytes) -> dict[str, tuple[str, ...]]:
     try:
         features = json.loads(metadata)["info"]["features"]
         return {name: names for name, feature in features.items() if (names := _names(feature))}
-    except (ValueError, LookupError, TypeError, AttributeError):  # not what `datasets` writes
+    except (ValueError, LookupError, TypeError, AttributeError):  # not written by `datasets`
         return {}
 
 

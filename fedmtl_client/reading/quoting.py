@@ -1,4 +1,4 @@
-"""Whether the quotes around the cells of a file belong to the file or to its texts, told by the file."""
+"""Decides from a TSV file whether its cells are quoted, or the quotes are part of the text."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from fedmtl_client.reading.errors import MalformedError, counted
+from fedmtl_client.reading.records import cell_reader
 
 _CLEAR = 10
-"""Where evidence contradicts itself, so many times as much of it decides."""
+"""Contradictory evidence decides if one side has this many times as much."""
 
 OpenText = Callable[[], AbstractContextManager[TextIO]]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether cells are quoted, and why."""
+    """Whether cells are quoted, with the reason."""
 
     is_quoted: bool
     reason: str
-    """Empty where no cell begins with a quote, and the question doesn't arise."""
+    """Empty if no cell begins with a quote: both readings are the same."""
 
 
 @dataclass
 class _Cells:
-    """What the cells of a file look like, read without quoting."""
+    """Counts of a file's cells, read without quoting."""
 
     num_rows: int = 0
     """Lines after the header."""
@@ -43,9 +44,9 @@ class _Cells:
     escaped: int = 0
     """Quoted cells with a backslash before each quote inside, as R's `write.table` and Spark write them."""
     stray: int = 0
-    """Other cells with a quote, anywhere: a writer that quotes would have quoted them."""
+    """Other cells with a quote: a program that quotes cells would have quoted them."""
     quoted_commas: int = 0
-    """Quoted cells with a comma: a spreadsheet quotes them in TSV, too."""
+    """Quoted cells with a comma, which spreadsheets quote in TSV, too."""
     other_commas: int = 0
     """Other cells with a comma."""
     header_is_quoted: bool = False
@@ -77,25 +78,26 @@ def _is_quoted(cell: str) -> bool:
     return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner
 
 
-def decide(open_text: OpenText, delimiter: str) -> Decision:
-    """Read a file both ways, and find the one that somebody would have written.
+def decide(open_text: OpenText, delimiter: str, has_header: bool) -> Decision:
+    """Decide from all cells of a file.
 
     Args:
         open_text: opens the file's text, from the beginning.
         delimiter: between cells.
+        has_header: whether the first row has the columns' names.
 
     Raises:
-        MalformedError: the file speaks for both, or its quotes are escaped by backslashes.
+        MalformedError: the evidence is contradictory, or quotes are escaped by backslashes.
     """
-    cells = _look(open_text, delimiter)
+    cells = _look(open_text, delimiter, has_header)
     if not cells.opening:
         return Decision(False, "")
-    if _fits_quoted(open_text, delimiter) and len(cells.widths) > 1:
+    if _fits_quoted(open_text, delimiter, has_header) and len(cells.widths) > 1:
         return Decision(True, "quoted cells hold tabs or line breaks")
     if (cells.doubled or cells.escaped) and cells.stray:
         return _weighed(cells)
     if cells.stray:
-        return Decision(False, f"{counted(cells.stray, 'cell')} with quotes that aren't around all of it")
+        return Decision(False, f"{counted(cells.stray, 'unquoted cell')} with quotes")
     if cells.escaped:
         raise MalformedError(_escaped(cells))
     if cells.doubled:
@@ -104,13 +106,15 @@ def decide(open_text: OpenText, delimiter: str) -> Decision:
         return Decision(True, "all cells of the header or of a column are quoted")
     if cells.quoted_commas == cells.quoted and not cells.other_commas:
         return Decision(True, "the cells with a comma are quoted, and no others, as spreadsheets write them")
-    return Decision(False, f"{counted(cells.quoted, 'cell')} in quotes, which no writer of quotes would have put there")
+    return Decision(
+        False, f"{counted(cells.quoted, 'cell')} quoted without need, in columns that aren't quoted throughout"
+    )
 
 
 def _weighed(cells: _Cells) -> Decision:
-    """The decision for a file in which some cells are quoted and others have quotes without being quoted."""
+    """The decision for a file with quoted cells and with cells that contain quotes but aren't quoted."""
     quoted = counted(cells.doubled + cells.escaped, "quoted cell") + " with quotes inside"
-    stray = counted(cells.stray, "cell") + " with quotes that aren't around all of it"
+    stray = counted(cells.stray, "unquoted cell") + " with quotes"
     if cells.stray >= _CLEAR * (cells.doubled + cells.escaped):
         return Decision(False, f"{stray}, against {quoted}")
     if cells.escaped:
@@ -118,21 +122,21 @@ def _weighed(cells: _Cells) -> Decision:
     if cells.doubled >= _CLEAR * cells.stray:
         return Decision(True, f"{quoted}, against {stray}")
     raise MalformedError(
-        f"it has {quoted}, and {stray}: set data.quoting to minimal if quotes around a cell belong to the file, or to "
-        f"none if they belong to the text"
+        f"it has {quoted}, and {stray}: set data.quoting to minimal if quotes around a cell are part of the format, or "
+        f"to none if they are part of the text"
     )
 
 
 def _escaped(cells: _Cells) -> str:
     return (
         f"{counted(cells.escaped, 'quoted cell')} with a backslash before each quote inside: write the file with "
-        f'doubled quotes (in R, qmethod = "double"; in Spark, option escape), or set data.quoting to none if '
-        f"quotes and backslashes belong to the text"
+        f'doubled quotes (in R, qmethod = "double"; in Spark, the option escape), or set data.quoting to none if '
+        f"quotes and backslashes are part of the text"
     )
 
 
-def _look(open_text: OpenText, delimiter: str) -> _Cells:
-    found, is_header = _Cells(), True
+def _look(open_text: OpenText, delimiter: str, has_header: bool) -> _Cells:
+    found, is_header = _Cells(), has_header
     with open_text() as lines:
         for line in lines:
             if text := line.rstrip("\r\n"):
@@ -146,12 +150,13 @@ def _look(open_text: OpenText, delimiter: str) -> _Cells:
     return found
 
 
-def _fits_quoted(open_text: OpenText, delimiter: str) -> bool:
-    """Whether a file can be read with quoting at all: no stray quotes, and each row as long as the others."""
+def _fits_quoted(open_text: OpenText, delimiter: str, has_header: bool) -> bool:
+    """Whether a file can be read with quoting: no stray quotes, and rows of one length."""
     with open_text() as lines:
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        rows = cell_reader(lines, delimiter, is_quoted=True)
         try:
-            next(rows, None)  # the header may be shorter
+            if has_header:
+                next(rows, None)  # it may be shorter
             return len({len(cells) for cells in rows if len(cells) > 1 or "".join(cells).strip()}) <= 1
         except csv.Error:
             return False

@@ -1,19 +1,22 @@
-"""The records of a CSV or TSV file, each with its lines."""
+"""Records of a CSV or TSV file with their line numbers."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import BinaryIO, NamedTuple, TextIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TextIO
 
 from fedmtl_client.reading.errors import MalformedError
 
+if TYPE_CHECKING:
+    from _csv import Reader
+
 _LONGEST_CELL = 2**31 - 1
-"""Characters; the `csv` module refuses cells above 131,072 if nothing is said."""
+"""Characters; the default limit of the `csv` module is 131,072."""
 
 
 class Record(NamedTuple):
@@ -26,14 +29,14 @@ class Record(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
+        """Its lines, for messages."""
         one = self.first_line == self.last_line
         return f"line {self.first_line:,}" if one else f"lines {self.first_line:,} to {self.last_line:,}"
 
 
 @dataclass(frozen=True)
 class RecordFile:
-    """A file of records, which can be read more than once."""
+    """A file of records that can be read several times."""
 
     open: Callable[[], BinaryIO]
     """Opens the file's bytes, from the beginning."""
@@ -56,14 +59,8 @@ class RecordFile:
         return islice(self._records(), 1 if self.has_header else 0, None)
 
     def _records(self) -> Iterator[Record]:
-        csv.field_size_limit(_LONGEST_CELL)
         with text_of(self.open) as lines:
-            reader = csv.reader(
-                lines,
-                delimiter=self.delimiter,
-                strict=True,
-                quoting=csv.QUOTE_MINIMAL if self.is_quoted else csv.QUOTE_NONE,
-            )
+            reader = cell_reader(lines, self.delimiter, self.is_quoted)
             first = 1
             while True:
                 try:
@@ -77,10 +74,18 @@ class RecordFile:
                 first = reader.line_num + 1
 
 
+def cell_reader(lines: Iterable[str], delimiter: str, is_quoted: bool) -> Reader:
+    """A reader of cells that refuses stray quotes and accepts long cells."""
+    csv.field_size_limit(_LONGEST_CELL)
+    return csv.reader(
+        lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
+    )
+
+
 def _stray_quote(error: csv.Error, first: int, last: int) -> str:
     advice = (
-        "A text with quotes has to stand in quotes, and each quote in it has to be doubled; a file without quoting "
-        "needs data.quoting: none"
+        "Quote texts that contain quotes, and double the quotes inside; for a file without quoting, set data.quoting "
+        "to none"
     )
     if "unexpected end" in str(error):
         return f"line {first:,}: the quote that opens a cell is never closed. {advice}"
@@ -92,10 +97,10 @@ def _stray_quote(error: csv.Error, first: int, last: int) -> str:
 
 @contextmanager
 def text_of(open_file: Callable[[], BinaryIO]) -> Iterator[TextIO]:
-    """A file's text, its line breaks as they are.
+    """A file's text with unchanged line breaks.
 
     Raises:
-        MalformedError: it isn't UTF-8; with the line.
+        MalformedError: it isn't UTF-8.
     """
     with io.TextIOWrapper(open_file(), encoding="utf-8-sig", newline="") as text:
         try:
@@ -105,7 +110,7 @@ def text_of(open_file: Callable[[], BinaryIO]) -> Iterator[TextIO]:
 
 
 def _not_utf8(open_file: Callable[[], BinaryIO]) -> str:
-    """Where a file stops being UTF-8."""
+    """The error message for the first line that isn't UTF-8."""
     with open_file() as file:
         for number, line in enumerate(file, 1):
             if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):

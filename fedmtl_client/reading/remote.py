@@ -1,4 +1,4 @@
-"""Files at URLs: `http(s)://` by the standard library, other schemes by what `fsspec` knows."""
+"""Files at URLs: `http(s)://` with the standard library, other schemes with `fsspec`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from fedmtl_core.errors import DataError
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 _TIMEOUT_S = 60.0
-"""A server may say nothing for so long."""
+"""Longest wait for a server's next bytes."""
 
 
 def is_url(address: str) -> bool:
-    """Whether an address is a URL, and no path."""
+    """Whether an address is a URL rather than a path."""
     return _URL.match(address) is not None
 
 
@@ -32,12 +32,12 @@ def is_http(address: str) -> bool:
 
 
 def is_seekable(address: str) -> bool:
-    """Whether a part of a file can be read at an address without the rest."""
+    """Whether parts of a file can be read without downloading all of it."""
     return not is_http(address)
 
 
 def shown(address: str) -> str:
-    """An address without what may be secret: a user, a password, the values of a query."""
+    """An address without possible secrets: user name, password, values of the query."""
     if not is_url(address):
         return address
     try:
@@ -50,7 +50,7 @@ def shown(address: str) -> str:
 
 
 class _WholeBody:
-    """A response's body that ends with the length that the server said, or not at all."""
+    """The body of a response; reading it raises an error if it is shorter than its Content-Length."""
 
     def __init__(self, address: str, response: http.client.HTTPResponse):
         self._address, self._response = address, response
@@ -66,7 +66,7 @@ class _WholeBody:
 
     def read(self, size: int) -> bytes:
         with _downloading(self._address):
-            block = self._response.read(size)  # at a cut connection it gives what it has, and no error
+            block = self._response.read(size)  # no error at a cut connection: it returns what arrived
         self._received += len(block)
         if not block and self._expected is not None and self._received != self._expected:
             raise DataError(
@@ -77,19 +77,20 @@ class _WholeBody:
 
 
 def download(address: str) -> BinaryIO:
-    """A file's bytes over HTTP. Name and password are those of `~/.netrc` for the host, if there are any.
+    """A file's bytes over HTTP. The host's login in `~/.netrc` is used, if there is one.
 
     Raises:
-        DataError: there is no such file or no such server, or it answers with a web page.
+        DataError: the server can't be reached, doesn't have the file, or answers with a web page.
     """
     with _downloading(address):
         parts = urlsplit(address)
         path = quote(parts.path, safe="/%:@!$&'()*+,;=~")
         host = parts.netloc.rpartition("@")[2]
         request = urllib.request.Request(urlunsplit((parts.scheme, host, path, parts.query, "")))
-        if login := _login(parts):  # isn't sent on to a host that the answer redirects to
+        if login := _login(parts):  # not sent to other hosts after a redirect
             request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # nosec B310: http or https, by `is_http`
+        # Only HTTP addresses come here.
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # nosec B310
     if response.headers.get_content_type() == "text/html":
         response.close()
         raise DataError(f"{shown(address)} can't be downloaded: the server answers with a web page, not with the file")
@@ -97,7 +98,7 @@ def download(address: str) -> BinaryIO:
 
 
 def _login(parts: SplitResult) -> str | None:
-    """`user:password` for a host, which nobody else can read on the way."""
+    """`user:password` for a host; None if there is none, or it would be sent in the clear."""
     host = parts.hostname or ""
     if parts.scheme.lower() != "https" and not is_loopback(host):
         return None
@@ -135,7 +136,7 @@ def reaching(address: str) -> Iterator[tuple[Any, str]]:
     """The file system of a URL, and the path in it.
 
     Raises:
-        DataError: the scheme is unknown or needs a package, or anything that the file system says.
+        DataError: the scheme is unknown, its package is missing, or the file system reports an error.
     """
     import fsspec
 
@@ -150,7 +151,7 @@ def reaching(address: str) -> Iterator[tuple[Any, str]]:
         )
         needed = f"pip install {package}" if package else f"install what fsspec needs for {scheme}://"
         raise DataError(
-            f"{shown(address)} can't be read: {scheme}:// needs a package that isn't installed ({needed})"
+            f"{shown(address)} can't be read: the package for {scheme}:// is not installed ({needed})"
         ) from None
     except FileNotFoundError:
         raise DataError(f"{shown(address)} can't be read: there is no such file") from None
@@ -164,7 +165,7 @@ def reaching(address: str) -> Iterator[tuple[Any, str]]:
 
 
 def open_file(address: str, path: str) -> BinaryIO:
-    """One file of the file system that an address is in.
+    """Open a file of the file system of an address.
 
     Raises:
         DataError: as for `reaching`.
@@ -174,6 +175,6 @@ def open_file(address: str, path: str) -> BinaryIO:
 
 
 def _scrubbed(error: object, address: str) -> str:
-    """The first line of what a library says, without the address's secrets."""
+    """The first line of a library's error message, without the address's secrets."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return said.replace(address, shown(address))

@@ -38,9 +38,9 @@ class DataConfig(Section):
     validation: str | None = Field(None, description="Evaluation rows, as for `train`")
     quoting: Literal["auto", "none", "minimal"] = Field(
         "auto",
-        description="Quotes around a cell of a CSV or TSV file: `minimal` if they belong to the file (a quote inside "
-        "is doubled), `none` if they belong to the text; `auto` is `minimal` for CSV, and decided from the file for "
-        "TSV",
+        description="Quotes around the cells of a CSV or TSV file: `minimal` if they are part of the format (quotes "
+        "inside are doubled), `none` if they are part of the text. `auto` is `minimal` for CSV; for TSV it is decided "
+        "from the file and logged",
     )
     header: Literal["first_row", "none"] = Field(
         "first_row",

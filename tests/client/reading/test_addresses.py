@@ -123,7 +123,7 @@ class TestFolders:
             ({"_SUCCESS": b""}, "rows is a folder without files of rows"),
             ({"1.csv": CSV, "2.tsv": CSV}, r"rows has files of several formats: .*1\.csv, .*2\.tsv"),
             ({"1.csv": CSV, "README.md": b""}, r"expected a file ending in .* got '.*README\.md'"),
-            ({"label=0/1.csv": CSV}, r"rows is a folder with folders in it \(label=0\); name the files by a pattern"),
+            ({"label=0/1.csv": CSV}, r"rows is a folder with folders in it \(label=0\); give a pattern such as"),
             ({"_delta_log/0.json": b"{}", "1.parquet": b""}, "rows is a Delta table"),
             ({"1.csv": CSV, "2.csv": b"text\nb\n"}, r"2\.csv has no column 'label', which .*1\.csv has"),
             ({"1.csv": b"text\nb\n", "2.csv": CSV}, r"1\.csv has no column 'label', which .*2\.csv has"),
@@ -255,8 +255,14 @@ class TestUrls:
     @pytest.mark.parametrize(
         ("address", "says"),
         [
-            ("s3://bucket/train.csv", r"s3://bucket/train\.csv can't be read: .*isn't installed \(pip install s3fs\)"),
-            ("gs://bucket/train.csv", r"gs://bucket/train\.csv can't be read: .*isn't installed \(pip install gcsfs\)"),
+            (
+                "s3://bucket/train.csv",
+                r"s3://bucket/train\.csv can't be read: .* is not installed \(pip install s3fs\)",
+            ),
+            (
+                "gs://bucket/train.csv",
+                r"gs://bucket/train\.csv can't be read: .* is not installed \(pip install gcsfs\)",
+            ),
             ("nosuch://a/train.csv", r"nosuch://a/train\.csv can't be read: .*\. Expected a path, http://"),
             ("memory://none/train.csv", r"memory://none/train\.csv can't be read: there is no such file"),
             ("memory://none/*.csv", r"no file matches memory://none/\*\.csv"),

@@ -58,7 +58,7 @@ def test_whatever_a_writer_with_quotes_writes_comes_back(rows, quoting, delimite
     try:
         table = read_delimited(lambda: io.BytesIO(content), "rows", delimiter, ["a", "b", "c"], Dialect("minimal"))
     except MalformedError as error:
-        assume("a row by itself" not in str(error))  # rows such as '",,\n"', for which nobody can tell
+        assume("a complete row" not in str(error))  # rows such as '",,\n"', for which nobody can tell
         raise
     assert [list(row) for row in zip(*table.columns.values(), strict=True)] == rows
 
@@ -128,7 +128,7 @@ def test_a_header_that_alone_ends_with_a_comma_and_blank_lines_move_no_column(tm
         ('text,label\na,1\n"oh,0\nb,1\n', "line 3: the quote that opens a cell is never closed"),
         (
             'text,label\na,1\n"oh,0\nb,1\nend",0\nc,1\nd,0\n',
-            "lines 3 to 5: .* makes one row of 3 lines, each .* row by itself",
+            "lines 3 to 5: .* joins 3 lines into one row, though each of them is a complete row",
         ),
     ],
 )

@@ -77,7 +77,10 @@ def test_a_file_without_quotes_at_the_beginning_of_a_cell_has_nothing_to_decide(
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        (['"a ""b"" c"\t1', 'he "said"\t0'], "1 quoted cell .* and 1 cell with quotes .* set data.quoting to minimal"),
+        (
+            ['"a ""b"" c"\t1', 'he "said"\t0'],
+            "1 quoted cell .* and 1 unquoted cell with quotes: set data.quoting to minimal",
+        ),
         (['"He said \\"hi\\""\t1', '"x"\t0'], "1 quoted cell with a backslash .*in R, qmethod = .double."),
     ],
 )
@@ -93,6 +96,20 @@ def test_much_more_evidence_for_one_decides_and_what_contradicts_it_is_still_ref
     quoted = [f'"he ""said"" {number}"\t1' for number in range(20)]
     with pytest.raises(DataError, match="line 2: the quote that opens a cell is closed before"):
         read(tsv(tmp_path, '"a" b\t1', *quoted))
+
+
+def test_a_long_cell_is_weighed_like_any_other(tmp_path):
+    rows = [("a\tword " * 50_000, "1"), ("plain", "0")]
+    pandas.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "rows.tsv", sep="\t", index=False)
+    assert read(tmp_path / "rows.tsv") == rows
+
+
+def test_without_a_header_the_first_row_counts(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text('"He said ""hi"""\t1\n')
+    assert read(path, "1", "2", header="none") == [('He said "hi"', "1")]
+    path.write_text('He said "hi"\t1\n"great"\t0\n')
+    assert read(path, "1", "2", header="none") == [('He said "hi"', "1"), ('"great"', "0")]
 
 
 def test_a_setting_decides_without_a_look(tmp_path):
