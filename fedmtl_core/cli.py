@@ -17,6 +17,7 @@ from fedmtl_core import config
 from fedmtl_core.allocator import keep_freed_blocks
 from fedmtl_core.config.documents import shown_path
 from fedmtl_core.errors import FedMTLError, UserError
+from fedmtl_core.starting import interrupt_on_ctrl_c
 
 _STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": "rich"}
 
@@ -45,6 +46,7 @@ def run(app: Callable[[], object]) -> None:
     """
     keep_freed_blocks()
     try:
+        interrupt_on_ctrl_c()
         app()
     except UserError as error:
         _fail(error, EXIT_USAGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -279,3 +280,23 @@ def test_a_client_without_a_server_gives_up_in_words():
     assert "error: no server at 127.0.0.1:1 for " in result.stderr
     assert "failed to connect to all addresses" not in result.stderr
     assert "Traceback" not in result.stderr
+
+
+CTRL_C = """
+import os, runpy, signal, sys
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+sys.argv[1:] = ["--help"]
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_ctrl_c_while_a_command_is_still_imported_ends_it_without_a_traceback(module):
+    ended = subprocess.run(
+        [sys.executable, "-c", CTRL_C.format(module=module)], capture_output=True, text=True, timeout=90, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
