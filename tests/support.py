@@ -330,7 +330,7 @@ def reports_of(run_dir: Path) -> list[RoundReport]:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Wait until something holds that no event tells of."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):  # only a failure takes so long
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmtl_core.errors import ConfigError
@@ -43,6 +43,7 @@ def spellings(number: int) -> st.SearchStrategy[object]:
     return st.sampled_from(objects) | as_text
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.data())
 def test_however_a_number_is_spelt_its_class_is_the_one_whose_name_is_that_number(data):
     numbers = data.draw(st.lists(st.integers(-300, 300), min_size=2, max_size=8, unique=True))

@@ -394,7 +394,8 @@ class TestOurClient:
             parts = [EncodedComponent.exact(component) for component in slice_.components.values()]
             receipt = await asyncio.to_thread(api.push_update, message, parts)
             assert receipt.outcome == pb.OUTCOME_ACCEPTED
-            await asyncio.to_thread(api._continue, message)  # QueryUpload
+            query = pb.QueryUploadRequest(run_id=slice_.run_id, client_id="alice", update_id="u1")
+            await asyncio.to_thread(api._stub.QueryUpload, query, metadata=api._call_metadata())
             await asyncio.to_thread(api.close)
 
     async def test_it_is_told_what_is_not_its_own_and_does_not_try_again(self, tmp_path):
