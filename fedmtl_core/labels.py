@@ -23,6 +23,7 @@ accepts the same words as booleans."""
 
 _NUMERAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _CLASS_NUMBER = re.compile(r"(0|[1-9][0-9]*)(?:\.0*)?")
+_INTEGER = re.compile(r"[0-9]{1,18}")
 _MISSING = frozenset({"none", "nan", "nat", "<na>"})
 _MAX_REMEMBERED = 65_536
 _MAX_SHOWN_CHARACTERS = 80
@@ -110,7 +111,8 @@ class LabelNames:
 
     A cell is a name by its value (see `Values`). If it is no name, it may be a boolean, for labels that mean true and
     false, or a class number, counted from 0. Numbers are no class numbers where they could mean something else: where
-    a label is a number, or where the two labels mean true and false in the opposite order of 1 and 0.
+    a label is a number, where the number stands in another label (`1` for `1 star`), or where the two labels mean true
+    and false in the opposite order of 1 and 0.
     """
 
     names: tuple[str, ...]
@@ -140,6 +142,8 @@ class LabelNames:
             number = self._truth.get(text.strip().lower())
         if number is None and self._has_class_numbers:
             number = self._as_class_number(text)
+            if number is not None and self._labels_with.get(number, number) != number:
+                number = None  # the label may be meant in which the number stands
         return number
 
     def _as_class_number(self, text: str) -> int | None:
@@ -158,10 +162,13 @@ class LabelNames:
             return f"{expected}, a missing value"
         if text.strip().lower() in ("true", "false"):
             return f"{expected}; no pair of labels means true and false"
-        other = None if self._has_class_numbers else self._as_class_number(text)
+        other = self._as_class_number(text)
         if other is None:
             return expected
         as_number = f"as a class number, counted from 0, it would be {self.names[other]!r}"
+        if self._has_class_numbers:
+            inner = self.names[self._labels_with[other]]
+            return f"{expected}: it is the number in {inner!r}, {as_number}. Write the label's name"
         if self._values.has_numbers:
             return (
                 f"{expected}: as a name it is no label, {as_number}. Labels that are numbers are matched by name only"
@@ -185,6 +192,15 @@ class LabelNames:
             if true is not None and false is not None:
                 found.append({"true": true, "false": false})
         return found[0] if len(found) == 1 else {}
+
+    @cached_property
+    def _labels_with(self) -> Mapping[int, int]:
+        """By number, the index of the only label that it stands in, as 4 does in `4 stars`."""
+        found: dict[int, set[int]] = {}
+        for index, name in enumerate(self.names):
+            for digits in _INTEGER.findall(name):
+                found.setdefault(int(digits), set()).add(index)
+        return {number: min(indices) for number, indices in found.items() if len(indices) == 1}
 
     @cached_property
     def _has_class_numbers(self) -> bool:

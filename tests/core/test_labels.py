@@ -106,6 +106,23 @@ def test_a_number_that_is_no_name_is_refused_with_both_readings_where_labels_are
         number_of(["0", "1", "2", "3+"], 3)
 
 
+@pytest.mark.parametrize("cell", [1, "2", 3.0, " 4"])
+def test_a_number_that_stands_in_another_label_is_refused_with_both_readings(cell):
+    labels = [f"{number} star" for number in range(1, 6)]
+    number = int(float(cell))
+    readings = f"the number in '{number} star', as a class number, counted from 0, it would be '{number + 1} star'"
+    with pytest.raises(ValueError, match=readings):
+        number_of(labels, cell)
+    assert number_of(labels, 0) == 0
+
+
+def test_a_number_is_a_class_number_where_it_stands_in_that_label_or_in_none():
+    assert [number_of(["LABEL_0", "LABEL_1", "LABEL_2"], cell) for cell in (0, 1, "2")] == [0, 1, 2]
+    assert [number_of(["covid 19", "sars 2"], cell) for cell in (0, 1)] == [0, 1]
+    with pytest.raises(ValueError, match="it is the number in '1 of 3', as a class number"):
+        number_of(["1 of 3", "2 of 3", "3 of 3"], 1)
+
+
 def test_labels_given_as_how_many_there_are_keep_their_numbers():
     labels = LabelNames(("0", "1", "2"))
     assert [labels.number_of(cell) for cell in (0, 1, 2, 0.0, "0", "2.0", np.int8(1))] == [0, 1, 2, 0, 0, 2, 1]

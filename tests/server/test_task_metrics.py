@@ -174,7 +174,12 @@ IMPOSSIBLE = {
     "negative loss": ("qqp", {"loss": -0.1}, None, "loss: expected a number from 0 to 3.40282e+38, got -0.1"),
     "no float32": ("qqp", {"loss": 1e39}, None, "loss: expected a number from 0 to 3.40282e+38, got 1e+39"),
     "another name": ("qqp", {"perplexity": 1e101}, None, "perplexity: expected a number from -1e+100 to 1e+100"),
-    "both": ("qqp", {"f1": 0.5}, named("f1"), "undefined: expected metrics that have no value, got 'f1', which has one"),
+    "both": (
+        "qqp",
+        {"f1": 0.5},
+        named("f1"),
+        "undefined: expected metrics that have no value, got 'f1', which has one",
+    ),
     "many undefined": ("qqp", {}, named(*(f"m{i}" for i in range(65))), "undefined: at most 64 metrics are allowed"),
     "long name": ("qqp", {}, named("m" * 65), "undefined: a name has 1 to 64 characters, got 65"),
     "too few classes": ("qqp", {}, counts(correct=[3]), "correct: expected 2 numbers, one for each label, got 1"),
