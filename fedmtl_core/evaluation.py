@@ -38,8 +38,9 @@ NO_MEANS = frozenset({"f1", "matthews", "pearson"})
 MAX_METRIC = 1e100
 """Bound of the absolute value of metrics that have no bounds of their own."""
 
-ROUNDING = 1e-9
-"""How far rounding may take a value over its bounds. It is set to the bound then."""
+ROUNDING = 1e-6
+"""How far rounding may take a value over its bounds, also in a client that computes in float32. It is set to the bound
+then."""
 
 MAX_MOMENT = 1e200
 """Bound of the absolute value of the sums in `Moments`. Beyond it a correlation is undefined."""
@@ -147,8 +148,8 @@ class Moments:
         for what, variance, square in (("predictions", of_x, self.sum_xx), ("targets", of_y, self.sum_yy)):
             if variance <= Fraction(LEAST_VARIANCE) * self.num_examples * Fraction(square):
                 return Undefined(f"all {what} are the same")
-        value = float(of_both) / (math.sqrt(of_x) * math.sqrt(of_y))
-        return min(1.0, max(-1.0, value))
+        squared = min(Fraction(1), of_both * of_both / (of_x * of_y))  # as floats, tiny variances would be 0
+        return math.copysign(math.sqrt(squared), of_both)
 
 
 Sums = ClassCounts | Moments

@@ -146,3 +146,18 @@ def test_a_metric_that_the_sums_do_not_give_stays_a_mean_beside_those_that_they_
         "loss": TaskMetric(0.5, False, 2, 4, 0),
         "f1": TaskMetric(0.0, True, 2, 4, 2),
     }
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e-162, 1.0, 1e100, 1e199])
+def test_sums_of_any_size_give_a_correlation_or_none(scale):
+    """A variance can be a number, and its float 0."""
+    root = math.sqrt(scale)
+    for moments in (
+        Moments(2, root, 0.0, scale, 2.0, 0.0),
+        Moments(2, 0.0, 0.0, scale, scale, -scale),
+        Moments(3, root, root, 3 * scale, 3 * scale, scale),
+        Moments(2, 3.143455569402114e-162, 0.0, 5e-324, 2.0, 0.0),
+    ):
+        value = moments.metric("pearson")
+        assert math.isnan(value) or -1 <= value <= 1
+    assert Moments(2, 0.0, 0.0, 2.0, 2.0, -2.0).metric("pearson") == -1.0
