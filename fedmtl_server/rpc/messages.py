@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from fedmtl_core.errors import (
     InvalidRequestError,
     LayoutMismatchError,
+    LimitExceededError,
     MalformedStreamError,
     within,
 )
@@ -34,6 +35,7 @@ from fedmtl_server.status import Status
 
 MAX_EXAMPLES = 2**53
 """Beyond this a weight is no longer exact as a float."""
+_EVALUATIONS = ("received_metrics", "trained_metrics", "received_details", "trained_details")
 LEAST_RATE = 1e-30
 """Of a sum of learning rates; smaller ones, and those beyond its inverse, lead out of float32."""
 
@@ -175,7 +177,13 @@ def update_from_header(
         header = pb.UpdateHeader.FromString(data)
     except DecodeError as error:
         raise MalformedStreamError(f"expected an update's header: {error}") from None
-    claim = claim_from_header(header, spec_of(header.task), max_examples)
+    spec = spec_of(header.task)
+    try:
+        claim = claim_from_header(header, spec, max_examples)
+    except (InvalidRequestError, LimitExceededError):  # acknowledged by a server that took any metrics: the rest counts
+        for field in _EVALUATIONS:
+            header.ClearField(field)
+        claim = claim_from_header(header, spec, max_examples)
     for component in header.components:
         component.start_offset = 0  # however many streams it took to come, it is there whole
     return claim, require_components(() if claim.kind == "metrics" else layouts_for(claim.task), header)

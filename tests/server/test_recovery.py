@@ -267,3 +267,24 @@ async def test_an_update_given_up_while_it_was_written_does_not_count_after_a_re
         await clients["a"].until(COMMITTED, 2)
     _, _, updates = history_of(tmp_path)
     assert [(one.round, one.update_id) for one in updates] == [(1, "a1"), (1, "b1"), (2, "a2"), (2, "b2")]
+
+
+async def test_an_update_acknowledged_with_metrics_that_are_refused_by_now_counts_without_them(tmp_path, monkeypatch):
+    """Servers have taken any metric; what one acknowledged survives the upgrade."""
+    with monkeypatch.context() as patch:
+        patch.setattr("fedmtl_server.rpc.messages.metrics_from_proto", lambda field, metrics, spec: dict(metrics))
+        async with serving(tmp_path, tiny_model("sst2", "qqp")) as server:
+            async with watching(server, a="sst2", b="qqp") as clients:
+                await clients["a"].until(OPENED)
+                header, data = await clients["a"].get_slice()
+                percent = {"received_metrics": {"accuracy": 87.5}, "num_eval_examples": 5}
+                await clients["a"].push(clients["a"].update(header, full_of(data, 1), **percent))
+    async with serving(tmp_path, other_model("sst2", "qqp")) as server:
+        assert {one.client_id: one.reported for one in server.federation.status().clients} == {"a": True, "b": False}
+        async with watching(server, a="sst2", b="qqp") as clients:
+            header, data = await clients["b"].get_slice()
+            await clients["b"].push(clients["b"].update(header, full_of(data, 1)))
+            event = await clients["b"].until(COMMITTED)
+    reports = {task.task: task for task in event.report.tasks}
+    assert reports["sst2"].num_updates == 1
+    assert dict(reports["sst2"].received_metrics) == {}
