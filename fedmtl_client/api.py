@@ -20,7 +20,7 @@ from fedmtl_client.credentials import Credentials
 from fedmtl_client.downloads import Download, Holdings
 from fedmtl_client.failures import error_of
 from fedmtl_client.interrupts import CallThread
-from fedmtl_client.patience import Patience
+from fedmtl_client.patience import Losses, Patience
 from fedmtl_client.transfers import Attempts, ChunkSize
 from fedmtl_client.uploads import Upload
 from fedmtl_core.chunks import Chunk, read_message
@@ -147,12 +147,16 @@ class FederationApi:
         They are waited for in the thread that asks, which shouldn't be the main one where that may be interrupted.
 
         Raises:
-            UnavailableError: the server can't be reached for `reconnect_s`.
+            UnavailableError: the server can't be reached for `reconnect_s`, or something in between ends each stream
+                soon after it was opened, for as long.
             RequestError: the server refuses this client.
         """
+        losses = Losses(self._patience)
         while not self._closed.is_set():
             stream, first = self._patiently("WatchRounds", self._open_watch)
+            losses.opened()
             yield first
+            lost: UnavailableError | LimitExceededError | None = None
             try:
                 yield from stream
             except (UnavailableError, LimitExceededError) as error:
@@ -160,7 +164,9 @@ class FederationApi:
                     return
                 if not self._patience.may_pass(error):
                     raise
-                self._log.warning("server.lost", address=self.address, reason=str(error))
+                lost = error
+            losses.note(lost)
+            losses.wait()
 
     def get_slice(
         self,
@@ -316,29 +322,25 @@ class FederationApi:
     def _attempt_download(
         self, request: pb.GetSliceRequest, download: Download, attempts: Attempts
     ) -> tuple[pb.SliceHeader, dict[str, Component]]:
-        try:
-            return self._download(request, download)
-        except UnavailableError as error:
-            if download.has_begun:
-                attempts.failed(error, download.position)
-            raise
-
-    def _download(self, request: pb.GetSliceRequest, download: Download) -> tuple[pb.SliceHeader, dict[str, Component]]:
+        """Download what isn't here yet. An attempt that ends before its stream has begun says nothing of the link."""
         del request.held[:]
         request.held.extend(download.held())
         request.max_chunk_bytes = self._download_chunks.num_bytes
         stream: Iterator[bytes] = self._translated(self._get_slice(request, metadata=self._call_metadata()))
-        first = next(stream, b"")
-        opening = read_message(first, pb.GetSliceResponse)
+        opening = read_message(next(stream, b""), pb.GetSliceResponse)
         if isinstance(opening, Chunk) or opening.WhichOneof("part") != "header":
             raise MalformedStreamError("expected a header first in the slice's stream")
         assembler = download.begin(opening.header)
-        for message in stream:
-            chunk = read_message(message, pb.GetSliceResponse)
-            if not isinstance(chunk, Chunk):
-                raise MalformedStreamError("expected a chunk after the header in the slice's stream")
-            assembler.add(chunk)
-            self._patience.came_on()
+        try:
+            for message in stream:
+                chunk = read_message(message, pb.GetSliceResponse)
+                if not isinstance(chunk, Chunk):
+                    raise MalformedStreamError("expected a chunk after the header in the slice's stream")
+                assembler.add(chunk)
+                self._patience.came_on()
+        except UnavailableError as error:
+            attempts.failed(error, download.position)
+            raise
         return opening.header, download.finish()
 
     def _patiently(self, call: str, attempt: Callable[[], _T], should_stop: Callable[[], bool] = lambda: False) -> _T:

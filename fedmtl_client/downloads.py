@@ -109,11 +109,6 @@ class Download:
         return self._received_before + (self._assembler.bytes_received if self._assembler else 0)
 
     @property
-    def has_begun(self) -> bool:
-        """Whether a stream's header has come."""
-        return self._assembler is not None
-
-    @property
     def position(self) -> int:
         """Encoded bytes that are here of what the newest stream's header announced."""
         return sum(self._assembler.offsets.values()) if self._assembler else 0

@@ -13,6 +13,7 @@ from tenacity.nap import sleep_using_event
 
 from fedmtl_core.errors import (
     ChecksumError,
+    IntermediaryError,
     LimitExceededError,
     UnavailableError,
     UnreachableError,
@@ -22,6 +23,8 @@ from fedmtl_core.logs import get_logger
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
 """How long to wait before trying again: up to the first, then up to twice as long each time, up to the second."""
+STEADY_S = 10.0
+"""A stream of events that lasts so long was no short one."""
 
 _T = TypeVar("_T")
 
@@ -109,6 +112,61 @@ class Patience:
             since, self._away_since = self._away_since, None
         if since is not None:
             self._log.info("server.back", address=self.address, away_s=round(time.monotonic() - since, 1))
+
+
+class Losses:
+    """Streams of events that end although each could be opened: how long to wait before the next, and what is logged.
+
+    Args:
+        patience: that of the calls which open them.
+    """
+
+    def __init__(self, patience: Patience):
+        self._patience = patience
+        self._opened = 0.0
+        self._num_short = 0
+        self._since = 0.0
+        """When the first of these short streams was opened."""
+
+    def opened(self) -> None:
+        """Note that a stream has begun."""
+        self._opened = time.monotonic()
+
+    def note(self, error: UnavailableError | LimitExceededError | None) -> None:
+        """Note that it has ended.
+
+        Args:
+            error: why; None if the server ended it.
+
+        Raises:
+            IntermediaryError: something in between has ended each stream soon after it was opened, for `reconnect_s`.
+        """
+        self._count()
+        if error is None:
+            return
+        lasted_s = time.monotonic() - self._since
+        if self._num_short and isinstance(error, IntermediaryError) and lasted_s >= self._patience.reconnect_s:
+            raise IntermediaryError(
+                f"each stream of events from {self._patience.address} has ended soon after it began, for "
+                f"{lasted_s:.0f} s (client.reconnect_s): is it a proxy's limit, or does the server fail? Its log says "
+                f"so. The last: {error}"
+            )
+        if self._num_short & (self._num_short - 1) == 0:  # 0, 1, 2, 4, 8 …
+            get_logger().warning("server.lost", address=self._patience.address, reason=str(error))
+
+    def wait(self) -> None:
+        """Wait before the next stream, the longer the more of them were short in a row."""
+        if self._num_short:
+            limit_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** min(self._num_short - 1, 10))
+            self._patience.closed.wait(random.uniform(0, limit_s))
+
+    def _count(self) -> None:
+        if time.monotonic() - self._opened >= STEADY_S:
+            self._num_short = 0
+        elif self._num_short == 0:
+            self._num_short, self._since = 1, self._opened
+        else:
+            self._num_short += 1
 
 
 class _Series:

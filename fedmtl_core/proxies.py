@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from fedmtl_core.addresses import is_loopback, without_brackets
 
@@ -69,7 +69,7 @@ def proxy_of_grpc(host: str, environment: Mapping[str, str] = os.environ) -> Pro
 def _without_user(url: str) -> str:
     """A proxy's address without user and password; empty if gRPC doesn't use it."""
     scheme, _, rest = url.partition("://")
-    authority = urlsplit(f"//{rest}").netloc.rpartition("@")[2]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]  # any text is an answer here
     return f"http://{authority}" if scheme == "http" else ""
 
 

@@ -5,8 +5,8 @@ import threading
 import pytest
 from structlog.testing import capture_logs
 
-from fedmtl_client.patience import Patience
-from fedmtl_core.errors import InvalidRequestError, UnavailableError
+from fedmtl_client.patience import STEADY_S, Losses, Patience
+from fedmtl_core.errors import IntermediaryError, InvalidRequestError, UnavailableError
 
 
 @pytest.fixture
@@ -78,3 +78,49 @@ def test_a_call_that_never_failed_says_nothing(patience):
         with pytest.raises(InvalidRequestError):
             patience.keep_trying("GetSlice", failing(1, InvalidRequestError), never)
     assert logs == []
+
+
+class Clock:
+    """A time that goes on when it is told to, and waits that take it."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("fedmtl_client.patience.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("fedmtl_client.patience.random.uniform", lambda low, high: high)
+        self.closed = threading.Event()
+        self.closed.wait = self.wait
+
+    def wait(self, seconds):
+        self.now += seconds
+
+
+def lose(losses, clock, error, lasted_s=0.0):
+    losses.opened()
+    clock.now += lasted_s
+    losses.note(error)
+    before = clock.now
+    losses.wait()
+    return clock.now - before
+
+
+def test_streams_that_end_at_once_are_opened_ever_more_rarely_and_given_up(monkeypatch):
+    clock = Clock(monkeypatch)
+    losses = Losses(Patience("h:1", 60.0, clock.closed, lambda: None))
+    with capture_logs() as logs:
+        waits = [lose(losses, clock, IntermediaryError("cut")) for _ in range(10)]
+        with pytest.raises(
+            IntermediaryError, match=r"each stream of events from h:1 .* \(client.reconnect_s\).*: cut$"
+        ):
+            for _ in range(10):
+                lose(losses, clock, IntermediaryError("cut"))
+    assert waits[:7] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0])
+    assert len(of(logs, "server.lost")) == 4  # of 1, 2, 4 and 8
+
+
+def test_a_stream_that_lasted_is_opened_again_at_once_and_a_server_that_leaves_is_waited_for(monkeypatch):
+    clock = Clock(monkeypatch)
+    losses = Losses(Patience("h:1", 60.0, clock.closed, lambda: None))
+    assert [lose(losses, clock, IntermediaryError("cut"), lasted_s=STEADY_S) for _ in range(20)] == [0.0] * 20
+    for _ in range(30):
+        lose(losses, clock, UnavailableError("restarting"))
+    assert lose(losses, clock, None) == 10.0

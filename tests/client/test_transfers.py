@@ -7,6 +7,7 @@ import grpc
 import pytest
 import torch
 from fedmtl.v1 import federation_pb2 as pb
+from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
@@ -118,6 +119,52 @@ async def test_a_download_that_something_in_between_ends_is_resumed(tmp_path):
         for scope, component in slice_.components.items():
             assert torch.equal(server.federation.model.components[scope].buffer, component.buffer)
     assert slice_.bytes_received == 6_000_040
+
+
+async def test_a_download_that_was_cut_once_outlasts_calls_that_end_before_they_begin(tmp_path):
+    """Only what ends a stream that has begun says something of the link: a gateway may be restarting."""
+    async with open_round(tmp_path) as (server, *_):
+        async with Relay(server.address, Cuts("GetSlice", CODE.INTERNAL, after_bytes=3 * MIB, times=1)) as relay:
+            with contextlib.closing(FederationApi(relay.address, client_id="a", task="sst2", reconnect_s=30.0)) as api:
+                refused = iter(range(4))
+                begin = api._get_slice
+
+                def get_slice(request, metadata=()):
+                    if request.held and next(refused, None) is not None:
+                        raise IntermediaryError("502")
+                    return begin(request, metadata=metadata)
+
+                api._get_slice = get_slice
+                with capture_logs() as logs:
+                    slice_ = await asyncio.to_thread(api.get_slice, 1)
+    assert slice_.components.keys() == server.federation.model.components.keys()
+    assert next(refused, None) is None
+    assert sizes(logs) == []
+
+
+class OneEvent(pb_grpc.FederatedMtlServiceServicer):
+    """Ends each stream of events after the first event, without a reason."""
+
+    num_watches = 0
+
+    async def WatchRounds(self, request, context):  # noqa: N802
+        self.num_watches += 1
+        yield pb.WatchRoundsResponse(kind=pb.ROUND_EVENT_KIND_WAITING)
+        await context.abort(CODE.UNKNOWN, "the gateway has had enough")
+
+
+async def test_streams_of_events_that_are_cut_again_and_again_are_given_up():
+    server, events = grpc.aio.server(), OneEvent()
+    pb_grpc.add_FederatedMtlServiceServicer_to_server(events, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        with contextlib.closing(FederationApi(address, client_id="a", task="sst2", reconnect_s=1.0)) as api:
+            with pytest.raises(IntermediaryError, match=r"each stream of events .* the gateway has had enough"):
+                await asyncio.to_thread(list, api.watch())
+    finally:
+        await server.stop(None)
+    assert 2 <= events.num_watches < 50
 
 
 async def test_a_download_gets_past_a_limit_on_the_size_of_a_call(tmp_path):

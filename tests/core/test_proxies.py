@@ -99,3 +99,11 @@ def test_what_is_told_of_a_proxy_has_no_password_and_says_how_to_do_without():
         "https_proxy is set, so gRPC connects through the proxy http://proxy.example.org:3128; add db.example.org to "
         "no_proxy to connect directly"
     )
+
+
+@pytest.mark.parametrize(
+    "address", ["http://[bad:3128", "http://h℀:3", "http://user:p@ss@[::1:1/x", "http://", "://", "http:"]
+)
+def test_no_text_in_a_variable_is_an_error_and_no_password_is_shown(address):
+    proxy = proxy_of("host.example:1", {"http_proxy": address})
+    assert proxy is None or "p@ss" not in proxy.address
