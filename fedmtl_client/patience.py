@@ -93,9 +93,9 @@ class Patience:
         except UnreachableError as error:
             if self.closed.is_set() or should_stop():
                 raise
+            waited = f" for {series.away_s:.0f} s (client.reconnect_s)" if series.has_failed else ""
             raise UnreachableError(
-                f"no server at {self.address} for {series.away_s:.0f} s (client.reconnect_s): {error}. Is it running, "
-                "and is that its address?"
+                f"no server at {self.address}{waited}: {error}. Is it running, and is that its address?"
             ) from None
         if series.has_failed:
             self._end_outage()

@@ -101,15 +101,16 @@ def _require_possible(place: Place, rounds: Sequence[RoundRecord], to_round: int
         UserError: it can't; the message says to which rounds it can.
     """
     ended = {one.round: one for one in rounds if one.outcome in ("committed", "failed")}
+    kept = [one for one in sorted(ended) if _is_kept(place, rounds, one)]
+    there_are = f"there are checkpoints of the rounds {', '.join(map(str, kept)) or '(none)'}"
     if to_round not in ended:
-        raise UserError(f"--to-round: run {place.run.run_id} has held the rounds 0 to {max(ended)}, got {to_round}")
+        raise UserError(f"--to-round: run {place.run.run_id} has no round {to_round}; {there_are}")
     if not later:
         raise UserError(f"--to-round: run {place.run.run_id} is at round {to_round} already: nothing comes after it")
-    kept = [one for one in sorted(ended) if _is_kept(place, rounds, one)]
     if to_round not in kept:
         raise UserError(
             f"--to-round: the checkpoint of round {to_round} isn't in {place.folder} any more "
-            f"(store.keep_checkpoints); there are those of the rounds {', '.join(map(str, kept)) or '(none)'}"
+            f"(store.keep_checkpoints); {there_are}"
         )
 
 

@@ -105,14 +105,14 @@ def test_only_a_round_whose_checkpoint_is_kept_can_be_gone_back_to(tmp_path):
     before = (left_off(store_ := resume(tmp_path)), checkpoints(tmp_path))
     store_.close()
     for to_round, message in (
-        (1, r"the checkpoint of round 1 isn't in .* any more .*; there are those of the rounds 3, 4, 5$"),
-        (6, r"run run has held the rounds 0 to 5, got 6$"),
+        (1, r"the checkpoint of round 1 isn't in .* any more .*; there are checkpoints of the rounds 3, 4, 5$"),
+        (6, r"run run has no round 6; there are checkpoints of the rounds 3, 4, 5$"),
         (5, r"run run is at round 5 already: nothing comes after it$"),
     ):
         with pytest.raises(UserError, match=message):
             rolled_back(tmp_path, "--to-round", to_round)
     (tmp_path / "checkpoints" / "round-0004.safetensors").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"there are those of the rounds 3, 5$"):
+    with pytest.raises(UserError, match=r"there are checkpoints of the rounds 3, 5$"):
         rolled_back(tmp_path, "--to-round", 4)
     store_ = resume(tmp_path)
     assert (bytes_of(left_off(store_)), left_off(store_).round) == (bytes_of(before[0]), 6)
