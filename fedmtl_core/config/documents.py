@@ -170,22 +170,20 @@ class _Loader(yaml.SafeLoader):
             kind = node.tag.removeprefix(_TAG)
             raise _refused(f"{text} can't be read as YAML's {kind}; put quotes around text", node) from None
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        if isinstance(node, yaml.MappingNode):
-            lines: dict[object, int] = {}
-            for key, _ in node.value:
-                if key.tag == f"{_TAG}merge":
-                    continue
-                value = self.construct_object(key, deep=True)
-                if not isinstance(value, (str, int, float)):
-                    continue
-                line = key.start_mark.line + 1
-                if value in lines:
-                    first = lines[value]
-                    where = f"twice on line {line}" if first == line else f"twice, on lines {first} and {line}"
-                    raise _refused(f"the key {_as_it_stands(key, 1)} is there {where}", key)
-                lines[value] = line
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it stands there, before others are merged into it."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == f"{_TAG}merge":
+                continue
+            value, line = (key.tag, key.value), key.start_mark.line + 1
+            if value in lines:
+                first = lines[value]
+                where = f"twice on line {line}" if first == line else f"twice, on lines {first} and {line}"
+                raise _refused(f"the key {_as_it_stands(key, 1)} is there {where}", key)
+            lines[value] = line
+        return node
 
     def construct_plain_number(self, node: yaml.ScalarNode) -> int | float:
         """A number, unless it is in base 60 or has the form of an octal one."""

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fedmtl_core import config
+from fedmtl_core.config import documents
 from fedmtl_core.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -468,3 +470,8 @@ def test_a_section_may_be_merged_with_another_as_yaml_has_it(tmp_path):
     path.write_text("tasks:\n  sst2: &few {train_samples: 5, val_samples: 6}\n  qqp: {<<: *few, val_samples: 7}\n")
     qqp = config.load(path).tasks["qqp"]
     assert (qqp.train_samples, qqp.val_samples) == (5, 7)
+
+
+def test_a_merged_section_may_be_merged_with_another_and_replace_its_keys():
+    text = "base: &a {x: 1}\ndeep:\n  b: &b {<<: *a, x: 2}\nc: {<<: *b, y: 3}\n"
+    assert documents.parse(text).values == yaml.safe_load(text)
