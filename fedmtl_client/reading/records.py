@@ -106,19 +106,21 @@ def text_of(open_file: Callable[[], BinaryIO]) -> Iterator[TextIO]:
         try:
             yield text
         except UnicodeDecodeError:
-            raise MalformedError(_not_utf8(open_file)) from None
+            with open_file() as file:
+                for number, line in enumerate(file, 1):
+                    decoded(line, number)
+            raise MalformedError("expected UTF-8 text") from None
 
 
-def _not_utf8(open_file: Callable[[], BinaryIO]) -> str:
-    """The error message for the first line that isn't UTF-8."""
-    with open_file() as file:
-        for number, line in enumerate(file, 1):
-            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                return "line 1: expected UTF-8 text, found UTF-16; save it as UTF-8"
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return (
-                    f"line {number:,}: expected UTF-8 text, found the byte 0x{line[error.start]:02x}; save it as UTF-8"
-                )
-    return "expected UTF-8 text"
+def decoded(line: bytes, number: int) -> str:
+    """A line's text, without a byte order mark in the first line.
+
+    Raises:
+        MalformedError: it isn't UTF-8.
+    """
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        is_utf16 = number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff"))
+        found = "UTF-16" if is_utf16 else f"the byte 0x{line[error.start]:02x}"
+        raise MalformedError(f"line {number:,}: expected UTF-8 text, found {found}; save it as UTF-8") from None
