@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 from fedmtl_client.reading import quoting
 from fedmtl_client.reading.errors import MalformedError, counted, excerpt, require_once
 from fedmtl_client.reading.records import Record, RecordFile, text_of
 from fedmtl_client.tables import Table
+from fedmtl_core.labels import is_number
 from fedmtl_core.logs import get_logger
 
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
@@ -45,6 +46,16 @@ class _Layout:
         return self.names.index(name) + self.offset
 
 
+class _Suspect(NamedTuple):
+    """A record that a stray quote may have joined from several rows."""
+
+    record: Record
+    row: int
+    """Its index in the columns."""
+    lines: list[list[str]]
+    """The cells of its lines, each read as a row."""
+
+
 def read(
     open_file: Callable[[], BinaryIO], name: str, delimiter: str, wanted: Sequence[str], dialect: Dialect
 ) -> Table:
@@ -64,7 +75,7 @@ def read(
     file = RecordFile(open_file, delimiter, is_quoted, has_header=dialect.header != "none")
     layout = _layout(file, name)
     require_once(wanted, layout.names)
-    columns = _columns(file, layout, [one for one in wanted if one in layout.names])
+    columns = _columns(file, name, layout, [one for one in wanted if one in layout.names])
     return Table(columns, available=[one or "(without a name)" for one in layout.names])
 
 
@@ -125,23 +136,24 @@ def _extra_cell(file: RecordFile, width: int) -> int | None:
     return None if is_empty == is_numbered else int(is_numbered)
 
 
-def _columns(file: RecordFile, layout: _Layout, wanted: Sequence[str]) -> Mapping[str, list[str]]:
-    columns: dict[str, list[str]] = {name: [] for name in wanted}
-    places = [(column.append, layout.place(name)) for name, column in columns.items()]
+def _columns(file: RecordFile, name: str, layout: _Layout, wanted: Sequence[str]) -> Mapping[str, list[str]]:
+    columns: dict[str, list[str]] = {one: [] for one in wanted}
+    places = [(column.append, layout.place(one)) for one, column in columns.items()]
     width = layout.width
-    suspects: list[tuple[Record, int]] = []
+    suspects: list[_Suspect] = []
     for record in file.rows():
         first, last, cells = record
         if len(cells) != width:
             if len(cells) == 1 and not cells[0].strip():
                 continue  # a line of spaces
             raise MalformedError(_other_width(record, layout, file))
-        if first != last and wanted and _rows_within(record, width, file.delimiter):
-            suspects.append((record, len(columns[wanted[0]])))
+        if first != last and wanted and (lines := _rows_within(record, width, file.delimiter)):
+            suspects.append(_Suspect(record, len(columns[wanted[0]]), lines))
         for append, place in places:
             append(cells[place])
     if suspects:
         _require_no_swallowed_rows(suspects, columns, layout, file.delimiter)
+        get_logger().warning("data.multi_line_cells", file=name, rows=len(suspects), first=suspects[0].record.place)
     return columns
 
 
@@ -173,29 +185,37 @@ def _rows_within(record: Record, width: int, delimiter: str) -> list[list[str]]:
 
 
 def _require_no_swallowed_rows(
-    suspects: Iterable[tuple[Record, int]], columns: Mapping[str, Sequence[str]], layout: _Layout, delimiter: str
+    suspects: Iterable[_Suspect], columns: Mapping[str, Sequence[str]], layout: _Layout, delimiter: str
 ) -> None:
     """Check that no stray quote joins several rows into one.
 
-    It does if each line of the record is a complete row, and in a column other than the quoted cell's, other rows
-    have the values of all these lines.
-
-    Args:
-        suspects: records whose lines could be rows of their own, with their indices in the columns.
+    It does if each line of the record is a complete row, and these rows have values of a column other than the quoted
+    cell's: values of other rows, or numbers in a column of numbers that don't all repeat.
 
     Raises:
         MalformedError: a quote joins rows.
     """
     counts = {name: Counter(values) for name, values in columns.items()}
-    for record, row in suspects:
-        rows = _rows_within(record, layout.width, delimiter)
+    measures = {
+        name
+        for name, values in columns.items()
+        if len(values) > 1 and 1 in counts[name].values() and all(map(_is_measure, values))
+    }
+    for record, row, lines in suspects:
         for name, values in columns.items():
             place = layout.place(name)
             if _LINE_BREAK.search(record.cells[place]):
                 continue
-            if all(counts[name][cells[place]] > (cells[place] == values[row]) for cells in rows):
+            inner = [cells[place] for cells in lines]
+            are_known = all(counts[name][value] > (value == values[row]) for value in inner)
+            if are_known or (name in measures and all(map(_is_measure, inner))):
                 raise MalformedError(
-                    f"{record.place}: a quote at the beginning of a cell joins {len(rows)} lines into one row, though "
-                    f"each of them is a complete row: {excerpt(delimiter.join(rows[0]))}. If the quote is part of the "
+                    f"{record.place}: a quote at the beginning of a cell joins {len(lines)} lines into one row, though "
+                    f"each of them is a complete row: {excerpt(delimiter.join(lines[0]))}. If the quote is part of the "
                     f"text, quote the text and double the quote, or set data.quoting to none"
                 )
+
+
+def _is_measure(cell: str) -> bool:
+    """Whether a cell is a number without white space, which a comma in a text usually has after it."""
+    return is_number(cell) and not cell[0].isspace()
