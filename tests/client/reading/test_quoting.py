@@ -120,6 +120,53 @@ def test_a_setting_decides_without_a_look(tmp_path):
     assert read(tmp_path / "rows.csv", quoting="none") == [('"oh', "1")]
 
 
+class TestRowsOfOneWidthEachWay:
+    """Lines of a quoted file may all have as many cells as each other."""
+
+    @staticmethod
+    def file(tmp_path, content):
+        path = tmp_path / "rows.tsv"
+        path.write_bytes(content.encode())
+        return path
+
+    @pytest.mark.parametrize(
+        ("content", "wanted", "rows"),
+        [
+            ('"text"\n"hello"\n"a\nb"\n"foo"\n', ["text"], [("hello",), ("a\nb",), ("foo",)]),
+            ('"id"\t"text"\t"label"\n"1"\t"a\nb"\t"pos"\n', ["text", "label"], [("a\nb", "pos")]),
+            ('id\ttext\tlabel\n1\t"a\nb"\tpos\n', ["text", "label"], [("a\nb", "pos")]),
+            ('text\nhello\n"a\nb"\n"the ""best"""\n', ["text"], [("hello",), ("a\nb",), ('the "best"',)]),
+            ('"text"\t"label"\nthe "best"\t1\n"great"\t0\n', ["text", "label"], [('the "best"', "1"), ("great", "0")]),
+        ],
+    )
+    def test_a_quoted_header_or_its_width_tells(self, content, wanted, rows, tmp_path):
+        found, log = read_with_log(self.file(tmp_path, content), *wanted)
+        assert (found, decided(log)) == (rows, ["minimal"])
+
+    def test_one_column_that_fits_both_is_refused_unless_it_is_said(self, tmp_path):
+        path = self.file(tmp_path, 'text\nhello\n"a\nb"\nfoo\n')
+        with pytest.raises(DataError, match=r"one column, and 2 lines with quotes .*: set data.quoting to none, or to"):
+            read(path, "text")
+        assert read(path, "text", quoting="minimal") == [("hello",), ("a\nb",), ("foo",)]
+        assert read(path, "text", quoting="none") == [("hello",), ('"a',), ('b"',), ("foo",)]
+
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            ["text", '"a', 'b"', 'he "said"'],  # a writer of quotes would have quoted the last one
+            ["text", '"a', "b"],
+            ["text\tlabel", '"a\t1', 'b"\t0', "c\t1"],  # every line is a complete row
+            ["text\tlabel", '1\t"great"\t0', "2\tbad\t1"],
+        ],
+    )
+    def test_what_is_no_sign_of_quoting_is_read_word_for_word(self, lines, tmp_path):
+        width = lines[-1].count("\t") + 1
+        wanted = lines[0].split("\t")
+        rows = [tuple(line.split("\t"))[width - len(wanted) :] for line in lines[1:]]
+        found, log = read_with_log(self.file(tmp_path, "".join(line + "\n" for line in lines)), *wanted)
+        assert (found, decided(log)) == (rows, ["none"])
+
+
 @pytest.mark.skipif(not GLUE.is_dir(), reason="the real rows are not at hand (../shared/data/glue)")
 @pytest.mark.parametrize("path", sorted(GLUE.glob("*/*.tsv")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_glues_files_without_quoting_are_read_word_for_word(path):
