@@ -87,6 +87,10 @@ def _lines(open_file: Open) -> Iterator[tuple[int, Any]]:
             try:
                 value = _loads(text)
             except json.JSONDecodeError as error:
+                if error.msg == "Extra data" and "\r" in text[: error.pos]:
+                    raise MalformedError(
+                        f"line {number:,}: lines end with a carriage return alone (CR); end them with LF or CR LF"
+                    ) from None
                 raise MalformedError(
                     f"line {number:,}, character {error.colno:,}: expected one JSON object a line, or one array of "
                     f"them ({error.msg}), found {excerpt(text.rstrip())}"

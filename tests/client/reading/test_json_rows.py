@@ -91,6 +91,13 @@ def test_bytes_that_are_no_utf_8_are_named_with_the_line(tmp_path):
         read(path)
 
 
+def test_lines_that_end_with_a_carriage_return_alone_are_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "a", "label": 1}\r{"text": "b", "label": 0}\r')
+    with pytest.raises(DataError, match="line 1: lines end with a carriage return alone"):
+        read(path)
+
+
 def test_a_key_that_no_row_has_is_left_to_the_caller_with_the_keys_of_all_rows(tmp_path):
     path = lines(tmp_path, {"text": "a"}, {"text": "b", "lable": 1})
     table = read_files(str(path), ["text", "label"], [], Dialect())
