@@ -119,21 +119,33 @@ def _extra_cell(file: RecordFile, width: int) -> int | None:
 
     0 if every row ends with a delimiter; 1 if every row begins with its number, as in files of R's `write.table`.
     """
-    is_empty = is_numbered = True
+    is_empty = has_numbers = True
     numbers: list[int] = []
     for record in file.rows():
         cells = record.cells
         if len(cells) != width:
             return None
         is_empty = is_empty and not cells[-1]
-        is_numbered = is_numbered and cells[0].isascii() and cells[0].isdigit() and len(cells[0]) < 20
-        if is_numbered:
-            numbers = [*numbers[-1:], int(cells[0])]
-            is_numbered = all(after == before + 1 for before, after in pairwise(numbers))
-        if not (is_empty or is_numbered):
+        has_numbers = has_numbers and _is_row_number(cells[0])
+        if has_numbers:
+            numbers.append(int(cells[0]))
+        if not (is_empty or has_numbers):
             return None
-    is_numbered = is_numbered and len(numbers) > 1
+    is_numbered = has_numbers and (_count_up(numbers) or (_are_distinct(numbers) and file.rows_are_named()))
     return None if is_empty == is_numbered else int(is_numbered)
+
+
+def _is_row_number(cell: str) -> bool:
+    return cell.isascii() and cell.isdigit() and len(cell) < 20
+
+
+def _count_up(numbers: Sequence[int]) -> bool:
+    return len(numbers) > 1 and all(after == before + 1 for before, after in pairwise(numbers))
+
+
+def _are_distinct(numbers: Sequence[int]) -> bool:
+    """Whether no number repeats: R keeps the row names of rows that were sampled or shuffled."""
+    return len(set(numbers)) == len(numbers)
 
 
 def _columns(file: RecordFile, name: str, layout: _Layout, wanted: Sequence[str]) -> Mapping[str, list[str]]:
@@ -164,6 +176,11 @@ def _other_width(record: Record, layout: _Layout, file: RecordFile) -> str:
     what = "comma" if file.delimiter == "," else "tab"
     if count < layout.width:
         advice = f"Complete the row, or look for a quote or a {what} that is missing"
+    elif count == layout.width + 1 and not record.cells[-1] and _is_row_number(record.cells[0]):
+        advice = (
+            f"If rows begin with their numbers, name this column in the header; if they end with a superfluous {what}, "
+            f"remove it"
+        )
     elif file.is_quoted:
         advice = (
             f"If a {what} belongs to a text, put the text in quotes. If every row has an additional column, "

@@ -58,6 +58,22 @@ class RecordFile:
         """
         return islice(self._records(), 1 if self.has_header else 0, None)
 
+    def rows_are_named(self) -> bool:
+        """Whether the header and the first cell of each row are quoted throughout, as R's `write.table` writes files
+        with row names."""
+        if not (self.has_header and self.is_quoted):
+            return False
+        with text_of(self.open) as lines:
+            numbered = enumerate(lines, 1)
+            for count, record in enumerate(self._records()):
+                line = next(line for number, line in numbered if number == record.first_line)
+                cells = [_in_quotes(cell) for cell in record.cells]
+                if count and not line.startswith(cells[0] + self.delimiter):
+                    return False
+                if not count and line.rstrip("\r\n") != self.delimiter.join(cells):
+                    return False
+        return True
+
     def _records(self) -> Iterator[Record]:
         with text_of(self.open) as lines:
             reader = cell_reader(lines, self.delimiter, self.is_quoted)
@@ -80,6 +96,10 @@ def cell_reader(lines: Iterable[str], delimiter: str, is_quoted: bool) -> Reader
     return csv.reader(
         lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
     )
+
+
+def _in_quotes(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"'
 
 
 def _stray_quote(error: csv.Error, first: int, last: int) -> str:

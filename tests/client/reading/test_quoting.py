@@ -55,6 +55,44 @@ def test_what_r_writes_is_read_without_its_quotes_and_row_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ('"text"\t"label"\n"17"\t"a"\t"1"\n"3"\t"b"\t"0"\n', [("a", "1"), ("b", "0")]),  # shuffled
+        ('"text"\t"label"\n"17"\t"two\nlines"\t1\n"30"\t"b"\tNA\n', [("two\nlines", "1"), ("b", "NA")]),  # a subset
+        ('"text"\t"label"\n"1"\t"a"\t"1"\n', [("a", "1")]),  # one row
+    ],
+)
+def test_row_names_that_r_keeps_when_rows_are_shuffled_or_left_out_are_not_read(content, rows, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text(content)
+    found, log = read_with_log(path)
+    assert found == rows
+    assert log[-1] == {
+        "event": "data.extra_column_dropped",
+        "file": str(path),
+        "columns": 2,
+        "dropped": "first cell of each row: its number",
+    }
+    (tmp_path / "rows.csv").write_text(content.replace("\t", ","))
+    assert read(tmp_path / "rows.csv") == rows
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '"text"\t"label"\n"17"\t"a"\t"1"\n"17"\t"b"\t"0"\n',  # row names are distinct
+        '"text"\t"label"\n17\t"a"\t"1"\n3\t"b"\t"0"\n',  # and quoted
+        '"text"\tlabel\n"17"\t"a"\t"1"\n"3"\t"b"\t"0"\n',  # like the header
+    ],
+)
+def test_a_first_cell_that_r_would_not_have_written_so_is_no_row_name(content, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"line 2: expected 2 fields, .* found 3"):
+        read(path, quoting="minimal")
+
+
+@pytest.mark.parametrize(
     "lines",
     [
         ['"oh\t1', "x\t0"],
