@@ -85,7 +85,7 @@ class _Quoted:
     holds_breaks: bool
     """Whether a cell has a delimiter or a line break inside."""
     stray: int
-    """Cells of rows of one line that have a quote but aren't quoted."""
+    """Lines that are rows of one cell, with a quote but not quoted."""
 
 
 def _is_quoted(cell: str) -> bool:
@@ -210,8 +210,7 @@ def _read_quoted(open_text: OpenText, delimiter: str, has_header: bool) -> _Quot
                 if len(cells) > 1 or "".join(cells).strip():
                     widths.add(len(cells))
                     holds_breaks = holds_breaks or not is_one_line or raw.count(delimiter) >= len(cells)
-                    if is_one_line and '"' in raw:
-                        stray += sum(map(_is_stray, raw.rstrip("\r\n").split(delimiter)))
+                    stray += is_one_line and len(cells) == 1 and _is_stray(raw.rstrip("\r\n"))
         except csv.Error:
             return None
     return _Quoted(max(widths, default=0), holds_breaks, stray) if len(widths) <= 1 else None
