@@ -19,7 +19,7 @@ from fedmtl_client.reading import Dialect, read_files, shown
 from fedmtl_client.tables import Table, class_names_in
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
-from fedmtl_core.errors import ConfigError, DataError
+from fedmtl_core.errors import ConfigError, DataError, first_line
 from fedmtl_core.kinds import CUT, Collate, TaskKind, kind_of
 from fedmtl_core.labels import listing
 from fedmtl_core.logs import get_logger
@@ -283,9 +283,10 @@ def _from_hub(name: str, subset: str | None, split: str, wanted: Sequence[str]) 
     try:
         return Table.of(datasets.load_dataset(name, subset, split=split), wanted)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ or error  # what the library wraps says more than the wrapping
         raise DataError(
             f"data set {name!r}{f' ({subset})' if subset else ''}, split {split!r}, can't be had from the hub "
-            f"(no network, no such name, or no access): {_first_line(error)}. What to do instead: give the task files "
+            f"(no network, no such name, or no access): {first_line(cause)}. What to do instead: give the task files "
             f"of its own (data: {{train: FILE, validation: FILE}}), or run with --config configs/demo.yaml, which "
             f"needs no hub."
         ) from None
@@ -364,8 +365,3 @@ def _where_from(spec: TaskSpec) -> str:
         f" Download {spec.name} from https://gluebenchmark.com/tasks, or from the hub as data set {spec.hub[0]} "
         f"({spec.hub[1]}), and save it with the columns {', '.join(_wanted(spec))}"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    error = error.__cause__ or error  # what the library wraps says more than the wrapping
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

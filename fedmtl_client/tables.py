@@ -41,7 +41,7 @@ class Table:
 
 
 def class_names_in(features: Any) -> dict[str, tuple[str, ...]]:
-    """By column name, the class names that `datasets.Features` declare; empty for anything else."""
+    """By column name, the class names that `datasets.Features` or their JSON form declare; empty for anything else."""
     if not isinstance(features, Mapping):
         return {}
     declared = {name: _declared_names(feature) for name, feature in features.items()}
@@ -49,7 +49,13 @@ def class_names_in(features: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _declared_names(feature: Any) -> tuple[str, ...]:
-    """The class names of a `datasets` feature, or of the items of a list; empty if it has none."""
-    while (inner := getattr(feature, "feature", None)) is not None and not isinstance(inner, dict):
-        feature = inner
-    return tuple(getattr(feature, "names", None) or ())
+    """The class names of a `datasets` feature or of its JSON form, or of the items of a list; empty if it has none."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return _declared_names(feature[0])
+    if not isinstance(feature, Mapping):
+        items, names = getattr(feature, "feature", None), getattr(feature, "names", None)
+    elif "_type" in feature:
+        items, names = feature.get("feature"), feature.get("names")
+    else:  # a column of objects
+        return ()
+    return tuple(names or ()) if items is None else _declared_names(items)

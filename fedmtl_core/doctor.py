@@ -24,7 +24,7 @@ from google.protobuf.runtime_version import VersionError
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 
-from fedmtl_core.errors import FedMTLError
+from fedmtl_core.errors import FedMTLError, first_line
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -165,7 +165,7 @@ def generated_code(modules: Sequence[str] = GENERATED) -> Iterator[Finding]:
         try:
             importlib.import_module(module)
         except (ImportError, RuntimeError, TypeError, VersionError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             yield fail(
                 "generated code", f"{module} doesn't run with {versions}: {reason}", "make proto, or make install"
             )

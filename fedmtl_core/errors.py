@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def first_line(error: BaseException | str) -> str:
+    """The first line of an error's message; the name of its type if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class FedMTLError(Exception):
     """Base of every error that FedMTL raises on purpose."""
 

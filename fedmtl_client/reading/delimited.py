@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, NamedTuple
 
 from fedmtl_client.reading import quoting
 from fedmtl_client.reading.errors import MalformedError, counted, excerpt, require_once
 from fedmtl_client.reading.records import Record, RecordFile, text_of
 from fedmtl_client.tables import Table
+from fedmtl_core.labels import is_number
 from fedmtl_core.logs import get_logger
 
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
@@ -45,6 +46,16 @@ class _Layout:
         return self.names.index(name) + self.offset
 
 
+class _Suspect(NamedTuple):
+    """A record that a stray quote may have joined from several rows."""
+
+    record: Record
+    row: int
+    """Its index in the columns."""
+    lines: list[list[str]]
+    """The cells of its lines, each read as a row."""
+
+
 def read(
     open_file: Callable[[], BinaryIO], name: str, delimiter: str, wanted: Sequence[str], dialect: Dialect
 ) -> Table:
@@ -64,7 +75,7 @@ def read(
     file = RecordFile(open_file, delimiter, is_quoted, has_header=dialect.header != "none")
     layout = _layout(file, name)
     require_once(wanted, layout.names)
-    columns = _columns(file, layout, [one for one in wanted if one in layout.names])
+    columns = _columns(file, name, layout, [one for one in wanted if one in layout.names])
     return Table(columns, available=[one or "(without a name)" for one in layout.names])
 
 
@@ -108,40 +119,53 @@ def _extra_cell(file: RecordFile, width: int) -> int | None:
 
     0 if every row ends with a delimiter; 1 if every row begins with its number, as in files of R's `write.table`.
     """
-    is_empty = is_numbered = True
+    is_empty = has_numbers = True
     numbers: list[int] = []
     for record in file.rows():
         cells = record.cells
         if len(cells) != width:
             return None
         is_empty = is_empty and not cells[-1]
-        is_numbered = is_numbered and cells[0].isascii() and cells[0].isdigit() and len(cells[0]) < 20
-        if is_numbered:
-            numbers = [*numbers[-1:], int(cells[0])]
-            is_numbered = all(after == before + 1 for before, after in pairwise(numbers))
-        if not (is_empty or is_numbered):
+        has_numbers = has_numbers and _is_row_number(cells[0])
+        if has_numbers:
+            numbers.append(int(cells[0]))
+        if not (is_empty or has_numbers):
             return None
-    is_numbered = is_numbered and len(numbers) > 1
+    is_numbered = has_numbers and (_count_up(numbers) or (_are_distinct(numbers) and file.rows_are_named()))
     return None if is_empty == is_numbered else int(is_numbered)
 
 
-def _columns(file: RecordFile, layout: _Layout, wanted: Sequence[str]) -> Mapping[str, list[str]]:
-    columns: dict[str, list[str]] = {name: [] for name in wanted}
-    places = [(column.append, layout.place(name)) for name, column in columns.items()]
+def _is_row_number(cell: str) -> bool:
+    return cell.isascii() and cell.isdigit() and len(cell) < 20
+
+
+def _count_up(numbers: Sequence[int]) -> bool:
+    return len(numbers) > 1 and all(after == before + 1 for before, after in pairwise(numbers))
+
+
+def _are_distinct(numbers: Sequence[int]) -> bool:
+    """Whether no number repeats: R keeps the row names of rows that were sampled or shuffled."""
+    return len(set(numbers)) == len(numbers)
+
+
+def _columns(file: RecordFile, name: str, layout: _Layout, wanted: Sequence[str]) -> Mapping[str, list[str]]:
+    columns: dict[str, list[str]] = {one: [] for one in wanted}
+    places = [(column.append, layout.place(one)) for one, column in columns.items()]
     width = layout.width
-    suspects: list[tuple[Record, int]] = []
+    suspects: list[_Suspect] = []
     for record in file.rows():
         first, last, cells = record
         if len(cells) != width:
             if len(cells) == 1 and not cells[0].strip():
                 continue  # a line of spaces
             raise MalformedError(_other_width(record, layout, file))
-        if first != last and wanted and _rows_within(record, width, file.delimiter):
-            suspects.append((record, len(columns[wanted[0]])))
+        if first != last and wanted and (lines := _rows_within(record, width, file.delimiter)):
+            suspects.append(_Suspect(record, len(columns[wanted[0]]), lines))
         for append, place in places:
             append(cells[place])
     if suspects:
         _require_no_swallowed_rows(suspects, columns, layout, file.delimiter)
+        get_logger().warning("data.multi_line_cells", file=name, rows=len(suspects), first=suspects[0].record.place)
     return columns
 
 
@@ -152,6 +176,11 @@ def _other_width(record: Record, layout: _Layout, file: RecordFile) -> str:
     what = "comma" if file.delimiter == "," else "tab"
     if count < layout.width:
         advice = f"Complete the row, or look for a quote or a {what} that is missing"
+    elif count == layout.width + 1 and not record.cells[-1] and _is_row_number(record.cells[0]):
+        advice = (
+            f"If rows begin with their numbers, name this column in the header; if they end with a superfluous {what}, "
+            f"remove it"
+        )
     elif file.is_quoted:
         advice = (
             f"If a {what} belongs to a text, put the text in quotes. If every row has an additional column, "
@@ -173,29 +202,37 @@ def _rows_within(record: Record, width: int, delimiter: str) -> list[list[str]]:
 
 
 def _require_no_swallowed_rows(
-    suspects: Iterable[tuple[Record, int]], columns: Mapping[str, Sequence[str]], layout: _Layout, delimiter: str
+    suspects: Iterable[_Suspect], columns: Mapping[str, Sequence[str]], layout: _Layout, delimiter: str
 ) -> None:
     """Check that no stray quote joins several rows into one.
 
-    It does if each line of the record is a complete row, and in a column other than the quoted cell's, other rows
-    have the values of all these lines.
-
-    Args:
-        suspects: records whose lines could be rows of their own, with their indices in the columns.
+    It does if each line of the record is a complete row, and these rows have values of a column other than the quoted
+    cell's: values of other rows, or numbers in a column of numbers that don't all repeat.
 
     Raises:
         MalformedError: a quote joins rows.
     """
     counts = {name: Counter(values) for name, values in columns.items()}
-    for record, row in suspects:
-        rows = _rows_within(record, layout.width, delimiter)
+    measures = {
+        name
+        for name, values in columns.items()
+        if len(values) > 1 and 1 in counts[name].values() and all(map(_is_measure, values))
+    }
+    for record, row, lines in suspects:
         for name, values in columns.items():
             place = layout.place(name)
             if _LINE_BREAK.search(record.cells[place]):
                 continue
-            if all(counts[name][cells[place]] > (cells[place] == values[row]) for cells in rows):
+            inner = [cells[place] for cells in lines]
+            are_known = all(counts[name][value] > (value == values[row]) for value in inner)
+            if are_known or (name in measures and all(map(_is_measure, inner))):
                 raise MalformedError(
-                    f"{record.place}: a quote at the beginning of a cell joins {len(rows)} lines into one row, though "
-                    f"each of them is a complete row: {excerpt(delimiter.join(rows[0]))}. If the quote is part of the "
+                    f"{record.place}: a quote at the beginning of a cell joins {len(lines)} lines into one row, though "
+                    f"each of them is a complete row: {excerpt(delimiter.join(lines[0]))}. If the quote is part of the "
                     f"text, quote the text and double the quote, or set data.quoting to none"
                 )
+
+
+def _is_measure(cell: str) -> bool:
+    """Whether a cell is a number without white space, which a comma in a text usually has after it."""
+    return is_number(cell) and not cell[0].isspace()

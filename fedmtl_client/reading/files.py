@@ -12,7 +12,7 @@ from fedmtl_client.reading.addresses import Part, find_parts
 from fedmtl_client.reading.delimited import Dialect
 from fedmtl_client.reading.errors import MalformedError
 from fedmtl_client.tables import Table
-from fedmtl_core.errors import DataError
+from fedmtl_core.errors import DataError, first_line
 
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
@@ -37,7 +37,7 @@ def read_files(address: str, wanted: Sequence[str], texts: Collection[str], dial
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DataError(f"{address} can't be read: {_first_line(error)}") from None
+        raise DataError(f"{address} can't be read: {_reason(error)}") from None
     tables = [_read_part(part, wanted, texts, dialect) for part in parts]
     for part, table in zip(parts, tables, strict=True):
         _require_alike(parts[0], tables[0], part, table, dialect)
@@ -61,11 +61,11 @@ def _read_part(part: Part, wanted: Sequence[str], texts: Collection[str], dialec
     except MalformedError as error:
         reason = str(error)
     except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:  # Arrow's are such errors, too
-        reason = _first_line(error)
+        reason = _reason(error)
     except Exception as error:
         if part.is_local:
             raise
-        reason = _first_line(error)  # the file systems behind URLs have errors of their own
+        reason = _reason(error)  # the file systems behind URLs have errors of their own
     raise DataError(f"{part.name} can't be read as {part.format}: {reason}")
 
 
@@ -106,7 +106,5 @@ def _listed(table: Table) -> str:
     return "; ".join(f"{name}: {', '.join(names)}" for name, names in table.class_names.items()) or "none"
 
 
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: BaseException) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from fedmtl_client.reading.errors import MalformedError, excerpt
+from fedmtl_client.reading.records import decoded
 from fedmtl_client.tables import Table
+from fedmtl_core.errors import first_line
 
 _BLANK = b" \t\r\n"
 
@@ -79,40 +81,35 @@ def _objects(open_file: Open) -> Iterator[tuple[str, Any]]:
 def _lines(open_file: Open) -> Iterator[tuple[int, Any]]:
     with open_file() as file:
         for number, line in enumerate(file, 1):
-            text = _decoded(line, number)
+            text = decoded(line, number)
             if not text.strip():
                 continue
             try:
                 value = _loads(text)
             except json.JSONDecodeError as error:
+                if error.msg == "Extra data" and "\r" in text[: error.pos]:
+                    raise MalformedError(
+                        f"line {number:,}: lines end with a carriage return alone (CR); end them with LF or CR LF"
+                    ) from None
                 raise MalformedError(
                     f"line {number:,}, character {error.colno:,}: expected one JSON object a line, or one array of "
                     f"them ({error.msg}), found {excerpt(text.rstrip())}"
                 ) from None
             except (ValueError, RecursionError) as error:
-                raise MalformedError(f"line {number:,}: {_first_line(error)}") from None
+                raise MalformedError(f"line {number:,}: {_reason(error)}") from None
             yield number, value
 
 
 def _array(open_file: Open) -> Iterable[Any]:
     with open_file() as file:
-        text = "".join(_decoded(line, number) for number, line in enumerate(file, 1))
+        text = "".join(decoded(line, number) for number, line in enumerate(file, 1))
     try:
         values = _loads(text)
     except json.JSONDecodeError as error:
         raise MalformedError(f"line {error.lineno:,}, character {error.colno:,}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
-        raise MalformedError(_first_line(error)) from None
+        raise MalformedError(_reason(error)) from None
     return list(values)
-
-
-def _decoded(line: bytes, number: int) -> str:
-    try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise MalformedError(
-            f"line {number:,}: expected UTF-8 text, found the byte 0x{line[error.start]:02x}; save it as UTF-8"
-        ) from None
 
 
 def _loads(text: str) -> Any:
@@ -149,5 +146,5 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-def _first_line(error: BaseException) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
+def _reason(error: BaseException) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, BinaryIO
 
 from fedmtl_client.reading.errors import MalformedError, require_once
-from fedmtl_client.tables import Table
+from fedmtl_client.tables import Table, class_names_in
 
 _DATASETS = b"huggingface"
 """Key of the features that `datasets` stores in a schema."""
@@ -58,17 +58,6 @@ def _is_text(type_: Any) -> bool:
 def _class_names(metadata: bytes) -> dict[str, tuple[str, ...]]:
     """By column, the names of a `ClassLabel`, or of the items of a list of them."""
     try:
-        features = json.loads(metadata)["info"]["features"]
-        return {name: names for name, feature in features.items() if (names := _names(feature))}
-    except (ValueError, LookupError, TypeError, AttributeError):  # not written by `datasets`
+        return class_names_in(json.loads(metadata)["info"]["features"])
+    except (ValueError, LookupError, TypeError):  # not written by `datasets`
         return {}
-
-
-def _names(feature: Any) -> tuple[str, ...]:
-    if isinstance(feature, list) and len(feature) == 1:
-        return _names(feature[0])
-    if not isinstance(feature, dict):
-        return ()
-    if "feature" in feature:
-        return _names(feature["feature"])
-    return tuple(feature["names"]) if feature.get("_type") == "ClassLabel" else ()

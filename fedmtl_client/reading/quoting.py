@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TextIO
@@ -50,6 +50,9 @@ class _Cells:
     other_commas: int = 0
     """Other cells with a comma."""
     header_is_quoted: bool = False
+    """Whether each of its cells is."""
+    header_width: int = 0
+    """Cells of the header; 0 without one."""
     quoted_by_column: Counter[int] = field(default_factory=Counter)
     """Quoted cells of the lines after the header."""
 
@@ -62,7 +65,7 @@ class _Cells:
                 self.other_commas += "," in cell
                 continue
             self.opening += cell.startswith('"')
-            if not _is_quoted(cell):
+            if _is_stray(cell):
                 self.stray += 1
                 self.other_commas += "," in cell
                 continue
@@ -73,9 +76,26 @@ class _Cells:
             self.doubled += '""' in cell[1:-1] and not is_escaped
 
 
+@dataclass(frozen=True)
+class _Quoted:
+    """A file read with quoting."""
+
+    width: int
+    """Cells of each row."""
+    holds_breaks: bool
+    """Whether a cell has a delimiter or a line break inside."""
+    stray: int
+    """Lines that are rows of one cell, with a quote but not quoted."""
+
+
 def _is_quoted(cell: str) -> bool:
     inner = cell[1:-1].replace('\\"', "").replace('""', "")
     return len(cell) > 1 and cell[0] == cell[-1] == '"' and '"' not in inner
+
+
+def _is_stray(cell: str) -> bool:
+    """Whether a cell has a quote but isn't quoted."""
+    return '"' in cell and not _is_quoted(cell)
 
 
 def decide(open_text: OpenText, delimiter: str, has_header: bool) -> Decision:
@@ -92,8 +112,15 @@ def decide(open_text: OpenText, delimiter: str, has_header: bool) -> Decision:
     cells = _look(open_text, delimiter, has_header)
     if not cells.opening:
         return Decision(False, "")
-    if _fits_quoted(open_text, delimiter, has_header) and len(cells.widths) > 1:
-        return Decision(True, "quoted cells hold tabs or line breaks")
+    quoted = _read_quoted(open_text, delimiter, has_header)
+    if quoted and quoted.holds_breaks:
+        has_header_width = quoted.width == cells.header_width and cells.widths != {cells.header_width}
+        if cells.header_is_quoted or len(cells.widths) > 1 or has_header_width:
+            return Decision(True, "quoted cells hold tabs or line breaks")
+        if cells.widths == {1} and not quoted.stray:
+            return _one_column(cells)
+    if quoted and cells.header_is_quoted:
+        return Decision(True, "all cells of the header are quoted")
     if (cells.doubled or cells.escaped) and cells.stray:
         return _weighed(cells)
     if cells.stray:
@@ -108,6 +135,16 @@ def decide(open_text: OpenText, delimiter: str, has_header: bool) -> Decision:
         return Decision(True, "the cells with a comma are quoted, and no others, as spreadsheets write them")
     return Decision(
         False, f"{counted(cells.quoted, 'cell')} quoted without need, in columns that aren't quoted throughout"
+    )
+
+
+def _one_column(cells: _Cells) -> Decision:
+    """The decision for a file of one column in which each stray quote may begin or end a cell of several lines."""
+    if cells.doubled:
+        return Decision(True, f"{counted(cells.doubled, 'quoted cell')} with doubled quotes inside")
+    raise MalformedError(
+        f"it has one column, and {counted(cells.stray, 'line')} with quotes that may be part of the text, or around a "
+        f"text of several lines: set data.quoting to none, or to minimal"
     )
 
 
@@ -142,6 +179,7 @@ def _look(open_text: OpenText, delimiter: str, has_header: bool) -> _Cells:
             if text := line.rstrip("\r\n"):
                 cells = text.split(delimiter)
                 if is_header:
+                    found.header_width = len(cells)
                     found.header_is_quoted = all(map(_is_quoted, cells))
                     found.opening += any(cell.startswith('"') for cell in cells)
                 elif len(cells) > 1 or text.strip():
@@ -150,13 +188,29 @@ def _look(open_text: OpenText, delimiter: str, has_header: bool) -> _Cells:
     return found
 
 
-def _fits_quoted(open_text: OpenText, delimiter: str, has_header: bool) -> bool:
-    """Whether a file can be read with quoting: no stray quotes, and rows of one length."""
+def _read_quoted(open_text: OpenText, delimiter: str, has_header: bool) -> _Quoted | None:
+    """What a file has if it is read with quoting; None if it then has stray quotes, or rows of several lengths."""
+    widths: set[int] = set()
+    holds_breaks, stray, raw = False, 0, ""
+
+    def remembered(lines: Iterable[str]) -> Iterator[str]:
+        nonlocal raw
+        for line in lines:
+            raw = line
+            yield line
+
     with open_text() as lines:
-        rows = cell_reader(lines, delimiter, is_quoted=True)
+        rows = cell_reader(remembered(lines), delimiter, is_quoted=True)
         try:
             if has_header:
-                next(rows, None)  # it may be shorter
-            return len({len(cells) for cells in rows if len(cells) > 1 or "".join(cells).strip()}) <= 1
+                next(filter(None, rows), None)  # it may be shorter
+            last = rows.line_num
+            for cells in rows:
+                is_one_line, last = rows.line_num == last + 1, rows.line_num
+                if len(cells) > 1 or "".join(cells).strip():
+                    widths.add(len(cells))
+                    holds_breaks = holds_breaks or not is_one_line or raw.count(delimiter) >= len(cells)
+                    stray += is_one_line and len(cells) == 1 and _is_stray(raw.rstrip("\r\n"))
         except csv.Error:
-            return False
+            return None
+    return _Quoted(max(widths, default=0), holds_breaks, stray) if len(widths) <= 1 else None

@@ -58,6 +58,22 @@ class RecordFile:
         """
         return islice(self._records(), 1 if self.has_header else 0, None)
 
+    def rows_are_named(self) -> bool:
+        """Whether the header and the first cell of each row are quoted throughout, as R's `write.table` writes files
+        with row names."""
+        if not (self.has_header and self.is_quoted):
+            return False
+        with text_of(self.open) as lines:
+            numbered = enumerate(lines, 1)
+            for count, record in enumerate(self._records()):
+                line = next(line for number, line in numbered if number == record.first_line)
+                cells = [_in_quotes(cell) for cell in record.cells]
+                if count and not line.startswith(cells[0] + self.delimiter):
+                    return False
+                if not count and line.rstrip("\r\n") != self.delimiter.join(cells):
+                    return False
+        return True
+
     def _records(self) -> Iterator[Record]:
         with text_of(self.open) as lines:
             reader = cell_reader(lines, self.delimiter, self.is_quoted)
@@ -80,6 +96,10 @@ def cell_reader(lines: Iterable[str], delimiter: str, is_quoted: bool) -> Reader
     return csv.reader(
         lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
     )
+
+
+def _in_quotes(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"'
 
 
 def _stray_quote(error: csv.Error, first: int, last: int) -> str:
@@ -106,19 +126,21 @@ def text_of(open_file: Callable[[], BinaryIO]) -> Iterator[TextIO]:
         try:
             yield text
         except UnicodeDecodeError:
-            raise MalformedError(_not_utf8(open_file)) from None
+            with open_file() as file:
+                for number, line in enumerate(file, 1):
+                    decoded(line, number)
+            raise MalformedError("expected UTF-8 text") from None
 
 
-def _not_utf8(open_file: Callable[[], BinaryIO]) -> str:
-    """The error message for the first line that isn't UTF-8."""
-    with open_file() as file:
-        for number, line in enumerate(file, 1):
-            if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                return "line 1: expected UTF-8 text, found UTF-16; save it as UTF-8"
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return (
-                    f"line {number:,}: expected UTF-8 text, found the byte 0x{line[error.start]:02x}; save it as UTF-8"
-                )
-    return "expected UTF-8 text"
+def decoded(line: bytes, number: int) -> str:
+    """A line's text, without a byte order mark in the first line.
+
+    Raises:
+        MalformedError: it isn't UTF-8.
+    """
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        is_utf16 = number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff"))
+        found = "UTF-16" if is_utf16 else f"the byte 0x{line[error.start]:02x}"
+        raise MalformedError(f"line {number:,}: expected UTF-8 text, found {found}; save it as UTF-8") from None

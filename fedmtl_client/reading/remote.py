@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
 from fedmtl_core.addresses import is_loopback
-from fedmtl_core.errors import DataError
+from fedmtl_core.errors import DataError, first_line
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
@@ -174,7 +174,6 @@ def open_file(address: str, path: str) -> BinaryIO:
         return cast(BinaryIO, files.open(path, "rb"))
 
 
-def _scrubbed(error: object, address: str) -> str:
+def _scrubbed(error: BaseException | str, address: str) -> str:
     """The first line of a library's error message, without the address's secrets."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return said.replace(address, shown(address))
+    return first_line(error).replace(address, shown(address))

@@ -71,7 +71,7 @@ def test_whatever_a_writer_with_quotes_writes_comes_back(rows, quoting, delimite
         ("a,label\nx,1\ny\n", "line 3: expected 2 fields, .* found 1: 'y'. Complete the row"),
         ("a,label\n7,x,1\n", "line 2: expected 2 fields, .* found 3"),  # one row counts nothing up
         ("a,label\n7,x,1\n9,x,1\n", "line 2: expected 2 fields, .* found 3"),
-        ("a,label\n1,x,\n2,x,\n", "line 2: expected 2 fields, .* found 3"),  # numbered, and empty at the end
+        ("a,label\n1,x,\n2,x,\n", "line 2: expected 2 fields, .* found 3.* numbers, .*; if .* a superfluous comma"),
         ("a,label\n1,x,1\n2,x,1\n3,y\n", "line 2: expected 2 fields, .* found 3"),
         ('a,label\n"two\nlines",1\nx,y,0\n', "line 4: expected 2 fields"),
         ('a,label\n"two\nlines",1,2\n', r"lines 2 to 3: expected 2 fields, .* found 3"),
@@ -130,6 +130,10 @@ def test_a_header_that_alone_ends_with_a_comma_and_blank_lines_move_no_column(tm
             'text,label\na,1\n"oh,0\nb,1\nend",0\nc,1\nd,0\n',
             "lines 3 to 5: .* joins 3 lines into one row, though each of them is a complete row",
         ),
+        (
+            'text,label\n"great,1.5\nscreen 5",2.25\nfoo,3.75\nbar,4.1\n',
+            "lines 2 to 3: .* joins 2 lines into one row, though each of them is a complete row",
+        ),
     ],
 )
 def test_a_stray_quote_that_swallows_rows_is_said_with_its_line(content, says, tmp_path):
@@ -144,6 +148,24 @@ def test_a_text_of_several_lines_is_one_text(text, tmp_path):
     rows = [(text, "1"), ("plain", "0"), ("more", "1")]
     pandas.DataFrame(rows, columns=["text", "label"]).to_csv(tmp_path / "rows.csv", index=False)
     assert read(tmp_path / "rows.csv") == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("tea,5\nmilk", ["1", "0", "1", "0"]),  # classes, all known
+        ("tea, 5\nmilk", ["2.25", "3.75", "4.1"]),  # no other number has a blank before it
+        ("great,x\nscreen 5", ["2.25", "3.75", "4.1"]),
+        ("great,1.5\nscreen 5", ["2.25"]),  # nothing to compare with
+    ],
+)
+def test_a_text_whose_lines_could_be_rows_is_one_text_and_told_where_nothing_says_more(text, labels, tmp_path):
+    rows = [(text, labels[0]), *(("plain", label) for label in labels[1:])]
+    path = tmp_path / "rows.csv"
+    pandas.DataFrame(rows, columns=["text", "label"]).to_csv(path, index=False)
+    found, log = read_with_log(path)
+    assert found == rows
+    assert log == [{"event": "data.multi_line_cells", "file": str(path), "rows": 1, "first": "lines 2 to 3"}]
 
 
 def test_a_text_above_the_csv_modules_own_limit_is_read(tmp_path):

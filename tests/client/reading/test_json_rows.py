@@ -86,6 +86,16 @@ def test_bytes_that_are_no_utf_8_are_named_with_the_line(tmp_path):
     path.write_bytes(b'{"text": "a", "label": 1}\n{"text": "caf\xe9", "label": 1}\n')
     with pytest.raises(DataError, match="line 2: expected UTF-8 text, found the byte 0xe9"):
         read(path)
+    path.write_bytes('{"text": "a", "label": 1}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match="line 1: expected UTF-8 text, found UTF-16"):
+        read(path)
+
+
+def test_lines_that_end_with_a_carriage_return_alone_are_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "a", "label": 1}\r{"text": "b", "label": 0}\r')
+    with pytest.raises(DataError, match="line 1: lines end with a carriage return alone"):
+        read(path)
 
 
 def test_a_key_that_no_row_has_is_left_to_the_caller_with_the_keys_of_all_rows(tmp_path):

@@ -55,6 +55,44 @@ def test_what_r_writes_is_read_without_its_quotes_and_row_names(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ('"text"\t"label"\n"17"\t"a"\t"1"\n"3"\t"b"\t"0"\n', [("a", "1"), ("b", "0")]),  # shuffled
+        ('"text"\t"label"\n"17"\t"two\nlines"\t1\n"30"\t"b"\tNA\n', [("two\nlines", "1"), ("b", "NA")]),  # a subset
+        ('"text"\t"label"\n"1"\t"a"\t"1"\n', [("a", "1")]),  # one row
+    ],
+)
+def test_row_names_that_r_keeps_when_rows_are_shuffled_or_left_out_are_not_read(content, rows, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text(content)
+    found, log = read_with_log(path)
+    assert found == rows
+    assert log[-1] == {
+        "event": "data.extra_column_dropped",
+        "file": str(path),
+        "columns": 2,
+        "dropped": "first cell of each row: its number",
+    }
+    (tmp_path / "rows.csv").write_text(content.replace("\t", ","))
+    assert read(tmp_path / "rows.csv") == rows
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '"text"\t"label"\n"17"\t"a"\t"1"\n"17"\t"b"\t"0"\n',  # row names are distinct
+        '"text"\t"label"\n17\t"a"\t"1"\n3\t"b"\t"0"\n',  # and quoted
+        '"text"\tlabel\n"17"\t"a"\t"1"\n"3"\t"b"\t"0"\n',  # like the header
+    ],
+)
+def test_a_first_cell_that_r_would_not_have_written_so_is_no_row_name(content, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"line 2: expected 2 fields, .* found 3"):
+        read(path, quoting="minimal")
+
+
+@pytest.mark.parametrize(
     "lines",
     [
         ['"oh\t1', "x\t0"],
@@ -118,6 +156,53 @@ def test_a_setting_decides_without_a_look(tmp_path):
     assert read_with_log(path, quoting="minimal") == ([('a "b"', "1")], [])
     (tmp_path / "rows.csv").write_text('text,label\n"oh,1\n')
     assert read(tmp_path / "rows.csv", quoting="none") == [('"oh', "1")]
+
+
+class TestRowsOfOneWidthEachWay:
+    """Lines of a quoted file may all have as many cells as each other."""
+
+    @staticmethod
+    def file(tmp_path, content):
+        path = tmp_path / "rows.tsv"
+        path.write_bytes(content.encode())
+        return path
+
+    @pytest.mark.parametrize(
+        ("content", "wanted", "rows"),
+        [
+            ('"text"\n"hello"\n"a\nb"\n"foo"\n', ["text"], [("hello",), ("a\nb",), ("foo",)]),
+            ('"id"\t"text"\t"label"\n"1"\t"a\nb"\t"pos"\n', ["text", "label"], [("a\nb", "pos")]),
+            ('id\ttext\tlabel\n1\t"a\nb"\tpos\n', ["text", "label"], [("a\nb", "pos")]),
+            ('text\nhello\n"a\nb"\n"the ""best"""\n', ["text"], [("hello",), ("a\nb",), ('the "best"',)]),
+            ('"text"\t"label"\nthe "best"\t1\n"great"\t0\n', ["text", "label"], [('the "best"', "1"), ("great", "0")]),
+        ],
+    )
+    def test_a_quoted_header_or_its_width_tells(self, content, wanted, rows, tmp_path):
+        found, log = read_with_log(self.file(tmp_path, content), *wanted)
+        assert (found, decided(log)) == (rows, ["minimal"])
+
+    def test_one_column_that_fits_both_is_refused_unless_it_is_said(self, tmp_path):
+        path = self.file(tmp_path, 'text\nhello\n"a\nb"\nfoo\n')
+        with pytest.raises(DataError, match=r"one column, and 2 lines with quotes .*: set data.quoting to none, or to"):
+            read(path, "text")
+        assert read(path, "text", quoting="minimal") == [("hello",), ("a\nb",), ("foo",)]
+        assert read(path, "text", quoting="none") == [("hello",), ('"a',), ('b"',), ("foo",)]
+
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            ["text", '"a', 'b"', 'he "said"'],  # a writer of quotes would have quoted the last one
+            ["text", '"a', "b"],
+            ["text\tlabel", '"a\t1', 'b"\t0', "c\t1"],  # every line is a complete row
+            ["text\tlabel", '1\t"great"\t0', "2\tbad\t1"],
+        ],
+    )
+    def test_what_is_no_sign_of_quoting_is_read_word_for_word(self, lines, tmp_path):
+        width = lines[-1].count("\t") + 1
+        wanted = lines[0].split("\t")
+        rows = [tuple(line.split("\t"))[width - len(wanted) :] for line in lines[1:]]
+        found, log = read_with_log(self.file(tmp_path, "".join(line + "\n" for line in lines)), *wanted)
+        assert (found, decided(log)) == (rows, ["none"])
 
 
 @pytest.mark.skipif(not GLUE.is_dir(), reason="the real rows are not at hand (../shared/data/glue)")
