@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedmtl_core.config import Config
 from fedmtl_core.encoders import is_on_this_machine, load_tokenizer
-from fedmtl_core.errors import ConfigError, ModelUnavailableError
+from fedmtl_core.errors import ConfigError, ModelUnavailableError, first_line
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.kinds import kind_of, word_embeddings
 from fedmtl_core.logs import Logger
@@ -367,8 +367,8 @@ def _vocabulary(tokenizer: Any) -> Iterator[str]:
 
 def _in_words(error: Exception) -> str:
     """The first line of an error, with its kind."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said[:200]}"
 
 
 @contextmanager

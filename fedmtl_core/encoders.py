@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from fedmtl_core import toy
-from fedmtl_core.errors import ModelUnavailableError
+from fedmtl_core.errors import ModelUnavailableError, first_line
 from fedmtl_core.layers import keep_first_layers
 from fedmtl_core.pretrained import LoadedWeights, load_pretrained, not_fetched, pointers
 from fedmtl_core.probe import output_width
@@ -191,9 +191,8 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
             else "The folder needs the files that save_pretrained writes: config.json, weights, tokenizer."
         )
         unfetched = pointers(locate(source)) if what == "tokenizer" else []
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        first_line = not_fetched(unfetched) if unfetched else reason
-        return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {first_line} {advice}")
+        reason = not_fetched(unfetched) if unfetched else first_line(error)
+        return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {reason} {advice}")
     return ModelUnavailableError(
         f"{what} {source!r} is not a local folder, and the model hub doesn't give it "
         f"(no network, no such name, or no access). What to do instead: set model.server_model and "
