@@ -138,11 +138,15 @@ def _load_encoder(
 
 
 def _encoder_alone(model: Any, source: str) -> Any:
-    """A model without the decoder that it may have."""
-    if not model.config.is_encoder_decoder:
-        return model
+    """A model without the decoder that it may have.
+
+    T5 saved without its decoder says that it is no encoder-decoder, and the library gives it a decoder all the same.
+    """
     encoder = getattr(model, "encoder", None)
-    if not isinstance(encoder, PreTrainedModel) or type(encoder.config) is not type(model.config):
+    can_be_alone = isinstance(encoder, PreTrainedModel) and type(encoder.config) is type(model.config)
+    if not model.config.is_encoder_decoder and not (can_be_alone and hasattr(model, "decoder")):
+        return model
+    if not can_be_alone:
         raise ModelUnavailableError(
             f"model {source!r} ({type(model).__name__}) is an encoder-decoder, and its encoder can't be taken alone: "
             "it is no model with that configuration. Take an encoder, such as BERT, or T5's or BART's"
