@@ -265,10 +265,7 @@ def _tried(encoder: nn.Module, tokenizer: Any, use: Use) -> Iterator[Remark]:
     try:
         alone, changed = (encode_texts(encoder, one, pooling)[0] for one in (texts.short, texts.changed))
     except Exception as error:  # whatever an encoder's code raises
-        yield Remark(
-            f"{use.source}: it can't encode what its tokenizer makes of a text ({_in_words(error)})",
-            "use another encoder: one that takes a text's token ids",
-        )
+        yield _fails_at_all(use, error)
         return
     try:
         beside = encode_texts(encoder, texts.long, pooling)[0]
@@ -308,6 +305,20 @@ def _difference(one: Tensor, other: Tensor) -> float:
 def _is_cut(texts: _Texts) -> bool:
     """Whether the last word is beyond the longest input."""
     return all(torch.equal(one, texts.changed[name]) for name, one in texts.short.items())
+
+
+def _fails_at_all(use: Use, error: Exception) -> Remark:
+    """What to say of an encoder that can't take a short text, or a short pair where there are pairs."""
+    if use.pairs:
+        return Remark(
+            f"{use.source}: it can't encode what its tokenizer makes of a pair of texts ({_in_words(error)})",
+            "use another encoder: one that takes pairs, with a `type_vocab_size` of 2 or more where its tokenizer "
+            "gives the second text another token type",
+        )
+    return Remark(
+        f"{use.source}: it can't encode what its tokenizer makes of a text ({_in_words(error)})",
+        "use another encoder: one that takes a text's token ids",
+    )
 
 
 def _fails_at(encoder: nn.Module, long: Inputs, pooling: Pooling, use: Use, error: Exception) -> Remark:

@@ -231,7 +231,7 @@ class TestPooling:
         encoder, tokenizer = load_encoder(TOY_MODEL, weights=True)[0], load_tokenizer(TOY_MODEL)
         encoder.embeddings.token_type_embeddings = nn.Embedding(1, 64)
         assert check(encoder, tokenizer, Use("one", 20, "mean")).remarks == ()
-        assert "it can't encode what its tokenizer makes of a text (IndexError" in only_error(
+        assert "it can't encode what its tokenizer makes of a pair of texts (IndexError" in only_error(
             check(encoder, tokenizer, Use("one", 20, "mean", pairs=True))
         )
 
