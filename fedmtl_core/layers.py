@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fedmtl_core.errors import ModelUnavailableError
+from fedmtl_core.errors import ModelUnavailableError, first_line
 
 _PER_LAYER = re.compile(r"layer|window|pattern")
 """Settings whose names have this and that have an entry for each layer: `layer_types`, `attention_window`, …"""
@@ -98,7 +98,7 @@ def keep_first_layers(config: Any, source: str, count: int) -> None:
                 setattr(own, name, value[:count])
         again = type(config).from_dict(config.to_dict())  # as a client, or whoever loads an export, will read it
     except Exception as error:  # each configuration checks itself, and raises what it likes
-        raise ModelUnavailableError(f"{refusal}: {_first_line(error)} Leave the setting out") from None
+        raise ModelUnavailableError(f"{refusal}: {first_line(error)} Leave the setting out") from None
     if differing := [name for name, value in again.to_dict().items() if config.to_dict().get(name) != value]:
         raise ModelUnavailableError(
             f"{refusal}: its configuration would have another {differing[0]} when it is read again. Leave the setting "
@@ -130,7 +130,3 @@ def _modules_around(name: str) -> Iterator[str]:
 
 def _has_embedding(module: nn.Module) -> bool:
     return any(isinstance(one, nn.Embedding) for one in module.modules())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoModel
 
-from fedmtl_core.errors import ModelUnavailableError
+from fedmtl_core.errors import ModelUnavailableError, first_line
 
 _POINTER = b"version https://git-lfs"
 _DAMAGED = (SafetensorError, RuntimeError, EOFError, UnpicklingError)
@@ -92,7 +92,7 @@ def _damage(location: str, error: Exception) -> str:
     """A sentence on weights that can't be read."""
     if names := pointers(location):
         return not_fetched(names)
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:_SHOWN]
+    reason = first_line(error)[:_SHOWN]
     for path in _files(location):
         if path.suffix == ".safetensors" and (reason_here := _unreadable(path)):
             return f"{path.name} ({path.stat().st_size:,} bytes) is truncated or damaged ({reason_here}); copy it anew."

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedmtl_core.errors import ModelUnavailableError
+from fedmtl_core.errors import ModelUnavailableError, first_line
 from fedmtl_core.kinds import word_embeddings
 
 _TOKENS = 7
@@ -67,10 +67,9 @@ def _run(encoder: Any, what: str, *, is_training: bool) -> Any:
     try:
         return encoder.train(is_training)(input_ids=ids, attention_mask=torch.ones_like(ids))
     except Exception as error:  # hundreds of families, each with errors of its own
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelUnavailableError(
             f"{what} can't be {'trained on' if is_training else 'given'} texts of any length; two texts of {_TOKENS} "
-            f"tokens give: {first}"
+            f"tokens give: {first_line(error)}"
         ) from None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast, T5EncoderModel
 
 from fedmtl_core.randomness import drawing_from
 
@@ -52,7 +52,7 @@ _BART = {
 
 @dataclass(frozen=True)
 class Family:
-    """One family, by its `model_type`."""
+    """One family, by its `model_type`; `t5-encoder` is a `t5` without its decoder."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=lambda: _SMALL)
@@ -250,6 +250,13 @@ FAMILIES: Mapping[str, Family] = {
         _encoder_decoder("plbart", _BART, "roberta", note=_NO_DECODER),
         _encoder_decoder("prophetnet", _PROPHETNET, "bert", cut="does not support the setting", note=_NO_DECODER),
         _encoder_decoder("t5", _T5_SIZE, "t5", note=_NO_DECODER),
+        Family(
+            "t5-encoder",
+            _T5_SIZE,
+            "t5",
+            pooling="`mean`",
+            note="T5 saved without its decoder (`T5EncoderModel`), as in sentence-t5",
+        ),
         _encoder_decoder("t5gemma", {}, "causal", refused="its encoder can't be taken alone"),
         _encoder_decoder("umt5", _T5_SIZE, "t5", note=_NO_DECODER),
         _causal("biogpt", _SMALL),
@@ -302,7 +309,10 @@ def write(name: str, folder: Path) -> Path:
     if name == "esm":
         settings["mask_token_id"] = tokenizer.mask_token_id
     with drawing_from(1):
-        model = AutoModel.from_config(AutoConfig.for_model(name, **settings))
+        if name == "t5-encoder":
+            model = T5EncoderModel(AutoConfig.for_model("t5", **settings))
+        else:
+            model = AutoModel.from_config(AutoConfig.for_model(name, **settings))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

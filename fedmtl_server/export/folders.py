@@ -52,7 +52,7 @@ TOLERANCE = 1e-5
 """Logits of what is written differ from the run's by no more, or by this share of the largest."""
 
 _PROBES = (("a", "b"), ("the film was great", "the film was not dull at all, was it?"), ("one two three", "four"))
-"""Texts, alone and as pairs, on which logits are compared."""
+"""Texts, alone or as pairs, on which logits are compared."""
 
 
 @dataclass(frozen=True)
@@ -175,14 +175,14 @@ def export_task(run: Run, task: str, folder: Path, which: Which = "last", *, for
     module = server_model.module_for(task).eval()
     tokenizer = _tokenizer(run)
     native = masked_lm(module, task) if spec.type == "masked_lm" else _native(module, spec, run.config)
-    is_native = native is not None and _same_logits(module, task, native, tokenizer)
+    is_native = native is not None and _same_logits(module, spec, native, tokenizer)
     if spec.type == "masked_lm" and not is_native:
         raise UserError(
             f"--task: {task} is a masked_lm, and no class of transformers is known to compute the same over this "
             f"encoder ({type(module.encoder).__name__}); --all writes it as it is"
         )
     model = native if is_native else _own(module, spec, run.config)
-    if not is_native and not _same_logits(module, task, model, tokenizer):
+    if not is_native and not _same_logits(module, spec, model, tokenizer):
         raise FedMTLError(f"{task}: the exported model doesn't compute the same as the run's; nothing is written")
     architecture = type(model).__name__
     card = card_of_task(_facts(run, round_, server_model), spec, architecture, is_native=is_native)
@@ -359,21 +359,23 @@ def _describe(settings: Any, spec: TaskSpec, config: Config) -> None:
 
 
 @torch.inference_mode()
-def _same_logits(module: MultiTaskModel, task: str, model: Any, tokenizer: Any) -> bool:
+def _same_logits(module: MultiTaskModel, spec: TaskSpec, model: Any, tokenizer: Any) -> bool:
     """Whether two models compute the same, within rounding; where there are logits of tokens, of all but padding.
+
+    Texts are tried where the task has texts, pairs where it has pairs: not every encoder takes both.
 
     Raises:
         UserError: the run's own model computes NaN or infinite logits, which can't be compared with anything.
     """
-    firsts, seconds = (list(texts) for texts in zip(*_PROBES, strict=True))
-    for texts in ((firsts,), (firsts, seconds)):
+    columns = [list(texts) for texts in zip(*_PROBES, strict=True)][: len(spec.text_columns)]
+    for texts in (columns, [column[:1] for column in columns]):
         inputs = tokenizer(*texts, padding=True, truncation=True, return_tensors="pt")
-        ours, theirs = module(task, inputs), model(**inputs).logits
+        ours, theirs = module(spec.name, inputs), model(**inputs).logits
         theirs = theirs[inputs["attention_mask"].bool()] if theirs.ndim == 3 else theirs
         if not ours.isfinite().all():
             raise UserError(
-                f"--task: {task}: the model computes logits that aren't finite, although its parameters are: it is "
-                "damaged; export an earlier round"
+                f"--task: {spec.name}: the model computes logits that aren't finite, although its parameters are: it "
+                "is damaged; export an earlier round"
             )
         bound = TOLERANCE * max(1.0, float(ours.abs().max()))
         if ours.shape != theirs.shape or not float((ours - theirs).abs().max()) <= bound:  # NaN is no small difference

@@ -138,6 +138,17 @@ class TestWeights:
             load_tokenizer(source)
 
 
+def test_the_folder_inside_a_sentence_encoders_older_layout_is_named_and_will_do(tmp_path):
+    source = save(tmp_path / "0_Transformer", "bert")
+    (tmp_path / "modules.json").write_text("[]")
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    for load in (lambda folder: load_encoder(folder, weights=True), load_tokenizer):
+        with pytest.raises(ModelUnavailableError, match=rf"name the folder inside it that has one: {source}$"):
+            load(str(tmp_path))
+    assert checked(source).remarks == ()
+
+
 class TestTokenizer:
     def test_one_without_padding_is_refused_and_its_end_token_offered(self, tmp_path):
         said = only_error(checked(save(tmp_path, "gpt2", without="pad")))
@@ -220,7 +231,7 @@ class TestPooling:
         encoder, tokenizer = load_encoder(TOY_MODEL, weights=True)[0], load_tokenizer(TOY_MODEL)
         encoder.embeddings.token_type_embeddings = nn.Embedding(1, 64)
         assert check(encoder, tokenizer, Use("one", 20, "mean")).remarks == ()
-        assert "it can't encode what its tokenizer makes of a text (IndexError" in only_error(
+        assert "it can't encode what its tokenizer makes of a pair of texts (IndexError" in only_error(
             check(encoder, tokenizer, Use("one", 20, "mean", pairs=True))
         )
 

@@ -22,6 +22,7 @@ from fedmtl_core.encoders import load_encoder, load_tokenizer, save_encoder
 from fedmtl_core.errors import ModelUnavailableError
 from fedmtl_core.layout import Component
 from fedmtl_core.modeling import MultiTaskModel
+from fedmtl_core.pretrained import LoadedWeights
 from fedmtl_server.export.folders import export_all, export_task, open_run
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.storage.store import RunStore
@@ -119,13 +120,15 @@ def test_a_family_is_trained_by_a_client_averaged_by_the_server_and_exported(nam
     assert torch.allclose(logits_of(exported, AutoTokenizer.from_pretrained(tmp_path / "task")), expected, atol=1e-5)
 
     export_all(open_run(tmp_path / "run"), tmp_path / "all")
-    again, width = load_encoder(str(tmp_path / "all" / "encoder"), weights=True)
+    reported: list[LoadedWeights] = []
+    again, width = load_encoder(str(tmp_path / "all" / "encoder"), weights=True, on_weights=reported.append)
+    assert [(one.num_wanted, one.missing) for one in reported] == [(len(again.state_dict()), ())]
     ours = server.module.encoder.state_dict()
     assert width == server.module.hidden_size
     assert again.state_dict().keys() == ours.keys()
     assert all(torch.equal(value, ours[key]) for key, value in again.state_dict().items())
     theirs: Any = AutoModel.from_pretrained(tmp_path / "all" / "encoder")
-    theirs = theirs.get_encoder() if theirs.config.is_encoder_decoder else theirs
+    theirs = theirs.get_encoder() if type(theirs) is not type(again) else theirs
     assert torch.equal(states_of(theirs, tokenizer), states_of(again, tokenizer))
 
 

@@ -158,6 +158,20 @@ def test_an_exported_models_logits_do_not_depend_on_where_texts_are_padded(tmp_p
                 assert torch.allclose(logits[0], expected, atol=1e-3, rtol=1e-5), (side, texts)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_task_of_single_texts_is_exported_from_an_encoder_that_takes_no_pairs(tmp_path, pooling):
+    source = tiny(tmp_path / "source", BertConfig)
+    BertConfig.from_pretrained(source, type_vocab_size=1).save_pretrained(source)
+    model = begun(tmp_path / "run", source, model={"pooling": pooling}, tasks={"sst2": TASKS["sst2"]}).module.eval()
+    with pytest.raises(IndexError):
+        logits_of(model, load_tokenizer(source), "sst2", pairs=True)
+    export_task(open_run(tmp_path / "run"), "sst2", tmp_path / "out")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", trust_remote_code=pooling != "cls")
+    tokenizer = load_tokenizer(source)
+    expected = logits_of(model, tokenizer, "sst2", pairs=False)
+    assert torch.allclose(logits_of(loaded.eval(), tokenizer, None, pairs=False), expected, atol=1e-5, rtol=0)
+
+
 def test_a_model_of_its_own_code_does_not_load_as_another_by_accident(tmp_path):
     begun(tmp_path / "run", TOY_MODEL, model={"pooling": "mean"})
     export_task(open_run(tmp_path / "run"), "sst2", tmp_path / "out")
