@@ -195,8 +195,30 @@ def longest_input(encoder: Any) -> int | None:
 
 def _positions(encoder: nn.Module, use: Use) -> Iterator[Remark]:
     longest = longest_input(encoder)
-    if longest is not None and use.max_length > longest:
+    if longest is None or use.max_length <= longest:
+        return
+    if _has_position_table(encoder):
         yield _too_long(use, longest)
+    else:
+        yield Remark(
+            f"training.max_length: {use.source} computes positions of any number, and its configuration names "
+            f"{longest}; asked for {use.max_length}",
+            "expect worse results on texts that are longer than those of its pretraining",
+            is_error=False,
+        )
+
+
+def _has_position_table(encoder: Any) -> bool:
+    """Whether an encoder looks positions up, in a table of as many rows as its configuration says, or of two more, as
+    BART's kin have. Others compute positions (rotary ones, sinusoids, distances between tokens)."""
+    rows = encoder.config.max_position_embeddings
+    words = word_embeddings(encoder)
+    lookups = [(name, m.weight) for name, m in encoder.named_modules() if isinstance(m, nn.Embedding)]
+    named = [(name, tensor) for name, tensor in encoder.named_buffers() if "pos" in name and tensor.is_floating_point()]
+    return any(
+        tensor.ndim == 2 and rows <= len(tensor) <= rows + 2 and tensor is not words and "rel" not in name
+        for name, tensor in (*lookups, *named)
+    )
 
 
 def _too_long(use: Use, longest: int) -> Remark:

@@ -79,11 +79,6 @@ class RequestError(FedMTLError):
         self.facts = {name: str(fact) for name, fact in facts.items()}
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type's name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 @contextmanager
 def within(field: str) -> Iterator[None]:
     """Have the errors that are raised here name a field below this one, or this one."""

@@ -9,7 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM, FNetConfig, FNetModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2Model,
+    FNetConfig,
+    FNetModel,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 from fedmtl_core import encoder_check
 from fedmtl_core.config import Config
@@ -186,6 +196,17 @@ class TestLength:
         source = save(tmp_path, "xlnet")
         assert longest_input(load_encoder(source, weights=False)[0]) is None
         assert checked(source, max_length=200).remarks == ()
+
+    def test_a_number_without_a_table_of_positions_is_no_limit(self, tmp_path):
+        """Rotary positions, and distances between tokens, are computed."""
+        save(tmp_path, "bert")
+        small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        size = DebertaV2Config(vocab_size=15, max_position_embeddings=64, position_biased_input=False, **small)
+        tokenizer = load_tokenizer(str(tmp_path))
+        said = only_warning(check(DebertaV2Model(size), tokenizer, Use("deberta", 100, "mean")))
+        assert "deberta computes positions of any number, and its configuration names 64; asked for 100" in said
+        rotary = Qwen3Config(vocab_size=15, num_key_value_heads=1, head_dim=16, max_position_embeddings=64, **small)
+        only_warning(check(Qwen3Model(rotary), tokenizer, Use("qwen3", 100, "mean")))
 
     def test_a_limit_that_no_number_tells_is_found_by_trying(self):
         class Short(nn.Module):
