@@ -368,7 +368,7 @@ def _same_logits(module: MultiTaskModel, spec: TaskSpec, model: Any, tokenizer: 
         UserError: the run's own model computes NaN or infinite logits, which can't be compared with anything.
     """
     columns = [list(texts) for texts in zip(*_PROBES, strict=True)][: len(spec.text_columns)]
-    for texts in (columns, [column[:1] for column in columns]):
+    for texts in (columns, [column[1:2] for column in columns]):  # together, and one alone
         inputs = tokenizer(*texts, padding=True, truncation=True, return_tensors="pt")
         ours, theirs = module(spec.name, inputs), model(**inputs).logits
         theirs = theirs[inputs["attention_mask"].bool()] if theirs.ndim == 3 else theirs
