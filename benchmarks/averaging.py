@@ -11,9 +11,9 @@ import sys
 import torch
 
 from benchmarks.processes import serve_commands
-from fedmtl_core.allocator import keep_freed_blocks
-from fedmtl_core.layout import Component
-from fedmtl_core.scopes import SHARED
+from fedmtl_core.model.scopes import SHARED
+from fedmtl_core.runtime.allocator import keep_freed_blocks
+from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.aggregator import ClientUpdate, RoundFold
 
 

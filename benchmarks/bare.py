@@ -18,8 +18,8 @@ from typing import Any
 import grpc
 
 from benchmarks.processes import Worker, serve_commands
-from fedmtl_core.allocator import keep_freed_blocks
-from fedmtl_core.proxies import NO_PROXY
+from fedmtl_core.runtime.allocator import keep_freed_blocks
+from fedmtl_core.runtime.proxies import NO_PROXY
 
 _METHODS = "bench.Bare"
 

@@ -21,11 +21,11 @@ from fedmtl_client.api import FederationApi, Slice
 from fedmtl_client.downloads import Holdings
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_core import logs
-from fedmtl_core.allocator import keep_freed_blocks
-from fedmtl_core.layout import Component
-from fedmtl_core.modeling import MultiTaskModel, load_encoder
-from fedmtl_core.tasks import PRESETS
-from fedmtl_core.wire import EncodedComponent
+from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
+from fedmtl_core.runtime.allocator import keep_freed_blocks
+from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.messages import EncodedComponent
 
 
 class Client:

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedmtl_core.formats import ENCODINGS
+from fedmtl_core.wire.formats import ENCODINGS
 from fedmtl_server.storage.history import FILE_NAME, History
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)

@@ -26,9 +26,9 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 
 from benchmarks.processes import serve_commands
-from fedmtl_core.allocator import keep_freed_blocks
-from fedmtl_core.chunks import Chunk, read_message
-from fedmtl_core.proxies import NO_PROXY
+from fedmtl_core.runtime.allocator import keep_freed_blocks
+from fedmtl_core.runtime.proxies import NO_PROXY
+from fedmtl_core.wire.chunks import Chunk, read_message
 
 CALL_TIMEOUT_S = 300.0
 """For one download or upload, the wait for room included."""

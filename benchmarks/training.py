@@ -21,7 +21,7 @@ from fedmtl_client.data import EncodedRows, load_task_data
 from fedmtl_client.trainer import Trainer, choose_device
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
-from fedmtl_core.modeling import load_tokenizer
+from fedmtl_core.model.modeling import load_tokenizer
 from fedmtl_server.model import MTLServerModel
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)

@@ -2,13 +2,13 @@
 
 import sys
 
-from fedmtl_core.starting import end_at_once_on_ctrl_c
+from fedmtl_core.runtime.starting import end_at_once_on_ctrl_c
 
 
 def main() -> None:
     end_at_once_on_ctrl_c()
     from fedmtl_client.cli import app
-    from fedmtl_core.cli import run
+    from fedmtl_core.runtime.cli import run
 
     if sys.argv[1:2] == ["doctor"]:  # beside it the command has options that it needs, so that it can't be a group
         from fedmtl_client.doctor_cli import doctor_app

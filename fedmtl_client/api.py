@@ -1,6 +1,6 @@
 """The contract as a client calls it: typed, with FedMTL's errors, and patient with a server that is away.
 
-Chunk messages pass protobuf by in both directions: `fedmtl_core.chunks` reads and writes them without copies.
+Chunk messages pass protobuf by in both directions: `fedmtl_core.wire.chunks` reads and writes them without copies.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from fedmtl_client.interrupts import CallThread
 from fedmtl_client.patience import Losses, Patience
 from fedmtl_client.transfers import Attempts, ChunkSize
 from fedmtl_client.uploads import Upload
-from fedmtl_core.chunks import Chunk, read_message
-from fedmtl_core.controls import without_controls
 from fedmtl_core.errors import LimitExceededError, MalformedStreamError, RequestError, UnavailableError
-from fedmtl_core.formats import Compression, Encoding
-from fedmtl_core.keepalive import keepalive
-from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
-from fedmtl_core.plan import Purpose, TrainingPlan
-from fedmtl_core.tracing import OFF, Tracing
-from fedmtl_core.wire import (
+from fedmtl_core.runtime.keepalive import keepalive
+from fedmtl_core.runtime.tracing import OFF, Tracing
+from fedmtl_core.tasks.plan import Purpose, TrainingPlan
+from fedmtl_core.wire.chunks import Chunk, read_message
+from fedmtl_core.wire.controls import without_controls
+from fedmtl_core.wire.formats import Compression, Encoding
+from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.messages import (
     PURPOSE_FROM_PROTO,
     EncodedComponent,
     compression_to_proto,

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from fedmtl_client.data import EncodedRows
-from fedmtl_core.plan import TrainingPlan
+from fedmtl_core.tasks.plan import TrainingPlan
 
 _EVALUATION_SEED = 0
 """Of what is random in an evaluation, such as which tokens are masked: every model is asked the same."""

@@ -12,10 +12,10 @@ import typer
 from fedmtl_client.client import DEFAULT_ADDRESS, Client
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.cli import HelpConfig, LogFormat, LogLevel, new_app
 from fedmtl_core.config import WHOLE, Config, parse_address, parse_shard
 from fedmtl_core.errors import InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.runtime.cli import HelpConfig, LogFormat, LogLevel, new_app
 
 app = new_app()
 

@@ -15,16 +15,16 @@ from fedmtl_core import logs, plugins
 from fedmtl_core.config import WHOLE, Config, LocalClient, TaskConfig, parse_address, parse_shard
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
-from fedmtl_core.tasks import PRESETS
-from fedmtl_core.tracing import Tracing, tracing_for
+from fedmtl_core.runtime.tracing import Tracing, tracing_for
+from fedmtl_core.tasks.spec import PRESETS
 
 if TYPE_CHECKING:
     import torch
 
     from fedmtl_client.session import ClientResult, ClientSession, ClientSettings
     from fedmtl_client.trainer import Trainer
-    from fedmtl_core.plan import TrainingPlan
-    from fedmtl_core.tasks import TaskSpec
+    from fedmtl_core.tasks.plan import TrainingPlan
+    from fedmtl_core.tasks.spec import TaskSpec
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 

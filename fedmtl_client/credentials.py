@@ -11,11 +11,11 @@ from pathlib import Path
 
 import grpc
 
-from fedmtl_core import pem, proxies
 from fedmtl_core.addresses import host_of, is_loopback
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, UnavailableError, UnreachableError, UntrustedServerError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.runtime import pem, proxies
 
 TOKEN_VARIABLE = "FEDMTL_TOKEN"
 """Environment variable of the token, where no file is given."""

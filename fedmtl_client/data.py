@@ -17,13 +17,14 @@ from fedmtl_client import targets
 from fedmtl_client.partition import LabelSkew, groups_of_values, parts_of
 from fedmtl_client.reading import Dialect, read_files, shown
 from fedmtl_client.tables import Table, class_names_in
-from fedmtl_core import plugins, toy
+from fedmtl_core import plugins
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError, first_line
-from fedmtl_core.kinds import CUT, Collate, TaskKind, kind_of
-from fedmtl_core.labels import listing
 from fedmtl_core.logs import get_logger
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.model import toy
+from fedmtl_core.tasks.kinds import CUT, Collate, TaskKind, kind_of
+from fedmtl_core.tasks.labels import listing
+from fedmtl_core.tasks.spec import TaskSpec
 
 _SHARD_SEED = 0
 """Rows are shuffled with one seed for all clients, so that their shards are disjoint."""
@@ -91,7 +92,7 @@ def load_task_data(
 
     Args:
         spec: the task; says which columns are text and label, and which labels there are.
-            `fedmtl_core.labels.LabelNames` says how they are matched.
+            `fedmtl_core.tasks.labels.LabelNames` says how they are matched.
         source: where the rows are; the task's place on the hub if None.
         shard: `(K, N)` for the K-th of N disjoint parts, of training and evaluation rows alike.
         skew: how the parts' training rows differ in their labels; not at all if None. Evaluation rows never do, so

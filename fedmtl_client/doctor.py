@@ -10,19 +10,19 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from fedmtl_core import doctor
 from fedmtl_core.config import Config, DataConfig
-from fedmtl_core.doctor import Finding, fail, ok, warn
 from fedmtl_core.errors import ConfigError, RequestError
-from fedmtl_core.labels import listing
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.runtime import doctor
+from fedmtl_core.runtime.doctor import Finding, fail, ok, warn
+from fedmtl_core.tasks.labels import listing
+from fedmtl_core.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from fedmtl.v1 import federation_pb2 as pb
 
     from fedmtl_client.api import FederationApi
     from fedmtl_client.data import Survey
-    from fedmtl_core.plan import TrainingPlan
+    from fedmtl_core.tasks.plan import TrainingPlan
 
 Split = Literal["train", "validation"]
 _SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -167,8 +167,8 @@ def lengths(spec: TaskSpec, seen: Survey, model: str, max_length: int, check: st
         model: name or folder of the encoder's tokenizer.
         max_length: longest input in tokens.
     """
-    from fedmtl_core.kinds import CUT, TaskKind, kind_of
-    from fedmtl_core.modeling import load_tokenizer
+    from fedmtl_core.model.modeling import load_tokenizer
+    from fedmtl_core.tasks.kinds import CUT, TaskKind, kind_of
 
     kind = kind_of(spec)
     if not seen.num_rows or (spec.is_labelled and type(kind).encode is not TaskKind.encode):
@@ -204,8 +204,8 @@ def _counted(unknown: Mapping[str, int]) -> str:
 def credentials(config: Config, server: str) -> Iterator[Finding]:
     """Whether the client's files are good, and nothing goes to another machine in the clear by accident."""
     from fedmtl_client.credentials import load
-    from fedmtl_core import pem
     from fedmtl_core.addresses import host_of, is_loopback
+    from fedmtl_core.runtime import pem
 
     shown = load(config)
     shown.require_safe(server)
@@ -225,7 +225,7 @@ def credentials(config: Config, server: str) -> Iterator[Finding]:
 def proxy(server: str) -> Iterator[Finding]:
     """Whether the environment has gRPC connect through a proxy."""
     from fedmtl_core.addresses import host_of
-    from fedmtl_core.proxies import proxy_of
+    from fedmtl_core.runtime.proxies import proxy_of
 
     between = proxy_of(host_of(server))
     if between is not None:
@@ -278,9 +278,9 @@ def encoder(config: Config, plan: TrainingPlan, source: str, specs: Sequence[Tas
         source: where it takes its model from.
         specs: its tasks.
     """
-    from fedmtl_core.encoder_check import Use, check
-    from fedmtl_core.modeling import load_encoder, load_tokenizer
-    from fedmtl_core.pretrained import LoadedWeights
+    from fedmtl_core.model.encoder_check import Use, check
+    from fedmtl_core.model.modeling import load_encoder, load_tokenizer
+    from fedmtl_core.model.pretrained import LoadedWeights
 
     loaded: list[LoadedWeights] = []
     made, _ = load_encoder(
@@ -296,7 +296,7 @@ def encoder(config: Config, plan: TrainingPlan, source: str, specs: Sequence[Tas
 
 def _own_of_encoder(plan: TrainingPlan) -> list[str]:
     """The encoder's parameters that a client keeps for itself."""
-    from fedmtl_core.scopes import SHARED, scope_of
+    from fedmtl_core.model.scopes import SHARED, scope_of
 
     return [name for name in plan.local if scope_of(name) == SHARED]
 

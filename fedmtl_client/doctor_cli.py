@@ -19,10 +19,11 @@ from fedmtl_client.client import (
     with_own_credentials,
 )
 from fedmtl_core import config as configuration
-from fedmtl_core import doctor, logs
-from fedmtl_core.cli import EXIT_FAILURE, new_app
+from fedmtl_core import logs
 from fedmtl_core.config import WHOLE, parse_shard
 from fedmtl_core.errors import ConfigError
+from fedmtl_core.runtime import doctor
+from fedmtl_core.runtime.cli import EXIT_FAILURE, new_app
 
 doctor_app = new_app()
 

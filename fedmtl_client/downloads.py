@@ -9,11 +9,11 @@ import torch
 from fedmtl.v1 import federation_pb2 as pb
 from torch import Tensor
 
-from fedmtl_core.chunks import Assembler
-from fedmtl_core.encodings import decode, require_valid
 from fedmtl_core.errors import ChecksumError, MalformedStreamError
-from fedmtl_core.layout import Component, Layout
-from fedmtl_core.wire import EncodedLayout, component_from_proto, compression_from_proto, encoding_to_proto
+from fedmtl_core.wire.chunks import Assembler
+from fedmtl_core.wire.encodings import decode, require_valid
+from fedmtl_core.wire.layout import Component, Layout
+from fedmtl_core.wire.messages import EncodedLayout, component_from_proto, compression_from_proto, encoding_to_proto
 
 
 class Holdings:

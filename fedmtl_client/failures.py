@@ -8,7 +8,6 @@ import grpc
 
 from fedmtl_client.credentials import why_unreachable
 from fedmtl_core.addresses import host_of
-from fedmtl_core.details import read_details
 from fedmtl_core.errors import (
     ConnectionLostError,
     IntermediaryError,
@@ -16,8 +15,9 @@ from fedmtl_core.errors import (
     RequestError,
     UnavailableError,
 )
-from fedmtl_core.proxies import proxy_of
-from fedmtl_core.status import error_from_status
+from fedmtl_core.runtime.proxies import proxy_of
+from fedmtl_core.wire.details import read_details
+from fedmtl_core.wire.status import error_from_status
 
 _PASSING = {
     grpc.StatusCode.INTERNAL,

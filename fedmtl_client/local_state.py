@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.identifiers import name_some
-from fedmtl_core.modeling import MultiTaskModel
+from fedmtl_core.model.modeling import MultiTaskModel
 
 
 class LocalParameters:

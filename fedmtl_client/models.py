@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedmtl_core import encoder_check
-from fedmtl_core.encoder_check import Use
 from fedmtl_core.logs import Logger
-from fedmtl_core.modeling import MultiTaskModel, load_encoder
-from fedmtl_core.plan import TrainingPlan
-from fedmtl_core.pretrained import LoadedWeights
-from fedmtl_core.scopes import SHARED, scope_of
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.model import encoder_check
+from fedmtl_core.model.encoder_check import Use
+from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
+from fedmtl_core.model.pretrained import LoadedWeights
+from fedmtl_core.model.scopes import SHARED, scope_of
+from fedmtl_core.tasks.plan import TrainingPlan
+from fedmtl_core.tasks.spec import TaskSpec
 
 
 class ModelFactory:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fedmtl_core.controls import control_layout, parameter_of, vector
-from fedmtl_core.encodings import decode
-from fedmtl_core.layout import Component
-from fedmtl_core.modeling import MultiTaskModel
-from fedmtl_core.wire import EncodedComponent
+from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.wire.controls import control_layout, parameter_of, vector
+from fedmtl_core.wire.encodings import decode
+from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.messages import EncodedComponent
 
 
 class ControlVariates:

@@ -36,14 +36,14 @@ from fedmtl_core.errors import (
     UnavailableError,
     WrongRunError,
 )
-from fedmtl_core.evaluation import Evaluation
-from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
 from fedmtl_core.logs import JOINED, get_logger
-from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
-from fedmtl_core.plan import Purpose, TrainingPlan, UpdateKind
-from fedmtl_core.tasks import TaskSpec
-from fedmtl_core.tracing import OFF, Tracing
-from fedmtl_core.wire import UPDATE_KIND_TO_PROTO, EncodedComponent, details_to_proto
+from fedmtl_core.model.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_core.runtime.tracing import OFF, Tracing
+from fedmtl_core.tasks.evaluation import Evaluation
+from fedmtl_core.tasks.plan import Purpose, TrainingPlan, UpdateKind
+from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
+from fedmtl_core.wire.messages import UPDATE_KIND_TO_PROTO, EncodedComponent, details_to_proto
 
 
 @dataclass(frozen=True)

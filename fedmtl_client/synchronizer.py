@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fedmtl_core.errors import LayoutMismatchError
 from fedmtl_core.identifiers import name_some
-from fedmtl_core.layout import Component, Layout
-from fedmtl_core.modeling import MultiTaskModel
-from fedmtl_core.plan import UpdateKind
+from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.tasks.plan import UpdateKind
+from fedmtl_core.wire.layout import Component, Layout
 
 
 class ClientModelSynchronizer:

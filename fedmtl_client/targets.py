@@ -11,9 +11,9 @@ from fedmtl_client.tables import Table
 from fedmtl_core import plugins
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import DataError
-from fedmtl_core.kinds import kind_of
-from fedmtl_core.labels import Values, is_number, text_of
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.tasks.kinds import kind_of
+from fedmtl_core.tasks.labels import Values, is_number, text_of
+from fedmtl_core.tasks.spec import TaskSpec
 
 NO_LABEL = -1
 """What `datasets` has instead of the index of a class for a row without a label."""

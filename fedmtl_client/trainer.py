@@ -17,13 +17,13 @@ from fedmtl_client import batches
 from fedmtl_client.data import EncodedRows
 from fedmtl_client.proximal import ProximalTerm
 from fedmtl_client.vocabulary import narrowed
-from fedmtl_core import kinds
 from fedmtl_core.errors import ConfigError, DataError, DivergedError
-from fedmtl_core.evaluation import Evaluation
-from fedmtl_core.modeling import MultiTaskModel
-from fedmtl_core.plan import TrainingPlan
+from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.randomness import seed_all
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.tasks import kinds
+from fedmtl_core.tasks.evaluation import Evaluation
+from fedmtl_core.tasks.plan import TrainingPlan
+from fedmtl_core.tasks.spec import TaskSpec
 
 
 class TrainingStopped(Exception):

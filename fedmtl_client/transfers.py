@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedmtl_core.chunks import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from fedmtl_core.errors import ConnectionLostError, IntermediaryError, RequestError, TransferCutError, UnavailableError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 
 SHRINKING = 4
 """Chunks become so many times smaller at once."""

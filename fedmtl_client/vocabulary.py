@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedmtl_core.kinds import input_embeddings
+from fedmtl_core.tasks.kinds import input_embeddings
 
 MAX_SHARE = 0.5
 """Where rows have more of the vocabulary than this, it stays whole."""

@@ -1,6 +1,6 @@
 """Everything that can go wrong, as one family of exceptions that knows nothing of gRPC.
 
-Each message says what was expected and what came. `fedmtl_core.status` gives each its status code and its reason.
+Each message says what was expected and what came. `fedmtl_core.wire.status` gives each its status code and its reason.
 """
 
 from __future__ import annotations

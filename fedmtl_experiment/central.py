@@ -18,8 +18,8 @@ from fedmtl_client import batches
 from fedmtl_client.data import EncodedRows
 from fedmtl_client.trainer import Trainer, choose_device, local_optimizer
 from fedmtl_core.config import Config
-from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
-from fedmtl_core.plan import TrainingPlan
+from fedmtl_core.model.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_core.tasks.plan import TrainingPlan
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_experiment.rows import TaskRows
 from fedmtl_server.model import MTLServerModel

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from fedmtl_core import logs
-from fedmtl_core.cli import LogLevel, new_app
 from fedmtl_core.errors import FedMTLError, StoreError, UserError
+from fedmtl_core.runtime.cli import LogLevel, new_app
 from fedmtl_experiment import cells as grid
 from fedmtl_experiment import config as configuration
 from fedmtl_experiment.config import Experiment

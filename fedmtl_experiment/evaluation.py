@@ -11,7 +11,7 @@ from fedmtl_client.data import EncodedRows, Rows
 from fedmtl_client.trainer import Trainer, choose_device
 from fedmtl_core.config import Config
 from fedmtl_core.errors import FedMTLError
-from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_core.model.modeling import MultiTaskModel, load_tokenizer
 
 UNDEFINED = 0.0
 """What an undefined metric counts for in a comparison: a model that predicts the same for every row has found nothing.

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedmtl_client.data import Rows, TaskData
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.tasks.spec import TaskSpec
 
 
 @dataclass(frozen=True)

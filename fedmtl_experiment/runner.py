@@ -15,8 +15,8 @@ from typing import Any, Protocol, TypeVar
 from fedmtl_client.data import TaskData, load_task_data
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
-from fedmtl_core.modeling import load_tokenizer
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.model.modeling import load_tokenizer
+from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_experiment import report
 from fedmtl_experiment.cells import Cell, Federation, everybody, federations, inputs, run_values, steps_per_round
 from fedmtl_experiment.central import train_central

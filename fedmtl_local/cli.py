@@ -9,7 +9,7 @@ import typer
 
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.cli import HelpConfig, LogLevel, new_app
+from fedmtl_core.runtime.cli import HelpConfig, LogLevel, new_app
 from fedmtl_local.interrupts import interruptible
 
 app = new_app()

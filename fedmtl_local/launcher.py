@@ -26,7 +26,7 @@ from fedmtl_core.config import Config, LocalClient, documents
 from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.identifiers import name_task
 from fedmtl_core.logs import JOINED, LogLevel
-from fedmtl_core.tables import results_table
+from fedmtl_core.runtime.tables import results_table
 from fedmtl_local.interrupts import uninterrupted
 from fedmtl_local.processes import LoggedProcess, Start, num_processors, start_module, stop_all
 from fedmtl_server.rounds.quorums import lacking_text

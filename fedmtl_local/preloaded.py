@@ -8,7 +8,7 @@ from importlib import import_module
 
 from tqdm import tqdm
 
-from fedmtl_core.allocator import keep_what_is_there
+from fedmtl_core.runtime.allocator import keep_what_is_there
 
 for _name in (
     "alembic.autogenerate",

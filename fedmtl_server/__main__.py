@@ -1,11 +1,11 @@
 """`python -m fedmtl_server`, and the command `fedmtl-server`."""
 
-from fedmtl_core.starting import end_at_once_on_ctrl_c
+from fedmtl_core.runtime.starting import end_at_once_on_ctrl_c
 
 
 def main() -> None:
     end_at_once_on_ctrl_c()
-    from fedmtl_core.cli import run
+    from fedmtl_core.runtime.cli import run
     from fedmtl_server.commands.app import app
 
     run(app)

@@ -13,9 +13,9 @@ from typing import Any
 
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.allocator import give_back_freed_blocks
 from fedmtl_core.config import Config
 from fedmtl_core.errors import RunStoppedError
+from fedmtl_core.runtime.allocator import give_back_freed_blocks
 from fedmtl_server import server
 from fedmtl_server.storage.results import TaskResult
 

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from fedmtl_core.controls import control_scope
 from fedmtl_core.errors import NonFiniteError
 from fedmtl_core.identifiers import name_some
-from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
-from fedmtl_core.sharing import Partition, SharingTable
+from fedmtl_core.model.sharing import Partition, SharingTable
+from fedmtl_core.wire.controls import control_scope
+from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, DiscardedComponent, MTLAggregator, RoundFold
 from fedmtl_server.aggregation.control_variates import ControlVariates
 from fedmtl_server.aggregation.norms import reference_norm
@@ -20,7 +20,7 @@ from fedmtl_server.aggregation.optimizer_state import OptimizerState
 from fedmtl_server.aggregation.rearranging import rearranged
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport, counted_examples
-from fedmtl_server.sharing.moves import Mover
+from fedmtl_server.sharing.layer_moves import Mover
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.slices import PublishedModel
 from fedmtl_server.transfer.staging import StagingArea

@@ -9,15 +9,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedmtl_core import doctor
 from fedmtl_core.addresses import is_loopback, join_address
 from fedmtl_core.config import Config
-from fedmtl_core.doctor import Finding, fail, ok, warn
+from fedmtl_core.runtime import doctor
+from fedmtl_core.runtime.doctor import Finding, fail, ok, warn
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-    from fedmtl_core.sharing import SharingTable
+    from fedmtl_core.model.sharing import SharingTable
 
 # What a configuration may say; nothing listens on it here.
 _EVERYWHERE = ("0.0.0.0", "::")  # nosec B104
@@ -86,7 +86,7 @@ def address(config: Config) -> Iterator[Finding]:
 
 def certificates(config: Config) -> Iterator[Finding]:
     """Whether the files of `security.tls` are good, and name the address that is listened on."""
-    from fedmtl_core import pem
+    from fedmtl_core.runtime import pem
     from fedmtl_server.access.tls import is_readable_by_others, read
 
     tls, host = config.security.tls, config.server.host
@@ -226,8 +226,8 @@ def sizes_of(config: Config) -> tuple[SharingTable, dict[str, int]]:
     """
     import torch
 
-    from fedmtl_core.modeling import MultiTaskModel, load_encoder
-    from fedmtl_core.sharing import make_table
+    from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
+    from fedmtl_core.model.sharing import make_table
 
     with torch.device("meta"):
         encoder, hidden_size = load_encoder(

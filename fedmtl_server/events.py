@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from fedmtl_core.errors import ClientReplacedError, LimitExceededError, RequestError
-from fedmtl_core.plan import Purpose
+from fedmtl_core.tasks.plan import Purpose
 from fedmtl_server.rounds.engine import UpdateClaim
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
 

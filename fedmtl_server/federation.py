@@ -21,14 +21,14 @@ from fedmtl_core.errors import (
     UnknownTaskError,
     WrongRunError,
 )
-from fedmtl_core.formats import DEFAULT_DENSITY, Encoding
 from fedmtl_core.identifiers import name_some, quoted
-from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
-from fedmtl_core.plan import Purpose, TrainingPlan
-from fedmtl_core.sharing import Partition
-from fedmtl_core.tasks import TaskSpec
-from fedmtl_core.wire import EncodedLayout
+from fedmtl_core.model.sharing import Partition
+from fedmtl_core.tasks.plan import Purpose, TrainingPlan
+from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.formats import DEFAULT_DENSITY, Encoding
+from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.messages import EncodedLayout
 from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
 from fedmtl_server.aggregation.norms import RecentNorms, are_ordinary, require_within, update_norms
 from fedmtl_server.commits import Commits, EndRound

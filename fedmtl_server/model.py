@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from fedmtl_core.config import Config
-from fedmtl_core.encoder_check import check_for_server
 from fedmtl_core.errors import ConfigError, UnknownTaskError, UserError
 from fedmtl_core.identifiers import name_some, quoted
-from fedmtl_core.layout import Component, Layout
 from fedmtl_core.logs import get_logger
-from fedmtl_core.modeling import MultiTaskModel, load_encoder
-from fedmtl_core.plan import Pooling
-from fedmtl_core.pretrained import LoadedWeights
-from fedmtl_core.scopes import SHARED, scope_of, task_scope
-from fedmtl_core.sharing import Partition, SharingRules, SharingTable, make_table, parts_in
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.model.encoder_check import check_for_server
+from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
+from fedmtl_core.model.pretrained import LoadedWeights
+from fedmtl_core.model.scopes import SHARED, scope_of, task_scope
+from fedmtl_core.model.sharing import Partition, SharingRules, SharingTable, make_table, parts_in
+from fedmtl_core.tasks.plan import Pooling
+from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.layout import Component, Layout
 
 PLAIN = SharingRules()
 """All share the encoder, and each task has its head."""

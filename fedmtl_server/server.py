@@ -15,10 +15,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fedmtl_core.addresses import is_loopback, join_address
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, FedMTLError, RunStoppedError
-from fedmtl_core.keepalive import keepalive
-from fedmtl_core.layout import Layout
 from fedmtl_core.logs import get_logger
-from fedmtl_core.sharing import blocks_of, movable_parts
+from fedmtl_core.model.sharing import blocks_of, movable_parts
+from fedmtl_core.runtime.keepalive import keepalive
+from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.limiting import grpc_options, with_limits
 from fedmtl_server.access.tls import is_authenticating, require_safe, server_credentials
@@ -34,7 +34,7 @@ from fedmtl_server.aggregation.task_weighting.shares import Examples
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.monitoring.configured import Monitoring
+from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.rounds.cohorts import CohortRule
@@ -43,7 +43,7 @@ from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.rounds.task_selection import TaskSelection, make_selection
 from fedmtl_server.rpc import reflection
 from fedmtl_server.rpc.servicer import SERVICE_NAME, FederatedMtlServicer
-from fedmtl_server.sharing.moves import Mover
+from fedmtl_server.sharing.layer_moves import Mover
 from fedmtl_server.sharing.policies import SharingPolicy, make_policy
 from fedmtl_server.storage.folders import held_run, unfinished_run
 from fedmtl_server.storage.results import TaskResult, plot

@@ -19,7 +19,7 @@ from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 from torch import Tensor, nn
 
 from fedmtl_core.config import Config
-from fedmtl_core.tasks import PRESETS, TaskSpec
+from fedmtl_core.tasks.spec import PRESETS, TaskSpec
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.server import Server

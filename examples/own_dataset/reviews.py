@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmtl_client.data import RowSource
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.tasks.spec import TaskSpec
 
 
 class Reviews(RowSource):

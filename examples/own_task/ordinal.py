@@ -9,8 +9,8 @@ import torch
 from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 
-from fedmtl_core.evaluation import Undefined
-from fedmtl_core.kinds import Array, EncoderFacts, TaskKind
+from fedmtl_core.tasks.evaluation import Undefined
+from fedmtl_core.tasks.kinds import Array, EncoderFacts, TaskKind
 
 
 class OrdinalHead(nn.Module):

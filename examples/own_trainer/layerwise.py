@@ -8,9 +8,9 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from fedmtl_client.trainer import Trainer
-from fedmtl_core.modeling import MultiTaskModel
-from fedmtl_core.plan import TrainingPlan
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.tasks.plan import TrainingPlan
+from fedmtl_core.tasks.spec import TaskSpec
 
 _LAYER = re.compile(r"encoder\.(?:.*\.)?layer\.(\d+)\.")
 

@@ -13,8 +13,8 @@ from fedmtl_client.reading import quoting
 from fedmtl_client.reading.errors import MalformedError, counted, excerpt, require_once
 from fedmtl_client.reading.records import Record, RecordFile, text_of
 from fedmtl_client.tables import Table
-from fedmtl_core.labels import is_number
 from fedmtl_core.logs import get_logger
+from fedmtl_core.tasks.labels import is_number
 
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 

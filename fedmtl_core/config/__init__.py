@@ -1,7 +1,7 @@
 """The configuration: one YAML file, read by the server, by clients and by `fedmtl-local` alike.
 
 Every key has a default, an unknown key is an error that names it, and `reference()` is the documentation. The sections
-are in modules of their own; `whole` puts them together, and `files` reads them.
+are in modules of their own; `root` puts them together, and `loading` reads them.
 """
 
 from fedmtl_core.config.aggregation import (
@@ -24,8 +24,9 @@ from fedmtl_core.config.clients import (
     parse_address,
     parse_shard,
 )
-from fedmtl_core.config.files import dump, load, parse_yaml, read_yaml, resolve, validated
+from fedmtl_core.config.loading import dump, load, parse_yaml, read_yaml, resolve, validated
 from fedmtl_core.config.reference import Setting, reference
+from fedmtl_core.config.root import Config, contradictions, flattened
 from fedmtl_core.config.rounds import (
     TASK_SELECTIONS,
     CohortSelection,
@@ -46,7 +47,6 @@ from fedmtl_core.config.sharing import AdaptiveConfig, SharingConfig
 from fedmtl_core.config.tasks import MAX_LABELS, AuxiliaryConfig, DataConfig, TaskConfig
 from fedmtl_core.config.tracking import TracingConfig, TrackerName, TrackingConfig
 from fedmtl_core.config.training import DEFAULT_MODEL, ModelConfig, TrainingConfig
-from fedmtl_core.config.whole import Config, contradictions, flattened
 
 __all__ = [
     "DEFAULT_MODEL",

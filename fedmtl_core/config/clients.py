@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedmtl_core.config.section import UINT32, Section, require_each_once, require_identified
-from fedmtl_core.formats import DEFAULT_DENSITY, ENCODINGS, Compression, Encoding
+from fedmtl_core.wire.formats import DEFAULT_DENSITY, ENCODINGS, Compression, Encoding
 
 WHOLE = "1/1"
 """The shard that is all rows."""

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from fedmtl_core.config.clients import LocalClient, PartitionConfig
+from fedmtl_core.config.root import Config
 from fedmtl_core.config.section import Section
 from fedmtl_core.config.tasks import AuxiliaryConfig, DataConfig, TaskConfig
-from fedmtl_core.config.whole import Config
 
 
 class Setting(NamedTuple):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from fedmtl_core.config.section import Section, require_identified, require_known_or_reference
-from fedmtl_core.sharing import NAMED_PARTS, SharingRules
+from fedmtl_core.model.sharing import NAMED_PARTS, SharingRules
 
 
 class AdaptiveConfig(Section):

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from fedmtl_core import plugins
 from fedmtl_core.config.section import UINT32, Section, not_text, require_no_password, require_reference, shown
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.tasks import METRICS, METRICS_OF, PRESETS, TaskSpec, traits_of
+from fedmtl_core.tasks.spec import METRICS, METRICS_OF, PRESETS, TaskSpec, traits_of
 
 MAX_LABELS = 10_000
 

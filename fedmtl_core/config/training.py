@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from fedmtl_core.config.section import UINT32, Section, require_reference
-from fedmtl_core.plan import LocalOptimizer, Pooling
+from fedmtl_core.tasks.plan import LocalOptimizer, Pooling
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
 

@@ -16,13 +16,13 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_core.chunks import Chunk, read_message
 from fedmtl_core.errors import MalformedStreamError, RequestError
 from fedmtl_core.logs import get_logger
-from fedmtl_core.status import status_of
+from fedmtl_core.wire.chunks import Chunk, read_message
+from fedmtl_core.wire.status import status_of
 from fedmtl_server.access.identities import Claim, Credentials, Identity, KnownClients, bearer_token, certificate_name
-from fedmtl_server.rpc.callers import current_caller
-from fedmtl_server.rpc.refusals import abort
+from fedmtl_server.rpc.abort import abort
+from fedmtl_server.rpc.caller_context import current_caller
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 

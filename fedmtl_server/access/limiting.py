@@ -19,14 +19,14 @@ from cachetools import TTLCache
 from fedmtl.v1 import federation_pb2 as pb
 from google.protobuf.message import DecodeError
 
-from fedmtl_core.chunks import Chunk, read_message
 from fedmtl_core.config import LimitsConfig
 from fedmtl_core.errors import InvalidRequestError, LimitExceededError, MalformedStreamError, RequestError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.wire.chunks import Chunk, read_message
 from fedmtl_server.access.limits import RETRY_S, Claim, FairPlaces, Paces, Quota, TokenBucket, Verdict
-from fedmtl_server.rpc.callers import address_of, caller_of, named_client
-from fedmtl_server.rpc.connections import hang_up
-from fedmtl_server.rpc.refusals import abort
+from fedmtl_server.rpc.abort import abort
+from fedmtl_server.rpc.caller_context import address_of, caller_of, named_client
+from fedmtl_server.rpc.sockets import hang_up
 
 LAST_WORD_S = 1.0
 """How long a call's status may take to leave. It waits behind the bytes that the client doesn't take."""

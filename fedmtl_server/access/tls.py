@@ -11,11 +11,11 @@ from typing import Any
 import grpc
 from cryptography import x509
 
-from fedmtl_core import pem
 from fedmtl_core.addresses import is_loopback
 from fedmtl_core.config import Config, TlsConfig
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.runtime import pem
 
 _Stamp = tuple[tuple[int, int, int], ...]
 

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from fedmtl_core.config import Normalization
 from fedmtl_core.errors import AggregationError
-from fedmtl_core.layout import Component, Layout, TensorSpec
-from fedmtl_core.plan import UpdateKind
-from fedmtl_core.scopes import SHARED, group_of, scope_of, task_of
+from fedmtl_core.model.scopes import SHARED, group_of, scope_of, task_of
+from fedmtl_core.tasks.plan import UpdateKind
+from fedmtl_core.wire.layout import Component, Layout, TensorSpec
 from fedmtl_server.aggregation.auxiliary import Auxiliary, factors, scaled
 from fedmtl_server.aggregation.client_shares import ClientShares
-from fedmtl_server.aggregation.combining import combine, inner_products
+from fedmtl_server.aggregation.delta_products import combine, inner_products
 from fedmtl_server.aggregation.normalization import RoundSteps, Steps, step_weight
 from fedmtl_server.aggregation.norms import NormRule, update_norms
 from fedmtl_server.aggregation.task_weighting.base import RoundWeighting, TaskFacts, TaskWeighting

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from fedmtl_core.scopes import task_of
+from fedmtl_core.model.scopes import task_of
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmtl_core.controls import control_layout, control_scope, vector
 from fedmtl_core.errors import NonFiniteError
-from fedmtl_core.layout import Component, Layout
-from fedmtl_core.scopes import SHARED, task_scope
+from fedmtl_core.model.scopes import SHARED, task_scope
+from fedmtl_core.wire.controls import control_layout, control_scope, vector
+from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.aggregation.aggregator import ClientUpdate
 
 _BLOCK = 2**19

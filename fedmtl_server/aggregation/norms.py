@@ -29,8 +29,8 @@ from torch import Tensor
 
 from fedmtl_core.config import NormAction
 from fedmtl_core.errors import NormExceededError
-from fedmtl_core.layout import Component
-from fedmtl_core.plan import UpdateKind
+from fedmtl_core.tasks.plan import UpdateKind
+from fedmtl_core.wire.layout import Component
 
 _BLOCK = 2**17
 """Elements that are looked at together: their difference from the base stays in the cache."""

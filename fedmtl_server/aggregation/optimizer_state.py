@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fedmtl_core.errors import AggregationError
-from fedmtl_core.layout import Component, Layout
-from fedmtl_core.sharing import SharingTable
+from fedmtl_core.model.sharing import SharingTable
+from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.aggregation.optimizers import ServerOptimizer
 from fedmtl_server.aggregation.rearranging import rearranged
 

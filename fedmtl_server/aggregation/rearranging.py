@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedmtl_core.layout import Component
-from fedmtl_core.sharing import SharingTable
+from fedmtl_core.model.sharing import SharingTable
+from fedmtl_core.wire.layout import Component
 
 
 def rearranged(

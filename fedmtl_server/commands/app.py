@@ -13,9 +13,9 @@ import typer
 
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
-from fedmtl_core.allocator import keep_what_is_there
-from fedmtl_core.cli import HelpConfig, LogFormat, LogLevel, new_app
 from fedmtl_core.errors import ConfigError, RunStoppedError
+from fedmtl_core.runtime.allocator import keep_what_is_there
+from fedmtl_core.runtime.cli import HelpConfig, LogFormat, LogLevel, new_app
 from fedmtl_server.commands.certs import certs_app
 from fedmtl_server.commands.clients import clients_app
 from fedmtl_server.commands.doctor import examine as doctor
@@ -129,6 +129,6 @@ def _resumed(folder: Path, config: Path | None, run_dir: Path | None) -> tuple[P
 
 
 def _show_results(results: dict[str, TaskResult], run_dir: Path) -> None:
-    from fedmtl_core.tables import results_table
+    from fedmtl_core.runtime.tables import results_table
 
     results_table({task: result.to_dict() for task, result in results.items()}, run_dir)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedmtl_core.cli import new_app
 from fedmtl_core.errors import ConfigError, StoreError, UserError
+from fedmtl_core.runtime.cli import new_app
 
 if TYPE_CHECKING:
     from fedmtl_server.access.certs import KeyPair
@@ -92,7 +92,7 @@ def _authority(folder: Path) -> KeyPair:
 
 
 def _hosts(folder: Path) -> list[str]:
-    from fedmtl_core import pem
+    from fedmtl_core.runtime import pem
     from fedmtl_server.access.certs import hosts_of
 
     path = folder / "server.pem"

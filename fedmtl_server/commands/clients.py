@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedmtl_core import config as configuration
-from fedmtl_core.cli import new_app
 from fedmtl_core.errors import ConfigError, UserError
+from fedmtl_core.runtime.cli import new_app
 from fedmtl_server.commands.printing import time_text
 
 if TYPE_CHECKING:

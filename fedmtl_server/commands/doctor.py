@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from fedmtl_core import config as configuration
-from fedmtl_core import doctor, logs
-from fedmtl_core.cli import EXIT_FAILURE
+from fedmtl_core import logs
 from fedmtl_core.errors import ConfigError
+from fedmtl_core.runtime import doctor
+from fedmtl_core.runtime.cli import EXIT_FAILURE
 
 
 def examine(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedmtl_core.cli import new_app
 from fedmtl_core.errors import UserError
+from fedmtl_core.runtime.cli import new_app
 from fedmtl_server.commands.printing import Table, bytes_text, json_text, print_json, time_text
 from fedmtl_server.commands.runs_exported import csv_text, flat_round, flat_update
 from fedmtl_server.commands.runs_shown import (

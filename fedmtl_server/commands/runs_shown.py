@@ -11,8 +11,8 @@ import typer
 
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.identifiers import name_task
-from fedmtl_core.scopes import SHARED, group_of, task_of
-from fedmtl_core.sharing import blocks_text
+from fedmtl_core.model.scopes import SHARED, group_of, task_of
+from fedmtl_core.model.sharing import blocks_text
 from fedmtl_server.commands.printing import Table, bytes_text, print_facts, print_json, time_text
 from fedmtl_server.storage.runs import Place
 

@@ -23,7 +23,6 @@ from transformers import AutoModelForSequenceClassification
 
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
-from fedmtl_core.encoders import is_of_encoder_decoder, save_encoder
 from fedmtl_core.errors import (
     ConfigError,
     CorruptCheckpointError,
@@ -32,12 +31,13 @@ from fedmtl_core.errors import (
     StoreError,
     UserError,
 )
-from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
-from fedmtl_core.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_core.model.encoders import is_of_encoder_decoder, save_encoder
+from fedmtl_core.model.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.randomness import drawing_from
-from fedmtl_core.sharing import blocks_of
-from fedmtl_core.tasks import METRICS_OF, TaskSpec
+from fedmtl_core.tasks.spec import METRICS_OF, TaskSpec
+from fedmtl_core.wire.layout import Component
 from fedmtl_server.export.masked_lm import masked_lm
 from fedmtl_server.export.model_card import CardFacts, SharingFacts, card_of_all, card_of_task
 from fedmtl_server.export.modeling_fedmtl import FedMTLConfig, FedMTLForSequenceClassification

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from fedmtl_core.kinds import word_embeddings
-from fedmtl_core.modeling import MultiTaskModel
+from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.randomness import drawing_from
+from fedmtl_core.tasks.kinds import word_embeddings
 
 _BERT = {"dense": "cls.predictions.transform.dense", "norm": "cls.predictions.transform.LayerNorm"}
 _ROBERTA = {"dense": "lm_head.dense", "norm": "lm_head.layer_norm"}

@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from fedmtl_core.config import Config
 from fedmtl_core.identifiers import name_task
-from fedmtl_core.plan import Pooling
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.tasks.plan import Pooling
+from fedmtl_core.tasks.spec import TaskSpec
 
 _METRIC_IDS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 """Names that the hub has for metrics, where they differ."""

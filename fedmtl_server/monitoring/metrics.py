@@ -26,13 +26,13 @@ from prometheus_client.registry import Collector
 from fedmtl_core.addresses import is_loopback, join_address, without_brackets
 from fedmtl_core.errors import FedMTLError
 from fedmtl_core.logs import get_logger
-from fedmtl_core.scopes import SHARED, task_scope
+from fedmtl_core.model.scopes import SHARED, task_scope
 from fedmtl_server.events import Listener
 from fedmtl_server.federation import Federation
 from fedmtl_server.rounds.engine import Phase, UpdateClaim
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
 from fedmtl_server.rounds.warnings import WarningKind
-from fedmtl_server.rpc.calls import AroundCalls, Call
+from fedmtl_server.rpc.call_interceptor import AroundCalls, Call
 from fedmtl_server.status import TaskStatus
 
 UNKNOWN_TASK = "unknown"

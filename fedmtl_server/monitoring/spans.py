@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import grpc
 from opentelemetry.trace import SpanContext, Status, StatusCode
 
-from fedmtl_core.otel import OpenTelemetryTracing
+from fedmtl_core.runtime.otel import OpenTelemetryTracing
 from fedmtl_server.events import Listener
 from fedmtl_server.rounds.engine import UpdateClaim
 from fedmtl_server.rounds.report import RoundReport
-from fedmtl_server.rpc.calls import OTHER, AroundCalls, Call
+from fedmtl_server.rpc.call_interceptor import OTHER, AroundCalls, Call
 
 _UNTRACED = ("WatchRounds", OTHER)
 """An event stream lasts as long as its client is there; its span would come when all is over."""

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from fedmtl_core.config import Config, flattened
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
-from fedmtl_core.scopes import group_of, task_of
+from fedmtl_core.model.scopes import group_of, task_of
 from fedmtl_server.events import Listener
 from fedmtl_server.rounds.report import ComponentReport, RoundReport
 

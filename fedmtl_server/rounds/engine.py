@@ -14,9 +14,9 @@ from enum import Enum
 
 from fedmtl_core.config import MissingQuorum
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
-from fedmtl_core.evaluation import Evaluation, EvaluationDetails
 from fedmtl_core.identifiers import name_some, quoted
-from fedmtl_core.plan import Purpose, UpdateKind
+from fedmtl_core.tasks.evaluation import Evaluation, EvaluationDetails
+from fedmtl_core.tasks.plan import Purpose, UpdateKind
 from fedmtl_server.rounds import quorums
 from fedmtl_server.rounds.arrivals import Arrivals
 from fedmtl_server.rounds.cohorts import CohortRule

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedmtl_core.evaluation import TaskMetric, task_metrics
-from fedmtl_core.plan import Purpose
+from fedmtl_core.tasks.evaluation import TaskMetric, task_metrics
+from fedmtl_core.tasks.plan import Purpose
 from fedmtl_server.aggregation.aggregator import Aggregate, Contribution, DiscardedComponent
 from fedmtl_server.rounds.engine import Member
 from fedmtl_server.rounds.warnings import RoundWarning

@@ -9,9 +9,9 @@ from fractions import Fraction
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.errors import InvalidRequestError, LimitExceededError, NonFiniteError
-from fedmtl_core.evaluation import MAX_METRIC, MAX_MOMENT, ROUNDING, ClassCounts, EvaluationDetails, Moments
 from fedmtl_core.identifiers import quoted, shown
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.tasks.evaluation import MAX_METRIC, MAX_MOMENT, ROUNDING, ClassCounts, EvaluationDetails, Moments
+from fedmtl_core.tasks.spec import TaskSpec
 
 MAX_METRICS = 64
 MAX_METRIC_NAME = 64

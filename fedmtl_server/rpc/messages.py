@@ -15,11 +15,11 @@ from fedmtl_core.errors import (
     MalformedStreamError,
     within,
 )
-from fedmtl_core.formats import DELTA_ENCODINGS
 from fedmtl_core.identifiers import require_identifier
-from fedmtl_core.layout import Layout, require_scopes
-from fedmtl_core.tasks import TaskSpec
-from fedmtl_core.wire import (
+from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.formats import DELTA_ENCODINGS
+from fedmtl_core.wire.layout import Layout, require_scopes
+from fedmtl_core.wire.messages import (
     PURPOSE_TO_PROTO,
     UPDATE_KIND_FROM_PROTO,
     EncodedLayout,

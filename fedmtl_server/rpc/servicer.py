@@ -12,9 +12,6 @@ from typing import Any, NoReturn
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_core.chunks import chunk_bytes_for
-from fedmtl_core.controls import is_control
-from fedmtl_core.details import text_of
 from fedmtl_core.errors import (
     InvalidRequestError,
     NonFiniteError,
@@ -23,11 +20,13 @@ from fedmtl_core.errors import (
     UnavailableError,
     within,
 )
-from fedmtl_core.formats import Compression, Encoding
 from fedmtl_core.identifiers import quoted, require_identifier, shown
 from fedmtl_core.logs import Logger, get_logger
-from fedmtl_core.status import status_of
-from fedmtl_core.wire import (
+from fedmtl_core.wire.chunks import chunk_bytes_for
+from fedmtl_core.wire.controls import is_control
+from fedmtl_core.wire.details import text_of
+from fedmtl_core.wire.formats import Compression, Encoding
+from fedmtl_core.wire.messages import (
     PURPOSE_TO_PROTO,
     UPDATE_KIND_FROM_PROTO,
     component_to_proto,
@@ -35,11 +34,12 @@ from fedmtl_core.wire import (
     encoding_from_proto,
     plan_to_proto,
 )
+from fedmtl_core.wire.status import status_of
 from fedmtl_server.events import RoundEvent
 from fedmtl_server.federation import Federation
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
+from fedmtl_server.rpc.abort import abort
 from fedmtl_server.rpc.messages import event_to_proto, report_to_proto, status_to_proto
-from fedmtl_server.rpc.refusals import abort
 from fedmtl_server.rpc.uploads import Upload
 from fedmtl_server.transfer.slices import Held, MessageCache, PublishedModel, SlicePart
 

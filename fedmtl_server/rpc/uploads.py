@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_core.chunks import Assembler, Chunk, read_message
 from fedmtl_core.errors import (
     ChecksumError,
     InvalidRequestError,
@@ -18,7 +17,8 @@ from fedmtl_core.errors import (
     UnavailableError,
     within,
 )
-from fedmtl_core.wire import EncodedLayout, compression_from_proto
+from fedmtl_core.wire.chunks import Assembler, Chunk, read_message
+from fedmtl_core.wire.messages import EncodedLayout, compression_from_proto
 from fedmtl_server.federation import Federation
 from fedmtl_server.rounds.engine import UpdateClaim
 from fedmtl_server.rpc.messages import claim_from_header, require_components

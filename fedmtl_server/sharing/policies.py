@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fedmtl_core import plugins
 from fedmtl_core.config import AdaptiveConfig
 from fedmtl_core.errors import AggregationError
-from fedmtl_core.sharing import Block, Partition, blocks_of
+from fedmtl_core.model.sharing import Block, Partition, blocks_of
 
 _KEY = "sharing.adaptive.policy"
 

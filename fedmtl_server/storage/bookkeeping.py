@@ -9,8 +9,8 @@ from typing import Any
 
 from fedmtl_core.identifiers import name_some, shown
 from fedmtl_core.logs import Logger
-from fedmtl_core.scopes import task_scope
-from fedmtl_core.sharing import Partition, blocks_text
+from fedmtl_core.model.scopes import task_scope
+from fedmtl_core.model.sharing import Partition, blocks_text
 from fedmtl_server.aggregation.aggregator import Aggregate
 from fedmtl_server.rounds.engine import RoundEngine, UpdateClaim
 from fedmtl_server.rounds.report import (

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fedmtl_core.errors import CorruptCheckpointError
-from fedmtl_core.layout import Component, Layout
+from fedmtl_core.wire.layout import Component, Layout
 
 _DTYPE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 _MAX_HEADER_BYTES = 100 * 2**20

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from fedmtl_core.errors import StoreError
-from fedmtl_core.plan import Purpose
+from fedmtl_core.tasks.plan import Purpose
 
 if TYPE_CHECKING:
     from alembic.config import Config as AlembicConfig

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_server.rounds.report import MetricReport, RoundReport, TaskReport
 from fedmtl_server.rounds.task_selection import TaskLoss
 

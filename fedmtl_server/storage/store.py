@@ -35,9 +35,9 @@ from filelock import FileLock, Timeout
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, Durability
 from fedmtl_core.errors import CorruptCheckpointError, StoreError
-from fedmtl_core.layout import Component, Layout
 from fedmtl_core.logs import get_logger
-from fedmtl_core.plan import Purpose
+from fedmtl_core.tasks.plan import Purpose
+from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.model import ModelSummary
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.storage.checkpoints import read_safetensors, write_safetensors

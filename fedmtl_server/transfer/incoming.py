@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedmtl_core.errors import RequestError, UnavailableError
-from fedmtl_core.wire import EncodedLayout
+from fedmtl_core.wire.messages import EncodedLayout
 from fedmtl_server.rounds.engine import UpdateClaim
 from fedmtl_server.transfer.staging import StagedUpdate, StagingArea
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from cachetools import LRUCache
 from torch import Tensor
 
-from fedmtl_core.chunks import MAX_CHUNK_BYTES, ChunkedBytes
-from fedmtl_core.encodings import decode, encode
 from fedmtl_core.errors import NonFiniteError
-from fedmtl_core.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Compression, Encoding
-from fedmtl_core.layout import Component, Layout
-from fedmtl_core.wire import EncodedLayout
+from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, ChunkedBytes
+from fedmtl_core.wire.encodings import decode, encode
+from fedmtl_core.wire.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Compression, Encoding
+from fedmtl_core.wire.layout import Component, Layout
+from fedmtl_core.wire.messages import EncodedLayout
 
 
 @dataclass(frozen=True)

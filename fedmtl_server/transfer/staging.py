@@ -14,11 +14,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fedmtl_core.encodings import decode, largest_magnitude, require_valid
 from fedmtl_core.errors import RequestError, UnavailableError
-from fedmtl_core.layout import Component
 from fedmtl_core.logs import get_logger
-from fedmtl_core.wire import EncodedLayout
+from fedmtl_core.wire.encodings import decode, largest_magnitude, require_valid
+from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.messages import EncodedLayout
 from fedmtl_server.storage.spool import Spool
 from fedmtl_server.transfer.buffers import BufferPool
 
@@ -84,7 +84,7 @@ class StagedUpdate:
         """Check that every number is one.
 
         Raises:
-            NonFiniteError, MalformedStreamError: see `fedmtl_core.encodings.require_valid`.
+            NonFiniteError, MalformedStreamError: see `fedmtl_core.wire.encodings.require_valid`.
         """
         buffers = self.buffers  # they are taken away in one go when the round closes; then nothing is to be checked
         for part in self.parts if buffers else ():

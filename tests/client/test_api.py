@@ -12,10 +12,10 @@ from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
-from fedmtl_core.chunks import MAX_CHUNK_BYTES
-from fedmtl_core.encodings import decode, encode
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError, StoreError, UnavailableError, UnknownTaskError
-from fedmtl_core.wire import EncodedComponent, EncodedLayout
+from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES
+from fedmtl_core.wire.encodings import decode, encode
+from fedmtl_core.wire.messages import EncodedComponent, EncodedLayout
 from tests.support import (
     CuttingProxy,
     OddEncoder,
@@ -216,7 +216,7 @@ async def test_damaged_bytes_are_fetched_again(tmp_path, monkeypatch):
         return real(data) ^ (len(data) == 80 and len(seen) == 2)
 
     async with serving(tmp_path, model) as server:
-        monkeypatch.setattr("fedmtl_core.chunks.google_crc32c.value", value)
+        monkeypatch.setattr("fedmtl_core.wire.chunks.google_crc32c.value", value)
         with api_of(server.address) as api:
             slice_ = await asyncio.to_thread(api.get_slice, 0)
     assert len(seen) == 3

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from fedmtl_client import batches
 from fedmtl_client.data import EncodedRows, Rows
 from fedmtl_core.config import Config
-from fedmtl_core.modeling import TOY_MODEL, load_tokenizer
-from fedmtl_core.tasks import PRESETS
+from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
+from fedmtl_core.tasks.spec import PRESETS
 
 PLAN = Config.model_validate({"model": {"server_model": TOY_MODEL}, "tasks": {"sst2": {}}}).plan("sst2")
 TOKENIZER = load_tokenizer(TOY_MODEL)

@@ -18,9 +18,9 @@ from fedmtl_client.api import FederationApi
 from fedmtl_client.data import EncodedRows, Rows, load_task_data, survey
 from fedmtl_client.session import ClientSession, ClientSettings, ClientTask
 from fedmtl_core.config import Config, DataConfig
-from fedmtl_core.doctor import Level
-from fedmtl_core.modeling import TOY_MODEL, load_tokenizer
-from fedmtl_core.tasks import PRESETS, TaskSpec
+from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
+from fedmtl_core.runtime.doctor import Level
+from fedmtl_core.tasks.spec import PRESETS, TaskSpec
 from fedmtl_server.model import MTLServerModel
 from tests.support import serving
 

@@ -5,11 +5,11 @@ import torch
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_client.downloads import Download, Holdings
-from fedmtl_core.chunks import ChunkedBytes, read_message
-from fedmtl_core.encodings import encode
 from fedmtl_core.errors import ChecksumError, InvalidRequestError, MalformedStreamError
-from fedmtl_core.layout import Component
-from fedmtl_core.wire import EncodedLayout, component_to_proto
+from fedmtl_core.wire.chunks import ChunkedBytes, read_message
+from fedmtl_core.wire.encodings import encode
+from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.messages import EncodedLayout, component_to_proto
 
 
 def component(*values):

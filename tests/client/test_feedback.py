@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fedmtl_client.feedback import ErrorFeedback
-from fedmtl_core.encodings import decode
 from fedmtl_core.errors import NonFiniteError
-from fedmtl_core.layout import Component
+from fedmtl_core.wire.encodings import decode
+from fedmtl_core.wire.layout import Component
 
 
 def delta(*values):

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from fedmtl_client.data import load_task_data, survey
 from fedmtl_client.doctor import judge
 from fedmtl_core.config import Config, DataConfig
-from fedmtl_core.doctor import Level
 from fedmtl_core.errors import ConfigError, DataError
-from fedmtl_core.tasks import PRESETS, TaskSpec
+from fedmtl_core.runtime.doctor import Level
+from fedmtl_core.tasks.spec import PRESETS, TaskSpec
 
 NLI = ("entailment", "neutral", "contradiction")
 
@@ -220,7 +220,7 @@ def test_a_plug_in_that_gives_a_dataset_has_its_class_names_matched(tmp_path, mo
 
 def test_tags_of_words_are_matched_by_name_in_kinds_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "own_tags.py").write_text(
-        "from fedmtl_core.kinds import Classification, TaskKind\n"
+        "from fedmtl_core.tasks.kinds import Classification, TaskKind\n"
         "class Tags(Classification):\n"
         "  name = 'own_tags'\n"
         "  def target(self, value): return [TaskKind.target(self, one) for one in value]\n"

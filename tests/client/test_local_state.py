@@ -18,8 +18,8 @@ from fedmtl_client.session import _seed
 from fedmtl_client.trainer import Trainer
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DataError
-from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
-from fedmtl_core.tasks import PRESETS
+from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.tasks.spec import PRESETS
 from fedmtl_server.model import MTLServerModel
 from tests.support import TinyEncoder, WireClient, serving, specs
 
@@ -196,7 +196,7 @@ async def test_local_heads_and_norms_are_trained_kept_and_never_sent(tmp_path, h
 
 
 def test_a_plan_with_what_is_local_crosses_the_wire():
-    from fedmtl_core.wire import plan_from_proto, plan_to_proto
+    from fedmtl_core.wire.messages import plan_from_proto, plan_to_proto
 
     plan = dataclasses.replace(CONFIG.plan("sst2"), local=("heads.sst2.bias",), head_epochs=3)
     message = pb.TrainingPlan.FromString(plan_to_proto(plan).SerializeToString())

@@ -11,13 +11,13 @@ from fedmtl_client import doctor
 from fedmtl_client.data import EncodedRows, Rows, RowSource, load_task_data, survey
 from fedmtl_client.partition import LabelSkew
 from fedmtl_client.trainer import Trainer
-from fedmtl_core import doctor as core_doctor
 from fedmtl_core.config import Config, DataConfig, validated
 from fedmtl_core.errors import ConfigError, DataError
-from fedmtl_core.kinds import IGNORED, kind_of
-from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
-from fedmtl_core.tasks import TaskSpec
-from fedmtl_core.wire import plan_from_proto, plan_to_proto
+from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.runtime import doctor as core_doctor
+from fedmtl_core.tasks.kinds import IGNORED, kind_of
+from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.messages import plan_from_proto, plan_to_proto
 
 CPU = torch.device("cpu")
 SPEC = TaskSpec("texts", "masked_lm", ("sentence",), "")
@@ -198,7 +198,7 @@ def test_an_evaluation_in_which_nothing_was_masked_is_told():
 
 def test_a_subclass_with_a_name_of_its_own_masks_otherwise(tmp_path, monkeypatch):
     body = "class Half(MaskedLM):\n    name = 'half'\n    mask_probability = 0.5\n"
-    (tmp_path / "half_masked.py").write_text(f"from fedmtl_core.masked_lm import MaskedLM\n{body}")
+    (tmp_path / "half_masked.py").write_text(f"from fedmtl_core.tasks.masked_lm import MaskedLM\n{body}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     spec = TaskSpec("texts", "half_masked:Half", ("sentence",), "")

@@ -11,7 +11,7 @@ from fedmtl_client.api import FederationApi
 from fedmtl_client.credentials import Credentials
 from fedmtl_core.config import Config
 from fedmtl_core.errors import UnreachableError
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.tasks.spec import TaskSpec
 from tests.http_proxy import HttpProxy
 from tests.support import serving, tiny_model
 

@@ -6,7 +6,7 @@ import pytest
 
 from fedmtl_client.data import EncodedRows, load_task_data
 from fedmtl_core import config
-from fedmtl_core.modeling import load_encoder, load_tokenizer
+from fedmtl_core.model.modeling import load_encoder, load_tokenizer
 from fedmtl_server.model import MTLServerModel
 from tests.support import specs
 

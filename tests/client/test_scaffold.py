@@ -9,10 +9,10 @@ import torch
 from examples.own_trainer.layerwise import LayerwiseTrainer
 from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.trainer import Trainer
-from fedmtl_core.controls import control_layout
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.layout import Component
-from fedmtl_core.wire import EncodedComponent
+from fedmtl_core.wire.controls import control_layout
+from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.messages import EncodedComponent
 from fedmtl_server.aggregation import control_variates as server_side
 from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
 from tests.client.test_trainer import CPU, PLAN, setting

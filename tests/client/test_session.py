@@ -13,11 +13,11 @@ from fedmtl_client.api import FederationApi, Slice
 from fedmtl_client.data import load_task_data
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_client.session import ClientSession, ClientSettings, ClientTask
-from fedmtl_core import encoder_check
 from fedmtl_core.config import Config, DataConfig, TaskConfig
 from fedmtl_core.errors import ClientReplacedError, ConfigError, UnavailableError
-from fedmtl_core.modeling import TOY_MODEL
-from fedmtl_core.tasks import PRESETS
+from fedmtl_core.model import encoder_check
+from fedmtl_core.model.modeling import TOY_MODEL
+from fedmtl_core.tasks.spec import PRESETS
 from fedmtl_server.model import MTLServerModel
 from tests.support import WireClient, eventually, reports_of, serving
 

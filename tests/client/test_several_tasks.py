@@ -11,8 +11,8 @@ from fedmtl_client import Client, cli, data, doctor_cli
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_core import config as configuration
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.modeling import TOY_MODEL
-from fedmtl_core.tracing import OFF
+from fedmtl_core.model.modeling import TOY_MODEL
+from fedmtl_core.runtime.tracing import OFF
 from fedmtl_server import Server
 from fedmtl_server.storage.history import FILE_NAME, History
 from tests import federations

@@ -6,8 +6,8 @@ from torch import nn
 
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_core.errors import LayoutMismatchError
-from fedmtl_core.layout import Component
-from fedmtl_core.modeling import MultiTaskModel
+from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.wire.layout import Component
 from tests.support import OddEncoder, TinyEncoder, specs, tiny_model
 
 

@@ -13,9 +13,9 @@ from fedmtl_client.data import EncodedRows, load_task_data, survey
 from fedmtl_client.trainer import Trainer
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, DataError
-from fedmtl_core.kinds import IGNORED
-from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
-from fedmtl_core.tasks import TaskSpec
+from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.tasks.kinds import IGNORED
+from fedmtl_core.tasks.spec import TaskSpec
 
 GOOD = ("great", "lovely")
 

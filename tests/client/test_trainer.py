@@ -9,8 +9,8 @@ from fedmtl_client.data import EncodedRows, load_task_data
 from fedmtl_client.trainer import Trainer, TrainingStopped, choose_device, local_optimizer
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
-from fedmtl_core.tasks import PRESETS
+from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.tasks.spec import PRESETS
 
 CPU = torch.device("cpu")
 PLAN = Config.model_validate(

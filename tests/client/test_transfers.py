@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
 from fedmtl_client.transfers import Attempts, ChunkSize
-from fedmtl_core.chunks import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from fedmtl_core.errors import (
     IntermediaryError,
     LimitExceededError,
@@ -22,7 +21,8 @@ from fedmtl_core.errors import (
     TransferCutError,
     UnavailableError,
 )
-from fedmtl_core.wire import EncodedComponent
+from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
+from fedmtl_core.wire.messages import EncodedComponent
 from tests.faults.proxy import Faults, FaultyProxy
 from tests.relay import Cuts, Relay
 from tests.support import WideEncoder, serving, tiny_model, watching

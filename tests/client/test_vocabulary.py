@@ -11,8 +11,8 @@ from fedmtl_client.data import EncodedRows, Rows, load_task_data
 from fedmtl_client.trainer import Trainer, local_optimizer
 from fedmtl_client.vocabulary import narrowed
 from fedmtl_core.config import Config, DataConfig
-from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_tokenizer
-from fedmtl_core.tasks import PRESETS
+from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_tokenizer
+from fedmtl_core.tasks.spec import PRESETS
 
 CPU = torch.device("cpu")
 SPEC = PRESETS["sst2"]

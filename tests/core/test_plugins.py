@@ -19,16 +19,16 @@ from fedmtl_client.trainer import Trainer
 from fedmtl_core import config, plugins
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DataError, InvalidRequestError
-from fedmtl_core.kinds import EncoderFacts, TaskKind, kind_of, measure, new_head
-from fedmtl_core.tasks import PRESETS, TaskSpec
-from fedmtl_core.wire import plan_from_proto, plan_to_proto
+from fedmtl_core.tasks.kinds import EncoderFacts, TaskKind, kind_of, measure, new_head
+from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.wire.messages import plan_from_proto, plan_to_proto
 
 _numbers = itertools.count()
 
 KIND = """
 import torch
 from torch import nn
-from fedmtl_core.kinds import TaskKind
+from fedmtl_core.tasks.kinds import TaskKind
 
 class Count(TaskKind):
     metrics = ("closeness",)
@@ -239,7 +239,7 @@ def test_bounds_of_metrics_that_are_none_are_told(module, bounds):
 
 def test_a_kind_derived_from_a_built_in_one_sends_no_sums_as_its_metrics_may_be_others(module):
     text = """
-from fedmtl_core.kinds import Classification
+from fedmtl_core.tasks.kinds import Classification
 
 class Macro(Classification):
     name = "macro"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder
+from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder
 from fedmtl_core.randomness import drawing_from, seed_all
 from tests.support import TinyEncoder, specs
 

@@ -12,7 +12,7 @@ from examples.own_trainer.layerwise import LayerwiseTrainer
 from fedmtl_client.data import load_task_data
 from fedmtl_core import plugins
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.modeling import TOY_MODEL, MultiTaskModel, load_encoder
+from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder
 from fedmtl_server.storage.history import FILE_NAME, History
 from tests.federations import loaded, run
 

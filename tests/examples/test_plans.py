@@ -17,13 +17,13 @@ import torch
 from fedmtl.v1 import federation_pb2 as pb
 from torch import Tensor
 
-from fedmtl_core.sharing import SharingRules
+from fedmtl_core.model.sharing import SharingRules
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.server import Server
 from fedmtl_server.sharing.policies import Decided, SharingPolicy
 from tests.examples.languages import Language, training
 from tests.examples.scripted import CODE, CONTROLS, DATA, TASK, ScriptedServer, plan_with, scripted
-from tests.server.test_shared_layers import Layered
+from tests.server.sharing.test_shared_layers import Layered
 from tests.support import TinyEncoder, WireClient, model_bytes, reports_of, serving, specs, tiny_model, watching
 
 NUM_ROWS, NUM_STEPS = 8, 5

@@ -15,7 +15,7 @@ from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_client.api import FederationApi
 from fedmtl_core.errors import UnavailableError
-from fedmtl_core.keepalive import keepalive
+from fedmtl_core.runtime.keepalive import keepalive
 from fedmtl_server.server import _OPTIONS, Server
 from tests.faults.clients import run_clients
 from tests.faults.harness import (

@@ -28,14 +28,14 @@ from google.protobuf.message import DecodeError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedmtl_core import config
-from fedmtl_core.chunks import MAX_CHUNK_BYTES, Assembler, Chunk, read_message
-from fedmtl_core.encodings import decode, encode, require_encoded_size, require_valid
 from fedmtl_core.errors import ConfigError, RequestError
-from fedmtl_core.evaluation import TaskMetric, task_metrics
-from fedmtl_core.formats import ENCODINGS, Encoding
-from fedmtl_core.layout import DTYPES, Component, Layout
-from fedmtl_core.tasks import PRESETS, TaskSpec
-from fedmtl_core.wire import EncodedLayout, component_from_proto, component_to_proto
+from fedmtl_core.tasks.evaluation import TaskMetric, task_metrics
+from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, Assembler, Chunk, read_message
+from fedmtl_core.wire.encodings import decode, encode, require_encoded_size, require_valid
+from fedmtl_core.wire.formats import ENCODINGS, Encoding
+from fedmtl_core.wire.layout import DTYPES, Component, Layout
+from fedmtl_core.wire.messages import EncodedLayout, component_from_proto, component_to_proto
 from fedmtl_server.rounds.engine import UpdateClaim
 from fedmtl_server.rpc.messages import claim_from_header, require_components, update_from_header
 
@@ -175,7 +175,7 @@ def _read_both_ways(message: bytes) -> Chunk | None:
 def _chunk_seeds() -> list[bytes]:
     messages = [bytes.fromhex(case["message_hex"]) for case in _cases("chunks")]
     whole = Component(Layout.of("shared", {"w": torch.zeros(1024)}))
-    from fedmtl_core.chunks import ChunkedBytes
+    from fedmtl_core.wire.chunks import ChunkedBytes
 
     compressed = ChunkedBytes("shared", whole.buffer).message(0, "zstd")
     head = ChunkedBytes("task:sst2", torch.arange(40, dtype=torch.uint8)).message(0)

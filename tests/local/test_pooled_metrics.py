@@ -10,8 +10,8 @@ from sklearn import metrics as sk
 from structlog.testing import capture_logs
 
 from fedmtl_client import Client
-from fedmtl_core import toy
-from fedmtl_core.modeling import load_tokenizer
+from fedmtl_core.model import toy
+from fedmtl_core.model.modeling import load_tokenizer
 from fedmtl_server import Server
 from fedmtl_server.export.folders import load_model, open_run
 

@@ -1,0 +1,216 @@
+"""A whole configuration: its sections, and what they have to agree on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from fedmtl_core.config.aggregation import AggregationConfig, RobustnessConfig, ServerOptimizerConfig
+from fedmtl_core.config.clients import ClientConfig, LocalClient, WireConfig, require_one_partition
+from fedmtl_core.config.rounds import EarlyStoppingConfig, RoundsConfig
+from fedmtl_core.config.section import Section, not_text, require_identified
+from fedmtl_core.config.server import LimitsConfig, SecurityConfig, ServerConfig, StoreConfig
+from fedmtl_core.config.sharing import SharingConfig
+from fedmtl_core.config.tasks import AuxiliaryConfig, TaskConfig
+from fedmtl_core.config.tracking import TracingConfig, TrackingConfig
+from fedmtl_core.config.training import ModelConfig, TrainingConfig
+from fedmtl_core.model.sharing import movable_parts, require_rules
+from fedmtl_core.tasks.plan import TrainingPlan
+from fedmtl_core.tasks.spec import TaskSpec
+
+_FREE_TO_CHANGE = re.compile(
+    r"server\.|store\.|security\.|limits\.|tracking\.|tracing\.|client\.|clients$|training\.device$"
+    r"|tasks\.[^.]+\.data(\.|$)"
+    r"|rounds\.(deadline_s|quorum_timeout_s|rejoin_grace_s|transfer_timeout_s|report_interval_s|max_extensions)$"
+    r"|rounds\.await_clients_s$"
+    r"|tasks\.[^.]+\.deadline_s$"
+)
+"""Settings that a run may be taken up with another value of: they don't change what it computes."""
+_QUORUM = re.compile(r"tasks\.[^.]+\.min_clients$")
+"""As free, unless cohorts are drawn: so many of a task's clients are drawn at least."""
+
+
+class Config(Section):
+    """A whole configuration file."""
+
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    rounds: RoundsConfig = RoundsConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
+    sharing: SharingConfig = SharingConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    server_optimizer: ServerOptimizerConfig = ServerOptimizerConfig()
+    server: ServerConfig = ServerConfig()
+    store: StoreConfig = StoreConfig()
+    security: SecurityConfig = SecurityConfig()
+    limits: LimitsConfig = LimitsConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    tracing: TracingConfig = TracingConfig()
+    client: ClientConfig = ClientConfig()
+    wire: WireConfig = WireConfig()
+    tasks: dict[str, TaskConfig] = Field(default_factory=dict, description="The run's tasks by name")
+    clients: list[LocalClient] = Field(
+        default_factory=list, description="What `fedmtl-local` starts, and what each client has for itself"
+    )
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _named_tasks(cls, tasks: Any) -> Any:
+        if not isinstance(tasks, dict):
+            return tasks
+        for name in tasks:
+            if not isinstance(name, str):
+                raise not_text("a task's name is text", name, name, is_key=True)
+        return {name: {} if task is None else task for name, task in tasks.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, values: Any) -> Any:
+        """`training:` with nothing under it is a section of defaults."""
+        return (
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for name in self.tasks:
+            require_identified(name, "a task's name")
+            if "." in name:
+                raise ValueError(f"a task's name can't have a '.', got {name!r}")
+        for client in self.clients:
+            for task in client.task_names:
+                if task not in self.tasks:
+                    raise ValueError(f"client {client.client_id!r} has the task {task!r}, which isn't in `tasks`")
+        for task in self.early_stopping.watch or ():
+            if task not in self.tasks:
+                raise ValueError(f"early_stopping.watch: {task!r} isn't in `tasks`")
+            if task in self.auxiliary_tasks():
+                raise ValueError(f"early_stopping.watch: {task!r} is auxiliary, and ends no run")
+        self._require_task_weights()
+        self._require_sharing()
+        self._require_what_control_variates_need()
+        if self.rounds.mode == "async" and self.rounds.cohort != "all":
+            raise ValueError(f"rounds.cohort: asynchronous rounds are for all clients, got {self.rounds.cohort!r}")
+        ids = [client.client_id for client in self.clients]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"client ids must differ, got {', '.join(ids)}")
+        for task in self.tasks:
+            require_one_partition(task, [client for client in self.clients if task in client.task_names])
+        return self
+
+    def _require_task_weights(self) -> None:
+        weights = self.aggregation.task_weights
+        if weights is None:
+            return
+        for task in weights:
+            if task not in self.tasks:
+                raise ValueError(f"aggregation.task_weights: {task!r} isn't in `tasks`")
+        for task in self.tasks:
+            if task not in weights:
+                raise ValueError(f"aggregation.task_weights: expected a weight for every task, got none for {task!r}")
+
+    def _require_sharing(self) -> None:
+        if self.tasks or self.sharing != SharingConfig():
+            try:
+                require_rules(tuple(self.tasks), self.sharing.rules())
+                movable_parts(self.sharing.rules(), self.sharing.adaptive.layers)
+            except ValueError as error:
+                raise ValueError(f"sharing.{error}") from None
+        if self.sharing.adaptive.policy is not None and self.rounds.mode == "async":
+            raise ValueError(
+                "sharing.adaptive: layers can't move with `rounds.mode: async`, whose updates start from older models"
+            )
+
+    def _require_what_control_variates_need(self) -> None:
+        if not self.training.control_variates:
+            return
+        for key, got, needed, why in (
+            ("training.optimizer", self.training.optimizer, "sgd", "they are sums of its steps"),
+            ("rounds.mode", self.rounds.mode, "sync", "all clients have to start from the same ones"),
+            ("aggregation.task_weighting", self.aggregation.task_weighting, "examples", "they weigh clients alike"),
+            ("aggregation.scaling", self.aggregation.scaling, 1.0, "likewise"),
+            ("training.head_epochs", self.training.head_epochs, 0, "every step has to be of all parameters"),
+            ("sharing.adaptive.policy", self.sharing.adaptive.policy, None, "they are of components that stay"),
+        ):
+            if got != needed:
+                raise ValueError(f"training.control_variates: needs `{key}: {needed}`, got {got!r}: {why}")
+        for name, task in self.tasks.items():
+            if task.auxiliary is not None and task.auxiliary != AuxiliaryConfig():
+                raise ValueError(
+                    f"training.control_variates: `tasks.{name}.auxiliary` has to have a weight and a decay of 1: they "
+                    "weigh clients by their examples"
+                )
+        if several := [client.client_id for client in self.clients if len(client.task_names) > 1]:
+            raise ValueError(f"training.control_variates: are of clients of one task each; {several[0]!r} has several")
+        if self.robustness.norms.action == "clip":
+            raise ValueError(
+                "training.control_variates: can't go with `robustness.norms.action: clip`: they are of whole updates"
+            )
+
+    def task_specs(self) -> list[TaskSpec]:
+        """The run's tasks, in the file's order."""
+        return [task.spec(name) for name, task in self.tasks.items()]
+
+    def auxiliary_tasks(self) -> frozenset[str]:
+        """The tasks that no round needs and that end no run."""
+        return frozenset(name for name, task in self.tasks.items() if task.auxiliary is not None)
+
+    def max_examples(self) -> dict[str, int]:
+        """By task with a limit, the examples that an update of it counts as at most."""
+        return {name: task.max_examples for name, task in self.tasks.items() if task.max_examples is not None}
+
+    def plan(self, task: str) -> TrainingPlan:
+        """What a client of this task is asked to do."""
+        training, section = self.training, self.tasks[task]
+        spec = section.spec(task)
+        return TrainingPlan(
+            local_epochs=section.local_epochs or training.local_epochs,
+            batch_size=training.per_device_train_batch_size,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            warmup_ratio=training.warmup_ratio,
+            max_grad_norm=training.max_grad_norm,
+            max_length=training.max_length,
+            seed=training.seed,
+            client_model=self.model.client_model or self.model.server_model,
+            num_hidden_layers=self.model.num_hidden_layers or 0,
+            pooling=self.model.pooling,
+            head_dropout=self.model.head_dropout,
+            update="delta" if self.rounds.mode == "async" or training.control_variates else training.update,
+            train_samples=section.train_samples or 0,
+            val_samples=section.val_samples or 0,
+            num_rounds=training.num_rounds,
+            task_type=spec.kind,
+            labels=spec.labels,
+            proximal_mu=training.proximal_mu,
+            optimizer=training.optimizer,
+            head_epochs=training.head_epochs,
+            group_by_length=training.train_sampling_strategy == "group_by_length",
+        )
+
+
+def contradictions(stored: Config, given: Config) -> list[str]:
+    """What keeps a run from being taken up with another configuration: for each key `key: the run has X, got Y`."""
+    problems = []
+    if stored.tasks.keys() != given.tasks.keys():
+        problems.append(f"tasks: the run has {', '.join(stored.tasks)}, got {', '.join(given.tasks)}")
+    mine, theirs = (dict(flattened(config.model_dump(mode="json"))) for config in (stored, given))
+    is_drawn = stored.rounds.cohort != "all"
+    return problems + [
+        f"{key}: the run has {mine.get(key)!r}, got {theirs.get(key)!r}"
+        for key in dict.fromkeys([*mine, *theirs])
+        if mine.get(key) != theirs.get(key) and not _FREE_TO_CHANGE.match(key) and (is_drawn or not _QUORUM.match(key))
+    ]
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested sections by dotted key. Lists are values."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

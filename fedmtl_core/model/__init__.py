@@ -1,0 +1,1 @@
+"""The multi-task model: encoder and heads, and which clients share which of its parameters."""

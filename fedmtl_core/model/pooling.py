@@ -1,0 +1,106 @@
+"""From an encoder's output to one vector for each text.
+
+A text's vector does not depend on the texts beside it in a batch. Padding is moved behind the tokens before the encoder
+sees a batch: encoders number positions from the first column, and their poolers take the first column, whichever side a
+tokenizer pads on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedmtl_core.tasks.plan import Pooling
+
+
+def is_token(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """Which positions hold a token and not padding, bool `(batch, tokens)`; None for inputs that are not tokens.
+
+    Where a tokenizer gives no attention mask, padding is told by its id, and without such an id there is none.
+    """
+    if "attention_mask" in inputs:
+        return inputs["attention_mask"].bool()
+    if "input_ids" not in inputs:
+        return None
+    padding = getattr(getattr(encoder, "config", None), "pad_token_id", None)
+    ids = inputs["input_ids"]
+    return torch.ones_like(ids, dtype=torch.bool) if padding is None else ids != padding
+
+
+def padded_behind(inputs: Mapping[str, Tensor], tokens: Tensor | None) -> dict[str, Tensor]:
+    """Inputs whose rows all begin with their first token: what was padded in front is padded behind.
+
+    Args:
+        inputs: each `(batch, tokens, …)`; a tensor of another shape stays as it is.
+        tokens: see `is_token`.
+    """
+    if tokens is None or not tokens.numel():
+        return dict(inputs)
+    shifts = tokens.int().argmax(dim=1)  # of the first token; 0 for a row without any
+    if not shifts.any():
+        return dict(inputs)
+    batch, length = tokens.shape
+    rows = torch.arange(batch, device=tokens.device)[:, None]
+    columns = (torch.arange(length, device=tokens.device) + shifts[:, None]) % length
+    return {name: one[rows, columns] if one.shape[:2] == tokens.shape else one for name, one in inputs.items()}
+
+
+def encode_texts(encoder: nn.Module, inputs: Mapping[str, Tensor], pooling: Pooling) -> Tensor:
+    """What a head sees of each text, `(batch, hidden_size)`.
+
+    Args:
+        encoder: returns a Hugging Face model output.
+        inputs: a tokenizer's, each `(batch, tokens)`, padded on either side.
+        pooling: which of a text's tokens it is made of.
+    """
+    inputs = padded_behind(inputs, is_token(encoder, inputs))
+    return _POOLING[pooling](encoder(**inputs), is_token(encoder, inputs))
+
+
+def encode_tokens(encoder: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor | None = None) -> Tensor:
+    """The hidden states of tokens, `(wanted tokens, hidden_size)`, row by row.
+
+    Args:
+        encoder: returns a Hugging Face model output.
+        inputs: a tokenizer's, each `(batch, tokens)`, padded on either side.
+        wanted: of which tokens, bool `(batch, tokens)`; of all that are no padding if None.
+    """
+    tokens = is_token(encoder, inputs)
+    moved = padded_behind(inputs, tokens)
+    wanted = is_token(encoder, moved) if wanted is None else padded_behind({"wanted": wanted}, tokens)["wanted"]
+    states: Tensor = encoder(**moved).last_hidden_state[wanted]
+    return states
+
+
+def _first(output: Any, tokens: Tensor | None) -> Tensor:
+    """The encoder's own pooler where it has one, else the first token's hidden state."""
+    own: Tensor | None = getattr(output, "pooler_output", None)
+    if own is not None:
+        return own
+    first: Tensor = output.last_hidden_state[:, 0]
+    return first
+
+
+def _mean(output: Any, tokens: Tensor | None) -> Tensor:
+    """The mean of the hidden states of all tokens."""
+    hidden: Tensor = output.last_hidden_state
+    mask = _present(hidden, tokens).unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def _last(output: Any, tokens: Tensor | None) -> Tensor:
+    """The last token's hidden state."""
+    hidden: Tensor = output.last_hidden_state
+    number = torch.arange(hidden.shape[1], device=hidden.device)
+    last = (_present(hidden, tokens) * number).argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def _present(hidden: Tensor, tokens: Tensor | None) -> Tensor:
+    return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if tokens is None else tokens
+
+
+_POOLING: Mapping[Pooling, Callable[[Any, Tensor | None], Tensor]] = {"cls": _first, "mean": _mean, "last": _last}

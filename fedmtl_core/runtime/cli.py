@@ -1,0 +1,116 @@
+"""What the command lines share: options, help, and how errors reach a person."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedmtl_core import config
+from fedmtl_core.config.documents import shown_path
+from fedmtl_core.errors import FedMTLError, UserError
+from fedmtl_core.runtime.allocator import keep_freed_blocks
+from fedmtl_core.runtime.starting import interrupt_on_ctrl_c
+
+_STYLE: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": "rich"}
+
+EXIT_FAILURE, EXIT_USAGE = 1, 2
+
+
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    console = "console"
+    json = "json"
+
+
+class LogLevel(StrEnum):
+    """The least that is logged."""
+
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+def run(app: Callable[[], object]) -> None:
+    """Run a typer application; what goes wrong in a known way is a line on standard error, not a traceback.
+
+    So is a path that can't be used, such as one that is too long or in a folder that may not be read.
+    """
+    keep_freed_blocks()
+    try:
+        interrupt_on_ctrl_c()
+        app()
+    except UserError as error:
+        _fail(error, EXIT_USAGE)
+    except FedMTLError as error:
+        _fail(error, EXIT_FAILURE)
+    except OSError as error:  # of a path that can't be used
+        if not isinstance(error.filename, (str, bytes)):
+            raise
+        option, text = _told(error, sys.argv[1:])
+        _fail(FedMTLError(text), EXIT_USAGE if option else EXIT_FAILURE)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def new_app(several: str = "") -> typer.Typer:
+    """A command line as all of FedMTL's are.
+
+    Args:
+        several: for one of several commands, which shows its help when none is given: what they are for.
+    """
+    if several:
+        return typer.Typer(no_args_is_help=True, help=several, **_STYLE)
+    return typer.Typer(**_STYLE)
+
+
+def _show_settings(is_wanted: bool) -> None:
+    """Print every configuration key with its default and what it means, and end."""
+    if not is_wanted:
+        return
+    for setting in config.reference():
+        typer.echo(f"{setting.key} = {setting.default}" if setting.default else setting.key)
+        for line in textwrap.wrap(setting.description, 100):
+            typer.echo(f"    {line}")
+    raise typer.Exit
+
+
+HelpConfig = Annotated[
+    bool,
+    typer.Option(
+        "--help-config",
+        is_eager=True,
+        callback=_show_settings,
+        help="Show every key of the configuration with its default and what it means, and exit.",
+    ),
+]
+"""The option for what `--help` has no room for."""
+
+
+def _told(error: OSError, arguments: Sequence[str]) -> tuple[str, str]:
+    """The option that a path came with, if it is one's, and what to say of it."""
+    path = os.fsdecode(error.filename)
+    option = ""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        name, equals, value = argument.partition("=")
+        if not equals:
+            name, value = before if before.startswith("--") else "", argument
+        elif before == "--set":
+            name = f"--set {name}"
+        if value and not value.startswith("-") and Path(path).is_relative_to(value):
+            option = name or shown_path(Path(value))
+    reason = f"{shown_path(Path(path))}: {error.strerror or error}"
+    return option, f"{option}: {reason}" if option.startswith("--") else reason
+
+
+def _fail(error: Exception, code: int) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)

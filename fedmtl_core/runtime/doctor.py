@@ -1,0 +1,353 @@
+"""What can be found out before anything starts: whether this machine has what a server or a client needs.
+
+A check looks at one thing and comes to findings; it changes nothing. Here is what both sides need looked at, and how
+findings are shown; what a server or a client needs besides is in its own `doctor.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.runtime_version import VersionError
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+
+from fedmtl_core.errors import FedMTLError, first_line
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+    from fedmtl_core.config import Config
+    from fedmtl_core.model.encoder_check import EncoderReport
+    from fedmtl_core.tasks.spec import TaskSpec
+
+DISTRIBUTION = "fedmtl"
+GENERATED = ("fedmtl.v1.federation_pb2", "fedmtl.v1.federation_pb2_grpc")
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    ok = "ok"
+    warn = "warn"
+    """It works, though perhaps not as it is meant."""
+    fail = "fail"
+    """It won't work."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of what was found."""
+
+    level: Level
+    check: str
+    """What was looked at."""
+    found: str
+    advice: str = ""
+    """What to do about it; empty where nothing is to be done, or `found` says it."""
+
+
+Check = Callable[[], Iterable[Finding]]
+
+
+def ok(check: str, found: str) -> Finding:
+    return Finding(Level.ok, check, found)
+
+
+def warn(check: str, found: str, advice: str = "") -> Finding:
+    return Finding(Level.warn, check, found, advice)
+
+
+def fail(check: str, found: str, advice: str = "") -> Finding:
+    return Finding(Level.fail, check, found, advice)
+
+
+def findings(name: str, look: Check) -> list[Finding]:
+    """What a check comes to. One that ends with an error of FedMTL, or for lack of a package, has found a failure.
+
+    Args:
+        name: the check's, for such a failure.
+        look: the check.
+    """
+    found: list[Finding] = []
+    try:
+        found.extend(look())
+    except FedMTLError as error:
+        found.append(fail(name, str(error)))
+    except ImportError as error:
+        found.append(fail(name, f"can't import what it needs: {error}", "install FedMTL anew: make install"))
+    return found
+
+
+def has_failed(found: Iterable[Finding]) -> bool:
+    return any(one.level is Level.fail for one in found)
+
+
+# What every side needs.
+
+
+def environment() -> Iterator[Finding]:
+    """Python, the packages FedMTL names, and whether the generated code runs with them."""
+    try:
+        distribution = metadata.distribution(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        yield fail("packages", f"{DISTRIBUTION} isn't installed, so its requirements aren't known", "make install")
+    else:
+        yield from python(distribution.metadata["Requires-Python"] or "")
+        yield from packages(distribution.requires or ())
+    yield from generated_code()
+
+
+def python(required: str, version: str = platform.python_version()) -> Iterator[Finding]:
+    """Whether a version of Python is within bounds such as `>=3.11`."""
+    if SpecifierSet(required).contains(version, prereleases=True):
+        yield ok("python", version)
+    else:
+        yield fail("python", f"expected {required}, got {version}", f"install FedMTL under a Python {required}")
+
+
+def packages(requirements: Sequence[str]) -> Iterator[Finding]:
+    """Whether installed packages are within their bounds; those of extras are not looked at.
+
+    Args:
+        requirements: such as `torch>=2.6`, as `importlib.metadata` has them.
+    """
+    needed = [one for one in map(_requirement, requirements) if one is not None]
+    bad = list(filter(None, map(_unmet, needed)))
+    for requirement, version in bad:
+        got = f"got {version}" if version else "it isn't installed"
+        yield fail(
+            "packages", f"{requirement.name}: expected {requirement.specifier}, {got}", f"pip install '{requirement}'"
+        )
+    if not bad:
+        yield ok("packages", f"all {len(needed)} that FedMTL needs are within their bounds")
+
+
+def _requirement(text: str) -> Requirement | None:
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return None
+    marker = requirement.marker
+    is_for_here = marker is None or marker.evaluate({"extra": ""})
+    return requirement if is_for_here else None
+
+
+def _unmet(requirement: Requirement) -> tuple[Requirement, str] | None:
+    """A requirement that isn't met, with the version that is there; None if it is met."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return requirement, ""
+    return None if requirement.specifier.contains(version, prereleases=True) else (requirement, version)
+
+
+def generated_code(modules: Sequence[str] = GENERATED) -> Iterator[Finding]:
+    """Whether what `make proto` wrote runs with the installed protobuf and gRPC.
+
+    Each refuses a runtime that is older than itself when it is imported.
+    """
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("protobuf", "grpcio"))
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except (ImportError, RuntimeError, TypeError, VersionError) as error:
+            reason = first_line(error)
+            yield fail(
+                "generated code", f"{module} doesn't run with {versions}: {reason}", "make proto, or make install"
+            )
+            return
+    yield ok("generated code", f"fits {versions}")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(missing)"
+
+
+# Files and room.
+
+
+def writable(check: str, folder: Path) -> Iterator[Finding]:
+    """Whether a folder can be written, or made: its nearest parent that is there is tried with a file that vanishes."""
+    place = nearest(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        yield fail(
+            check,
+            f"{folder}: can't write to {place}: {error.strerror or error}",
+            "choose another folder, or its rights",
+        )
+    else:
+        yield ok(
+            check, f"{folder} can be written" + ("" if place == folder.absolute() else "; it is made at the start")
+        )
+
+
+def room(check: str, folder: Path, needed: int, what: str) -> Iterator[Finding]:
+    """Whether a folder's disk has so many bytes left.
+
+    Args:
+        check: the check's name.
+        folder: it need not be there yet.
+        needed: bytes.
+        what: they are for.
+    """
+    free = shutil.disk_usage(nearest(folder)).free
+    found = f"{megabytes(free)} free, about {megabytes(needed)} needed: {what}"
+    if free < needed:
+        yield fail(check, found, "make room, or choose another folder")
+    elif free < 2 * needed:
+        yield warn(check, found, "that is little; other files may take it")
+    else:
+        yield ok(check, found)
+
+
+def nearest(folder: Path) -> Path:
+    """The folder, or what is there of its parents."""
+    folder = folder.absolute()
+    return next(one for one in (folder, *folder.parents) if os.path.lexists(one))
+
+
+def megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+
+
+# Models.
+
+
+def model(config: Config) -> Iterator[Finding]:
+    """Whether the server's encoder can be had, has weights, and can be trained as it is asked for.
+
+    Weights that are on this machine are read. From the hub come the encoder's settings, and its weights don't.
+    """
+    from fedmtl_core.model.encoder_check import check_for_server
+    from fedmtl_core.model.modeling import load_encoder
+    from fedmtl_core.model.pretrained import LoadedWeights
+
+    source, layers = config.model.server_model, config.model.num_hidden_layers
+    loaded: list[LoadedWeights] = []
+    where, has_weights = weights_of(source)
+    encoder, _ = load_encoder(
+        source,
+        weights=has_weights,
+        num_hidden_layers=layers,
+        random_init=config.model.random_init,
+        on_weights=loaded.append,
+    )
+    size = sum(parameter.numel() for parameter in encoder.parameters())
+    found = f"{source}: {size:,} parameters, {where}"
+    if has_weights or config.model.random_init:
+        yield ok("model", found)
+    elif where.startswith("on the hub"):
+        yield warn("model", f"{found}; its weights aren't on this machine", "they are downloaded at the start")
+    else:
+        yield fail("model", f"{found} without weights", "set model.random_init to true, or name a folder that has some")
+    yield from remarks(check_for_server(config, encoder, loaded[0] if loaded else None))
+
+
+def remarks(report: EncoderReport) -> Iterator[Finding]:
+    """What the check of an encoder has found."""
+    for one in report.remarks:
+        yield (fail if one.is_error else warn)("encoder", one.found, one.advice)
+    if not report.remarks and report.is_tried:
+        yield ok("encoder", "it encodes texts of every length that is asked for, alone and padded")
+    elif not report.remarks:
+        yield ok("encoder", "not tried on a text, since its tokenizer isn't on this machine")
+
+
+def weights_of(source: str) -> tuple[str, bool]:
+    """Where a model is, in words, and whether its weights are on this machine.
+
+    Args:
+        source: as `load_encoder` takes it; the model was found there.
+    """
+    from fedmtl_core.model.modeling import TOY_MODEL, locate
+
+    if source == TOY_MODEL:
+        return "built in, random at first", True
+    location = locate(source)
+    if Path(location).is_dir():
+        return f"in {location}", any((Path(location) / name).is_file() for name in _WEIGHTS)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = any(isinstance(try_to_load_from_cache(location, name), str) for name in _WEIGHTS)
+    return "on the hub" + (", cached here" if cached else ""), cached
+
+
+def tokenizer(source: str, specs: Iterable[TaskSpec] = ()) -> Iterator[Finding]:
+    """Whether a model's tokenizer can be had, and is one that tasks can do with."""
+    from fedmtl_core.model.modeling import load_tokenizer
+    from fedmtl_core.tasks.kinds import kind_of
+
+    loaded = load_tokenizer(source)
+    for spec in specs:
+        kind_of(spec).require_tokenizer(loaded)
+    yield ok("tokenizer", f"{source}: {len(loaded):,} tokens")
+
+
+# Certificates.
+
+
+def expiry(check: str, path: Path, certificate: Certificate) -> Iterator[Finding]:
+    """Whether a certificate that is valid now stays so for a while."""
+    from fedmtl_core.runtime.pem import EXPIRES_SOON_DAYS
+
+    ends = certificate.not_valid_after_utc
+    days = (ends - datetime.now(UTC)).days
+    found = f"{path} is valid until {ends:%Y-%m-%d} ({days} days)"
+    yield warn(check, found, "renew it in time") if days < EXPIRES_SOON_DAYS else ok(check, found)
+
+
+# How findings are shown.
+
+_COLOURS: Mapping[Level, str] = {Level.ok: "green", Level.warn: "yellow", Level.fail: "bold red"}
+
+
+def tell(found: Sequence[Finding], *, as_json: bool) -> None:
+    """Print findings, for programs or for people."""
+    if as_json:
+        print(json.dumps(to_dicts(found), indent=2, ensure_ascii=False))
+    else:
+        show(found)
+
+
+def show(found: Sequence[Finding]) -> None:
+    """Print findings for people: one line each, and below it what to do."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    width = max((len(one.check) for one in found), default=0)
+    for one in found:
+        lines = one.found.splitlines() or [""]
+        indent = " " * (width + 8)
+        console.print(Text.assemble((f"{one.level:<4}", _COLOURS[one.level]), f"  {one.check:<{width}}  {lines[0]}"))
+        for line in lines[1:]:
+            console.print(Text(indent + line))
+        if one.advice:
+            console.print(Text(f"{indent}→ {one.advice}"))
+    counts = {level: sum(one.level is level for one in found) for level in Level}
+    console.print(Text(f"{counts[Level.ok]} ok, {counts[Level.warn]} warnings, {counts[Level.fail]} failures"))
+
+
+def to_dicts(found: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Findings for programs."""
+    return [asdict(one) for one in found]

@@ -1,0 +1,1 @@
+"""Tasks: what they are, what their types compute, how their results are measured."""

@@ -1,0 +1,1 @@
+"""What travels: layouts of tensors, encodings, chunks, and the contract's messages."""

@@ -1,0 +1,295 @@
+"""The flat buffer with a table of contents that the parameters of one scope live in.
+
+The parameters of one scope (see `fedmtl_core.model.scopes`) form a component: one contiguous little-endian buffer and
+an ordered list of `TensorSpec`. Slices, chunks, updates, averages and checkpoints are all made of components; no
+other module packs or unpacks tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fedmtl_core.errors import LayoutMismatchError, NonFiniteError
+from fedmtl_core.identifiers import name_some, quoted, shown
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("FedMTL keeps tensors as little-endian bytes and needs a little-endian machine")
+
+DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""The element types a parameter may have."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Where one tensor lies in its component."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """First byte, from the start of the component."""
+
+    @property
+    def num_elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def end(self) -> int:
+        """One past the last byte."""
+        return self.offset + self.num_elements * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring tensors of one dtype: a stretch of a component that is one flat vector."""
+
+    dtype: torch.dtype
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The table of contents of one component."""
+
+    scope: str
+    tensors: tuple[TensorSpec, ...]
+
+    @classmethod
+    def of(cls, scope: str, parameters: Mapping[str, Tensor]) -> Layout:
+        """Lay tensors out one after the other, each at the next multiple of its element size.
+
+        Raises:
+            LayoutMismatchError: a tensor's dtype isn't one of `DTYPES`.
+        """
+        specs, end = [], 0
+        for name, tensor in parameters.items():
+            if tensor.dtype not in DTYPES:
+                raise LayoutMismatchError(
+                    f"{name}: expected one of {', '.join(map(_dtype_name, DTYPES))}, got {_dtype_name(tensor.dtype)}"
+                )
+            spec = TensorSpec(name, tensor.dtype, tuple(tensor.shape), _round_up(end, tensor.dtype.itemsize))
+            specs.append(spec)
+            end = spec.end
+        return cls(scope, tuple(specs))
+
+    @cached_property
+    def num_bytes(self) -> int:
+        return self.tensors[-1].end if self.tensors else 0
+
+    @property
+    def num_elements(self) -> int:
+        return sum(spec.num_elements for spec in self.tensors)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The component as flat vectors, one for each stretch of equal dtype; padding and empty tensors left out."""
+        runs: list[Run] = []
+        for spec in self.tensors:
+            if spec.num_elements == 0:
+                continue
+            if runs and runs[-1].dtype == spec.dtype and runs[-1].end == spec.offset:
+                runs[-1] = Run(spec.dtype, runs[-1].start, spec.end)
+            else:
+                runs.append(Run(spec.dtype, spec.offset, spec.end))
+        return tuple(runs)
+
+    def require_same(self, other: Layout) -> None:
+        """Check that another layout is this one.
+
+        Raises:
+            LayoutMismatchError: it isn't; the message names the first tensor that differs, and how.
+        """
+        if self == other:
+            return
+        if self.scope != other.scope:
+            raise LayoutMismatchError(f"expected component {self.scope!r}, got {quoted(other.scope)}", field="scope")
+        mine, theirs = ({spec.name: spec for spec in layout.tensors} for layout in (self, other))
+        if len(theirs) != len(other.tensors):
+            raise LayoutMismatchError(f"{self.scope}: a tensor is listed twice", field="tensors")
+        if missing := [name for name in mine if name not in theirs]:
+            raise LayoutMismatchError(
+                f"{self.scope}: tensor {missing[0]!r} is missing{_and_more(missing)}", field="tensors"
+            )
+        fields = {spec.name: f"tensors[{number}]" for number, spec in enumerate(other.tensors)}
+        if extra := [name for name in theirs if name not in mine]:
+            raise LayoutMismatchError(
+                f"{self.scope}: the layout has no tensor {quoted(extra[0])}{_and_more(extra)}",
+                field=f"{fields[extra[0]]}.name",
+            )
+        for name, spec in mine.items():
+            got = theirs[name]
+            if str(spec) != str(got):
+                what = "dtype" if spec.dtype != got.dtype else "shape"
+                raise LayoutMismatchError(
+                    f"{self.scope}: {name}: expected {spec}, got {got}",
+                    field=f"{fields[name]}.{what}",
+                    tensor=name,
+                    expected=spec,
+                    got=got,
+                )
+        for spec, got in zip(self.tensors, other.tensors, strict=True):
+            if spec != got:
+                raise LayoutMismatchError(
+                    f"{self.scope}: expected {spec.name} at byte {spec.offset}, got {got.name} at byte {got.offset}",
+                    field=f"{fields[got.name]}.{'offset' if spec.name == got.name else 'name'}",
+                )
+
+
+class Component:
+    """One scope's parameters: a layout and the bytes it describes.
+
+    Args:
+        layout: the table of contents.
+        buffer: uint8 `(layout.num_bytes,)` on CPU, contiguous. A zeroed one is made if None.
+    """
+
+    def __init__(self, layout: Layout, buffer: Tensor | None = None):
+        if buffer is None:
+            buffer = torch.zeros(layout.num_bytes, dtype=torch.uint8)
+        if buffer.dtype != torch.uint8 or tuple(buffer.shape) != (layout.num_bytes,):
+            raise LayoutMismatchError(
+                f"{layout.scope}: expected a buffer of {layout.num_bytes} bytes, "
+                f"got {_dtype_name(buffer.dtype)} {list(buffer.shape)}"
+            )
+        self.layout = layout
+        self.buffer = buffer
+
+    @classmethod
+    def pack(cls, scope: str, parameters: Mapping[str, Tensor]) -> Component:
+        """Copy tensors, from any device, into a new component."""
+        component = cls(Layout.of(scope, parameters))
+        component.copy_from(parameters)
+        return component
+
+    @classmethod
+    def adopt(cls, scope: str, parameters: Mapping[str, Tensor]) -> Component:
+        """Move CPU tensors into a new component: they become views of its buffer."""
+        component = cls.pack(scope, {name: tensor.detach() for name, tensor in parameters.items()})
+        component.lend_to(parameters)
+        return component
+
+    @property
+    def scope(self) -> str:
+        return self.layout.scope
+
+    def memory(self) -> memoryview:
+        """The bytes, writable, without a copy."""
+        return memoryview(self.buffer.numpy())  # type: ignore[arg-type]  # a ndarray is a Buffer
+
+    def views(self) -> dict[str, Tensor]:
+        """The tensors by name, as views: writing to one writes to the buffer."""
+        return {
+            spec.name: _typed(self.buffer, spec.dtype, spec.offset, spec.end).view(spec.shape)
+            for spec in self.layout.tensors
+        }
+
+    def runs(self) -> list[Tensor]:
+        """The flat vectors of `layout.runs`, as views."""
+        return [_typed(self.buffer, run.dtype, run.start, run.end) for run in self.layout.runs]
+
+    def lend_to(self, parameters: Mapping[str, Tensor]) -> None:
+        """Make CPU tensors of this layout views of the component; what they held is theirs no longer."""
+        for name, view in self.views().items():
+            parameters[name].data = view
+
+    def copy_from(self, parameters: Mapping[str, Tensor]) -> None:
+        """Overwrite every tensor. All of `parameters` is checked before the first byte changes.
+
+        Raises:
+            LayoutMismatchError: names, shapes or dtypes differ from the layout's.
+        """
+        in_order = {spec.name: parameters[spec.name] for spec in self.layout.tensors if spec.name in parameters}
+        extra = {name: tensor for name, tensor in parameters.items() if name not in in_order}
+        self.layout.require_same(Layout.of(self.scope, in_order | extra))
+        with torch.no_grad():
+            for name, view in self.views().items():
+                view.copy_(parameters[name])
+
+    def add(self, other: Component) -> None:
+        """Add another component's numbers to this one's, each in the tensors' dtype, rounded once."""
+        self.layout.require_same(other.layout)
+        for mine, theirs in zip(self.runs(), other.runs(), strict=True):
+            mine.add_(theirs)
+
+    def subtract(self, other: Component) -> None:
+        """Take another component's numbers from this one's, each in the tensors' dtype, rounded once."""
+        self.layout.require_same(other.layout)
+        for mine, theirs in zip(self.runs(), other.runs(), strict=True):
+            mine.sub_(theirs)
+
+    def clone(self) -> Component:
+        return Component(self.layout, self.buffer.clone())
+
+    def clear_padding(self) -> None:
+        """Make the bytes between tensors 0."""
+        end = 0
+        for run in self.layout.runs:
+            self.buffer[end : run.start] = 0
+            end = run.end
+
+    def digest(self) -> bytes:
+        """SHA-256 of the bytes."""
+        return hashlib.sha256(self.memory()).digest()
+
+    def require_finite(self) -> None:
+        """Check that no value is NaN or infinite.
+
+        Sums first, at memory bandwidth, and looks closer only if a sum isn't finite.
+
+        Raises:
+            NonFiniteError: one is; the message names its tensor.
+        """
+        if all(math.isfinite(run.sum(dtype=_sum_dtype(run.dtype)).item()) for run in self.runs()):
+            return
+        for name, tensor in self.views().items():
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                raise NonFiniteError(f"{self.scope}: {name} has {bad} of {tensor.numel()} values NaN or infinite")
+
+
+def require_scopes(expected: Iterable[str], got: Iterable[str]) -> None:
+    """Check that the same components are there in the same order.
+
+    Raises:
+        LayoutMismatchError: they aren't.
+    """
+    expected, got = list(expected), list(got)
+    if expected != got:
+        theirs = name_some(list(map(shown, got))) or "none"
+        raise LayoutMismatchError(
+            f"expected the components {', '.join(expected) or 'none'}, got {theirs}", field="components"
+        )
+
+
+def _typed(buffer: Tensor, dtype: torch.dtype, start: int, end: int) -> Tensor:
+    if start == end:
+        return torch.empty(0, dtype=dtype)
+    return buffer[start:end].view(dtype)
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _round_up(offset: int, multiple: int) -> int:
+    return -(-offset // multiple) * multiple
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

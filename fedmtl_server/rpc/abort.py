@@ -1,0 +1,21 @@
+"""How a call that is refused ends: with the code of its error, its message and the details."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from fedmtl_core.errors import RequestError
+from fedmtl_core.wire.details import text_of, trailing_metadata
+from fedmtl_core.wire.status import status_of
+
+
+async def abort(context: Any, error: RequestError) -> NoReturn:
+    """End a call with an error's status.
+
+    Args:
+        context: the call's, gRPC's own or one around it.
+        error: why.
+    """
+    text = text_of(error)
+    await context.abort(status_of(error), text, trailing_metadata(error, text))
+    raise AssertionError("abort raises")

@@ -1,0 +1,83 @@
+"""The task registry and the scope table."""
+
+import pytest
+
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.model.scopes import SHARED, scope_of, task_of, task_scope
+from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+
+
+def test_the_glue_presets_have_their_number_of_outputs():
+    widths = {name: spec.num_outputs for name, spec in PRESETS.items()}
+    assert widths == {"sst2": 2, "qqp": 2, "stsb": 1, "mrpc": 2, "cola": 2, "rte": 2, "qnli": 2, "mnli": 3}
+
+
+def test_the_glue_presets_have_glues_main_metrics():
+    assert PRESETS["cola"].main_metric == "matthews"
+    assert PRESETS["stsb"].metrics == ("pearson", "spearman")
+    assert PRESETS["qqp"].metrics == ("accuracy", "f1")
+    assert PRESETS["mnli"].hub_splits == ("train", "validation_matched")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"type": "classification", "labels": ("one",)}, "at least 2 labels, got 1"),
+        ({"type": "regression", "labels": ("a", "b")}, "a regression has no labels"),
+        ({"type": "regression", "text_columns": ("a", "b", "c")}, "expected 1 or 2 text columns"),
+        ({"type": "classification", "labels": ("a", "b", "c"), "metrics": ("f1",)}, "f1 is for 2 labels, got 3"),
+        (
+            {"type": "classification", "labels": ("a", "b"), "value_range": (0, 1)},
+            r"tasks\.x\.value_range: a classification has no values",
+        ),
+        (
+            {"type": "regression", "value_range": (5.0, 0.0)},
+            r"expected the lowest and the highest value, got \[5\.0, 0\.0\]",
+        ),
+    ],
+)
+def test_a_task_that_contradicts_itself_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        TaskSpec(**({"name": "x", "text_columns": ("a",), "label_column": "y"} | fields))
+
+
+def test_a_parameter_belongs_to_its_head_or_to_everybody():
+    assert scope_of("heads.sst2.weight") == task_scope("sst2") == "task:sst2"
+    assert scope_of("encoder.embeddings.word_embeddings.weight") == SHARED
+    assert scope_of("encoder.heads.sst2.weight") == SHARED
+    assert task_of("task:sst2") == "sst2"
+    assert task_of(SHARED) is None
+
+
+def tickets(*labels: str) -> TaskSpec:
+    return TaskSpec("tickets", "classification" if labels else "regression", ("text",), "kind", labels)
+
+
+MANY = tuple(f"label-{i}" for i in range(30))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "mine", "message"),
+    [
+        (
+            ("bug", "question", "praise"),
+            ("praise", "bug", "question"),
+            r"^task tickets: the server has the labels bug, question, praise; this client has praise, bug, question\. "
+            r".*tasks\.tickets\.labels",
+        ),
+        (
+            ("bug", "praise"),
+            ("bug", "praise", "question"),
+            "the labels bug, praise; this client has bug, praise, quest",
+        ),
+        (("bug", "praise"), (), "the server has a classification; this client has a regression"),
+        ((), ("bug", "praise"), "the server has a regression; this client has a classification"),
+        (MANY, (*MANY[:25], "x", *MANY[26:]), "has 30 labels, number 25 is 'label-25'; this client has 30, .* is 'x'"),
+        (MANY, MANY[:29], "the server has 30 labels; this client has 29"),
+    ],
+)
+def test_a_servers_task_that_means_something_else_by_its_labels_is_told_with_both(theirs, mine, message):
+    server = tickets(*theirs)
+    with pytest.raises(ConfigError, match=message):
+        tickets(*mine).require_same(server.kind, server.labels)
+    server.require_same(server.kind, list(server.labels))
