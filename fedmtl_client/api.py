@@ -30,15 +30,10 @@ from fedmtl_core.runtime.tracing import OFF, Tracing
 from fedmtl_core.tasks.plan import Purpose, TrainingPlan
 from fedmtl_core.wire.chunks import Chunk, read_message
 from fedmtl_core.wire.controls import without_controls
+from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.formats import Compression, Encoding
 from fedmtl_core.wire.layout import Component
-from fedmtl_core.wire.messages import (
-    PURPOSE_FROM_PROTO,
-    EncodedComponent,
-    compression_to_proto,
-    encoding_to_proto,
-    plan_from_proto,
-)
+from fedmtl_core.wire.messages import PURPOSE_FROM_PROTO, compression_to_proto, encoding_to_proto, plan_from_proto
 
 CHANNEL_OPTIONS: Mapping[str, int] = {
     **keepalive(20.0, 10.0),

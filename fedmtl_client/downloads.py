@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fedmtl_core.errors import ChecksumError, MalformedStreamError
 from fedmtl_core.wire.chunks import Assembler
+from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import decode, require_valid
 from fedmtl_core.wire.layout import Component, Layout
-from fedmtl_core.wire.messages import EncodedLayout, component_from_proto, compression_from_proto, encoding_to_proto
+from fedmtl_core.wire.messages import component_from_proto, compression_from_proto, encoding_to_proto
 
 
 class Holdings:

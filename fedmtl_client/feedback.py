@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedmtl_core.wire.encoded import EncodedComponent, EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.wire.formats import DEFAULT_DENSITY, Encoding
 from fedmtl_core.wire.layout import Component
-from fedmtl_core.wire.messages import EncodedComponent, EncodedLayout
 
 
 class ErrorFeedback:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.wire.controls import control_layout, parameter_of, vector
+from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.encodings import decode
 from fedmtl_core.wire.layout import Component
-from fedmtl_core.wire.messages import EncodedComponent
 
 
 class ControlVariates:

@@ -42,8 +42,10 @@ from fedmtl_core.runtime.tracing import OFF, Tracing
 from fedmtl_core.tasks.evaluation import Evaluation
 from fedmtl_core.tasks.plan import Purpose, TrainingPlan, UpdateKind
 from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.encoded import EncodedComponent
+from fedmtl_core.wire.evaluation_messages import details_to_proto
 from fedmtl_core.wire.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Encoding
-from fedmtl_core.wire.messages import UPDATE_KIND_TO_PROTO, EncodedComponent, details_to_proto
+from fedmtl_core.wire.messages import UPDATE_KIND_TO_PROTO
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_client.transfers import Attempts, ChunkSize
 from fedmtl_core.errors import RequestError
 from fedmtl_core.wire.chunks import ChunkedBytes
+from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.formats import Compression
-from fedmtl_core.wire.messages import EncodedComponent, component_to_proto, compression_to_proto
+from fedmtl_core.wire.messages import component_to_proto, compression_to_proto
 
 
 class Upload:

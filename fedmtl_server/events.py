@@ -9,7 +9,7 @@ from enum import Enum
 
 from fedmtl_core.errors import ClientReplacedError, LimitExceededError, RequestError
 from fedmtl_core.tasks.plan import Purpose
-from fedmtl_server.rounds.engine import UpdateClaim
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
 
 MAX_UNREAD_EVENTS = 256
@@ -48,7 +48,7 @@ class RoundEvent:
 class Listener:
     """Told of what happens in a run, at once and on its event loop: what it does is quick, and raises nothing."""
 
-    def update_counted(self, claim: UpdateClaim) -> None:
+    def update_counted(self, update: Update) -> None:
         """An update counts in the round in progress; told in the task of the call that brought it."""
 
     def update_refused(self, refusal: RefusedUpdate) -> None:

@@ -26,15 +26,16 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import Partition
 from fedmtl_core.tasks.plan import Purpose, TrainingPlan
 from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.formats import DEFAULT_DENSITY, Encoding
 from fedmtl_core.wire.layout import Component
-from fedmtl_core.wire.messages import EncodedLayout
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
 from fedmtl_server.aggregation.norms import RecentNorms, are_ordinary, require_within, update_norms
 from fedmtl_server.commits import Commits, EndRound
 from fedmtl_server.events import EventKind, Listener, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.rounds.engine import Phase, RoundEngine, RoundRules, Step, UpdateClaim
+from fedmtl_server.rounds.engine import Phase, RoundEngine, RoundRules, Step
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport, counted_norms
 from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.status import Status, client_statuses, task_statuses
@@ -202,48 +203,47 @@ class Federation:
         finally:
             self._watchers.remove(watcher)
 
-    def admit(self, claim: UpdateClaim) -> int | None:
+    def admit(self, update: Update) -> int | None:
         """Check an update before its bytes are taken.
 
         Returns:
             None if the bytes are wanted, or the round in which the update already counts.
 
         Raises:
-            StaleRoundError, InvalidRequestError: see `RoundEngine.check`.
+            StaleRoundError, InvalidRequestError: see `RoundEngine.check` and `MTLAggregator.require`.
             UnavailableError: the server is stopping.
         """
         self._require_serving()
-        counted_in = self._engine.counted_in(claim)
+        counted_in = self._engine.counted_in(update)
         if counted_in is None:
-            self._engine.check(claim)
+            self._engine.check(update)
+            self._aggregator.require(update)
         return counted_in
 
-    async def stage(
-        self, claim: UpdateClaim, parts: Sequence[EncodedLayout], header: bytes, stream: object
-    ) -> Transfer:
+    async def stage(self, update: Update, parts: Sequence[EncodedLayout], stream: object) -> Transfer:
         """Room for an update that `admit` has let in, or what has arrived of it before; see `Transfers.begin`.
 
         Raises:
             StaleRoundError: it counts in an earlier round, though not as its client's last; `examine` says so too.
             UnavailableError: the history can't be read, or see `Transfers.begin`.
         """
-        objection = asyncio.create_task(self._objection(claim))  # looked for while the bytes come
-        if claim.client_id in self._transfers:  # what is there already isn't given up for one that is refused
+        objection = asyncio.create_task(self._objection(update))  # looked for while the bytes come
+        if update.client_id in self._transfers:  # what is there already isn't given up for one that is refused
             await _raise_if_any(objection)
-        self._order.append(claim.client_id)  # with asynchronous rounds it may be the next one's
-        transfer = await self._transfers.begin(claim, parts, header, stream, self._order.place(claim.client_id))
+        self._order.append(update.client_id)  # with asynchronous rounds it may be the next one's
+        transfer = await self._transfers.begin(update, parts, stream, self._order.place(update.client_id))
         transfer.objection = objection
         return transfer
 
-    async def _objection(self, claim: UpdateClaim) -> RequestError | None:
+    async def _objection(self, update: Update) -> RequestError | None:
         """Why the history is against an update, if it is."""
         try:
-            has_counted = await asyncio.to_thread(self._store.has_counted, claim.client_id, claim.update_id)
+            has_counted = await asyncio.to_thread(self._store.has_counted, update.client_id, update.update_id)
         except StoreError as error:
             self._log.error("history.unreadable", reason=str(error))
             return UnavailableError("the run's history can't be read just now; send the update again")
         if has_counted:  # though not as its client's last
-            return StaleRoundError(f"update {claim.update_id!r} already counts in an earlier round; train again")
+            return StaleRoundError(f"update {update.update_id!r} already counts in an earlier round; train again")
         return None
 
     async def require_no_objection(self, transfer: Transfer) -> None:
@@ -272,9 +272,9 @@ class Federation:
             UnavailableError: its client has opened another upload, or the server is stopping.
         """
         self._facts.bytes_received += num_bytes
-        self.admit(transfer.claim)
+        self.admit(transfer.update)
         transfer.require_stream(stream)
-        self._keep_alive(transfer.claim.client_id)
+        self._keep_alive(transfer.update.client_id)
 
     async def examine(self, transfer: Transfer, stream: object) -> None:
         """Check that an update is new, its numbers are numbers, and it moves the model no further than it may.
@@ -298,7 +298,7 @@ class Federation:
             await asyncio.to_thread(staged.require_valid)
         if not transfer.norms and (bounds or await self._may_exceed(transfer, limits)):
             transfer.norms = await self._measure(transfer)
-        if (bounds or limits) and transfer.norms and self.admit(transfer.claim) is None:
+        if (bounds or limits) and transfer.norms and self.admit(transfer.update) is None:
             transfer.require_stream(stream)
             require_within(transfer.norms, bounds)
             require_within(transfer.norms, limits, ": robustness.norms.model_factor times the model's own")
@@ -307,27 +307,27 @@ class Federation:
         """Whether an update that wasn't measured could be beyond a limit, as far as it can be told without decoding."""
         if not limits or not transfer.staged.parts:
             return False
-        base = self._commits.model_norms if transfer.claim.kind == "parameters" else {}
+        base = self._commits.model_norms if transfer.update.kind == "parameters" else {}
         largest = await asyncio.to_thread(transfer.staged.largest_norms)
         return any(not norm + base.get(scope, 0.0) <= limits.get(scope, math.inf) for scope, norm in largest.items())
 
     async def _measure(self, transfer: Transfer) -> Mapping[str, float]:
         base = self.model.components
         return await self._staging.look(
-            transfer.staged, lambda components: update_norms(transfer.claim.kind, components, base)
+            transfer.staged, lambda components: update_norms(transfer.update.kind, components, base)
         )
 
     def _norm_bounds(self) -> Mapping[str, float]:
         return self._aggregator.norms.bounds(self.model.components, self._recent_norms)
 
-    async def until_countable(self, claim: UpdateClaim) -> None:
+    async def until_countable(self, update: Update) -> None:
         """Wait for the round to be taking updates: while it opens, or with asynchronous rounds while one is averaged.
 
         Raises:
             StaleRoundError, InvalidRequestError, UnavailableError: as `admit`.
         """
         while not self._opened.is_set():
-            if self.admit(claim) is not None:
+            if self.admit(update) is not None:
                 return
             await self._opened.wait()
 
@@ -341,29 +341,29 @@ class Federation:
             StaleRoundError, InvalidRequestError: the round closed while the bytes came.
             UnavailableError: its client has opened another upload, or the server is stopping.
         """
-        counted_in = self.admit(transfer.claim)
+        counted_in = self.admit(transfer.update)
         if counted_in is not None:
             return counted_in
         transfer.require_stream(stream)
-        self._engine.count(transfer.claim)
+        self._engine.count(transfer.update)
         self._transfers.complete(transfer)
         self._take(transfer)
         self._wake.set()
         for listener in self._listeners:
-            listener.update_counted(transfer.claim)
+            listener.update_counted(transfer.update)
         return None
 
-    def round_of(self, claim: UpdateClaim) -> int:
+    def round_of(self, update: Update) -> int:
         """The round in which an update counts."""
-        return self._engine.counted_in(claim) or claim.base_round
+        return self._engine.counted_in(update) or update.base_round
 
     def _take(self, transfer: Transfer) -> None:
         """Have an update that counts folded when its turn comes."""
-        client_id = transfer.claim.client_id
+        client_id = transfer.update.client_id
         self._reported.append(transfer)
         if transfer.staged.parts:
             scopes = [part.scope for part in transfer.staged.parts]
-            self._shares.add(client_id, transfer.claim.task, transfer.claim.num_examples, scopes)
+            self._shares.add(client_id, transfer.update.task, transfer.update.num_examples, scopes)
             self._order.append(client_id)
             self._complete[client_id] = transfer
             self._arrived.append(client_id)
@@ -552,7 +552,7 @@ class Federation:
         self._opened.set()
         self._publish(EventKind.OPENED)
 
-    def resume(self, left_off: LeftOff, updates: Sequence[tuple[UpdateClaim, StagedUpdate]]) -> None:
+    def resume(self, left_off: LeftOff, updates: Sequence[tuple[Update, StagedUpdate]]) -> None:
         """Take up the run where a server before this one left it. Before anything else is done.
 
         Args:
@@ -575,16 +575,16 @@ class Federation:
         elif left_off.cohort is not None:
             self._facts.opened_at_unix_ms = left_off.opened_at_unix_ms
             updates = sorted(updates, key=lambda update: update[0].client_id)
-            self._engine.reopen(left_off.cohort, [claim for claim, _ in updates], self._clock())
+            self._engine.reopen(left_off.cohort, [update for update, _ in updates], self._clock())
             self._begin_round()
-            for claim, staged in updates:
-                self._take(Transfer(claim, staged, stream=None))
+            for update, staged in updates:
+                self._take(Transfer(update, staged, stream=None))
         self._log.info(
             "run.resumed",
             **self._title(),
             phase=self._engine.phase.value,
             num_acknowledged=len(updates),
-            acknowledged=name_some([claim.client_id for claim, _ in updates]),
+            acknowledged=name_some([update.client_id for update, _ in updates]),
         )
 
     async def _fold_arrived(self) -> None:
@@ -603,25 +603,23 @@ class Federation:
             self._staging.release(staged, components, kept)
 
     def _client_update(self, transfer: Transfer, components: Mapping[str, Component]) -> ClientUpdate:
-        claim = transfer.claim
-        rule, staleness = self._engine.asynchronous, self._engine.staleness(claim)
+        update = transfer.update
+        rule, staleness = self._engine.asynchronous, self._engine.staleness(update)
         return ClientUpdate(
-            claim.client_id,
-            claim.task,
-            claim.num_examples,
+            update.client_id,
+            update.task,
+            update.num_examples,
             components,
-            claim.kind,
+            update.kind,
             staleness,
             rule.discount(staleness) if rule else 1.0,
             transfer.norms,
-            num_eval_examples=claim.num_eval_examples,
-            received_metrics=claim.received_metrics,
-            trained_metrics=claim.trained_metrics,
-            num_steps=claim.num_steps,
-            learning_rate_sum=claim.learning_rate_sum,
-            control_round=claim.control_round,
-            claimed_examples=claim.claimed_examples,
-            counted_examples=self._shares.counted(claim.client_id),
+            num_eval_examples=update.received.num_examples,
+            received_metrics=update.received.metrics,
+            trained_metrics=update.trained.metrics,
+            extras=update.extras,
+            claimed_examples=update.claimed_examples,
+            counted_examples=self._shares.counted(update.client_id),
         )
 
     def _end_round(self, round_: int) -> None:
@@ -695,7 +693,7 @@ class Federation:
 
     def _end_in_history(self, report: RoundReport) -> EndRound:
         cohort = {member.client_id: member.task for member in self._engine.cohort.values()}
-        reported = [(transfer.claim, transfer.staged.num_bytes) for transfer in self._reported]
+        reported = [transfer.update for transfer in self._reported]
         return partial(self._store.end_round, report, cohort, update_records(report, reported))
 
     async def _aggregate(self) -> Aggregate:

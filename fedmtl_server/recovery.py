@@ -5,16 +5,16 @@ from __future__ import annotations
 from fedmtl_core.config import Config
 from fedmtl_core.errors import RequestError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.wire.update_headers import update_from_bytes
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.rounds.engine import UpdateClaim
-from fedmtl_server.rpc.messages import update_from_header
 from fedmtl_server.storage.store import LeftOff, RunStore
 from fedmtl_server.transfer.staging import StagedUpdate
 
 
 def recovered_updates(
     store: RunStore, left_off: LeftOff, model: MTLServerModel, config: Config
-) -> list[tuple[UpdateClaim, StagedUpdate]]:
+) -> list[tuple[Update, StagedUpdate]]:
     """The updates of the round that was open, one of each client; every other file is discarded.
 
     Args:
@@ -27,22 +27,25 @@ def recovered_updates(
         StoreError: the files or the history can't be read.
     """
     oldest = left_off.round - (config.rounds.max_staleness if config.rounds.mode == "async" else 0)
-    updates: dict[str, tuple[UpdateClaim, StagedUpdate]] = {}
+    limits = config.max_examples()
+    updates: dict[str, tuple[Update, StagedUpdate]] = {}
     for file in store.spool.scan():
         try:
-            claim, parts = update_from_header(file.header, model.layouts_for, model.spec_of, config.max_examples())
+            update = update_from_bytes(file.header, model.layouts_for, model.spec_of)
         except RequestError as error:
             get_logger().error("update.unreadable", path=str(file.path), reason=str(error))
             store.spool.discard(file.path)
             continue
-        of_another_round = left_off.cohort is None or not oldest <= claim.base_round <= left_off.round
-        _, last_round = left_off.counted.get(claim.client_id, ("", 0))
-        is_overtaken = claim.base_round < last_round  # an update that was given up before a later one counted
-        if of_another_round or is_overtaken or store.has_counted(claim.client_id, claim.update_id):
+        of_another_round = left_off.cohort is None or not oldest <= update.base_round <= left_off.round
+        _, last_round = left_off.counted.get(update.client_id, ("", 0))
+        is_overtaken = update.base_round < last_round  # an update that was given up before a later one counted
+        if of_another_round or is_overtaken or store.has_counted(update.client_id, update.update_id):
             store.spool.discard(file.path)
             continue
         # Of two, the older one was given up: while it counts, no other is taken.
-        if claim.client_id in updates and (path := updates[claim.client_id][1].path):
+        if update.client_id in updates and (path := updates[update.client_id][1].path):
             store.spool.discard(path)
-        updates[claim.client_id] = (claim, StagedUpdate(file.header, 0, parts, path=file.path, complete=True))
+        update = update.limited_to(limits.get(update.task))
+        staged = StagedUpdate(file.header, 0, update.components, path=file.path, complete=True)
+        updates[update.client_id] = (update, staged)
     return list(updates.values())

@@ -366,7 +366,6 @@ def _rules(config: Config, selection: TaskSelection) -> RoundRules:
         cohort=CohortRule(
             rounds.cohort, rounds.cohort_fraction, rounds.cohort_size, rounds.cohort_extra, config.training.seed
         ),
-        needs_num_steps=config.aggregation.normalization != "none",
         asynchronous=(
             AsyncRule(rounds.buffer_size, rounds.max_staleness, rounds.staleness_exponent)
             if rounds.mode == "async"

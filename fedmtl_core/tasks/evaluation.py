@@ -199,6 +199,20 @@ class Evaluation(Mapping[str, float]):
         """An evaluation as an update carries it: without reasons."""
         return cls(metrics, num_examples, dict.fromkeys(details.undefined, ""), details.sums)
 
+    @property
+    def says_anything(self) -> bool:
+        """Whether anything was measured, be it that a metric has no value."""
+        return bool(self.metrics or self.undefined or self.sums)
+
+    def same_as(self, other: Evaluation) -> bool:
+        """Whether another says the same in everything, also in what the metrics leave unsaid."""
+        return (self.metrics, self.num_examples, set(self.undefined), self.sums) == (
+            other.metrics,
+            other.num_examples,
+            set(other.undefined),
+            other.sums,
+        )
+
     def with_metric(self, name: str, value: float) -> Evaluation:
         """This with one metric more; undefined if it isn't finite."""
         if math.isfinite(value):

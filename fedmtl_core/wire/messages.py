@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 from fedmtl.v1 import federation_pb2 as pb
-from torch import Tensor
 
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, within
 from fedmtl_core.identifiers import require_identifier, shown
-from fedmtl_core.tasks.evaluation import ClassCounts, Evaluation
 from fedmtl_core.tasks.plan import LocalOptimizer, Pooling, Purpose, TrainingPlan, UpdateKind
+from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import require_encoded_size
 from fedmtl_core.wire.formats import Compression, Encoding
-from fedmtl_core.wire.layout import Component, Layout, TensorSpec
+from fedmtl_core.wire.layout import Layout, TensorSpec
 
 _DTYPE_TO_PROTO = {
     torch.float32: pb.ELEMENT_TYPE_FLOAT32,
@@ -80,37 +79,6 @@ _COMPRESSION_TO_PROTO: dict[Compression, pb.Compression] = {
     "zstd": pb.COMPRESSION_ZSTD,
 }
 _COMPRESSION_FROM_PROTO = {proto: compression for compression, proto in _COMPRESSION_TO_PROTO.items()}
-
-
-@dataclass(frozen=True)
-class EncodedLayout:
-    """What a component is, and how it travels."""
-
-    layout: Layout
-    encoding: Encoding
-    num_bytes: int
-    """Of the encoded form."""
-    start: int = 0
-    """Where its chunks begin."""
-
-    @property
-    def scope(self) -> str:
-        return self.layout.scope
-
-
-@dataclass(frozen=True)
-class EncodedComponent:
-    """A component as it travels."""
-
-    layout: EncodedLayout
-    data: Tensor
-    """Encoded, uint8 `(layout.num_bytes,)`."""
-
-    @classmethod
-    def exact(cls, component: Component) -> EncodedComponent:
-        """A component that travels as it is; its bytes are shared."""
-        layout = component.layout
-        return cls(EncodedLayout(layout, "float32", layout.num_bytes), component.buffer)
 
 
 def component_to_proto(part: EncodedLayout, digest: bytes = b"", base_digest: bytes = b"") -> pb.Component:
@@ -215,16 +183,6 @@ def layout_from_proto(message: pb.Component) -> Layout:
             got=message.num_bytes,
         )
     return layout
-
-
-def details_to_proto(evaluation: Evaluation) -> pb.EvaluationDetails:
-    """What the metrics of an evaluation leave unsaid."""
-    details = pb.EvaluationDetails(undefined=evaluation.undefined)
-    if isinstance(evaluation.sums, ClassCounts):
-        details.class_counts.CopyFrom(pb.ClassCounts(**asdict(evaluation.sums)))
-    elif evaluation.sums is not None:
-        details.moments.CopyFrom(pb.Moments(**asdict(evaluation.sums)))
-    return details
 
 
 def plan_to_proto(plan: TrainingPlan) -> pb.TrainingPlan:

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from fedmtl_core.config import Normalization
-from fedmtl_core.errors import AggregationError
+from fedmtl_core.errors import AggregationError, InvalidRequestError
 from fedmtl_core.model.scopes import SHARED, group_of, scope_of, task_of
 from fedmtl_core.tasks.plan import UpdateKind
 from fedmtl_core.wire.layout import Component, Layout, TensorSpec
+from fedmtl_core.wire.updates import Extras, Update
 from fedmtl_server.aggregation.auxiliary import Auxiliary, factors, scaled
 from fedmtl_server.aggregation.client_shares import ClientShares
 from fedmtl_server.aggregation.delta_products import combine, inner_products
@@ -64,17 +65,22 @@ class ClientUpdate:
     """Of the model that it started from; `loss` among them, if its client says so."""
     trained_metrics: Mapping[str, float] = field(default_factory=dict)
     """Of its own; `train_loss` among them, likewise."""
-    num_steps: int = 0
-    """Optimiser steps that it took; 0 if it doesn't say."""
-    learning_rate_sum: float = 0.0
-    """Of these steps; 0 if it doesn't say."""
-    control_round: int = 0
-    """The round of the update that its client's control variate is of; 0 for none."""
+    extras: Extras = field(default_factory=dict)
+    """Numbers for single stages; see `Update.extras`."""
     claimed_examples: int = 0
     """The examples that its client says it trained on, where that is beyond the task's limit; else 0."""
     counted_examples: Mapping[str, Fraction] = field(default_factory=dict)
     """By scope, the examples that it counts as, where one client may not be more of the component; see
     `fedmtl_server.aggregation.client_shares`."""
+
+    def extra(self, stage: str, name: str) -> float:
+        """A stage's own number; 0 if the update has none."""
+        return self.extras.get(stage, {}).get(name, 0)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps that it took; 0 if it doesn't say."""
+        return int(self.extra("normalization", "num_steps"))
 
     def examples_in(self, scope: str) -> int | Fraction:
         """The examples that it counts as in a component."""
@@ -525,6 +531,20 @@ class MTLAggregator:
         self._weighting = weighting
         self._seed = seed
         self._auxiliary = auxiliary or {}
+
+    def require(self, update: Update) -> None:
+        """Check that an update says what is needed to average it.
+
+        Raises:
+            InvalidRequestError: deltas count by step, and it doesn't say its steps.
+        """
+        if self.normalization == "none" or update.kind == "metrics":
+            return
+        if update.extra("normalization", "num_steps") < 1:
+            raise InvalidRequestError(
+                "num_steps: this server counts deltas by step (aggregation.normalization), expected at least 1, got 0",
+                field="num_steps",
+            )
 
     def factors(self, round_: int) -> dict[str, float]:
         """By auxiliary task, what an example of it counts for in a round, counted from 1."""

@@ -37,6 +37,9 @@ from fedmtl_core.wire.controls import control_layout, control_scope, vector
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.aggregation.aggregator import ClientUpdate
 
+NAME = "control_variates"
+"""Of these numbers among an update's extras."""
+
 _BLOCK = 2**19
 """Elements that are computed with at a time: their difference from the base stays in the cache."""
 
@@ -117,7 +120,8 @@ class ControlVariates:
             round_: in which it counts, and whose model it started from.
             base: that model's components.
         """
-        if not update.learning_rate_sum:
+        learning_rate_sum = update.extra(NAME, "learning_rate_sum")
+        if not learning_rate_sum:
             return
         known = self._known.get(update.client_id)
         if reason := _contradiction(update, known):
@@ -128,7 +132,7 @@ class ControlVariates:
         for scope, component in update.components.items():
             total = self._sums.setdefault(scope, torch.zeros(component.layout.num_elements))
             origin = None if update.kind == "delta" else base[scope]
-            _add_delta(total, component, origin, num_examples / update.learning_rate_sum)
+            _add_delta(total, component, origin, num_examples / learning_rate_sum)
 
     def close(self, round_: int, committed: Collection[str]) -> str:
         """Move the variates by what was folded.
@@ -184,8 +188,9 @@ def _contradiction(update: ClientUpdate, known: KnownClient | None) -> str:
     if known is not None and known.task != update.task:
         return f"was one of task {known.task!r}, and is one of {update.task!r}"
     expected = known.round if known is not None else 0
-    if update.control_round != expected:
-        return f"has its variate of round {update.control_round}, expected {expected}"
+    control_round = update.extra(NAME, "control_round")
+    if control_round != expected:
+        return f"has its variate of round {control_round}, expected {expected}"
     return ""
 
 

@@ -27,9 +27,10 @@ from fedmtl_core.addresses import is_loopback, join_address, without_brackets
 from fedmtl_core.errors import FedMTLError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.scopes import SHARED, task_scope
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.events import Listener
 from fedmtl_server.federation import Federation
-from fedmtl_server.rounds.engine import Phase, UpdateClaim
+from fedmtl_server.rounds.engine import Phase
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
 from fedmtl_server.rounds.warnings import WarningKind
 from fedmtl_server.rpc.call_interceptor import AroundCalls, Call
@@ -107,8 +108,8 @@ class Metrics(Listener):
         self.interceptor = AroundCalls(self._timed)
         self._begin_at_zero()
 
-    def update_counted(self, claim: UpdateClaim) -> None:
-        self._updates.labels("accepted", self._known(claim.task)).inc()
+    def update_counted(self, update: Update) -> None:
+        self._updates.labels("accepted", self._known(update.task)).inc()
 
     def update_refused(self, refusal: RefusedUpdate) -> None:
         self._updates.labels("refused", self._known(refusal.task)).inc()

@@ -10,8 +10,8 @@ import grpc
 from opentelemetry.trace import SpanContext, Status, StatusCode
 
 from fedmtl_core.runtime.otel import OpenTelemetryTracing
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.events import Listener
-from fedmtl_server.rounds.engine import UpdateClaim
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rpc.call_interceptor import OTHER, AroundCalls, Call
 
@@ -31,26 +31,26 @@ class ServerSpans(Listener):
 
     def __init__(self, tracing: OpenTelemetryTracing):
         self._tracing = tracing
-        self._counted: list[tuple[UpdateClaim, SpanContext]] = []
+        self._counted: list[tuple[Update, SpanContext]] = []
         self._closing_ns = 0
         self.interceptor = AroundCalls(self._answering)
 
-    def update_counted(self, claim: UpdateClaim) -> None:
-        self._counted.append((claim, self._tracing.current()))
+    def update_counted(self, update: Update) -> None:
+        self._counted.append((update, self._tracing.current()))
 
     def round_closing(self) -> None:
         self._closing_ns = time.time_ns()
 
     def round_ended(self, report: RoundReport) -> None:
         counted, self._counted = self._counted, []
-        for claim, parent in counted:
+        for update, parent in counted:
             self._tracing.add(
                 "round.failed" if report.failed else "commit",
                 parent,
                 self._closing_ns,
                 round=report.round,
-                client_id=claim.client_id,
-                task=claim.task,
+                client_id=update.client_id,
+                task=update.task,
             )
 
     @contextmanager

@@ -15,8 +15,8 @@ from enum import Enum
 from fedmtl_core.config import MissingQuorum
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
 from fedmtl_core.identifiers import name_some, quoted
-from fedmtl_core.tasks.evaluation import Evaluation, EvaluationDetails
-from fedmtl_core.tasks.plan import Purpose, UpdateKind
+from fedmtl_core.tasks.plan import Purpose
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.rounds import quorums
 from fedmtl_server.rounds.arrivals import Arrivals
 from fedmtl_server.rounds.cohorts import CohortRule
@@ -89,8 +89,6 @@ class RoundRules:
     max_extensions: int = 3
     """How often a round's deadline is extended by its own length; then it commits with what is there."""
     cohort: CohortRule = field(default_factory=CohortRule)
-    needs_num_steps: bool = False
-    """Whether an update has to say how many optimiser steps its client took."""
     asynchronous: AsyncRule | None = None
     selection: TaskSelection = field(default_factory=RoundRobin)
     """Which task a client has in a round that has data for several."""
@@ -102,46 +100,6 @@ class RoundRules:
     """Client ids that the first round to be opened waits for, beside the quorum."""
     await_clients_s: float = 0.0
     """How long it does, after the last of them that has come."""
-
-
-@dataclass(frozen=True)
-class UpdateClaim:
-    """What an update says of itself before its tensors are looked at."""
-
-    client_id: str
-    task: str
-    base_round: int
-    update_id: str
-    kind: UpdateKind
-    num_examples: int
-    """That it counts as: no more than its task's limit."""
-    num_eval_examples: int
-    received_metrics: Mapping[str, float]
-    trained_metrics: Mapping[str, float]
-    num_steps: int = 0
-    """Optimiser steps of its training; 0 if it doesn't say."""
-    next_task: str = ""
-    """The task that its client has chosen for the round after this one; empty if its choice stays."""
-    learning_rate_sum: float = 0.0
-    """Of these steps, for the control variates; 0 if the client has none."""
-    control_round: int = 0
-    """The round of the update that the client's own control variate is of; 0 for none."""
-    claimed_examples: int = 0
-    """The examples that its client says it trained on, where that is beyond the limit; else 0."""
-    received_details: EvaluationDetails = field(default_factory=EvaluationDetails)
-    """What `received_metrics` leave unsaid."""
-    trained_details: EvaluationDetails = field(default_factory=EvaluationDetails)
-    """What `trained_metrics` leave unsaid."""
-
-    @property
-    def received(self) -> Evaluation:
-        """Of the model it received."""
-        return Evaluation.with_details(self.received_metrics, self.num_eval_examples, self.received_details)
-
-    @property
-    def trained(self) -> Evaluation:
-        """Of its own model, after training."""
-        return Evaluation.with_details(self.trained_metrics, self.num_eval_examples, self.trained_details)
 
 
 @dataclass(frozen=True)
@@ -171,7 +129,7 @@ class Member:
 
     client_id: str
     task: str
-    claim: UpdateClaim | None = None
+    update: Update | None = None
     """What it reported, once it has."""
     expected_until: float | None = None
     """While it is disconnected: how long it is waited for."""
@@ -180,7 +138,7 @@ class Member:
 
     @property
     def reported(self) -> bool:
-        return self.claim is not None
+        return self.update is not None
 
 
 class RoundEngine:
@@ -290,45 +248,46 @@ class RoundEngine:
         if member.expected_until is None:
             member.expected_until = now + self.rules.rejoin_grace_s
 
-    def counted_in(self, claim: UpdateClaim) -> int | None:
+    def counted_in(self, update: Update) -> int | None:
         """The round in which this very update already counts, or None."""
-        update_id, round_ = self._counted.get(claim.client_id, ("", 0))
-        return round_ if update_id == claim.update_id else None
+        update_id, round_ = self._counted.get(update.client_id, ("", 0))
+        return round_ if update_id == update.update_id else None
 
-    def check(self, claim: UpdateClaim) -> None:
+    def check(self, update: Update) -> None:
         """Check that an update may count in the round in progress, or with asynchronous rounds in the next.
 
         Raises:
             StaleRoundError: it belongs to another round, its client isn't in the cohort, or has reported; it or a
                 later one of its client counts already.
-            InvalidRequestError: it is of another task or kind than the round expects, doesn't say its steps where they
-                count, or chooses a task that its client doesn't have.
+            InvalidRequestError: it is of another task or kind than the round expects, or chooses a task that its client
+                doesn't have.
         """
-        self._check_choice(claim)
+        self._check_choice(update)
         if self.asynchronous and self.phase in (Phase.WAITING, Phase.AGGREGATING):
-            self._check_base(claim)
-            self._check_kind(claim)
+            self._check_base(update)
+            self._check_kind(update)
             return
         if self.phase is not Phase.OPEN:
-            raise StaleRoundError(self._stale_text(claim), round=self.round, got=claim.base_round)
-        self._check_base(claim)
-        member = self._cohort.get(claim.client_id)
+            raise StaleRoundError(self._stale_text(update), round=self.round, got=update.base_round)
+        self._check_base(update)
+        member = self._cohort.get(update.client_id)
         if member is None and self.asynchronous:  # its watch broke, its upload runs on
-            member = Member(claim.client_id, claim.task)
+            member = Member(update.client_id, update.task)
         if member is None:
             raise StaleRoundError(
-                f"client {claim.client_id!r} is not in the cohort of round {self.round}", round=self.round
+                f"client {update.client_id!r} is not in the cohort of round {self.round}", round=self.round
             )
-        if claim.task not in self._tasks_of(member):
+        if update.task not in self._tasks_of(member):
             raise InvalidRequestError(
-                f"task: client {claim.client_id!r} takes part in round {self.round} as {member.task!r}, "
-                f"got {claim.task!r}",
+                f"task: client {update.client_id!r} takes part in round {self.round} as {member.task!r}, "
+                f"got {update.task!r}",
                 field="task",
             )
-        self._check_kind(claim)
+        self._check_kind(update)
         if member.reported:
             raise StaleRoundError(
-                f"another update of client {claim.client_id!r} already counts in round {self.round}; wait for the next",
+                f"another update of client {update.client_id!r} already counts in round {self.round}; wait for the "
+                "next",
                 round=self.round,
             )
 
@@ -338,80 +297,74 @@ class RoundEngine:
         offer = self._offers.get(member.client_id) if self.asynchronous else None
         return offer.tasks if offer else (member.task,)
 
-    def _check_choice(self, claim: UpdateClaim) -> None:
-        offer = self._offers.get(claim.client_id)
-        if claim.next_task and offer and claim.next_task not in offer.tasks:
+    def _check_choice(self, update: Update) -> None:
+        offer = self._offers.get(update.client_id)
+        if update.next_task and offer and update.next_task not in offer.tasks:
             raise InvalidRequestError(
-                f"next_task: expected one of the tasks that client {claim.client_id!r} watches with, "
-                f"{', '.join(offer.tasks)}, got {quoted(claim.next_task)}",
+                f"next_task: expected one of the tasks that client {update.client_id!r} watches with, "
+                f"{', '.join(offer.tasks)}, got {quoted(update.next_task)}",
                 field="next_task",
             )
 
-    def _check_base(self, claim: UpdateClaim) -> None:
-        if not self.oldest_base_round <= claim.base_round <= self.round:
-            raise StaleRoundError(self._stale_text(claim), round=self.round, got=claim.base_round)
+    def _check_base(self, update: Update) -> None:
+        if not self.oldest_base_round <= update.base_round <= self.round:
+            raise StaleRoundError(self._stale_text(update), round=self.round, got=update.base_round)
         # Whoever has been counted starts anew, from that round's model or a later one. So what started before has
         # been counted already, or is overtaken; only the last update of each client has to be remembered.
-        _, last_round = self._counted.get(claim.client_id, ("", 0))
-        if self.counted_in(claim) is not None or claim.base_round < last_round:
+        _, last_round = self._counted.get(update.client_id, ("", 0))
+        if self.counted_in(update) is not None or update.base_round < last_round:
             raise StaleRoundError(
-                f"the update for round {claim.base_round} of client {claim.client_id!r}, or a later one, already "
+                f"the update for round {update.base_round} of client {update.client_id!r}, or a later one, already "
                 f"counts in round {last_round}",
                 round=self.round,
-                got=claim.base_round,
+                got=update.base_round,
             )
 
-    def _stale_text(self, claim: UpdateClaim) -> str:
-        return f"the update is for round {claim.base_round}, but the run is at round {self.round} ({self.phase.value})"
+    def _stale_text(self, update: Update) -> str:
+        return f"the update is for round {update.base_round}, but the run is at round {self.round} ({self.phase.value})"
 
-    def _check_kind(self, claim: UpdateClaim) -> None:
-        if (claim.kind == "metrics") != (self.purpose == "evaluate"):
+    def _check_kind(self, update: Update) -> None:
+        if (update.kind == "metrics") != (self.purpose == "evaluate"):
             expected = "metrics alone" if self.purpose == "evaluate" else "parameters or a delta"
             raise InvalidRequestError(
-                f"kind: round {self.round} expects {expected}, got {claim.kind}", field="kind", round=self.round
+                f"kind: round {self.round} expects {expected}, got {update.kind}", field="kind", round=self.round
             )
-        if self.asynchronous and claim.kind != "delta":
-            raise InvalidRequestError(f"kind: an asynchronous run expects a delta, got {claim.kind}", field="kind")
-        if self.rules.needs_num_steps and claim.kind != "metrics" and claim.num_steps < 1:
-            raise InvalidRequestError(
-                "num_steps: this server counts deltas by step (aggregation.normalization), expected at least 1, got "
-                f"{claim.num_steps}",
-                field="num_steps",
-            )
+        if self.asynchronous and update.kind != "delta":
+            raise InvalidRequestError(f"kind: an asynchronous run expects a delta, got {update.kind}", field="kind")
 
     def progress(self, client_id: str, now: float) -> None:
         """A member's upload has received bytes."""
         if client_id in self._cohort:
             self._cohort[client_id].last_progress = now
 
-    def count(self, claim: UpdateClaim) -> None:
+    def count(self, update: Update) -> None:
         """Count an update whose bytes are all there and in order.
 
         Raises:
             StaleRoundError, InvalidRequestError: as `check`, or no round is open.
         """
-        self.check(claim)
+        self.check(update)
         if self.phase is not Phase.OPEN:
-            raise StaleRoundError(self._stale_text(claim), round=self.round, got=claim.base_round)
-        member = self._cohort.setdefault(claim.client_id, Member(claim.client_id, claim.task))
-        member.task, member.claim = claim.task, claim
-        self._counted[claim.client_id] = (claim.update_id, self.round)
-        offer = self._offers.get(claim.client_id)
-        if offer and claim.next_task:
-            self._offers[claim.client_id] = replace(offer, choice=claim.next_task)
+            raise StaleRoundError(self._stale_text(update), round=self.round, got=update.base_round)
+        member = self._cohort.setdefault(update.client_id, Member(update.client_id, update.task))
+        member.task, member.update = update.task, update
+        self._counted[update.client_id] = (update.update_id, self.round)
+        offer = self._offers.get(update.client_id)
+        if offer and update.next_task:
+            self._offers[update.client_id] = replace(offer, choice=update.next_task)
 
-    def staleness(self, claim: UpdateClaim) -> int:
+    def staleness(self, update: Update) -> int:
         """Commits between the model that an update started from and the one of the round in progress."""
-        return self.round - claim.base_round
+        return self.round - update.base_round
 
-    def reopen(self, cohort: Mapping[str, str], claims: Iterable[UpdateClaim], now: float) -> None:
+    def reopen(self, cohort: Mapping[str, str], updates: Iterable[Update], now: float) -> None:
         """Take up a round that was open when a server before this one ended.
 
         Nobody is connected yet; everybody gets the time to come back that a quorum is waited for.
 
         Args:
             cohort: task by client id, in the order of folding.
-            claims: the updates that counted by then.
+            updates: the updates that counted by then.
             now: the time; the round's deadline begins anew.
         """
         self.phase = Phase.OPEN
@@ -420,11 +373,11 @@ class RoundEngine:
         self._not_waited_for = {task for task, needed in self.rules.min_clients.items() if members[task] < needed}
         until = now + max(self.rules.quorum_timeout_s, self.rules.rejoin_grace_s)
         self._cohort = {client_id: Member(client_id, task, expected_until=until) for client_id, task in cohort.items()}
-        for claim in claims:
-            self._cohort.setdefault(claim.client_id, Member(claim.client_id, claim.task, expected_until=until))
-            self._cohort[claim.client_id].task = claim.task
-            self._cohort[claim.client_id].claim = claim
-            self._counted[claim.client_id] = (claim.update_id, self.round)
+        for update in updates:
+            self._cohort.setdefault(update.client_id, Member(update.client_id, update.task, expected_until=until))
+            self._cohort[update.client_id].task = update.task
+            self._cohort[update.client_id].update = update
+            self._counted[update.client_id] = (update.update_id, self.round)
 
     def stop_training(self) -> None:
         """Have no more rounds of training: the next one evaluates the final model. Only between two rounds."""

@@ -183,18 +183,18 @@ def task_reports(
         round_: its number.
         factors: by auxiliary task, what an example of it counts for in the encoder; none are auxiliary if None.
     """
-    claims = [member.claim for member in cohort if member.claim is not None]
+    updates = [member.update for member in cohort if member.update is not None]
     reports = []
     for task in scopes:
         encoder = aggregate.contributions.get(scopes[task][0], ())
-        mine = [claim for claim in claims if claim.task == task]
-        received = task_metrics(claim.received for claim in mine if claim.base_round == round_)
-        trained = task_metrics(claim.trained for claim in mine)
+        mine = [update for update in updates if update.task == task]
+        received = task_metrics(update.received for update in mine if update.base_round == round_)
+        trained = task_metrics(update.trained for update in mine)
         reports.append(
             TaskReport(
                 task=task,
                 num_updates=len(mine),
-                num_examples=sum(claim.num_examples for claim in mine),
+                num_examples=sum(update.num_examples for update in mine),
                 encoder_share=sum(part.weight for part in encoder if part.task == task),
                 received_metrics=_values(received),
                 trained_metrics=_values(trained),

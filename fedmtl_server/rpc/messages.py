@@ -1,43 +1,19 @@
-"""The server's own types as contract messages, and update headers from them."""
+"""The server's own types as contract messages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping
 
 from fedmtl.v1 import federation_pb2 as pb
-from google.protobuf.message import DecodeError
 
-from fedmtl_core.errors import (
-    InvalidRequestError,
-    LayoutMismatchError,
-    LimitExceededError,
-    MalformedStreamError,
-    within,
-)
-from fedmtl_core.identifiers import require_identifier
-from fedmtl_core.tasks.spec import TaskSpec
-from fedmtl_core.wire.formats import DELTA_ENCODINGS
-from fedmtl_core.wire.layout import Layout, require_scopes
 from fedmtl_core.wire.messages import (
     PURPOSE_TO_PROTO,
-    UPDATE_KIND_FROM_PROTO,
-    EncodedLayout,
-    component_from_proto,
-    compression_from_proto,
 )
 from fedmtl_server.events import EventKind, RoundEvent
-from fedmtl_server.rounds.engine import Phase, UpdateClaim
+from fedmtl_server.rounds.engine import Phase
 from fedmtl_server.rounds.report import MetricReport, RoundReport
 from fedmtl_server.rounds.warnings import RoundWarning, WarningKind
-from fedmtl_server.rpc.evaluations import details_from_proto, metrics_from_proto
 from fedmtl_server.status import Status
-
-MAX_EXAMPLES = 2**53
-"""Beyond this a weight is no longer exact as a float."""
-_EVALUATIONS = ("received_metrics", "trained_metrics", "received_details", "trained_details")
-LEAST_RATE = 1e-30
-"""Of a sum of learning rates; smaller ones, and those beyond its inverse, lead out of float32."""
 
 _EVENT_KIND = {
     EventKind.WAITING: pb.ROUND_EVENT_KIND_WAITING,
@@ -58,135 +34,6 @@ _PHASE = {
     Phase.AGGREGATING: pb.PHASE_AGGREGATING,
     Phase.FINISHED: pb.PHASE_FINISHED,
 }
-
-
-def claim_from_header(
-    header: pb.UpdateHeader, spec: TaskSpec, max_examples: Mapping[str, int] = MappingProxyType({})
-) -> UpdateClaim:
-    """What an update's header says, its fields checked.
-
-    Args:
-        header: what came.
-        spec: its task.
-        max_examples: by task with a limit, the examples that an update counts as at most.
-
-    Raises:
-        InvalidRequestError: a field is missing or out of range.
-        NonFiniteError: a metric isn't finite.
-        LimitExceededError: there are too many metrics, or their names are too long.
-    """
-    kind = UPDATE_KIND_FROM_PROTO.get(header.kind)
-    if kind is None:
-        raise InvalidRequestError(f"kind: expected parameters, delta or metrics, got {header.kind}", field="kind")
-    if not header.run_id:
-        raise InvalidRequestError(
-            "run_id: expected the run's id, as the slice's header has it, got none", field="run_id"
-        )
-    if kind != "metrics" and not 1 <= header.num_examples <= MAX_EXAMPLES:
-        raise InvalidRequestError(
-            f"num_examples: expected 1 to {MAX_EXAMPLES}, got {header.num_examples}", field="num_examples"
-        )
-    received = metrics_from_proto("received_metrics", header.received_metrics, spec)
-    trained = metrics_from_proto("trained_metrics", header.trained_metrics, spec)
-    has_details = header.HasField("received_details") or header.HasField("trained_details")
-    if (received or trained or has_details) and not 1 <= header.num_eval_examples <= MAX_EXAMPLES:
-        raise InvalidRequestError(
-            f"num_eval_examples: expected 1 to {MAX_EXAMPLES} with metrics, got {header.num_eval_examples}",
-            field="num_eval_examples",
-        )
-    if header.learning_rate_sum and not LEAST_RATE <= header.learning_rate_sum <= 1 / LEAST_RATE:  # NaN isn't either
-        raise InvalidRequestError(
-            f"learning_rate_sum: expected 0, or {LEAST_RATE:g} to {1 / LEAST_RATE:g}, got {header.learning_rate_sum}",
-            field="learning_rate_sum",
-        )
-    said = header.num_examples if kind != "metrics" else 0
-    num_examples = min(said, max_examples.get(header.task, said))
-    return UpdateClaim(
-        client_id=require_identifier("client_id", header.client_id),
-        task=header.task,
-        base_round=header.base_round,
-        update_id=require_identifier("update_id", header.update_id),
-        kind=kind,
-        num_examples=num_examples,
-        num_eval_examples=header.num_eval_examples,
-        received_metrics=received,
-        trained_metrics=trained,
-        num_steps=header.num_steps if kind != "metrics" else 0,
-        next_task=header.next_task,
-        learning_rate_sum=header.learning_rate_sum,
-        control_round=header.control_round,
-        claimed_examples=said if said > num_examples else 0,
-        received_details=details_from_proto(
-            "received_details", header.received_details, received, header.num_eval_examples, spec
-        ),
-        trained_details=details_from_proto(
-            "trained_details", header.trained_details, trained, header.num_eval_examples, spec
-        ),
-    )
-
-
-def require_components(expected: Sequence[Layout], header: pb.UpdateHeader) -> list[EncodedLayout]:
-    """Check that an update's table of contents is that of its client's slice, and how it travels.
-
-    Raises:
-        LayoutMismatchError: it isn't, or its sizes don't add up.
-        InvalidRequestError: the encoding or the compression is unknown, or doesn't go with the update's kind.
-    """
-    compression_from_proto(header.compression)
-    require_scopes([layout.scope for layout in expected], [component.scope for component in header.components])
-    parts = []
-    for number, (layout, component) in enumerate(zip(expected, header.components, strict=True)):
-        with within(f"components[{number}]"):
-            parts.append(_require_component(layout, component, header.kind))
-    return parts
-
-
-def _require_component(expected: Layout, component: pb.Component, kind: pb.UpdateKind) -> EncodedLayout:
-    if len(component.tensors) > 2 * len(expected.tensors) + 10:  # don't look at a million of them
-        raise LayoutMismatchError(
-            f"{expected.scope}: expected {len(expected.tensors)} tensors, got {len(component.tensors)}",
-            field="tensors",
-            expected=len(expected.tensors),
-            got=len(component.tensors),
-        )
-    part = component_from_proto(component)
-    expected.require_same(part.layout)
-    if part.encoding in DELTA_ENCODINGS and kind != pb.UPDATE_KIND_DELTA:
-        raise InvalidRequestError(f"{expected.scope}: encoding: {part.encoding} is for deltas only", field="encoding")
-    return part
-
-
-def update_from_header(
-    data: bytes,
-    layouts_for: Callable[[str], Sequence[Layout]],
-    spec_of: Callable[[str], TaskSpec],
-    max_examples: Mapping[str, int] = MappingProxyType({}),
-) -> tuple[UpdateClaim, list[EncodedLayout]]:
-    """What the serialised header of a whole update says, from a file.
-
-    Args:
-        data: the header.
-        layouts_for: the layouts of a task's slice.
-        spec_of: what a task is.
-        max_examples: see `claim_from_header`.
-
-    Raises:
-        RequestError: it isn't a header, or not one of this model's.
-    """
-    try:
-        header = pb.UpdateHeader.FromString(data)
-    except DecodeError as error:
-        raise MalformedStreamError(f"expected an update's header: {error}") from None
-    spec = spec_of(header.task)
-    try:
-        claim = claim_from_header(header, spec, max_examples)
-    except (InvalidRequestError, LimitExceededError):  # acknowledged by a server that took any metrics: the rest counts
-        for field in _EVALUATIONS:
-            header.ClearField(field)
-        claim = claim_from_header(header, spec, max_examples)
-    for component in header.components:
-        component.start_offset = 0  # however many streams it took to come, it is there whole
-    return claim, require_components(() if claim.kind == "metrics" else layouts_for(claim.task), header)
 
 
 def event_to_proto(event: RoundEvent, run_id: str, num_rounds: int) -> pb.WatchRoundsResponse:

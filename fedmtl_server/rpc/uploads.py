@@ -18,10 +18,10 @@ from fedmtl_core.errors import (
     within,
 )
 from fedmtl_core.wire.chunks import Assembler, Chunk, read_message
-from fedmtl_core.wire.messages import EncodedLayout, compression_from_proto
+from fedmtl_core.wire.encoded import EncodedLayout
+from fedmtl_core.wire.update_headers import components_from_header, update_from_header, with_components
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.federation import Federation
-from fedmtl_server.rounds.engine import UpdateClaim
-from fedmtl_server.rpc.messages import claim_from_header, require_components
 from fedmtl_server.transfer.incoming import Transfer
 
 HANG_UP_S = 0.1
@@ -67,18 +67,18 @@ class Upload:
         Raises:
             RequestError: the update is refused. Nothing of it is kept, unless the stream broke and a retry can go on.
         """
-        claim, parts = await self._receive_header()
+        update, parts = await self._receive_header()
         with within("header"):
-            counted_in = self._federation.admit(claim)
+            counted_in = self._federation.admit(update)
         if counted_in is not None:
             return Receipt(counted_in, duplicate=True, num_bytes=0)
-        transfer = await self._federation.stage(claim, parts, self.header.SerializeToString(), self)
+        transfer = await self._federation.stage(update, parts, self)
         keep = True
         try:
             num_bytes = await self._receive_rest(transfer)
             await self._federation.examine(transfer, self)
             await self._federation.staging.secure(transfer.staged)
-            await self._federation.until_countable(claim)
+            await self._federation.until_countable(update)
             counted_in = self._federation.count(transfer, self)
         except RequestError as error:
             keep = isinstance(error, (UnavailableError, ChecksumError))  # what came before is good
@@ -87,10 +87,10 @@ class Upload:
             if not transfer.staged.complete:
                 self._federation.abandon(transfer, self, keep=keep and counted_in is None)
         return Receipt(
-            counted_in or self._federation.round_of(claim), duplicate=counted_in is not None, num_bytes=num_bytes
+            counted_in or self._federation.round_of(update), duplicate=counted_in is not None, num_bytes=num_bytes
         )
 
-    async def _receive_header(self) -> tuple[UpdateClaim, Sequence[EncodedLayout]]:
+    async def _receive_header(self) -> tuple[Update, Sequence[EncodedLayout]]:
         message = await self._next()
         if message is None:
             await asyncio.sleep(HANG_UP_S)
@@ -102,16 +102,18 @@ class Upload:
         self._federation.require_task(self.header.task)
         with within("header"):
             spec = self._federation.model.spec_of(self.header.task)
-            claim = claim_from_header(self.header, spec, self._federation.rules.max_examples)
-            expected = () if claim.kind == "metrics" else self._federation.model.layouts_for(claim.task)
+            update = update_from_header(self.header, spec)
+            update = update.limited_to(self._federation.rules.max_examples.get(update.task))
+            expected = () if update.kind == "metrics" else self._federation.model.layouts_for(update.task)
             try:
-                return claim, require_components(expected, self.header)
+                parts = components_from_header(self.header, expected)
             except LayoutMismatchError:
-                if self._is_counted(claim):
-                    return claim, ()
+                if self._is_counted(update):
+                    return update, ()
                 raise
+            return with_components(update, self.header, parts), parts
 
-    def _is_counted(self, claim: UpdateClaim) -> bool:
+    def _is_counted(self, update: Update) -> bool:
         """Whether an update of another layout counts already.
 
         Layers may have moved since it was made: that it is late, or was counted, is what its client has to know.
@@ -120,7 +122,7 @@ class Upload:
             StaleRoundError: it is late.
         """
         try:
-            return self._federation.admit(claim) is not None
+            return self._federation.admit(update) is not None
         except InvalidRequestError:
             return False
 
@@ -142,7 +144,7 @@ class Upload:
     async def _receive_chunks(self, transfer: Transfer) -> int:
         await self._on_ready()
         staged = transfer.staged
-        assembler = Assembler(staged.buffers, staged.offsets, compression_from_proto(self.header.compression))
+        assembler = Assembler(staged.buffers, staged.offsets, transfer.update.compression)
         staged.offsets = assembler.offsets
         while (message := await self._next()) is not None:
             if not isinstance(message, Chunk):

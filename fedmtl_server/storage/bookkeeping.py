@@ -11,8 +11,9 @@ from fedmtl_core.identifiers import name_some, shown
 from fedmtl_core.logs import Logger
 from fedmtl_core.model.scopes import task_scope
 from fedmtl_core.model.sharing import Partition, blocks_text
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.aggregator import Aggregate
-from fedmtl_server.rounds.engine import RoundEngine, UpdateClaim
+from fedmtl_server.rounds.engine import RoundEngine
 from fedmtl_server.rounds.report import (
     ComponentReport,
     RefusedUpdate,
@@ -113,29 +114,29 @@ def round_report(
     )
 
 
-def update_records(report: RoundReport, reported: Iterable[tuple[UpdateClaim, int]]) -> list[UpdateRecord]:
+def update_records(report: RoundReport, reported: Iterable[Update]) -> list[UpdateRecord]:
     """What became of every update of a round, for the history.
 
     Args:
         report: the round's.
-        reported: those that were acknowledged, and their encoded bytes.
+        reported: those that were acknowledged.
     """
     acknowledged = [
         UpdateRecord(
             round=report.round,
-            client_id=claim.client_id,
-            task=claim.task,
-            base_round=claim.base_round,
-            update_id=claim.update_id,
-            kind=claim.kind,
-            num_examples=claim.claimed_examples or claim.num_examples,
-            num_bytes=num_bytes,
-            received_metrics=claim.received_metrics,
-            trained_metrics=claim.trained_metrics,
+            client_id=update.client_id,
+            task=update.task,
+            base_round=update.base_round,
+            update_id=update.update_id,
+            kind=update.kind,
+            num_examples=update.claimed_examples or update.num_examples,
+            num_bytes=update.num_bytes,
+            received_metrics=update.received.metrics,
+            trained_metrics=update.trained.metrics,
             outcome="discarded" if report.failed else "counted",
             reason="the round lacked its quorum" if report.failed else "",
         )
-        for claim, num_bytes in reported
+        for update in reported
     ]
     refused = [
         UpdateRecord(

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedmtl_core.errors import RequestError, UnavailableError
-from fedmtl_core.wire.messages import EncodedLayout
-from fedmtl_server.rounds.engine import UpdateClaim
+from fedmtl_core.wire.encoded import EncodedLayout
+from fedmtl_core.wire.update_headers import update_to_bytes
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.transfer.staging import StagedUpdate, StagingArea
 
 
@@ -16,7 +17,7 @@ from fedmtl_server.transfer.staging import StagedUpdate, StagingArea
 class Transfer:
     """An update on its way in."""
 
-    claim: UpdateClaim
+    update: Update
     staged: StagedUpdate
     stream: object
     """The stream that brings it now; another that was it before has nothing to say any more."""
@@ -59,15 +60,12 @@ class Transfers:
         """Whether a client has an update on its way."""
         return client_id in self._current
 
-    async def begin(
-        self, claim: UpdateClaim, parts: Sequence[EncodedLayout], header: bytes, stream: object, place: int
-    ) -> Transfer:
+    async def begin(self, update: Update, parts: Sequence[EncodedLayout], stream: object, place: int) -> Transfer:
         """Room for an update, or what has arrived of it before.
 
         Args:
-            claim: the update.
+            update: which it is.
             parts: its components; those of a retry start at what `offsets` said. None for metrics alone.
-            header: goes before the bytes in a file.
             stream: who brings it from now on.
             place: how many updates are folded before it.
 
@@ -75,18 +73,18 @@ class Transfers:
             RequestError: the round closed while there was no room.
             UnavailableError: there is no room, or what the retry continues from isn't here.
         """
-        before = self._current.get(claim.client_id)
+        before = self._current.get(update.client_id)
         starts = {part.scope: part.start for part in parts}
         if any(starts.values()):
-            if before is None or before.claim != claim or not before.staged.continues_with(parts):
+            if before is None or not update.repeats(before.update) or not before.staged.continues_with(parts):
                 raise UnavailableError("what the upload continues from is not staged here; ask QueryUpload again")
             before.stream = stream
             before.staged.in_use = True
             return before
         if before is not None:
             self.forget(before, _overtaken())
-        staged = StagedUpdate(header, place, parts)
-        transfer = self._current[claim.client_id] = Transfer(claim, staged, stream)
+        staged = StagedUpdate(update_to_bytes(update), place, parts)
+        transfer = self._current[update.client_id] = Transfer(update, staged, stream)
         if parts:
             try:
                 await self._wait_for_room(transfer)
@@ -110,13 +108,13 @@ class Transfers:
         if transfer.stream is not stream:
             return
         self._staging.rest(transfer.staged)
-        if not keep or self._current.get(transfer.claim.client_id) is not transfer:
+        if not keep or self._current.get(transfer.update.client_id) is not transfer:
             self.forget(transfer)
 
     def offsets(self, client_id: str, update_id: str) -> Mapping[str, int]:
         """By scope, how much has arrived of an update; it is the caller's to go on with from here."""
         transfer = self._current.get(client_id)
-        if transfer is None or transfer.claim.update_id != update_id:
+        if transfer is None or transfer.update.update_id != update_id:
             return {}
         transfer.stream = None
         self._staging.rest(transfer.staged)
@@ -125,7 +123,7 @@ class Transfers:
     def complete(self, transfer: Transfer) -> None:
         """Note that an update is there whole, and counts."""
         self._staging.rest(transfer.staged, complete=True)
-        self._current.pop(transfer.claim.client_id, None)
+        self._current.pop(transfer.update.client_id, None)
 
     def forget(self, transfer: Transfer, reason: RequestError | None = None) -> None:
         """Drop what has arrived of an update that doesn't count.
@@ -135,8 +133,8 @@ class Transfers:
             reason: told to the stream that brings it, if one does.
         """
         transfer.stream, transfer.dropped = None, reason
-        if self._current.get(transfer.claim.client_id) is transfer:
-            del self._current[transfer.claim.client_id]
+        if self._current.get(transfer.update.client_id) is transfer:
+            del self._current[transfer.update.client_id]
         self._staging.release(transfer.staged)
 
     def end(self, error: RequestError) -> None:
@@ -149,7 +147,7 @@ class Transfers:
         room = asyncio.ensure_future(self._staging.make_room(transfer.staged))
         try:
             while not (await asyncio.wait([room], timeout=self._heartbeat_s))[0]:
-                self._keep_alive(transfer.claim.client_id)  # it's we who keep the client waiting
+                self._keep_alive(transfer.update.client_id)  # it's we who keep the client waiting
             room.result()
         finally:
             room.cancel()

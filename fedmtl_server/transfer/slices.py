@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fedmtl_core.errors import NonFiniteError
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, ChunkedBytes
+from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.wire.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Compression, Encoding
 from fedmtl_core.wire.layout import Component, Layout
-from fedmtl_core.wire.messages import EncodedLayout
 
 
 @dataclass(frozen=True)

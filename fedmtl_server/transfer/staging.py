@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fedmtl_core.errors import RequestError, UnavailableError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import decode, largest_magnitude, require_valid
 from fedmtl_core.wire.layout import Component
-from fedmtl_core.wire.messages import EncodedLayout
 from fedmtl_server.storage.spool import Spool
 from fedmtl_server.transfer.buffers import BufferPool
 

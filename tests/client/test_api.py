@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from fedmtl_client.api import FederationApi
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError, StoreError, UnavailableError, UnknownTaskError
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES
+from fedmtl_core.wire.encoded import EncodedComponent, EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode
-from fedmtl_core.wire.messages import EncodedComponent, EncodedLayout
 from tests.support import (
     CuttingProxy,
     OddEncoder,

@@ -7,9 +7,10 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_client.downloads import Download, Holdings
 from fedmtl_core.errors import ChecksumError, InvalidRequestError, MalformedStreamError
 from fedmtl_core.wire.chunks import ChunkedBytes, read_message
+from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import encode
 from fedmtl_core.wire.layout import Component
-from fedmtl_core.wire.messages import EncodedLayout, component_to_proto
+from fedmtl_core.wire.messages import component_to_proto
 
 
 def component(*values):

@@ -17,8 +17,9 @@ from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 from fedmtl_client import interrupts
 from fedmtl_client.api import FederationApi
 from fedmtl_client.interrupts import CallThread
+from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.layout import Component
-from fedmtl_core.wire.messages import EncodedComponent, component_to_proto
+from fedmtl_core.wire.messages import component_to_proto
 
 CHUNK_BYTES = 400
 NUM_DOWNLOADS = 200

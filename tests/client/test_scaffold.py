@@ -11,8 +11,8 @@ from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.trainer import Trainer
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.wire.controls import control_layout
+from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.layout import Component
-from fedmtl_core.wire.messages import EncodedComponent
 from fedmtl_server.aggregation import control_variates as server_side
 from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
 from tests.client.test_trainer import CPU, PLAN, setting
@@ -75,8 +75,12 @@ class Federation:
             client.counted()
             update = ClientUpdate(
                 *(name, "sst2", EXAMPLES[name], {"shared": delta}, "delta"),
-                learning_rate_sum=result.learning_rate_sum,
-                control_round=client_round,
+                extras={
+                    "control_variates": {
+                        "learning_rate_sum": result.learning_rate_sum,
+                        "control_round": client_round,
+                    }
+                },
             )
             self.server.fold(update, self.round, {"shared": base})
             updates.append(update)

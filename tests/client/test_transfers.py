@@ -22,7 +22,7 @@ from fedmtl_core.errors import (
     UnavailableError,
 )
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
-from fedmtl_core.wire.messages import EncodedComponent
+from fedmtl_core.wire.encoded import EncodedComponent
 from tests.faults.proxy import Faults, FaultyProxy
 from tests.relay import Cuts, Relay
 from tests.support import WideEncoder, serving, tiny_model, watching

@@ -222,7 +222,7 @@ def task_that_gives(module, measured: str) -> TaskSpec:
 
 @pytest.mark.parametrize(
     ("given", "reason"),
-    [("float('nan')", "it is nan"), ("__import__('fedmtl_core').evaluation.Undefined('no visits')", "no visits")],
+    [("float('nan')", "it is nan"), ("__import__('fedmtl_core').tasks.evaluation.Undefined('no visits')", "no visits")],
 )
 def test_a_kind_may_say_that_a_metric_is_undefined_and_why(module, given, reason):
     spec = task_that_gives(module, f'"closeness": {given}')
@@ -277,7 +277,9 @@ def test_a_trainer_of_ones_own_is_made_with_its_options(module):
 
 
 def test_nothing_but_a_task_kind_is_one(module):
-    with pytest.raises(ConfigError, match=r"tasks\.visits\.type: expected a subclass of fedmtl_core\.kinds\.TaskKind"):
+    with pytest.raises(
+        ConfigError, match=r"tasks\.visits\.type: expected a subclass of fedmtl_core\.tasks\.kinds\.TaskKind"
+    ):
         task_of(module(ROWS + GIVES.format("[]")) + ":Rows")
     assert TaskKind.__abstractmethods__ == {"head", "loss", "measure"}
 

@@ -32,8 +32,8 @@ from torch import Tensor
 from fedmtl_client import api, patience
 from fedmtl_client.downloads import Holdings
 from fedmtl_core.errors import ClientReplacedError, StaleRoundError
+from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.layout import Component
-from fedmtl_core.wire.messages import EncodedComponent
 
 RECONNECT_S = 900.0
 POLL_S = 0.02

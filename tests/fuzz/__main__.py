@@ -55,7 +55,7 @@ def _fuzz(name: str, seconds: int, folder: Path, seed: int) -> None:
     import atheris
 
     # What is instrumented has to be imported in here; torch and protobuf are native, and would only slow it down.
-    with atheris.instrument_imports(include=["fedmtl_core", "fedmtl_server.rpc.messages", "yaml"]):
+    with atheris.instrument_imports(include=["fedmtl_core", "yaml"]):
         from tests.fuzz import targets
     import tracemalloc
 

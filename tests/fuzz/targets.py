@@ -32,12 +32,13 @@ from fedmtl_core.errors import ConfigError, RequestError
 from fedmtl_core.tasks.evaluation import TaskMetric, task_metrics
 from fedmtl_core.tasks.spec import PRESETS, TaskSpec
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, Assembler, Chunk, read_message
+from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode, require_encoded_size, require_valid
 from fedmtl_core.wire.formats import ENCODINGS, Encoding
 from fedmtl_core.wire.layout import DTYPES, Component, Layout
-from fedmtl_core.wire.messages import EncodedLayout, component_from_proto, component_to_proto
-from fedmtl_server.rounds.engine import UpdateClaim
-from fedmtl_server.rpc.messages import claim_from_header, require_components, update_from_header
+from fedmtl_core.wire.messages import component_from_proto, component_to_proto
+from fedmtl_core.wire.update_headers import components_from_header, update_from_bytes, update_from_header
+from fedmtl_core.wire.updates import Update
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -311,19 +312,19 @@ def fuzz_header(data: bytes) -> None:
         accepted = False
         if header is not None:
             try:
-                claim = claim_from_header(header, _spec_of(header.task))
-                parts = require_components(() if claim.kind == "metrics" else _expected(), header)
+                update = update_from_header(header, _spec_of(header.task))
+                parts = components_from_header(header, () if update.kind == "metrics" else _expected())
             except RequestError as error:
                 str(error)
             else:
                 accepted = True
-                assert [part.layout for part in parts] == ([] if claim.kind == "metrics" else _expected())
-                assert 0 <= claim.num_examples <= 2**53
-                assert all(abs(value) <= 1e100 for value in claim.received_metrics.values())
-                assert all(-1 <= one.value <= 1 for one in _pooled_of(claim) if one.value is not None)
+                assert [part.layout for part in parts] == ([] if update.kind == "metrics" else _expected())
+                assert 0 <= update.num_examples <= 2**53
+                assert all(abs(value) <= 1e100 for value in update.received.values())
+                assert all(-1 <= one.value <= 1 for one in _pooled_of(update) if one.value is not None)
                 assert sum(part.num_bytes for part in parts) <= 2 * sum(one.num_bytes for one in _expected())
         try:
-            update_from_header(data, lambda task: _expected(), _spec_of)
+            update_from_bytes(data, lambda task: _expected(), _spec_of)
         except RequestError:
             assert not accepted  # whatever a stream lets in can be read again after a restart
 
@@ -333,9 +334,9 @@ def _spec_of(task: str) -> TaskSpec:
     return PRESETS["stsb" if len(task) % 2 else "qqp"]
 
 
-def _pooled_of(claim: UpdateClaim) -> list[TaskMetric]:
+def _pooled_of(update: Update) -> list[TaskMetric]:
     """A task's metrics of an update's sums, as if two clients had sent it."""
-    evaluations = [claim.received, claim.trained, claim.trained]
+    evaluations = [update.received, update.trained, update.trained]
     names = ("accuracy", "f1", "matthews", "pearson")
     return [one for name, one in task_metrics(evaluations).items() if name in names]
 

@@ -24,9 +24,10 @@ from hypothesis.stateful import (
 )
 
 from fedmtl_core.config import Config
+from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import encode
 from fedmtl_core.wire.layout import Component
-from fedmtl_core.wire.messages import EncodedLayout, component_to_proto
+from fedmtl_core.wire.messages import component_to_proto
 from fedmtl_server.rounds.engine import RoundRules
 from tests.fuzz.driver import Driver, Stream, Watch, quiet_log
 from tests.fuzz.rules import DEADLINE_S, GRACE_S, QUORUM_S, TRANSFER_S, Claim, Partial, Rules

@@ -272,7 +272,7 @@ async def test_an_update_given_up_while_it_was_written_does_not_count_after_a_re
 async def test_an_update_acknowledged_with_metrics_that_are_refused_by_now_counts_without_them(tmp_path, monkeypatch):
     """Servers have taken any metric; what one acknowledged survives the upgrade."""
     with monkeypatch.context() as patch:
-        patch.setattr("fedmtl_server.rpc.messages.metrics_from_proto", lambda field, metrics, spec: dict(metrics))
+        patch.setattr("fedmtl_core.wire.update_headers.metrics_from_proto", lambda field, metrics, spec: dict(metrics))
         async with serving(tmp_path, tiny_model("sst2", "qqp")) as server:
             async with watching(server, a="sst2", b="qqp") as clients:
                 await clients["a"].until(OPENED)

@@ -40,7 +40,7 @@ def test_scores_take_each_value_about_equally_often():
 
 
 def test_every_process_sees_the_same_rows():
-    command = "from fedmtl_core import toy; print(toy.rows('qqp')[0][17])"
+    command = "from fedmtl_core.model import toy; print(toy.rows('qqp')[0][17])"
     other = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == str(toy.rows("qqp")[0][17])
 

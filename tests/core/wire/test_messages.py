@@ -12,11 +12,11 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.tasks.plan import Pooling
+from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import encode
 from fedmtl_core.wire.formats import ENCODINGS
 from fedmtl_core.wire.layout import DTYPES, Component, Layout
 from fedmtl_core.wire.messages import (
-    EncodedLayout,
     component_from_proto,
     component_to_proto,
     layout_from_proto,

@@ -18,6 +18,7 @@ from fedmtl_core.config import AggregationConfig, Config, validated
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.runtime.tables import results_table
 from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.wire.updates import Update
 from fedmtl_server import doctor
 from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
 from fedmtl_server.aggregation.auxiliary import Auxiliary, scaled
@@ -25,7 +26,7 @@ from fedmtl_server.aggregation.norms import NormRule
 from fedmtl_server.aggregation.task_weighting import make_weighting
 from fedmtl_server.commands.runs import runs_app
 from fedmtl_server.monitoring.tracking import round_point
-from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step, UpdateClaim
+from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.server import Server
 from fedmtl_server.storage.results import Measurements, TaskResult
@@ -181,7 +182,7 @@ def opened(clients=("a", "x", "y"), **rules):
 
 
 def claim(client_id, kind="parameters", round_=1):
-    return UpdateClaim(client_id, "sst2" if client_id < "x" else "qqp", round_, f"{client_id}1", kind, 1, 0, {}, {})
+    return Update(client_id, "sst2" if client_id < "x" else "qqp", round_, f"{client_id}1", kind, num_examples=1)
 
 
 def test_a_round_opens_without_auxiliary_clients():
@@ -422,7 +423,8 @@ def test_steps_of_an_auxiliary_task_count_in_the_effective_number_as_its_example
     deltas = {"sst2": (6.0, 2), "mlm": (8.0, 8)}
     updates = [
         dataclasses.replace(
-            ClientUpdate.from_parameters(task, task, 1, {"encoder.w": torch.tensor([delta])}, "delta"), num_steps=steps
+            ClientUpdate.from_parameters(task, task, 1, {"encoder.w": torch.tensor([delta])}, "delta"),
+            extras={"normalization": {"num_steps": steps}},
         )
         for task, (delta, steps) in deltas.items()
     ]

@@ -56,7 +56,10 @@ def test_what_the_limit_is_on_with_steps_task_weights_auxiliary_weights_and_stal
     """Examples, in each component: what an update is multiplied with besides comes on top."""
     base = dict(update("", "sst2", 1, 0.0).components)
     base |= update("", "qqp", 1, 0.0).components
-    lie, honest = update("a", "sst2", LIE, 1.0, num_steps=4), update("b", "qqp", 1, 0.0, num_steps=1)
+    lie, honest = (
+        update("a", "sst2", LIE, 1.0, extras={"normalization": {"num_steps": 4}}),
+        update("b", "qqp", 1, 0.0, extras={"normalization": {"num_steps": 1}}),
+    )
     # FedNova: p = (0.99, 0.01), steps (4, 1): the mean of deltas by step, times the effective number of them.
     expected = (0.99 * 4 + 0.01) * (0.99 * 1.0 / 4)
     assert averaged(lie, honest, base=base, normalization="fednova")["encoder"] == pytest.approx(expected)

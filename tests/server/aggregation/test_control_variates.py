@@ -1,7 +1,5 @@
 """The server's control variates: hand-computed numbers, how they travel, and that they are part of a commit."""
 
-from dataclasses import replace
-
 import grpc
 import pytest
 import torch
@@ -29,8 +27,7 @@ def numbers(scope, *values):
 def update(client_id, task, num_examples, learning_rate_sum, components, control_round=0, kind="delta"):
     return ClientUpdate(
         *(client_id, task, num_examples, {one.scope: one for one in components}, kind),
-        learning_rate_sum=learning_rate_sum,
-        control_round=control_round,
+        extras={"control_variates": {"learning_rate_sum": learning_rate_sum, "control_round": control_round}},
     )
 
 
@@ -97,7 +94,8 @@ def test_an_update_without_learning_rates_is_passed_over():
 def test_variates_that_are_no_longer_the_mean_begin_anew(changes, reason):
     variates = ControlVariates([numbers("shared", 0.0).layout])
     held_round(variates, 1, update("a", "x", 1, 1.0, [numbers("shared", -4.0)]))
-    later = replace(update("a", "x", 1, 1.0, [numbers("shared", -4.0)], control_round=1), **changes)
+    said = {"task": "x", "learning_rate_sum": 1.0, "control_round": 1, **changes}
+    later = update("a", num_examples=1, components=[numbers("shared", -4.0)], **said)
     assert reason in held_round(variates, 2, later)
     assert (value(variates), variates.since, variates.facts["known"]) == ([0.0], 3, {})
 

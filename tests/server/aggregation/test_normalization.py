@@ -35,7 +35,7 @@ def update(client_id, task, num_examples, num_steps, encoder, head=(0.0,), kind=
         f"heads.{task}.weight": torch.tensor(list(head)),
     }
     one = ClientUpdate.from_parameters(client_id, task, num_examples, parameters, kind)
-    return replace(one, num_steps=num_steps)
+    return replace(one, extras={"normalization": {"num_steps": num_steps}})
 
 
 BASE = update("", "sst2", 1, 1, [10.0], [1.0]).components | update("", "qqp", 1, 1, [10.0], [2.0]).components
@@ -103,7 +103,12 @@ def where_rounds_end(aggregator, start):
         for name, q, n, steps in zip("abc", QUADRATICS, EXAMPLES, LOCAL_STEPS, strict=True):
             a, b = (torch.tensor(values, dtype=torch.float64) for values in (q.curvature, q.minimum))
             reached = {"encoder.w": b + (1 - RATE * a) ** steps * (w - b)}
-            updates.append(replace(ClientUpdate.from_parameters(name, "sst2", n, reached), num_steps=steps))
+            updates.append(
+                replace(
+                    ClientUpdate.from_parameters(name, "sst2", n, reached),
+                    extras={"normalization": {"num_steps": steps}},
+                )
+            )
         w = aggregator.aggregate_mtl_updates(updates, {"shared": Component.pack("shared", {"encoder.w": w})})["shared"][
             "encoder.w"
         ].clone()

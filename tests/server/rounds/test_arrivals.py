@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fedmtl.v1 import federation_pb2 as pb
 
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.rounds.cohorts import CohortRule
-from fedmtl_server.rounds.engine import RoundEngine, RoundRules, Step, UpdateClaim
+from fedmtl_server.rounds.engine import RoundEngine, RoundRules, Step
 from tests.support import WireClient, serving, tiny_model
 
 WAITING, OPENED = pb.ROUND_EVENT_KIND_WAITING, pb.ROUND_EVENT_KIND_OPENED
@@ -87,7 +88,7 @@ def test_no_later_round_waits_for_them():
     rounds.join("b", "sst2", 0.0)
     assert rounds.advance(0.0) is Step.OPENED
     rounds.leave("b", 1.0)
-    rounds.count(UpdateClaim("a", "sst2", 1, "u", "parameters", 1, 0, {}, {}))
+    rounds.count(Update("a", "sst2", 1, "u", "parameters", num_examples=1))
     assert rounds.advance(20.0) is Step.CLOSED
     rounds.committed(20.0)
     assert rounds.advance(20.0) is Step.OPENED
@@ -107,7 +108,7 @@ def test_a_round_that_is_taken_up_keeps_its_cohort_and_the_next_one_has_everybod
     rounds = engine("a", "b", round_=4)
     rounds.reopen({"a": "sst2"}, [], 0.0)
     rounds.join("a", "sst2", 1.0)
-    rounds.count(UpdateClaim("a", "sst2", 4, "u", "parameters", 1, 0, {}, {}))
+    rounds.count(Update("a", "sst2", 4, "u", "parameters", num_examples=1))
     assert rounds.advance(2.0) is Step.CLOSED
     rounds.committed(2.0)
     assert rounds.advance(2.0) is None

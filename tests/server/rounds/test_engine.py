@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.rounds.cohorts import CohortRule
-from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step, UpdateClaim
+from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step
 
 
 def engine(num_rounds=2, now=0.0, **rules) -> RoundEngine:
@@ -24,8 +25,8 @@ def engine(num_rounds=2, now=0.0, **rules) -> RoundEngine:
     return RoundEngine(RoundRules(num_rounds=num_rounds, **(defaults | rules)), now)
 
 
-def claim(client_id="a", task="sst2", round_=1, update_id="u1", kind="parameters") -> UpdateClaim:
-    return UpdateClaim(client_id, task, round_, update_id, kind, 1, 0, {}, {})
+def claim(client_id="a", task="sst2", round_=1, update_id="u1", kind="parameters") -> Update:
+    return Update(client_id, task, round_, update_id, kind, num_examples=1)
 
 
 def opened(**rules) -> RoundEngine:
@@ -49,7 +50,7 @@ def opened_async(clients="abc", buffer_size=2, max_staleness=10, exponent=0.5, *
     return opened_with(dict.fromkeys(clients, "sst2"), **(defaults | rules))
 
 
-def delta(client_id="a", round_=1, update_id="u1", task="sst2") -> UpdateClaim:
+def delta(client_id="a", round_=1, update_id="u1", task="sst2") -> Update:
     return claim(client_id, task, round_, update_id, "delta")
 
 
@@ -899,7 +900,7 @@ def test_who_came_into_an_asynchronous_round_and_counted_is_in_it_after_the_cras
         [delta("z", 2, "z1", "qqp")], cohort={"a": "sst2"}, asynchronous=AsyncRule(2), counted={"z": ("z0", 1)}
     )
     assert list(rounds.cohort) == ["a", "z"]
-    assert rounds.cohort["z"].claim == delta("z", 2, "z1", "qqp")
+    assert rounds.cohort["z"].update == delta("z", 2, "z1", "qqp")
     assert rounds.counted_in(delta("z", 2, "z1", "qqp")) == 3
     rounds.join("a", "sst2", 1001.0)
     rounds.count(delta("a", 3))
@@ -953,7 +954,7 @@ clients, tasks = st.sampled_from(CLIENTS), st.sampled_from(list(TASKS))
 def test_no_update_counts_twice_in_an_asynchronous_run_however_late_it_comes_again(buffer_size, max_staleness, sent):
     """Each is a client's new update from a model some rounds old, or one of its earlier ones."""
     rounds = opened_async("ab", buffer_size, max_staleness, num_rounds=100)
-    made: dict[str, list[UpdateClaim]] = {"a": [], "b": []}
+    made: dict[str, list[Update]] = {"a": [], "b": []}
     counted = []
     for number, (client_id, age, again) in enumerate(sent):
         if again == -1 or not made[client_id]:
@@ -975,9 +976,9 @@ class AnyRun(RuleBasedStateMachine):
     def begin(self, rules):
         self.rules, self.now = rules, 50.0
         self.engine = RoundEngine(rules, self.now)
-        self.sent: list[UpdateClaim] = []
-        self.counted: dict[str, tuple[UpdateClaim, int]] = {}  # with its round
-        self.acknowledged: list[UpdateClaim] = []  # of the round in progress
+        self.sent: list[Update] = []
+        self.counted: dict[str, tuple[Update, int]] = {}  # with its round
+        self.acknowledged: list[Update] = []  # of the round in progress
         self.everybody_joins()
         self.advance()
 
@@ -1083,9 +1084,9 @@ class AnyRun(RuleBasedStateMachine):
 
     @invariant()
     def what_is_acknowledged_is_kept(self):
-        claims = [member.claim for member in self.engine.cohort.values() if member.claim is not None]
+        updates = [member.update for member in self.engine.cohort.values() if member.update is not None]
         if self.engine.phase in (Phase.OPEN, Phase.AGGREGATING):
-            assert sorted(one.update_id for one in claims) == sorted(one.update_id for one in self.acknowledged)
+            assert sorted(one.update_id for one in updates) == sorted(one.update_id for one in self.acknowledged)
 
     @invariant()
     def an_open_round_ends_by_itself(self):

@@ -8,9 +8,11 @@ import pytest
 from rich.console import Console
 
 from fedmtl_core.runtime.tables import results_table
+from fedmtl_core.tasks.evaluation import Evaluation
 from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.aggregator import Aggregate, Contribution
-from fedmtl_server.rounds.engine import Member, UpdateClaim
+from fedmtl_server.rounds.engine import Member
 from fedmtl_server.rounds.report import MetricReport, RoundReport, task_reports
 from fedmtl_server.storage.results import Measurements, TaskResult, plot
 
@@ -18,9 +20,11 @@ SLICES = {"sst2": ("shared", "task:sst2"), "qqp": ("shared", "task:qqp")}
 
 
 def member(client_id, task, num_examples, num_eval, accuracy, base_round=1, trained=None) -> Member:
-    received = {"accuracy": accuracy}
-    claim = UpdateClaim(client_id, task, base_round, "u", "parameters", num_examples, num_eval, received, trained or {})
-    return Member(client_id, task, claim)
+    received, own = Evaluation({"accuracy": accuracy}, num_eval), Evaluation(trained or {}, num_eval)
+    update = Update(
+        client_id, task, base_round, "u", "parameters", num_examples=num_examples, received=received, trained=own
+    )
+    return Member(client_id, task, update)
 
 
 def report(round_, **accuracy) -> RoundReport:

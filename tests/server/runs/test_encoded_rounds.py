@@ -13,7 +13,7 @@ from fedmtl_client.downloads import Holdings
 from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.errors import UnavailableError
 from fedmtl_core.wire.formats import COMPRESSIONS, ENCODINGS
-from fedmtl_core.wire.messages import EncodedComponent, EncodedLayout
+from fedmtl_core.wire.encoded import EncodedComponent, EncodedLayout
 from tests.support import OddEncoder, WideEncoder, eventually, model_bytes, serving, tiny_model
 
 

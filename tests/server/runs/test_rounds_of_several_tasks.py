@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.rounds.cohorts import CohortRule
-from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step, UpdateClaim
+from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step
 from fedmtl_server.rounds.task_selection import HighestLoss, TaskLoss
 from tests.server.test_recovery import history_of
 from tests.support import TinyEncoder, WireClient, full_of, model_bytes, serving, tiny_model
@@ -27,8 +28,8 @@ def engine(**rules) -> RoundEngine:
     return RoundEngine(RoundRules(**(defaults | rules)), 0.0)
 
 
-def claim(client_id, task, round_=1, kind="parameters", next_task="") -> UpdateClaim:
-    return UpdateClaim(client_id, task, round_, f"{client_id}{round_}", kind, 1, 0, {}, {}, next_task=next_task)
+def claim(client_id, task, round_=1, kind="parameters", next_task="") -> Update:
+    return Update(client_id, task, round_, f"{client_id}{round_}", kind, num_examples=1, next_task=next_task)
 
 
 def tasks_of(rounds) -> dict[str, str]:

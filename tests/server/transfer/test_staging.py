@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fedmtl_core.errors import StaleRoundError, StoreError, UnavailableError
+from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.layout import Component, Layout
-from fedmtl_core.wire.messages import EncodedLayout
 from fedmtl_server.storage.spool import Spool
 from fedmtl_server.transfer.buffers import BufferPool
 from fedmtl_server.transfer.staging import StagedUpdate, StagingArea

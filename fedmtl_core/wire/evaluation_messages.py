@@ -1,20 +1,39 @@
-"""What an update's header says of its client's evaluations, every number of it possible."""
+"""A client's evaluations as contract messages, and back: every number is checked to be a possible one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from fractions import Fraction
 
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.errors import InvalidRequestError, LimitExceededError, NonFiniteError
 from fedmtl_core.identifiers import quoted, shown
-from fedmtl_core.tasks.evaluation import MAX_METRIC, MAX_MOMENT, ROUNDING, ClassCounts, EvaluationDetails, Moments
+from fedmtl_core.tasks.evaluation import (
+    MAX_METRIC,
+    MAX_MOMENT,
+    ROUNDING,
+    ClassCounts,
+    Evaluation,
+    EvaluationDetails,
+    Moments,
+)
 from fedmtl_core.tasks.spec import TaskSpec
 
 MAX_METRICS = 64
 MAX_METRIC_NAME = 64
+
+
+def details_to_proto(evaluation: Evaluation) -> pb.EvaluationDetails:
+    """What the metrics of an evaluation leave unsaid."""
+    details = pb.EvaluationDetails(undefined=evaluation.undefined)
+    if isinstance(evaluation.sums, ClassCounts):
+        details.class_counts.CopyFrom(pb.ClassCounts(**asdict(evaluation.sums)))
+    elif evaluation.sums is not None:
+        details.moments.CopyFrom(pb.Moments(**asdict(evaluation.sums)))
+    return details
 
 
 def metrics_from_proto(field: str, metrics: Mapping[str, float], spec: TaskSpec) -> dict[str, float]:
