@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +11,20 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedmtl_core.addresses import is_loopback, join_address
-from fedmtl_core.config import Config, contradictions
-from fedmtl_core.errors import ConfigError, FedMTLError, RunStoppedError
+from fedmtl_core.config import Config
+from fedmtl_core.errors import FedMTLError, RunStoppedError
 from fedmtl_core.logs import get_logger
-from fedmtl_core.model.sharing import blocks_of, movable_parts
 from fedmtl_core.runtime.keepalive import keepalive
-from fedmtl_core.wire.layout import Layout
-from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.limiting import grpc_options, with_limits
-from fedmtl_server.access.tls import is_authenticating, require_safe, server_credentials
-from fedmtl_server.aggregation.aggregator import MTLAggregator
-from fedmtl_server.aggregation.auxiliary import Auxiliary
-from fedmtl_server.aggregation.control_variates import ControlVariates
-from fedmtl_server.aggregation.norms import NormRule
-from fedmtl_server.aggregation.optimizer_state import OptimizerState
-from fedmtl_server.aggregation.optimizers import make_optimizer
-from fedmtl_server.aggregation.task_weighting import make_weighting
-from fedmtl_server.aggregation.task_weighting.base import WeightingSettings
-from fedmtl_server.aggregation.task_weighting.shares import Examples
-from fedmtl_server.commits import Commits
+from fedmtl_server.access.tls import server_credentials
+from fedmtl_server.assembly import Assembly
 from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.monitoring.setup import Monitoring
-from fedmtl_server.monitoring.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
-from fedmtl_server.recovery import recovered_updates
-from fedmtl_server.rounds.cohorts import CohortRule
-from fedmtl_server.rounds.engine import AsyncRule, RoundRules
-from fedmtl_server.rounds.stopping import EarlyStopping
-from fedmtl_server.rounds.task_selection import TaskSelection, make_selection
+from fedmtl_server.monitoring.tracking import Outcome
 from fedmtl_server.rpc import reflection
 from fedmtl_server.rpc.servicer import SERVICE_NAME, FederatedMtlServicer
-from fedmtl_server.sharing.layer_moves import Mover
-from fedmtl_server.sharing.policies import SharingPolicy, make_policy
-from fedmtl_server.storage.folders import held_run, unfinished_run
 from fedmtl_server.storage.results import TaskResult, plot
-from fedmtl_server.storage.store import RunStore, without_secrets
-from fedmtl_server.transfer.buffers import BufferPool
-from fedmtl_server.transfer.staging import MIN_UPDATES_IN_MEMORY, StagingArea
+from fedmtl_server.storage.store import RunStore
 
 GRACE_S = 5.0
 """How long calls in progress may take to end when the server stops."""
@@ -65,7 +40,7 @@ _OPTIONS = {
 
 
 class Server:
-    """One run, served. A run that the folder holds already is taken up where it was left.
+    """One run, served. A run that the folder holds already is resumed where it was left.
 
     Args:
         config: what to run.
@@ -88,38 +63,14 @@ class Server:
         *,
         finished: bool = False,
     ):
-        require_safe(config)
-        if not config.tasks:
-            raise ConfigError("tasks: name at least one task, such as `tasks: {sst2: {}}`")
-        if not config.tasks.keys() - config.auxiliary_tasks():
-            raise ConfigError(f"tasks: {', '.join(config.tasks)}: at least one has to be another than auxiliary")
+        self._assembly = Assembly(config, run_dir, model, finished=finished)
         self.address = ""
         self.store: RunStore
         self.federation: Federation
         self._config = config
-        self._run_dir = run_dir
-        self._may_be_over = finished
         self._outcome: Outcome = "stopped"
-        self._trackers = trackers_for(config)
-        self._monitoring = Monitoring.of(config)
-        self._gate = Gate(config) if is_authenticating(config) else None
-        self._held_id = _held_run_id(run_dir, config) if run_dir else None
-        self._run_id = self._held_id or uuid.uuid4().hex
+        self._monitoring, self._gate = self._assembly.monitoring, self._assembly.gate
         self._log = get_logger()
-        optimizer = make_optimizer(config.server_optimizer)  # before anything that takes long
-        policy = make_policy(config.sharing.adaptive)
-        self._weighting = make_weighting(config.aggregation)
-        self._selection = make_selection(config.rounds.task_selection)
-        if policy and not self._weighting:  # it looks at every task's mean
-            self._weighting = Examples(WeightingSettings())
-        if model is None:
-            self._log.info("model.loading", source=config.model.server_model)
-            model = MTLServerModel.from_config(config, weights=self._held_id is None)
-        self._model = model
-        layouts = model.layouts_for(None)
-        self._optimizer = OptimizerState(optimizer, layouts) if optimizer else None
-        self._mover = self._make_mover(policy) if policy else None
-        self._controls = _controls(model) if config.training.control_variates else None
         self._log_model()
 
     async def start(self) -> None:
@@ -136,7 +87,8 @@ class Server:
         self._monitoring.listen()
         if self._gate:
             await self._gate.open()
-        await asyncio.to_thread(self._open_store)
+        opened = await asyncio.to_thread(self._assembly.open)
+        self.store, self.federation, self._tracking = opened.store, opened.federation, opened.tracking
         FederatedMtlServicer(self.federation).add_to(self._server)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -144,7 +96,9 @@ class Server:
         await self._server.start()
         await self._set_health(serving=True)
         self.store.announce(self.address)
-        self._log.info("server.started", address=self.address, run_id=self._run_id, run_dir=str(self.store.run_dir))
+        self._log.info(
+            "server.started", address=self.address, run_id=self._assembly.run_id, run_dir=str(self.store.run_dir)
+        )
         self._log_security()
         self._tracking.start()
         self._monitoring.start(self.federation)
@@ -203,112 +157,16 @@ class Server:
         limited = with_limits(config.limits, config.rounds.transfer_timeout_s, inner)
         return [*self._monitoring.interceptors, *limited]
 
-    def _open_store(self) -> None:
-        """Begin the run, or take it up."""
-        components = self._model.components
-        if self._held_id is None or self._run_dir is None:
-            if self._run_dir is None:
-                self._warn_of_unfinished()
-            self.store = RunStore.create(self._config, self._run_id, components, self._model.summary(), self._run_dir)
-            self.federation = self._make_federation()
-            return
-        self.store = RunStore.resume(self._config, self._run_id, self._run_dir, finished=self._may_be_over)
-        remembering = [one for one in (self._optimizer, self._controls) if one]
-        state_layouts = [layout for one in remembering for layout in one.layouts]
-        left_off = self.store.left_off(
-            [component.layout for component in components.values()], state_layouts, self._moved_layouts
-        )
-        if self._mover and left_off.reports:
-            self._mover.take_up(left_off.reports[-1].sharing, left_off.reports[-1].sharing_state)
-        table = self._mover.table if self._mover else self._model.sharing
-        self._model.rearrange(table, left_off.components)
-        if self._optimizer:
-            self._optimizer.begin(self._model.layouts_for(None))
-        self.federation = self._make_federation()
-        self.federation.resume(left_off, recovered_updates(self.store, left_off, self._model, self._config))
-
-    def _make_mover(self, policy: SharingPolicy) -> Mover:
-        section = self._config.sharing
-        layers = movable_parts(section.rules(), section.adaptive.layers)
-        return Mover(policy, self._model, layers, section.adaptive.max_parameters)
-
-    def _moved_layouts(self, sharing: Mapping[str, Any]) -> tuple[list[Layout], list[Layout]]:
-        """Of the model whose layers have moved as a report says, and of what its optimiser remembers."""
-        table = self._model.table_of({part: blocks_of(blocks) for part, blocks in sharing.items()})
-        layouts = self._model.layouts_of(table)
-        return layouts, self._optimizer.layouts_of(layouts) if self._optimizer else []
-
-    def _warn_of_unfinished(self) -> None:
-        """Say it if the run that begins could have been an earlier one's going on."""
-        earlier = unfinished_run(self._config)
-        if earlier is not None:
-            self._log.warning(
-                "run.begins_anew",
-                unfinished=str(earlier),
-                reason="a run of the same configuration is there, and isn't over",
-                take_it_up_with=f"fedmtl-server --resume {earlier}",
-            )
-
-    def _make_federation(self) -> Federation:
-        config = self._config
-        run = TrackedRun.of(self._run_id, self.store.run_dir, without_secrets(config))
-        self._tracking = Tracking(self._trackers, run, lambda: [round_point(one) for one in self.store.reports()])
-        aggregator = MTLAggregator(
-            _norms(config),
-            self._weighting,
-            config.training.seed,
-            _auxiliary(config),
-            config.aggregation.normalization,
-            config.robustness.max_client_share,
-        )
-        staging = self._make_staging()
-        return Federation(
-            run_id=self._run_id,
-            commits=Commits(
-                self._model,
-                aggregator,
-                self.store,
-                staging,
-                optimizer=self._optimizer,
-                controls=self._controls,
-                mover=self._mover,
-            ),
-            specs=config.task_specs(),
-            aggregator=aggregator,
-            rules=_rules(config, self._selection),
-            plans={
-                task: replace(config.plan(task), local=self._model.sharing.local_for(task)) for task in config.tasks
-            },
-            store=self.store,
-            staging=staging,
-            early_stopping=_early_stopping(config),
-            topk_density=config.wire.topk_density,
-            report_interval_s=config.rounds.report_interval_s,
-            listeners=[self._tracking, *self._monitoring.listeners],
-        )
-
-    def _make_staging(self) -> StagingArea:
-        """Room for updates; the pool keeps what a round uses at its height: the model before, and each task's mean."""
-        config, model = self._config, self._model
-        budget = config.server.staging_memory_mb * 2**20
-        largest = max(sum(layout.num_bytes for layout in model.layouts_for(task)) for task in model.tasks)
-        whole = sum(component.layout.num_bytes for component in model.components.values())
-        means = {scope: len(model.sharing.members(scope)) - 1 for scope in model.components} if self._weighting else {}
-        others = sum(count * model.components[scope].layout.num_bytes for scope, count in means.items())
-        growth = config.sharing.adaptive.max_parameters if self._mover else 1
-        controls = sum(layout.num_bytes for layout in self._controls.layouts) if self._controls else 0
-        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + int(growth * (whole + others)) + controls)
-        return StagingArea(budget, self.store.spool, pool, durable=config.store.durability != "memory")
-
     def _log_model(self) -> None:
-        summary = self._model.summary()
+        model = self._assembly.model
+        summary = model.summary()
         self._log.info(
             "model.ready",
             base_model=summary.base_model,
             tasks=", ".join(summary.head_parameters),
             shared_parameters=summary.shared_parameters,
             head_parameters=dict(summary.head_parameters),
-            **({} if self._model.sharing.is_one_model else {"scope_parameters": dict(summary.scope_parameters)}),
+            **({} if model.sharing.is_one_model else {"scope_parameters": dict(summary.scope_parameters)}),
             total_parameters=summary.total_parameters,
         )
 
@@ -332,71 +190,6 @@ class Server:
         status = response.SERVING if serving else response.NOT_SERVING
         for service in ("", SERVICE_NAME):
             await self._health.set(service, status)
-
-
-def _held_run_id(run_dir: Path, config: Config) -> str | None:
-    """The id of the run that a folder holds, whose configuration this must not contradict."""
-    held = held_run(run_dir)
-    if held is None:
-        return None
-    run_id, stored = held
-    if problems := contradictions(stored, config):
-        raise ConfigError(
-            f"{run_dir} holds a run of another configuration: {'; '.join(problems)}. Begin a new run with another "
-            f"--run-dir, or remove that folder if its run isn't wanted"
-        )
-    return run_id
-
-
-def _rules(config: Config, selection: TaskSelection) -> RoundRules:
-    rounds, tasks = config.rounds, config.tasks
-    return RoundRules(
-        num_rounds=config.training.num_rounds,
-        min_clients={name: task.min_clients for name, task in tasks.items()},
-        expected=frozenset(client.client_id for client in config.clients if rounds.await_clients_s),
-        await_clients_s=rounds.await_clients_s or 0.0,
-        auxiliary=config.auxiliary_tasks(),
-        deadline_s=rounds.deadline_s,
-        task_deadline_s={name: task.deadline_s for name, task in tasks.items() if task.deadline_s is not None},
-        quorum_timeout_s=rounds.quorum_timeout_s,
-        rejoin_grace_s=rounds.rejoin_grace_s,
-        transfer_timeout_s=rounds.transfer_timeout_s,
-        on_missing_quorum=rounds.on_missing_quorum,
-        max_extensions=rounds.max_extensions,
-        cohort=CohortRule(
-            rounds.cohort, rounds.cohort_fraction, rounds.cohort_size, rounds.cohort_extra, config.training.seed
-        ),
-        asynchronous=(
-            AsyncRule(rounds.buffer_size, rounds.max_staleness, rounds.staleness_exponent)
-            if rounds.mode == "async"
-            else None
-        ),
-        selection=selection,
-        seed=config.training.seed,
-        max_examples=config.max_examples(),
-    )
-
-
-def _norms(config: Config) -> NormRule:
-    section = config.robustness.norms
-    return NormRule(section.action, section.bound, section.median_factor, section.window, section.model_factor)
-
-
-def _controls(model: MTLServerModel) -> ControlVariates:
-    members = {scope: model.sharing.members(scope) for scope in model.components}
-    return ControlVariates(model.layouts_for(None), members)
-
-
-def _auxiliary(config: Config) -> dict[str, Auxiliary]:
-    sections = {name: task.auxiliary for name, task in config.tasks.items()}
-    return {name: Auxiliary(one.weight, one.decay) for name, one in sections.items() if one is not None}
-
-
-def _early_stopping(config: Config) -> EarlyStopping | None:
-    section = config.early_stopping
-    if section.patience is None:
-        return None
-    return EarlyStopping(section.patience, section.threshold, frozenset(section.watch or ()))
 
 
 async def _either(work: Coroutine[Any, Any, None], other: asyncio.Future[Any], timeout_s: float) -> None:
@@ -439,7 +232,7 @@ async def serve(
         if keep_serving:
             await stop
         else:
-            await _either(server.federation.until_all_know(), stop, server.federation.rules.quorum_timeout_s)
+            await _either(server.federation.drain(), stop, server.federation.rules.quorum_timeout_s)
     finally:
         finished = run.done() and run.exception() is None
         for task in (run, stop):

@@ -206,9 +206,9 @@ class RunCollector(Collector):
         return _Moment(
             round=status.round,
             phase=status.phase,
-            bytes_in=metrics.bytes_in + federation.facts.bytes_received,
-            bytes_out=metrics.bytes_out + federation.facts.bytes_sent,
-            staged_bytes=federation.staged_bytes,
+            bytes_in=metrics.bytes_in + federation.stats.bytes_received,
+            bytes_out=metrics.bytes_out + federation.stats.bytes_sent,
+            staged_bytes=federation.staging.used_bytes,
             num_waiting=federation.staging.num_waiting,
             tasks=status.tasks,
         )

@@ -110,25 +110,26 @@ class FederatedMtlServicer:
         log.info("slice.sent", round=published.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
 
     async def PushUpdate(self, requests: AsyncIterator[bytes], context: Context) -> pb.PushUpdateResponse:
-        upload = Upload(requests, self._federation, on_ready=lambda: context.send_initial_metadata(()))
+        timeout_s = self._federation.rules.transfer_timeout_s
+        upload = Upload(requests, timeout_s, on_ready=lambda: context.send_initial_metadata(()))
         began = time.monotonic()
         log = get_logger(rpc="PushUpdate")
         with _noting_departure(upload, log):
             try:
-                receipt = await upload.receive()
+                receipt = await self._federation.receive(upload)
             except RequestError as error:
-                refused = _refused(upload.header, error)
+                refused = _refused(upload.opening, error)
                 self._federation.note_refusal(refused)
                 if isinstance(error, NonFiniteError) and error.field == "header.received_metrics":
-                    header = upload.header
+                    header = upload.opening
                     self._federation.note_damaged_model(header.client_id, header.base_round, refused.reason)
                 await _abort(context, error, log, "update.refused", client_id=refused.client_id, task=refused.task)
         log.info(
             "update.duplicate" if receipt.duplicate else "update.accepted",
-            client_id=upload.header.client_id,
-            task=upload.header.task,
+            client_id=upload.opening.client_id,
+            task=upload.opening.task,
             round=receipt.round,
-            num_examples=upload.header.num_examples,
+            num_examples=upload.opening.num_examples,
             bytes_received=receipt.num_bytes,
             duration_s=time.monotonic() - began,
         )
@@ -313,7 +314,7 @@ def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
     try:
         yield
     except (asyncio.CancelledError, grpc.aio.InternalError):
-        log.info("update.abandoned", client_id=shown(upload.header.client_id), task=shown(upload.header.task))
+        log.info("update.abandoned", client_id=shown(upload.opening.client_id), task=shown(upload.opening.task))
         raise
 
 

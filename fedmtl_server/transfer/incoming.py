@@ -23,8 +23,8 @@ class Transfer:
     """The stream that brings it now; another that was it before has nothing to say any more."""
     dropped: RequestError | None = None
     """Why it is wanted no longer, if it isn't."""
-    objection: asyncio.Task[RequestError | None] | None = None
-    """Looks for what the run's history has against it."""
+    refusal_of_history: asyncio.Task[RequestError | None] | None = None
+    """Gives the error to raise if the run's history already has it."""
     norms: Mapping[str, float] = field(default_factory=dict)
     """By scope, how far it moves the model, once that was measured."""
 

@@ -27,7 +27,7 @@ async def test_a_client_whose_received_model_is_damaged_says_so_and_tells_the_se
             with pytest.raises(DivergedError, match=r"^the model received in round 1 gives values") as error:
                 await asyncio.to_thread(session_of(real_api(server.address)).run)
             status = await observer.stub.GetStatus(pb.GetStatusRequest())
-            refused = list(server.federation.facts.refused)
+            refused = list(server.federation.stats.refused)
     assert "the server's model is damaged, this client's data and training are not the cause" in str(error.value)
     assert "metric" not in str(error.value)
     (warning,) = status.warnings
@@ -78,7 +78,7 @@ async def test_a_training_that_diverges_is_told_as_such_and_nothing_is_sent(rows
         with pytest.raises(DivergedError, match=message) as error:
             await asyncio.to_thread(session_of(real_api(server.address), rows=rows).run)
         status = server.federation.status()
-        assert (server.federation.facts.num_refused, status.warnings, status.round) == (0, [], 1)
+        assert (server.federation.stats.num_refused, status.warnings, status.round) == (0, [], 1)
     assert "metric" not in str(error.value)
 
 
@@ -95,4 +95,4 @@ async def test_a_training_of_a_user_s_own_that_diverges_is_told_as_such_too(tmp_
         session._settings = replace(session._settings, trainer=Careless)
         with pytest.raises(DivergedError, match=r"^training diverged: .* after \d+ steps \(train_loss nan\); lower"):
             await asyncio.to_thread(session.run)
-        assert server.federation.facts.num_refused == 0
+        assert server.federation.stats.num_refused == 0

@@ -92,7 +92,7 @@ async def test_a_client_that_stalls_in_its_upload_keeps_neither_the_round_nor_th
             await asyncio.Event().wait()
 
         upload = stalled.stub.PushUpdate(half())
-        await eventually(lambda: server.federation.staged_bytes > 0)
+        await eventually(lambda: server.federation.staging.used_bytes > 0)
         with pytest.raises(grpc.aio.AioRpcError, match=r"no message arrived for 0\.4 s") as refusal:
             await upload
         assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -100,7 +100,7 @@ async def test_a_client_that_stalls_in_its_upload_keeps_neither_the_round_nor_th
         event = await well.until(pb.ROUND_EVENT_KIND_COMMITTED)
         assert [part.client_id for part in event.report.components[0].contributions] == ["well"]
         assert list(event.report.missing_clients) == ["stalled"]
-        await eventually(lambda: server.federation.staged_bytes == 0)
+        await eventually(lambda: server.federation.staging.used_bytes == 0)
         assert [one.code for one in event.report.refused] == ["UNAVAILABLE"]
 
 

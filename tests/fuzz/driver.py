@@ -21,8 +21,9 @@ from fedmtl_core.config import Config
 from fedmtl_server.aggregation.aggregator import MTLAggregator
 from fedmtl_server.aggregation.norms import NormRule
 from fedmtl_server.commits import Commits
-from fedmtl_server.federation import Federation
+from fedmtl_server.federation import Federation, RunSpec
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.open_round import RunParts
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.rounds.engine import RoundRules
 from fedmtl_server.rounds.report import RoundReport
@@ -171,18 +172,16 @@ class Driver:
         store.end_round = end_and_note  # type: ignore[method-assign]
         aggregator = MTLAggregator(NormRule(norms.action, norms.bound, norms.median_factor, norms.window))
         staging = StagingArea(2**20, store.spool, BufferPool(2**20), durable=True)
-        self.federation = Federation(
+        commits = Commits(self.model, aggregator, store, staging)
+        spec = RunSpec(
             run_id=self.run_id,
-            commits=Commits(self.model, aggregator, store, staging),
             specs=self._config.task_specs(),
-            aggregator=aggregator,
             rules=self._rules,
             plans={task: self._config.plan(task) for task in self._config.tasks},
-            store=store,
-            staging=staging,
             report_interval_s=1e9,
-            clock=lambda: self.loop.moved_s,
         )
+        parts = RunParts(commits, aggregator, store, staging, clock=lambda: self.loop.moved_s)
+        self.federation = Federation(spec, parts)
         self.servicer = FederatedMtlServicer(self.federation)
 
     def start(self) -> None:
@@ -285,7 +284,7 @@ class Driver:
 
     def on_its_way(self) -> dict[str, dict[str, int]]:
         """By client and scope, how much has arrived of uploads that aren't complete; a query would take them up."""
-        current = self.federation._transfers._current
+        current = self.federation._round.transfers._current
         return {client_id: dict(transfer.staged.offsets) for client_id, transfer in current.items()}
 
     # Time.

@@ -79,7 +79,7 @@ class _Unchanged:
         seen = [status, model, driver.federation.published.round, len(driver.reports)]
         if not self._but_uploads:
             seen.append({client: dict(one.offsets) for client, one in self._machine.rules.partials.items()})
-            seen.append(driver.federation.staged_bytes)
+            seen.append(driver.federation.staging.used_bytes)
         return seen
 
 

@@ -94,7 +94,7 @@ async def test_a_client_that_reports_and_goes_is_not_waited_for_beyond_its_grace
         watching(server, a="sst2", b="sst2") as clients,
     ):
         await ended(server, clients)
-        waiting = asyncio.create_task(server.federation.until_all_know())
+        waiting = asyncio.create_task(server.federation.drain())
         await asyncio.sleep(0.1)
         assert not waiting.done()  # b is still there
         clients["b"].leave()
@@ -109,7 +109,7 @@ async def test_a_client_that_is_back_within_its_grace_hears_that_the_run_is_over
         watching(server, a="sst2", b="sst2") as clients,
     ):
         await ended(server, clients)
-        waiting = asyncio.create_task(server.federation.until_all_know())
+        waiting = asyncio.create_task(server.federation.drain())
         clients["b"].leave()
         await eventually(lambda: not any(one.connected for one in server.federation.status().clients))
         assert not waiting.done()
@@ -129,9 +129,9 @@ async def test_after_a_restart_those_that_reported_get_the_time_to_come_back(tmp
     async with serving(tmp_path, tiny_model("sst2"), finished=True, quorum_timeout_s=1.0) as server:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
-                await server.federation.until_all_know()
+                await server.federation.drain()
         async with asyncio.timeout(5):
-            await server.federation.until_all_know()
+            await server.federation.drain()
 
 
 # What is remembered.

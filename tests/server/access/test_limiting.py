@@ -119,7 +119,7 @@ async def test_a_call_refused_for_its_pace_changes_nothing(tmp_path):
             assert asks.code() is CODE.RESOURCE_EXHAUSTED
             status = await other.stub.GetStatus(pb.GetStatusRequest())
             assert [(one.client_id, one.connected, one.reported) for one in status.clients] == [("a", True, False)]
-            assert server.federation.staged_bytes == 0
+            assert server.federation.staging.used_bytes == 0
             assert model_bytes(model) == before
 
 
@@ -192,7 +192,7 @@ async def test_a_message_that_is_too_large_is_refused(tmp_path):
         refusal = await asyncio.to_thread(_refusal_of_upload, server.address, messages)
         assert refusal.code() is CODE.RESOURCE_EXHAUSTED
         assert read_details(refusal.trailing_metadata()).retry_after_s is None  # it would be no smaller the next time
-        await eventually(lambda: server.federation.staged_bytes == 0 or not server.caller_limits.uploads.num_held)
+        await eventually(lambda: server.federation.staging.used_bytes == 0 or not server.caller_limits.uploads.num_held)
         assert (await client.push(client.update(header, data))).outcome == pb.OUTCOME_ACCEPTED
 
 
@@ -336,7 +336,7 @@ async def test_events_that_are_never_read_are_ended_with_their_connection(tmp_pa
             async with asyncio.timeout(10):
                 await hostile.closed.wait()
         await eventually(lambda: server.caller_limits.observers.num_held == 0)
-        await eventually(lambda: len(server.federation._watchers) == 0)
+        await eventually(lambda: len(server.federation._driver.audience) == 0)
 
 
 # How many at once.
@@ -421,12 +421,12 @@ async def test_uploads_are_limited_in_all_and_one_refused_leaves_nothing(tmp_pat
             await second.watch()
             header, data = await first.get_slice()
             call = waiting_upload(first, header, data)
-            await eventually(lambda: server.federation.staged_bytes > 0)
-            staged = server.federation.staged_bytes
+            await eventually(lambda: server.federation.staging.used_bytes > 0)
+            staged = server.federation.staging.used_bytes
             refusal = await refusal_of(second.push(second.update(header, data)))
             asks_to_wait(refusal, "uploads: there are too many in all")
-            assert server.federation.staged_bytes == staged
-            assert server.federation._facts.num_refused == 0
+            assert server.federation.staging.used_bytes == staged
+            assert server.federation.stats.num_refused == 0
             call.cancel()
             await eventually(lambda: server.caller_limits.uploads.num_held == 0)
             await first.push(first.update(header, data))
@@ -437,7 +437,7 @@ async def test_uploads_are_limited_for_each_client(tmp_path):
         await client.watch()
         header, data = await client.get_slice()
         call = waiting_upload(client, header, data)
-        await eventually(lambda: server.federation.staged_bytes > 0)
+        await eventually(lambda: server.federation.staging.used_bytes > 0)
         refusal = await refusal_of(client.push(client.update(header, data)))
         asks_to_wait(refusal, "uploads: at most 1 at once for a client, it has 1 already")
         call.cancel()
@@ -454,7 +454,7 @@ async def test_event_streams_are_limited_for_each_client_and_for_observers_in_al
             await client.observing.read()
         third = clients[3].stub.WatchRounds(pb.WatchRoundsRequest())
         asks_to_wait(await refusal_of(third.read()), "observers: there are too many in all")
-        assert len(server.federation._watchers) == 3
+        assert len(server.federation._driver.audience) == 3
 
 
 async def test_clients_event_streams_are_limited_in_all(tmp_path):
@@ -578,11 +578,11 @@ async def test_an_honest_round_among_hostile_clients_goes_as_if_they_were_not_th
         report = reports_of(tmp_path)[2]
         assert [part.client_id for part in report.components[0].contributions] == ["c0", "c1", "c2"]
         assert all(outcomes), outcomes  # each was refused or cut
-        await eventually(lambda: server.federation.staged_bytes == 0)
+        await eventually(lambda: server.federation.staging.used_bytes == 0)
         await eventually(lambda: server.connection_limits.num_half_open == 0)
         limits = server.caller_limits
         await eventually(lambda: not limits.downloads.num_held and not limits.observers.num_held)
-        assert len(server.federation._watchers) == 3
+        assert len(server.federation._driver.audience) == 3
         assert server.federation.status().phase is Phase.OPEN
 
 

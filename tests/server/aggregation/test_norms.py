@@ -404,7 +404,7 @@ async def test_an_update_beyond_the_bound_is_refused_before_it_counts(form, tmp_
             assert refusal.value.code() is CODE.INVALID_ARGUMENT
             assert "shared: the update moves it by an L2 norm of 17.8" in refusal.value.details()
             assert "at most 10 is allowed" in refusal.value.details()
-            assert server.federation.staged_bytes == 0
+            assert server.federation.staging.used_bytes == 0
             status = await clients["a"].stub.GetStatus(pb.GetStatusRequest())
             assert not any(one.reported for one in status.clients)
             answer = await clients["a"].push(in_form(clients["a"], header, data, 2.0, form))
@@ -448,7 +448,7 @@ async def test_one_absurd_update_is_refused_and_the_round_goes_on_with_the_other
                 await clients["a"].push(in_form(clients["a"], header, data, 1e30, "absurd"))
             assert refusal.value.code() is CODE.INVALID_ARGUMENT
             assert "shared: the update moves it by an L2 norm of " in refusal.value.details()
-            assert server.federation.staged_bytes == 0
+            assert server.federation.staging.used_bytes == 0
             if action == "report":  # 1e6 times 20 elements of 1, since the model's own norm is 0
                 assert "at most 4.47214e+06 is allowed: robustness.norms.model_factor" in refusal.value.details()
             await clients["b"].push(in_form(clients["b"], header, data, 2.0, "parameters"))

@@ -348,7 +348,7 @@ class Unreliable(Tracker):
 @pytest.fixture
 def unreliable(monkeypatch):
     tracker = Unreliable()
-    monkeypatch.setattr("fedmtl_server.server.trackers_for", lambda config: [tracker])
+    monkeypatch.setattr("fedmtl_server.assembly.trackers_for", lambda config: [tracker])
     monkeypatch.setattr(tracking, "RETRY_S", 0.05)
     return tracker
 

@@ -306,7 +306,7 @@ async def test_a_header_that_makes_no_sense_is_refused_before_any_data_is_taken(
                     await client.stub.PushUpdate(header_alone())
             assert refusal.value.code() is CODE.INVALID_ARGUMENT, refusal.value.details()
             assert text in refusal.value.details()
-            assert server.federation.staged_bytes == 0
+            assert server.federation.staging.used_bytes == 0
 
 
 async def test_an_upload_that_goes_on_from_what_is_not_staged_is_told_to_ask_again(tmp_path):
@@ -363,7 +363,7 @@ async def test_a_bad_update_is_refused_in_words_and_changes_nothing(case, tmp_pa
             assert text in line["reason"]
             assert model_bytes(model) == before
             if code is not CODE.DATA_LOSS:  # of which a retry can use what came before
-                assert server.federation.staged_bytes == 0
+                assert server.federation.staging.used_bytes == 0
             receipt = await client.push(client.update(header, data))  # the good one counts all the same
             assert receipt.outcome == pb.OUTCOME_ACCEPTED
             event = await client.until(COMMITTED)
@@ -387,7 +387,7 @@ async def test_a_client_that_goes_away_in_mid_stream_changes_nothing_and_can_go_
         with capture_logs() as logs:
             update_id = messages[0].header.update_id
             call = client.stub.PushUpdate(half())
-            await eventually(lambda: server.federation.facts.bytes_received > 0)  # and so in their place
+            await eventually(lambda: server.federation.stats.bytes_received > 0)  # and so in their place
             call.cancel()
             await eventually(lambda: any(line["event"] == "update.abandoned" for line in logs))
         assert model_bytes(model) == before
@@ -398,7 +398,7 @@ async def test_a_client_that_goes_away_in_mid_stream_changes_nothing_and_can_go_
         assert receipt.outcome == pb.OUTCOME_ACCEPTED
         assert receipt.num_bytes == len(data["task:sst2"])
         await client.until(COMMITTED)
-    assert server.federation.staged_bytes == 0
+    assert server.federation.staging.used_bytes == 0
 
 
 async def test_an_upload_that_stalls_is_given_up(tmp_path):
@@ -418,7 +418,7 @@ async def test_an_upload_that_stalls_is_given_up(tmp_path):
             assert "no message arrived for 0.3 s" in refusal.value.details()
             assert (await client.push(messages)).outcome == pb.OUTCOME_ACCEPTED
             await client.until(COMMITTED)
-        assert server.federation.staged_bytes == 0
+        assert server.federation.staging.used_bytes == 0
 
 
 @pytest.mark.parametrize("half_way", [False, True])
@@ -455,7 +455,7 @@ async def test_a_stream_that_was_cut_is_not_taken_for_one_that_ended(half_way, t
             status = server.federation.status()
             assert Spool(tmp_path / "staging").scan() == []  # nor is it found by a server after this one
     assert [client.reported for client in status.clients] == [False]
-    assert server.federation._facts.num_refused == 0
+    assert server.federation.stats.num_refused == 0
 
 
 async def test_what_finishes_after_the_stop_began_is_not_acknowledged(tmp_path):
@@ -543,11 +543,11 @@ async def test_a_watcher_that_never_reads_is_cut_off_and_costs_no_more(tmp_path)
         events = server.federation.watch("", "")
         await anext(events)
         for _ in range(MAX_UNREAD_EVENTS + 10):
-            server.federation._publish(EventKind.WAITING)
+            server.federation._driver.audience.publish(EventKind.WAITING)
         with pytest.raises(LimitExceededError, match="256 events are unread"):
             for _ in range(MAX_UNREAD_EVENTS + 10):
                 await anext(events)
-        assert len(server.federation._watchers) == 0
+        assert len(server.federation._driver.audience) == 0
 
 
 async def test_a_server_that_stops_says_so_to_its_watchers(tmp_path):

@@ -108,7 +108,7 @@ async def test_no_text_of_a_callers_is_long_in_the_log_or_the_answer(rpc, path, 
             assert line["event"] != "rpc.failed"
             assert len(json.dumps(line)) < MOST
             assert all(text.isascii() and text.isprintable() for text in line.values() if isinstance(text, str))
-        assert all(len(one.reason) < MOST and len(one.client_id) < 200 for one in server.federation.facts.refused)
+        assert all(len(one.reason) < MOST and len(one.client_id) < 200 for one in server.federation.stats.refused)
 
 
 async def test_a_slice_is_refused_to_what_is_no_client_id(tmp_path):

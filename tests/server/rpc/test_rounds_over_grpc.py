@@ -199,7 +199,7 @@ async def test_a_retry_beside_the_first_attempt_ends_that_and_counts_once(tmp_pa
                     yield message
 
             first = asyncio.ensure_future(a.stub.PushUpdate(slow()))
-            await eventually(lambda: server.federation.staged_bytes > 0)
+            await eventually(lambda: server.federation.staging.used_bytes > 0)
             assert (await a.push(update)).outcome == pb.OUTCOME_ACCEPTED
             resume.set()
             with pytest.raises(grpc.aio.AioRpcError, match="the client has opened another upload") as ended:

@@ -45,12 +45,12 @@ async def test_while_the_database_is_away_an_update_is_to_come_back_and_counts_w
 
 CALLS = {
     "GetSlice": ("prepare", lambda client: client.get_slice()),
-    "PushUpdate": ("admit", lambda client: client.push(client.update(pb.SliceHeader(run_id="run", round=1), {}))),
+    "PushUpdate": ("receive", lambda client: client.push(client.update(pb.SliceHeader(run_id="run", round=1), {}))),
     "QueryUpload": (
         "upload_offsets",
         lambda client: client.stub.QueryUpload(pb.QueryUploadRequest(client_id="a", update_id="u")),
     ),
-    "WatchRounds": ("_join", lambda client: client.watch()),
+    "WatchRounds": ("watch", lambda client: client.watch()),
     "GetStatus": ("status", lambda client: client.stub.GetStatus(pb.GetStatusRequest())),
 }
 
@@ -63,7 +63,7 @@ async def test_what_nobody_foresaw_is_an_internal_error_to_the_client_and_a_trac
     async with serving(tmp_path, tiny_model("sst2")) as server, WireClient(server, "a", "sst2") as client:
         monkeypatch.setattr(Federation, method, broken)
         monkeypatch.setattr(server.federation, "run_id", "run")
-        monkeypatch.setattr("fedmtl_server.rpc.uploads.require_components", lambda *_: ())
+        monkeypatch.setattr("fedmtl_server.transfer.intake.components_from_header", lambda *_: ())
         with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(client)
     assert caught.value.code() is grpc.StatusCode.INTERNAL

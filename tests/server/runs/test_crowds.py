@@ -35,7 +35,7 @@ async def test_updates_beyond_the_memory_are_averaged_all_the_same(durability, t
         }
         pushes = [asyncio.ensure_future(client.push(updates[client.client_id])) for client in clients[1:]]
         receipts = await asyncio.gather(*pushes)
-        assert server.federation.staged_bytes <= 2 * sum(map(len, data.values()))
+        assert server.federation.staging.used_bytes <= 2 * sum(map(len, data.values()))
         receipts.append(await clients[0].push(updates["c0"]))
         assert {receipt.outcome for receipt in receipts} == {pb.OUTCOME_ACCEPTED}
         event = await clients[0].until(COMMITTED)
@@ -96,7 +96,7 @@ async def test_an_upload_that_waits_for_room_when_its_round_closes_is_told_so(nu
         ]
         await eventually(lambda: server.federation.staging.num_waiting == 1)
         outcomes = await asyncio.gather(*calls)
-        await eventually(lambda: server.federation.staged_bytes == 0)
+        await eventually(lambda: server.federation.staging.used_bytes == 0)
         assert server.federation.staging.num_waiting == 0
         for client in clients:
             await client.__aexit__()

@@ -37,7 +37,7 @@ async def test_an_auxiliary_client_without_labels_shapes_the_encoder_and_neither
     """The client of sst2 sends back what it got, and says each time that it is as good as before. So whatever moves the
     encoder is the other's doing, and so is every metric that gets better."""
     server = Server(CONFIG, tmp_path)
-    first = {name: one.clone() for name, one in server._model.get_shared_parameters().items()}
+    first = {name: one.clone() for name, one in server._assembly.model.get_shared_parameters().items()}
     await server.start()
     run = asyncio.create_task(server.run())
     rounds = 0

@@ -1,0 +1,146 @@
+"""Who watches a run, what each of them is told, and who has still to hear that it is over."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+
+from fedmtl_core.errors import RequestError
+from fedmtl_core.logs import get_logger
+from fedmtl_server.events import EventKind, RoundEvent, Watcher, Watchers
+from fedmtl_server.rounds.engine import Phase, RoundEngine
+from fedmtl_server.rounds.report import RoundReport
+
+_KIND_IN = {
+    Phase.WAITING: EventKind.WAITING,
+    Phase.OPEN: EventKind.OPENED,
+    Phase.AGGREGATING: EventKind.CLOSING,
+    Phase.FINISHED: EventKind.FINISHED,
+}
+
+
+class Audience:
+    """The watchers of one run. A watcher with a client id is its client's presence.
+
+    Args:
+        engine: the run's rounds.
+        clock: seconds, monotonic.
+        on_change: called when a watcher has come or gone.
+    """
+
+    def __init__(self, engine: RoundEngine, clock: Callable[[], float], on_change: Callable[[], None]):
+        self.engine = engine
+        self._clock = clock
+        self._on_change = on_change
+        self._watchers = Watchers(on_leave=self._left)
+        self._is_opening = False
+        self._unnotified: dict[str, float] = {}
+        self._announced_waiting: str | None = ""
+        """What everybody was last told that the run waits for; None if that is still to be announced."""
+        self._log = get_logger()
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    async def watch(self, client_id: str, task: str, tasks: Sequence[str]) -> AsyncGenerator[RoundEvent, None]:
+        """See `Federation.watch`."""
+        watcher = Watcher(client_id, task, tuple(tasks))
+        self._join(watcher)
+        try:
+            async with aclosing(watcher.events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._watchers.remove(watcher)
+
+    def opening(self) -> None:
+        """The round that the engine has opened is being written down: who comes now is told with the others."""
+        self._is_opening = True
+
+    def publish(self, kind: EventKind, report: RoundReport | None = None) -> None:
+        """Tell every watcher what has happened.
+
+        Args:
+            kind: what it is.
+            report: the round's, where one has ended.
+        """
+        self._is_opening = False
+        self._announced_waiting = self.engine.awaits(self._clock()) if kind is EventKind.WAITING else ""
+        for watcher in self._watchers:
+            self._watchers.send(watcher, self._event(kind, watcher, report))
+
+    def round_ended(self) -> None:
+        """The run waits for its next round: that is announced once."""
+        self._announced_waiting = None
+
+    def announce_waiting(self, *, again: bool = False) -> None:
+        """Tell every watcher whom the run waits for, if it does and they haven't been told.
+
+        Args:
+            again: also if they have been told of others, as clients that came early were.
+        """
+        if self.engine.phase is not Phase.WAITING:
+            return
+        announced = self._announced_waiting
+        if announced is None or (again and announced != self.engine.awaits(self._clock())):
+            self.publish(EventKind.WAITING)
+
+    def end(self, error: RequestError) -> None:
+        """End every watcher's stream with an error."""
+        self._watchers.end(error)
+
+    # Who has still to hear that the run is over.
+
+    def expect(self, until: Mapping[str, float]) -> None:
+        """Note the clients that are to hear that the run is over, and until when each is waited for if it is away."""
+        self._unnotified = dict(until)
+
+    @property
+    def is_notified(self) -> bool:
+        """Whether every client that was expected has heard that the run is over."""
+        return not self._unnotified
+
+    def patience(self) -> float | None:
+        """How much longer to wait for clients that haven't heard it, in seconds, 0 or less for no longer; None for as
+        long as they are here: who is away is waited for no longer than a round would wait for it."""
+        if self._unnotified.keys() & self.engine.present.keys():
+            return None
+        return max(self._unnotified.values()) - self._clock()
+
+    # Events.
+
+    def _join(self, watcher: Watcher) -> None:
+        self._watchers.add(watcher)
+        if watcher.client_id:
+            self.engine.join(watcher.client_id, watcher.task, self._clock(), watcher.tasks)
+            self._log.info("client.joined", client_id=watcher.client_id, task=watcher.names)
+        if not self._is_opening:
+            self._watchers.send(watcher, self._event(_KIND_IN[self.engine.phase], watcher))
+        self._on_change()
+
+    def _left(self, watcher: Watcher) -> None:
+        if watcher.client_id:
+            self.engine.leave(watcher.client_id, self._clock())
+            self._log.info("client.left", client_id=watcher.client_id, task=watcher.names)
+        if self.engine.phase is Phase.FINISHED:
+            self._unnotified.pop(watcher.client_id, None)
+        self._on_change()
+
+    def _event(self, kind: EventKind, watcher: Watcher, report: RoundReport | None = None) -> RoundEvent:
+        engine, now = self.engine, self._clock()
+        member = engine.cohort.get(watcher.client_id)
+        if member is not None and member.task not in (watcher.tasks or (watcher.task,)):
+            member = None  # it came back with other tasks: its turn is the next round
+        return RoundEvent(
+            kind=kind,
+            round=engine.round,
+            purpose=engine.purpose,
+            cohort_size=len(engine.cohort),
+            in_cohort=member is not None,
+            task=member.task if member is not None else "",
+            reported=member is not None and member.reported,
+            oldest_base_round=engine.oldest_base_round,
+            deadline_s=max(0.0, engine.deadline_for(watcher.client_id) - now) if kind is EventKind.OPENED else 0.0,
+            waiting_for=engine.waiting_for(now) if kind is EventKind.WAITING else "",
+            report=report,
+        )

@@ -1,0 +1,308 @@
+"""Drives one run: tells the round engine of time and events, and carries out what it decides.
+
+Everything here happens on one event loop; tensor arithmetic and file I/O run in threads. It knows no gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from fedmtl_core.errors import StaleRoundError, UnavailableError
+from fedmtl_core.identifiers import name_some
+from fedmtl_core.logs import get_logger
+from fedmtl_core.model.sharing import Partition
+from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.updates import Update
+from fedmtl_server.aggregation.aggregator import Aggregate
+from fedmtl_server.audience import Audience
+from fedmtl_server.commits import EndRound
+from fedmtl_server.events import EventKind
+from fedmtl_server.open_round import OpenRound, RunParts
+from fedmtl_server.rounds.engine import Phase, RoundEngine, RoundRules, Step
+from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.stopping import EarlyStopping
+from fedmtl_server.storage.bookkeeping import log_report, round_report, update_records
+from fedmtl_server.storage.results import Measurements
+from fedmtl_server.storage.store import LeftOff
+from fedmtl_server.transfer.incoming import Transfer
+from fedmtl_server.transfer.staging import StagedUpdate
+
+
+class Driver:
+    """Holds the rounds of one run.
+
+    Args:
+        parts: what it is driven with.
+        specs: its tasks.
+        rules: when rounds open and close.
+        early_stopping: when training ends before its last round; None for never.
+        report_interval_s: how often the log says what the run waits for.
+    """
+
+    def __init__(
+        self,
+        parts: RunParts,
+        specs: Sequence[TaskSpec],
+        rules: RoundRules,
+        early_stopping: EarlyStopping | None = None,
+        report_interval_s: float = 10.0,
+    ):
+        self.rules = rules
+        self.engine = RoundEngine(rules, parts.clock())
+        self.last_report: RoundReport | None = None
+        """Of the round before."""
+        self.measured = Measurements(specs, rules.auxiliary)
+        self._commits, self._store, self._staging = parts.commits, parts.store, parts.staging
+        self._listeners, self._clock = parts.listeners, parts.clock
+        self._early_stopping = early_stopping
+        self._report_interval_s = report_interval_s
+        self._wake = asyncio.Event()
+        self._log = get_logger()
+        self.audience = Audience(self.engine, parts.clock, self._wake.set)
+        self.open_round = OpenRound(self.engine, parts, rules.transfer_timeout_s, self._wake.set)
+        """What updates are taken for."""
+        self._updates = self.open_round.updates
+        parts.commits.on_written = self._wake.set  # `_step` looks what came of it
+
+    # The run.
+
+    async def run(self) -> None:
+        """Hold the run's rounds until it is finished.
+
+        Raises:
+            StoreError: a commit can't be written; the model is then still that of the last commit, or with a store
+                that writes behind, ahead of it.
+        """
+        reporter = asyncio.create_task(self._report_waiting())
+        try:
+            while self.engine.phase is not Phase.FINISHED:
+                await self._step()
+            await self._commits.until_written()
+        finally:
+            reporter.cancel()
+            if self.engine.phase is not Phase.FINISHED:  # interrupted, or failed: nothing can count any more
+                self.open_round.stopped = UnavailableError("the server is stopping")
+            self.open_round.is_open.set()  # for those who wait to hear of it
+        self._log.info("run.finished", rounds=self.rules.num_rounds)
+        self.audience.publish(EventKind.FINISHED)
+
+    async def drain(self) -> None:
+        """Wait until the clients that reported in the last round have heard that the run is over."""
+        while not self.audience.is_notified:
+            self._wake.clear()
+            timeout_s = self.audience.patience()
+            if timeout_s is not None and timeout_s <= 0:
+                return
+            await self._until_woken(timeout_s)
+
+    async def stop(self, reason: str, patience_s: float = 0.0) -> None:
+        """End every watcher's stream, after waiting for them to leave by themselves."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while len(self.audience):
+                    self._wake.clear()
+                    await self._wake.wait()
+        if error := await self._commits.settle():
+            self._log.error("commit.failed", reason=str(error))
+        self.open_round.stopped = stopped = UnavailableError(reason)
+        self.audience.end(stopped)
+        self._staging.refuse_waiting(stopped)
+        self._staging.close()
+
+    def resume(self, left_off: LeftOff, updates: Sequence[tuple[Update, StagedUpdate]]) -> None:
+        """Resume the run where a server before this one left it. Before anything else is done.
+
+        Args:
+            left_off: where that was; its model is installed already, and what has moved in it restored.
+            updates: what was acknowledged in the round that was open, in any order.
+        """
+        for report in left_off.reports:
+            self._learn(report)
+            self._remember(report)
+        is_over = self.last_report is not None and self.last_report.purpose == "evaluate"
+        round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
+        self.engine = self.audience.engine = self.open_round.engine = RoundEngine(
+            self.rules, self._clock(), round_, left_off.counted
+        )
+        self.engine.losses = self.measured.losses
+        self._commits.take_up(round_, left_off.state, self.last_report)
+        self._updates.renew_bounds()
+        self._stop_training_if_due()
+        if is_over:
+            self.engine.phase = Phase.FINISHED
+            until = self._clock() + self.rules.quorum_timeout_s
+            self.audience.expect(dict.fromkeys(left_off.last_clients, until))
+        elif left_off.cohort is not None:
+            self.open_round.stats.opened_at_unix_ms = left_off.opened_at_unix_ms
+            updates = sorted(updates, key=lambda update: update[0].client_id)
+            self.engine.reopen(left_off.cohort, [update for update, _ in updates], self._clock())
+            self._begin_round()
+            for update, staged in updates:
+                self._updates.take(Transfer(update, staged, stream=None))
+        self._log.info(
+            "run.resumed",
+            **self.title(),
+            phase=self.engine.phase.value,
+            num_acknowledged=len(updates),
+            acknowledged=name_some([update.client_id for update, _ in updates]),
+        )
+
+    def title(self) -> dict[str, str]:
+        """Names the round in progress in the log."""
+        if self.engine.purpose == "evaluate":
+            return {"progress": "Final evaluation"}
+        return {"progress": f"Round {self.engine.round}/{self.rules.num_rounds}"}
+
+    # A step of it.
+
+    async def _step(self) -> None:
+        self._wake.clear()
+        self._commits.require_written()
+        step = self.engine.advance(self._clock())
+        if step is Step.OPENED:
+            await self._open()
+        elif step is Step.EXTENDED:
+            self._log.warning("round.extended", **self.title(), missing=self.engine.missing_quorum())
+            self.audience.publish(EventKind.OPENED)
+        elif step is Step.CLOSED:
+            await self._close()
+        elif step is Step.FAILED:
+            self._log.error("round.failed", **self.title(), missing=self.engine.missing_quorum())
+            await self._close(failed=True)
+        elif step is Step.ABANDONED:
+            self._log.warning("round.abandoned", **self.title(), reason="no update arrived")
+            self._end_round(self.engine.round)
+            self.audience.round_ended()
+        elif self._updates.has_arrived:
+            await self._updates.accumulate_arrived()
+        else:
+            self.audience.announce_waiting()
+            await self._until_woken(self.engine.next_wakeup(self._clock()))
+
+    async def _until_woken(self, timeout_s: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
+
+    async def _open(self) -> None:
+        self.audience.opening()
+        cohort = {member.client_id: member.task for member in self.engine.cohort.values()}
+        opened_at_unix_ms = self.open_round.stats.opened_at_unix_ms = time.time_ns() // 1_000_000
+        if self.engine.opened_without:
+            missing = name_some(self.engine.opened_without)
+            waited_s = self.rules.await_clients_s
+            self._log.warning("round.opens_without", **self.title(), missing=missing, waited_s=waited_s)
+        await asyncio.to_thread(
+            self._store.open_round, self.engine.round, self.engine.purpose, opened_at_unix_ms, cohort
+        )
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        """Take updates for the round that the engine has opened."""
+        cohort = self.engine.cohort
+        self._updates.begin(self.engine)
+        self._log.info(
+            "round.opened",
+            **self.title(),
+            cohort_size=len(cohort),
+            cohort=name_some([f"{member.client_id} ({member.task})" for member in cohort.values()]),
+            deadline_s=self.rules.deadline_s,
+        )
+        self.open_round.is_open.set()
+        self.audience.publish(EventKind.OPENED)
+
+    def _end_round(self, round_: int) -> None:
+        """Take no more updates, and drop what is on its way. With asynchronous rounds the next one takes it."""
+        self.open_round.is_open.clear()
+        if not self.engine.asynchronous:
+            self.open_round.transfers.end(StaleRoundError(f"round {round_} has closed"))
+
+    async def _close(self, *, failed: bool = False) -> None:
+        round_ = self.engine.round
+        self._end_round(round_)
+        self.audience.publish(EventKind.CLOSING)
+        for listener in self._listeners:
+            listener.round_closing()
+        began = self._clock()
+        evaluates = self.engine.purpose == "evaluate"
+        aggregate = Aggregate() if failed or evaluates else await self._updates.aggregate(self.title())
+        before = self._commits.decide_moves(round_) if aggregate.components else {}
+        report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed, moved=before)
+        self._learn(report)
+        await self._commits.commit(
+            aggregate.components, report, self._end_in_history(report), self.measured.best_rounds()
+        )
+        self._remember(report)
+        for listener in self._listeners:
+            listener.round_ended(report)
+        if not failed:
+            log_report(self._log, self.title(), report)
+        self.audience.publish(EventKind.FAILED if failed else EventKind.COMMITTED, report)
+        self._expect_reported()
+        self._updates.forget()
+        self.engine.committed(self._clock())
+        self._stop_training_if_due()
+        if not self.engine.asynchronous:
+            self._end_round(round_)  # what was on its way to one more round of training
+        self.audience.round_ended()
+
+    def _expect_reported(self) -> None:
+        """Note who is to hear that the run is over, if it is, and until when, if it is away."""
+        now = self._clock()
+        self.audience.expect(
+            {
+                member.client_id: now if member.expected_until is None else member.expected_until
+                for member in self.engine.cohort.values()
+                if member.reported
+            }
+        )
+
+    def _report(
+        self, aggregate: Aggregate, aggregation_s: float, *, failed: bool, moved: Mapping[str, Partition]
+    ) -> RoundReport:
+        stats = self.open_round.take_stats()
+        model = self._commits.model
+        return round_report(
+            stats,
+            self.engine,
+            aggregate,
+            {task: model.scopes_for(task) for task in model.tasks},
+            self._updates.factors(self.engine.round),
+            **self._updates.state_after(aggregate),
+            moved=moved,
+            model_norms=self._commits.model_norms,
+            duration_s=self._clock() - self.engine.opened_at,
+            aggregation_s=aggregation_s,
+            failed=failed,
+        )
+
+    def _end_in_history(self, report: RoundReport) -> EndRound:
+        cohort = {member.client_id: member.task for member in self.engine.cohort.values()}
+        return partial(self._store.end_round, report, cohort, update_records(report, self._updates.reported))
+
+    def _learn(self, report: RoundReport) -> None:
+        self.measured.add(report)
+        self.engine.losses = self.measured.losses
+
+    def _remember(self, report: RoundReport) -> None:
+        self.last_report = report
+        self._updates.remember(report)
+
+    def _stop_training_if_due(self) -> None:
+        if self._early_stopping is None or self.engine.purpose != "train":
+            return
+        if self._early_stopping.is_due(self.measured.that_may_stop()):
+            self.engine.stop_training()
+            self._log.warning("training.stopped", reason=f"no better for {self._early_stopping.patience} rounds")
+
+    async def _report_waiting(self) -> None:
+        while True:
+            await asyncio.sleep(self._report_interval_s)
+            text = self.engine.waiting_for(self._clock())
+            if text:
+                self._log.info("round.waiting", **self.title(), waiting_for=text)
+            self.audience.announce_waiting(again=True)  # clients that came early were told of others that are here now
