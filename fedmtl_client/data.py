@@ -20,7 +20,7 @@ from fedmtl_client.tables import Table, class_names_in
 from fedmtl_core import plugins, toy
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError, first_line
-from fedmtl_core.kinds import CUT, Collate, TaskKind, kind_of
+from fedmtl_core.kinds import CUT, Collate, Row, TaskKind, kind_of
 from fedmtl_core.labels import listing
 from fedmtl_core.logs import get_logger
 from fedmtl_core.tasks import TaskSpec
@@ -76,11 +76,11 @@ class RowSource(ABC):
         self.spec = spec
 
     @abstractmethod
-    def train(self) -> Iterable[Mapping[str, Any]]:
+    def train(self) -> Iterable[Mapping[str, object]]:
         """The rows to train on. A list of dictionaries will do, and a `datasets.Dataset`."""
 
     @abstractmethod
-    def validation(self) -> Iterable[Mapping[str, Any]]:
+    def validation(self) -> Iterable[Mapping[str, object]]:
         """The rows to evaluate on."""
 
 
@@ -163,7 +163,7 @@ def survey(spec: TaskSpec, source: DataConfig | None, split: Literal["train", "v
     )
 
 
-class EncodedRows(Dataset[dict[str, Any]]):
+class EncodedRows(Dataset[Row]):
     """Rows as token ids, made once.
 
     Args:
@@ -193,7 +193,7 @@ class EncodedRows(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self._num_rows
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Row:
         return {name: values[index] for name, values in self._columns.items()}
 
     @cached_property
