@@ -59,22 +59,13 @@ LIMITS = (
 # Each line is one room: its package, then its folders and files (`*`: all of it). A file is in the room whose entry is
 # the longest that its path begins with. A room imports from itself and from every line above it, never from one below.
 LAYERS = """
-fedmtl_core        errors.py __init__.py
-fedmtl_core        addresses.py allocator.py formats.py keepalive.py logs.py randomness.py scopes.py starting.py
-fedmtl_core        identifiers.py labels.py pem.py plugins.py proxies.py tables.py
-fedmtl_core        evaluation.py metrics.py plan.py
-fedmtl_core        tasks.py
-fedmtl_core        kinds.py
-fedmtl_core        masked_lm.py
+fedmtl_core        errors.py json_types.py __init__.py
+fedmtl_core        addresses.py identifiers.py logs.py plugins.py randomness.py
 fedmtl_core        tasks/
-fedmtl_core        layout.py controls.py encodings.py chunks.py status.py details.py wire.py
 fedmtl_core        wire/
-fedmtl_core        sharing.py
-fedmtl_core        config/
-fedmtl_core        layers.py pooling.py probe.py pretrained.py toy.py encoders.py modeling.py encoder_check.py
 fedmtl_core        model/
-fedmtl_core        tracing.py
-fedmtl_core        otel.py cli.py doctor.py
+fedmtl_core        config/
+fedmtl_core        model/encoder_check.py
 fedmtl_core        runtime/
 
 fedmtl_server      aggregation/
@@ -106,7 +97,7 @@ fedmtl_client      credentials.py failures.py interrupts.py patience.py transfer
 fedmtl_client      api.py transport.py
 fedmtl_client      session.py
 fedmtl_client      client.py __init__.py
-fedmtl_client      doctor.py cli.py doctor_cli.py __main__.py
+fedmtl_client      doctor.py options.py cli.py doctor_cli.py __main__.py
 
 fedmtl_local       *
 fedmtl_experiment  *
