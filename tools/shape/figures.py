@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median_high
 
@@ -21,6 +22,18 @@ class Read:
     imports: Sequence[Import]
     rooms: Sequence[Sequence[str]]
     """Lowest first; each the beginnings of its files' paths."""
+
+    @cached_property
+    def classes(self) -> list[Definition]:
+        return measures.classes(self.sources)
+
+    @cached_property
+    def functions(self) -> list[Definition]:
+        return measures.functions(self.sources)
+
+    @cached_property
+    def any_uses(self) -> list[Finding]:
+        return measures.any_uses(self.sources)
 
 
 @dataclass(frozen=True)
@@ -99,21 +112,21 @@ def _median(findings: Sequence[Finding]) -> int:
 
 
 def _any_in_access(read: Read) -> list[Finding]:
-    return [finding for finding in measures.any_uses(read.sources) if finding.where.startswith(ACCESS)]
+    return [finding for finding in read.any_uses if finding.where.startswith(ACCESS)]
 
 
 _MEASURES: dict[str, tuple[Callable[[Read], list[Finding]], Callable[[Sequence[Finding]], int]]] = {
-    "lines of a class": (lambda read: _by_lines(measures.classes(read.sources)), _most),
-    "methods of a class": (lambda read: _by_size(measures.classes(read.sources)), _most),
-    "parameters of a constructor": (lambda read: _by_size(measures.constructors(read.sources)), _most),
+    "lines of a class": (lambda read: _by_lines(read.classes), _most),
+    "methods of a class": (lambda read: _by_size(read.classes), _most),
+    "parameters of a constructor": (lambda read: _by_size(measures.constructors(read.functions)), _most),
     "lines of a file": (lambda read: measures.file_lengths(read.sources), _most),
     "lines of the median file": (lambda read: measures.file_lengths(read.sources), _median),
-    "lines of a function": (lambda read: _by_lines(measures.functions(read.sources)), _most),
+    "lines of a function": (lambda read: _by_lines(read.functions), _most),
     "import circles": (lambda read: measures.circles(read.imports), len),
     "imports upwards": (lambda read: measures.upwards(read.imports, read.rooms), len),
     "modules in no room": (lambda read: measures.without_room(read.sources, read.rooms), len),
     "imports between server and client": (lambda read: measures.between(read.imports, *APART), len),
-    "Any, in all packages": (lambda read: measures.any_uses(read.sources), _sum),
+    "Any, in all packages": (lambda read: read.any_uses, _sum),
     "Any, in fedmtl_server/access": (_any_in_access, _sum),
     "modules that a file imports": (lambda read: measures.fan_outs(read.imports), _most),
 }
@@ -121,7 +134,7 @@ _ORDERED = ("imports upwards", "modules in no room")
 
 
 def _information(read: Read) -> list[tuple[str, int]]:
-    lengths = [function.lines for function in measures.functions(read.sources)]
+    lengths = [function.lines for function in read.functions]
     filled = [source for source in read.sources if len(source.tree.body) > 1]
     return [
         ("files", len(read.sources)),
@@ -136,15 +149,15 @@ def _information(read: Read) -> list[tuple[str, int]]:
 
 
 def _largest(read: Read) -> list[tuple[str, list[str]]]:
-    classes = sorted(measures.classes(read.sources), key=lambda each: -each.lines)
-    functions = _by_size(measures.functions(read.sources))
+    classes = sorted(read.classes, key=lambda each: -each.lines)
+    functions = _by_size(read.functions)
     changeable = _by_size(measures.changeable_dataclasses(read.sources))
     return [
         ("lines and methods of a class", [f"{each.lines:>4} {each.size:>3}  {each}" for each in classes]),
         ("parameters of a function", _rows(functions)[:5]),
         ("fields of a dataclass that isn't frozen", _rows(changeable)[:3]),
         ("modules that a file imports", _rows(measures.fan_outs(read.imports))),
-        ("Any in a file", _rows(measures.any_uses(read.sources))[:5]),
+        ("Any in a file", _rows(read.any_uses)[:5]),
     ]
 
 

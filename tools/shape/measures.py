@@ -61,9 +61,9 @@ def functions(sources: Iterable[Source]) -> list[Definition]:
     ]
 
 
-def constructors(sources: Iterable[Source]) -> list[Definition]:
-    """Every `__init__` that is written out; those that `@dataclass` and pydantic write are not."""
-    return [function for function in functions(sources) if function.name.endswith(".__init__")]
+def constructors(functions: Iterable[Definition]) -> list[Definition]:
+    """Those that are an `__init__`. They are written out; those that `@dataclass` and pydantic write are not there."""
+    return [function for function in functions if function.name.endswith(".__init__")]
 
 
 def changeable_dataclasses(sources: Iterable[Source]) -> list[Definition]:
@@ -175,6 +175,8 @@ def _definitions(
     node: ast.AST, around: str = "", in_class: bool = False
 ) -> Iterator[tuple[ast.ClassDef | _FUNCTION, str, bool]]:
     for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue  # none is in an expression
         if isinstance(child, ast.ClassDef | _FUNCTION):
             name = f"{around}{child.name}"
             yield child, name, in_class

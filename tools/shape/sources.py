@@ -105,6 +105,8 @@ def _import_statements(node: ast.AST, when: When) -> Iterator[tuple[ast.Import |
     else:
         inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and when is When.LOADED
         for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                continue  # none is in an expression
             yield from _import_statements(child, When.CALLED if inside else when)
 
 
