@@ -70,6 +70,9 @@ format: $(STAMP) ## Format the Python code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+shape: $(STAMP) ## Print the figures of the architecture and fail on one over its limit.
+	@$(BIN)/python -m tools.shape
+
 settings: $(STAMP) ## Write docs/reference/configuration.md from the configuration.
 	@$(BIN)/python -m tools.settings_page
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -260,7 +260,7 @@ class Bench:
 
     @contextmanager
     def _served(
-        self, model: BertConfig, tasks: list[str], settings: dict[str, Any] | None = None, per_process: int = 1
+        self, model: BertConfig, tasks: list[str], settings: dict[str, object] | None = None, per_process: int = 1
     ) -> Iterator[Served]:
         served = Served(self._folder / f"served-{time.monotonic_ns()}", model, tasks, settings, per_process)
         try:

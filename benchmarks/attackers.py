@@ -17,7 +17,6 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
 
 from fedmtl.v1 import federation_pb2 as pb
 
@@ -215,7 +214,7 @@ async def _paced(address: str, note: Note) -> None:
             await asyncio.sleep(1 / 19)
 
 
-ATTACKS: dict[str, Callable[[str, Note], Coroutine[Any, Any, None]]] = {
+ATTACKS: dict[str, Callable[[str, Note], Coroutine[object, None, None]]] = {
     "trickled uploads": _trickle,
     "half-open calls": _half_open,
     "unread downloads and events": _unread,

@@ -10,10 +10,9 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 
@@ -96,10 +95,10 @@ class _Place:
 
 
 def _serve_sync(messages: _Messages, sink: _Sink) -> None:
-    def down(request: bytes, context: Any) -> Iterator[bytes]:
+    def down(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         return iter(messages)
 
-    def up(requests: Iterator[bytes], context: Any) -> bytes:
+    def up(requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         place = sink.take()
         for message in requests:
             place.put(message)
@@ -115,11 +114,11 @@ def _serve_sync(messages: _Messages, sink: _Sink) -> None:
 
 
 async def _serve_aio(messages: _Messages, sink: _Sink) -> None:
-    async def down(request: bytes, context: Any) -> None:
+    async def down(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         for message in messages:
             await context.write(message)
 
-    async def up(requests: AsyncIterator[bytes], context: Any) -> bytes:
+    async def up(requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         place = sink.take()
         async for message in requests:
             place.put(message)
@@ -134,7 +133,7 @@ async def _serve_aio(messages: _Messages, sink: _Sink) -> None:
     await server.wait_for_termination()
 
 
-def _handlers(down: Any, up: Any) -> Any:
+def _handlers(down: Callable[..., object], up: Callable[..., object]) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
         _METHODS,
         {"down": grpc.unary_stream_rpc_method_handler(down), "up": grpc.stream_unary_rpc_method_handler(up)},
@@ -143,8 +142,8 @@ def _handlers(down: Any, up: Any) -> Any:
 
 def _call_sync(messages: _Messages, sink: _Sink, address: str) -> None:
     with grpc.insecure_channel(address, options=tuple(NO_PROXY.items())) as channel:
-        download: Any = channel.unary_stream(f"/{_METHODS}/down")
-        upload: Any = channel.stream_unary(f"/{_METHODS}/up")
+        download: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{_METHODS}/down")
+        upload: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(f"/{_METHODS}/up")
 
         def down() -> None:
             place = sink.take()
@@ -166,7 +165,9 @@ def _call_sync(messages: _Messages, sink: _Sink, address: str) -> None:
 def _call_aio(messages: _Messages, sink: _Sink, address: str) -> None:
     loop = asyncio.new_event_loop()
 
-    async def connect() -> tuple[Any, Any]:
+    async def connect() -> tuple[
+        grpc.aio.UnaryStreamMultiCallable[bytes, bytes], grpc.aio.StreamUnaryMultiCallable[bytes, bytes]
+    ]:
         channel = grpc.aio.insecure_channel(address, options=tuple(NO_PROXY.items()))
         return channel.unary_stream(f"/{_METHODS}/down"), channel.stream_unary(f"/{_METHODS}/up")
 
@@ -190,8 +191,11 @@ def _call_aio(messages: _Messages, sink: _Sink, address: str) -> None:
         await up()
 
     print(json.dumps("ready"), flush=True)
-    works = {"down": down, "up": up, "round": both}
-    serve_commands({name: lambda work=work: loop.run_until_complete(work()) for name, work in works.items()})
+
+    def ended(work: Callable[[], Coroutine[object, None, None]]) -> Callable[[], None]:
+        return lambda: loop.run_until_complete(work())
+
+    serve_commands({"down": ended(down), "up": ended(up), "round": ended(both)})
 
 
 def main(role: str, kind: str, message_bytes: str, total_bytes: str, allocator: str, address: str = "") -> None:

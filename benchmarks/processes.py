@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 START_S = 0.05
 """How far ahead of now several processes are told to begin, so that they begin together."""
+
+
+Answer = dict[str, Any]
+"""When a command began and ended, in seconds of `time.monotonic()`, and what it says besides."""
 
 
 class Worker:
@@ -33,13 +37,13 @@ class Worker:
             stderr=self._log,
             text=True,
         )
-        self.hello: Any = None
+        self.hello: object = None
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def await_hello(self) -> Any:
+    def await_hello(self) -> object:
         """What it says first, when it is ready."""
         self.hello = self._read()
         return self.hello
@@ -50,9 +54,10 @@ class Worker:
         self._process.stdin.write(json.dumps({"do": command, "at": at}) + "\n")
         self._process.stdin.flush()
 
-    def result(self) -> Any:
+    def result(self) -> Answer:
         """What came of the last command."""
-        return self._read()
+        answer: Answer = self._read()
+        return answer
 
     def stop(self) -> None:
         self._process.kill()
@@ -76,7 +81,7 @@ def together(workers: Sequence[Worker], command: str) -> float:
     return max(float(worker.result()["ended"]) for worker in workers) - at
 
 
-def serve_commands(commands: dict[str, Any]) -> None:
+def serve_commands(commands: Mapping[str, Callable[[], Mapping[str, object] | None]]) -> None:
     """The other side of a `Worker`: carry out what standard input says, until it ends."""
     for line in sys.stdin:
         order = json.loads(line)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from fedmtl.v1 import federation_pb2 as pb
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import BertConfig
 
-from benchmarks.processes import START_S, Worker, cpu_seconds, peak_rss
+from benchmarks.processes import START_S, Answer, Worker, cpu_seconds, peak_rss
 from benchmarks.served import SMALL, Served
 from benchmarks.swarm import raise_file_limit
 
@@ -72,7 +72,7 @@ class Crowd(Served):
     def __init__(self, folder: Path, model: BertConfig, num_clients: int, num_rounds: int):
         self.num_clients = num_clients
         self.num_rounds = num_rounds
-        self.answers: list[dict[str, Any]] = []
+        self.answers: list[Answer] = []
         self.cpu_s = 0.0
         """The server's, for all rounds and for the clients' connecting."""
         super().__init__(folder, model, [TASKS[i % len(TASKS)] for i in range(num_clients)])

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import yaml
 from fedmtl.v1 import federation_pb2 as pb
@@ -44,7 +43,7 @@ class Served:
         folder: Path,
         model: BertConfig,
         tasks: Sequence[str],
-        settings: dict[str, Any] | None = None,
+        settings: dict[str, object] | None = None,
         per_process: int = 1,
     ):
         folder.mkdir(parents=True)

@@ -22,7 +22,7 @@ from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError, first_line
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model import toy
-from fedmtl_core.tasks.kinds import CUT, Collate, TaskKind, kind_of
+from fedmtl_core.tasks.kinds import CUT, Collate, Row, TaskKind, kind_of
 from fedmtl_core.tasks.labels import listing
 from fedmtl_core.tasks.spec import TaskSpec
 
@@ -77,11 +77,11 @@ class RowSource(ABC):
         self.spec = spec
 
     @abstractmethod
-    def train(self) -> Iterable[Mapping[str, Any]]:
+    def train(self) -> Iterable[Mapping[str, object]]:
         """The rows to train on. A list of dictionaries will do, and a `datasets.Dataset`."""
 
     @abstractmethod
-    def validation(self) -> Iterable[Mapping[str, Any]]:
+    def validation(self) -> Iterable[Mapping[str, object]]:
         """The rows to evaluate on."""
 
 
@@ -164,7 +164,7 @@ def survey(spec: TaskSpec, source: DataConfig | None, split: Literal["train", "v
     )
 
 
-class EncodedRows(Dataset[dict[str, Any]]):
+class EncodedRows(Dataset[Row]):
     """Rows as token ids, made once.
 
     Args:
@@ -194,7 +194,7 @@ class EncodedRows(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return self._num_rows
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Row:
         return {name: values[index] for name, values in self._columns.items()}
 
     @cached_property

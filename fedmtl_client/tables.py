@@ -11,7 +11,7 @@ from typing import Any
 class Table:
     """Rows as columns, as a source gave them."""
 
-    columns: Mapping[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[object]]
     """The values by column name; all columns have one length."""
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By column name, the class names that the source declares: the column's values are indices into them, or lists of
@@ -40,7 +40,7 @@ class Table:
         )
 
 
-def class_names_in(features: Any) -> dict[str, tuple[str, ...]]:
+def class_names_in(features: object) -> dict[str, tuple[str, ...]]:
     """By column name, the class names that `datasets.Features` or their JSON form declare; empty for anything else."""
     if not isinstance(features, Mapping):
         return {}
@@ -48,7 +48,7 @@ def class_names_in(features: Any) -> dict[str, tuple[str, ...]]:
     return {name: names for name, names in declared.items() if names}
 
 
-def _declared_names(feature: Any) -> tuple[str, ...]:
+def _declared_names(feature: object) -> tuple[str, ...]:
     """The class names of a `datasets` feature or of its JSON form, or of the items of a list; empty if it has none."""
     if isinstance(feature, list) and len(feature) == 1:
         return _declared_names(feature[0])

@@ -25,7 +25,7 @@ class Targets:
 
     indices: Sequence[int]
     """Where these rows are in their table, ascending, counted from 0."""
-    values: Sequence[Any]
+    values: Sequence[object]
     """Class numbers, or values, or what the task's kind makes of a cell; None each where rows have no label."""
     dropped: Mapping[str, int]
     """Numbers of rows left out, by the setting in the task's `data`."""
@@ -64,7 +64,7 @@ def read(spec: TaskSpec, source: DataConfig, table: Table, place: str) -> Target
         return Targets(range(table.num_rows), [None] * table.num_rows, {})
     cells = _Cells(spec, source, table.class_names.get(spec.label_column, ()))
     indices: list[int] = []
-    values: list[Any] = []
+    values: list[object] = []
     dropped: Counter[str] = Counter()
     with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
         for index, cell in enumerate(table.columns[spec.label_column]):
@@ -148,7 +148,7 @@ class _Cells:
         self._dropped_labels = Values(tuple(source.drop_labels))
         self._drops_out_of_range = source.out_of_range == "drop"
 
-    def target(self, cell: Any) -> Any:
+    def target(self, cell: object) -> Any:
         """The target that a cell stands for.
 
         Raises:
@@ -165,16 +165,17 @@ class _Cells:
             self._require_in_range(target)
         return target
 
-    def named(self, cell: Any) -> Any:
+    def named(self, cell: object) -> object:
         """A cell with the class names that its source declares in place of indices; what is no index stays."""
         if not self._class_names:
             return cell
         if isinstance(cell, list):
             return [self.named(one) for one in cell]
-        is_index = type(cell) is int and 0 <= cell < len(self._class_names)
-        return self._class_names[cell] if is_index else cell
+        if type(cell) is int and 0 <= cell < len(self._class_names):
+            return self._class_names[cell]
+        return cell
 
-    def _target_of_declared(self, named: Any) -> Any:
+    def _target_of_declared(self, named: object) -> Any:
         declares = f"the source declares the classes {', '.join(self._class_names)}"
         if type(named) is int:
             absent = ", which stands for no label" if named == NO_LABEL else ""
@@ -184,7 +185,7 @@ class _Cells:
         except ValueError as error:
             raise ValueError(f"{error}; {declares}") from None
 
-    def _require_in_range(self, target: Any) -> None:
+    def _require_in_range(self, target: object) -> None:
         lowest, highest = self._spec.value_range or (0.0, 0.0)
         for number in target if isinstance(target, list) else (target,):
             if not isinstance(number, (int, float)) or lowest <= number <= highest:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +59,7 @@ def narrowed(encoder: nn.Module, vocabulary: Tensor | None, optimizer: torch.opt
         whole[ids] = trained
 
 
-def _lookup(encoder: Any) -> nn.Embedding | None:
+def _lookup(encoder: nn.Module) -> nn.Embedding | None:
     """An encoder's lookup of words; None if another one than PyTorch's own, or not that alone."""
     lookup = input_embeddings(encoder)
     if type(lookup) is not nn.Embedding or not lookup.weight.requires_grad or lookup.max_norm is not None:
@@ -81,6 +80,6 @@ class _Decay:
     def stop(self) -> None:
         self._hook.remove()
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, *_: object) -> None:
         if self._parameter.grad is not None:  # else the optimiser passes it by
             self.factor *= 1.0 - self._group["lr"] * self._group["weight_decay"]

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from fedmtl_core.errors import ConfigError
 from fedmtl_experiment.config import Experiment, RowCounts, flattened, merged
 
-_PATIENCE: Mapping[str, Any] = {
+_PATIENCE: Mapping[str, object] = {
     "rounds": {
         "deadline_s": 7200.0,
         "quorum_timeout_s": 7200.0,
@@ -138,7 +137,7 @@ def federations(experiment: Experiment, cell: Cell) -> list[Federation]:
             return []
 
 
-def settings_of(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+def settings_of(experiment: Experiment, cell: Cell) -> dict[str, object]:
     """FedMTL's settings of a cell, as sections, without tasks and clients; the method's own win."""
     return merged(
         _PATIENCE,
@@ -150,7 +149,9 @@ def settings_of(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     )
 
 
-def run_values(experiment: Experiment, cell: Cell, federation: Federation, data: Path, run_dir: Path) -> dict[str, Any]:
+def run_values(
+    experiment: Experiment, cell: Cell, federation: Federation, data: Path, run_dir: Path
+) -> dict[str, object]:
     """A run's whole configuration.
 
     Args:
@@ -187,7 +188,7 @@ def _quorum(experiment: Experiment, federation: Federation, task: str) -> dict[s
     return {"min_clients": sum(client.task == task for client in federation.clients)}
 
 
-def inputs(experiment: Experiment, cell: Cell) -> dict[str, Any]:
+def inputs(experiment: Experiment, cell: Cell) -> dict[str, object]:
     """All that a cell's result depends on, by dotted key: with the same inputs it needn't be computed again."""
     setting, method = experiment.settings[cell.setting], experiment.methods[cell.method]
     tasks = {
@@ -209,7 +210,7 @@ def inputs(experiment: Experiment, cell: Cell) -> dict[str, Any]:
     )
 
 
-def differences(stored: Mapping[str, Any], planned: Mapping[str, Any]) -> list[str]:
+def differences(stored: Mapping[str, object], planned: Mapping[str, object]) -> list[str]:
     """What two cells' inputs differ in, in words."""
     return [
         f"{key}: it has {stored.get(key)!r}, the configuration {planned.get(key)!r}"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -24,7 +24,7 @@ from fedmtl_core.identifiers import require_identifier
 Base = Literal["local", "standard", "mtl", "central"]
 """Each client alone; one federation per task; one federation of all tasks; all data in one place."""
 
-Settings = dict[str, Any]
+Settings = dict[str, object]
 """FedMTL's keys, dotted or as sections, with their values."""
 
 _THE_EXPERIMENTS_OWN = (
@@ -61,7 +61,7 @@ class Setting(Section):
 
     @field_validator("tasks", mode="before")
     @classmethod
-    def _empty_tasks(cls, tasks: Any) -> Any:
+    def _empty_tasks(cls, tasks: object) -> object:
         return {name: task or {} for name, task in tasks.items()} if isinstance(tasks, dict) else tasks
 
 
@@ -173,7 +173,7 @@ def load(path: Path) -> Experiment:
     """
     document = documents.read(path)
     try:
-        experiment = Experiment.model_validate(document.values or {})
+        experiment = Experiment.model_validate(document.sections)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(error, path, document))) from None
     for name, task in experiment.tasks.items():
@@ -181,12 +181,12 @@ def load(path: Path) -> Experiment:
     return experiment
 
 
-def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+def nested(settings: Mapping[str, object]) -> dict[str, object]:
     """Settings as sections: `{"training.seed": 1}` is `{"training": {"seed": 1}}`."""
     return merged({}, settings)
 
 
-def merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+def merged(first: Mapping[str, object], *others: Mapping[str, object]) -> dict[str, object]:
     """Settings on top of others, as sections; the later win, key by key."""
     result = {key: merged({}, value) if isinstance(value, Mapping) else value for key, value in first.items()}
     for other in others:
@@ -201,9 +201,9 @@ def merged(first: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, An
     return result
 
 
-def flattened(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Sections as dotted keys."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key, value in settings.items():
         flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
@@ -215,7 +215,7 @@ def _require_free(place: str, settings: Settings) -> None:
             raise ValueError(f"{place}: {key} isn't to be set here: it is the experiment's, or would make runs unequal")
 
 
-def _require_known(place: str, names: Any, known: Mapping[str, Any]) -> None:
+def _require_known(place: str, names: Iterable[str], known: Mapping[str, object]) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"{place}: expected some of {', '.join(known)}, got {name!r}")
@@ -243,12 +243,19 @@ def _explain(error: ValidationError, path: Path, document: Document) -> Iterator
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     """Names of the keys allowed in the section that a location lies in."""
-    section: Any = Experiment
+    kind: object = Experiment
     for part in location[:-1]:
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            section = section.model_fields[str(part)].annotation
-            if isinstance(section, types.UnionType):
-                section = typing.get_args(section)[0]
-        else:
-            section = typing.get_args(section)[1]
-    return list(section.model_fields)
+        kind = _kind_below(kind, str(part))
+    return list(kind.model_fields) if _is_section(kind) else []
+
+
+def _kind_below(kind: object, part: str) -> object:
+    """The type of a section's field, or of a mapping's values."""
+    if not _is_section(kind):
+        return typing.get_args(kind)[1]
+    annotation: object = kind.model_fields[part].annotation
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is types.UnionType else annotation
+
+
+def _is_section(kind: object) -> typing.TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ class Evaluator:
     """
 
     def __init__(self, config: Config, rows: Mapping[str, Rows]):
-        tokenizer: Any = load_tokenizer(config.model.client_model or config.model.server_model)
+        tokenizer = load_tokenizer(config.model.client_model or config.model.server_model)
         self._device: torch.device = choose_device(config.training.device)
         self._specs = {spec.name: spec for spec in config.task_specs() if spec.name in rows}
         self._trainers = {task: Trainer(spec, config.plan(task), self._device) for task, spec in self._specs.items()}

@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from rich.console import Console
 from safetensors.torch import load_file
@@ -25,6 +24,7 @@ from fedmtl_server.model import MTLServerModel
 from fedmtl_server.storage.folders import read_run_id
 from fedmtl_server.storage.history import FILE_NAME, History
 from fedmtl_server.storage.results import TaskResult
+from fedmtl_server.storage.stored_reports import StoredReport, stored_report
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class FederatedRun:
 
 
 def run_federation(
-    values: Mapping[str, Any], run_dir: Path, on_round: Callable[[int], None] = lambda done: None
+    values: Mapping[str, object], run_dir: Path, on_round: Callable[[int], None] = lambda done: None
 ) -> FederatedRun:
     """Run a federation to its end.
 
@@ -55,8 +55,9 @@ def run_federation(
         FedMTLError: a process failed, or a round went without one of its clients.
     """
     path = run_dir.with_suffix(".yaml")
-    state_dir = {"client": {**values.get("client", {}), "state_dir": str(_state_dir(run_dir))}}
-    config = configuration.Config.model_validate({**values, **state_dir})
+    given = values.get("client")
+    client = {**(given if isinstance(given, Mapping) else {}), "state_dir": str(_state_dir(run_dir))}
+    config = configuration.Config.model_validate({**values, "client": client})
     path.write_text(configuration.dump(config), encoding="utf-8")
     began = time.monotonic()
     with run_dir.with_suffix(".log").open("w", encoding="utf-8") as log:
@@ -66,7 +67,7 @@ def run_federation(
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
     with closing(History.open(run_dir / FILE_NAME, create=False)) as history:
         rounds = history.rounds(read_run_id(run_dir / "run.json"))
-    reports = [one.report for one in rounds if one.report is not None]
+    reports = [report for one in rounds if (report := stored_report(one.report)) is not None]
     require_complete(reports, config)
     curves = {task: curve_of(TaskResult.from_dict(one)) for task, one in results.items()}
     return FederatedRun(
@@ -86,7 +87,7 @@ def curve_of(result: TaskResult) -> dict[int, float]:
     return dict(sorted(values.items()))
 
 
-def require_complete(reports: Sequence[Mapping[str, Any]], config: Config) -> None:
+def require_complete(reports: Sequence[StoredReport], config: Config) -> None:
     """Check that every round had all of its clients: a comparison of fewer would be of something else.
 
     Raises:

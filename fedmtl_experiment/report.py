@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics as stats
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedmtl_experiment.config import Base
 from fedmtl_experiment.results import CellResult
@@ -123,7 +123,7 @@ def compare(results: Sequence[CellResult], bases: Mapping[str, Base]) -> list[Co
     ]
 
 
-def to_json(comparisons: Sequence[Comparison], *, finished: int, planned: int) -> dict[str, Any]:
+def to_json(comparisons: Sequence[Comparison], *, finished: int, planned: int) -> dict[str, object]:
     """The comparisons as JSON has them, with how much of the experiment they are of."""
     return {
         "cells_finished": finished,

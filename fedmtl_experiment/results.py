@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from fedmtl_core.errors import ConfigError, StoreError
 from fedmtl_experiment.cells import Cell, differences
@@ -54,7 +53,7 @@ class CellResult:
     """One finished cell."""
 
     cell: Cell
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, object]
     """`cells.inputs` of what was run."""
     tasks: Mapping[str, TaskOutcome]
     encoder_parameters: int
@@ -107,7 +106,7 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
 
-    def finished(self, planned: Mapping[Cell, Mapping[str, Any]]) -> dict[Cell, CellResult]:
+    def finished(self, planned: Mapping[Cell, Mapping[str, object]]) -> dict[Cell, CellResult]:
         """The results of the planned cells that are there.
 
         Args:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypedDict, TypeVar
 
 from fedmtl_client.data import TaskData, load_task_data
 from fedmtl_core import config as configuration
@@ -20,7 +20,7 @@ from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_experiment import report
 from fedmtl_experiment.cells import Cell, Federation, everybody, federations, inputs, run_values, steps_per_round
 from fedmtl_experiment.central import train_central
-from fedmtl_experiment.config import Experiment, RowCounts
+from fedmtl_experiment.config import Experiment, RowCounts, flattened
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_experiment.federated import FederatedRun, evaluate_checkpoints, parameters_of, run_federation
 from fedmtl_experiment.results import CellResult, Folder, TaskOutcome, write_whole
@@ -29,6 +29,13 @@ from fedmtl_local.processes import num_processors
 from fedmtl_server.model import MTLServerModel
 
 _Key = TypeVar("_Key", str, int)
+
+
+class _OfReport(TypedDict):
+    """What an outcome says of the rows for reporting alone."""
+
+    report_rows: int
+    trivial: float | None
 
 
 class Progress(Protocol):
@@ -206,7 +213,8 @@ class Runner:
     def _run(self, cell: Cell, federation: Federation, work: Path) -> FederatedRun:
         run_dir = work / f"run-{federation.name}"
         values = run_values(self._experiment, cell, federation, work, run_dir)
-        self._progress.run_started(cell, federation.name, values["training"].get("num_rounds", 0))
+        num_rounds = flattened(values).get("training.num_rounds")
+        self._progress.run_started(cell, federation.name, num_rounds if isinstance(num_rounds, int) else 0)
         return run_federation(values, run_dir, self._progress.round_opened)
 
     def _steps(self, cell: Cell, config: Config, rows: Mapping[str, TaskRows]) -> dict[str, int]:
@@ -220,7 +228,7 @@ class Runner:
             for task, plan in plans.items()
         }
 
-    def _of_report(self, task: str, rows: TaskRows) -> dict[str, Any]:
+    def _of_report(self, task: str, rows: TaskRows) -> _OfReport:
         return {
             "report_rows": len(rows.report),
             "trivial": trivial_baseline(self._spec(task), rows.report.labels),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedmtl_local.launcher import run_local
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["run_local"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """`fedmtl_local.run_local`, imported when it is asked for: PyTorch takes seconds, and `--help` needs none."""
     if name in __all__:
         from fedmtl_local import launcher

@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN_AFTER_S = 0.1
+_Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 @contextmanager
@@ -59,11 +59,11 @@ class _Again:
         heard: signals that interrupt; any of them will do.
     """
 
-    def __init__(self, others: Any, heard: Sequence[signal.Signals]):
+    def __init__(self, others: Callable[[sys.UnraisableHookArgs], object], heard: Sequence[signal.Signals]):
         self._others = others
         self._heard = heard
 
-    def __call__(self, dropped: Any) -> None:
+    def __call__(self, dropped: sys.UnraisableHookArgs) -> None:
         if not self._heard or not issubclass(dropped.exc_type, KeyboardInterrupt):
             self._others(dropped)
             return
@@ -83,6 +83,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _set(handlers: dict[signal.Signals, Any]) -> None:
+def _set(handlers: Mapping[signal.Signals, _Handler]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)

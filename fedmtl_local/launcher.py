@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from fedmtl.v1 import federation_pb2 as pb
 from rich.console import Console
@@ -43,7 +42,7 @@ END_TIMEOUT_S = 15.0
 
 
 def run_local(
-    config: Config | Mapping[str, Any] | Path | str, run_dir: Path | str | None = None
+    config: Config | Mapping[str, object] | Path | str, run_dir: Path | str | None = None
 ) -> dict[str, TaskResult]:
     """Run a whole federation on this machine, a server and the configuration's `clients`, each a process of its own.
 
@@ -133,7 +132,7 @@ class LocalRun:
         self._observer: FederationApi | None = None
         self._first_round_opened = threading.Event()
 
-    def run(self) -> dict[str, dict[str, Any]]:
+    def run(self) -> dict[str, dict[str, object]]:
         """Start everything, wait for the end, and print what came of it.
 
         Returns:
@@ -143,7 +142,7 @@ class LocalRun:
             FedMTLError: a process failed; the message says which, and how.
         """
         failed = self._to_the_end()
-        results: dict[str, dict[str, Any]] = json.loads((self.run_dir / "results.json").read_text(encoding="utf-8"))
+        results: dict[str, dict[str, object]] = json.loads((self.run_dir / "results.json").read_text(encoding="utf-8"))
         results_table(results, self.run_dir, self._console)
         if failed:
             raise _failure(failed)  # the run got over it, but the user should know

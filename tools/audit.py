@@ -10,14 +10,35 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 COMMAND = ("pip-audit", "-r", "constraints.txt", "--no-deps", "--disable-pip", "--progress-spinner=off", "-f", "json")
 TIMEOUT_S = 300
 
 
-def verdict(report: Mapping[str, Any] | None, said: str, *, required: bool) -> tuple[int, str]:
+class Vulnerability(TypedDict):
+    """One that is known."""
+
+    id: str
+
+
+class Dependency(TypedDict, total=False):
+    """What pip-audit says of one."""
+
+    name: str
+    version: str
+    vulns: list[Vulnerability]
+    skip_reason: str
+    """Why it wasn't looked at."""
+
+
+class Report(TypedDict, total=False):
+    """pip-audit's JSON, as far as it is read."""
+
+    dependencies: list[Dependency]
+
+
+def verdict(report: Report | None, said: str, *, required: bool) -> tuple[int, str]:
     """An exit code and a line, of what pip-audit found.
 
     Args:
@@ -25,7 +46,7 @@ def verdict(report: Mapping[str, Any] | None, said: str, *, required: bool) -> t
         said: what it wrote to standard error.
         required: whether it is an error that dependencies weren't looked at.
     """
-    dependencies = (report or {}).get("dependencies", [])
+    dependencies = report.get("dependencies", []) if report else []
     skipped = [one["name"] for one in dependencies if "skip_reason" in one]
     vulnerable = [one for one in dependencies if one.get("vulns")]
     if vulnerable:
@@ -53,9 +74,9 @@ def main() -> int:
     return code
 
 
-def _json(text: str) -> Mapping[str, Any] | None:
+def _json(text: str) -> Report | None:
     try:
-        report: Mapping[str, Any] = json.loads(text)
+        report: Report = json.loads(text)
     except ValueError:
         return None
     return report

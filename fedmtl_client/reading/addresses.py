@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 from urllib.parse import urlsplit
 
 from fedmtl_client.reading import remote
@@ -41,10 +41,13 @@ def _zstd(file: BinaryIO) -> BinaryIO:
     return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
 
 
-_COMPRESSIONS: dict[str, Callable[[Any], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
+Decompress = Callable[[BinaryIO], BinaryIO]
+"""Opens a compressed file for reading."""
+
+_COMPRESSIONS: dict[str, Decompress] = {
+    ".gz": cast(Decompress, gzip.open),
+    ".bz2": cast(Decompress, bz2.open),
+    ".xz": cast(Decompress, lzma.open),
     ".zst": _zstd,
 }
 
@@ -57,7 +60,7 @@ class Part:
     """Its address, as messages show it."""
     format: str
     """One of the values of `FORMATS`."""
-    decompress: Callable[[Any], Any] | None
+    decompress: Decompress | None
     """Opens a compressed file for reading; None if the file isn't compressed."""
     source: Callable[[], BinaryIO]
     """Opens the file's bytes."""
@@ -86,7 +89,7 @@ class Part:
             yield again
 
     def _decompressed(self, file: BinaryIO) -> BinaryIO:
-        return cast(BinaryIO, self.decompress(file)) if self.decompress else file
+        return self.decompress(file) if self.decompress else file
 
 
 def find_parts(address: str) -> list[Part]:

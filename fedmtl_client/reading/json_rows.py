@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 from fedmtl_client.reading.errors import MalformedError, excerpt
 from fedmtl_client.reading.records import decoded
@@ -16,10 +16,10 @@ _BLANK = b" \t\r\n"
 Open = Callable[[], BinaryIO]
 
 
-class _Repeated(dict[str, Any]):
+class _Repeated(dict[str, object]):
     """An object with a repeated key."""
 
-    def __init__(self, pairs: Sequence[tuple[str, Any]]):
+    def __init__(self, pairs: Sequence[tuple[str, object]]):
         super().__init__(pairs)
         self.keys_in_file = [key for key, _ in pairs]
 
@@ -34,7 +34,7 @@ def read(open_file: Open, wanted: Sequence[str]) -> Table:
     Raises:
         MalformedError: it isn't JSON, or some objects lack a wanted key.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in wanted}
+    columns: dict[str, list[object]] = {name: [] for name in wanted}
     targets = [(name, column.append) for name, column in columns.items()]
     known: dict[str, None] = {}
     for row, (place, value) in enumerate(_objects(open_file), 1):
@@ -69,7 +69,7 @@ def _without(open_file: Open, name: str, row: int, place: str, wanted: Sequence[
     return Table({one: [] for one in wanted if one in known and one != name}, available=list(known))
 
 
-def _objects(open_file: Open) -> Iterator[tuple[str, Any]]:
+def _objects(open_file: Open) -> Iterator[tuple[str, object]]:
     """A file's values with their places, for messages."""
     with open_file() as file:
         first = next((line for line in file if line.strip(_BLANK).removeprefix(b"\xef\xbb\xbf")), b"")
@@ -78,7 +78,7 @@ def _objects(open_file: Open) -> Iterator[tuple[str, Any]]:
     return ((f"line {number:,}", value) for number, value in _lines(open_file))
 
 
-def _lines(open_file: Open) -> Iterator[tuple[int, Any]]:
+def _lines(open_file: Open) -> Iterator[tuple[int, object]]:
     with open_file() as file:
         for number, line in enumerate(file, 1):
             text = decoded(line, number)
@@ -100,28 +100,28 @@ def _lines(open_file: Open) -> Iterator[tuple[int, Any]]:
             yield number, value
 
 
-def _array(open_file: Open) -> Iterable[Any]:
+def _array(open_file: Open) -> Iterable[object]:
     with open_file() as file:
         text = "".join(decoded(line, number) for number, line in enumerate(file, 1))
     try:
-        values = _loads(text)
+        return cast("list[object]", _loads(text))  # `_objects` has seen that it begins with "["
     except json.JSONDecodeError as error:
         raise MalformedError(f"line {error.lineno:,}, character {error.colno:,}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
         raise MalformedError(_reason(error)) from None
-    return list(values)
 
 
-def _loads(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_object)
+def _loads(text: str) -> object:
+    value: object = json.loads(text, object_pairs_hook=_object)
+    return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     return value if len(value) == len(pairs) else _Repeated(pairs)
 
 
-def _require_characters(name: str, values: Iterable[Any]) -> None:
+def _require_characters(name: str, values: Iterable[object]) -> None:
     """Check that strings are valid Unicode: an escape such as `\\ud83d` alone is half of a character.
 
     Raises:
@@ -141,7 +141,7 @@ def _example(wanted: Sequence[str]) -> str:
     return ", ".join(f'"{name}": …' for name in wanted)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {list: "an array", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 

@@ -35,7 +35,7 @@ def read(open_file: Callable[[], BinaryIO], wanted: Sequence[str], texts: Collec
         for name in there:
             if name in texts and parquet.metadata.num_rows and not _is_text(schema.field(name).type):
                 raise MalformedError(f"column {name!r}: expected text, found {schema.field(name).type}")
-        columns: dict[str, list[Any]] = {name: [] for name in there}
+        columns: dict[str, list[object]] = {name: [] for name in there}
         for batch in parquet.iter_batches(columns=there) if there else ():
             for name, values in columns.items():
                 values += batch.column(name).to_pylist()

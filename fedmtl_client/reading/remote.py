@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, Protocol, TypedDict, cast
 from urllib.parse import SplitResult, parse_qsl, quote, urlsplit, urlunsplit
 
 from fedmtl_core.addresses import is_loopback
@@ -20,6 +20,24 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 _TIMEOUT_S = 60.0
 """Longest wait for a server's next bytes."""
+
+
+class Entry(TypedDict):
+    """What a folder of `fsspec`'s says of one of its files and folders; it says more."""
+
+    name: str
+    type: str
+    """`file` or `directory`."""
+
+
+class FileSystem(Protocol):
+    """What is asked of an `fsspec` file system."""
+
+    def isdir(self, path: str) -> bool: ...
+    def exists(self, path: str) -> bool: ...
+    def ls(self, path: str) -> list[Entry]: ...
+    def glob(self, path: str) -> list[str]: ...
+    def open(self, path: str, mode: str) -> BinaryIO: ...
 
 
 def is_url(address: str) -> bool:
@@ -132,7 +150,7 @@ def _downloading(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def reaching(address: str) -> Iterator[tuple[Any, str]]:
+def reaching(address: str) -> Iterator[tuple[FileSystem, str]]:
     """The file system of a URL, and the path in it.
 
     Raises:
@@ -171,7 +189,7 @@ def open_file(address: str, path: str) -> BinaryIO:
         DataError: as for `reaching`.
     """
     with reaching(address) as (files, _):
-        return cast(BinaryIO, files.open(path, "rb"))
+        return files.open(path, "rb")
 
 
 def _scrubbed(error: BaseException | str, address: str) -> str:

@@ -24,7 +24,7 @@ from fedmtl_core.config.clients import (
     parse_address,
     parse_shard,
 )
-from fedmtl_core.config.loading import dump, load, parse_yaml, read_yaml, resolve, validated
+from fedmtl_core.config.loading import dump, load, resolve, validated
 from fedmtl_core.config.reference import Setting, reference
 from fedmtl_core.config.root import Config, contradictions, flattened
 from fedmtl_core.config.rounds import (
@@ -95,8 +95,6 @@ __all__ = [
     "load",
     "parse_address",
     "parse_shard",
-    "parse_yaml",
-    "read_yaml",
     "reference",
     "resolve",
     "validated",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,9 +36,14 @@ class Place:
 class Document:
     """One document."""
 
-    values: Any
+    values: object
     root: yaml.Node | None
     """None where there is nothing in it."""
+
+    @property
+    def sections(self) -> dict[str, object]:
+        """The values of a document that `read` gave; empty where there is nothing in it."""
+        return self.values if isinstance(self.values, dict) else {}
 
     def find(self, location: tuple[object, ...]) -> Place | None:
         """Where the value stands that pydantic's location leads to, or the last section on the way there."""
@@ -162,7 +167,7 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, but these are errors: a key given twice, which would be the loss of the first; a text that
     has the form of a date or a number and is none; a number that hardly anybody reads as YAML 1.1 does."""
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError):
@@ -253,5 +258,5 @@ def _as_it_stands(node: yaml.Node, levels: int) -> str:
     return f"{{{', '.join(_cut(node.value, pairs))}}}"
 
 
-def _cut(items: list[Any], texts: Iterator[str]) -> list[str]:
+def _cut(items: Sized, texts: Iterator[str]) -> list[str]:
     return [*islice(texts, _MOST_ITEMS), *(["…"] if len(items) > _MOST_ITEMS else [])]

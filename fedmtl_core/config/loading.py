@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -36,7 +35,7 @@ def load(path: Path | None, overrides: Sequence[str] = (), named: Mapping[str, s
             the value and what is allowed.
     """
     document = documents.read(path) if path else Document({}, None)
-    values = document.values or {}
+    values = document.sections
     sources = [_Source("", str(path) if path else "the command line", document)]
     for override in overrides:
         key = override.partition("=")[0]
@@ -44,7 +43,7 @@ def load(path: Path | None, overrides: Sequence[str] = (), named: Mapping[str, s
     return _validated(values, sources)
 
 
-def resolve(given: Config | Mapping[str, Any] | Path | str | None) -> Config:
+def resolve(given: Config | Mapping[str, object] | Path | str | None) -> Config:
     """A configuration however a program gives it: as it is, as nested dictionaries, or as a YAML file's path.
 
     Raises:
@@ -60,7 +59,7 @@ def resolve(given: Config | Mapping[str, Any] | Path | str | None) -> Config:
     raise ConfigError(f"expected a Config, a dictionary or a YAML file's path, got {type(given).__name__}")
 
 
-def validated(values: Mapping[str, Any], source: str) -> Config:
+def validated(values: Mapping[str, object], source: str) -> Config:
     """A configuration of sections that are at hand.
 
     Args:
@@ -102,7 +101,7 @@ class _Source:
         return location[len(self.key.split(".")) :] if self.key else location
 
 
-def _validated(values: Mapping[str, Any], sources: Sequence[_Source]) -> Config:
+def _validated(values: Mapping[str, object], sources: Sequence[_Source]) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
@@ -116,25 +115,7 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's sections, as they stand there.
-
-    Raises:
-        ConfigError: it can't be read, or holds no sections.
-    """
-    return documents.read(path).values or {}
-
-
-def parse_yaml(text: str) -> Any:
-    """A YAML document's value.
-
-    Raises:
-        yaml.YAMLError: it is none.
-    """
-    return documents.parse(text).values
-
-
-def _apply(values: dict[str, Any], override: str) -> Document:
+def _apply(values: dict[str, object], override: str) -> Document:
     """Set what an override says; returns its value."""
     key, equals, text = override.partition("=")
     if not equals or not key:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -59,7 +58,7 @@ class Config(Section):
 
     @field_validator("tasks", mode="before")
     @classmethod
-    def _named_tasks(cls, tasks: Any) -> Any:
+    def _named_tasks(cls, tasks: object) -> object:
         if not isinstance(tasks, dict):
             return tasks
         for name in tasks:
@@ -69,7 +68,7 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_sections(cls, values: Any) -> Any:
+    def _empty_sections(cls, values: object) -> object:
         """`training:` with nothing under it is a section of defaults."""
         return (
             {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
@@ -207,7 +206,7 @@ def contradictions(stored: Config, given: Config) -> list[str]:
     ]
 
 
-def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     """The values of nested sections by dotted key. Lists are values."""
     for key, value in values.items():
         if isinstance(value, dict):

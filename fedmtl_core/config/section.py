@@ -39,7 +39,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _taken_as_meant(cls, value: typing.Any, info: ValidationInfo) -> typing.Any:
+    def _taken_as_meant(cls, value: object, info: ValidationInfo) -> object:
         """Where numbers are expected pydantic takes `true` for 1, and the text `0777` for 777. Nothing takes a NUL."""
         if isinstance(value, str) and "\0" in value:
             raise ValueError("expected text without a NUL character")
@@ -47,7 +47,7 @@ class Section(BaseModel):
         return value
 
 
-def _require_numbers(annotation: typing.Any, value: object) -> None:
+def _require_numbers(annotation: object, value: object) -> None:
     """Check that what is to be a number, in itself or as an item, is none that could be meant otherwise.
 
     Raises:

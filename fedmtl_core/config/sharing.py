@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -42,7 +42,7 @@ class AdaptiveConfig(Section):
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _text(cls, layers: Any) -> Any:
+    def _text(cls, layers: object) -> object:
         """YAML has a layer's number as a number."""
         return [str(one) for one in layers] if isinstance(layers, list) else layers
 
@@ -78,7 +78,7 @@ class SharingConfig(Section):
 
     @field_validator("layers", mode="before")
     @classmethod
-    def _text_keys(cls, layers: Any) -> Any:
+    def _text_keys(cls, layers: object) -> object:
         """YAML has a layer's number as a number."""
         return {str(key): level for key, level in layers.items()} if isinstance(layers, dict) else layers
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -14,7 +14,7 @@ from fedmtl_core.tasks.spec import METRICS, METRICS_OF, PRESETS, TaskSpec, trait
 MAX_LABELS = 10_000
 
 
-def _column_name(value: Any) -> Any:
+def _column_name(value: object) -> object:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -27,7 +27,7 @@ class DataConfig(Section):
 
     builtin: str | None = Field(None, description="A generated task of the toy language: `sst2`, `qqp` or `stsb`")
     plugin: str | None = Field(None, description="`module:Name`, a class of your own that gives the rows")
-    options: dict[str, Any] | None = Field(None, description="What that class is made with")
+    options: dict[str, object] | None = Field(None, description="What that class is made with")
     hub: str | None = Field(None, description="A data set on the hub")
     subset: str | None = Field(None, description="Its configuration there")
     train: str | None = Field(
@@ -60,7 +60,7 @@ class DataConfig(Section):
 
     @field_validator("drop_labels", mode="before")
     @classmethod
-    def _texts(cls, labels: Any) -> Any:
+    def _texts(cls, labels: object) -> object:
         if not isinstance(labels, list):
             raise ValueError("expected a list, such as ['-']")
         for label in labels:
@@ -164,7 +164,7 @@ class TaskConfig(Section):
 
     @field_validator("auxiliary", mode="before")
     @classmethod
-    def _yes_or_no(cls, auxiliary: Any) -> Any:
+    def _yes_or_no(cls, auxiliary: object) -> object:
         if isinstance(auxiliary, bool):
             return {} if auxiliary else None
         if auxiliary is not None and not isinstance(auxiliary, (dict, AuxiliaryConfig)):
@@ -173,7 +173,7 @@ class TaskConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _needed_by_no_round(cls, values: Any) -> Any:
+    def _needed_by_no_round(cls, values: object) -> object:
         """An auxiliary task's quorum is 0, however it is given."""
         if not isinstance(values, dict) or values.get("auxiliary") in (None, False):
             return values
@@ -193,7 +193,7 @@ class TaskConfig(Section):
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _named_labels(cls, labels: Any) -> Any:
+    def _named_labels(cls, labels: object) -> object:
         if isinstance(labels, list):
             for number, label in enumerate(labels):
                 if not isinstance(label, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -33,7 +33,7 @@ class TrackingConfig(Section):
 
     @field_validator("report_to", mode="before")
     @classmethod
-    def _one_or_none(cls, report_to: Any) -> Any:
+    def _one_or_none(cls, report_to: object) -> object:
         if report_to in ("none", ["none"], None):
             return []
         return [report_to] if isinstance(report_to, str) else report_to

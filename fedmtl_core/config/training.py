@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -78,7 +78,7 @@ class TrainingConfig(Section):
     trainer: str | None = Field(
         None, description="`module:Name`, a trainer of your own, a subclass of `fedmtl_client.trainer.Trainer`"
     )
-    trainer_options: dict[str, Any] | None = Field(None, description="What it is made with, besides")
+    trainer_options: dict[str, object] | None = Field(None, description="What it is made with, besides")
 
     @field_validator("trainer")
     @classmethod

@@ -6,47 +6,53 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedmtl_server.commands.runs_shown import round_facts
+from fedmtl_server.storage.stored_reports import stored_report
 
 if TYPE_CHECKING:
     from fedmtl_server.storage.history import RoundRecord, UpdateRecord
 
 
-def flat_update(update: UpdateRecord) -> dict[str, Any]:
+def flat_update(update: UpdateRecord) -> dict[str, object]:
     """An update, a column for each metric."""
     row = asdict(update)
     received, trained = row.pop("received_metrics"), row.pop("trained_metrics")
     return row | _prefixed("received.", received) | _prefixed("trained.", trained)
 
 
-def flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, Any]:
+def flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, object]:
     """A round, columns for each task."""
     facts = round_facts(record, updates)
-    report = record.report or {}
+    report = stored_report(record.report)
     row = {
         name: facts[name]
         for name in ("round", "purpose", "outcome", "opened_at_unix_ms", "ended_at_unix_ms", "num_counted")
     }
     row |= {"cohort_size": len(record.cohort), "num_refused": facts["num_refused"]}
-    row["missing_clients"] = " ".join(report.get("missing_clients", ()))
-    row["discarded"] = " ".join(one["scope"] for one in report.get("discarded", ()))
-    row |= {name: report.get(name) for name in ("duration_s", "aggregation_s", "bytes_received", "bytes_sent")}
-    for task in report.get("tasks", ()):
-        here = {name: task[name] for name in ("num_updates", "num_examples", "encoder_share")}
-        if task.get("auxiliary_weight") is not None:
-            here["auxiliary_weight"] = task["auxiliary_weight"]
+    row["missing_clients"] = " ".join(report["missing_clients"] if report else ())
+    row["discarded"] = " ".join(one["scope"] for one in report.get("discarded") or ()) if report else ""
+    for name in ("duration_s", "aggregation_s", "bytes_received", "bytes_sent"):
+        row[name] = report.get(name) if report else None
+    for task in report["tasks"] if report else ():
+        here: dict[str, object] = {
+            "num_updates": task["num_updates"],
+            "num_examples": task["num_examples"],
+            "encoder_share": task["encoder_share"],
+        }
+        if (weight := task.get("auxiliary_weight")) is not None:
+            here["auxiliary_weight"] = weight
         here |= _prefixed("received.", task["received_metrics"]) | _prefixed("trained.", task["trained_metrics"])
         row |= _prefixed(f"{task['task']}.", here)
     return row | _prefixed("checkpoint.", record.checkpoint or {})
 
 
-def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _prefixed(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
     return {prefix + name: value for name, value in values.items()}
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows under the columns of all of them; nothing where a row has none."""
     columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO(newline="")

@@ -11,15 +11,15 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
@@ -181,7 +181,7 @@ def export_task(run: Run, task: str, folder: Path, which: Which = "last", *, for
             f"--task: {task} is a masked_lm, and no class of transformers is known to compute the same over this "
             f"encoder ({type(module.encoder).__name__}); --all writes it as it is"
         )
-    model = native if is_native else _own(module, spec, run.config)
+    model = native if native is not None and is_native else _own(module, spec, run.config)
     if not is_native and not _same_logits(module, spec, model, tokenizer):
         raise FedMTLError(f"{task}: the exported model doesn't compute the same as the run's; nothing is written")
     architecture = type(model).__name__
@@ -280,7 +280,7 @@ def _require_finite(run: Run, round_: int, components: Mapping[str, Component]) 
         ) from None
 
 
-def _tokenizer(run: Run) -> Any:
+def _tokenizer(run: Run) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(run.config.model.client_model or run.config.model.server_model)
     tokenizer.model_max_length = run.config.training.max_length  # what the model was trained with
     tokenizer.padding_side = "right"  # as in training; BERT's pooler takes the first column
@@ -290,7 +290,7 @@ def _tokenizer(run: Run) -> Any:
 # One task's model.
 
 
-def _native(module: MultiTaskModel, spec: TaskSpec, config: Config) -> Any:
+def _native(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreTrainedModel | None:
     """The class of `transformers` that has these parameters, with them in it; None if none has."""
     if config.model.pooling != "cls":
         return None  # none of them takes a mean
@@ -308,7 +308,7 @@ def _native(module: MultiTaskModel, spec: TaskSpec, config: Config) -> Any:
     return model.eval()
 
 
-def _native_state(module: MultiTaskModel, task: str, model: Any) -> dict[str, Tensor] | None:
+def _native_state(module: MultiTaskModel, task: str, model: PreTrainedModel) -> dict[str, Tensor] | None:
     """The parameters under the names that a class of `transformers` has for them.
 
     BERT and its like keep the encoder's pooler and put a linear layer on it. RoBERTa and its like have no pooler, but
@@ -330,7 +330,7 @@ def _native_state(module: MultiTaskModel, task: str, model: Any) -> dict[str, Te
     return moved if moved.keys() == model.state_dict().keys() else None
 
 
-def _own(module: MultiTaskModel, spec: TaskSpec, config: Config) -> Any:
+def _own(module: MultiTaskModel, spec: TaskSpec, config: Config) -> FedMTLForSequenceClassification:
     """`modeling_fedmtl.py`'s class, with the parameters in it."""
     settings = FedMTLConfig(
         encoder=module.encoder.config.to_dict(),  # type: ignore[operator, union-attr]
@@ -345,10 +345,11 @@ def _own(module: MultiTaskModel, spec: TaskSpec, config: Config) -> Any:
     model.load_state_dict(state | {f"classifier.{k}": v for k, v in module.heads[spec.name].state_dict().items()})
     FedMTLConfig.register_for_auto_class()  # have save_pretrained copy the file
     FedMTLForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
-    return model.eval()
+    model.eval()
+    return model
 
 
-def _describe(settings: Any, spec: TaskSpec, config: Config) -> None:
+def _describe(settings: PretrainedConfig, spec: TaskSpec, config: Config) -> None:
     """Put a task's outputs and their names into a configuration of `transformers`."""
     settings.num_labels = spec.num_outputs
     if spec.labels:
@@ -359,7 +360,9 @@ def _describe(settings: Any, spec: TaskSpec, config: Config) -> None:
 
 
 @torch.inference_mode()
-def _same_logits(module: MultiTaskModel, spec: TaskSpec, model: Any, tokenizer: Any) -> bool:
+def _same_logits(
+    module: MultiTaskModel, spec: TaskSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> bool:
     """Whether two models compute the same, within rounding; where there are logits of tokens, of all but padding.
 
     Texts are tried where the task has texts, pairs where it has pairs: not every encoder takes both.
@@ -459,7 +462,7 @@ def _require_free(folder: Path, force: bool) -> None:
         raise UserError(f"DIR: {folder} isn't empty; --force writes over what is there")
 
 
-def _fill(folder: Path, write: Any) -> None:
+def _fill(folder: Path, write: Callable[[Path], object]) -> None:
     """Have a folder written elsewhere first, so that a failure leaves nothing half."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,13 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from socketserver import ThreadingMixIn
-from typing import Any, get_args
+from typing import get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, PlatformCollector, ProcessCollector
@@ -265,14 +266,14 @@ class _HttpServer6(_HttpServer):
 class _Handler(WSGIRequestHandler):
     timeout = 10  # seconds in which a request has to come
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing of every scrape."""
 
 
-def _at_metrics(registry: CollectorRegistry) -> Callable[[dict[str, Any], Any], Any]:
-    metrics: Any = make_wsgi_app(registry)
+def _at_metrics(registry: CollectorRegistry) -> WSGIApplication:
+    metrics: WSGIApplication = make_wsgi_app(registry)
 
-    def app(environ: dict[str, Any], start_response: Any) -> Any:
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] != "/metrics":
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"see /metrics\n"]

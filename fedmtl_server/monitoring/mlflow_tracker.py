@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 # Before the import, and only where the user hasn't chosen: a failure is ours to wait out, not the client's for minutes;
@@ -26,6 +26,8 @@ from mlflow.store.db.db_types import DATABASE_ENGINES
 
 from fedmtl_core.errors import ConfigError
 from fedmtl_server.monitoring.tracking import MARKS, Outcome, RoundPoint, TrackedRun, Tracker
+
+_Item = TypeVar("_Item")
 
 RUN_TAG = "fedmtl.run_id"
 """The tag by which a server that takes a run up finds it."""
@@ -57,7 +59,8 @@ class MlflowTracker(Tracker):
         require_store(uri)
         self._uri = uri
         self._experiment = experiment
-        self._client: Any = None
+        self._client: MlflowClient
+        """From `begin` on."""
         self._run_id = ""
         """MLflow's own."""
 
@@ -127,10 +130,10 @@ def require_store(uri: str | None) -> None:
         ) from None
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -11,10 +11,9 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -24,8 +23,9 @@ from torch.utils.tensorboard import summary as summaries
 
 from fedmtl_server.monitoring.tracking import MARKS, Outcome, RoundPoint, TrackedRun, Tracker
 
-_hparams: Any = summaries.hparams  # untyped
-_text: Any = summaries.text
+# They are untyped there.
+_hparams: Callable[[Mapping[str, object], Mapping[str, float]], tuple[Summary, ...]] = summaries.hparams
+_text: Callable[[str, str], Summary] = summaries.text
 
 
 class TensorBoardTracker(Tracker):
@@ -105,10 +105,10 @@ class TensorBoardTracker(Tracker):
             writer.close()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return json.dumps(value) if isinstance(value, list) else value
 
 
-def _table(settings: Mapping[str, Any]) -> str:
+def _table(settings: Mapping[str, object]) -> str:
     rows = [f"| `{key}` | `{value}` |" for key, value in settings.items()]
     return "\n".join(["| key | value |", "| --- | --- |", *rows])

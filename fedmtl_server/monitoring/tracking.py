@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from fedmtl_core.config import Config, flattened
 from fedmtl_core.errors import ConfigError
@@ -49,7 +49,7 @@ class TrackedRun:
 
     run_id: str
     run_dir: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     """Every setting by its dotted key; a list, text, a number, a boolean or None each. No secrets."""
 
     @classmethod

@@ -1,0 +1,59 @@
+"""`python -m tools.shape`: print the figures of the architecture, and fail on one over its limit."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tools.shape.figures import Figure, Project, read_project
+
+_ROOT = Path(__file__).parents[2]
+_NUM_LARGEST = 8
+
+
+def render(project: Project) -> Iterator[str]:
+    """The lines of the report: every figure beside its limit, then what is the largest."""
+    yield f"{'figure':<36}{'now':>6}{'limit':>7}"
+    for figure in project.figures:
+        named = figure.is_over or any(finding.value == figure.value for finding in figure.findings[:1])
+        where = figure.findings[0].where if named else ""
+        more = f" (of {len(figure.over)})" if figure.is_over and len(figure.over) > 1 else ""
+        mark = "OVER" if figure.is_over else ""
+        yield f"{figure.limit.figure:<36}{figure.value:>6}{figure.limit.at_most:>7}  {mark:<5} {where}{more}".rstrip()
+    for name, value in project.information:
+        yield f"{name:<36}{value:>6}"
+    for title, rows in project.largest:
+        yield ""
+        yield title
+        yield from (f"  {row}" for row in rows[:_NUM_LARGEST])
+
+
+def render_over(figures: Iterable[Figure]) -> Iterator[str]:
+    """Everything that is over a limit, with the reason for the limit."""
+    for figure in figures:
+        if figure.is_over:
+            yield ""
+            yield f"{figure.limit.figure}: {figure.value}, and at most {figure.limit.at_most}. {figure.limit.why}"
+            yield from (f"  {finding.value:>4}  {finding.where}" for finding in figure.over)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the figures. 1 if one is over its limit."""
+    parser = argparse.ArgumentParser(prog="python -m tools.shape", description=__doc__)
+    parser.add_argument("--root", type=Path, default=_ROOT, help="the project's folder")
+    parser.add_argument("--over", action="store_true", help="list everything that is over a limit, and nothing else")
+    parser.add_argument("--no-layers", action="store_true", help="leave out the order of the rooms")
+    options = parser.parse_args(arguments)
+    project = read_project(options.root, with_layers=not options.no_layers)
+    over = [figure for figure in project.figures if figure.is_over]
+    for line in render_over(over) if options.over else render(project):
+        print(line)
+    if over and not options.over:
+        print(f"\n{len(over)} over the limit: `python -m tools.shape --over` lists what and says why", file=sys.stderr)
+    return bool(over)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
