@@ -22,8 +22,9 @@ from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError, first_line
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model import toy
-from fedmtl_core.tasks.kinds import CUT, Collate, TaskKind, kind_of
+from fedmtl_core.tasks.kinds import CUT, Collate, TaskKind
 from fedmtl_core.tasks.labels import listing
+from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
 
 _SHARD_SEED = 0

@@ -11,8 +11,8 @@ from fedmtl_client.tables import Table
 from fedmtl_core import plugins
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import DataError
-from fedmtl_core.tasks.kinds import kind_of
 from fedmtl_core.tasks.labels import Values, is_number, text_of
+from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
 
 NO_LABEL = -1

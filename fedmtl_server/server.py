@@ -35,7 +35,8 @@ from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.setup import Monitoring
-from fedmtl_server.monitoring.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
+from fedmtl_server.monitoring.trackers import trackers_for
+from fedmtl_server.monitoring.tracking import Outcome, TrackedRun, Tracking, round_point
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.rounds.cohorts import CohortRule
 from fedmtl_server.rounds.engine import AsyncRule, RoundRules

@@ -26,8 +26,9 @@ from fedmtl_core.model.pooling import encode_texts, is_token, padded_behind
 from fedmtl_core.model.pretrained import LoadedWeights
 from fedmtl_core.model.probe import unchanged
 from fedmtl_core.randomness import drawing_from
-from fedmtl_core.tasks.kinds import kind_of, word_embeddings
+from fedmtl_core.tasks.kinds import word_embeddings
 from fedmtl_core.tasks.plan import Pooling
+from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
 
 ROUNDING = 1e-3

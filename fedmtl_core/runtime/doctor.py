@@ -295,7 +295,7 @@ def weights_of(source: str) -> tuple[str, bool]:
 def tokenizer(source: str, specs: Iterable[TaskSpec] = ()) -> Iterator[Finding]:
     """Whether a model's tokenizer can be had, and is one that tasks can do with."""
     from fedmtl_core.model.modeling import load_tokenizer
-    from fedmtl_core.tasks.kinds import kind_of
+    from fedmtl_core.tasks.registry import kind_of
 
     loaded = load_tokenizer(source)
     for spec in specs:

@@ -311,24 +311,6 @@ class Regression(_Linear):
         return sums if metrics.is_bounded(sums) else None
 
 
-def _built_in() -> Mapping[str, type[TaskKind]]:
-    from fedmtl_core.tasks.masked_lm import MaskedLM  # which is made of what is here
-
-    return {kind.name: kind for kind in (Classification, Regression, MaskedLM)}
-
-
-def kind_of(spec: TaskSpec) -> TaskKind:
-    """A task's kind.
-
-    Raises:
-        ConfigError: it is a plug-in that can't be had.
-    """
-    key = f"tasks.{spec.name}.type"
-    kind = _built_in().get(spec.type) or plugins.load(key, spec.type, TaskKind)  # type: ignore[type-abstract]
-    with plugins.blamed(key, spec.type):
-        return kind(spec)
-
-
 def new_head(kind: TaskKind, encoder: EncoderFacts, dropout: float) -> nn.Module:
     """A new head for a task of a kind.
 
@@ -344,18 +326,18 @@ def new_head(kind: TaskKind, encoder: EncoderFacts, dropout: float) -> nn.Module
     return head
 
 
-def measure(spec: TaskSpec, outputs: Array, targets: Array) -> Evaluation:
+def measure(kind: TaskKind, outputs: Array, targets: Array) -> Evaluation:
     """A task's metrics, and where a task's metric isn't its clients' mean, the sums that it follows from.
 
     Args:
-        spec: the task; its `metrics` are measured.
+        kind: the task's; the `metrics` of its `spec` are measured.
         outputs: what the kind's `kept` left of the head's, `(targets, …)`: logits, or the predicted value.
         targets: class numbers or values, `(targets,)`.
 
     Raises:
         ConfigError: the task's kind is a plug-in, and doesn't give each metric within its bounds.
     """
-    kind = kind_of(spec)
+    spec = kind.spec
     values = kind.measure(outputs, targets)
     for name in spec.metrics:
         _require_possible(spec, name, values)

@@ -27,7 +27,7 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.model import encoder_check
 from fedmtl_core.model.encoder_check import EncoderReport, Remark, Use, check, check_for_server, longest_input
 from fedmtl_core.model.modeling import TOY_MODEL, load_encoder, load_tokenizer
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from tests.tiny_encoders import save
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 98304\n"

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fedmtl_core.runtime.tables import results_table
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_server.aggregation.aggregator import Aggregate, Contribution
 from fedmtl_server.rounds.engine import Member, UpdateClaim
 from fedmtl_server.rounds.report import MetricReport, RoundReport, task_reports

@@ -12,7 +12,7 @@ from scipy import stats
 
 from fedmtl_core.tasks import metrics
 from fedmtl_core.tasks.evaluation import Evaluation, EvaluationDetails
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.messages import details_to_proto
 from fedmtl_server.rpc.evaluations import details_from_proto
 from fedmtl_server.storage.history import FILE_NAME, History

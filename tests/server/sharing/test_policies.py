@@ -24,7 +24,7 @@ from fedmtl_core.config import AdaptiveConfig, Config, DataConfig, validated
 from fedmtl_core.errors import AggregationError, ConfigError, StoreError
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_core.model.sharing import ModelShape, SharingRules, make_table
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.delta_products import inner_products_of
 from fedmtl_server.aggregation.rearranging import rearranged
