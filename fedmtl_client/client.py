@@ -270,7 +270,7 @@ def _trainer(config: Config) -> Callable[[TaskSpec, TrainingPlan, torch.device],
     kind, options = plugins.load(key, reference, Trainer), config.training.trainer_options or {}
 
     def make(spec: TaskSpec, plan: TrainingPlan, device: torch.device) -> Trainer:
-        with plugins.blamed(key, reference):
+        with plugins.attribute_errors(key, reference):
             return kind(spec, plan, device, **options)
 
     return make

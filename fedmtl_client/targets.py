@@ -66,7 +66,7 @@ def read(spec: TaskSpec, source: DataConfig, table: Table, place: str) -> Target
     indices: list[int] = []
     values: list[Any] = []
     dropped: Counter[str] = Counter()
-    with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
+    with plugins.attribute_errors(f"tasks.{spec.name}.type", spec.type):
         for index, cell in enumerate(table.columns[spec.label_column]):
             try:
                 values.append(cells.target(cell))
@@ -93,7 +93,7 @@ def tally(spec: TaskSpec, source: DataConfig, table: Table) -> Tally:
         found.indices.extend(range(table.num_rows))
         return found
     cells = _Cells(spec, source, table.class_names.get(spec.label_column, ()))
-    with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
+    with plugins.attribute_errors(f"tasks.{spec.name}.type", spec.type):
         for index, cell in enumerate(table.columns[spec.label_column]):
             try:
                 target = cells.target(cell)

@@ -29,7 +29,6 @@ from fedmtl_server.aggregation.norms import NormRule
 from fedmtl_server.aggregation.optimizer_state import OptimizerState
 from fedmtl_server.aggregation.optimizers import make_optimizer
 from fedmtl_server.aggregation.task_weighting import make_weighting
-from fedmtl_server.aggregation.task_weighting.base import WeightingSettings
 from fedmtl_server.aggregation.task_weighting.shares import Examples
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
@@ -112,7 +111,7 @@ class Server:
         self._weighting = make_weighting(config.aggregation)
         self._selection = make_selection(config.rounds.task_selection)
         if policy and not self._weighting:  # it looks at every task's mean
-            self._weighting = Examples(WeightingSettings())
+            self._weighting = Examples(config.aggregation)
         if model is None:
             self._log.info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
@@ -395,10 +394,7 @@ def _auxiliary(config: Config) -> dict[str, Auxiliary]:
 
 
 def _early_stopping(config: Config) -> EarlyStopping | None:
-    section = config.early_stopping
-    if section.patience is None:
-        return None
-    return EarlyStopping(section.patience, section.threshold, frozenset(section.watch or ()))
+    return None if config.early_stopping.patience is None else EarlyStopping(config.early_stopping)
 
 
 async def _either(work: Coroutine[Any, Any, None], other: asyncio.Future[Any], timeout_s: float) -> None:

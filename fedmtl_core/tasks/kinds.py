@@ -319,7 +319,7 @@ def new_head(kind: TaskKind, encoder: EncoderFacts, dropout: float) -> nn.Module
     """
     spec = kind.spec
     key = f"tasks.{spec.name}.type"
-    with plugins.blamed(key, spec.type):
+    with plugins.attribute_errors(key, spec.type):
         head: object = kind.head(encoder, dropout)
     if not isinstance(head, nn.Module) or not any(True for _ in head.parameters()):
         raise ConfigError(f"{key}: {spec.type}: head() gives no torch.nn.Module with parameters, but {head!r}")

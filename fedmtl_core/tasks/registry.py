@@ -23,7 +23,7 @@ def kind_of(spec: TaskSpec) -> TaskKind:
     """
     key = f"tasks.{spec.name}.type"
     kind = _KINDS.get(spec.type) or plugins.load(key, spec.type, TaskKind)  # type: ignore[type-abstract]
-    with plugins.blamed(key, spec.type):
+    with plugins.attribute_errors(key, spec.type):
         return kind(spec)
 
 

@@ -33,7 +33,6 @@ from fedmtl_server.export.folders import load_model, open_run
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.tracking import round_point
 from fedmtl_server.sharing.policies import (
-    AdaptiveSettings,
     Cosine,
     Decided,
     PartFacts,
@@ -59,7 +58,7 @@ def facts(cosines, blocks=TOGETHER, part="0", size=10, tasks=ABC):
 
 
 def settings(**given):
-    return AdaptiveSettings(**({"split_below": 0.0, "merge_above": 0.5, "patience": 1, "smoothing": 0.0} | given))
+    return AdaptiveConfig(**({"split_below": 0.0, "merge_above": 0.5, "patience": 1, "smoothing": 0.0} | given))
 
 
 def decide(policy, *parts, room=1000, state=None, round_=1, tasks=ABC):
