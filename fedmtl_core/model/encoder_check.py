@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, ModelUnavailableError, first_line
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import Logger
@@ -116,16 +115,17 @@ def check(encoder: nn.Module, tokenizer: Any | None, use: Use, weights: LoadedWe
     return EncoderReport(tuple(remarks), is_tried)
 
 
-def check_for_server(config: Config, encoder: nn.Module, weights: LoadedWeights | None = None) -> EncoderReport:
+def check_for_server(
+    use: Use, client_model: str | None, encoder: nn.Module, weights: LoadedWeights | None = None
+) -> EncoderReport:
     """Look at a server's encoder, and at its clients' tokenizer if that is on this machine.
 
     Args:
-        config: the server's.
+        use: what the encoder is wanted for.
+        client_model: the model that clients take instead, `model.client_model`; None for the same.
         encoder, weights: see `check`.
     """
-    model = config.model
-    use = Use.by_tasks(model.server_model, config.training.max_length, model.pooling, config.task_specs())
-    return check(encoder, _tokenizer_here(model.server_model, model.client_model), use, weights)
+    return check(encoder, _tokenizer_here(use.source, client_model), use, weights)
 
 
 def _tokenizer_here(server_model: str, client_model: str | None) -> Any | None:

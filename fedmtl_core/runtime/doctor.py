@@ -238,7 +238,7 @@ def model(config: Config) -> Iterator[Finding]:
 
     Weights that are on this machine are read. From the hub come the encoder's settings, and its weights don't.
     """
-    from fedmtl_core.model.encoder_check import check_for_server
+    from fedmtl_core.model.encoder_check import Use, check_for_server
     from fedmtl_core.model.modeling import load_encoder
     from fedmtl_core.model.pretrained import LoadedWeights
 
@@ -260,7 +260,8 @@ def model(config: Config) -> Iterator[Finding]:
         yield warn("model", f"{found}; its weights aren't on this machine", "they are downloaded at the start")
     else:
         yield fail("model", f"{found} without weights", "set model.random_init to true, or name a folder that has some")
-    yield from remarks(check_for_server(config, encoder, loaded[0] if loaded else None))
+    use = Use.by_tasks(source, config.training.max_length, config.model.pooling, config.task_specs())
+    yield from remarks(check_for_server(use, config.model.client_model, encoder, loaded[0] if loaded else None))
 
 
 def remarks(report: EncoderReport) -> Iterator[Finding]:

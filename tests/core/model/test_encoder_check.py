@@ -305,9 +305,8 @@ def test_all_errors_are_raised_at_once_and_warnings_are_logged():
 
 
 class TestOfServer:
-    def report(self, source, **model):
-        config = Config.model_validate({"model": {"server_model": source, **model}, "training": {"max_length": 24}})
-        return check_for_server(config, load_encoder(source, weights=True)[0])
+    def report(self, source, client_model=None):
+        return check_for_server(Use(source, 24), client_model, load_encoder(source, weights=True)[0])
 
     def test_without_a_tokenizer_on_this_machine_no_text_is_tried(self, tmp_path):
         source = save(tmp_path / "model", "bert")
