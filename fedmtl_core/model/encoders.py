@@ -6,7 +6,6 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -19,6 +18,7 @@ from transformers import (
     BertConfig,
     BertModel,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
@@ -62,21 +62,21 @@ def load_encoder(
             config = _toy_config()
             if num_hidden_layers is not None:
                 keep_first_layers(config, source, num_hidden_layers)
-            encoder: Any = BertModel(config)
+            encoder = BertModel(config)
         else:
             wanted = on_weights if weights and not random_init else None
             encoder = _load_encoder(locate(source), source, wanted, num_hidden_layers)
         return encoder, output_width(encoder, source)
 
 
-def is_of_encoder_decoder(encoder: Any) -> bool:
+def is_of_encoder_decoder(encoder: nn.Module) -> bool:
     """Whether an encoder is what `load_encoder` took of an encoder-decoder: the library has another class for the whole
     model of that configuration."""
-    whole: Any = MODEL_MAPPING.get(type(getattr(encoder, "config", None)), None)
+    whole = MODEL_MAPPING.get(type(getattr(encoder, "config", None)), None)
     return whole is not None and type(encoder) not in (whole if isinstance(whole, tuple) else (whole,))
 
 
-def save_encoder(encoder: Any, folder: Path) -> None:
+def save_encoder(encoder: PreTrainedModel, folder: Path) -> None:
     """Write an encoder such that `AutoModel.from_pretrained` loads its parameters.
 
     An encoder that was part of an encoder-decoder is written under the names that it has there. What is loaded has a
@@ -88,7 +88,7 @@ def save_encoder(encoder: Any, folder: Path) -> None:
     encoder.save_pretrained(folder, state_dict=state)
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to an encoder, a `transformers` fast tokenizer.
 
     Raises:
@@ -105,7 +105,7 @@ def load_tokenizer(source: str) -> Any:
     return _with_mask(tokenizer)
 
 
-def _with_mask(tokenizer: Any) -> Any:
+def _with_mask(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Have a tokenizer tell padding from tokens, though its encoder, such as FNet, doesn't ask for it: pooling does."""
     if _MASK not in tokenizer.model_input_names:
         tokenizer.model_input_names = [*tokenizer.model_input_names, _MASK]
@@ -115,7 +115,7 @@ def _with_mask(tokenizer: Any) -> Any:
 
 def _load_encoder(
     location: str, source: str, on_weights: Callable[[LoadedWeights], None] | None, num_hidden_layers: int | None
-) -> Any:
+) -> PreTrainedModel:
     """An encoder with pretrained weights, which `on_weights` is told of; of random values if that is None."""
     try:
         config = AutoConfig.from_pretrained(location)
@@ -138,7 +138,7 @@ def _load_encoder(
     return encoder
 
 
-def _encoder_alone(model: Any, source: str) -> Any:
+def _encoder_alone(model: PreTrainedModel, source: str) -> PreTrainedModel:
     """A model without the decoder that it may have.
 
     T5 saved without its decoder says that it is no encoder-decoder, and the library gives it a decoder all the same.

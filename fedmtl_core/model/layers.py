@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from fedmtl_core.errors import ModelUnavailableError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _PER_LAYER = re.compile(r"layer|window|pattern")
 """Settings whose names have this and that have an entry for each layer: `layer_types`, `attention_window`, …"""
@@ -66,7 +69,7 @@ def norms_of(encoder: nn.Module) -> set[str]:
     return {name for name, module in encoder.named_modules() if "Norm" in type(module).__name__}
 
 
-def keep_first_layers(config: Any, source: str, count: int) -> None:
+def keep_first_layers(config: PretrainedConfig, source: str, count: int) -> None:
     """Have a configuration of `transformers` describe an encoder's first layers alone.
 
     Settings with an entry for each layer are cut with the number of layers.
@@ -106,7 +109,7 @@ def keep_first_layers(config: Any, source: str, count: int) -> None:
         )
 
 
-def _stated_number(config: Any) -> int | None:
+def _stated_number(config: PretrainedConfig) -> int | None:
     number = getattr(config, "num_hidden_layers", None)
     return number if isinstance(number, int) else None
 

@@ -8,12 +8,15 @@ tokenizer pads on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fedmtl_core.tasks.plan import Pooling
+
+if TYPE_CHECKING:
+    from transformers.modeling_outputs import BaseModelOutput
 
 
 def is_token(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor | None:
@@ -75,7 +78,7 @@ def encode_tokens(encoder: nn.Module, inputs: Mapping[str, Tensor], wanted: Tens
     return states
 
 
-def _first(output: Any, tokens: Tensor | None) -> Tensor:
+def _first(output: BaseModelOutput, tokens: Tensor | None) -> Tensor:
     """The encoder's own pooler where it has one, else the first token's hidden state."""
     own: Tensor | None = getattr(output, "pooler_output", None)
     if own is not None:
@@ -84,14 +87,14 @@ def _first(output: Any, tokens: Tensor | None) -> Tensor:
     return first
 
 
-def _mean(output: Any, tokens: Tensor | None) -> Tensor:
+def _mean(output: BaseModelOutput, tokens: Tensor | None) -> Tensor:
     """The mean of the hidden states of all tokens."""
     hidden: Tensor = output.last_hidden_state
     mask = _present(hidden, tokens).unsqueeze(-1).to(hidden.dtype)
     return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
-def _last(output: Any, tokens: Tensor | None) -> Tensor:
+def _last(output: BaseModelOutput, tokens: Tensor | None) -> Tensor:
     """The last token's hidden state."""
     hidden: Tensor = output.last_hidden_state
     number = torch.arange(hidden.shape[1], device=hidden.device)
@@ -103,4 +106,8 @@ def _present(hidden: Tensor, tokens: Tensor | None) -> Tensor:
     return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device) if tokens is None else tokens
 
 
-_POOLING: Mapping[Pooling, Callable[[Any, Tensor | None], Tensor]] = {"cls": _first, "mean": _mean, "last": _last}
+_POOLING: Mapping[Pooling, Callable[[BaseModelOutput, Tensor | None], Tensor]] = {
+    "cls": _first,
+    "mean": _mean,
+    "last": _last,
+}

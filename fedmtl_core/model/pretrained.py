@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError  # nosec B403  # PyTorch raises it; nothing is unpickled here
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from fedmtl_core.errors import ModelUnavailableError, first_line
 
@@ -49,7 +48,7 @@ class LoadedWeights:
         )
 
 
-def load_pretrained(location: str, config: Any) -> tuple[Any, LoadedWeights]:
+def load_pretrained(location: str, config: PretrainedConfig) -> tuple[PreTrainedModel, LoadedWeights]:
     """An encoder in float32 on CPU, with the weights of a folder or of a model on the hub.
 
     Raises:

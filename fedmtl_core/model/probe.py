@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from fedmtl_core.errors import ModelUnavailableError, first_line
 from fedmtl_core.tasks.kinds import word_embeddings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import BaseModelOutput
+
 _TOKENS = 7
 """How long the texts are: no multiple of anything, as the longest text of a batch may be."""
 
 
 @torch.no_grad()
-def output_width(encoder: Any, source: str) -> int:
+def output_width(encoder: PreTrainedModel, source: str) -> int:
     """The width of an encoder's output. The encoder is as it was afterwards.
 
     An encoder without memory for its numbers, on PyTorch's device `meta`, computes nothing; its configuration is taken
@@ -62,7 +66,7 @@ def output_width(encoder: Any, source: str) -> int:
     return states.shape[-1]
 
 
-def _run(encoder: Any, what: str, *, is_training: bool) -> Any:
+def _run(encoder: PreTrainedModel, what: str, *, is_training: bool) -> BaseModelOutput:
     ids = _two_texts(encoder)
     try:
         return encoder.train(is_training)(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -73,7 +77,7 @@ def _run(encoder: Any, what: str, *, is_training: bool) -> Any:
         ) from None
 
 
-def _two_texts(encoder: Any) -> Tensor:
+def _two_texts(encoder: PreTrainedModel) -> Tensor:
     """Token ids, `(2, _TOKENS)`, of which only the first differ."""
     words = word_embeddings(encoder)
     rows = len(words) if words is not None else getattr(encoder.config, "vocab_size", None) or 2 * _TOKENS

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from google.protobuf.runtime_version import VersionError
 from packaging.requirements import InvalidRequirement, Requirement
@@ -349,6 +349,6 @@ def show(found: Sequence[Finding]) -> None:
     console.print(Text(f"{counts[Level.ok]} ok, {counts[Level.warn]} warnings, {counts[Level.fail]} failures"))
 
 
-def to_dicts(found: Iterable[Finding]) -> list[dict[str, Any]]:
+def to_dicts(found: Iterable[Finding]) -> list[dict[str, object]]:
     """Findings for programs."""
     return [asdict(one) for one in found]

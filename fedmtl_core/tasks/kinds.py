@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from fedmtl_core.tasks import metrics
 from fedmtl_core.tasks.evaluation import NO_MEANS, ROUNDING, Bounds, Evaluation, Sums, Undefined
 from fedmtl_core.tasks.labels import LabelNames, is_number
 from fedmtl_core.tasks.spec import METRICS_OF, TaskSpec
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 Array = npt.NDArray[np.float64]
 
@@ -56,7 +59,7 @@ class EncoderFacts:
     """Of its layer norms."""
 
     @classmethod
-    def of(cls, encoder: Any, hidden_size: int) -> EncoderFacts:
+    def of(cls, encoder: nn.Module, hidden_size: int) -> EncoderFacts:
         """An encoder's facts, as far as it has them."""
         words, config = word_embeddings(encoder), getattr(encoder, "config", None)
         rows, width = (0, 0) if words is None else words.shape
@@ -64,12 +67,12 @@ class EncoderFacts:
         return cls(hidden_size, rows, width, activation, getattr(config, "layer_norm_eps", cls.norm_eps))
 
 
-def word_embeddings(encoder: Any) -> Tensor | None:
+def word_embeddings(encoder: nn.Module) -> Tensor | None:
     """An encoder's word embeddings, `(vocabulary, width)`: the parameter itself; None if it has none."""
     return getattr(input_embeddings(encoder), "weight", None)
 
 
-def input_embeddings(encoder: Any) -> nn.Module | None:
+def input_embeddings(encoder: nn.Module) -> nn.Module | None:
     """The module that looks words up; None if an encoder has none, such as CANINE, which hashes characters."""
     get = getattr(encoder, "get_input_embeddings", None)
     try:
@@ -168,7 +171,7 @@ class TaskKind(ABC):
     def _label_names(self) -> LabelNames:
         return LabelNames(self.spec.labels)
 
-    def require_tokenizer(self, tokenizer: Any) -> None:  # noqa: B027  most kinds can do with any
+    def require_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027  most kinds can do with any
         """Check that a `transformers` tokenizer is one that the kind can do with.
 
         Raises:
@@ -176,7 +179,11 @@ class TaskKind(ABC):
         """
 
     def encode(
-        self, texts: Sequence[tuple[str, ...]], targets: Sequence[Any], tokenizer: Any, max_length: int
+        self,
+        texts: Sequence[tuple[str, ...]],
+        targets: Sequence[Any],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
     ) -> Mapping[str, Sequence[Any]]:
         """Rows as token ids, made once.
 
@@ -194,7 +201,7 @@ class TaskKind(ABC):
         encoded = tokenizer(*columns, truncation=True, max_length=max_length)
         return {**encoded, **cut_rows(encoded), TARGETS: targets}
 
-    def collator(self, tokenizer: Any, seed: int) -> Collate:
+    def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Collate:
         """What makes batches of encoded rows.
 
         The targets are `(batch,)`, or where a head sees tokens `(batch, tokens)` with `IGNORED` where there is none.
@@ -219,7 +226,7 @@ class TaskKind(ABC):
         return collate
 
 
-def cut_rows(encoded: Any) -> dict[str, list[bool]]:
+def cut_rows(encoded: BatchEncoding) -> dict[str, list[bool]]:
     """The column `CUT` for what a tokenizer gave with `truncation=True`.
 
     Args:
