@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Generic, TypeVar
@@ -63,20 +63,6 @@ def load(key: str, reference: str, base: type[_T]) -> type[_T]:
     return result
 
 
-def make(key: str, reference: str, base: type[_T], *arguments: object) -> _T:
-    """An object of the class that a setting names.
-
-    Args:
-        arguments: what it is made with; `load` has the others.
-
-    Raises:
-        ConfigError: as for `load`, or it can't be made.
-    """
-    found: Callable[..., _T] = load(key, reference, base)
-    with attribute_errors(key, reference):
-        return found(*arguments)
-
-
 @contextmanager
 def attribute_errors(key: str, reference: str) -> Iterator[None]:
     """Attribute exceptions raised within to a plug-in. FedMTL's own exceptions pass unchanged.
@@ -124,26 +110,27 @@ class Registry(Generic[_T]):
         """
         if name in self._built_in:
             return self._built_in[name](*arguments)
-        return self._adapted(name, make(self.key, name, self._base, *arguments), arguments)
+        return self._adapted(name, *arguments)
 
-    def _adapted(self, reference: str, own: _T, arguments: Sequence[object]) -> _T:
-        """An implementation of the interface that forwards to an object of a user's class."""
-
-        def forwarding(method: str) -> Callable[..., object]:
-            def forward(self_: _T, *given: object, **named: object) -> object:
-                with attribute_errors(self.key, reference):
-                    result: object = getattr(own, method)(*given, **named)
-                    return result
-
-            return forward
-
-        members: dict[str, object] = {}
+    def _adapted(self, reference: str, *arguments: object) -> _T:
+        """An implementation of the interface that forwards to a new object of a user's class."""
+        found: Callable[..., _T] = load(self.key, reference, self._base)
         with attribute_errors(self.key, reference):
-            for name in (name for name in dir(self._base) if not name.startswith("_")):
-                is_method = inspect.isfunction(inspect.getattr_static(self._base, name))
-                members[name] = forwarding(name) if is_method else getattr(own, name)
+            own = found(*arguments)
+            members = {name: self._member(reference, own, name) for name in dir(self._base) if not name.startswith("_")}
         adapter: Callable[..., _T] = type(type(own).__name__, (self._base,), members)
         return adapter(*arguments)
+
+    def _member(self, reference: str, own: _T, name: str) -> object:
+        """A method that forwards to a user's object, or the value of another attribute."""
+        if not inspect.isfunction(inspect.getattr_static(self._base, name)):
+            return getattr(own, name)
+
+        def forward(adapter: _T, *arguments: object, **named: object) -> object:
+            with attribute_errors(self.key, reference):
+                return getattr(own, name)(*arguments, **named)
+
+        return forward
 
 
 def _import(key: str, name: str) -> ModuleType:
