@@ -23,7 +23,7 @@ from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_core import logs
 from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
 from fedmtl_core.runtime.allocator import keep_freed_blocks
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.layout import Component
 

@@ -15,8 +15,9 @@ from fedmtl_core import logs, plugins
 from fedmtl_core.config import WHOLE, Config, LocalClient, TaskConfig, parse_address, parse_shard
 from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
-from fedmtl_core.runtime.tracing import Tracing, tracing_for
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.runtime.tracing import Tracing
+from fedmtl_core.runtime.tracing_setup import tracing_for
+from fedmtl_core.tasks.glue import PRESETS
 
 if TYPE_CHECKING:
     import torch
@@ -269,7 +270,7 @@ def _trainer(config: Config) -> Callable[[TaskSpec, TrainingPlan, torch.device],
     kind, options = plugins.load(key, reference, Trainer), config.training.trainer_options or {}
 
     def make(spec: TaskSpec, plan: TrainingPlan, device: torch.device) -> Trainer:
-        with plugins.blamed(key, reference):
+        with plugins.attribute_errors(key, reference):
             return kind(spec, plan, device, **options)
 
     return make

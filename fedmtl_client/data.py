@@ -22,8 +22,9 @@ from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError, first_line
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model import toy
-from fedmtl_core.tasks.kinds import CUT, Collate, Row, TaskKind, kind_of
+from fedmtl_core.tasks.kinds import CUT, Collate, Row, TaskKind
 from fedmtl_core.tasks.labels import listing
+from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
 
 _SHARD_SEED = 0
@@ -180,7 +181,7 @@ class EncodedRows(Dataset[Row]):
     def __init__(self, rows: Rows, spec: TaskSpec, tokenizer: Any, max_length: int):
         self._kind, key = kind_of(spec), f"tasks.{spec.name}.type"
         self._kind.require_tokenizer(tokenizer)
-        with plugins.blamed(key, spec.type):
+        with plugins.attribute_errors(key, spec.type):
             columns = self._kind.encode(rows.texts, rows.labels, tokenizer, max_length) if len(rows) else {CUT: []}
         for name, values in columns.items():
             if len(values) != len(rows):
@@ -253,7 +254,7 @@ def _builtin(name: str, split: str) -> Table:
 def _from_plugin(spec: TaskSpec, source: DataConfig, split: str) -> Table:
     key, plugin = f"tasks.{spec.name}.data.plugin", source.plugin or ""
     kind = plugins.load(key, plugin, RowSource)  # type: ignore[type-abstract]
-    with plugins.blamed(key, plugin):
+    with plugins.attribute_errors(key, plugin):
         given = getattr(kind(spec, **(source.options or {})), split)()
         rows = list(given)
     if not rows:

@@ -168,7 +168,8 @@ def lengths(spec: TaskSpec, seen: Survey, model: str, max_length: int, check: st
         max_length: longest input in tokens.
     """
     from fedmtl_core.model.modeling import load_tokenizer
-    from fedmtl_core.tasks.kinds import CUT, TaskKind, kind_of
+    from fedmtl_core.tasks.kinds import CUT, TaskKind
+    from fedmtl_core.tasks.registry import kind_of
 
     kind = kind_of(spec)
     if not seen.num_rows or (spec.is_labelled and type(kind).encode is not TaskKind.encode):

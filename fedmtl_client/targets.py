@@ -11,8 +11,8 @@ from fedmtl_client.tables import Table
 from fedmtl_core import plugins
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import DataError
-from fedmtl_core.tasks.kinds import kind_of
 from fedmtl_core.tasks.labels import Values, is_number, text_of
+from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
 
 NO_LABEL = -1
@@ -66,7 +66,7 @@ def read(spec: TaskSpec, source: DataConfig, table: Table, place: str) -> Target
     indices: list[int] = []
     values: list[object] = []
     dropped: Counter[str] = Counter()
-    with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
+    with plugins.attribute_errors(f"tasks.{spec.name}.type", spec.type):
         for index, cell in enumerate(table.columns[spec.label_column]):
             try:
                 values.append(cells.target(cell))
@@ -93,7 +93,7 @@ def tally(spec: TaskSpec, source: DataConfig, table: Table) -> Tally:
         found.indices.extend(range(table.num_rows))
         return found
     cells = _Cells(spec, source, table.class_names.get(spec.label_column, ()))
-    with plugins.blamed(f"tasks.{spec.name}.type", spec.type):
+    with plugins.attribute_errors(f"tasks.{spec.name}.type", spec.type):
         for index, cell in enumerate(table.columns[spec.label_column]):
             try:
                 target = cells.target(cell)

@@ -23,6 +23,7 @@ from fedmtl_core.randomness import seed_all
 from fedmtl_core.tasks import kinds
 from fedmtl_core.tasks.evaluation import Evaluation
 from fedmtl_core.tasks.plan import TrainingPlan
+from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
 
 
@@ -121,7 +122,7 @@ class Trainer:
         self.spec = spec
         self.plan = plan
         self.device = device
-        self._kind = kinds.kind_of(spec)
+        self._kind = kind_of(spec)
 
     def train(
         self,
@@ -209,7 +210,7 @@ class Trainer:
         loss = float(torch.cat(losses).mean())
         if not math.isfinite(loss) or np.isnan(all_outputs).any():
             raise DivergedError(f"{self.spec.name}: loss {loss} on {len(rows)} rows", loss)
-        measured = replace(kinds.measure(self.spec, all_outputs, all_targets), num_examples=len(rows))
+        measured = replace(kinds.measure(self._kind, all_outputs, all_targets), num_examples=len(rows))
         return measured.with_metric("loss", loss)
 
     def loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from fedmtl_core.errors import ConfigError, FedMTLError
 
@@ -63,29 +63,74 @@ def load(key: str, reference: str, base: type[_T]) -> type[_T]:
     return result
 
 
-def make(key: str, reference: str, base: type[_T], *arguments: object) -> _T:
-    """An object of the class that a setting names.
+@contextmanager
+def attribute_errors(key: str, reference: str) -> Iterator[None]:
+    """Attribute exceptions raised within to a plug-in. FedMTL's own exceptions pass unchanged.
 
     Args:
-        arguments: what it is made with; `load` has the others.
+        key: the setting that names the plug-in.
+        reference: its `module:Name`.
 
     Raises:
-        ConfigError: as for `load`, or it can't be made.
+        ConfigError: the plug-in's code raised; the message has the key, the reference, and the file and line.
     """
-    found: Callable[..., _T] = load(key, reference, base)
-    with blamed(key, reference):
-        return found(*arguments)
-
-
-@contextmanager
-def blamed(key: str, reference: str) -> Iterator[None]:
-    """Have what a plug-in's own code raises told with its key and place; FedMTL's errors pass as they are."""
     try:
         yield
     except FedMTLError:
         raise
     except Exception as error:
-        raise ConfigError(f"{key}: {reference} raised {_told(error)}") from error
+        raise ConfigError(f"{key}: {reference} raised {_described(error)}") from error
+
+
+class Registry(Generic[_T]):
+    """The classes that one setting can name: the built-in ones by name, and users' own as `module:Name`.
+
+    Args:
+        key: the setting, for messages.
+        base: the interface that all of them implement. Its public methods are what a user's class is called by. Its
+            other public attributes, properties among them, are read once, when an object is made.
+        built_in: the built-in classes by name.
+    """
+
+    def __init__(self, key: str, base: type[_T], built_in: Mapping[str, type[_T]]):
+        self.key = key
+        self._base = base
+        self._built_in: Mapping[str, Callable[..., _T]] = built_in
+
+    def make(self, name: str, *arguments: object) -> _T:
+        """An object of the class that the setting names. Exceptions of a user's class are attributed to the setting.
+
+        Args:
+            name: the setting's value.
+            arguments: what the class is constructed with.
+
+        Raises:
+            ConfigError: a user's class can't be loaded or constructed. The methods of the object raise it too, where
+                the user's raise anything but FedMTL's own exceptions.
+        """
+        if name in self._built_in:
+            return self._built_in[name](*arguments)
+        return self._adapted(name, *arguments)
+
+    def _adapted(self, reference: str, *arguments: object) -> _T:
+        """An implementation of the interface that forwards to a new object of a user's class."""
+        found: Callable[..., _T] = load(self.key, reference, self._base)
+        with attribute_errors(self.key, reference):
+            own = found(*arguments)
+            members = {name: self._member(reference, own, name) for name in dir(self._base) if not name.startswith("_")}
+        adapter: Callable[..., _T] = type(type(own).__name__, (self._base,), members)
+        return adapter(*arguments)
+
+    def _member(self, reference: str, own: _T, name: str) -> object:
+        """A method that forwards to a user's object, or the value of another attribute."""
+        if not inspect.isfunction(inspect.getattr_static(self._base, name)):
+            return getattr(own, name)
+
+        def forward(adapter: _T, *arguments: object, **named: object) -> object:
+            with attribute_errors(self.key, reference):
+                return getattr(own, name)(*arguments, **named)
+
+        return forward
 
 
 def _import(key: str, name: str) -> ModuleType:
@@ -101,16 +146,16 @@ def _import(key: str, name: str) -> ModuleType:
             raise ConfigError(
                 f"{key}: there is no module {error.name!r}, neither in the working folder ({folder}) nor installed"
             ) from None
-        raise ConfigError(f"{key}: the module {name!r} can't be imported: {_told(error)}") from error
+        raise ConfigError(f"{key}: the module {name!r} can't be imported: {_described(error)}") from error
     except (Exception, SystemExit) as error:  # a script without a guard ends the process when it is imported
-        raise ConfigError(f"{key}: the module {name!r} can't be imported: {_told(error)}") from error
+        raise ConfigError(f"{key}: the module {name!r} can't be imported: {_described(error)}") from error
 
 
 def _is_subclass(value: object, base: type) -> bool:
     return inspect.isclass(value) and issubclass(value, base)
 
 
-def _told(error: BaseException) -> str:
+def _described(error: BaseException) -> str:
     """An error of somebody's own code in one line: what, and where."""
     lines = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError):

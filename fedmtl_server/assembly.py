@@ -22,13 +22,13 @@ from fedmtl_server.aggregation.norms import NormRule
 from fedmtl_server.aggregation.optimizer_state import OptimizerState
 from fedmtl_server.aggregation.optimizers import make_optimizer
 from fedmtl_server.aggregation.task_weighting import make_weighting
-from fedmtl_server.aggregation.task_weighting.base import WeightingSettings
 from fedmtl_server.aggregation.task_weighting.shares import Examples
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation, RunSpec
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.setup import Monitoring
-from fedmtl_server.monitoring.tracking import TrackedRun, Tracking, round_point, trackers_for
+from fedmtl_server.monitoring.trackers import trackers_for
+from fedmtl_server.monitoring.tracking import TrackedRun, Tracking, round_point
 from fedmtl_server.open_round import RunParts
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.rounds.cohorts import CohortRule
@@ -87,7 +87,7 @@ class Assembly:
         self._weighting = make_weighting(config.aggregation)
         self._selection = make_selection(config.rounds.task_selection)
         if policy and not self._weighting:  # it looks at every task's mean
-            self._weighting = Examples(WeightingSettings())
+            self._weighting = Examples(config.aggregation)
         if model is None:
             get_logger().info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
@@ -252,7 +252,4 @@ def _auxiliary(config: Config) -> dict[str, Auxiliary]:
 
 
 def _early_stopping(config: Config) -> EarlyStopping | None:
-    section = config.early_stopping
-    if section.patience is None:
-        return None
-    return EarlyStopping(section.patience, section.threshold, frozenset(section.watch or ()))
+    return None if config.early_stopping.patience is None else EarlyStopping(config.early_stopping)

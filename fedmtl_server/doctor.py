@@ -172,7 +172,7 @@ def tasks(config: Config) -> Iterator[Finding]:
 
 def trackers(config: Config) -> Iterator[Finding]:
     """Whether the trackers that are named are installed, and take what is given. None of them is connected to."""
-    from fedmtl_server.monitoring.tracking import trackers_for
+    from fedmtl_server.monitoring.trackers import trackers_for
 
     if names := [one.name for one in trackers_for(config)]:
         yield ok("trackers", f"rounds are reported to {', '.join(names)}")

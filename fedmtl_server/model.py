@@ -14,7 +14,7 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, UnknownTaskError, UserError
 from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.logs import get_logger
-from fedmtl_core.model.encoder_check import check_for_server
+from fedmtl_core.model.encoder_check import Use, check_for_server
 from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
 from fedmtl_core.model.pretrained import LoadedWeights
 from fedmtl_core.model.scopes import SHARED, scope_of, task_scope
@@ -115,7 +115,10 @@ class MTLServerModel:
             on_weights=loaded.append,
         )
         if weights:
-            check_for_server(config, encoder, loaded[0] if loaded else None).settle(get_logger())
+            model = config.model
+            use = Use.by_tasks(model.server_model, config.training.max_length, model.pooling, config.task_specs())
+            report = check_for_server(use, model.client_model, encoder, loaded[0] if loaded else None)
+            report.settle(get_logger())
         return cls(
             encoder,
             config.task_specs(),

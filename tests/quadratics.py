@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fedmtl_client.trainer import Trainer
 from fedmtl_core.config import Config
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.tasks.plan import TrainingPlan
-from fedmtl_core.tasks.spec import PRESETS
 
 PLAN = dataclasses.replace(
     Config.model_validate({"tasks": {"sst2": {}}}).plan("sst2"),

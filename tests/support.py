@@ -19,7 +19,8 @@ from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 from torch import Tensor, nn
 
 from fedmtl_core.config import Config
-from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.server import Server

@@ -11,6 +11,7 @@ from fedmtl_core.config.aggregation import (
     NormAction,
     Normalization,
     NormsConfig,
+    ResolvedServerOptimizer,
     RobustnessConfig,
     ServerOptimizerConfig,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "NormsConfig",
     "PartitionConfig",
     "Readers",
+    "ResolvedServerOptimizer",
     "RobustnessConfig",
     "RoundsConfig",
     "SecurityConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -104,6 +105,11 @@ class AggregationConfig(Section):
         "don't pull the model to themselves",
     )
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Every task's weight for `fixed`; empty for other weightings."""
+        return self.task_weights or {}
+
     @field_validator("task_weighting")
     @classmethod
     def _known(cls, name: str) -> str:
@@ -145,3 +151,20 @@ class ServerOptimizerConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         return require_known_or_reference(name, OPTIMIZERS)
+
+    def resolved(self) -> ResolvedServerOptimizer:
+        """The section with the defaults of its optimiser in place of the values that weren't given."""
+        learning_rate, beta_1 = _DEFAULTS.get(self.name, (0.01, 0.9))
+        values = {"learning_rate": learning_rate, "beta_1": beta_1} | self.model_dump(exclude_none=True)
+        return ResolvedServerOptimizer.model_validate(values)
+
+
+class ResolvedServerOptimizer(ServerOptimizerConfig):
+    """The section `server_optimizer` as an optimiser is constructed with it: every value is there."""
+
+    learning_rate: float
+    beta_1: float
+
+
+_DEFAULTS = {"fedavgm": (1.0, 0.9), "fedadagrad": (0.01, 0.0)}
+"""The default learning rate and momentum of optimisers that have others than 0.01 and 0.9."""

@@ -9,7 +9,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from fedmtl_core import plugins
 from fedmtl_core.config.section import UINT32, Section, not_text, require_no_password, require_reference, shown
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.tasks.spec import METRICS, METRICS_OF, PRESETS, TaskSpec, traits_of
+from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.spec import BUILT_IN, METRICS, TaskSpec, Traits
 
 MAX_LABELS = 10_000
 
@@ -187,8 +188,8 @@ class TaskConfig(Section):
     @field_validator("type")
     @classmethod
     def _known_type(cls, type_: str | None) -> str | None:
-        if type_ is not None and type_ not in METRICS_OF:
-            return require_reference(type_, f"{', '.join(METRICS_OF)}, or a class of your own as {plugins.FORM}")
+        if type_ is not None and type_ not in BUILT_IN:
+            return require_reference(type_, f"{', '.join(BUILT_IN)}, or a class of your own as {plugins.FORM}")
         return type_
 
     @field_validator("labels", mode="before")
@@ -209,27 +210,37 @@ class TaskConfig(Section):
             ConfigError: something is missing or doesn't fit.
         """
         preset = PRESETS.get(name)
-        is_labelled = self.type is None or traits_of(name, self.type).is_labelled
+        kind = self.type or (preset.type if preset else "classification")
+        traits = _traits_of(name, kind)
         if preset is None:
-            for key in ("type", "text_columns", *(["label_column"] if is_labelled else [])):
+            for key in ("type", "text_columns", *(["label_column"] if traits.is_labelled else [])):
                 if getattr(self, key) is None:
                     raise ConfigError(
                         f"tasks.{name}.{key}: needed, since {name!r} is not one of the GLUE tasks {', '.join(PRESETS)}"
                     )
         labels = tuple(map(str, range(self.labels))) if isinstance(self.labels, int) else self.labels
-        kind = self.type or (preset.type if preset else "classification")
         same_kind = preset is not None and preset.type == kind and labels is None
         spec = TaskSpec(
             name=name,
             type=kind,
             text_columns=tuple(self.text_columns or (preset.text_columns if preset else ())),
-            label_column=self.label_column or (preset.label_column if preset and is_labelled else ""),
+            label_column=self.label_column or (preset.label_column if preset and traits.is_labelled else ""),
             labels=tuple(labels or (preset.labels if preset and same_kind else ())),
             value_range=self.value_range or (preset.value_range if preset and same_kind else None),
             metrics=tuple(self.metrics or (preset.metrics if preset and same_kind else ())),
             hub=preset.hub if preset else None,
             hub_splits=preset.hub_splits if preset else ("train", "validation"),
+            traits=traits,
         )
         if self.data is not None:
             self.data.require_fit_for(spec)
         return spec
+
+
+def _traits_of(task: str, type_: str) -> Traits:
+    """The traits of a task's type. Only a plug-in's have its class and PyTorch imported."""
+    if type_ in BUILT_IN:
+        return BUILT_IN[type_]
+    from fedmtl_core.tasks.registry import traits_of
+
+    return traits_of(task, type_)

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, ModelUnavailableError, first_line
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import Logger
@@ -26,9 +25,13 @@ from fedmtl_core.model.pooling import encode_texts, is_token, padded_behind
 from fedmtl_core.model.pretrained import LoadedWeights
 from fedmtl_core.model.probe import unchanged
 from fedmtl_core.randomness import drawing_from
-from fedmtl_core.tasks.kinds import kind_of, word_embeddings
+from fedmtl_core.tasks.kinds import word_embeddings
 from fedmtl_core.tasks.plan import Pooling
+from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROUNDING = 1e-3
 """A text's vector may differ by this share of its largest number beside another text."""
@@ -96,7 +99,9 @@ class Use:
         return cls(source, max_length, pooling if pools else None, any(len(spec.text_columns) > 1 for spec in specs))
 
 
-def check(encoder: nn.Module, tokenizer: Any | None, use: Use, weights: LoadedWeights | None = None) -> EncoderReport:
+def check(
+    encoder: nn.Module, tokenizer: PreTrainedTokenizerBase | None, use: Use, weights: LoadedWeights | None = None
+) -> EncoderReport:
     """Look at an encoder.
 
     Args:
@@ -115,19 +120,20 @@ def check(encoder: nn.Module, tokenizer: Any | None, use: Use, weights: LoadedWe
     return EncoderReport(tuple(remarks), is_tried)
 
 
-def check_for_server(config: Config, encoder: nn.Module, weights: LoadedWeights | None = None) -> EncoderReport:
+def check_for_server(
+    use: Use, client_model: str | None, encoder: nn.Module, weights: LoadedWeights | None = None
+) -> EncoderReport:
     """Look at a server's encoder, and at its clients' tokenizer if that is on this machine.
 
     Args:
-        config: the server's.
+        use: what the encoder is wanted for.
+        client_model: the model that clients take instead, `model.client_model`; None for the same.
         encoder, weights: see `check`.
     """
-    model = config.model
-    use = Use.by_tasks(model.server_model, config.training.max_length, model.pooling, config.task_specs())
-    return check(encoder, _tokenizer_here(model.server_model, model.client_model), use, weights)
+    return check(encoder, _tokenizer_here(use.source, client_model), use, weights)
 
 
-def _tokenizer_here(server_model: str, client_model: str | None) -> Any | None:
+def _tokenizer_here(server_model: str, client_model: str | None) -> PreTrainedTokenizerBase | None:
     """The clients' tokenizer; None where it isn't on this machine. A model that only clients take isn't downloaded."""
     source = client_model or server_model
     if source != server_model and not is_on_this_machine(source):
@@ -177,7 +183,7 @@ def _is_pooler(name: str) -> bool:
 # Length.
 
 
-def longest_input(encoder: Any) -> int | None:
+def longest_input(encoder: nn.Module) -> int | None:
     """For how many tokens an encoder has positions; None if it says no number.
 
     RoBERTa and its kin number positions from `padding_idx + 1` on, and have as many rows fewer to give.
@@ -208,7 +214,7 @@ def _positions(encoder: nn.Module, use: Use) -> Iterator[Remark]:
         )
 
 
-def _has_position_table(encoder: Any) -> bool:
+def _has_position_table(encoder: PreTrainedModel) -> bool:
     """Whether an encoder looks positions up, in a table of as many rows as its configuration says, or of two more, as
     BART's kin have. Others compute positions (rotary ones, sinusoids, distances between tokens)."""
     rows = encoder.config.max_position_embeddings
@@ -231,7 +237,7 @@ def _too_long(use: Use, longest: int) -> Remark:
 # Tokenizer.
 
 
-def _tokenizer(tokenizer: Any, encoder: nn.Module, use: Use) -> Iterator[Remark]:
+def _tokenizer(tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, use: Use) -> Iterator[Remark]:
     if tokenizer.pad_token_id is None:
         end = tokenizer.eos_token
         own = f"`tokenizer.pad_token = {end!r}` (its end token)," if end else "`tokenizer.add_special_tokens`,"
@@ -256,7 +262,7 @@ def _tokenizer(tokenizer: Any, encoder: nn.Module, use: Use) -> Iterator[Remark]
         )
 
 
-def _place_of_cls(tokenizer: Any) -> int | None:
+def _place_of_cls(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """At which place a text has its CLS token; None if it has none."""
     ids = tokenizer(_PLAIN_WORDS[0])["input_ids"]
     return ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else None
@@ -276,7 +282,7 @@ class _Texts:
     """The short text with another last word."""
 
 
-def _tried(encoder: nn.Module, tokenizer: Any, use: Use) -> Iterator[Remark]:
+def _tried(encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, use: Use) -> Iterator[Remark]:
     """What comes of it when texts are encoded."""
     words = _known_words(tokenizer)
     if len(words) < 3:
@@ -365,7 +371,7 @@ def _fails_at(encoder: nn.Module, long: Inputs, pooling: Pooling, use: Use, erro
     return Remark(f"{remark.found} ({_in_words(error)})", remark.advice)
 
 
-def _texts(tokenizer: Any, words: Sequence[str], use: Use) -> _Texts:
+def _texts(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], use: Use) -> _Texts:
     first, last, other = words[:3]
     short, changed, long = f"{first} {last}", f"{first} {other}", " ".join([first] * use.max_length)
 
@@ -377,7 +383,7 @@ def _texts(tokenizer: Any, words: Sequence[str], use: Use) -> _Texts:
     return _Texts(encoded(short, long), encoded(short), encoded(changed))
 
 
-def _known_words(tokenizer: Any) -> list[str]:
+def _known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Three words that a tokenizer knows and tells apart, if it has them."""
     known: dict[tuple[int, ...], str] = {}
     for word in (*_PLAIN_WORDS, *islice(_vocabulary(tokenizer), _WORDS_TRIED)):
@@ -389,7 +395,7 @@ def _known_words(tokenizer: Any) -> list[str]:
     return list(known.values())
 
 
-def _vocabulary(tokenizer: Any) -> Iterator[str]:
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """The words among a tokenizer's tokens."""
     special = set(tokenizer.all_special_ids)
     for number in sorted(tokenizer.get_vocab().values()):

@@ -13,8 +13,9 @@ from fedmtl_core.model.layers import norms_of, parts_of
 from fedmtl_core.model.pooling import encode_texts, encode_tokens
 from fedmtl_core.model.sharing import ModelShape
 from fedmtl_core.randomness import drawing_from
-from fedmtl_core.tasks.kinds import EncoderFacts, TaskKind, kind_of, new_head, word_embeddings
+from fedmtl_core.tasks.kinds import EncoderFacts, TaskKind, new_head, word_embeddings
 from fedmtl_core.tasks.plan import Pooling
+from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
 
 __all__ = ["TOY_MODEL", "MultiTaskModel", "load_encoder", "load_tokenizer", "locate"]

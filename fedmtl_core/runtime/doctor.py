@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from google.protobuf.runtime_version import VersionError
 from packaging.requirements import InvalidRequirement, Requirement
@@ -238,7 +238,7 @@ def model(config: Config) -> Iterator[Finding]:
 
     Weights that are on this machine are read. From the hub come the encoder's settings, and its weights don't.
     """
-    from fedmtl_core.model.encoder_check import check_for_server
+    from fedmtl_core.model.encoder_check import Use, check_for_server
     from fedmtl_core.model.modeling import load_encoder
     from fedmtl_core.model.pretrained import LoadedWeights
 
@@ -260,7 +260,8 @@ def model(config: Config) -> Iterator[Finding]:
         yield warn("model", f"{found}; its weights aren't on this machine", "they are downloaded at the start")
     else:
         yield fail("model", f"{found} without weights", "set model.random_init to true, or name a folder that has some")
-    yield from remarks(check_for_server(config, encoder, loaded[0] if loaded else None))
+    use = Use.by_tasks(source, config.training.max_length, config.model.pooling, config.task_specs())
+    yield from remarks(check_for_server(use, config.model.client_model, encoder, loaded[0] if loaded else None))
 
 
 def remarks(report: EncoderReport) -> Iterator[Finding]:
@@ -295,7 +296,7 @@ def weights_of(source: str) -> tuple[str, bool]:
 def tokenizer(source: str, specs: Iterable[TaskSpec] = ()) -> Iterator[Finding]:
     """Whether a model's tokenizer can be had, and is one that tasks can do with."""
     from fedmtl_core.model.modeling import load_tokenizer
-    from fedmtl_core.tasks.kinds import kind_of
+    from fedmtl_core.tasks.registry import kind_of
 
     loaded = load_tokenizer(source)
     for spec in specs:
@@ -348,6 +349,6 @@ def show(found: Sequence[Finding]) -> None:
     console.print(Text(f"{counts[Level.ok]} ok, {counts[Level.warn]} warnings, {counts[Level.fail]} failures"))
 
 
-def to_dicts(found: Iterable[Finding]) -> list[dict[str, Any]]:
+def to_dicts(found: Iterable[Finding]) -> list[dict[str, object]]:
     """Findings for programs."""
     return [asdict(one) for one in found]

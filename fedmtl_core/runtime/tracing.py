@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
-from fedmtl_core.config import TracingConfig
-from fedmtl_core.errors import ConfigError
-
 CLOSE_S = 5.0
 """How long a process that ends waits for its last spans to be taken."""
 
@@ -31,24 +28,3 @@ class Tracing:
 
 
 OFF = Tracing()
-
-
-def tracing_for(config: TracingConfig, service: str) -> Tracing:
-    """Traces as they are configured.
-
-    Args:
-        config: its section.
-        service: what this process is, unless OTEL_SERVICE_NAME says otherwise.
-
-    Raises:
-        ConfigError: OpenTelemetry isn't installed.
-    """
-    if not config.enabled:
-        return OFF
-    try:
-        from fedmtl_core.runtime.otel import OpenTelemetryTracing
-    except ImportError as error:
-        raise ConfigError(
-            f"tracing.enabled: spans can't be recorded: {error}. Install what they take: pip install 'fedmtl[otel]'"
-        ) from None
-    return OpenTelemetryTracing(service, config.endpoint)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from fedmtl_core.tasks import metrics
 from fedmtl_core.tasks.evaluation import NO_MEANS, ROUNDING, Bounds, Evaluation, Sums, Undefined
 from fedmtl_core.tasks.labels import LabelNames, is_number
 from fedmtl_core.tasks.spec import METRICS_OF, TaskSpec
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 Array = npt.NDArray[np.float64]
 
@@ -56,7 +59,7 @@ class EncoderFacts:
     """Of its layer norms."""
 
     @classmethod
-    def of(cls, encoder: Any, hidden_size: int) -> EncoderFacts:
+    def of(cls, encoder: nn.Module, hidden_size: int) -> EncoderFacts:
         """An encoder's facts, as far as it has them."""
         words, config = word_embeddings(encoder), getattr(encoder, "config", None)
         rows, width = (0, 0) if words is None else words.shape
@@ -64,12 +67,12 @@ class EncoderFacts:
         return cls(hidden_size, rows, width, activation, getattr(config, "layer_norm_eps", cls.norm_eps))
 
 
-def word_embeddings(encoder: Any) -> Tensor | None:
+def word_embeddings(encoder: nn.Module) -> Tensor | None:
     """An encoder's word embeddings, `(vocabulary, width)`: the parameter itself; None if it has none."""
     return getattr(input_embeddings(encoder), "weight", None)
 
 
-def input_embeddings(encoder: Any) -> nn.Module | None:
+def input_embeddings(encoder: nn.Module) -> nn.Module | None:
     """The module that looks words up; None if an encoder has none, such as CANINE, which hashes characters."""
     get = getattr(encoder, "get_input_embeddings", None)
     try:
@@ -168,7 +171,7 @@ class TaskKind(ABC):
     def _label_names(self) -> LabelNames:
         return LabelNames(self.spec.labels)
 
-    def require_tokenizer(self, tokenizer: Any) -> None:  # noqa: B027  most kinds can do with any
+    def require_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027  most kinds can do with any
         """Check that a `transformers` tokenizer is one that the kind can do with.
 
         Raises:
@@ -176,7 +179,11 @@ class TaskKind(ABC):
         """
 
     def encode(
-        self, texts: Sequence[tuple[str, ...]], targets: Sequence[Any], tokenizer: Any, max_length: int
+        self,
+        texts: Sequence[tuple[str, ...]],
+        targets: Sequence[Any],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
     ) -> Mapping[str, Sequence[Any]]:
         """Rows as token ids, made once.
 
@@ -194,7 +201,7 @@ class TaskKind(ABC):
         encoded = tokenizer(*columns, truncation=True, max_length=max_length)
         return {**encoded, **cut_rows(encoded), TARGETS: targets}
 
-    def collator(self, tokenizer: Any, seed: int) -> Collate:
+    def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Collate:
         """What makes batches of encoded rows.
 
         The targets are `(batch,)`, or where a head sees tokens `(batch, tokens)` with `IGNORED` where there is none.
@@ -219,7 +226,7 @@ class TaskKind(ABC):
         return collate
 
 
-def cut_rows(encoded: Any) -> dict[str, list[bool]]:
+def cut_rows(encoded: BatchEncoding) -> dict[str, list[bool]]:
     """The column `CUT` for what a tokenizer gave with `truncation=True`.
 
     Args:
@@ -311,24 +318,6 @@ class Regression(_Linear):
         return sums if metrics.is_bounded(sums) else None
 
 
-def _built_in() -> Mapping[str, type[TaskKind]]:
-    from fedmtl_core.tasks.masked_lm import MaskedLM  # which is made of what is here
-
-    return {kind.name: kind for kind in (Classification, Regression, MaskedLM)}
-
-
-def kind_of(spec: TaskSpec) -> TaskKind:
-    """A task's kind.
-
-    Raises:
-        ConfigError: it is a plug-in that can't be had.
-    """
-    key = f"tasks.{spec.name}.type"
-    kind = _built_in().get(spec.type) or plugins.load(key, spec.type, TaskKind)  # type: ignore[type-abstract]
-    with plugins.blamed(key, spec.type):
-        return kind(spec)
-
-
 def new_head(kind: TaskKind, encoder: EncoderFacts, dropout: float) -> nn.Module:
     """A new head for a task of a kind.
 
@@ -337,25 +326,25 @@ def new_head(kind: TaskKind, encoder: EncoderFacts, dropout: float) -> nn.Module
     """
     spec = kind.spec
     key = f"tasks.{spec.name}.type"
-    with plugins.blamed(key, spec.type):
+    with plugins.attribute_errors(key, spec.type):
         head: object = kind.head(encoder, dropout)
     if not isinstance(head, nn.Module) or not any(True for _ in head.parameters()):
         raise ConfigError(f"{key}: {spec.type}: head() gives no torch.nn.Module with parameters, but {head!r}")
     return head
 
 
-def measure(spec: TaskSpec, outputs: Array, targets: Array) -> Evaluation:
+def measure(kind: TaskKind, outputs: Array, targets: Array) -> Evaluation:
     """A task's metrics, and where a task's metric isn't its clients' mean, the sums that it follows from.
 
     Args:
-        spec: the task; its `metrics` are measured.
+        kind: the task's; the `metrics` of its `spec` are measured.
         outputs: what the kind's `kept` left of the head's, `(targets, …)`: logits, or the predicted value.
         targets: class numbers or values, `(targets,)`.
 
     Raises:
         ConfigError: the task's kind is a plug-in, and doesn't give each metric within its bounds.
     """
-    kind = kind_of(spec)
+    spec = kind.spec
     values = kind.measure(outputs, targets)
     for name in spec.metrics:
         _require_possible(spec, name, values)

@@ -119,7 +119,7 @@ class LabelNames:
     _known: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Class numbers of texts that came before."""
 
-    def number_of(self, cell: Any) -> int:
+    def number_of(self, cell: object) -> int:
         """The class number that a cell means.
 
         Raises:
@@ -154,7 +154,7 @@ class LabelNames:
         number = int(match[1])
         return number if number < len(self.names) else None
 
-    def _refusal(self, cell: Any, text: str | None) -> str:
+    def _refusal(self, cell: object, text: str | None) -> str:
         """Why a cell means no class."""
         numbers = f", or a number from 0 to {len(self.names) - 1}" if self._has_class_numbers else ""
         expected = f"expected one of {listing(self.names)}{numbers}, got {_cut(repr(cell))}"

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn, zeros
-from transformers import DataCollatorForLanguageModeling
+from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
 from fedmtl_core.errors import ConfigError
@@ -80,7 +80,7 @@ class MaskedLM(TaskKind):
         reason = metrics.not_finite(outputs)
         return {"masked_accuracy": Undefined(reason) if reason else float((outputs == targets).mean())}
 
-    def require_tokenizer(self, tokenizer: Any) -> None:
+    def require_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.mask_token is None:
             raise ConfigError(
                 f"tasks.{self.spec.name}.type: masked_lm needs a tokenizer that has a mask token; take an encoder that "
@@ -88,13 +88,17 @@ class MaskedLM(TaskKind):
             )
 
     def encode(
-        self, texts: Sequence[tuple[str, ...]], targets: Sequence[Any], tokenizer: Any, max_length: int
+        self,
+        texts: Sequence[tuple[str, ...]],
+        targets: Sequence[Any],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
     ) -> Mapping[str, Sequence[Any]]:
         columns = [list(column) for column in zip(*texts, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_special_tokens_mask=True)
         return {**encoded, **cut_rows(encoded)}
 
-    def collator(self, tokenizer: Any, seed: int) -> Collate:
+    def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Collate:
         mask = DataCollatorForLanguageModeling(
             tokenizer,
             mlm_probability=self.mask_probability,

@@ -1,13 +1,12 @@
-"""Tasks: what kind of problem, over which columns, measured how. The GLUE tasks are presets."""
+"""Tasks: what kind of problem, over which columns, measured how."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedmtl_core.errors import ConfigError, InvalidRequestError
-from fedmtl_core.identifiers import require_identifier
-from fedmtl_core.tasks.evaluation import BUILT_IN_BOUNDS, LOSS_BOUNDS, MAX_METRIC, Bounds
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.tasks.evaluation import BUILT_IN_BOUNDS, Bounds
 from fedmtl_core.tasks.labels import MAX_SHOWN, Values
 
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "masked_accuracy")
@@ -20,6 +19,29 @@ METRICS_OF: dict[str, tuple[str, ...]] = {
     "masked_lm": ("masked_accuracy",),
 }
 """By built-in type, the metrics that fit it."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The properties of a type of task that need neither its class nor PyTorch."""
+
+    kind: str
+    """The type's name in the contract: the same on the server and on clients."""
+    metrics: tuple[str, ...]
+    """Names of the metrics that a task of this type may have; the first is the default."""
+    has_labels: bool
+    """Whether a task of this type has classes."""
+    is_labelled: bool
+    """Whether rows of a task of this type have a label."""
+    metric_bounds: Mapping[str, Bounds]
+    """The lowest and the highest value of each metric whose bounds are known, by the metric's name."""
+
+
+BUILT_IN: Mapping[str, Traits] = {
+    type_: Traits(type_, metrics, type_ == "classification", type_ != "masked_lm", BUILT_IN_BOUNDS)
+    for type_, metrics in METRICS_OF.items()
+}
+"""The traits of the built-in types, by type."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +66,32 @@ class TaskSpec:
     """Names of the training and evaluation splits there."""
     value_range: tuple[float, float] | None = None
     """Of a regression, the lowest and the highest value: its head begins in the middle. None if nobody knows."""
+    traits: Traits | None = field(default=None, compare=False, repr=False)
+    """The type's traits, from `fedmtl_core.tasks.registry.traits_of`. Needed for a plug-in; a built-in type has its
+    own."""
     kind: str = field(init=False)
     """The type by the name that both sides have for it; that of a plug-in is what its class says."""
     metric_bounds: Mapping[str, Bounds] = field(init=False, compare=False, repr=False)
     """The lowest and the highest value of a metric, by name, as far as they are known."""
 
     def __post_init__(self) -> None:
-        traits = traits_of(self.name, self.type)
-        kind, metrics, has_labels = traits.kind, traits.metrics, traits.has_labels
-        object.__setattr__(self, "kind", kind)
+        traits = BUILT_IN.get(self.type, self.traits)
+        if traits is None:
+            raise ConfigError(f"tasks.{self.name}.type: {self.type} isn't built in, and its traits weren't given")
+        object.__setattr__(self, "traits", traits)
+        object.__setattr__(self, "kind", traits.kind)
         object.__setattr__(self, "metric_bounds", traits.metric_bounds)
+        if not self.metrics:
+            object.__setattr__(self, "metrics", traits.metrics[:1])
+        self._require_consistent(traits)
+
+    def _require_consistent(self, traits: Traits) -> None:
+        """Check that the fields suit the type and each other.
+
+        Raises:
+            ConfigError: they don't; the message has the first field that is wrong.
+        """
+        kind, has_labels = traits.kind, traits.has_labels
         if bool(self.label_column) != traits.is_labelled:
             expected = "needs" if traits.is_labelled else "has no"
             raise ConfigError(f"tasks.{self.name}: a {kind} {expected} `label_column`, got {self.label_column!r}")
@@ -76,12 +114,10 @@ class TaskSpec:
                     f"tasks.{self.name}.value_range: expected the lowest and the highest value, got "
                     f"{list(self.value_range)}"
                 )
-        if not self.metrics:
-            object.__setattr__(self, "metrics", metrics[:1])
         for metric in self.metrics:
-            if metric not in metrics:
+            if metric not in traits.metrics:
                 raise ConfigError(
-                    f"tasks.{self.name}: metric {metric!r} doesn't fit a {kind}; expected {', '.join(metrics)}"
+                    f"tasks.{self.name}: metric {metric!r} doesn't fit a {kind}; expected {', '.join(traits.metrics)}"
                 )
             if self.type == "classification" and metric == "f1" and len(self.labels) != 2:
                 raise ConfigError(f"tasks.{self.name}: f1 is for 2 labels, got {len(self.labels)}")
@@ -120,68 +156,6 @@ class TaskSpec:
             )
 
 
-@dataclass(frozen=True)
-class Traits:
-    """What a type of task is, short of what it computes."""
-
-    kind: str
-    """Its name for both sides."""
-    metrics: tuple[str, ...]
-    """Those that fit it."""
-    has_labels: bool
-    """Whether it has classes."""
-    is_labelled: bool
-    """Whether its rows have a label."""
-    metric_bounds: Mapping[str, Bounds]
-    """The lowest and the highest value of a metric, by name, as far as they are known."""
-
-
-def traits_of(task: str, type_: str) -> Traits:
-    """What a task's type is.
-
-    Raises:
-        ConfigError: it is a plug-in that can't be had, or contradicts itself.
-    """
-    if type_ in METRICS_OF:
-        return Traits(type_, METRICS_OF[type_], type_ == "classification", type_ != "masked_lm", BUILT_IN_BOUNDS)
-    from fedmtl_core import plugins  # it needs PyTorch, which what is built in doesn't
-    from fedmtl_core.tasks import kinds  # it needs PyTorch, which what is built in doesn't
-
-    key = f"tasks.{task}.type"
-    plugin = plugins.load(key, type_, kinds.TaskKind)  # type: ignore[type-abstract]
-    name = plugin.name or plugin.__name__
-    try:
-        require_identifier("name", name)
-    except InvalidRequestError as error:
-        raise ConfigError(f"{key}: {type_}: {error}") from None
-    if name in METRICS_OF:
-        raise ConfigError(f"{key}: {type_} needs a name of its own, got {name!r}, which is built in")
-    metrics = getattr(plugin, "metrics", None)
-    if not isinstance(metrics, tuple) or not metrics or not all(isinstance(metric, str) for metric in metrics):
-        raise ConfigError(f"{key}: {type_}: expected `metrics` to be a tuple of names, got {metrics!r}")
-    if plugin.sees not in ("text", "tokens"):
-        raise ConfigError(f"{key}: {type_}: expected `sees` to be 'text' or 'tokens', got {plugin.sees!r}")
-    return Traits(name, metrics, plugin.has_labels, plugin.is_labelled, _bounds_of(key, type_, plugin.metric_bounds))
-
-
-def _bounds_of(key: str, type_: str, bounds: object) -> Mapping[str, Bounds]:
-    """A plug-in's bounds of its metrics, and those of losses.
-
-    Raises:
-        ConfigError: they aren't pairs of numbers by name.
-    """
-    try:
-        pairs = {str(name): (float(low), float(high)) for name, (low, high) in dict(bounds).items()}  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        pairs = {"": (0.0, 0.0)}
-    if not all(-MAX_METRIC <= low < high <= MAX_METRIC for low, high in pairs.values()):
-        raise ConfigError(
-            f"{key}: {type_}: expected `metric_bounds` to have the lowest and the highest value of metrics by name, "
-            f"got {bounds!r}"
-        )
-    return {**LOSS_BOUNDS, **pairs}
-
-
 def _named(kind: str) -> str:
     return f"a {kind}" if kind in METRICS_OF else f"the kind {kind!r}"
 
@@ -197,48 +171,3 @@ def _told_apart(theirs: Sequence[str], mine: Sequence[str]) -> tuple[str, str]:
         f"{len(theirs)} labels, number {differ} is {theirs[differ]!r}",
         f"{len(mine)}, and there it is {mine[differ]!r}",
     )
-
-
-def _glue(
-    name: str,
-    text_columns: tuple[str, ...],
-    labels: tuple[str, ...],
-    metrics: tuple[str, ...],
-    validation: str,
-    value_range: tuple[float, float] | None = None,
-) -> TaskSpec:
-    return TaskSpec(
-        name=name,
-        type="classification" if labels else "regression",
-        text_columns=text_columns,
-        label_column="label",
-        labels=labels,
-        metrics=metrics,
-        hub=("nyu-mll/glue", name),
-        hub_splits=("train", validation),
-        value_range=value_range,
-    )
-
-
-_PAIR = ("sentence1", "sentence2")
-
-PRESETS: dict[str, TaskSpec] = {
-    spec.name: spec
-    for spec in (
-        _glue("sst2", ("sentence",), ("negative", "positive"), ("accuracy",), "validation"),
-        _glue("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "validation"),
-        _glue("stsb", _PAIR, (), ("pearson", "spearman"), "validation", (0.0, 5.0)),
-        _glue("mrpc", _PAIR, ("not_equivalent", "equivalent"), ("accuracy", "f1"), "validation"),
-        _glue("cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews", "accuracy"), "validation"),
-        _glue("rte", _PAIR, ("entailment", "not_entailment"), ("accuracy",), "validation"),
-        _glue("qnli", ("question", "sentence"), ("entailment", "not_entailment"), ("accuracy",), "validation"),
-        _glue(
-            "mnli",
-            ("premise", "hypothesis"),
-            ("entailment", "neutral", "contradiction"),
-            ("accuracy",),
-            "validation_matched",
-        ),
-    )
-}
-"""The GLUE tasks by name."""

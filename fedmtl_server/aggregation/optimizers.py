@@ -11,27 +11,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from fedmtl_core import plugins
-from fedmtl_core.config import ServerOptimizerConfig
+from fedmtl_core.config import ResolvedServerOptimizer, ServerOptimizerConfig
 from fedmtl_core.errors import ConfigError
+from fedmtl_core.plugins import Registry, attribute_errors
 
 MOMENTUM, SECOND_MOMENT = "momentum", "second_moment"
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """The section `server_optimizer`, as an optimiser is made with it."""
-
-    learning_rate: float = 1.0
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    tau: float = 1e-3
 
 
 class ServerOptimizer(ABC):
@@ -40,10 +29,10 @@ class ServerOptimizer(ABC):
     The same arguments must give the same result to the last bit: a run that is taken up computes a round again.
 
     Args:
-        settings: of the configuration.
+        settings: the configuration's section `server_optimizer`, with the defaults of its optimiser filled in.
     """
 
-    def __init__(self, settings: OptimizerSettings):
+    def __init__(self, settings: ResolvedServerOptimizer):
         self.settings = settings
 
     @property
@@ -122,51 +111,33 @@ class FedYogi(_Adaptive):
         return second - (1 - self.settings.beta_2) * square * torch.sign(second - square)
 
 
-class _Own(ServerOptimizer):
-    """A class of the user's own, whose errors are told with the setting that names it."""
-
-    def __init__(self, settings: OptimizerSettings, reference: str):
-        super().__init__(settings)
-        self._reference = reference
-        self._own = plugins.make(_KEY, reference, ServerOptimizer, settings)  # type: ignore[type-abstract]
-        with plugins.blamed(_KEY, reference):
-            self._slots = {str(slot): float(value) for slot, value in self._own.slots.items()}
-        if bad := [slot for slot in self._slots if not slot.isidentifier()]:
-            raise ConfigError(f"{_KEY}: {reference}: expected slots that are named like variables, got {bad[0]!r}")
-
-    @property
-    def slots(self) -> Mapping[str, float]:
-        return self._slots
-
-    def step(self, delta: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        with plugins.blamed(_KEY, self._reference):
-            return self._own.step(delta, state)
-
-
-_KEY = "server_optimizer.name"
-_KNOWN: Mapping[str, type[ServerOptimizer]] = {
-    "fedavgm": FedAvgM,
-    "fedadagrad": FedAdagrad,
-    "fedadam": FedAdam,
-    "fedyogi": FedYogi,
-}
+OPTIMIZERS = Registry(
+    "server_optimizer.name",
+    ServerOptimizer,  # type: ignore[type-abstract]
+    {"fedavgm": FedAvgM, "fedadagrad": FedAdagrad, "fedadam": FedAdam, "fedyogi": FedYogi},
+)
 
 
 def make_optimizer(section: ServerOptimizerConfig) -> ServerOptimizer | None:
     """The optimiser that a configuration names; None for `fedavg`: the average is the model.
 
     Raises:
-        ConfigError: a class of the user's own can't be had or made.
+        ConfigError: a user's own class can't be loaded or constructed, or its `slots` aren't numbers by name.
     """
-    name = section.name
-    if name == "fedavg":
+    if section.name == "fedavg":
         return None
-    defaults = {"fedavgm": (1.0, 0.9), "fedadagrad": (0.01, 0.0)}
-    learning_rate, beta_1 = defaults.get(name, (0.01, 0.9))
-    settings = OptimizerSettings(
-        learning_rate if section.learning_rate is None else section.learning_rate,
-        beta_1 if section.beta_1 is None else section.beta_1,
-        section.beta_2,
-        section.tau,
-    )
-    return _KNOWN[name](settings) if name in _KNOWN else _Own(settings, name)
+    optimizer = OPTIMIZERS.make(section.name, section.resolved())
+    _require_slots(section.name, optimizer.slots)
+    return optimizer
+
+
+def _require_slots(name: str, slots: Mapping[str, float]) -> None:
+    """Check what an optimiser remembers, which may be a user's own.
+
+    Raises:
+        ConfigError: it isn't a number for each of several names.
+    """
+    with attribute_errors(OPTIMIZERS.key, name):
+        values = {str(slot): float(value) for slot, value in slots.items()}
+    if bad := [slot for slot in values if not slot.isidentifier()]:
+        raise ConfigError(f"{OPTIMIZERS.key}: {name}: expected slots that are named like variables, got {bad[0]!r}")

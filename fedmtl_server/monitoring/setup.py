@@ -10,7 +10,8 @@ import grpc
 
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.runtime.tracing import OFF, Tracing, tracing_for
+from fedmtl_core.runtime.tracing import OFF, Tracing
+from fedmtl_core.runtime.tracing_setup import tracing_for
 from fedmtl_server.events import Listener
 
 if TYPE_CHECKING:

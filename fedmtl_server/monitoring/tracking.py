@@ -20,7 +20,6 @@ from statistics import median
 from typing import Literal
 
 from fedmtl_core.config import Config, flattened
-from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.scopes import group_of, task_of
 from fedmtl_server.events import Listener
@@ -142,31 +141,6 @@ def _norms(component: ComponentReport) -> dict[str, float]:
     task, group = task_of(component.scope), group_of(component.scope)
     name = f"norm/head/{task}" if task else f"norm/group/{group}" if group else "norm/encoder"
     return {f"{name}/median": median(norms), f"{name}/max": max(norms)} if norms else {}
-
-
-def trackers_for(config: Config) -> list[Tracker]:
-    """The trackers that a configuration names. Only their packages are imported.
-
-    Raises:
-        ConfigError: a package isn't installed.
-    """
-    section = config.tracking
-    trackers: list[Tracker] = []
-    for name in section.report_to:
-        try:
-            if name == "tensorboard":
-                from fedmtl_server.monitoring.tensorboard_tracker import TensorBoardTracker
-
-                trackers.append(TensorBoardTracker(section.tensorboard_dir))
-            else:
-                from fedmtl_server.monitoring.mlflow_tracker import MlflowTracker
-
-                trackers.append(MlflowTracker(section.mlflow_uri, section.mlflow_experiment))
-        except ImportError as error:
-            raise ConfigError(
-                f"tracking.report_to: {name} can't be used: {error}. Install it: pip install 'fedmtl[{name}]'"
-            ) from None
-    return trackers
 
 
 class Tracking(Listener):

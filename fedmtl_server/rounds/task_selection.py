@@ -14,11 +14,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fedmtl_core import plugins
 from fedmtl_core.errors import ConfigError
+from fedmtl_core.plugins import Registry
 from fedmtl_server.rounds import quorums
-
-KEY = "rounds.task_selection"
 
 
 @dataclass(frozen=True)
@@ -112,28 +110,20 @@ def in_turn(round_: SelectionRound) -> dict[str, list[str]]:
     return turned
 
 
-_KNOWN: Mapping[str, type[TaskSelection]] = {"round_robin": RoundRobin, "loss": HighestLoss, "quorum": MostLacking}
+SELECTIONS = Registry(
+    "rounds.task_selection",
+    TaskSelection,  # type: ignore[type-abstract]
+    {"round_robin": RoundRobin, "loss": HighestLoss, "quorum": MostLacking},
+)
 
 
 def make_selection(name: str) -> TaskSelection:
     """The selection that a configuration names.
 
     Raises:
-        ConfigError: a class of the user's own can't be had or made.
+        ConfigError: a user's own class can't be loaded or constructed.
     """
-    return _KNOWN[name]() if name in _KNOWN else _Own(name)
-
-
-class _Own(TaskSelection):
-    """A class of the user's own, whose errors are told with the setting that names it."""
-
-    def __init__(self, reference: str):
-        self._reference = reference
-        self._own = plugins.make(KEY, reference, TaskSelection)  # type: ignore[type-abstract]
-
-    def select(self, round_: SelectionRound) -> Mapping[str, str]:
-        with plugins.blamed(KEY, self._reference):
-            return dict(self._own.select(round_))
+    return SELECTIONS.make(name)
 
 
 def choose_tasks(
@@ -168,7 +158,7 @@ def choose_tasks(
         return wanted
     others = {client_id: task for client_id, task in wanted.items() if client_id not in several}
     drawn = f"{seed}/{round_}/tasks"
-    answer = selection.select(SelectionRound(round_, several, others, min_clients, losses, drawn))
+    answer = _by_client(selection.select(SelectionRound(round_, several, others, min_clients, losses, drawn)))
     for client_id, tasks in several.items():
         wanted[client_id] = _required(answer, client_id, tasks)
     order = list(several)
@@ -176,9 +166,19 @@ def choose_tasks(
     return quorums.meet(in_order, wanted, min_clients, order)
 
 
+def _by_client(answer: object) -> Mapping[str, str]:
+    """A selection's answer, as a mapping."""
+    try:
+        return dict(answer)  # type: ignore[call-overload,no-any-return]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{SELECTIONS.key}: expected a task by client id, got {ascii(answer)[:100]}, a {type(answer).__name__}"
+        ) from None
+
+
 def _required(answer: Mapping[str, str], client_id: str, tasks: Sequence[str]) -> str:
     task = answer.get(client_id)
     if task is None or task not in tasks:
         got = "nothing" if task is None else ascii(task)[:100]
-        raise ConfigError(f"{KEY}: expected one of {', '.join(tasks)} for client {client_id!r}, got {got}")
+        raise ConfigError(f"{SELECTIONS.key}: expected one of {', '.join(tasks)} for client {client_id!r}, got {got}")
     return task

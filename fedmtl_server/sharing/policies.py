@@ -22,22 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmtl_core import plugins
 from fedmtl_core.config import AdaptiveConfig
 from fedmtl_core.errors import AggregationError
 from fedmtl_core.model.sharing import Block, Partition, blocks_of
-
-_KEY = "sharing.adaptive.policy"
-
-
-@dataclass(frozen=True)
-class AdaptiveSettings:
-    """The section `sharing.adaptive`, as a policy is made with it."""
-
-    split_below: float = -0.2
-    merge_above: float = 0.1
-    patience: int = 3
-    smoothing: float = 0.5
+from fedmtl_core.plugins import Registry
 
 
 @dataclass(frozen=True)
@@ -85,10 +73,10 @@ class SharingPolicy(ABC):
     The same arguments must give the same result: a run that is taken up computes a round again.
 
     Args:
-        settings: of the configuration.
+        settings: the configuration's section `sharing.adaptive`.
     """
 
-    def __init__(self, settings: AdaptiveSettings):
+    def __init__(self, settings: AdaptiveConfig):
         self.settings = settings
 
     @abstractmethod
@@ -186,29 +174,16 @@ def _pair(first: str, second: str) -> str:
     return " ".join(sorted((first, second)))
 
 
+POLICIES = Registry("sharing.adaptive.policy", SharingPolicy, {"cosine": Cosine})  # type: ignore[type-abstract]
+
+
 def make_policy(section: AdaptiveConfig) -> SharingPolicy | None:
     """The policy that a configuration names; None for none.
 
     Raises:
-        ConfigError: a class of the user's own can't be had or made.
+        ConfigError: a user's own class can't be loaded or constructed.
     """
-    if section.policy is None:
-        return None
-    settings = AdaptiveSettings(section.split_below, section.merge_above, section.patience, section.smoothing)
-    return Cosine(settings) if section.policy == "cosine" else _Own(settings, section.policy)
-
-
-class _Own(SharingPolicy):
-    """A class of the user's own, whose errors are told with the setting that names it."""
-
-    def __init__(self, settings: AdaptiveSettings, reference: str):
-        super().__init__(settings)
-        self._reference = reference
-        self._own = plugins.make(_KEY, reference, SharingPolicy, settings)  # type: ignore[type-abstract]
-
-    def decide(self, round_: SharingRound) -> Decided:
-        with plugins.blamed(_KEY, self._reference):
-            return self._own.decide(round_)
+    return None if section.policy is None else POLICIES.make(section.policy, section)
 
 
 def checked(decided: Decided, round_: SharingRound) -> Decided:
@@ -224,12 +199,15 @@ def checked(decided: Decided, round_: SharingRound) -> Decided:
         for part, partition in decided.blocks.items():
             blocks[part] = blocks_of(partition)
     except (TypeError, ValueError, AttributeError) as error:
-        raise AggregationError(f"{_KEY}: expected blocks of tasks and a JSON state: {error}") from None
+        raise AggregationError(f"{POLICIES.key}: expected blocks of tasks and a JSON state: {error}") from None
     for part, partition in blocks.items():
         if part not in movable:
-            raise AggregationError(f"{_KEY}: it moves {part!r}; only {', '.join(movable) or 'nothing'} may move")
+            raise AggregationError(
+                f"{POLICIES.key}: it moves {part!r}; only {', '.join(movable) or 'nothing'} may move"
+            )
         if sorted(task for block in partition for task in block) != sorted(round_.tasks) or not all(partition):
             raise AggregationError(
-                f"{_KEY}: {part}: expected every task of {', '.join(round_.tasks)} in one block, got {partition}"
+                f"{POLICIES.key}: {part}: expected every task of {', '.join(round_.tasks)} in one block, "
+                f"got {partition}"
             )
     return Decided(blocks, state)

@@ -11,7 +11,7 @@ from fedmtl_client import batches
 from fedmtl_client.data import EncodedRows, Rows
 from fedmtl_core.config import Config
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 
 PLAN = Config.model_validate({"model": {"server_model": TOY_MODEL}, "tasks": {"sst2": {}}}).plan("sst2")
 TOKENIZER = load_tokenizer(TOY_MODEL)

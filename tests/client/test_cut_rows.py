@@ -20,7 +20,8 @@ from fedmtl_client.session import ClientSession, ClientSettings, ClientTask
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_core.runtime.doctor import Level
-from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_server.model import MTLServerModel
 from tests.support import serving
 

@@ -10,7 +10,7 @@ from fedmtl_client.data import EncodedRows, Rows, load_task_data
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import DataError
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 
 SST2 = PRESETS["sst2"]
 ROWS = [('it\'s "great"', 1), ("NA", 0), ("", 1), ("1.5", 0), ("2020-01-01", 1)]

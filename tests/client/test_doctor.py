@@ -16,7 +16,8 @@ from fedmtl_client import __main__ as command
 from fedmtl_client import doctor
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.runtime.doctor import Level, findings
-from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_server.access.certs import make_authority, make_client, make_server
 from tests.support import serving, tiny_model, watching
 from tests.tiny_encoders import save

@@ -14,7 +14,9 @@ from fedmtl_client.doctor import judge
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.runtime.doctor import Level
-from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.registry import traits_of
+from fedmtl_core.tasks.spec import TaskSpec
 
 NLI = ("entailment", "neutral", "contradiction")
 
@@ -227,7 +229,8 @@ def test_tags_of_words_are_matched_by_name_in_kinds_of_ones_own(tmp_path, monkey
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    spec = TaskSpec("t", "own_tags:Tags", ("text",), "label", ("O", "B", "I"))
+    traits = traits_of("t", "own_tags:Tags")
+    spec = TaskSpec("t", "own_tags:Tags", ("text",), "label", ("O", "B", "I"), traits=traits)
     assert by_row(spec, declaring(tmp_path, ("B", "I", "O"), [[2, 0, 1], [], [0]], spec)) == [[0, 1, 2], [], [1]]
 
 

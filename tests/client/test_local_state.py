@@ -19,7 +19,7 @@ from fedmtl_client.trainer import Trainer
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_server.model import MTLServerModel
 from tests.support import TinyEncoder, WireClient, serving, specs
 

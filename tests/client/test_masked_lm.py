@@ -15,7 +15,8 @@ from fedmtl_core.config import Config, DataConfig, validated
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
 from fedmtl_core.runtime import doctor as core_doctor
-from fedmtl_core.tasks.kinds import IGNORED, kind_of
+from fedmtl_core.tasks.kinds import IGNORED
+from fedmtl_core.tasks.registry import kind_of, traits_of
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.messages import plan_from_proto, plan_to_proto
 
@@ -201,7 +202,7 @@ def test_a_subclass_with_a_name_of_its_own_masks_otherwise(tmp_path, monkeypatch
     (tmp_path / "half_masked.py").write_text(f"from fedmtl_core.tasks.masked_lm import MaskedLM\n{body}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    spec = TaskSpec("texts", "half_masked:Half", ("sentence",), "")
+    spec = TaskSpec("texts", "half_masked:Half", ("sentence",), "", traits=traits_of("texts", "half_masked:Half"))
     assert (spec.kind, spec.metrics) == ("half", ("masked_accuracy",))
     rows = encoded(500, spec)
     inputs, targets = batch_of(rows)

@@ -10,7 +10,7 @@ from fedmtl_client.partition import NUM_BINS, LabelSkew, groups_of_values, parts
 from fedmtl_core import config as configuration
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError, DataError
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 
 groups = st.lists(st.integers(0, 4), min_size=1, max_size=120)
 skews = st.builds(LabelSkew, st.floats(1e-300, 1e6, allow_nan=False, exclude_min=False), st.integers(0, 2**32 - 1))

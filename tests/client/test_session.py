@@ -17,7 +17,7 @@ from fedmtl_core.config import Config, DataConfig, TaskConfig
 from fedmtl_core.errors import ClientReplacedError, ConfigError, UnavailableError
 from fedmtl_core.model import encoder_check
 from fedmtl_core.model.modeling import TOY_MODEL
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_server.model import MTLServerModel
 from tests.support import WireClient, eventually, reports_of, serving
 

@@ -10,7 +10,7 @@ from fedmtl_client.trainer import Trainer, TrainingStopped, choose_device, local
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 
 CPU = torch.device("cpu")
 PLAN = Config.model_validate(

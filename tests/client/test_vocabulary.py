@@ -12,7 +12,7 @@ from fedmtl_client.trainer import Trainer, local_optimizer
 from fedmtl_client.vocabulary import narrowed
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_tokenizer
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 
 CPU = torch.device("cpu")
 SPEC = PRESETS["sst2"]

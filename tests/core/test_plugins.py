@@ -19,8 +19,10 @@ from fedmtl_client.trainer import Trainer
 from fedmtl_core import config, plugins
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DataError, InvalidRequestError
-from fedmtl_core.tasks.kinds import EncoderFacts, TaskKind, kind_of, measure, new_head
-from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.kinds import EncoderFacts, TaskKind, measure, new_head
+from fedmtl_core.tasks.registry import kind_of
+from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.messages import plan_from_proto, plan_to_proto
 
 _numbers = itertools.count()
@@ -175,7 +177,9 @@ def test_a_kind_of_ones_own_is_the_tasks_in_every_place(module):
     spec = loaded.tasks["visits"].spec("visits")
     assert (spec.kind, spec.metrics, spec.main_metric) == ("Count", ("closeness",), "closeness")
     assert isinstance(new_head(kind_of(spec), EncoderFacts(4), 0.0), nn.Linear)
-    assert measure(spec, torch.tensor([[3.0], [5.0]]).numpy(), torch.tensor([4.0, 5.0]).numpy()) == {"closeness": -0.5}
+    assert measure(kind_of(spec), torch.tensor([[3.0], [5.0]]).numpy(), torch.tensor([4.0, 5.0]).numpy()) == {
+        "closeness": -0.5
+    }
     sent = plan_to_proto(loaded.plan("visits"))
     assert (sent.task_type, sent.task_kind) == (pb.TASK_TYPE_CUSTOM, "Count")
     assert plan_from_proto(sent).task_type == "Count"
@@ -210,7 +214,7 @@ def test_a_kind_whose_methods_give_nothing_of_use_is_told(module):
         ('"closeness": 0.5', "0.5 for 'closeness', expected -10 to 0"),
     ):
         with pytest.raises(ConfigError, match=rf"measure\(\) gives {told}"):
-            measure(task_that_gives(module, given), torch.zeros(1, 1).numpy(), torch.zeros(1).numpy())
+            measure(kind_of(task_that_gives(module, given)), torch.zeros(1, 1).numpy(), torch.zeros(1).numpy())
 
 
 def task_that_gives(module, measured: str) -> TaskSpec:
@@ -226,7 +230,7 @@ def task_that_gives(module, measured: str) -> TaskSpec:
 )
 def test_a_kind_may_say_that_a_metric_is_undefined_and_why(module, given, reason):
     spec = task_that_gives(module, f'"closeness": {given}')
-    measured = measure(spec, torch.zeros(1, 1).numpy(), torch.zeros(1).numpy())
+    measured = measure(kind_of(spec), torch.zeros(1, 1).numpy(), torch.zeros(1).numpy())
     assert (dict(measured), measured.undefined) == ({}, {"closeness": reason})
 
 
@@ -246,7 +250,7 @@ class Macro(Classification):
     def measure(self, outputs, targets): return {"f1": 0.25}
 """
     spec = task_of(module(text) + ":Macro", labels=["a", "b", "c"], metrics=["f1"]).task_specs()[0]
-    measured = measure(spec, torch.eye(3).numpy(), torch.arange(3).numpy())
+    measured = measure(kind_of(spec), torch.eye(3).numpy(), torch.arange(3).numpy())
     assert (dict(measured), measured.sums) == ({"f1": 0.25}, None)
 
 

@@ -12,7 +12,7 @@ from fedmtl_client.data import EncodedRows, load_task_data
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import FedMTLError
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_experiment.central import endless, mixed, train_central
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_experiment.federated import require_complete

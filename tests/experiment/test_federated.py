@@ -10,7 +10,7 @@ from fedmtl_client.data import load_task_data
 from fedmtl_core import config as configuration
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import FedMTLError
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_experiment.federated import FederatedRun, curve_of, evaluate_checkpoints
 from fedmtl_server.model import MTLServerModel

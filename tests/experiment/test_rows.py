@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedmtl_client.data import Rows, TaskData, load_task_data
 from fedmtl_core.config import DataConfig
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_experiment.rows import draw, trivial_baseline, without_texts, write_jsonl
 
 SST2, STSB = PRESETS["sst2"], PRESETS["stsb"]

@@ -30,7 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fedmtl_core import config
 from fedmtl_core.errors import ConfigError, RequestError
 from fedmtl_core.tasks.evaluation import TaskMetric, task_metrics
-from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, Assembler, Chunk, read_message
 from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode, require_encoded_size, require_valid

@@ -12,25 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmtl_core.config import AggregationConfig
 from fedmtl_core.errors import AggregationError
 
 LEAST_LOSS = 1e-8
 """Losses are taken as at least that, where they are divided by or their logarithm is wanted."""
-
-
-@dataclass(frozen=True)
-class WeightingSettings:
-    """The section `aggregation`, as a weighting is made with it."""
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """By task, for `fixed`."""
-    scaling: float = 1.0
-    """What all coefficients are multiplied with, whichever weighting they are of; at most the number of tasks."""
-    temperature: float = 2.0
-    conflict_aversion: float = 0.5
-    asymmetry: float = 1.5
-    learning_rate: float = 0.025
-    decay: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,7 @@ class TaskWeighting(ABC):
     The same arguments must give the same result to the last bit: a run that is taken up computes a round again.
 
     Args:
-        settings: of the configuration.
+        settings: the configuration's section `aggregation`.
     """
 
     needs_products: bool = False
@@ -86,7 +72,7 @@ class TaskWeighting(ABC):
     """Whether its coefficients always add up to 1, before `scaling`. What an auxiliary task's weight takes from it then
     goes to the others, in proportion; else its coefficient is multiplied, and theirs stay as they are."""
 
-    def __init__(self, settings: WeightingSettings):
+    def __init__(self, settings: AggregationConfig):
         self.settings = settings
 
     @abstractmethod

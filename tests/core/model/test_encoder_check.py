@@ -27,7 +27,7 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.model import encoder_check
 from fedmtl_core.model.encoder_check import EncoderReport, Remark, Use, check, check_for_server, longest_input
 from fedmtl_core.model.modeling import TOY_MODEL, load_encoder, load_tokenizer
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from tests.tiny_encoders import save
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 98304\n"
@@ -305,9 +305,8 @@ def test_all_errors_are_raised_at_once_and_warnings_are_logged():
 
 
 class TestOfServer:
-    def report(self, source, **model):
-        config = Config.model_validate({"model": {"server_model": source, **model}, "training": {"max_length": 24}})
-        return check_for_server(config, load_encoder(source, weights=True)[0])
+    def report(self, source, client_model=None):
+        return check_for_server(Use(source, 24), client_model, load_encoder(source, weights=True)[0])
 
     def test_without_a_tokenizer_on_this_machine_no_text_is_tried(self, tmp_path):
         source = save(tmp_path / "model", "bert")

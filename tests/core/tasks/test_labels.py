@@ -14,9 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.tasks.kinds import Classification, TaskKind, kind_of
+from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.kinds import Classification, TaskKind
 from fedmtl_core.tasks.labels import LabelNames, Values
-from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.tasks.registry import kind_of
+from fedmtl_core.tasks.spec import TaskSpec
 
 STARS = ("1", "2", "3")
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from fedmtl_core.tasks.evaluation import ClassCounts, Moments
-from fedmtl_core.tasks.kinds import kind_of, measure
-from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.kinds import measure
+from fedmtl_core.tasks.registry import kind_of
+from fedmtl_core.tasks.spec import TaskSpec
 
 BINARY = replace(PRESETS["qqp"], metrics=("accuracy", "f1", "matthews"))
 
@@ -19,18 +21,18 @@ def logits(*classes: int) -> np.ndarray:
 
 
 def test_accuracy_and_f1():
-    values = measure(PRESETS["qqp"], logits(1, 1, 0, 0), np.array([1.0, 0.0, 1.0, 0.0]))
+    values = measure(kind_of(PRESETS["qqp"]), logits(1, 1, 0, 0), np.array([1.0, 0.0, 1.0, 0.0]))
     assert values == {"accuracy": 0.5, "f1": 0.5}  # 2 of 4; precision 1/2, recall 1/2
 
 
 def test_matthews_of_a_perfect_and_of_an_inverted_classifier():
     targets = np.array([0.0, 1.0, 1.0, 0.0])
-    assert measure(PRESETS["cola"], logits(0, 1, 1, 0), targets)["matthews"] == pytest.approx(1.0)
-    assert measure(PRESETS["cola"], logits(1, 0, 0, 1), targets)["matthews"] == pytest.approx(-1.0)
+    assert measure(kind_of(PRESETS["cola"]), logits(0, 1, 1, 0), targets)["matthews"] == pytest.approx(1.0)
+    assert measure(kind_of(PRESETS["cola"]), logits(1, 0, 0, 1), targets)["matthews"] == pytest.approx(-1.0)
 
 
 def test_pearson_and_spearman():
-    values = measure(PRESETS["stsb"], np.array([[1.0], [2.0], [9.0]]), np.array([0.0, 1.0, 2.0]))
+    values = measure(kind_of(PRESETS["stsb"]), np.array([[1.0], [2.0], [9.0]]), np.array([0.0, 1.0, 2.0]))
     assert values["spearman"] == pytest.approx(1.0)
     assert values["pearson"] == pytest.approx(8 / np.sqrt(2 * 38))  # cov 8, variances 2 and 38, times n
 
@@ -47,13 +49,13 @@ NAN, INF = float("nan"), float("inf")
     ],
 )
 def test_a_correlation_of_constant_few_or_infinite_outputs_is_undefined_and_not_zero(outputs, reason):
-    measured = measure(PRESETS["stsb"], np.array(outputs), np.arange(len(outputs), dtype=float))
+    measured = measure(kind_of(PRESETS["stsb"]), np.array(outputs), np.arange(len(outputs), dtype=float))
     assert measured == {}
     assert measured.undefined == {"pearson": reason, "spearman": reason}
 
 
 def test_a_correlation_with_constant_targets_is_undefined():
-    measured = measure(PRESETS["stsb"], np.array([[1.0], [2.0]]), np.full(2, 3.0))
+    measured = measure(kind_of(PRESETS["stsb"]), np.array([[1.0], [2.0]]), np.full(2, 3.0))
     assert measured == {}
     assert set(measured.undefined.values()) == {"all targets are the same"}
 
@@ -69,7 +71,7 @@ def test_a_correlation_with_constant_targets_is_undefined():
     ],
 )
 def test_metrics_of_classes_are_undefined_exactly_where_their_denominators_are_zero(predicted, actual, expected):
-    measured = measure(BINARY, logits(*predicted), np.array(actual, dtype=float))
+    measured = measure(kind_of(BINARY), logits(*predicted), np.array(actual, dtype=float))
     assert measured == expected
     assert measured.undefined.keys() == {"accuracy", "f1", "matthews"} - expected.keys()
 
@@ -78,7 +80,7 @@ def test_metrics_of_classes_are_undefined_exactly_where_their_denominators_are_z
 def test_outputs_that_are_not_finite_are_of_no_class(value):
     """The argmax of NaN is 0: a broken model would be right about every row of the first class."""
     outputs = np.array([[value, value], [1.0, 0.0]])
-    measured = measure(BINARY, outputs, np.zeros(2))
+    measured = measure(kind_of(BINARY), outputs, np.zeros(2))
     assert (measured, measured.sums) == ({}, None)
     assert set(measured.undefined.values()) == {"1 of 2 outputs aren't finite"}
 
@@ -88,7 +90,7 @@ def test_masked_tokens_are_not_found_by_outputs_that_are_not_finite():
     outputs = torch.tensor([[NAN, 0.0, 0.0], [0.0, 0.0, 1.0]])
     kept = kind.kept(outputs)
     assert kept[1] == 2.0
-    assert measure(kind.spec, kept.numpy(), np.array([0.0, 2.0])).undefined == {
+    assert measure(kind, kept.numpy(), np.array([0.0, 2.0])).undefined == {
         "masked_accuracy": "1 of 2 outputs aren't finite"
     }
 
@@ -100,16 +102,18 @@ def test_no_library_warns_of_an_evaluation_whatever_its_rows_are(rows):
         warnings.simplefilter("error")
         for targets in (np.zeros(rows), np.ones(rows), np.arange(rows) % 2.0):
             for outputs in (logits(*[0] * rows), logits(*[1] * rows), np.full((rows, 2), NAN)):
-                measure(BINARY, outputs, targets)
+                measure(kind_of(BINARY), outputs, targets)
             for values in (np.zeros(rows), np.arange(rows) * 1e-9 + 5, np.full(rows, NAN), np.arange(rows) * 1e300):
-                measure(PRESETS["stsb"], values[:, None], targets)
+                measure(kind_of(PRESETS["stsb"]), values[:, None], targets)
 
 
 def test_sums_go_along_only_where_a_metric_is_not_the_clients_mean():
     """Class counts tell how a client's labels are distributed: accuracy needs none of that."""
     binary = logits(0, 1)
-    assert measure(PRESETS["sst2"], binary, np.array([0.0, 1.0])).sums is None
-    assert measure(PRESETS["cola"], binary, np.array([0.0, 1.0])).sums == ClassCounts((1, 1), (1, 1), (1, 1))
+    assert measure(kind_of(PRESETS["sst2"]), binary, np.array([0.0, 1.0])).sums is None
+    assert measure(kind_of(PRESETS["cola"]), binary, np.array([0.0, 1.0])).sums == ClassCounts((1, 1), (1, 1), (1, 1))
     only_spearman = replace(PRESETS["stsb"], metrics=("spearman",))
-    assert measure(only_spearman, np.array([[1.0], [2.0]]), np.array([0.0, 1.0])).sums is None
-    assert measure(PRESETS["stsb"], np.array([[1.0], [2.0]]), np.array([0.0, 1.0])).sums == Moments(2, 3, 1, 5, 1, 2)
+    assert measure(kind_of(only_spearman), np.array([[1.0], [2.0]]), np.array([0.0, 1.0])).sums is None
+    assert measure(kind_of(PRESETS["stsb"]), np.array([[1.0], [2.0]]), np.array([0.0, 1.0])).sums == Moments(
+        2, 3, 1, 5, 1, 2
+    )

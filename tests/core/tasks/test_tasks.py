@@ -1,10 +1,13 @@
 """The task registry and the scope table."""
 
+from dataclasses import replace
+
 import pytest
 
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.scopes import SHARED, scope_of, task_of, task_scope
-from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.spec import TaskSpec, Traits
 
 
 def test_the_glue_presets_have_their_number_of_outputs():
@@ -39,6 +42,28 @@ def test_the_glue_presets_have_glues_main_metrics():
 def test_a_task_that_contradicts_itself_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         TaskSpec(**({"name": "x", "text_columns": ("a",), "label_column": "y"} | fields))
+
+
+COUNT = Traits("count", ("closeness",), has_labels=False, is_labelled=True, metric_bounds={"closeness": (-1.0, 0.0)})
+
+
+def test_a_task_of_a_plug_in_takes_the_traits_it_is_given_and_imports_nothing():
+    spec = TaskSpec("visits", "no_such_module:Count", ("text",), "visits", traits=COUNT)
+    assert (spec.kind, spec.metrics, dict(spec.metric_bounds)) == ("count", ("closeness",), {"closeness": (-1.0, 0.0)})
+    renamed = replace(spec, name="calls")
+    assert (renamed.kind, renamed.traits) == ("count", COUNT)
+    with pytest.raises(ConfigError, match=r"tasks\.visits: a count has no labels"):
+        replace(spec, labels=("a", "b"), name="visits")
+
+
+def test_a_task_of_a_plug_in_without_its_traits_is_refused():
+    message = r"tasks\.visits\.type: no_such_module:Count isn't built in, and its traits weren't given"
+    with pytest.raises(ConfigError, match=message):
+        TaskSpec("visits", "no_such_module:Count", ("text",), "visits")
+
+
+def test_a_built_in_type_keeps_its_own_traits():
+    assert TaskSpec("t", "regression", ("text",), "y", traits=COUNT).kind == "regression"
 
 
 def test_a_parameter_belongs_to_its_head_or_to_everybody():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError
 from fedmtl_core.tasks.evaluation import ClassCounts, Evaluation
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.layout import Layout, TensorSpec
 from fedmtl_core.wire.update_headers import (

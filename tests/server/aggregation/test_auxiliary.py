@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fedmtl_core.config import AggregationConfig, Config, validated
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.runtime.tables import results_table
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.updates import Update
 from fedmtl_server import doctor
 from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator

@@ -10,10 +10,10 @@ from fedmtl.v1 import federation_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedmtl_core.config import AggregationConfig
 from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
 from fedmtl_server.aggregation.auxiliary import Auxiliary
 from fedmtl_server.aggregation.client_shares import ClientShares
-from fedmtl_server.aggregation.task_weighting.base import WeightingSettings
 from fedmtl_server.aggregation.task_weighting.shares import Examples, Uniform
 from fedmtl_server.storage.history import FILE_NAME, History
 from tests.support import TinyEncoder, WireClient, eventually, full_of, model_bytes, serving, tiny_model, watching
@@ -63,7 +63,7 @@ def test_what_the_limit_is_on_with_steps_task_weights_auxiliary_weights_and_stal
     # FedNova: p = (0.99, 0.01), steps (4, 1): the mean of deltas by step, times the effective number of them.
     expected = (0.99 * 4 + 0.01) * (0.99 * 1.0 / 4)
     assert averaged(lie, honest, base=base, normalization="fednova")["encoder"] == pytest.approx(expected)
-    settings_ = WeightingSettings()
+    settings_ = AggregationConfig()
     for weighting, share in ((Examples(settings_), 0.99), (Uniform(settings_), 0.5)):
         assert averaged(lie, honest, base=base, weighting=weighting)["encoder"] == pytest.approx(share)
     # An example of sst2 counts for a tenth: 990 of its examples are 99 of qqp's.

@@ -13,7 +13,7 @@ from fedmtl_core.errors import AggregationError, ConfigError, LayoutMismatchErro
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation import optimizer_state
 from fedmtl_server.aggregation.optimizer_state import OptimizerState
-from fedmtl_server.aggregation.optimizers import OptimizerSettings, ServerOptimizer, make_optimizer
+from fedmtl_server.aggregation.optimizers import ServerOptimizer, make_optimizer
 from fedmtl_server.server import Server
 from tests.support import OddEncoder, tiny_model
 
@@ -117,11 +117,27 @@ def test_the_first_step_of_yogi_moves_v_towards_the_square_by_hand():
 
 
 def test_defaults_are_the_papers():
-    made = {name: make_optimizer(ServerOptimizerConfig(name=name)).settings for name in NAMES}
-    assert made["fedavgm"] == OptimizerSettings(1.0, 0.9, 0.99, 1e-3)
-    assert made["fedadagrad"] == OptimizerSettings(0.01, 0.0, 0.99, 1e-3)
-    assert made["fedadam"] == made["fedyogi"] == OptimizerSettings(0.01, 0.9, 0.99, 1e-3)
+    def made(name):
+        settings = make_optimizer(ServerOptimizerConfig(name=name)).settings
+        return settings.learning_rate, settings.beta_1, settings.beta_2, settings.tau
+
+    assert made("fedavgm") == (1.0, 0.9, 0.99, 1e-3)
+    assert made("fedadagrad") == (0.01, 0.0, 0.99, 1e-3)
+    assert made("fedadam") == made("fedyogi") == (0.01, 0.9, 0.99, 1e-3)
     assert make_optimizer(ServerOptimizerConfig()) is None  # the average is the model
+
+
+def test_a_default_is_the_optimisers_and_not_the_configurations():
+    """A stored run is compared with what its configuration says, where the value still isn't given."""
+    section = ServerOptimizerConfig(name="fedadam", beta_1=0.5)
+    assert (section.resolved().learning_rate, section.resolved().beta_1) == (0.01, 0.5)
+    assert section.model_dump() == {
+        "name": "fedadam",
+        "learning_rate": None,
+        "beta_1": 0.5,
+        "beta_2": 0.99,
+        "tau": 1e-3,
+    }
 
 
 finite = st.floats(-1e3, 1e3, width=32)
@@ -270,6 +286,10 @@ class Misnamed(Clipped):
     slots = MappingProxyType({"a/b": 0.0})
 
 
+class Worded(Clipped):
+    slots = MappingProxyType({"longest": "long"})
+
+
 class Unfinished(ServerOptimizer):
     slots = MappingProxyType({})
 
@@ -281,6 +301,12 @@ def test_a_class_of_ones_own_moves_the_model():
     assert memory_of(state) == {"shared/longest": [0.25, 3.0, 1.0]}
 
 
+def test_a_class_of_ones_own_finds_every_setting_in_its_settings():
+    made = make_optimizer(ServerOptimizerConfig(name=f"{__name__}:Clipped", tau=0.5))
+    given = made.settings
+    assert (given.learning_rate, given.beta_1, given.beta_2, given.tau) == (0.01, 0.9, 0.99, 0.5)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -288,6 +314,7 @@ def test_a_class_of_ones_own_moves_the_model():
         (f"{__name__}:Nothing", f"the module '{__name__}' .* has no 'Nothing'; it has Clipped, "),
         (f"{__name__}:NeedsMore", "NeedsMore raised TypeError: .*'more'"),
         (f"{__name__}:Misnamed", "expected slots that are named like variables, got 'a/b'"),
+        (f"{__name__}:Worded", "Worded raised ValueError: could not convert string to float"),
         (f"{__name__}:Unfinished", "Unfinished lacks the methods step of ServerOptimizer"),
         (
             "fedmtl_core.errors:ConfigError",

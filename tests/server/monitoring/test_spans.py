@@ -16,7 +16,8 @@ from fedmtl_client.api import FederationApi
 from fedmtl_client.session import ClientSession
 from fedmtl_core.config import Config, TracingConfig
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.runtime.tracing import OFF, tracing_for
+from fedmtl_core.runtime.tracing import OFF
+from fedmtl_core.runtime.tracing_setup import tracing_for
 from fedmtl_server.server import Server
 from tests.client.test_session import session_of, toy_model
 from tests.support import WireClient, full_of, serving, tiny_model, watching

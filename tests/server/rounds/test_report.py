@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fedmtl_core.runtime.tables import results_table
 from fedmtl_core.tasks.evaluation import Evaluation
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.aggregator import Aggregate, Contribution
 from fedmtl_server.rounds.engine import Member

@@ -12,7 +12,7 @@ from scipy import stats
 
 from fedmtl_core.tasks import metrics
 from fedmtl_core.tasks.evaluation import Evaluation, EvaluationDetails
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.evaluation_messages import details_from_proto, details_to_proto
 from fedmtl_server.storage.history import FILE_NAME, History
 from tests.support import eventually, reports_of, serving, tiny_model, watching

@@ -147,6 +147,11 @@ class Broken(TaskSelection):
         return {}["nothing"]
 
 
+class Mute(TaskSelection):
+    def select(self, round_):
+        pass
+
+
 class Nothing:
     pass
 """
@@ -170,7 +175,7 @@ def test_a_class_of_ones_own_selects(own_file):
             "selections_of_mine:Nothing",
             "expected a subclass of fedmtl_server.rounds.task_selection.TaskSelection; .* is the ",
         ),
-        ("selections_of_mine:Other", "has no 'Other'; it has LastNamed, Broken"),
+        ("selections_of_mine:Other", "has no 'Other'; it has LastNamed, Broken, Mute"),
         ("selections_of_nobody:Other", "there is no module 'selections_of_nobody'"),
     ],
 )
@@ -184,6 +189,12 @@ def test_what_an_own_class_raises_is_told_with_its_place(own_file):
     with pytest.raises(
         ConfigError, match=r"^rounds.task_selection: selections_of_mine:Broken raised KeyError.*line 12"
     ):
+        choose(selection, {"x": ("sst2", "qqp")})
+
+
+def test_an_own_class_that_answers_nothing_is_told_what_was_expected(own_file):
+    selection = make_selection("selections_of_mine:Mute")
+    with pytest.raises(ConfigError, match=r"^rounds\.task_selection: expected a task by client id, got None"):
         choose(selection, {"x": ("sst2", "qqp")})
 
 

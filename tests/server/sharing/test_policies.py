@@ -24,7 +24,7 @@ from fedmtl_core.config import AdaptiveConfig, Config, DataConfig, validated
 from fedmtl_core.errors import AggregationError, ConfigError, StoreError
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_core.model.sharing import ModelShape, SharingRules, make_table
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.delta_products import inner_products_of
 from fedmtl_server.aggregation.rearranging import rearranged
@@ -33,7 +33,6 @@ from fedmtl_server.export.folders import load_model, open_run
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.tracking import round_point
 from fedmtl_server.sharing.policies import (
-    AdaptiveSettings,
     Cosine,
     Decided,
     PartFacts,
@@ -59,7 +58,7 @@ def facts(cosines, blocks=TOGETHER, part="0", size=10, tasks=ABC):
 
 
 def settings(**given):
-    return AdaptiveSettings(**({"split_below": 0.0, "merge_above": 0.5, "patience": 1, "smoothing": 0.0} | given))
+    return AdaptiveConfig(**({"split_below": 0.0, "merge_above": 0.5, "patience": 1, "smoothing": 0.0} | given))
 
 
 def decide(policy, *parts, room=1000, state=None, round_=1, tasks=ABC):

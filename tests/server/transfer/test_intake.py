@@ -10,7 +10,7 @@ import torch
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.errors import MalformedStreamError, StaleRoundError, StoreError, UnavailableError
-from fedmtl_core.tasks.spec import PRESETS
+from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.chunks import Chunk, ChunkedBytes, read_message
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.layout import Component

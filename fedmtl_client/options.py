@@ -1,0 +1,109 @@
+"""The options that the client's commands have in common, and the settings that follow from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmtl_core.config import WHOLE, Config, parse_address, parse_shard
+from fedmtl_core.errors import InvalidRequestError
+from fedmtl_core.identifiers import require_identifier
+
+
+def identifier(value: str) -> str:
+    """A client's name as an option."""
+    try:
+        return require_identifier("client id", value)
+    except InvalidRequestError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def shard_name(value: str | None) -> str | None:
+    """`K/N` as an option."""
+    try:
+        parse_shard(value or WHOLE)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return value
+
+
+def address(value: str) -> str:
+    """`HOST:PORT` as an option."""
+    try:
+        return parse_address(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+ClientId = Annotated[str, typer.Option(help="This client's name; no other client may have it.", callback=identifier)]
+TaskNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        "--tasks",
+        help="The task this client has data for; again for each further one. Without it, those that the configuration "
+        "names for this client.",
+        show_default=False,
+    ),
+]
+ServerAddress = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=address)]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(help="The configuration, a YAML file: where this client's rows are.", show_default=False),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K/N", help="Use the K-th of N disjoint parts of the rows; clients[].shard.", callback=shard_name
+    ),
+]
+TlsCa = Annotated[
+    Path | None, typer.Option(help="The CA of the server's certificate, PEM; with it, TLS is on; client.tls_ca.")
+]
+TlsCertificate = Annotated[
+    Path | None, typer.Option(help="This client's certificate, for mutual TLS; client.tls_certificate.")
+]
+TlsKey = Annotated[Path | None, typer.Option(help="Its private key; client.tls_key.")]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(help="File with this client's token, or the variable FEDMTL_TOKEN; client.token_file."),
+]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Connect to other machines without TLS; security.insecure.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
+]
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How a client proves who it is, and whom it trusts, as its options say."""
+
+    tls_ca: Path | None
+    tls_certificate: Path | None
+    tls_key: Path | None
+    token_file: Path | None
+    insecure: bool
+
+    def overrides(self) -> list[str]:
+        """The options as `KEY=VALUE`; none for those that aren't given."""
+        files = {
+            "tls_ca": self.tls_ca,
+            "tls_certificate": self.tls_certificate,
+            "tls_key": self.tls_key,
+            "token_file": self.token_file,
+        }
+        given = [f"client.{key}={json.dumps(str(path))}" for key, path in files.items() if path is not None]
+        return [*given, "security.insecure=true"] if self.insecure else given
+
+
+def with_options_first(config: Config, client_id: str, overrides: Sequence[str]) -> Config:
+    """A configuration whose `clients` don't name files for this client that the command line names too."""
+    given = {override.partition("=")[0].removeprefix("client.") for override in overrides}
+    own = dict.fromkeys(given & {"token_file", "tls_certificate", "tls_key"})
+    listed = [client.model_copy(update=own) if client.client_id == client_id else client for client in config.clients]
+    return config.model_copy(update={"clients": listed})
