@@ -131,7 +131,7 @@ def clients(config: Config) -> Iterator[Finding]:
     """Whether callers have to be known, and whether each task has somebody who may take part."""
     from fedmtl_server.access.clients import ClientRegistry, database_of
     from fedmtl_server.access.tls import is_authenticating
-    from fedmtl_server.storage.history import History
+    from fedmtl_server.storage.database import Database
 
     if not is_authenticating(config):
         level = ok if is_loopback(config.server.host) else warn
@@ -141,7 +141,7 @@ def clients(config: Config) -> Iterator[Finding]:
     if (file := _file_of(place)) and not file.is_file():
         yield warn("clients", f"{file} isn't there: nobody may take part yet", advice)
         return
-    schema, newest = History.schema_of(place)
+    schema, newest = Database.schema_of(place)
     if schema != newest:  # to read it would bring it up to date
         yield warn("clients", f"not known: the tables of {_name_of(place)} are of another version, or none", advice)
         return
@@ -241,7 +241,8 @@ def sizes_of(config: Config) -> tuple[SharingTable, dict[str, int]]:
 
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
     """Whether the run's history can be reached, and is of this version. Nothing is brought up to date."""
-    from fedmtl_server.storage.history import FILE_NAME, History
+    from fedmtl_server.storage.database import Database
+    from fedmtl_server.storage.history import FILE_NAME
 
     url = config.store.url
     place: str | Path = url or (run_dir or config.server.runs_dir) / FILE_NAME
@@ -254,7 +255,7 @@ def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
     if (file := _file_of(place)) and not file.exists():
         yield from doctor.writable("database", file.parent)
         return
-    schema, newest = History.schema_of(place)
+    schema, newest = Database.schema_of(place)
     if schema is None:
         yield ok("database", f"{_name_of(place)} can be reached, and holds no history yet")
     elif schema != newest:
@@ -272,6 +273,6 @@ def _file_of(database: str | Path) -> Path | None:
 
 
 def _name_of(database: str | Path) -> str:
-    from fedmtl_server.storage.history import without_password
+    from fedmtl_server.storage.engines import without_password
 
     return str(database) if isinstance(database, Path) else without_password(database)

@@ -39,7 +39,7 @@ from fedmtl_server.storage.runs import (
 )
 
 if TYPE_CHECKING:
-    from fedmtl_server.storage.history import MetricRecord, RoundRecord, UpdateRecord
+    from fedmtl_server.storage.records import MetricRecord, RoundRecord, UpdateRecord
 
 runs_app = new_app("List, show, export, roll back and remove runs.")
 

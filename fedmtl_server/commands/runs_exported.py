@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedmtl_server.commands.runs_shown import round_facts
 
 if TYPE_CHECKING:
-    from fedmtl_server.storage.history import RoundRecord, UpdateRecord
+    from fedmtl_server.storage.records import RoundRecord, UpdateRecord
 
 
 def flat_update(update: UpdateRecord) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fedmtl_server.commands.printing import Table, bytes_text, print_facts, prin
 from fedmtl_server.storage.runs import Place
 
 if TYPE_CHECKING:
-    from fedmtl_server.storage.history import MetricRecord, RoundRecord, RunRecord, UpdateRecord
+    from fedmtl_server.storage.records import MetricRecord, RoundRecord, RunRecord, UpdateRecord
 
 # A run.
 
@@ -115,7 +115,7 @@ def _main_metrics(run: RunRecord) -> dict[str, str]:
 
 def _shown_config(run: RunRecord) -> dict[str, Any]:
     """A run's configuration, without a password that is in it."""
-    from fedmtl_server.storage.history import without_password
+    from fedmtl_server.storage.engines import without_password
 
     store = run.config.get("store") or {}
     if not store.get("url"):

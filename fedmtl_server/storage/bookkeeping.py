@@ -22,7 +22,7 @@ from fedmtl_server.rounds.report import (
     task_reports,
 )
 from fedmtl_server.rounds.warnings import RoundWarning, damaged_model, warnings_of
-from fedmtl_server.storage.history import UpdateRecord
+from fedmtl_server.storage.records import UpdateRecord
 
 MAX_REFUSALS_REPORTED = 100
 MAX_METRICS_LOGGED = 16

@@ -12,9 +12,10 @@ from pathlib import Path
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, StoreError
-from fedmtl_server.storage.history import FILE_NAME, History, RunState
+from fedmtl_server.storage.history import FILE_NAME, History
 from fedmtl_server.storage.lock import is_held
 from fedmtl_server.storage.missing import missing_history
+from fedmtl_server.storage.records import RunState
 
 _NEWEST = 8
 """Among so many of the newest runs an unfinished one is looked for."""

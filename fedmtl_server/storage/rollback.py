@@ -18,7 +18,7 @@ from fedmtl_server.storage.runs import Place, holds, opened
 from fedmtl_server.storage.syncing import sync_folder
 
 if TYPE_CHECKING:
-    from fedmtl_server.storage.history import RoundRecord
+    from fedmtl_server.storage.records import RoundRecord
 
 _RESULTS = ("results.json", "metrics.png")
 ROLLED_BACK, DAMAGED = ".rolled_back", ".damaged"

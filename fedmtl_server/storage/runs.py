@@ -17,7 +17,8 @@ from fedmtl_server.storage.lock import is_held
 from fedmtl_server.storage.missing import lacks_history, missing_history
 
 if TYPE_CHECKING:
-    from fedmtl_server.storage.history import History, RunRecord
+    from fedmtl_server.storage.history import History
+    from fedmtl_server.storage.records import RunRecord
 
 _HISTORY = "history.sqlite"
 _BEGINNING = "beginning.json"

@@ -41,11 +41,13 @@ from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.model import ModelSummary
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.storage.checkpoints import read_safetensors, write_safetensors
+from fedmtl_server.storage.engines import without_password
 from fedmtl_server.storage.folders import read_run_id
-from fedmtl_server.storage.history import FILE_NAME, History, RoundRecord, RunRecord, UpdateRecord, without_password
+from fedmtl_server.storage.history import FILE_NAME, History
 from fedmtl_server.storage.lock import FILE_NAME as LOCK_NAME
 from fedmtl_server.storage.missing import missing_history
 from fedmtl_server.storage.permissions import make_run_folder
+from fedmtl_server.storage.records import RoundRecord, RunRecord, UpdateRecord
 from fedmtl_server.storage.rollback import DAMAGED, checkpoint_path, clear_rolled_back, set_aside, state_path
 from fedmtl_server.storage.spool import Spool
 from fedmtl_server.storage.syncing import sync_folder

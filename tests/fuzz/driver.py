@@ -28,7 +28,7 @@ from fedmtl_server.rounds.engine import RoundRules
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rpc import uploads
 from fedmtl_server.rpc.servicer import FederatedMtlServicer
-from fedmtl_server.storage.history import UpdateRecord
+from fedmtl_server.storage.records import UpdateRecord
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.buffers import BufferPool
 from fedmtl_server.transfer.staging import StagingArea

@@ -23,7 +23,8 @@ from fedmtl_core.errors import StoreError
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport, TaskReport
 from fedmtl_server.storage.folders import held_run, state_of, unfinished_run
-from fedmtl_server.storage.history import FILE_NAME, History, RunRecord, UpdateRecord
+from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.records import RunRecord, UpdateRecord
 from fedmtl_server.storage.store import LeftOff, RunStore
 from tests.support import OddEncoder, TinyEncoder, model_bytes, tiny_model
 
