@@ -23,7 +23,8 @@ from fedmtl_local.launcher import LocalRun
 from fedmtl_server.export.folders import load_model, open_run
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.storage.folders import read_run_id
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from fedmtl_server.storage.results import TaskResult
 
 
@@ -64,7 +65,7 @@ def run_federation(
         LocalRun(config, path, [], run_dir, console=console, on_round=on_round, start=ForkedProcess).complete()
     seconds = time.monotonic() - began
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-    with closing(History.open(run_dir / FILE_NAME, create=False)) as history:
+    with closing(History.open(run_dir / HISTORY_FILE, create=False)) as history:
         rounds = history.rounds(read_run_id(run_dir / "run.json"))
     reports = [one.report for one in rounds if one.report is not None]
     require_complete(reports, config)

@@ -242,14 +242,16 @@ def sizes_of(config: Config) -> tuple[SharingTable, dict[str, int]]:
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
     """Whether the run's history can be reached, and is of this version. Nothing is brought up to date."""
     from fedmtl_server.storage.database import Database
-    from fedmtl_server.storage.history import FILE_NAME
+    from fedmtl_server.storage.paths import HISTORY_FILE, RUN_FILE
 
     url = config.store.url
-    place: str | Path = url or (run_dir or config.server.runs_dir) / FILE_NAME
-    if url is None and run_dir and (run_dir / "run.json").is_file() and not (run_dir / FILE_NAME).is_file():
-        yield fail("database", f"{run_dir / FILE_NAME} is missing, although {run_dir} holds a run", "restore the file")
+    place: str | Path = url or (run_dir or config.server.runs_dir) / HISTORY_FILE
+    if url is None and run_dir and (run_dir / RUN_FILE).is_file() and not (run_dir / HISTORY_FILE).is_file():
+        yield fail(
+            "database", f"{run_dir / HISTORY_FILE} is missing, although {run_dir} holds a run", "restore the file"
+        )
         return
-    if url is None and not (run_dir and (run_dir / FILE_NAME).is_file()):
+    if url is None and not (run_dir and (run_dir / HISTORY_FILE).is_file()):
         yield ok("database", "SQLite in the run's folder, made at the start")
         return
     if (file := _file_of(place)) and not file.exists():

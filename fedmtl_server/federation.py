@@ -40,7 +40,8 @@ from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.status import Status, client_statuses, task_statuses
 from fedmtl_server.storage.bookkeeping import RoundFacts, log_report, round_report, update_records
 from fedmtl_server.storage.results import Measurements, TaskResult
-from fedmtl_server.storage.store import LeftOff, RunStore
+from fedmtl_server.storage.resume import LeftOff
+from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.incoming import Transfer, Transfers
 from fedmtl_server.transfer.slices import PublishedModel
 from fedmtl_server.transfer.staging import StagedUpdate, StagingArea

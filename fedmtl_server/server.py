@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from fedmtl_core.errors import ConfigError, FedMTLError, RunStoppedError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import blocks_of, movable_parts
 from fedmtl_core.runtime.keepalive import keepalive
-from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.limiting import grpc_options, with_limits
 from fedmtl_server.access.tls import is_authenticating, require_safe, server_credentials
@@ -39,12 +38,14 @@ from fedmtl_server.monitoring.tracking import Outcome, TrackedRun, Tracking, rou
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.rounds.cohorts import CohortRule
 from fedmtl_server.rounds.engine import AsyncRule, RoundRules
+from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.rounds.task_selection import TaskSelection, make_selection
 from fedmtl_server.rpc import reflection
 from fedmtl_server.rpc.servicer import SERVICE_NAME, FederatedMtlServicer
 from fedmtl_server.sharing.layer_moves import Mover
 from fedmtl_server.sharing.policies import SharingPolicy, make_policy
+from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.folders import held_run, unfinished_run
 from fedmtl_server.storage.results import TaskResult, plot
 from fedmtl_server.storage.store import RunStore, without_secrets
@@ -213,11 +214,7 @@ class Server:
             self.federation = self._make_federation()
             return
         self.store = RunStore.resume(self._config, self._run_id, self._run_dir, finished=self._may_be_over)
-        remembering = [one for one in (self._optimizer, self._controls) if one]
-        state_layouts = [layout for one in remembering for layout in one.layouts]
-        left_off = self.store.left_off(
-            [component.layout for component in components.values()], state_layouts, self._moved_layouts
-        )
+        left_off = self.store.left_off(self._checkpoint_layouts)
         if self._mover and left_off.reports:
             self._mover.take_up(left_off.reports[-1].sharing, left_off.reports[-1].sharing_state)
         table = self._mover.table if self._mover else self._model.sharing
@@ -232,11 +229,17 @@ class Server:
         layers = movable_parts(section.rules(), section.adaptive.layers)
         return Mover(policy, self._model, layers, section.adaptive.max_parameters)
 
-    def _moved_layouts(self, sharing: Mapping[str, Any]) -> tuple[list[Layout], list[Layout]]:
-        """Of the model whose layers have moved as a report says, and of what its optimiser remembers."""
-        table = self._model.table_of({part: blocks_of(blocks) for part, blocks in sharing.items()})
-        layouts = self._model.layouts_of(table)
-        return layouts, self._optimizer.layouts_of(layouts) if self._optimizer else []
+    def _checkpoint_layouts(self, report: RoundReport | None) -> CheckpointLayouts:
+        """The layouts of the checkpoint of the round that a report is of; None for round 0."""
+        if report is not None and report.sharing:  # layers have moved
+            table = self._model.table_of({part: blocks_of(blocks) for part, blocks in report.sharing.items()})
+            layouts = self._model.layouts_of(table)
+            return CheckpointLayouts(layouts, self._optimizer.layouts_of(layouts) if self._optimizer else [])
+        remembering = [one for one in (self._optimizer, self._controls) if one]
+        return CheckpointLayouts(
+            [component.layout for component in self._model.components.values()],
+            [layout for one in remembering for layout in one.layouts],
+        )
 
     def _warn_of_unfinished(self) -> None:
         """Say it if the run that begins could have been an earlier one's going on."""

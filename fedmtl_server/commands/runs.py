@@ -25,6 +25,7 @@ from fedmtl_server.commands.runs_shown import (
     updates_by_round,
 )
 from fedmtl_server.storage.missing import lacks_history, missing_history
+from fedmtl_server.storage.paths import RUN_FILE
 from fedmtl_server.storage.rollback import roll_back
 from fedmtl_server.storage.runs import (
     Place,
@@ -69,7 +70,7 @@ class Format(StrEnum):
 @runs_app.command("list")
 def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json = False) -> None:
     """List the runs, the newest first, with the last metrics of their models."""
-    for folder in sorted(path.parent for path in runs_dir.glob("*/run.json")) if url is None else ():
+    for folder in sorted(path.parent for path in runs_dir.glob(f"*/{RUN_FILE}")) if url is None else ():
         if lacks_history(folder):
             typer.echo(f"warning: {missing_history(folder)}", err=True)
     rows = []

@@ -44,7 +44,8 @@ from fedmtl_server.export.modeling_fedmtl import FedMTLConfig, FedMTLForSequence
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.storage.checkpoints import read_metadata, read_safetensors, write_safetensors
 from fedmtl_server.storage.folders import read_run_id
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 
 Which = int | Literal["best", "last"]
 
@@ -105,7 +106,7 @@ def open_run(folder: Path) -> Run:
     except ConfigError as error:
         raise StoreError(f"{folder} holds a run that can't be read: {error}") from None
     run = Run(folder, run_id, config)
-    if config.store.url is None and not (folder / FILE_NAME).is_file():
+    if config.store.url is None and not (folder / HISTORY_FILE).is_file():
         return _with_results(run)
     try:
         return _with_history(run)
@@ -387,7 +388,7 @@ def _same_logits(module: MultiTaskModel, spec: TaskSpec, model: Any, tokenizer: 
 
 
 def _with_history(run: Run) -> Run:
-    with closing(History.open(run.config.store.url or run.folder / FILE_NAME, create=False)) as history:
+    with closing(History.open(run.config.store.url or run.folder / HISTORY_FILE, create=False)) as history:
         rounds = [one for one in history.rounds(run.run_id) if one.outcome == "committed"]
         metrics, updates = history.metrics(run.run_id), history.updates(run.run_id)
     contributors: dict[int, dict[str, str]] = {}

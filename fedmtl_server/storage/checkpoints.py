@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -77,6 +76,21 @@ def read_safetensors(path: Path, layouts: Iterable[Layout], metadata: Mapping[st
     return components
 
 
+def require_digests(path: Path, components: Mapping[str, Component], expected: Mapping[str, str]) -> None:
+    """Check that components are those that a round has committed.
+
+    Args:
+        path: the file that they were read from.
+        components: by scope.
+        expected: SHA-256 in hexadecimal by scope.
+
+    Raises:
+        CorruptCheckpointError: a component's bytes have another digest, or it was not committed.
+    """
+    if damaged := [scope for scope, one in components.items() if one.digest().hex() != expected.get(scope)]:
+        raise CorruptCheckpointError(f"{path}: {', '.join(damaged)}: the bytes aren't those that were written")
+
+
 def read_metadata(path: Path) -> dict[str, str]:
     """What a file's header has besides its table of contents. It isn't checked.
 
@@ -94,7 +108,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _header(layouts: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
     """What stands before the tensors."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     layouts = list(layouts)
     counts = Counter(spec.name for layout in layouts for spec in layout.tensors)

@@ -12,9 +12,10 @@ from pathlib import Path
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, StoreError
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
 from fedmtl_server.storage.lock import is_held
 from fedmtl_server.storage.missing import missing_history
+from fedmtl_server.storage.paths import CONFIG_FILE, HISTORY_FILE, RUN_FILE
 from fedmtl_server.storage.records import RunState
 
 _NEWEST = 8
@@ -27,11 +28,11 @@ def held_run(run_dir: Path) -> tuple[str, Config] | None:
     Raises:
         StoreError: what it holds can't be read.
     """
-    path = run_dir / "run.json"
+    path = run_dir / RUN_FILE
     if not path.exists():
         return None
     try:
-        return read_run_id(path), configuration.load(run_dir / "config.yaml")
+        return read_run_id(path), configuration.load(run_dir / CONFIG_FILE)
     except ConfigError as error:
         raise StoreError(f"{run_dir} holds a run that can't be read: {error}") from None
 
@@ -51,9 +52,9 @@ def state_of(run_dir: Path, config: Config) -> RunState | None:
         return None
     run_id, stored = held
     url = stored.store.url and (config.store.url or stored.store.url)
-    if url is None and not (run_dir / FILE_NAME).is_file():
+    if url is None and not (run_dir / HISTORY_FILE).is_file():
         raise StoreError(missing_history(run_dir))
-    with closing(History.open(url or run_dir / FILE_NAME, create=False)) as history:
+    with closing(History.open(url or run_dir / HISTORY_FILE, create=False)) as history:
         record = history.find_run(run_id)
     return record.state if record else None
 
@@ -64,7 +65,7 @@ def unfinished_run(config: Config) -> Path | None:
     It is looked for among the newest few; a folder that can't be read is none.
     """
     try:
-        runs = sorted(config.server.runs_dir.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        runs = sorted(config.server.runs_dir.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     except OSError:  # one went just now
         return None
     return next((path.parent for path in runs[:_NEWEST] if _could_be_taken_up(path.parent, config)), None)

@@ -18,9 +18,6 @@ from fedmtl_server.storage.database import Database
 from fedmtl_server.storage.records import MetricRecord, RoundRecord, RunRecord, UpdateRecord
 from fedmtl_server.storage.schema import METRICS, ROUNDS, RUNS, UPDATES
 
-FILE_NAME = "history.sqlite"
-"""The history's name in a run's folder."""
-
 
 class History:
     """The runs in one database. Its methods may be called from any thread; a run is written by one process at a time.

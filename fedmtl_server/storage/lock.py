@@ -6,13 +6,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-FILE_NAME = "lock"
-"""The lock's name in a run's folder."""
+from fedmtl_server.storage.paths import LOCK_FILE
 
 
 def is_held(run_dir: Path) -> bool:
     """Whether a server has the run's folder. To see it, the lock is taken for a moment."""
-    path = run_dir / FILE_NAME
+    path = run_dir / LOCK_FILE
     try:
         if not path.is_file():
             return False

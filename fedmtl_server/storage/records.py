@@ -33,6 +33,11 @@ class RunRecord:
     state: RunState = "running"
     finished_at_unix_ms: int | None = None
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is over."""
+        return self.state == "finished"
+
     @classmethod
     def from_row(cls, row: sa.RowMapping) -> RunRecord:
         """The record in a row of `RUNS`."""

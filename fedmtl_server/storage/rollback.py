@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmtl_core.errors import StoreError, UserError
-from fedmtl_server.storage.lock import FILE_NAME as _LOCK
+from fedmtl_server.storage.files import sync_folder
+from fedmtl_server.storage.paths import (
+    CHECKPOINTS,
+    LOCK_FILE,
+    PLOT_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    checkpoint_path,
+    state_path,
+)
 from fedmtl_server.storage.runs import Place, holds, opened
-from fedmtl_server.storage.syncing import sync_folder
 
 if TYPE_CHECKING:
     from fedmtl_server.storage.records import RoundRecord
 
-_RESULTS = ("results.json", "metrics.png")
 ROLLED_BACK, DAMAGED = ".rolled_back", ".damaged"
 """Suffixes of checkpoints that are the run's no longer."""
 
@@ -42,10 +49,10 @@ def roll_back(place: Place, to_round: int) -> list[int]:
     from filelock import FileLock, Timeout
 
     folder = place.folder
-    if not holds(folder, place) or not (folder / "run.json").is_file():
+    if not holds(folder, place) or not (folder / RUN_FILE).is_file():
         raise StoreError(f"{folder} doesn't hold run {place.run.run_id}; roll it back on the machine of its server")
     try:
-        with FileLock(folder / _LOCK, blocking=False), opened(place.database) as history:
+        with FileLock(folder / LOCK_FILE, blocking=False), opened(place.database) as history:
             rounds = history.rounds(place.run.run_id)
             later = [one.round for one in rounds if one.round > to_round and one.outcome != "rolled_back"]
             _require_possible(place, rounds, to_round, later)
@@ -65,33 +72,22 @@ def clear_rolled_back(run_dir: Path, rounds: Collection[int]) -> None:
         OSError: one can't be renamed or removed.
     """
     if rounds:
-        set_aside(run_dir / "checkpoints", rounds, ROLLED_BACK)
-        for name in _RESULTS:
+        set_aside(run_dir, rounds, ROLLED_BACK)
+        for name in (RESULTS_FILE, PLOT_FILE):
             (run_dir / name).unlink(missing_ok=True)
 
 
-def set_aside(checkpoints: Path, rounds: Iterable[int], suffix: str) -> None:
+def set_aside(run_dir: Path, rounds: Iterable[int], suffix: str) -> None:
     """Rename the checkpoints of some rounds, so that nobody takes them for the run's.
 
     Raises:
         OSError: one can't be renamed.
     """
     for round_ in rounds:
-        path = checkpoint_path(checkpoints, round_)
-        for one in (path, state_path(path)):
+        for one in (checkpoint_path(run_dir, round_), state_path(run_dir, round_)):
             with contextlib.suppress(FileNotFoundError):
                 one.replace(one.with_suffix(suffix))
-    sync_folder(checkpoints)
-
-
-def checkpoint_path(checkpoints: Path, round_: int) -> Path:
-    """The model after a round."""
-    return checkpoints / f"round-{round_:04}.safetensors"
-
-
-def state_path(checkpoint: Path) -> Path:
-    """What the server's optimiser remembered with a checkpoint, and its control variates."""
-    return checkpoint.with_suffix(".state.safetensors")
+    sync_folder(run_dir / CHECKPOINTS)
 
 
 def _require_possible(place: Place, rounds: Sequence[RoundRecord], to_round: int, later: Sequence[int]) -> None:
@@ -118,9 +114,9 @@ def _is_kept(place: Place, rounds: Sequence[RoundRecord], round_: int) -> bool:
     """Whether the model after a round is there: its own checkpoint, or of a round without one, the one before."""
     made = [one for one in rounds if one.outcome == "committed" and one.checkpoint is not None and one.round <= round_]
     newest = max(made, key=lambda one: one.round)
-    path = checkpoint_path(place.folder / "checkpoints", newest.round)
+    paths = [checkpoint_path(place.folder, newest.round)]
     has_state = any("/" in scope or scope.startswith("control:") for scope in newest.checkpoint or ())
-    paths = [path, state_path(path)] if has_state else [path]
+    paths += [state_path(place.folder, newest.round)] if has_state else []
     return all(_is_whole(one, place.run.run_id, newest.round) for one in paths)
 
 

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmtl_core.errors import StoreError, UserError
-from fedmtl_server.storage.lock import FILE_NAME as _LOCK
 from fedmtl_server.storage.lock import is_held
 from fedmtl_server.storage.missing import lacks_history, missing_history
+from fedmtl_server.storage.paths import BEGINNING_FILE, HISTORY_FILE, LOCK_FILE, RUN_FILE, SERVER_FILE
 
 if TYPE_CHECKING:
     from fedmtl_server.storage.history import History
     from fedmtl_server.storage.records import RunRecord
 
-_HISTORY = "history.sqlite"
-_BEGINNING = "beginning.json"
-_ID_FILES = ("run.json", _BEGINNING, "server.json")
+_ID_FILES = (RUN_FILE, BEGINNING_FILE, SERVER_FILE)
 """Say whose folder it is."""
 
 
@@ -45,7 +43,7 @@ class Place:
             return "finished"
         if is_held(self.folder):
             return "running"
-        return "never began" if (self.folder / _BEGINNING).is_file() else "stopped"
+        return "never began" if (self.folder / BEGINNING_FILE).is_file() else "stopped"
 
     @property
     def stopped_early(self) -> bool:
@@ -63,7 +61,7 @@ def databases_of(runs_dir: Path, url: str | None) -> list[str | Path]:
         return [url]
     if not runs_dir.is_dir():
         raise UserError(f"{runs_dir}: there is no such folder; say where the runs are with --runs-dir or --url")
-    return sorted(runs_dir.glob(f"*/{_HISTORY}"))
+    return sorted(runs_dir.glob(f"*/{HISTORY_FILE}"))
 
 
 def where_text(runs_dir: Path, url: str | None) -> str:
@@ -110,7 +108,7 @@ def find_run(name: str, runs_dir: Path, url: str | None) -> Place:
         UserError: it is none, or could be several.
         StoreError: its history can't be read.
     """
-    here = Path(name) / _HISTORY
+    here = Path(name) / HISTORY_FILE
     places, unreadable = read_runs([here] if url is None and here.is_file() else databases_of(runs_dir, url))
     rules: tuple[Callable[[Place], bool], ...] = (
         lambda place: place.run.run_id == name,
@@ -172,7 +170,7 @@ def holds(folder: Path, place: Place) -> bool:
                 ids.append(json.loads(path.read_text(encoding="utf-8"))["run_id"])
             except (OSError, ValueError, KeyError, TypeError):
                 return False
-    by_history = place.database == folder / _HISTORY and not (folder / _HISTORY).is_symlink()
+    by_history = place.database == folder / HISTORY_FILE and not (folder / HISTORY_FILE).is_symlink()
     return all(run_id == place.run.run_id for run_id in ids) and (bool(ids) or by_history)
 
 
@@ -187,7 +185,7 @@ def remove_run(place: Place) -> None:
     folder = place.folder
     try:
         if folder.exists():
-            with FileLock(folder / _LOCK, blocking=False):
+            with FileLock(folder / LOCK_FILE, blocking=False):
                 _empty(folder)
             folder.rmdir()
         if isinstance(place.database, str):
@@ -201,7 +199,9 @@ def remove_run(place: Place) -> None:
 
 def _empty(folder: Path) -> None:
     """Remove all that is in a folder: what says whose it is last, and links but not what they lead to."""
-    last = [folder / name for name in (f"{_HISTORY}-wal", f"{_HISTORY}-shm", _HISTORY, *_ID_FILES, _LOCK)]
+    last = [
+        folder / name for name in (f"{HISTORY_FILE}-wal", f"{HISTORY_FILE}-shm", HISTORY_FILE, *_ID_FILES, LOCK_FILE)
+    ]
     for path in [*(path for path in folder.iterdir() if path not in last), *last]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

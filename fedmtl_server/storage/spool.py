@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fedmtl_core.errors import StoreError
 from fedmtl_core.logs import get_logger
-from fedmtl_server.storage.syncing import sync_folder
+from fedmtl_server.storage.files import sync_folder
 
 _PREAMBLE = struct.Struct("<8sQQII")
 _MAGIC = b"FEDMTLU1"
