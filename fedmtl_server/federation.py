@@ -38,7 +38,7 @@ from fedmtl_server.rounds.engine import Phase, RoundEngine, RoundRules, Step, Up
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport, counted_norms
 from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.status import Status, client_statuses, task_statuses
-from fedmtl_server.storage.bookkeeping import RoundFacts, log_report, round_report, update_records
+from fedmtl_server.storage.bookkeeping import RoundStats, log_report, round_report, update_records
 from fedmtl_server.storage.results import Measurements, TaskResult
 from fedmtl_server.storage.resume import LeftOff
 from fedmtl_server.storage.store import RunStore
@@ -110,7 +110,7 @@ class Federation:
         self._arrived: list[str] = []
         self._complete: dict[str, Transfer] = {}
         self._reported: list[Transfer] = []
-        self._facts = RoundFacts()
+        self._facts = RoundStats()
         self._watchers = Watchers(on_leave=self._left)
         self._waiting_announced = True
         self._announced = ""
@@ -135,7 +135,7 @@ class Federation:
         return self._staging.used_bytes
 
     @property
-    def facts(self) -> RoundFacts:
+    def facts(self) -> RoundStats:
         """What was gathered of the round in progress."""
         return self._facts
 
@@ -714,14 +714,14 @@ class Federation:
     def _report(
         self, aggregate: Aggregate, aggregation_s: float, *, failed: bool, moved: Mapping[str, Partition]
     ) -> RoundReport:
-        facts, self._facts = self._facts, RoundFacts()  # what comes from now on belongs to the next report
+        facts, self._facts = self._facts, RoundStats()  # what comes from now on belongs to the next report
         return round_report(
             facts,
             self._engine,
             aggregate,
             {task: self.model.scopes_for(task) for task in self.model.tasks},
             self._aggregator.factors(self._engine.round),
-            **self._commits.report_facts({**self._weighting_states, **aggregate.weighting_states}),
+            state=self._commits.report_facts({**self._weighting_states, **aggregate.weighting_states}),
             moved=moved,
             model_norms=self._commits.model_norms,
             duration_s=self._clock() - self._engine.opened_at,
