@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.randomness import drawing_from
@@ -29,7 +28,7 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
 """By the encoder's type, what the parts of our head are called; `decoder` is the layer that is tied."""
 
 
-def masked_lm(module: MultiTaskModel, task: str) -> Any:
+def masked_lm(module: MultiTaskModel, task: str) -> PreTrainedModel | None:
     """The class of `transformers` that has these parameters, with them in it; None if none is known."""
     settings = copy.deepcopy(getattr(module.encoder, "config", None))
     names = _NAMES.get(getattr(settings, "model_type", ""))
@@ -45,7 +44,7 @@ def masked_lm(module: MultiTaskModel, task: str) -> Any:
     return model.eval()
 
 
-def _state(module: MultiTaskModel, task: str, model: Any, names: Mapping[str, str]) -> dict[str, Tensor]:
+def _state(module: MultiTaskModel, task: str, model: PreTrainedModel, names: Mapping[str, str]) -> dict[str, Tensor]:
     """The parameters under the class's names. It has no pooler, and ours of the encoder is of no use to it."""
     wanted = model.state_dict().keys()
     encoder = {f"{model.base_model_prefix}.{name}": value for name, value in module.encoder.state_dict().items()}
