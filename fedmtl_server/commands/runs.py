@@ -79,7 +79,12 @@ def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json =
             run_id = place.run.run_id
             rows.append((place, history.num_committed(run_id), last_metrics(place.run, history.metrics(run_id))))
     if as_json:
-        print_json([summary(place, done) | {"metrics": metrics} for place, done, metrics in rows])
+        print_json(
+            [
+                summary(place, done) | {"metrics": {task: asdict(one) for task, one in metrics.items()}}
+                for place, done, metrics in rows
+            ]
+        )
     elif not rows:
         typer.echo(f"There are no runs in {where_text(runs_dir, url)}.")
     else:

@@ -6,30 +6,30 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fedmtl_server.commands.runs_shown import round_facts
+from fedmtl_server.commands.runs_shown import round_summary
 
 if TYPE_CHECKING:
     from fedmtl_server.storage.records import RoundRecord, UpdateRecord
 
 
-def flat_update(update: UpdateRecord) -> dict[str, Any]:
+def flat_update(update: UpdateRecord) -> dict[str, object]:
     """An update, a column for each metric."""
     row = asdict(update)
     received, trained = row.pop("received_metrics"), row.pop("trained_metrics")
     return row | _prefixed("received.", received) | _prefixed("trained.", trained)
 
 
-def flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, Any]:
+def flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, object]:
     """A round, columns for each task."""
-    facts = round_facts(record, updates)
+    summary = round_summary(record, updates)
     report = record.report or {}
     row = {
-        name: facts[name]
+        name: summary[name]
         for name in ("round", "purpose", "outcome", "opened_at_unix_ms", "ended_at_unix_ms", "num_counted")
     }
-    row |= {"cohort_size": len(record.cohort), "num_refused": facts["num_refused"]}
+    row |= {"cohort_size": len(record.cohort), "num_refused": summary["num_refused"]}
     row["missing_clients"] = " ".join(report.get("missing_clients", ()))
     row["discarded"] = " ".join(one["scope"] for one in report.get("discarded", ()))
     row |= {name: report.get(name) for name in ("duration_s", "aggregation_s", "bytes_received", "bytes_sent")}
@@ -42,11 +42,11 @@ def flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str
     return row | _prefixed("checkpoint.", record.checkpoint or {})
 
 
-def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _prefixed(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
     return {prefix + name: value for name, value in values.items()}
 
 
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows under the columns of all of them; nothing where a row has none."""
     columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO(newline="")
