@@ -1,4 +1,4 @@
-"""The checkpoints of one run: which are there, written whole, read with their digests checked."""
+"""The checkpoints of one run: written whole or not at all, and read with their digests checked."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CheckpointFolder:
         self._sync = sync
 
     def has(self, round_: int) -> bool:
-        """Whether the model of a round is there, valid or not."""
+        """Whether the model of a round is on disk, valid or not."""
         return checkpoint_path(self._run_dir, round_).exists()
 
     def write(

@@ -1,4 +1,4 @@
-"""Checkpoints: components' own bytes under a safetensors header, so that writing one copies nothing.
+"""The file format of checkpoints: the bytes of components under a safetensors header, written without a copy.
 
 The format is described at https://huggingface.co/docs/safetensors: eight bytes of header length, a JSON header, the
 tensors one after the other without gaps.
@@ -27,8 +27,8 @@ def write_safetensors(file: RawIOBase, components: Iterable[Component], metadata
 
     Args:
         file: unbuffered, at its beginning.
-        components: a tensor is there under its name; one whose name several of them have, as `SCOPE/NAME`.
-        metadata: for its header, besides the `format` that PyTorch's readers look for.
+        components: a tensor is stored under its name; if several components have that name, under `SCOPE/NAME`.
+        metadata: for the header, beside the `format` that PyTorch's readers look for.
     """
     components = list(components)
     _write(file, memoryview(_header([component.layout for component in components], metadata)))
@@ -50,7 +50,7 @@ def read_safetensors(path: Path, layouts: Iterable[Layout], metadata: Mapping[st
     Args:
         path: the file.
         layouts: of the components, in the order in which they were written.
-        metadata: what it was written with.
+        metadata: the metadata that it was written with.
 
     Returns:
         New components by scope; the padding between their tensors is 0.
@@ -92,7 +92,7 @@ def require_digests(path: Path, components: Mapping[str, Component], expected: M
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a file's header has besides its table of contents. It isn't checked.
+    """The metadata in a file's header, not checked.
 
     Raises:
         CorruptCheckpointError: the file has no such header.
@@ -107,7 +107,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _header(layouts: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
-    """What stands before the tensors."""
+    """The bytes before the tensors: the length of the JSON header, and the header."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     layouts = list(layouts)

@@ -16,7 +16,8 @@ from fedmtl_core.json_types import JsonObject
 class WriteGate:
     """Admits threads that write until it is closed. Closing it waits for those that are still writing.
 
-    A thread goes on when the asyncio task that waited for it is cancelled, so what it writes to may be closed under it.
+    A thread continues when the asyncio task that waited for it is cancelled; without the gate, its file or database
+    could be closed while it writes.
 
     Args:
         closed: the message of the error that is raised once it is closed.

@@ -1,4 +1,4 @@
-"""Runs as they lie in their folders: which one a folder holds, how far it is, and whether one could be taken up.
+"""The run in a folder: its id and configuration, its state, and whether it can be resumed.
 
 Nothing is written here, and PyTorch isn't needed.
 """
@@ -19,14 +19,14 @@ from fedmtl_server.storage.paths import CONFIG_FILE, HISTORY_FILE, RUN_FILE
 from fedmtl_server.storage.records import RunState
 
 _NEWEST = 8
-"""Among so many of the newest runs an unfinished one is looked for."""
+"""The number of newest runs among which an unfinished one is looked for."""
 
 
 def held_run(run_dir: Path) -> tuple[str, Config] | None:
-    """The id and the configuration of the run that a folder holds, or None if it holds none.
+    """The id and the configuration of the run in a folder; None if there is no run in it.
 
     Raises:
-        StoreError: what it holds can't be read.
+        StoreError: a file of the run can't be read.
     """
     path = run_dir / RUN_FILE
     if not path.exists():
@@ -38,11 +38,11 @@ def held_run(run_dir: Path) -> tuple[str, Config] | None:
 
 
 def state_of(run_dir: Path, config: Config) -> RunState | None:
-    """How far the run is that a folder holds, as its history says; None if it holds none, or none that is known there.
+    """The state of the run in a folder; None if there is no run in it, or its history doesn't know the run.
 
     Args:
         run_dir: the folder.
-        config: as the run would be served now; says how to reach a history that isn't in the folder.
+        config: the configuration to serve the run with, which says how to reach a history outside the folder.
 
     Raises:
         StoreError: the folder or the history can't be read.
@@ -60,18 +60,18 @@ def state_of(run_dir: Path, config: Config) -> RunState | None:
 
 
 def unfinished_run(config: Config) -> Path | None:
-    """The newest run in `server.runs_dir` that could be taken up with a configuration: it isn't over, no server has it.
+    """The folder of the newest run in `server.runs_dir` that could be resumed with a configuration; None without one.
 
-    It is looked for among the newest few; a folder that can't be read is none.
+    Only the newest runs are looked at, and a folder that can't be read is passed over.
     """
     try:
         runs = sorted(config.server.runs_dir.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     except OSError:  # one went just now
         return None
-    return next((path.parent for path in runs[:_NEWEST] if _could_be_taken_up(path.parent, config)), None)
+    return next((path.parent for path in runs[:_NEWEST] if _is_resumable(path.parent, config)), None)
 
 
-def _could_be_taken_up(run_dir: Path, config: Config) -> bool:
+def _is_resumable(run_dir: Path, config: Config) -> bool:
     try:
         held = held_run(run_dir)
         same = held is not None and not contradictions(held[1], config)
@@ -81,10 +81,10 @@ def _could_be_taken_up(run_dir: Path, config: Config) -> bool:
 
 
 def read_run_id(path: Path) -> str:
-    """The id in one of the files that name a folder's run.
+    """The run's id in a JSON file of its folder, such as `run.json`.
 
     Raises:
-        StoreError: it can't be read.
+        StoreError: the file can't be read, or has no id.
     """
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])

@@ -26,8 +26,8 @@ class History:
         database: with its tables up to date; it is closed with the history.
 
     Raises:
-        StoreError: from every method, when the database can't be reached, read or written; nothing of what was
-            to be written is there then.
+        StoreError: from every method, when the database can't be reached, read or written; a method that fails has
+            written nothing.
     """
 
     def __init__(self, database: Database):
@@ -219,7 +219,7 @@ def _find_round(connection: sa.Connection, run_id: str, round_: int) -> RoundRec
 
 
 def _same_end(before: RoundRecord, record: RoundRecord) -> bool:
-    """Whether a record says what an earlier one did: the call that wrote it is repeated if its answer was lost."""
+    """Whether two records are of the same end of a round: a caller retries if it lost the answer to its first call."""
     when = (record.opened_at_unix_ms, record.ended_at_unix_ms)
     return before.outcome == record.outcome and (before.opened_at_unix_ms, before.ended_at_unix_ms) == when
 

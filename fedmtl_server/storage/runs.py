@@ -1,4 +1,4 @@
-"""The runs that there are: found in their histories, and removed. Needs no PyTorch."""
+"""All runs of a folder or a database: finding them by their histories, and removing them. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from fedmtl_server.storage.records import RunRecord
 
 _ID_FILES = (RUN_FILE, BEGINNING_FILE, SERVER_FILE)
-"""Say whose folder it is."""
+"""Files with the id of the run in a folder."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A run, and where it is."""
+    """A run, its database and its folder."""
 
     database: str | Path
     run: RunRecord
     folder: Path
     num_others: int
-    """How many other runs its database holds."""
+    """The number of other runs in its database."""
     last_training_round: int | None = None
-    """After which its training ended."""
+    """The round after which its training ended; None if it hasn't."""
 
     @property
     def state(self) -> str:
-        """`finished`, `running`, or where no server has it: `stopped`, or `never began` and can't be taken up."""
+        """`finished` or `running`; if no server has it, `stopped`, or `never began` if it can't be resumed."""
         if self.run.state == "finished":
             return "finished"
         if is_held(self.folder):
@@ -52,10 +52,10 @@ class Place:
 
 
 def databases_of(runs_dir: Path, url: str | None) -> list[str | Path]:
-    """The databases that runs are in: the one at a URL, or all in the folders of a folder.
+    """The databases with runs: the one at a URL, or those in the run folders of `runs_dir`.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: `runs_dir` doesn't exist.
     """
     if url is not None:
         return [url]
@@ -65,13 +65,13 @@ def databases_of(runs_dir: Path, url: str | None) -> list[str | Path]:
 
 
 def where_text(runs_dir: Path, url: str | None) -> str:
-    """Where that is, in words."""
+    """Where runs were looked for, in words."""
     return str(runs_dir) if url is None else "the database"
 
 
 @contextlib.contextmanager
 def opened(database: str | Path) -> Iterator[History]:
-    """A history, closed in the end.
+    """A history, open for the `with` block.
 
     Raises:
         StoreError: it can't be read.
@@ -83,7 +83,7 @@ def opened(database: str | Path) -> Iterator[History]:
 
 
 def read_runs(databases: Iterable[str | Path]) -> tuple[list[Place], dict[Path, StoreError]]:
-    """The runs of some databases, the newest first, and what is wrong with the files that can't be read."""
+    """The runs of some databases, the newest first, and the error of each file that can't be read."""
     places, unreadable = [], {}
     for database in databases:
         try:
@@ -102,10 +102,10 @@ def read_runs(databases: Iterable[str | Path]) -> tuple[list[Place], dict[Path, 
 
 
 def find_run(name: str, runs_dir: Path, url: str | None) -> Place:
-    """The run that a person means.
+    """The run with an id, the beginning of an id, or a folder's path or name.
 
     Raises:
-        UserError: it is none, or could be several.
+        UserError: there is no such run, or there are several.
         StoreError: its history can't be read.
     """
     here = Path(name) / HISTORY_FILE
@@ -137,11 +137,8 @@ def _named(places: Sequence[Place]) -> str:
     return ", ".join(f"{place.run.run_id} ({place.folder.name})" for place in places)
 
 
-# How one is removed.
-
-
 def why_not_removed(place: Place) -> str | None:
-    """Why a run can't be removed, or None if it can."""
+    """The reason why a run can't be removed; None if it can."""
     folder = place.folder
     if is_held(folder):
         return "a server has it"
@@ -161,7 +158,7 @@ def why_not_removed(place: Place) -> str | None:
 
 
 def holds(folder: Path, place: Place) -> bool:
-    """Whether a folder is the run's, by the files in it: links prove nothing."""
+    """Whether the files in a folder show that it is the run's; symbolic links don't."""
     ids = []
     for name in _ID_FILES:
         path = folder / name
@@ -175,10 +172,10 @@ def holds(folder: Path, place: Place) -> bool:
 
 
 def remove_run(place: Place) -> None:
-    """Remove a run, such that a removal that was cut short can be taken up again.
+    """Remove a run. A removal that was interrupted can be repeated.
 
     Raises:
-        StoreError: a server has it, or a file can't be removed.
+        StoreError: a server has the run, or a file can't be removed.
     """
     from filelock import FileLock, Timeout
 
@@ -198,7 +195,7 @@ def remove_run(place: Place) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Remove all that is in a folder: what says whose it is last, and links but not what they lead to."""
+    """Remove everything in a folder, the files that show whose it is last. Links are removed, and not their targets."""
     last = [
         folder / name for name in (f"{HISTORY_FILE}-wal", f"{HISTORY_FILE}-shm", HISTORY_FILE, *_ID_FILES, LOCK_FILE)
     ]
@@ -210,7 +207,7 @@ def _empty(folder: Path) -> None:
 
 
 def num_bytes_in(folder: Path) -> int:
-    """Bytes of the files in a folder, those that links lead to not among them."""
+    """The bytes of the files in a folder, without the targets of links."""
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:
