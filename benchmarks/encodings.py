@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmtl_core.wire.formats import ENCODINGS
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
@@ -40,7 +41,7 @@ class Run:
     def read(cls, folder: Path) -> Run:
         results = json.loads((folder / "results.json").read_text())
         run_id = json.loads((folder / "run.json").read_text())["run_id"]
-        with closing(History.open(folder / FILE_NAME, create=False)) as history:
+        with closing(History.open(folder / HISTORY_FILE, create=False)) as history:
             reports = [one.report for one in history.rounds(run_id) if one.report is not None]
         return cls(
             {task: result["last"] for task, result in results.items()},

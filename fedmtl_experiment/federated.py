@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,10 +18,8 @@ from fedmtl_core.errors import FedMTLError
 from fedmtl_experiment.evaluation import UNDEFINED, Evaluator
 from fedmtl_local.forked import ForkedProcess
 from fedmtl_local.launcher import LocalRun
-from fedmtl_server.export.folders import load_model, open_run
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.storage.folders import read_run_id
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.saved_runs import load_model, open_run
 from fedmtl_server.storage.results import TaskResult
 from fedmtl_server.storage.stored_reports import StoredReport, stored_report
 
@@ -65,9 +62,7 @@ def run_federation(
         LocalRun(config, path, [], run_dir, console=console, on_round=on_round, start=ForkedProcess).complete()
     seconds = time.monotonic() - began
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-    with closing(History.open(run_dir / FILE_NAME, create=False)) as history:
-        rounds = history.rounds(read_run_id(run_dir / "run.json"))
-    reports = [report for one in rounds if (report := stored_report(one.report)) is not None]
+    reports = [report for one in open_run(run_dir).reports if (report := stored_report(one)) is not None]
     require_complete(reports, config)
     curves = {task: curve_of(TaskResult.from_dict(one)) for task, one in results.items()}
     return FederatedRun(

@@ -31,6 +31,7 @@ from fedmtl_local.processes import LoggedProcess, Start, num_processors, start_m
 from fedmtl_server.rounds.quorums import lacking_text
 from fedmtl_server.storage.folders import state_of, unfinished_run
 from fedmtl_server.storage.lock import is_held
+from fedmtl_server.storage.paths import CONFIG_FILE, RESULTS_FILE, SERVER_FILE
 from fedmtl_server.storage.permissions import make_run_folder
 from fedmtl_server.storage.results import TaskResult
 
@@ -142,7 +143,7 @@ class LocalRun:
             FedMTLError: a process failed; the message says which, and how.
         """
         failed = self._to_the_end()
-        results: dict[str, dict[str, object]] = json.loads((self.run_dir / "results.json").read_text(encoding="utf-8"))
+        results: dict[str, dict[str, object]] = json.loads((self.run_dir / RESULTS_FILE).read_text(encoding="utf-8"))
         results_table(results, self.run_dir, self._console)
         if failed:
             raise _failure(failed)  # the run got over it, but the user should know
@@ -290,7 +291,7 @@ class LocalRun:
     def _announced(self, pid: int) -> str:
         """Where a server process listens; empty if it hasn't said so yet: what is there may be an earlier one's."""
         try:
-            announcement = json.loads((self.run_dir / "server.json").read_text(encoding="utf-8"))
+            announcement = json.loads((self.run_dir / SERVER_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return ""
         return str(announcement["address"]) if announcement["pid"] == pid else ""
@@ -351,7 +352,7 @@ def _require_free(run_dir: Path, config: Config) -> None:
         )
     if is_held(run_dir):
         raise StoreError(f"another server is serving the run in {run_dir}; stop it first, or {elsewhere}")
-    if state is None and any((run_dir / name).exists() for name in ("config.yaml", "server.json", "logs")):
+    if state is None and any((run_dir / name).exists() for name in (CONFIG_FILE, SERVER_FILE, "logs")):
         raise StoreError(f"{run_dir} holds what another run left, and no run that could be taken up; {elsewhere}")
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import blocks_of, movable_parts
-from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.tls import is_authenticating, require_safe
 from fedmtl_server.aggregation.aggregator import MTLAggregator
@@ -33,12 +30,15 @@ from fedmtl_server.open_round import RunParts
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.rounds.cohorts import CohortRule
 from fedmtl_server.rounds.engine import AsyncRule, RoundRules
+from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.rounds.task_selection import TaskSelection, make_selection
 from fedmtl_server.sharing.layer_moves import Mover
 from fedmtl_server.sharing.policies import SharingPolicy, make_policy
+from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.folders import held_run, unfinished_run
-from fedmtl_server.storage.store import LeftOff, RunStore, without_secrets
+from fedmtl_server.storage.resume import LeftOff
+from fedmtl_server.storage.store import RunStore, without_secrets
 from fedmtl_server.transfer.buffers import BufferPool
 from fedmtl_server.transfer.staging import MIN_UPDATES_IN_MEMORY, StagingArea
 
@@ -117,10 +117,7 @@ class Assembly:
 
     def _restored(self, store: RunStore) -> LeftOff:
         """Where the run stands, with its model and what has moved in it installed."""
-        remembering = [one for one in (self._optimizer, self._controls) if one]
-        state_layouts = [layout for one in remembering for layout in one.layouts]
-        layouts = [component.layout for component in self.model.components.values()]
-        left_off = store.left_off(layouts, state_layouts, self._moved_layouts)
+        left_off = store.left_off(self._checkpoint_layouts)
         if self._mover and left_off.reports:
             self._mover.take_up(left_off.reports[-1].sharing, left_off.reports[-1].sharing_state)
         table = self._mover.table if self._mover else self.model.sharing
@@ -134,11 +131,17 @@ class Assembly:
         layers = movable_parts(section.rules(), section.adaptive.layers)
         return Mover(policy, self.model, layers, section.adaptive.max_parameters)
 
-    def _moved_layouts(self, sharing: Mapping[str, Any]) -> tuple[list[Layout], list[Layout]]:
-        """Of the model whose layers have moved as a report says, and of what its optimiser remembers."""
-        table = self.model.table_of({part: blocks_of(blocks) for part, blocks in sharing.items()})
-        layouts = self.model.layouts_of(table)
-        return layouts, self._optimizer.layouts_of(layouts) if self._optimizer else []
+    def _checkpoint_layouts(self, report: RoundReport | None) -> CheckpointLayouts:
+        """The layouts of the checkpoint of the round that a report is of; None for round 0."""
+        if report is not None and report.sharing:  # layers have moved
+            table = self.model.table_of({part: blocks_of(blocks) for part, blocks in report.sharing.items()})
+            layouts = self.model.layouts_of(table)
+            return CheckpointLayouts(layouts, self._optimizer.layouts_of(layouts) if self._optimizer else [])
+        remembering = [one for one in (self._optimizer, self._controls) if one]
+        return CheckpointLayouts(
+            [component.layout for component in self.model.components.values()],
+            [layout for one in remembering for layout in one.layouts],
+        )
 
     def _warn_of_unfinished(self) -> None:
         """Say it if the run that begins could have been an earlier one's going on."""

@@ -131,7 +131,7 @@ def clients(config: Config) -> Iterator[Finding]:
     """Whether callers have to be known, and whether each task has somebody who may take part."""
     from fedmtl_server.access.clients import ClientRegistry, database_of
     from fedmtl_server.access.tls import is_authenticating
-    from fedmtl_server.storage.history import History
+    from fedmtl_server.storage.database import Database
 
     if not is_authenticating(config):
         level = ok if is_loopback(config.server.host) else warn
@@ -141,7 +141,7 @@ def clients(config: Config) -> Iterator[Finding]:
     if (file := _file_of(place)) and not file.is_file():
         yield warn("clients", f"{file} isn't there: nobody may take part yet", advice)
         return
-    schema, newest = History.schema_of(place)
+    schema, newest = Database.schema_of(place)
     if schema != newest:  # to read it would bring it up to date
         yield warn("clients", f"not known: the tables of {_name_of(place)} are of another version, or none", advice)
         return
@@ -241,20 +241,23 @@ def sizes_of(config: Config) -> tuple[SharingTable, dict[str, int]]:
 
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
     """Whether the run's history can be reached, and is of this version. Nothing is brought up to date."""
-    from fedmtl_server.storage.history import FILE_NAME, History
+    from fedmtl_server.storage.database import Database
+    from fedmtl_server.storage.paths import HISTORY_FILE, RUN_FILE
 
     url = config.store.url
-    place: str | Path = url or (run_dir or config.server.runs_dir) / FILE_NAME
-    if url is None and run_dir and (run_dir / "run.json").is_file() and not (run_dir / FILE_NAME).is_file():
-        yield fail("database", f"{run_dir / FILE_NAME} is missing, although {run_dir} holds a run", "restore the file")
+    place: str | Path = url or (run_dir or config.server.runs_dir) / HISTORY_FILE
+    if url is None and run_dir and (run_dir / RUN_FILE).is_file() and not (run_dir / HISTORY_FILE).is_file():
+        yield fail(
+            "database", f"{run_dir / HISTORY_FILE} is missing, although {run_dir} holds a run", "restore the file"
+        )
         return
-    if url is None and not (run_dir and (run_dir / FILE_NAME).is_file()):
+    if url is None and not (run_dir and (run_dir / HISTORY_FILE).is_file()):
         yield ok("database", "SQLite in the run's folder, made at the start")
         return
     if (file := _file_of(place)) and not file.exists():
         yield from doctor.writable("database", file.parent)
         return
-    schema, newest = History.schema_of(place)
+    schema, newest = Database.schema_of(place)
     if schema is None:
         yield ok("database", f"{_name_of(place)} can be reached, and holds no history yet")
     elif schema != newest:
@@ -272,6 +275,6 @@ def _file_of(database: str | Path) -> Path | None:
 
 
 def _name_of(database: str | Path) -> str:
-    from fedmtl_server.storage.history import without_password
+    from fedmtl_server.storage.engines import without_password
 
     return str(database) if isinstance(database, Path) else without_password(database)

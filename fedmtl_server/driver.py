@@ -27,7 +27,7 @@ from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.storage.bookkeeping import log_report, round_report, update_records
 from fedmtl_server.storage.results import Measurements
-from fedmtl_server.storage.store import LeftOff
+from fedmtl_server.storage.resume import LeftOff
 from fedmtl_server.transfer.incoming import Transfer
 from fedmtl_server.transfer.staging import StagedUpdate
 
@@ -272,7 +272,7 @@ class Driver:
             aggregate,
             {task: model.scopes_for(task) for task in model.tasks},
             self._updates.factors(self.engine.round),
-            **self._updates.state_after(aggregate),
+            state=self._updates.state_after(aggregate),
             moved=moved,
             model_norms=self._commits.model_norms,
             duration_s=self._clock() - self.engine.opened_at,

@@ -21,9 +21,9 @@ from fedmtl_server.rounds.engine import RoundRules
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
 from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.status import Status, client_statuses, task_statuses
-from fedmtl_server.storage.bookkeeping import RoundFacts
+from fedmtl_server.storage.bookkeeping import RoundStats
 from fedmtl_server.storage.results import TaskResult
-from fedmtl_server.storage.store import LeftOff
+from fedmtl_server.storage.resume import LeftOff
 from fedmtl_server.transfer.examination import Examination
 from fedmtl_server.transfer.intake import Intake, Receipt, UploadStream
 from fedmtl_server.transfer.slices import PublishedModel
@@ -115,7 +115,7 @@ class Federation:
         return self._driver.engine.purpose
 
     @property
-    def stats(self) -> RoundFacts:
+    def stats(self) -> RoundStats:
         """What was gathered of the round in progress."""
         return self._round.stats
 

@@ -14,7 +14,7 @@ from fedmtl_server.commits import Commits
 from fedmtl_server.events import Listener
 from fedmtl_server.round_updates import RoundUpdates
 from fedmtl_server.rounds.engine import RoundEngine
-from fedmtl_server.storage.bookkeeping import RoundFacts
+from fedmtl_server.storage.bookkeeping import RoundStats
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.examination import NormReference
 from fedmtl_server.transfer.incoming import Transfer, Transfers
@@ -55,7 +55,7 @@ class OpenRound:
         """Those that count."""
         self.transfers = Transfers(parts.staging, transfer_timeout_s / 2, self.progress)
         """Those on their way."""
-        self.stats = RoundFacts()
+        self.stats = RoundStats()
         """What was gathered of the round."""
         self.is_open = asyncio.Event()
         """Set while it takes updates, and when the run has ended."""
@@ -101,9 +101,9 @@ class OpenRound:
         """Note bytes of an upload."""
         self.stats.bytes_received += num_bytes
 
-    def take_stats(self) -> RoundFacts:
+    def take_stats(self) -> RoundStats:
         """What was gathered of the round; what comes from now on belongs to the next one."""
-        stats, self.stats = self.stats, RoundFacts()
+        stats, self.stats = self.stats, RoundStats()
         return stats
 
     def progress(self, client_id: str) -> None:

@@ -8,7 +8,8 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.wire.update_headers import update_from_bytes
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.storage.store import LeftOff, RunStore
+from fedmtl_server.storage.resume import LeftOff
+from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.staging import StagedUpdate
 
 

@@ -24,7 +24,8 @@ from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.server import Server
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 
 TASKS = ("sst2", "qqp", "stsb", "mrpc")
 
@@ -321,7 +322,7 @@ def chunk_messages(data: Mapping[str, bytes], size: int = 1_000_000) -> list[pb.
 
 def reports_of(run_dir: Path) -> list[RoundReport]:
     """The reports of a run's rounds, of which the server remembers no more than the last."""
-    history = History.open(run_dir / FILE_NAME, create=False)
+    history = History.open(run_dir / HISTORY_FILE, create=False)
     try:
         rounds = history.rounds(history.runs()[0].run_id)
     finally:

@@ -16,7 +16,8 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, InvalidRequestError, StoreError
 from fedmtl_core.identifiers import require_identifier
 from fedmtl_server.access.identities import Client, KnownClients, digest_of, make_token
-from fedmtl_server.storage.history import CLIENTS, History
+from fedmtl_server.storage.database import Database
+from fedmtl_server.storage.schema import CLIENTS
 
 FILE_NAME = "clients.sqlite"
 """The clients' name in the folder of runs."""
@@ -42,8 +43,8 @@ class ClientRegistry:
         StoreError: from every method, when the database can't be read or written.
     """
 
-    def __init__(self, history: History):
-        self._database = history
+    def __init__(self, database: Database):
+        self._database = database
 
     @property
     def name(self) -> str:
@@ -52,13 +53,13 @@ class ClientRegistry:
 
     @classmethod
     def open(cls, database: str | Path, *, create: bool = True) -> ClientRegistry:
-        """Connect to a database; see `History.open`."""
+        """Connect to a database; see `Database.open`."""
         if create and isinstance(database, Path):
             try:
                 database.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StoreError(f"can't make {database.parent}: {error.strerror or error}") from None
-        return cls(History.open(database, create=create))
+        return cls(Database.open(database, create=create))
 
     def close(self) -> None:
         """Let go of the database."""

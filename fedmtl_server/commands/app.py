@@ -21,6 +21,7 @@ from fedmtl_server.commands.clients import clients_app
 from fedmtl_server.commands.doctor import examine as doctor
 from fedmtl_server.commands.export import export
 from fedmtl_server.commands.runs import runs_app
+from fedmtl_server.storage.paths import CONFIG_FILE, RUN_FILE
 
 if TYPE_CHECKING:
     from fedmtl_server.api import Server
@@ -123,9 +124,9 @@ def _resumed(folder: Path, config: Path | None, run_dir: Path | None) -> tuple[P
     """The configuration and the folder of a run that is to be taken up."""
     if run_dir is not None and run_dir.resolve() != folder.resolve():
         raise ConfigError(f"--resume and --run-dir name two folders: {folder} and {run_dir}")
-    if not (folder / "run.json").exists():
+    if not (folder / RUN_FILE).exists():
         raise ConfigError(f"--resume: {folder} holds no run; see `fedmtl-server runs list`")
-    return config or folder / "config.yaml", folder
+    return config or folder / CONFIG_FILE, folder
 
 
 def _show_results(results: dict[str, TaskResult], run_dir: Path) -> None:

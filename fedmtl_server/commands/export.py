@@ -43,7 +43,8 @@ def export(
 
     from transformers.utils.logging import disable_progress_bar
 
-    from fedmtl_server.export.folders import export_all, export_task, open_run  # they need PyTorch
+    from fedmtl_server.export.folders import export_all, export_task  # they need PyTorch
+    from fedmtl_server.saved_runs import open_run
 
     disable_progress_bar()
     opened = open_run(place)

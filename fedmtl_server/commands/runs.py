@@ -25,6 +25,7 @@ from fedmtl_server.commands.runs_shown import (
     updates_by_round,
 )
 from fedmtl_server.storage.missing import lacks_history, missing_history
+from fedmtl_server.storage.paths import RUN_FILE
 from fedmtl_server.storage.rollback import roll_back
 from fedmtl_server.storage.runs import (
     Place,
@@ -39,7 +40,7 @@ from fedmtl_server.storage.runs import (
 )
 
 if TYPE_CHECKING:
-    from fedmtl_server.storage.history import MetricRecord, RoundRecord, UpdateRecord
+    from fedmtl_server.storage.records import MetricRecord, RoundRecord, UpdateRecord
 
 runs_app = new_app("List, show, export, roll back and remove runs.")
 
@@ -69,7 +70,7 @@ class Format(StrEnum):
 @runs_app.command("list")
 def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json = False) -> None:
     """List the runs, the newest first, with the last metrics of their models."""
-    for folder in sorted(path.parent for path in runs_dir.glob("*/run.json")) if url is None else ():
+    for folder in sorted(path.parent for path in runs_dir.glob(f"*/{RUN_FILE}")) if url is None else ():
         if lacks_history(folder):
             typer.echo(f"warning: {missing_history(folder)}", err=True)
     rows = []
@@ -78,7 +79,12 @@ def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json =
             run_id = place.run.run_id
             rows.append((place, history.num_committed(run_id), last_metrics(place.run, history.metrics(run_id))))
     if as_json:
-        print_json([summary(place, done) | {"metrics": metrics} for place, done, metrics in rows])
+        print_json(
+            [
+                summary(place, done) | {"metrics": {task: asdict(one) for task, one in metrics.items()}}
+                for place, done, metrics in rows
+            ]
+        )
     elif not rows:
         typer.echo(f"There are no runs in {where_text(runs_dir, url)}.")
     else:

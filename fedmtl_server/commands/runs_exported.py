@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from fedmtl_server.commands.runs_shown import round_facts
-from fedmtl_server.storage.stored_reports import stored_report
+from fedmtl_server.commands.runs_shown import round_summary
 
 if TYPE_CHECKING:
-    from fedmtl_server.storage.history import RoundRecord, UpdateRecord
+    from fedmtl_server.storage.records import RoundRecord, UpdateRecord
 
 
 def flat_update(update: UpdateRecord) -> dict[str, object]:
@@ -24,25 +23,20 @@ def flat_update(update: UpdateRecord) -> dict[str, object]:
 
 def flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, object]:
     """A round, columns for each task."""
-    facts = round_facts(record, updates)
-    report = stored_report(record.report)
+    summary = round_summary(record, updates)
+    report = record.report or {}
     row = {
-        name: facts[name]
+        name: summary[name]
         for name in ("round", "purpose", "outcome", "opened_at_unix_ms", "ended_at_unix_ms", "num_counted")
     }
-    row |= {"cohort_size": len(record.cohort), "num_refused": facts["num_refused"]}
-    row["missing_clients"] = " ".join(report["missing_clients"] if report else ())
-    row["discarded"] = " ".join(one["scope"] for one in report.get("discarded") or ()) if report else ""
-    for name in ("duration_s", "aggregation_s", "bytes_received", "bytes_sent"):
-        row[name] = report.get(name) if report else None
-    for task in report["tasks"] if report else ():
-        here: dict[str, object] = {
-            "num_updates": task["num_updates"],
-            "num_examples": task["num_examples"],
-            "encoder_share": task["encoder_share"],
-        }
-        if (weight := task.get("auxiliary_weight")) is not None:
-            here["auxiliary_weight"] = weight
+    row |= {"cohort_size": len(record.cohort), "num_refused": summary["num_refused"]}
+    row["missing_clients"] = " ".join(report.get("missing_clients", ()))
+    row["discarded"] = " ".join(one["scope"] for one in report.get("discarded", ()))
+    row |= {name: report.get(name) for name in ("duration_s", "aggregation_s", "bytes_received", "bytes_sent")}
+    for task in report.get("tasks", ()):
+        here = {name: task[name] for name in ("num_updates", "num_examples", "encoder_share")}
+        if task.get("auxiliary_weight") is not None:
+            here["auxiliary_weight"] = task["auxiliary_weight"]
         here |= _prefixed("received.", task["received_metrics"]) | _prefixed("trained.", task["trained_metrics"])
         row |= _prefixed(f"{task['task']}.", here)
     return row | _prefixed("checkpoint.", record.checkpoint or {})

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, TypedDict
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import typer
 
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.identifiers import name_task
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import SHARED, group_of, task_of
 from fedmtl_core.model.sharing import blocks_text
 from fedmtl_server.commands.printing import Table, bytes_text, print_facts, print_json, time_text
 from fedmtl_server.storage.runs import Place
-from fedmtl_server.storage.stored_reports import (
-    StoredContribution,
-    StoredMetric,
-    StoredReport,
-    StoredTask,
-    stored_report,
-)
 
 if TYPE_CHECKING:
-    from fedmtl_server.storage.history import MetricRecord, RoundRecord, RunRecord, UpdateRecord
+    from fedmtl_server.storage.records import MetricRecord, RoundRecord, RunRecord, UpdateRecord
 
 # A run.
 
@@ -36,7 +30,7 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
     by_round = updates_by_round(rounds, updates)
     if as_json:
         run_facts = summary(place, done) | {"config": _shown_config(run)}
-        print_json({"run": run_facts, "rounds": [round_facts(one, by_round[one.round]) for one in rounds]})
+        print_json({"run": run_facts, "rounds": [round_summary(one, by_round[one.round]) for one in rounds]})
         return
     finished = f", finished {time_text(run.finished_at_unix_ms)}" if run.finished_at_unix_ms is not None else ""
     print_facts(
@@ -58,9 +52,9 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
         *(f"{name_task(task, auxiliary=task in _auxiliary(run))}\n{main.get(task, '')}" for task in run.tasks),
     )
     for one in rounds[1:]:
-        facts = round_facts(one, by_round[one.round])
-        report = stored_report(one.report)
-        tasks = {task["task"]: task for task in (report["tasks"] if report else ())}
+        facts = round_summary(one, by_round[one.round])
+        report = one.report or {}
+        tasks = {task["task"]: task for task in report.get("tasks", ())}
         table.add(
             f"{one.round}{' (evaluation)' if one.purpose == 'evaluate' else ''}",
             _outcome_text(one),
@@ -71,16 +65,14 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
             len(report["missing_clients"]) if report else "-",
             bytes_text(report["bytes_received"]) if report else "-",
             bytes_text(report["bytes_sent"]) if report else "-",
-            *(_metric_and_share(main.get(task), tasks.get(task)) for task in run.tasks),
+            *(_metric_and_share(main.get(task), tasks.get(task, {})) for task in run.tasks),
         )
     table.show()
 
 
 def _outcome_text(record: RoundRecord) -> str:
     """What became of a round, and of how many components nothing did."""
-    report = stored_report(record.report)
-    text = record.outcome.replace("_", " ")
-    num_discarded = len(report.get("discarded") or ()) if report else 0
+    text, num_discarded = record.outcome.replace("_", " "), len((record.report or {}).get("discarded", ()))
     return text + (f", {num_discarded} component{'s' * (num_discarded > 1)} discarded" if num_discarded else "")
 
 
@@ -92,12 +84,12 @@ def _why_early(place: Place) -> str:
     return f": early stopping after round {place.last_training_round}, no better for {patience} rounds"
 
 
-def _metric_and_share(name: str | None, task: StoredTask | None) -> str:
+def _metric_and_share(name: str | None, task: JsonObject) -> str:
     """A task's main metric in one round, its first where the main one isn't known; and its share of the encoder."""
-    values = task["received_metrics"] if task else {}
+    values = task.get("received_metrics", {})
     value = values.get(name) if name else next(iter(values.values()), None)
-    share = task["encoder_share"] if task else 0.0
-    missing = "undefined" if task and name in task.get("received_reports", {}) else "-"
+    share = task.get("encoder_share", 0.0)
+    missing = "undefined" if name in task.get("received_reports", {}) else "-"
     return (missing if value is None else f"{value:.3f}") + (f" {share:.0%}" if share else "")
 
 
@@ -124,7 +116,7 @@ def _main_metrics(run: RunRecord) -> dict[str, str]:
 
 def _shown_config(run: RunRecord) -> dict[str, object]:
     """A run's configuration, without a password that is in it."""
-    from fedmtl_server.storage.history import without_password
+    from fedmtl_server.storage.engines import without_password
 
     store = run.config.get("store") or {}
     if not store.get("url"):
@@ -132,7 +124,7 @@ def _shown_config(run: RunRecord) -> dict[str, object]:
     return {**run.config, "store": {**store, "url": without_password(store["url"])}}
 
 
-def _given(values: Mapping[str, object]) -> dict[str, object]:
+def _given(values: JsonObject) -> dict[str, object]:
     """A configuration without the keys that it leaves open."""
     return {
         key: _given(value) if isinstance(value, Mapping) else value
@@ -141,17 +133,19 @@ def _given(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-class LastMetric(TypedDict):
-    """A task's main metric, of the newest model that its clients measured."""
+@dataclass(frozen=True)
+class LastMetric:
+    """A task's main metric for the newest model that the task's clients measured."""
 
     metric: str
     value: float | None
     """None if it is undefined for that model."""
     round: int
+    """The round whose model it is."""
 
 
 def last_metrics(run: RunRecord, metrics: Sequence[MetricRecord]) -> dict[str, LastMetric]:
-    """By task, the main metric of the newest model that the task's clients measured; None if it is undefined there."""
+    """The last main metric of each task that was measured; the first metric, if the main one isn't known."""
     main = _main_metrics(run)
     last: dict[str, LastMetric] = {}
     for task in run.tasks:
@@ -160,18 +154,18 @@ def last_metrics(run: RunRecord, metrics: Sequence[MetricRecord]) -> dict[str, L
         values = {one.name: one.value for one in mine if one.round == round_}
         if values:
             name = main.get(task, next(iter(values)))
-            last[task] = {"metric": name, "value": values.get(name), "round": round_}
+            last[task] = LastMetric(name, values.get(name), round_)
     return last
 
 
 def last_metrics_text(last: Mapping[str, LastMetric]) -> str:
-    """What `last_metrics` gives, on one line."""
-    values = {task: "undefined" if one["value"] is None else f"{one['value']:.3f}" for task, one in last.items()}
-    return ", ".join(f"{task} {last[task]['metric']} {value}" for task, value in values.items())
+    """The result of `last_metrics` on one line."""
+    values = {task: "undefined" if one.value is None else f"{one.value:.3f}" for task, one in last.items()}
+    return ", ".join(f"{task} {last[task].metric} {value}" for task, value in values.items())
 
 
 def summary(place: Place, rounds_done: int) -> dict[str, object]:
-    """A run in short, as JSON has it."""
+    """What `runs list --json` prints of a run, without its metrics."""
     run = place.run
     return {
         "run_id": run.run_id,
@@ -201,8 +195,8 @@ def updates_by_round(records: Sequence[RoundRecord], updates: Iterable[UpdateRec
     return by_round
 
 
-def round_facts(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, object]:
-    """A round\'s record, and how many updates counted and were refused in it."""
+def round_summary(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, object]:
+    """A round's record, with the number of updates that counted and that were refused in it."""
     outcomes = Counter(one.outcome for one in updates)
     num_refused = record.report["num_refused"] if record.report else outcomes["refused"]
     return asdict(record) | {"num_counted": outcomes["counted"], "num_refused": num_refused}
@@ -211,9 +205,9 @@ def round_facts(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[st
 def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bool) -> None:
     """Print a round: who took part, and what came of it."""
     if as_json:
-        print_json({"round": round_facts(record, updates), "updates": [asdict(one) for one in updates]})
+        print_json({"round": round_summary(record, updates), "updates": [asdict(one) for one in updates]})
         return
-    report = stored_report(record.report)
+    report = record.report
     seconds = f", {report['duration_s']:.1f} s" if report else ""
     print_facts(
         run=record.run_id,
@@ -239,40 +233,42 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
     _refusals_table(report).show()
 
 
-def _moves(report: StoredReport) -> dict[str, str]:
+def _moves(report: JsonObject) -> dict[str, str]:
     """Which layers moved, from whom to whom; older reports don't say."""
     moved = report.get("moved") or {}
     texts = (f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}" for part, old in moved.items())
     return {"moved": "; ".join(texts)} if moved else {}
 
 
-def _discarded(report: StoredReport) -> dict[str, str]:
+def _discarded(report: JsonObject) -> dict[str, str]:
     """Which components stayed as they were although updates counted, and why; older reports don't say."""
     found = report.get("discarded") or ()
     texts = [f"{one['scope']}: {one['reason']} (updates of {', '.join(one['contributors'])})" for one in found]
     return {"discarded": "; ".join(texts)} if texts else {}
 
 
-def _warnings(report: StoredReport) -> dict[str, str]:
+def _warnings(report: JsonObject) -> dict[str, str]:
     """What makes a round's result doubtful; older reports don't say."""
     texts = [one["message"] for one in report.get("warnings", ())]
     return {"warnings": "; ".join(texts)} if texts else {}
 
 
-def _tasks_table(report: StoredReport) -> Table:
+def _tasks_table(report: JsonObject) -> Table:
     models = ("received model", "trained models")
     table = Table("Tasks", "task", "updates", "examples", "encoder share", *models, wrapped=models)
     for task in report["tasks"]:
-        received = _metrics_text(task["received_metrics"], task.get("received_reports", {}))
-        trained = _metrics_text(task["trained_metrics"], task.get("trained_reports", {}))
+        metrics = (
+            _metrics_text(task[f"{which}_metrics"], task.get(f"{which}_reports", {}))
+            for which in ("received", "trained")
+        )
         share = f"{task['encoder_share']:.1%}"
         weight = task.get("auxiliary_weight")  # older reports don't say
         name = task["task"] if weight is None else f"{task['task']} (auxiliary, {weight:.3g} an example)"
-        table.add(name, task["num_updates"], task["num_examples"], share, received, trained)
+        table.add(name, task["num_updates"], task["num_examples"], share, *metrics)
     return table
 
 
-def _updates_table(report: StoredReport, updates: Sequence[UpdateRecord]) -> Table:
+def _updates_table(report: JsonObject, updates: Sequence[UpdateRecord]) -> Table:
     """Who sent what became of it, and with what weight it counts in which component."""
     weights: dict[str, dict[str, float]] = {}
     for component in report["components"]:
@@ -298,7 +294,7 @@ def _updates_table(report: StoredReport, updates: Sequence[UpdateRecord]) -> Tab
     return table
 
 
-def _counted_examples(report: StoredReport) -> dict[str, str]:
+def _counted_examples(report: JsonObject) -> dict[str, str]:
     """By client whose examples count for less than it says, the least that they count as; older reports don't say."""
     least: dict[str, float] = {}
     for component in report["components"]:
@@ -308,18 +304,18 @@ def _counted_examples(report: StoredReport) -> dict[str, str]:
     return {client_id: f", counted as {examples:.6g}" for client_id, examples in least.items()}
 
 
-def _encoder_parts(report: StoredReport) -> list[StoredContribution]:
+def _encoder_parts(report: JsonObject) -> list[JsonObject]:
     encoder = (component for component in report["components"] if component["scope"] == SHARED)
     return [part for component in encoder for part in component["contributions"]]
 
 
-def _norm_text(part: StoredContribution) -> str:
+def _norm_text(part: JsonObject) -> str:
     """How far a client moved a component; older reports don't say."""
     norm, clipped_to = part.get("norm"), part.get("clipped_to")
     return "-" if norm is None else f"{norm:.3g}" + ("" if clipped_to is None else f", clipped to {clipped_to:.3g}")
 
 
-def _refusals_table(report: StoredReport) -> Table:
+def _refusals_table(report: JsonObject) -> Table:
     refused, total = report["refused"], report["num_refused"]
     title = "Refused" if total == len(refused) else f"Refused, the first {len(refused)} of {total}"
     table = Table(title, "client", "task", "code", "reason", wrapped=["reason"])
@@ -328,7 +324,7 @@ def _refusals_table(report: StoredReport) -> Table:
     return table
 
 
-def _metrics_text(metrics: Mapping[str, float], reports: Mapping[str, StoredMetric]) -> str:
+def _metrics_text(metrics: Mapping[str, float], reports: Mapping[str, JsonObject]) -> str:
     """Metrics, and in brackets what they were taken over; older reports don't say."""
     texts: dict[str, list[str]] = {}
     for name in dict.fromkeys([*metrics, *reports]):
@@ -337,7 +333,7 @@ def _metrics_text(metrics: Mapping[str, float], reports: Mapping[str, StoredMetr
     return "; ".join(", ".join(values) + taken for taken, values in texts.items()) or "-"
 
 
-def _taken_over(report: StoredMetric | None) -> str:
+def _taken_over(report: JsonObject | None) -> str:
     if report is None:
         return ""
     facts = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -173,7 +172,7 @@ tokenizer = AutoTokenizer.from_pretrained("{encoders[0]}")
 """
 
 
-def _card(facts: CardFacts, title: str, specs: Sequence[TaskSpec], text: str, **data: Any) -> str:
+def _card(facts: CardFacts, title: str, specs: Sequence[TaskSpec], text: str, *, pipeline_tag: str) -> str:
     """Front matter, title, a text, and what every card says."""
     front_matter = ModelCardData(
         library_name="transformers",
@@ -181,7 +180,7 @@ def _card(facts: CardFacts, title: str, specs: Sequence[TaskSpec], text: str, **
         tags=["federated-learning", "multi-task-learning", "fedmtl"],
         model_name=title,
         eval_results=[result for spec in specs for result in _eval_results(facts, spec)] or None,
-        **data,
+        pipeline_tag=pipeline_tag,
     )
     return f"""---
 {front_matter.to_yaml()}

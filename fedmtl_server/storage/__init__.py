@@ -1,1 +1,1 @@
-"""What survives: updates, checkpoints and the history."""
+"""Everything on disk: updates, checkpoints and the history."""

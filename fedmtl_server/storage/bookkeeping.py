@@ -1,19 +1,21 @@
-"""What is written down of a round: gathered while it lasts, and then its report, the history's records, the log."""
+"""The records of a round: statistics while it is open, then its report, its rows in the history and its log lines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Protocol
 
 from fedmtl_core.identifiers import name_some, shown
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.logs import Logger
 from fedmtl_core.model.scopes import task_scope
 from fedmtl_core.model.sharing import Partition, blocks_text
+from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.aggregator import Aggregate
-from fedmtl_server.rounds.engine import RoundEngine
+from fedmtl_server.rounds.engine import Member
 from fedmtl_server.rounds.report import (
     ComponentReport,
     RefusedUpdate,
@@ -23,48 +25,63 @@ from fedmtl_server.rounds.report import (
     task_reports,
 )
 from fedmtl_server.rounds.warnings import RoundWarning, damaged_model, warnings_of
-from fedmtl_server.storage.history import UpdateRecord
+from fedmtl_server.storage.records import UpdateRecord
 
 MAX_REFUSALS_REPORTED = 100
 MAX_METRICS_LOGGED = 16
-"""Of a task in a round; the report has all of them."""
+"""Metrics of one task in one log line; the report has all of them."""
 
 
 @dataclass
-class RoundFacts:
-    """What is gathered while a round lasts."""
+class RoundStats:
+    """What is counted while a round is open."""
 
     opened_at_unix_ms: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
     refused: list[RefusedUpdate] = field(default_factory=list)
-    """The first of them."""
+    """The first refused updates, at most `MAX_REFUSALS_REPORTED`."""
     num_refused: int = 0
+    """The number of all refused updates."""
     damaged: dict[str, str] = field(default_factory=dict)
-    """By client id, what clients say of a model that gives values that aren't finite."""
+    """By client id, the client's report that the model it received gives values that aren't finite."""
 
     def warnings(self, round_: int) -> list[RoundWarning]:
-        """What is doubtful about the round so far."""
+        """The warnings about the round so far."""
         return [damaged_model(round_, self.damaged)] if self.damaged else []
 
     def note_refusal(self, refusal: RefusedUpdate) -> None:
+        """Count a refused update."""
         self.num_refused += 1
         if len(self.refused) < MAX_REFUSALS_REPORTED:
             self.refused.append(refusal)
 
 
+class ClosedRound(Protocol):
+    """What a report needs to know of a round that takes no more updates; `RoundEngine` is one until the next opens."""
+
+    @property
+    def round(self) -> int:
+        """Its number."""
+
+    @property
+    def purpose(self) -> Purpose:
+        """What it was for."""
+
+    @property
+    def cohort(self) -> Mapping[str, Member]:
+        """Its members by client id, each with the update it sent, if any."""
+
+
 def round_report(
-    facts: RoundFacts,
-    engine: RoundEngine,
+    stats: RoundStats,
+    closed: ClosedRound,
     aggregate: Aggregate,
     scopes: Mapping[str, Sequence[str]],
     factors: Mapping[str, float],
     *,
-    weighting_states: Mapping[str, Mapping[str, Any]],
-    sharing: Mapping[str, Partition],
+    state: JsonObject,
     moved: Mapping[str, Partition],
-    sharing_state: Mapping[str, Any],
-    control_variates: Mapping[str, Any],
     model_norms: Mapping[str, float],
     duration_s: float,
     aggregation_s: float,
@@ -73,53 +90,48 @@ def round_report(
     """The report of a round that has closed.
 
     Args:
-        facts: what was gathered.
-        engine: which still has the round's cohort.
-        aggregate: what came of it.
-        scopes: by task, those of its slice.
-        factors: by auxiliary task, what an example of it counts for in the encoder.
-        weighting_states: by scope, what the task weighting remembers now.
-        sharing: by part that has moved in the run, who shares it now.
-        moved: by part that moves now, who shared it before.
-        sharing_state: what the sharing policy remembers now.
-        control_variates: whose control variates are in the server's now.
-        model_norms: by scope, the norm of the model that the round began with; empty where it isn't known.
-        duration_s: from its opening to now.
-        aggregation_s: how much of that its average took.
-        failed: whether it was given up.
+        stats: what was counted while the round was open.
+        closed: the round.
+        aggregate: the result of its aggregation.
+        scopes: by task, the scopes of the task's slice.
+        factors: by auxiliary task, the weight of one of its examples in the encoder.
+        state: the state of the aggregation after the round, by field of `RoundReport`: `weighting_states`, `sharing`,
+            `sharing_state` and `control_variates`.
+        moved: by part of the encoder that moves after the round, the blocks of tasks that shared it before.
+        model_norms: by scope, the norm of the model that the round began with; empty if norms aren't measured.
+        duration_s: from the round's opening to now, in seconds.
+        aggregation_s: the part of `duration_s` that the aggregation took.
+        failed: whether the round was given up.
     """
-    members = engine.cohort.values()
+    members = closed.cohort.values()
     return RoundReport(
-        round=engine.round,
-        purpose=engine.purpose,
-        opened_at_unix_ms=facts.opened_at_unix_ms,
+        round=closed.round,
+        purpose=closed.purpose,
+        opened_at_unix_ms=stats.opened_at_unix_ms,
         duration_s=duration_s,
         components=component_reports(aggregate),
-        tasks=task_reports(scopes, members, aggregate, engine.round, factors),
+        tasks=task_reports(scopes, members, aggregate, closed.round, factors),
         missing_clients=[member.client_id for member in members if not member.reported],
-        refused=list(facts.refused),
-        num_refused=facts.num_refused,
-        bytes_received=facts.bytes_received,
-        bytes_sent=facts.bytes_sent,
+        refused=list(stats.refused),
+        num_refused=stats.num_refused,
+        bytes_received=stats.bytes_received,
+        bytes_sent=stats.bytes_sent,
         unchanged_tasks=[task for task in scopes if task_scope(task) in {*scopes[task]} - aggregate.components.keys()],
         aggregation_s=aggregation_s,
         failed=failed,
-        weighting_states=weighting_states,
-        sharing=sharing,
         moved=moved,
-        sharing_state=sharing_state,
-        control_variates=control_variates,
         discarded=list(aggregate.discarded),
-        warnings=[*facts.warnings(engine.round), *warnings_of(aggregate.contributions, model_norms)],
+        warnings=[*stats.warnings(closed.round), *warnings_of(aggregate.contributions, model_norms)],
+        **state,
     )
 
 
 def update_records(report: RoundReport, reported: Iterable[Update]) -> list[UpdateRecord]:
-    """What became of every update of a round, for the history.
+    """The history's records of all updates of a round, acknowledged and refused.
 
     Args:
-        report: the round's.
-        reported: those that were acknowledged.
+        report: the report of the round.
+        reported: the acknowledged updates.
     """
     acknowledged = [
         UpdateRecord(
@@ -160,7 +172,13 @@ def update_records(report: RoundReport, reported: Iterable[Update]) -> list[Upda
 
 
 def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> None:
-    """Tell the log of a round that was committed."""
+    """Log a committed round.
+
+    Args:
+        log: where to.
+        title: the fields that name the round in every line.
+        report: the report of the round.
+    """
     for component in report.components:
         log.info(
             "component.averaged",

@@ -1,4 +1,4 @@
-"""Checkpoints: components' own bytes under a safetensors header, so that writing one copies nothing.
+"""The file format of checkpoints: the bytes of components under a safetensors header, written without a copy.
 
 The format is described at https://huggingface.co/docs/safetensors: eight bytes of header length, a JSON header, the
 tensors one after the other without gaps.
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,8 +27,8 @@ def write_safetensors(file: RawIOBase, components: Iterable[Component], metadata
 
     Args:
         file: unbuffered, at its beginning.
-        components: a tensor is there under its name; one whose name several of them have, as `SCOPE/NAME`.
-        metadata: for its header, besides the `format` that PyTorch's readers look for.
+        components: a tensor is stored under its name; if several components have that name, under `SCOPE/NAME`.
+        metadata: for the header, beside the `format` that PyTorch's readers look for.
     """
     components = list(components)
     _write(file, memoryview(_header([component.layout for component in components], metadata)))
@@ -51,7 +50,7 @@ def read_safetensors(path: Path, layouts: Iterable[Layout], metadata: Mapping[st
     Args:
         path: the file.
         layouts: of the components, in the order in which they were written.
-        metadata: what it was written with.
+        metadata: the metadata that it was written with.
 
     Returns:
         New components by scope; the padding between their tensors is 0.
@@ -77,8 +76,23 @@ def read_safetensors(path: Path, layouts: Iterable[Layout], metadata: Mapping[st
     return components
 
 
+def require_digests(path: Path, components: Mapping[str, Component], expected: Mapping[str, str]) -> None:
+    """Check that components are those that a round has committed.
+
+    Args:
+        path: the file that they were read from.
+        components: by scope.
+        expected: SHA-256 in hexadecimal by scope.
+
+    Raises:
+        CorruptCheckpointError: a component's bytes have another digest, or it was not committed.
+    """
+    if damaged := [scope for scope, one in components.items() if one.digest().hex() != expected.get(scope)]:
+        raise CorruptCheckpointError(f"{path}: {', '.join(damaged)}: the bytes aren't those that were written")
+
+
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a file's header has besides its table of contents. It isn't checked.
+    """The metadata in a file's header, not checked.
 
     Raises:
         CorruptCheckpointError: the file has no such header.
@@ -93,8 +107,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _header(layouts: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
-    """What stands before the tensors."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    """The bytes before the tensors: the length of the JSON header, and the header."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     layouts = list(layouts)
     counts = Counter(spec.name for layout in layouts for spec in layout.tensors)

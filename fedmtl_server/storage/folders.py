@@ -1,4 +1,4 @@
-"""Runs as they lie in their folders: which one a folder holds, how far it is, and whether one could be taken up.
+"""The run in a folder: its id and configuration, its state, and whether it can be resumed.
 
 Nothing is written here, and PyTorch isn't needed.
 """
@@ -12,35 +12,37 @@ from pathlib import Path
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, StoreError
-from fedmtl_server.storage.history import FILE_NAME, History, RunState
+from fedmtl_server.storage.history import History
 from fedmtl_server.storage.lock import is_held
 from fedmtl_server.storage.missing import missing_history
+from fedmtl_server.storage.paths import CONFIG_FILE, HISTORY_FILE, RUN_FILE
+from fedmtl_server.storage.records import RunState
 
 _NEWEST = 8
-"""Among so many of the newest runs an unfinished one is looked for."""
+"""The number of newest runs among which an unfinished one is looked for."""
 
 
 def held_run(run_dir: Path) -> tuple[str, Config] | None:
-    """The id and the configuration of the run that a folder holds, or None if it holds none.
+    """The id and the configuration of the run in a folder; None if there is no run in it.
 
     Raises:
-        StoreError: what it holds can't be read.
+        StoreError: a file of the run can't be read.
     """
-    path = run_dir / "run.json"
+    path = run_dir / RUN_FILE
     if not path.exists():
         return None
     try:
-        return read_run_id(path), configuration.load(run_dir / "config.yaml")
+        return read_run_id(path), configuration.load(run_dir / CONFIG_FILE)
     except ConfigError as error:
         raise StoreError(f"{run_dir} holds a run that can't be read: {error}") from None
 
 
 def state_of(run_dir: Path, config: Config) -> RunState | None:
-    """How far the run is that a folder holds, as its history says; None if it holds none, or none that is known there.
+    """The state of the run in a folder; None if there is no run in it, or its history doesn't know the run.
 
     Args:
         run_dir: the folder.
-        config: as the run would be served now; says how to reach a history that isn't in the folder.
+        config: the configuration to serve the run with, which says how to reach a history outside the folder.
 
     Raises:
         StoreError: the folder or the history can't be read.
@@ -50,26 +52,26 @@ def state_of(run_dir: Path, config: Config) -> RunState | None:
         return None
     run_id, stored = held
     url = stored.store.url and (config.store.url or stored.store.url)
-    if url is None and not (run_dir / FILE_NAME).is_file():
+    if url is None and not (run_dir / HISTORY_FILE).is_file():
         raise StoreError(missing_history(run_dir))
-    with closing(History.open(url or run_dir / FILE_NAME, create=False)) as history:
+    with closing(History.open(url or run_dir / HISTORY_FILE, create=False)) as history:
         record = history.find_run(run_id)
     return record.state if record else None
 
 
 def unfinished_run(config: Config) -> Path | None:
-    """The newest run in `server.runs_dir` that could be taken up with a configuration: it isn't over, no server has it.
+    """The folder of the newest run in `server.runs_dir` that could be resumed with a configuration; None without one.
 
-    It is looked for among the newest few; a folder that can't be read is none.
+    Only the newest runs are looked at, and a folder that can't be read is passed over.
     """
     try:
-        runs = sorted(config.server.runs_dir.glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        runs = sorted(config.server.runs_dir.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
     except OSError:  # one went just now
         return None
-    return next((path.parent for path in runs[:_NEWEST] if _could_be_taken_up(path.parent, config)), None)
+    return next((path.parent for path in runs[:_NEWEST] if _is_resumable(path.parent, config)), None)
 
 
-def _could_be_taken_up(run_dir: Path, config: Config) -> bool:
+def _is_resumable(run_dir: Path, config: Config) -> bool:
     try:
         held = held_run(run_dir)
         same = held is not None and not contradictions(held[1], config)
@@ -79,10 +81,10 @@ def _could_be_taken_up(run_dir: Path, config: Config) -> bool:
 
 
 def read_run_id(path: Path) -> str:
-    """The id in one of the files that name a folder's run.
+    """The run's id in a JSON file of its folder, such as `run.json`.
 
     Raises:
-        StoreError: it can't be read.
+        StoreError: the file can't be read, or has no id.
     """
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])

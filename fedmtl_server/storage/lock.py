@@ -1,4 +1,4 @@
-"""Who has a run's folder: its server holds the file `lock` in it. Needs no PyTorch."""
+"""The lock of a run's folder, which the server that serves the run holds. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-FILE_NAME = "lock"
-"""The lock's name in a run's folder."""
+from fedmtl_server.storage.paths import LOCK_FILE
 
 
 def is_held(run_dir: Path) -> bool:
-    """Whether a server has the run's folder. To see it, the lock is taken for a moment."""
-    path = run_dir / FILE_NAME
+    """Whether a server holds the lock of a run's folder. To find out, the lock is acquired for a moment."""
+    path = run_dir / LOCK_FILE
     try:
         if not path.is_file():
             return False

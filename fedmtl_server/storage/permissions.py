@@ -1,4 +1,4 @@
-"""Who on this machine may read a run: the mode of its folder, which protects all that is in it. Needs no PyTorch."""
+"""The mode of a run's folder, which says which users of this machine may read the run. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def make_run_folder(run_dir: Path, readable_by: Readers) -> None:
         readable_by: the users who may read it.
 
     Raises:
-        OSError: it can't be made.
+        OSError: the folder can't be made.
     """
     if not run_dir.parent.exists():
         run_dir.parent.mkdir(parents=True, exist_ok=True)

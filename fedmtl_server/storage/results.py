@@ -1,4 +1,4 @@
-"""What a run came to: per task the metric before the first round, after the last, and the best; and its plot."""
+"""The results of a run: each task's main metric by round, the first, the last and the best; and their plot."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_server.rounds.report import MetricReport, RoundReport, TaskReport
 from fedmtl_server.rounds.task_selection import TaskLoss
@@ -15,14 +15,14 @@ from fedmtl_server.rounds.task_selection import TaskLoss
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task's main metric over the run. Round 0 is the model before the first round."""
+    """One task's main metric by round. Round 0 is the model before the first round."""
 
     metric: str
     by_round: Mapping[int, float]
-    """Its value; a model for which it is undefined is in `measured` alone."""
+    """The value of the metric; a model for which it is undefined is in `measured` alone."""
     auxiliary: bool = False
     measured: Mapping[int, MetricReport] = field(default_factory=dict)
-    """What it was taken over, of every model that clients have measured."""
+    """For every model that clients have measured, the clients and examples that the metric was computed over."""
 
     @property
     def first(self) -> float | None:
@@ -35,7 +35,7 @@ class TaskResult:
 
     @property
     def last(self) -> float | None:
-        """Its value for the newest model; None if it is undefined there."""
+        """The value for the newest measured model; None if it is undefined there."""
         return None if self.last_round is None else self.by_round.get(self.last_round)
 
     @property
@@ -44,13 +44,13 @@ class TaskResult:
         return max(numbers, key=lambda round_: numbers[round_], default=None)  # NaN is no round's best
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TaskResult:
-        """What `to_dict` gave, as JSON has it."""
+    def from_dict(cls, values: JsonObject) -> TaskResult:
+        """The result that `to_dict` was made of."""
         by_round = {int(round_): value for round_, value in values["by_round"].items()}
         measured = {int(round_): MetricReport(**one) for round_, one in values.get("measured", {}).items()}
         return cls(values["metric"], by_round, values["auxiliary"], measured)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         best = self.best_round
         return asdict(self) | {
             "first": self.first,
@@ -62,29 +62,29 @@ class TaskResult:
 
 
 class Measurements:
-    """What is remembered of the rounds' reports for as long as the run lasts: how well each task does.
+    """Each task's metrics by round, collected from the rounds' reports.
 
     Args:
         specs: the tasks.
-        auxiliary: those of them that are auxiliary.
+        auxiliary: the names of the auxiliary tasks.
     """
 
     def __init__(self, specs: Iterable[TaskSpec], auxiliary: Collection[str] = ()):
         self._auxiliary = auxiliary
         self._metric_of = {spec.name: spec.main_metric for spec in specs}
         self.by_round: dict[str, dict[int, float]] = {task: {} for task in self._metric_of}
-        """By task, its main metric by the number of the model measured, where it has a value."""
+        """By task, the value of its main metric by the round of the model measured, where it has one."""
         self.measured: dict[str, dict[int, MetricReport]] = {task: {} for task in self._metric_of}
-        """By task, what the main metric was taken over, by the number of the model measured."""
+        """By task, what its main metric was computed over, by the round of the model measured."""
         self.last: dict[str, Mapping[str, float]] = {}
-        """By task, all its metrics, of the newest model measured."""
+        """By task, all metrics of the newest model measured."""
         self.losses: dict[str, TaskLoss] = {}
-        """By task, its loss on the first model measured and on the newest."""
+        """By task, the loss of the first model measured and of the newest."""
 
     def add(self, report: RoundReport) -> None:
-        """Take in what a round measured.
+        """Add the metrics that a round's clients reported.
 
-        Its clients evaluate the model they receive, which is the one that the round before committed.
+        Clients evaluate the model they receive, which is the one that the round before committed.
         """
         for task in (task for task in report.tasks if task.task in self._metric_of and _is_measured(task)):
             self.last[task.task] = task.received_metrics
@@ -105,11 +105,11 @@ class Measurements:
         }
 
     def that_may_stop(self) -> dict[str, dict[int, float]]:
-        """What early stopping looks at: `by_round` without auxiliary tasks."""
+        """`by_round` without auxiliary tasks, for early stopping."""
         return {task: measured for task, measured in self.by_round.items() if task not in self._auxiliary}
 
     def best_rounds(self) -> set[int]:
-        """The rounds whose models were the best of a task."""
+        """The rounds with the best model of some task."""
         return {result.best_round for result in self.results().values() if result.best_round is not None}
 
 
@@ -119,7 +119,7 @@ def _is_measured(task: TaskReport) -> bool:
 
 
 def plot(results: Mapping[str, TaskResult], path: Path) -> None:
-    """Draw every task's metric by round into a PNG file."""
+    """Plot every task's metric by round into a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

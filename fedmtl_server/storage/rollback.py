@@ -1,8 +1,8 @@
-"""Taking a run back to an earlier round, whose model is the run's again. Needs no PyTorch.
+"""Rolling a run back to an earlier round. Needs no PyTorch.
 
-The history's transaction decides: before it the run is as it was, and after it the run is at the earlier round. The
-files that the transaction makes superfluous go afterwards: here or, if this process ends in between, when a server
-resumes the run.
+The transaction of the history is the commit point: before it the run is unchanged, and after it the run is at the
+earlier round. Files that the transaction makes superfluous are put away afterwards: here or, if this process ends in
+between, when a server resumes the run.
 """
 
 from __future__ import annotations
@@ -13,39 +13,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmtl_core.errors import StoreError, UserError
-from fedmtl_server.storage.lock import FILE_NAME as _LOCK
+from fedmtl_server.storage.files import sync_folder
+from fedmtl_server.storage.paths import (
+    CHECKPOINTS,
+    LOCK_FILE,
+    PLOT_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    checkpoint_path,
+    state_path,
+)
 from fedmtl_server.storage.runs import Place, holds, opened
-from fedmtl_server.storage.syncing import sync_folder
 
 if TYPE_CHECKING:
-    from fedmtl_server.storage.history import RoundRecord
+    from fedmtl_server.storage.records import RoundRecord
 
-_RESULTS = ("results.json", "metrics.png")
 ROLLED_BACK, DAMAGED = ".rolled_back", ".damaged"
-"""Suffixes of checkpoints that are the run's no longer."""
+"""Suffixes of files that were checkpoints of the run."""
 
 
 def roll_back(place: Place, to_round: int) -> list[int]:
-    """Take a run back to a round, so that a server that resumes it continues with the round after that one.
+    """Roll a run back to a round, so that a server that resumes it continues with the round after that one.
 
     Args:
         place: the run.
-        to_round: the round whose model is the run's again; 0 is the model before the first round.
+        to_round: the round to return to; 0 is the model before the first round.
 
     Returns:
-        The rounds that were taken back.
+        The rounds that were rolled back.
 
     Raises:
-        UserError: the run has no such round, its checkpoint isn't there, or there is nothing to take back.
+        UserError: the run has no such round, its checkpoint is missing, or no later round has begun.
         StoreError: a server has the run, or a file can't be read or written.
     """
     from filelock import FileLock, Timeout
 
     folder = place.folder
-    if not holds(folder, place) or not (folder / "run.json").is_file():
+    if not holds(folder, place) or not (folder / RUN_FILE).is_file():
         raise StoreError(f"{folder} doesn't hold run {place.run.run_id}; roll it back on the machine of its server")
     try:
-        with FileLock(folder / _LOCK, blocking=False), opened(place.database) as history:
+        with FileLock(folder / LOCK_FILE, blocking=False), opened(place.database) as history:
             rounds = history.rounds(place.run.run_id)
             later = [one.round for one in rounds if one.round > to_round and one.outcome != "rolled_back"]
             _require_possible(place, rounds, to_round, later)
@@ -59,46 +66,40 @@ def roll_back(place: Place, to_round: int) -> list[int]:
 
 
 def clear_rolled_back(run_dir: Path, rounds: Collection[int]) -> None:
-    """Put away the files of rounds that the history says are rolled back. More than once does no harm.
+    """Set aside the checkpoints of rounds that are rolled back, and remove the run's results. It may be repeated.
 
     Raises:
-        OSError: one can't be renamed or removed.
+        OSError: a file can't be renamed or removed.
     """
     if rounds:
-        set_aside(run_dir / "checkpoints", rounds, ROLLED_BACK)
-        for name in _RESULTS:
+        set_aside(run_dir, rounds, ROLLED_BACK)
+        for name in (RESULTS_FILE, PLOT_FILE):
             (run_dir / name).unlink(missing_ok=True)
 
 
-def set_aside(checkpoints: Path, rounds: Iterable[int], suffix: str) -> None:
-    """Rename the checkpoints of some rounds, so that nobody takes them for the run's.
+def set_aside(run_dir: Path, rounds: Iterable[int], suffix: str) -> None:
+    """Rename the checkpoints of some rounds, so that they are checkpoints no longer.
+
+    Args:
+        run_dir: the run's folder.
+        rounds: the rounds; one without a checkpoint is passed over.
+        suffix: replaces `.safetensors`.
 
     Raises:
-        OSError: one can't be renamed.
+        OSError: a file can't be renamed.
     """
     for round_ in rounds:
-        path = checkpoint_path(checkpoints, round_)
-        for one in (path, state_path(path)):
+        for one in (checkpoint_path(run_dir, round_), state_path(run_dir, round_)):
             with contextlib.suppress(FileNotFoundError):
                 one.replace(one.with_suffix(suffix))
-    sync_folder(checkpoints)
-
-
-def checkpoint_path(checkpoints: Path, round_: int) -> Path:
-    """The model after a round."""
-    return checkpoints / f"round-{round_:04}.safetensors"
-
-
-def state_path(checkpoint: Path) -> Path:
-    """What the server's optimiser remembered with a checkpoint, and its control variates."""
-    return checkpoint.with_suffix(".state.safetensors")
+    sync_folder(run_dir / CHECKPOINTS)
 
 
 def _require_possible(place: Place, rounds: Sequence[RoundRecord], to_round: int, later: Sequence[int]) -> None:
-    """Check that a run can be taken back to a round.
+    """Check that a run can be rolled back to a round.
 
     Raises:
-        UserError: it can't; the message says to which rounds it can.
+        UserError: it can't; the message names the rounds that are possible.
     """
     ended = {one.round: one for one in rounds if one.outcome in ("committed", "failed")}
     kept = [one for one in sorted(ended) if _is_kept(place, rounds, one)]
@@ -115,18 +116,18 @@ def _require_possible(place: Place, rounds: Sequence[RoundRecord], to_round: int
 
 
 def _is_kept(place: Place, rounds: Sequence[RoundRecord], round_: int) -> bool:
-    """Whether the model after a round is there: its own checkpoint, or of a round without one, the one before."""
+    """Whether the model after a round is on disk; a round that made no model has the one of the round before."""
     made = [one for one in rounds if one.outcome == "committed" and one.checkpoint is not None and one.round <= round_]
     newest = max(made, key=lambda one: one.round)
-    path = checkpoint_path(place.folder / "checkpoints", newest.round)
+    paths = [checkpoint_path(place.folder, newest.round)]
     has_state = any("/" in scope or scope.startswith("control:") for scope in newest.checkpoint or ())
-    paths = [path, state_path(path)] if has_state else [path]
+    paths += [state_path(place.folder, newest.round)] if has_state else []
     return all(_is_whole(one, place.run.run_id, newest.round) for one in paths)
 
 
 def _is_whole(path: Path, run_id: str, round_: int) -> bool:
-    """Whether a checkpoint is there to its last byte, and is of the run and the round. Its digests are the server's to
-    check, which has the model's layout."""
+    """Whether a checkpoint is complete, and of the run and the round. Only the server can check its digests: that takes
+    the model's layout."""
     from safetensors import SafetensorError, safe_open
 
     try:

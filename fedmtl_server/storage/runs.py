@@ -1,4 +1,4 @@
-"""The runs that there are: found in their histories, and removed. Needs no PyTorch."""
+"""All runs of a folder or a database: finding them by their histories, and removing them. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -12,39 +12,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmtl_core.errors import StoreError, UserError
-from fedmtl_server.storage.lock import FILE_NAME as _LOCK
 from fedmtl_server.storage.lock import is_held
 from fedmtl_server.storage.missing import lacks_history, missing_history
+from fedmtl_server.storage.paths import BEGINNING_FILE, HISTORY_FILE, LOCK_FILE, RUN_FILE, SERVER_FILE
 
 if TYPE_CHECKING:
-    from fedmtl_server.storage.history import History, RunRecord
+    from fedmtl_server.storage.history import History
+    from fedmtl_server.storage.records import RunRecord
 
-_HISTORY = "history.sqlite"
-_BEGINNING = "beginning.json"
-_ID_FILES = ("run.json", _BEGINNING, "server.json")
-"""Say whose folder it is."""
+_ID_FILES = (RUN_FILE, BEGINNING_FILE, SERVER_FILE)
+"""Files with the id of the run in a folder."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A run, and where it is."""
+    """A run, its database and its folder."""
 
     database: str | Path
     run: RunRecord
     folder: Path
     num_others: int
-    """How many other runs its database holds."""
+    """The number of other runs in its database."""
     last_training_round: int | None = None
-    """After which its training ended."""
+    """The round after which its training ended; None if it hasn't."""
 
     @property
     def state(self) -> str:
-        """`finished`, `running`, or where no server has it: `stopped`, or `never began` and can't be taken up."""
+        """`finished` or `running`; if no server has it, `stopped`, or `never began` if it can't be resumed."""
         if self.run.state == "finished":
             return "finished"
         if is_held(self.folder):
             return "running"
-        return "never began" if (self.folder / _BEGINNING).is_file() else "stopped"
+        return "never began" if (self.folder / BEGINNING_FILE).is_file() else "stopped"
 
     @property
     def stopped_early(self) -> bool:
@@ -53,26 +52,26 @@ class Place:
 
 
 def databases_of(runs_dir: Path, url: str | None) -> list[str | Path]:
-    """The databases that runs are in: the one at a URL, or all in the folders of a folder.
+    """The databases with runs: the one at a URL, or those in the run folders of `runs_dir`.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: `runs_dir` doesn't exist.
     """
     if url is not None:
         return [url]
     if not runs_dir.is_dir():
         raise UserError(f"{runs_dir}: there is no such folder; say where the runs are with --runs-dir or --url")
-    return sorted(runs_dir.glob(f"*/{_HISTORY}"))
+    return sorted(runs_dir.glob(f"*/{HISTORY_FILE}"))
 
 
 def where_text(runs_dir: Path, url: str | None) -> str:
-    """Where that is, in words."""
+    """Where runs were looked for, in words."""
     return str(runs_dir) if url is None else "the database"
 
 
 @contextlib.contextmanager
 def opened(database: str | Path) -> Iterator[History]:
-    """A history, closed in the end.
+    """A history, open for the `with` block.
 
     Raises:
         StoreError: it can't be read.
@@ -84,7 +83,7 @@ def opened(database: str | Path) -> Iterator[History]:
 
 
 def read_runs(databases: Iterable[str | Path]) -> tuple[list[Place], dict[Path, StoreError]]:
-    """The runs of some databases, the newest first, and what is wrong with the files that can't be read."""
+    """The runs of some databases, the newest first, and the error of each file that can't be read."""
     places, unreadable = [], {}
     for database in databases:
         try:
@@ -103,13 +102,13 @@ def read_runs(databases: Iterable[str | Path]) -> tuple[list[Place], dict[Path, 
 
 
 def find_run(name: str, runs_dir: Path, url: str | None) -> Place:
-    """The run that a person means.
+    """The run with an id, the beginning of an id, or a folder's path or name.
 
     Raises:
-        UserError: it is none, or could be several.
+        UserError: there is no such run, or there are several.
         StoreError: its history can't be read.
     """
-    here = Path(name) / _HISTORY
+    here = Path(name) / HISTORY_FILE
     places, unreadable = read_runs([here] if url is None and here.is_file() else databases_of(runs_dir, url))
     rules: tuple[Callable[[Place], bool], ...] = (
         lambda place: place.run.run_id == name,
@@ -138,11 +137,8 @@ def _named(places: Sequence[Place]) -> str:
     return ", ".join(f"{place.run.run_id} ({place.folder.name})" for place in places)
 
 
-# How one is removed.
-
-
 def why_not_removed(place: Place) -> str | None:
-    """Why a run can't be removed, or None if it can."""
+    """The reason why a run can't be removed; None if it can."""
     folder = place.folder
     if is_held(folder):
         return "a server has it"
@@ -162,7 +158,7 @@ def why_not_removed(place: Place) -> str | None:
 
 
 def holds(folder: Path, place: Place) -> bool:
-    """Whether a folder is the run's, by the files in it: links prove nothing."""
+    """Whether the files in a folder show that it is the run's; symbolic links don't."""
     ids = []
     for name in _ID_FILES:
         path = folder / name
@@ -171,22 +167,22 @@ def holds(folder: Path, place: Place) -> bool:
                 ids.append(json.loads(path.read_text(encoding="utf-8"))["run_id"])
             except (OSError, ValueError, KeyError, TypeError):
                 return False
-    by_history = place.database == folder / _HISTORY and not (folder / _HISTORY).is_symlink()
+    by_history = place.database == folder / HISTORY_FILE and not (folder / HISTORY_FILE).is_symlink()
     return all(run_id == place.run.run_id for run_id in ids) and (bool(ids) or by_history)
 
 
 def remove_run(place: Place) -> None:
-    """Remove a run, such that a removal that was cut short can be taken up again.
+    """Remove a run. A removal that was interrupted can be repeated.
 
     Raises:
-        StoreError: a server has it, or a file can't be removed.
+        StoreError: a server has the run, or a file can't be removed.
     """
     from filelock import FileLock, Timeout
 
     folder = place.folder
     try:
         if folder.exists():
-            with FileLock(folder / _LOCK, blocking=False):
+            with FileLock(folder / LOCK_FILE, blocking=False):
                 _empty(folder)
             folder.rmdir()
         if isinstance(place.database, str):
@@ -199,8 +195,10 @@ def remove_run(place: Place) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Remove all that is in a folder: what says whose it is last, and links but not what they lead to."""
-    last = [folder / name for name in (f"{_HISTORY}-wal", f"{_HISTORY}-shm", _HISTORY, *_ID_FILES, _LOCK)]
+    """Remove everything in a folder, the files that show whose it is last. Links are removed, and not their targets."""
+    last = [
+        folder / name for name in (f"{HISTORY_FILE}-wal", f"{HISTORY_FILE}-shm", HISTORY_FILE, *_ID_FILES, LOCK_FILE)
+    ]
     for path in [*(path for path in folder.iterdir() if path not in last), *last]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -209,7 +207,7 @@ def _empty(folder: Path) -> None:
 
 
 def num_bytes_in(folder: Path) -> int:
-    """Bytes of the files in a folder, those that links lead to not among them."""
+    """The bytes of the files in a folder, without the targets of links."""
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:

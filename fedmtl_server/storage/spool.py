@@ -1,8 +1,7 @@
-"""Files of whole updates: what was acknowledged and is in no commit yet is in here.
+"""Files of acknowledged updates that no commit contains yet.
 
-A file is the update's header and its encoded bytes behind a preamble, which is written last and taken away first. So
-a file without one was not written to its end, and one whose checksum is wrong is damaged; of neither anything is
-believed.
+A file is a preamble, the update's header and its encoded bytes. The preamble is written last and erased first, so a
+file without one is incomplete, and a file with a wrong checksum is damaged. Both are discarded.
 
     8 bytes   "FEDMTLU1"
     8         bytes of the header
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from fedmtl_core.errors import StoreError
 from fedmtl_core.logs import get_logger
-from fedmtl_server.storage.syncing import sync_folder
+from fedmtl_server.storage.files import sync_folder
 
 _PREAMBLE = struct.Struct("<8sQQII")
 _MAGIC = b"FEDMTLU1"
@@ -38,19 +37,19 @@ _sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no such thing
 
 @dataclass(frozen=True)
 class SpooledFile:
-    """One whole update on disk."""
+    """One complete update on disk."""
 
     path: Path
     header: bytes
     num_bytes: int
-    """Of its data."""
+    """The length of its data."""
 
 
 class Spool:
-    """A folder of updates. Files are used again, since to write over one costs a fraction of making one.
+    """A folder of updates. Files are reused, since overwriting one is much faster than making one.
 
     Args:
-        folder: where they are. It is made when first needed.
+        folder: the folder, which is made when first needed.
         sync: whether an update is on disk, and not only with the operating system, before `write` returns.
     """
 
@@ -68,7 +67,7 @@ class Spool:
             buffers: uint8, the data one after the other.
 
         Raises:
-            OSError: it can't be written. Nothing of it is left.
+            OSError: the file can't be written; it is removed.
         """
         path = self._free.pop() if self._free else None
         is_new = path is None
@@ -99,7 +98,7 @@ class Spool:
         """Read an update's data into buffers of its size.
 
         Raises:
-            StoreError: it can't be read, or isn't what was written.
+            StoreError: the file can't be read, or isn't what was written.
         """
         try:
             with path.open("rb", buffering=0) as file:
@@ -114,13 +113,13 @@ class Spool:
             raise StoreError(f"{path} isn't what was written to it: its checksum is wrong")
 
     def discard(self, path: Path) -> None:
-        """Say that a file holds no update any more, so that it can be used for another."""
+        """Erase the update in a file, so that the file can be used for another one."""
         with contextlib.suppress(OSError), path.open("r+b", buffering=0) as file:
             file.write(bytes(_PREAMBLE.size))
             self._free.append(path)
 
     def scan(self) -> list[SpooledFile]:
-        """The whole updates that are here, whoever wrote them, the oldest first; other files are discarded.
+        """The complete updates in the folder, the oldest first; other files are discarded.
 
         Raises:
             StoreError: the folder can't be read.
@@ -137,7 +136,7 @@ class Spool:
         return [whole for _, whole in found if whole is not None]
 
     def close(self) -> None:
-        """Remove the files that nobody uses."""
+        """Remove the files without an update."""
         while self._free:
             self._free.pop().unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it isn't there, or holds what is still in use
@@ -163,7 +162,7 @@ def _read_into(file: FileIO, data: memoryview) -> None:
 
 
 def _read_whole(path: Path) -> SpooledFile | None:
-    """A file's update, or None if there is no whole one in it. One that was written to its end is damaged then."""
+    """The update in a file; None if it is incomplete or damaged, and the latter is logged."""
     with path.open("rb", buffering=0) as file:
         preamble = file.read(_PREAMBLE.size)
         if len(preamble) < _PREAMBLE.size:

@@ -9,7 +9,8 @@ import torch
 
 from fedmtl_client.proximal import ProximalTerm
 from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from tests.federations import loaded, run
 from tests.quadratics import PLAN, Point, Quadratic, QuadraticTrainer, Steps, optimum
 
@@ -95,7 +96,7 @@ def test_over_grpc_the_servers_mu_holds_the_clients_updates_to_the_received_mode
             "clients=[{client_id: a, task: sst2}]",
         )
         run(config, tmp_path / str(mu))
-        history = History.open(tmp_path / str(mu) / FILE_NAME, create=False)
+        history = History.open(tmp_path / str(mu) / HISTORY_FILE, create=False)
         report = history.rounds(history.runs()[0].run_id)[1].report
         history.close()
         moved[mu] = report["components"][0]["contributions"][0]["norm"]

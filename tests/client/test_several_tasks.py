@@ -15,7 +15,8 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.modeling import TOY_MODEL
 from fedmtl_core.runtime.tracing import OFF
 from fedmtl_server import Server
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from tests import federations
 
 TWO = {"sst2": {"data": {"builtin": "sst2"}}, "stsb": {"data": {"builtin": "stsb"}}}
@@ -183,7 +184,7 @@ def federation(tmp_path, selection="server", **sections):
         }
     )
     results, done = federations.run(settled, tmp_path / "run")
-    history = History.open(tmp_path / "run" / FILE_NAME, create=False)
+    history = History.open(tmp_path / "run" / HISTORY_FILE, create=False)
     try:
         updates = history.updates(history.runs()[0].run_id)
     finally:

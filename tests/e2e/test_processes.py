@@ -19,7 +19,8 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 from safetensors import safe_open
 
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 
 pytestmark = pytest.mark.e2e
 
@@ -74,7 +75,7 @@ class Federation:
     def reports(self) -> list[Mapping[str, Any]]:
         """Of the rounds that have ended, in their order."""
         run_id = json.loads((self.run_dir / "run.json").read_text())["run_id"]
-        with contextlib.closing(History.open(self.run_dir / FILE_NAME, create=False)) as history:
+        with contextlib.closing(History.open(self.run_dir / HISTORY_FILE, create=False)) as history:
             return [one.report for one in history.rounds(run_id) if one.report is not None]
 
     def until(self, phase: pb.Phase, round_: int, timeout_s: float = 90) -> pb.GetStatusResponse:

@@ -13,7 +13,8 @@ from fedmtl_client.data import load_task_data
 from fedmtl_core import plugins
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from tests.federations import loaded, run
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ def few_rows(task: str) -> tuple[str, str]:
 
 def drift(run_dir: Path) -> float:
     """How far the clients moved the encoder in round 1, the mean over them."""
-    history = History.open(run_dir / FILE_NAME, create=False)
+    history = History.open(run_dir / HISTORY_FILE, create=False)
     try:
         report = history.rounds(history.runs()[0].run_id)[1].report
     finally:

@@ -19,7 +19,8 @@ import pytest
 from safetensors.torch import load_file
 
 from fedmtl_server.rounds.engine import Phase
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from tests.examples.languages import LANGUAGES, ROOT, VECTORS, training
 from tests.examples.scripted import CODE, DATA, RETRY_S, TASK, ScriptedServer, float32_of, scripted
 from tests.support import CuttingProxy, WideEncoder, eventually, serving, tiny_model
@@ -125,7 +126,7 @@ async def test_clients_in_all_languages_train_one_model(languages, tmp_path, sta
     ended |= {name: process.wait(30) for name, process in python.items()}
     assert ended == dict.fromkeys(task_of, 0), [run.log(name) for name in ended if ended[name] != 0]
 
-    with contextlib.closing(History.open(run.run_dir / FILE_NAME, create=False)) as history:
+    with contextlib.closing(History.open(run.run_dir / HISTORY_FILE, create=False)) as history:
         [record] = history.runs()
         reports = [one.report for one in history.rounds(record.run_id) if one.report is not None]
         updates = history.updates(record.run_id)

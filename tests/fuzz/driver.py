@@ -29,7 +29,8 @@ from fedmtl_server.rounds.engine import RoundRules
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rpc import uploads
 from fedmtl_server.rpc.servicer import FederatedMtlServicer
-from fedmtl_server.storage.history import UpdateRecord
+from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
+from fedmtl_server.storage.records import UpdateRecord
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.buffers import BufferPool
 from fedmtl_server.transfer.staging import StagingArea
@@ -194,7 +195,8 @@ class Driver:
         self._end("the server is stopping")
         self.model = model
         store = RunStore.resume(self._config, self.run_id, self._folder)
-        left_off = store.left_off([component.layout for component in model.components.values()])
+        layouts = CheckpointLayouts([component.layout for component in model.components.values()])
+        left_off = store.left_off(lambda report: layouts)
         model.install(left_off.components)
         self._serve(store)
         self.federation.resume(left_off, recovered_updates(store, left_off, model, self._config))

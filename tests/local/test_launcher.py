@@ -23,7 +23,8 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import FedMTLError
 from fedmtl_local.launcher import LocalRun
 from fedmtl_local.processes import Child, start_module
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 
 pytestmark = pytest.mark.e2e
 
@@ -226,7 +227,7 @@ clients: [{client_id: t, task: qqp}, {client_id: a, task: sst2, shard: 1/2}, {cl
         config = Config.model_validate(yaml.safe_load(text))
         run = LocalRun(config, tmp_path / "c.yaml", [], run_dir, console=Console(quiet=True), start=start)
         results = run.run()
-        with contextlib.closing(History.open(run_dir / FILE_NAME, create=False)) as history:
+        with contextlib.closing(History.open(run_dir / HISTORY_FILE, create=False)) as history:
             rounds = history.rounds(json.loads((run_dir / "run.json").read_text())["run_id"])
         return results, [dict(one.cohort) for one in rounds]
 
@@ -265,7 +266,7 @@ def _reports(run_dir: Path) -> list[Mapping[str, Any]]:
         run_id = json.loads((run_dir / "run.json").read_text())["run_id"]
     except FileNotFoundError:
         return []
-    with contextlib.closing(History.open(run_dir / FILE_NAME, create=False)) as history:
+    with contextlib.closing(History.open(run_dir / HISTORY_FILE, create=False)) as history:
         return [one.report for one in history.rounds(run_id) if one.report is not None]
 
 

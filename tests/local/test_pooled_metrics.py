@@ -13,7 +13,7 @@ from fedmtl_client import Client
 from fedmtl_core.model import toy
 from fedmtl_core.model.modeling import load_tokenizer
 from fedmtl_server import Server
-from fedmtl_server.export.folders import load_model, open_run
+from fedmtl_server.saved_runs import load_model, open_run
 
 SCORES = {"type": "regression", "text_columns": ["sentence1", "sentence2"], "metrics": ["pearson", "spearman"]}
 OPINIONS = {

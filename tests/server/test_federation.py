@@ -11,7 +11,8 @@ from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
 from fedmtl_core.errors import StoreError
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from fedmtl_server.transfer.incoming import Transfers
 from tests.support import WireClient, eventually, serving, tiny_model, watching
 
@@ -184,7 +185,7 @@ async def test_what_a_refused_update_said_of_itself_is_in_the_history(tmp_path):
         await report(clients["a"], 1)
         await clients["a"].until(COMMITTED)
         refused = server.federation.last_report.refused
-    history = History.open(tmp_path / FILE_NAME, create=False)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
     records = [one for one in history.updates(server.store.run_id) if one.outcome == "refused"]
     history.close()
     for known in (refused, records):

@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, StoreError
 from fedmtl_server.server import Server
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from fedmtl_server.storage.spool import Spool
 from tests.support import TinyEncoder, WireClient, eventually, full_of, model_bytes, serving, tiny_model, watching
 
@@ -30,7 +31,7 @@ def other_model(*tasks):
 
 
 def history_of(run_dir):
-    history = History.open(run_dir / FILE_NAME, create=False)
+    history = History.open(run_dir / HISTORY_FILE, create=False)
     try:
         run = history.runs()[0]
         return run, history.rounds(run.run_id), history.updates(run.run_id)

@@ -1,8 +1,8 @@
-"""Runs the revisions on the connection that `History` hands over, within its transaction."""
+"""Runs the revisions on the connection that `Database` hands over, within its transaction."""
 
 from alembic import context
 
-from fedmtl_server.storage.history import METADATA, VERSION_TABLE
+from fedmtl_server.storage.schema import METADATA, VERSION_TABLE
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -23,8 +23,9 @@ from fedmtl_core.model.encoders import load_encoder, load_tokenizer, save_encode
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.model.pretrained import LoadedWeights
 from fedmtl_core.wire.layout import Component
-from fedmtl_server.export.folders import export_all, export_task, open_run
+from fedmtl_server.export.folders import export_all, export_task
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.saved_runs import open_run
 from fedmtl_server.storage.store import RunStore
 from tests import families
 

@@ -15,8 +15,9 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, StoreError, UnauthenticatedError
 from fedmtl_server.access.clients import ClientRegistry, database_of
 from fedmtl_server.access.identities import Credentials, Identity
-from fedmtl_server.storage import history as history_module
+from fedmtl_server.storage import database as database_module
 from fedmtl_server.storage.history import History
+from fedmtl_server.storage.schema import CLIENTS
 
 
 @pytest.fixture
@@ -113,11 +114,11 @@ def test_a_database_of_the_time_before_clients_learns_of_them(path, monkeypatch,
     path.parent.mkdir()
     older = tmp_path / "migrations"
     (older / "versions").mkdir(parents=True)
-    (older / "env.py").write_text((history_module.MIGRATIONS / "env.py").read_text())
-    first = history_module.MIGRATIONS / "versions" / "0001_history.py"
+    (older / "env.py").write_text((database_module.MIGRATIONS / "env.py").read_text())
+    first = database_module.MIGRATIONS / "versions" / "0001_history.py"
     (older / "versions" / first.name).write_text(first.read_text())
     with monkeypatch.context() as patch:
-        patch.setattr(history_module, "MIGRATIONS", older)
+        patch.setattr(database_module, "MIGRATIONS", older)
         History.open(path).close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
@@ -153,4 +154,4 @@ def test_the_table_is_the_migrations(registry, path):
     columns = {
         column["name"] for column in sa.inspect(sa.create_engine(f"sqlite:///{path}")).get_columns("known_clients")
     }
-    assert columns == set(history_module.CLIENTS.c.keys())
+    assert columns == set(CLIENTS.c.keys())

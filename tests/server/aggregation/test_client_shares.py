@@ -15,7 +15,8 @@ from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
 from fedmtl_server.aggregation.auxiliary import Auxiliary
 from fedmtl_server.aggregation.client_shares import ClientShares
 from fedmtl_server.aggregation.task_weighting.shares import Examples, Uniform
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from tests.support import TinyEncoder, WireClient, eventually, full_of, model_bytes, serving, tiny_model, watching
 
 LIE = 2**53
@@ -186,6 +187,6 @@ async def test_a_task_s_limit_is_counted_as_such_and_what_was_said_is_told(tmp_p
     assert (a.num_examples, a.counted_examples, a.weight) == (1_000_000, 30, 0.75)
     assert not b.HasField("counted_examples")
     assert report.tasks[0].num_examples == 40
-    history = History.open(tmp_path / FILE_NAME, create=False)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
     assert [one.num_examples for one in history.updates(history.runs()[0].run_id)] == [1_000_000, 10]
     history.close()

@@ -17,7 +17,8 @@ from fedmtl_server import doctor
 from fedmtl_server.access.certs import make_authority, make_client, make_server
 from fedmtl_server.access.clients import ClientRegistry
 from fedmtl_server.commands.app import app
-from fedmtl_server.storage.history import VERSION_TABLE, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.schema import VERSION_TABLE
 from tests.tiny_encoders import save
 
 OK, WARN, FAIL = Level.ok, Level.warn, Level.fail

@@ -27,7 +27,8 @@ from fedmtl_core.config import Config, EarlyStoppingConfig
 from fedmtl_core.errors import StoreError, UserError
 from fedmtl_server.commands.runs import runs_app
 from fedmtl_server.rounds.report import MetricReport
-from fedmtl_server.storage.history import History, RoundRecord, RunRecord, UpdateRecord
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.records import RoundRecord, RunRecord, UpdateRecord
 
 NOW_MS = time.time_ns() // 1_000_000
 DAY_MS = 86_400_000

@@ -32,8 +32,9 @@ from fedmtl_core.errors import CorruptCheckpointError, FedMTLError, StoreError, 
 from fedmtl_core.model import toy
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_server.commands.app import app
-from fedmtl_server.export.folders import choose_round, export_all, export_task, open_run
+from fedmtl_server.export.folders import export_all, export_task
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.saved_runs import choose_round, open_run
 from fedmtl_server.storage.store import RunStore
 from tests import federations
 from tests.tiny_encoders import LONGER, SHORT, batch_of, save
@@ -411,7 +412,7 @@ def test_a_task_of_its_own_kind_is_exported_with_the_rest_alone(tmp_path, monkey
 
 def test_a_model_that_would_compute_something_else_is_not_written(tmp_path, monkeypatch):
     begun(tmp_path / "run", TOY_MODEL)
-    monkeypatch.setattr("fedmtl_server.export.folders._same_logits", lambda *_: False)
+    monkeypatch.setattr("fedmtl_server.export.folders.have_same_logits", lambda *_: False)
     with pytest.raises(FedMTLError, match="doesn't compute the same as the run's; nothing is written"):
         export_task(open_run(tmp_path / "run"), "sst2", tmp_path / "out")
     assert not (tmp_path / "out").exists()

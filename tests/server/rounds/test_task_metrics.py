@@ -14,7 +14,8 @@ from fedmtl_core.tasks import metrics
 from fedmtl_core.tasks.evaluation import Evaluation, EvaluationDetails
 from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.evaluation_messages import details_from_proto, details_to_proto
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from tests.support import eventually, reports_of, serving, tiny_model, watching
 
 CODE = grpc.StatusCode
@@ -140,7 +141,7 @@ async def test_an_undefined_metric_is_no_tasks_first_last_or_best_and_left_out_o
     assert {round_: one.num_undefined for round_, one in result.measured.items()} == {0: 1, 1: 0, 2: 1}
     stored = json.loads((tmp_path / "results.json").read_text())["stsb"]
     assert (stored["first"], stored["best"], stored["measured"]["2"]["num_undefined"]) == (None, -0.5, 1)
-    history = History.open(tmp_path / FILE_NAME, create=False)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
     assert [(one.round, one.value, one.num_clients) for one in history.metrics(history.runs()[0].run_id)] == [
         (1, -0.5, 1)
     ]

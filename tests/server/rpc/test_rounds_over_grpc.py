@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from fedmtl_client.api import FederationApi
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_core.model.modeling import MultiTaskModel
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from tests.server.test_model import bert_tiny
 from tests.support import TASKS, OddEncoder, WireClient, eventually, model_bytes, serving, specs, tiny_model
 
@@ -229,7 +230,7 @@ async def test_a_run_ends_with_an_evaluation_of_the_final_model(tmp_path):
         assert (tmp_path / "metrics.png").exists()
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["sst2"]["by_round"] == {"0": 0.1, "1": 0.2, "2": 0.3}
-    history = History.open(tmp_path / FILE_NAME, create=False)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
     rounds, metrics = history.rounds(server.store.run_id), history.metrics(server.store.run_id)
     history.close()
     assert [one.outcome for one in rounds] == ["committed"] * 4  # round 0 is the model before the first

@@ -8,7 +8,8 @@ import torch
 from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from tests.support import eventually, full_of, serving, tiny_model, watching
 
 OPENED, COMMITTED, FAILED, FINISHED = (
@@ -28,7 +29,7 @@ async def refusal(call):
 
 
 def updates_of(run_dir):
-    history = History.open(run_dir / FILE_NAME, create=False)
+    history = History.open(run_dir / HISTORY_FILE, create=False)
     try:
         return [(one.client_id, one.round, one.outcome) for one in history.updates(history.runs()[0].run_id)]
     finally:

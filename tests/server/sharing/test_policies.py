@@ -29,9 +29,9 @@ from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.delta_products import inner_products_of
 from fedmtl_server.aggregation.rearranging import rearranged
 from fedmtl_server.commands.app import app
-from fedmtl_server.export.folders import load_model, open_run
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.tracking import round_point
+from fedmtl_server.saved_runs import load_model, open_run
 from fedmtl_server.sharing.policies import (
     Cosine,
     Decided,

@@ -23,16 +23,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from fedmtl_core.errors import StoreError
-from fedmtl_server.storage import history as module
-from fedmtl_server.storage.history import (
-    History,
-    MetricRecord,
-    RoundOutcome,
-    RoundRecord,
-    RunRecord,
-    UpdateRecord,
-    without_password,
-)
+from fedmtl_server.storage import database as database_module
+from fedmtl_server.storage.engines import without_password
+from fedmtl_server.storage.history import History, _replace_round
+from fedmtl_server.storage.records import MetricRecord, RoundOutcome, RoundRecord, RunRecord, UpdateRecord
+from fedmtl_server.storage.schema import CLIENTS, METADATA, VERSION_TABLE
 
 RUN = RunRecord("run-1", 1_000, "runs/one", "builtin:toy", ("sst2", "qqp"), 3, {"training": {"num_rounds": 3}})
 COHORT = {"b": "qqp", "a": "sst2"}
@@ -304,10 +299,10 @@ class HistoryBehaviour:
         assert row_counts(history) == {"runs": 1, "rounds": 41, "updates": 80, "metrics": 120}
 
     def test_an_empty_database_becomes_exactly_the_tables_that_the_code_knows(self, history):
-        with history._engine.connect() as connection:
-            options = {"version_table": module.VERSION_TABLE, "compare_server_default": True}
+        with history._database._engine.connect() as connection:
+            options = {"version_table": VERSION_TABLE, "compare_server_default": True}
             context = MigrationContext.configure(connection, opts=options)
-            assert compare_metadata(context, module.METADATA) == []
+            assert compare_metadata(context, METADATA) == []
             where = "SELECT sql FROM sqlite_master WHERE name = 'uq_updates_counted_once'"
             if connection.dialect.name == "postgresql":
                 where = "SELECT indexdef FROM pg_indexes WHERE indexname = 'uq_updates_counted_once'"
@@ -322,10 +317,10 @@ class HistoryBehaviour:
         end(history, 1)
         before = (history.runs(), history.rounds("run-1"), history.updates("run-1"), history.metrics("run-1"))
         history.close()
-        monkeypatch.setattr(module, "MIGRATIONS", with_another_revision(tmp_path))
+        monkeypatch.setattr(database_module, "MIGRATIONS", with_another_revision(tmp_path))
         later = History.open(database, create=False)
         assert (later.runs(), later.rounds("run-1"), later.updates("run-1"), later.metrics("run-1")) == before
-        with later._engine.connect() as connection:
+        with later._database._engine.connect() as connection:
             assert connection.exec_driver_sql("SELECT note FROM runs").all() == [("none",)]
             assert connection.exec_driver_sql("SELECT version_num FROM fedmtl_version").all() == [("0003",)]
         later.close()
@@ -334,7 +329,7 @@ class HistoryBehaviour:
         begun(history)
         history.close()
         with monkeypatch.context() as patch:
-            patch.setattr(module, "MIGRATIONS", with_another_revision(tmp_path))
+            patch.setattr(database_module, "MIGRATIONS", with_another_revision(tmp_path))
             History.open(database).close()
         words = r"was written by a newer FedMTL \(schema 0003; this one knows up to 0002\); update FedMTL"
         for create in (True, False):
@@ -343,7 +338,7 @@ class HistoryBehaviour:
 
     def test_another_programs_tables_are_left_alone(self, database):
         history = History.open(database)
-        with history._engine.begin() as connection:
+        with history._database._engine.begin() as connection:
             connection.exec_driver_sql("DROP TABLE fedmtl_version")
         history.close()
         with pytest.raises(
@@ -367,18 +362,18 @@ class HistoryBehaviour:
 
 
 def row_counts(history: History) -> dict[str, int]:
-    with history._engine.connect() as connection:
+    with history._database._engine.connect() as connection:
         return {
             name: connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
-            for name, table in module.METADATA.tables.items()
-            if table is not module.CLIENTS
+            for name, table in METADATA.tables.items()
+            if table is not CLIENTS
         }
 
 
 def with_another_revision(tmp_path: Path) -> Path:
     """The migrations of a FedMTL to come: the real ones, and one that adds a column."""
     folder = tmp_path / "migrations"
-    shutil.copytree(module.MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(database_module.MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "versions" / "0003_note.py").write_text(
         "import sqlalchemy as sa\n"
         "from alembic import op\n"
@@ -399,7 +394,7 @@ class TestSqlite(HistoryBehaviour):
 
 def test_sqlite_writes_ahead_waits_for_the_disk_and_keeps_foreign_keys(tmp_path):
     history = History.open(tmp_path / "history.sqlite")
-    with history._engine.connect() as connection:
+    with history._database._engine.connect() as connection:
         pragmas = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             for name in ("journal_mode", "synchronous", "foreign_keys")
@@ -413,7 +408,7 @@ def test_a_newer_file_is_left_byte_for_byte_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "runs" / "history.sqlite"
     path.parent.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "MIGRATIONS", with_another_revision(tmp_path))
+        patch.setattr(database_module, "MIGRATIONS", with_another_revision(tmp_path))
         history = History.open(path)
         begun(history)
         history.close()
@@ -456,8 +451,8 @@ def test_a_reader_sees_whole_rounds_while_the_writer_writes(tmp_path):
     history = History.open(path)
     begun(history)
     reader = History.open(path, create=False)
-    with history._write("write") as connection:
-        module._replace_round(connection, ended(1))
+    with history._database.transaction("write") as connection:
+        _replace_round(connection, ended(1))
         assert outcomes(reader) == {0: "committed"}
     assert outcomes(reader) == {0: "committed", 1: "committed"}
     reader.close()
@@ -470,7 +465,7 @@ def test_an_upgrade_that_fails_leaves_the_older_file_as_it_was(tmp_path, monkeyp
     folder = with_another_revision(tmp_path)
     script = folder / "versions" / "0003_note.py"
     script.write_text(script.read_text() + "    op.execute('INSERT INTO nowhere VALUES (1)')\n")
-    monkeypatch.setattr(module, "MIGRATIONS", folder)
+    monkeypatch.setattr(database_module, "MIGRATIONS", folder)
     with pytest.raises(StoreError, match="can't bring its tables up to date: no such table: nowhere"):
         History.open(path)
     with sqlite3.connect(path) as connection:
@@ -554,7 +549,7 @@ begun(history)
 last = int(sys.argv[2])
 for round_ in range(1, 10_000):
     if round_ == last:
-        sa.event.listen(history._engine, "commit", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        sa.event.listen(history._database._engine, "commit", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     end(history, round_)
     print(round_, flush=True)
 """

@@ -20,7 +20,8 @@ import pytest
 from fedmtl_core.errors import StoreError, UnauthenticatedError
 from fedmtl_server.access.clients import ClientRegistry
 from fedmtl_server.access.identities import Credentials, Identity
-from fedmtl_server.storage.history import History, without_password
+from fedmtl_server.storage.engines import without_password
+from fedmtl_server.storage.history import History
 from fedmtl_server.storage.rollback import roll_back
 from fedmtl_server.storage.runs import find_run
 from tests.server.storage.test_history import (

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from fedmtl_core.errors import StoreError, UserError
 from fedmtl_server.commands.runs import runs_app
-from fedmtl_server.storage.history import FILE_NAME, History
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
 from fedmtl_server.storage.rollback import roll_back
 from fedmtl_server.storage.runs import find_run
 from tests.server.playing import model, play, push
@@ -65,7 +66,7 @@ async def test_a_run_that_was_rolled_back_comes_to_the_model_of_one_that_was_not
         server._outcome = "finished"
     assert [(one.round, one.components, one.weighting_states) for one in reports_of(tmp_path)[:4]] == expected_reports
     assert json.loads((tmp_path / "results.json").read_text())["sst2"]["last"] == 0.5
-    history = History.open(tmp_path / FILE_NAME, create=False)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
     (run,) = history.runs()
     outcomes = [(one.round, one.outcome) for one in history.rounds(run.run_id)]
     history.close()

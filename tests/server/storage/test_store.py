@@ -22,9 +22,13 @@ from fedmtl_core.config import Config, ServerConfig, TrainingConfig
 from fedmtl_core.errors import StoreError
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport, TaskReport
+from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.folders import held_run, state_of, unfinished_run
-from fedmtl_server.storage.history import FILE_NAME, History, RunRecord, UpdateRecord
-from fedmtl_server.storage.store import LeftOff, RunStore
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
+from fedmtl_server.storage.records import RunRecord, UpdateRecord
+from fedmtl_server.storage.resume import LayoutsOf, LeftOff
+from fedmtl_server.storage.store import RunStore
 from tests.support import OddEncoder, TinyEncoder, model_bytes, tiny_model
 
 COHORT = {"b": "sst2", "a": "sst2", "c": "sst2"}
@@ -75,8 +79,14 @@ def run_of(run_dir, num_rounds: int, **store) -> RunStore:
     return started
 
 
+def layouts_of(model: MTLServerModel) -> LayoutsOf:
+    """Those of a model whose layers stay where they are, without a server optimizer."""
+    layouts = CheckpointLayouts([component.layout for component in model.components.values()])
+    return lambda report: layouts
+
+
 def left_off(store: RunStore) -> LeftOff:
-    return store.left_off([component.layout for component in model_of(0).components.values()])
+    return store.left_off(layouts_of(model_of(0)))
 
 
 def bytes_of(left: LeftOff) -> dict[str, bytes]:
@@ -93,7 +103,7 @@ def checkpoints(run_dir) -> set[str]:
 
 def known_runs(run_dir) -> list[RunRecord]:
     """The runs in a folder's history."""
-    with contextlib.closing(History.open(run_dir / FILE_NAME, create=False)) as history:
+    with contextlib.closing(History.open(run_dir / HISTORY_FILE, create=False)) as history:
         return history.runs()
 
 
@@ -127,7 +137,7 @@ def test_a_checkpoint_holds_the_model_bit_for_bit(tmp_path):
                 stored = stored_model.get_tensor(name)
                 assert stored.dtype == view.dtype
                 assert torch.equal(stored, view)
-    history = History.open(tmp_path / FILE_NAME, create=False)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
     digests = {scope: hashlib.sha256(data).hexdigest() for scope, data in model_bytes(model).items()}
     assert history.rounds("run")[-1].checkpoint == digests
     history.close()
@@ -137,7 +147,7 @@ def test_the_model_before_the_first_round_is_a_checkpoint_as_any_other(tmp_path)
     model = tiny_model("sst2", encoder=OddEncoder())
     create(tmp_path, model).close()
     store = resume(tmp_path)
-    left = store.left_off([component.layout for component in model.components.values()])
+    left = store.left_off(layouts_of(model))
     assert bytes_of(left) == model_bytes(model)
     assert (left.round, left.cohort, left.counted, left.reports) == (1, None, {}, [])
     store.close()
@@ -164,7 +174,7 @@ def test_reports_and_metrics_are_in_the_history(tmp_path):
     store = create(tmp_path)
     commit(store, model_of(1), 1)
     store.end_round(report(2), COHORT, [])
-    history = History.open(tmp_path / FILE_NAME, create=False)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
     start, *rounds = history.rounds("run")
     assert (start.round, start.outcome, start.report) == (0, "committed", None)
     assert [(one.round, one.outcome, one.report["round"]) for one in rounds] == [
@@ -199,7 +209,9 @@ def test_a_new_run_writes_down_its_configuration_and_takes_no_used_folder(tmp_pa
 def test_a_password_is_kept_nowhere(tmp_path, monkeypatch):
     """Neither in the folder nor in the database, which others can read."""
     real = History.open
-    monkeypatch.setattr(History, "open", lambda url, create: real(tmp_path / FILE_NAME))  # as if PostgreSQL were there
+    monkeypatch.setattr(
+        History, "open", lambda url, create: real(tmp_path / HISTORY_FILE)
+    )  # as if PostgreSQL were there
     url = "postgresql+psycopg://me:hunter2@host:5433/fedmtl?sslpassword=hunter3&sslmode=require"
     create(tmp_path, url=url).close()
     monkeypatch.undo()
@@ -213,9 +225,11 @@ def test_a_password_is_kept_nowhere(tmp_path, monkeypatch):
 
 def test_the_names_of_all_folders_that_a_new_run_makes_are_on_disk(tmp_path, monkeypatch):
     synced = []
-    monkeypatch.setattr(
-        "fedmtl_server.storage.store.sync_folder", lambda folder: synced.append((folder, set(folder.iterdir())))
-    )
+    for module in ("files", "store"):
+        monkeypatch.setattr(
+            f"fedmtl_server.storage.{module}.sync_folder",
+            lambda folder: synced.append((folder, set(folder.iterdir()))),
+        )
     run_dir = tmp_path / "runs" / "mine"
     create(run_dir, durability="power").close()
     for folder in (run_dir.parent, run_dir, run_dir / "checkpoints", run_dir / "staging"):
@@ -234,7 +248,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_leaves_the_last_one
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedmtl_server.storage.store.write_safetensors", full)
+    monkeypatch.setattr("fedmtl_server.storage.checkpoint_folder.write_safetensors", full)
     with pytest.raises(StoreError, match=r"round-0002\.safetensors: .*No space left on device"):
         commit(store, model_of(2), 2)
     assert checkpoint(tmp_path, 1).exists()
@@ -278,7 +292,7 @@ def test_a_run_that_the_database_does_not_know_is_refused_and_its_folder_given_b
 
 def test_a_history_that_is_missing_is_told_and_not_replaced_by_an_empty_one(tmp_path):
     run_of(tmp_path, 2).close()
-    (tmp_path / FILE_NAME).rename(tmp_path / "kept")
+    (tmp_path / HISTORY_FILE).rename(tmp_path / "kept")
     before = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(StoreError, match=rf"{tmp_path}/history\.sqlite is missing: .* Restore the file") as caught:
         resume(tmp_path)
@@ -289,7 +303,7 @@ def test_a_history_that_is_missing_is_told_and_not_replaced_by_an_empty_one(tmp_
     with pytest.raises(StoreError, match=r"other\.sqlite: there is no such file"):
         resume(tmp_path, url=f"sqlite:///{tmp_path}/other.sqlite")
     assert not (tmp_path / "other.sqlite").exists()
-    (tmp_path / "kept").rename(tmp_path / FILE_NAME)
+    (tmp_path / "kept").rename(tmp_path / HISTORY_FILE)
     store = resume(tmp_path)  # the lock was released
     assert bytes_of(left_off(store)) == model_bytes(model_of(2))
     store.close()
@@ -372,7 +386,7 @@ def test_another_model_than_the_runs_is_refused(tmp_path):
     run_of(tmp_path, 1).close()
     wider = tiny_model("sst2", encoder=TinyEncoder(width=5))
     with pytest.raises(StoreError, match=r"the model that the configuration names isn't the run's: .*encoder"):
-        resume(tmp_path).left_off([component.layout for component in wider.components.values()])
+        resume(tmp_path).left_off(layouts_of(wider))
 
 
 # Checkpoints that can't be used.
@@ -462,7 +476,7 @@ def test_a_checkpoint_that_is_not_what_was_written_is_refused_and_the_one_before
     assert reason in refused["reason"]
     assert "round-0003.safetensors" in refused["reason"]
     assert (rolled_back["event"], rolled_back["log_level"], rolled_back["to_round"]) == ("run.rolled_back", "error", 2)
-    history = History.open(tmp_path / FILE_NAME, create=False)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
     outcomes = {one.round: one.outcome for one in history.rounds("run")}
     assert outcomes == {0: "committed", 1: "committed", 2: "committed", 3: "rolled_back"}
     assert {(one.round, one.outcome) for one in history.updates("run")} == {
@@ -517,6 +531,22 @@ def test_a_bit_that_flipped_anywhere_in_a_checkpoint_never_changes_the_model(tmp
     assert wrong == {}
 
 
+def test_a_checkpoint_is_read_with_the_layouts_of_its_own_rounds_report(tmp_path):
+    """Layers may have moved between two rounds, and which ones is in the report."""
+    run_of(tmp_path, 2).close()
+    layouts, asked = layouts_of(model_of(0)), []
+
+    def noted(about: RoundReport | None) -> CheckpointLayouts:
+        asked.append(about)
+        return layouts(about)
+
+    for path in (checkpoint(tmp_path, 2), checkpoint(tmp_path, 1)):
+        _truncate(path)
+    with capture_logs():
+        assert resume(tmp_path).left_off(noted).round == 1
+    assert asked == [report(2), report(1), None]
+
+
 def test_a_run_without_a_checkpoint_that_can_be_used_is_refused_and_stays_as_it_is(tmp_path):
     run_of(tmp_path, 2).close()
     _remove(checkpoint(tmp_path, 0))
@@ -527,7 +557,7 @@ def test_a_run_without_a_checkpoint_that_can_be_used_is_refused_and_stays_as_it_
         StoreError, match=r"no checkpoint in .*checkpoints can be used: .*\[2, 1, 0\] are missing or damaged"
     ):
         left_off(store)
-    history = History.open(tmp_path / FILE_NAME, create=False)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
     assert [one.outcome for one in history.rounds("run")] == ["committed"] * 3
     history.close()
 
@@ -544,7 +574,7 @@ def test_a_folder_without_a_run_holds_none(tmp_path):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
-    "step", ["fedmtl_server.storage.history.History.begin_run", "fedmtl_server.storage.store.RunStore._write"]
+    "step", ["fedmtl_server.storage.history.History.begin_run", "fedmtl_server.storage.store.write_text"]
 )
 def test_a_run_that_was_cut_short_in_its_beginning_leaves_no_other_in_the_history(step, when, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
@@ -595,7 +625,7 @@ def test_the_end_of_a_run_is_in_its_history_and_its_results_in_the_folder(tmp_pa
     store.write_results({"sst2": {"last": 0.5}})
     store.finish()
     assert json.loads((tmp_path / "results.json").read_text()) == {"sst2": {"last": 0.5}}
-    history = History.open(tmp_path / FILE_NAME, create=False)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
     run = history.find_run("run")
     assert run is not None
     assert run.state == "finished"
@@ -671,7 +701,11 @@ def test_what_is_committed_after_a_rollback_outlives_the_damaged_checkpoints_of_
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
-    "step", ["fedmtl_server.storage.store.RunStore._set_aside", "fedmtl_server.storage.history.History.roll_back"]
+    "step",
+    [
+        "fedmtl_server.storage.checkpoint_folder.CheckpointFolder.set_aside_after",
+        "fedmtl_server.storage.history.History.roll_back",
+    ],
 )
 def test_a_rollback_that_was_cut_short_is_taken_up_again(step, when, tmp_path, monkeypatch):
     """Wherever it was cut, the run goes on as after a whole one."""
@@ -735,7 +769,7 @@ def test_a_run_that_is_over_served_unreadable_or_of_another_configuration_is_no_
     assert unfinished_run(given) == tmp_path / "2" / "served"
 
     given = run_in(tmp_path / "3", "unreadable")
-    (tmp_path / "3" / "unreadable" / FILE_NAME).write_text("broken" * 1000)
+    (tmp_path / "3" / "unreadable" / HISTORY_FILE).write_text("broken" * 1000)
     assert unfinished_run(given) is None
 
     given = run_in(tmp_path / "4", "other")

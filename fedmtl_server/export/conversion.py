@@ -1,0 +1,135 @@
+"""One task's model as a class of `transformers`, or as the class in `modeling_fedmtl.py`, and whether they agree."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from fedmtl_core.config import Config
+from fedmtl_core.errors import UserError
+from fedmtl_core.model.encoders import is_of_encoder_decoder
+from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.randomness import drawing_from
+from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_server.export.modeling_fedmtl import FedMTLConfig, FedMTLForSequenceClassification
+
+TOLERANCE = 1e-5
+"""The largest difference of logits, absolute or relative to the largest logit, that counts as equal."""
+
+_PROBES = (("a", "b"), ("the film was great", "the film was not dull at all, was it?"), ("one two three", "four"))
+"""Texts, alone or as pairs, on which logits are compared."""
+
+
+def native_model(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreTrainedModel | None:
+    """The model as the class of `transformers` that has the same parameters; None if no class has.
+
+    Args:
+        module: the task's model.
+        spec: the task.
+        config: the configuration of the run.
+    """
+    if config.model.pooling != "cls":
+        return None  # none of them takes a mean
+    settings = copy.deepcopy(module.encoder.config)
+    _describe(settings, spec, config)
+    try:
+        with drawing_from(0):
+            model = AutoModelForSequenceClassification.from_config(settings)
+    except (ValueError, AttributeError):  # it has no such class
+        return None
+    state = _native_state(module, spec.name, model)
+    if state is None:
+        return None
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _native_state(module: MultiTaskModel, task: str, model: PreTrainedModel) -> dict[str, Tensor] | None:
+    """The parameters under the names of a class of `transformers`; None if it has other parameters.
+
+    BERT and its like keep the encoder's pooler and put a linear layer on it. RoBERTa and its like have no pooler, but
+    the same two layers in what they call the classifier.
+    """
+    encoder = {f"{model.base_model_prefix}.{name}": value for name, value in module.encoder.state_dict().items()}
+    head = module.heads[task].state_dict()
+    pooled = encoder | {f"classifier.{name}": value for name, value in head.items()}
+    if pooled.keys() == model.state_dict().keys():
+        return pooled
+    pooler = f"{model.base_model_prefix}.pooler.dense."
+    moved = {name: value for name, value in encoder.items() if not name.startswith(pooler)}
+    moved |= {
+        f"classifier.dense.{name.removeprefix(pooler)}": value
+        for name, value in encoder.items()
+        if name.startswith(pooler)
+    }
+    moved |= {f"classifier.out_proj.{name}": value for name, value in head.items()}
+    return moved if moved.keys() == model.state_dict().keys() else None
+
+
+def fedmtl_model(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreTrainedModel:
+    """The model as the class in `modeling_fedmtl.py`, which `save_pretrained` copies beside it.
+
+    Args:
+        module: the task's model.
+        spec: the task.
+        config: the configuration of the run.
+    """
+    settings = FedMTLConfig(
+        encoder=module.encoder.config.to_dict(),  # type: ignore[operator, union-attr]
+        of_encoder_decoder=is_of_encoder_decoder(module.encoder),
+        hidden_size=module.hidden_size,
+        pooling=config.model.pooling,
+    )
+    _describe(settings, spec, config)
+    with drawing_from(0):
+        model = FedMTLForSequenceClassification(settings)
+    state = {f"encoder.{name}": value for name, value in module.encoder.state_dict().items()}
+    model.load_state_dict(state | {f"classifier.{k}": v for k, v in module.heads[spec.name].state_dict().items()})
+    FedMTLConfig.register_for_auto_class()  # have save_pretrained copy the file
+    FedMTLForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+    return model.eval()
+
+
+def _describe(settings: PretrainedConfig, spec: TaskSpec, config: Config) -> None:
+    """Set a task's outputs and labels in a configuration of `transformers`."""
+    settings.num_labels = spec.num_outputs
+    if spec.labels:
+        settings.id2label = dict(enumerate(spec.labels))
+        settings.label2id = {label: number for number, label in enumerate(spec.labels)}
+    settings.problem_type = "single_label_classification" if spec.labels else "regression"
+    settings.classifier_dropout = config.model.head_dropout
+
+
+@torch.inference_mode()
+def have_same_logits(
+    module: MultiTaskModel, spec: TaskSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    """Whether two models compute the same logits, up to rounding; logits of padding tokens aren't compared.
+
+    The probes are texts or pairs of texts, as in the task: not every encoder takes both.
+
+    Raises:
+        UserError: the run's own model computes NaN or infinite logits, which can't be compared with anything.
+    """
+    columns = [list(texts) for texts in zip(*_PROBES, strict=True)][: len(spec.text_columns)]
+    for texts in (columns, [column[1:2] for column in columns]):  # together, and one alone
+        inputs = tokenizer(*texts, padding=True, truncation=True, return_tensors="pt")
+        ours, theirs = module(spec.name, inputs), model(**inputs).logits
+        theirs = theirs[inputs["attention_mask"].bool()] if theirs.ndim == 3 else theirs
+        if not ours.isfinite().all():
+            raise UserError(
+                f"--task: {spec.name}: the model computes logits that aren't finite, although its parameters are: it "
+                "is damaged; export an earlier round"
+            )
+        bound = TOLERANCE * max(1.0, float(ours.abs().max()))
+        if ours.shape != theirs.shape or not float((ours - theirs).abs().max()) <= bound:  # NaN is no small difference
+            return False
+    return True
