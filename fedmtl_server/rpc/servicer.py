@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
+from google.protobuf.message import Message
 
 from fedmtl_core.errors import (
     InvalidRequestError,
@@ -22,7 +23,7 @@ from fedmtl_core.errors import (
 )
 from fedmtl_core.identifiers import quoted, require_identifier, shown
 from fedmtl_core.logs import Logger, get_logger
-from fedmtl_core.wire.chunks import chunk_bytes_for
+from fedmtl_core.wire.chunks import Chunk, chunk_bytes_for, read_message
 from fedmtl_core.wire.controls import is_control
 from fedmtl_core.wire.details import text_of
 from fedmtl_core.wire.formats import Compression, Encoding
@@ -39,6 +40,7 @@ from fedmtl_server.events import RoundEvent
 from fedmtl_server.federation import Federation
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
 from fedmtl_server.rpc.abort import abort
+from fedmtl_server.rpc.handlers import CallContext, Handler, Q, R
 from fedmtl_server.rpc.messages import event_to_proto, report_to_proto, status_to_proto
 from fedmtl_server.rpc.uploads import Upload
 from fedmtl_server.transfer.slices import Held, MessageCache, PublishedModel, SlicePart
@@ -47,8 +49,6 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
 MESSAGE_CACHE_BYTES = 32 * 2**20
 """Chunk messages kept for clients that download the same a little later: a small model's all, a large one's newest."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class FederatedMtlServicer:
@@ -60,22 +60,22 @@ class FederatedMtlServicer:
         self._report: tuple[RoundReport | None, bytes] = (None, b"")
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Register the RPCs. A response may be given as bytes, serialised already; an upload comes as bytes."""
+        """Register the RPCs. A response may be given as bytes, serialised already."""
         unary, stream, upload = (
             grpc.unary_unary_rpc_method_handler,
             grpc.unary_stream_rpc_method_handler,
             grpc.stream_unary_rpc_method_handler,
         )
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        handlers: dict[str, Handler[Any, Any]] = {
             "GetSlice": stream(_answering(self.GetSlice), pb.GetSliceRequest.FromString, _serialised),
-            "PushUpdate": upload(_answering(self.PushUpdate), None, _serialised),
+            "PushUpdate": upload(_answering(self.PushUpdate), _upload_message, _serialised),
             "QueryUpload": unary(_answering(self.QueryUpload), pb.QueryUploadRequest.FromString, _serialised),
             "WatchRounds": stream(_answering(self.WatchRounds), pb.WatchRoundsRequest.FromString, _serialised),
             "GetStatus": unary(_answering(self.GetStatus), pb.GetStatusRequest.FromString, _serialised),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
-    async def GetSlice(self, request: pb.GetSliceRequest, context: Context) -> None:
+    async def GetSlice(self, request: pb.GetSliceRequest, context: CallContext) -> None:
         log = get_logger(rpc="GetSlice", client_id=shown(request.client_id), task=shown(request.task))
         began = time.monotonic()
         try:
@@ -109,7 +109,9 @@ class FederatedMtlServicer:
         self._federation.note_sent(num_bytes)
         log.info("slice.sent", round=published.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
 
-    async def PushUpdate(self, requests: AsyncIterator[bytes], context: Context) -> pb.PushUpdateResponse:
+    async def PushUpdate(
+        self, requests: AsyncIterator[pb.PushUpdateRequest | Chunk], context: CallContext
+    ) -> pb.PushUpdateResponse:
         upload = Upload(requests, self._federation, on_ready=lambda: context.send_initial_metadata(()))
         began = time.monotonic()
         log = get_logger(rpc="PushUpdate")
@@ -138,7 +140,7 @@ class FederatedMtlServicer:
             num_bytes=receipt.num_bytes,
         )
 
-    async def QueryUpload(self, request: pb.QueryUploadRequest, context: Context) -> pb.QueryUploadResponse:
+    async def QueryUpload(self, request: pb.QueryUploadRequest, context: CallContext) -> pb.QueryUploadResponse:
         try:
             self._federation.require_run(request.run_id)
             require_identifier("client_id", request.client_id)
@@ -150,7 +152,7 @@ class FederatedMtlServicer:
             components=[pb.StagedComponent(scope=scope, num_bytes=size) for scope, size in offsets.items()]
         )
 
-    async def WatchRounds(self, request: pb.WatchRoundsRequest, context: Context) -> None:
+    async def WatchRounds(self, request: pb.WatchRoundsRequest, context: CallContext) -> None:
         log = get_logger(rpc="WatchRounds")
         try:
             self._federation.require_run(request.run_id)
@@ -163,7 +165,7 @@ class FederatedMtlServicer:
                 context, error, log, "watch.ended", client_id=shown(request.client_id), task=shown(request.task)
             )
 
-    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+    async def GetStatus(self, request: pb.GetStatusRequest, context: CallContext) -> pb.GetStatusResponse:
         return status_to_proto(self._federation.status())
 
     def _event(self, event: RoundEvent) -> bytes:
@@ -179,7 +181,7 @@ class FederatedMtlServicer:
             self._report = (event.report, report.SerializeToString())
         return message.SerializeToString() + self._report[1]
 
-    async def _write(self, context: Context, message: pb.GetSliceResponse | bytes) -> None:
+    async def _write(self, context: CallContext, message: pb.GetSliceResponse | bytes) -> None:
         timeout_s = self._federation.rules.transfer_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -264,10 +266,10 @@ def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:
     return held
 
 
-def _answering(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+def _answering(method: Callable[[Q, CallContext], Awaitable[R]]) -> Callable[[Q, CallContext], Awaitable[R]]:
     """An RPC that ends with a code of the contract, whatever happens."""
 
-    async def answer(request: Any, context: Context) -> Any:
+    async def answer(request: Q, context: CallContext) -> R:
         log = get_logger(rpc=method.__name__)
         try:
             try:
@@ -300,11 +302,12 @@ def _refused(header: pb.UpdateHeader, error: RequestError) -> RefusedUpdate:
     )
 
 
-def _serialised(message: Any) -> bytes:
-    if isinstance(message, bytes):
-        return message
-    data: bytes = message.SerializeToString()
-    return data
+def _upload_message(message: bytes) -> pb.PushUpdateRequest | Chunk:
+    return read_message(message, pb.PushUpdateRequest)
+
+
+def _serialised(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 @contextmanager
@@ -317,7 +320,7 @@ def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
         raise
 
 
-async def _abort(context: Context, error: RequestError, log: Logger, event: str, **facts: object) -> NoReturn:
+async def _abort(context: CallContext, error: RequestError, log: Logger, event: str, **facts: object) -> NoReturn:
     code = status_of(error)
     write = log.info if isinstance(error, UnavailableError) else log.warning  # a server that stops is no fault
     write(event, code=code.name, reason=text_of(error), **facts)

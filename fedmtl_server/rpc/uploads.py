@@ -17,16 +17,13 @@ from fedmtl_core.errors import (
     UnavailableError,
     within,
 )
-from fedmtl_core.wire.chunks import Assembler, Chunk, read_message
+from fedmtl_core.wire.chunks import Assembler, Chunk
 from fedmtl_core.wire.messages import EncodedLayout, compression_from_proto
 from fedmtl_server.federation import Federation
 from fedmtl_server.rounds.engine import UpdateClaim
 from fedmtl_server.rpc.messages import claim_from_header, require_components
 from fedmtl_server.transfer.incoming import Transfer
-
-HANG_UP_S = 0.1
-"""gRPC ends the stream of a client that has gone a moment before it cancels the handler: the time to tell it from one
-that ended its stream early."""
+from fedmtl_server.transfer.streams import wait_for_hang_up
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,8 @@ class Upload:
     """One `PushUpdate` stream.
 
     Args:
-        messages: the stream, serialised.
+        messages: the stream, each message as `read_message` reads it. An iteration raises `MalformedStreamError` for
+            bytes that are no message of an upload.
         federation: the run it is for.
         on_ready: tells the client that there is room for its chunks. Before that it had better not send them: they
             would fill the transport's memory.
@@ -50,7 +48,7 @@ class Upload:
 
     def __init__(
         self,
-        messages: AsyncIterator[bytes],
+        messages: AsyncIterator[pb.PushUpdateRequest | Chunk],
         federation: Federation,
         on_ready: Callable[[], Awaitable[None]],
     ):
@@ -93,7 +91,7 @@ class Upload:
     async def _receive_header(self) -> tuple[UpdateClaim, Sequence[EncodedLayout]]:
         message = await self._next()
         if message is None:
-            await asyncio.sleep(HANG_UP_S)
+            await wait_for_hang_up()
             raise MalformedStreamError("the stream is empty, expected a header")
         if isinstance(message, Chunk) or message.WhichOneof("part") != "header":
             raise MalformedStreamError(f"expected a header first, got {_name(message)}")
@@ -136,7 +134,7 @@ class Upload:
     async def _receive_end(self) -> int:
         if await self._next() is not None:
             raise MalformedStreamError("metrics come in the header alone, but another message followed")
-        await asyncio.sleep(HANG_UP_S)
+        await wait_for_hang_up()
         return 0
 
     async def _receive_chunks(self, transfer: Transfer) -> int:
@@ -151,17 +149,16 @@ class Upload:
             with within("chunk"):
                 assembler.add(message)
         if not assembler.is_complete:
-            await asyncio.sleep(HANG_UP_S)
+            await wait_for_hang_up()
         assembler.finish()
         return assembler.bytes_received
 
     async def _next(self) -> pb.PushUpdateRequest | Chunk | None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                message = await anext(self._messages, None)
+                return await anext(self._messages, None)
         except TimeoutError:
             raise UnavailableError(f"no message arrived for {self._timeout_s:g} s; send the update again") from None
-        return None if message is None else read_message(message, pb.PushUpdateRequest)
 
 
 def _name(message: pb.PushUpdateRequest | Chunk) -> str:
