@@ -31,7 +31,7 @@ class GuardedContext(_WrappedContext):
 
     Args:
         context: gRPC's own.
-        timeout_s: how long a message may wait to be taken.
+        timeout_s: how long a message may wait to be taken. This is the only timer of a write.
         end_connection: told the peer and the reason.
     """
 
@@ -54,10 +54,10 @@ class GuardedContext(_WrappedContext):
         Raises:
             LimitExceededError: the client doesn't take it.
         """
-        if not self._has_begun:  # else it would go with the message, and no status could be sent before that is taken
-            await self.send_initial_metadata(())
         try:
             async with asyncio.timeout(self._timeout_s) as scope:
+                if not self._has_begun:  # else it would go with the message, and no status before that is taken
+                    await self.send_initial_metadata(())
                 await self._context.write(message)
         except TimeoutError:
             if not scope.expired():

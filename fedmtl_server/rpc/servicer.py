@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 
 from fedmtl_core.errors import (
     InvalidRequestError,
+    LimitExceededError,
     NonFiniteError,
     RequestError,
     ServerFaultError,
@@ -95,12 +96,12 @@ class FederatedMtlServicer:
                 forms[scope] = "float32"  # what both sides compute with has to be the same
             size = chunk_bytes_for(request.max_chunk_bytes)
             parts = [published.components[scope].part(form, held.get(scope, ()), size) for scope, form in forms.items()]
-            await self._write(context, pb.GetSliceResponse(header=self._header(request, published, parts)))
+            await _send(context, pb.GetSliceResponse(header=self._header(request, published, parts)))
             num_bytes = 0
             for part in parts:
                 for offset in part.offsets:
                     message = await self._message(part, offset, compression)
-                    await self._write(context, message)
+                    await _send(context, message)
                     num_bytes += len(message)
         except RequestError as error:
             await _abort(context, error, log, "slice.abandoned")
@@ -181,14 +182,6 @@ class FederatedMtlServicer:
             self._report = (event.report, report.SerializeToString())
         return message.SerializeToString() + self._report[1]
 
-    async def _write(self, context: CallContext, message: pb.GetSliceResponse | bytes) -> None:
-        timeout_s = self._federation.rules.transfer_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                await context.write(message)
-        except TimeoutError:
-            raise UnavailableError(f"no message was taken for {timeout_s:g} s; get the slice again") from None
-
     async def _message(self, part: SlicePart, offset: int, compression: Compression) -> bytes:
         """A chunk's message, made for the first client that needs it."""
         message = self._messages.find(part, offset, compression)
@@ -264,6 +257,14 @@ def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:
             encoding = encoding_from_proto(one.encoding, f"held: {shown(one.scope)}: encoding")
         held.setdefault(one.scope, []).append(Held(one.digest, encoding, one.num_bytes))
     return held
+
+
+async def _send(context: CallContext, message: pb.GetSliceResponse | bytes) -> None:
+    """Send a part of a slice. A client that is too slow is told to come back: it has passed no limit."""
+    try:
+        await context.write(message)
+    except LimitExceededError as error:
+        raise UnavailableError(f"{error}; get the slice again") from None
 
 
 def _answering(method: Callable[[Q, CallContext], Awaitable[R]]) -> Callable[[Q, CallContext], Awaitable[R]]:
