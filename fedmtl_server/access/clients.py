@@ -5,7 +5,6 @@ That is the database of `store.url`, or `clients.sqlite` beside the runs' folder
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import sqlalchemy as sa
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, InvalidRequestError, StoreError
 from fedmtl_core.identifiers import require_identifier
+from fedmtl_core.runtime.clock import now_ms
 from fedmtl_server.access.identities import Client, KnownClients, digest_of, make_token
 from fedmtl_server.storage.database import Database
 from fedmtl_server.storage.schema import CLIENTS
@@ -87,7 +87,7 @@ class ClientRegistry:
             "name": name,
             "tasks": None if tasks is None else sorted(set(tasks)),
             "token_sha256": digest_of(token).hex() if token else None,
-            "added_at_unix_ms": _now_ms(),
+            "added_at_unix_ms": now_ms(),
             "revoked_at_unix_ms": None,
         }
         with self._database.transaction(f"add client {name}") as connection:
@@ -112,7 +112,7 @@ class ClientRegistry:
             if known is None:
                 raise ConfigError(f"NAME: no client {name!r} in {self.name}; see `fedmtl-server clients list`")
             live = (CLIENTS.c.name == name) & CLIENTS.c.revoked_at_unix_ms.is_(None)
-            revoked = connection.execute(CLIENTS.update().where(live).values(revoked_at_unix_ms=_now_ms()))
+            revoked = connection.execute(CLIENTS.update().where(live).values(revoked_at_unix_ms=now_ms()))
             return bool(revoked.rowcount)
 
     def records(self) -> list[ClientRecord]:
@@ -167,7 +167,3 @@ def _require_identifier(what: str, value: str) -> None:
         require_identifier(what, value)
     except InvalidRequestError as error:
         raise ConfigError(str(error)) from None
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

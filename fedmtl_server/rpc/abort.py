@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from fedmtl_core.errors import RequestError
 from fedmtl_core.wire.details import text_of, trailing_metadata
 from fedmtl_core.wire.status import status_of
+from fedmtl_server.rpc.handlers import CallContext
 
 
-async def abort(context: Any, error: RequestError) -> NoReturn:
+async def abort(context: CallContext, error: RequestError) -> NoReturn:
     """End a call with an error's status.
 
     Args:

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
+from fedmtl_server.rpc.handlers import CallContext, Continuation, Handler, Q, R, behaviour_of, with_behaviour
+
 OTHER = "other"
 """The name of every method that isn't one of the service's: anybody may call anything."""
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-
 _SERVICE = pb.DESCRIPTOR.services_by_name["FederatedMtlService"]
 _NAMES = {f"/{_SERVICE.full_name}/{method.name}": method.name for method in _SERVICE.methods}
-_CODES: dict[Any, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass
@@ -44,17 +43,18 @@ class AroundCalls(grpc.aio.ServerInterceptor):
         self._around = around
 
     async def intercept_service(
-        self, continuation: Callable[..., Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler:
+        self, continuation: Continuation[Q, R], handler_call_details: grpc.HandlerCallDetails
+    ) -> Handler[Q, R] | None:
         handler = await continuation(handler_call_details)
-        method = _NAMES.get(handler_call_details.method, OTHER)
-        behaviour = handler.stream_stream or handler.stream_unary
+        if handler is None:
+            return None
+        method, serve = _NAMES.get(handler_call_details.method, OTHER), behaviour_of(handler)
 
-        async def within(requests: AsyncIterator[bytes], context: Any) -> Any:
+        async def within(request: Q | AsyncIterator[Q], context: CallContext) -> R | None:
             call = Call(method, context.invocation_metadata() or ())
             with self._around(call):
                 try:
-                    answer = await behaviour(requests, context)
+                    answer = await serve(request, context)
                     call.code = _code_of(context)
                     return answer
                 except asyncio.CancelledError:
@@ -64,10 +64,9 @@ class AroundCalls(grpc.aio.ServerInterceptor):
                     call.code = _code_of(context)
                     raise
 
-        make = grpc.stream_stream_rpc_method_handler if handler.stream_stream else grpc.stream_unary_rpc_method_handler
-        return make(within, handler.request_deserializer, handler.response_serializer)
+        return with_behaviour(handler, within)
 
 
-def _code_of(context: Any) -> grpc.StatusCode:
+def _code_of(context: CallContext) -> grpc.StatusCode:
     code = context.code() or grpc.StatusCode.OK  # gRPC sets it only for what isn't
     return code if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.UNKNOWN)

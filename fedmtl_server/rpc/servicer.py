@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
+from google.protobuf.message import Message
 
 from fedmtl_core.errors import (
     InvalidRequestError,
+    LimitExceededError,
     NonFiniteError,
     RequestError,
     ServerFaultError,
@@ -22,7 +24,7 @@ from fedmtl_core.errors import (
 )
 from fedmtl_core.identifiers import quoted, require_identifier, shown
 from fedmtl_core.logs import Logger, get_logger
-from fedmtl_core.wire.chunks import chunk_bytes_for
+from fedmtl_core.wire.chunks import Chunk, chunk_bytes_for, read_message
 from fedmtl_core.wire.controls import is_control
 from fedmtl_core.wire.details import text_of
 from fedmtl_core.wire.formats import Compression, Encoding
@@ -39,6 +41,7 @@ from fedmtl_server.events import RoundEvent
 from fedmtl_server.federation import Federation
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
 from fedmtl_server.rpc.abort import abort
+from fedmtl_server.rpc.handlers import CallContext, Handler, Q, R
 from fedmtl_server.rpc.messages import event_to_proto, report_to_proto, status_to_proto
 from fedmtl_server.rpc.uploads import Upload
 from fedmtl_server.transfer.slices import Held, MessageCache, PublishedModel, SlicePart
@@ -47,8 +50,6 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
 MESSAGE_CACHE_BYTES = 32 * 2**20
 """Chunk messages kept for clients that download the same a little later: a small model's all, a large one's newest."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class FederatedMtlServicer:
@@ -60,22 +61,22 @@ class FederatedMtlServicer:
         self._report: tuple[RoundReport | None, bytes] = (None, b"")
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Register the RPCs. A response may be given as bytes, serialised already; an upload comes as bytes."""
+        """Register the RPCs. A response may be given as bytes, serialised already."""
         unary, stream, upload = (
             grpc.unary_unary_rpc_method_handler,
             grpc.unary_stream_rpc_method_handler,
             grpc.stream_unary_rpc_method_handler,
         )
-        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        handlers: dict[str, Handler[Any, Any]] = {
             "GetSlice": stream(_answering(self.GetSlice), pb.GetSliceRequest.FromString, _serialised),
-            "PushUpdate": upload(_answering(self.PushUpdate), None, _serialised),
+            "PushUpdate": upload(_answering(self.PushUpdate), _upload_message, _serialised),
             "QueryUpload": unary(_answering(self.QueryUpload), pb.QueryUploadRequest.FromString, _serialised),
             "WatchRounds": stream(_answering(self.WatchRounds), pb.WatchRoundsRequest.FromString, _serialised),
             "GetStatus": unary(_answering(self.GetStatus), pb.GetStatusRequest.FromString, _serialised),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
-    async def GetSlice(self, request: pb.GetSliceRequest, context: Context) -> None:
+    async def GetSlice(self, request: pb.GetSliceRequest, context: CallContext) -> None:
         log = get_logger(rpc="GetSlice", client_id=shown(request.client_id), task=shown(request.task))
         began = time.monotonic()
         try:
@@ -95,12 +96,12 @@ class FederatedMtlServicer:
                 forms[scope] = "float32"  # what both sides compute with has to be the same
             size = chunk_bytes_for(request.max_chunk_bytes)
             parts = [published.components[scope].part(form, held.get(scope, ()), size) for scope, form in forms.items()]
-            await self._write(context, pb.GetSliceResponse(header=self._header(request, published, parts)))
+            await _send(context, pb.GetSliceResponse(header=self._header(request, published, parts)))
             num_bytes = 0
             for part in parts:
                 for offset in part.offsets:
                     message = await self._message(part, offset, compression)
-                    await self._write(context, message)
+                    await _send(context, message)
                     num_bytes += len(message)
         except RequestError as error:
             await _abort(context, error, log, "slice.abandoned")
@@ -109,7 +110,9 @@ class FederatedMtlServicer:
         self._federation.note_sent(num_bytes)
         log.info("slice.sent", round=published.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
 
-    async def PushUpdate(self, requests: AsyncIterator[bytes], context: Context) -> pb.PushUpdateResponse:
+    async def PushUpdate(
+        self, requests: AsyncIterator[pb.PushUpdateRequest | Chunk], context: CallContext
+    ) -> pb.PushUpdateResponse:
         timeout_s = self._federation.rules.transfer_timeout_s
         upload = Upload(requests, timeout_s, on_ready=lambda: context.send_initial_metadata(()))
         began = time.monotonic()
@@ -139,7 +142,7 @@ class FederatedMtlServicer:
             num_bytes=receipt.num_bytes,
         )
 
-    async def QueryUpload(self, request: pb.QueryUploadRequest, context: Context) -> pb.QueryUploadResponse:
+    async def QueryUpload(self, request: pb.QueryUploadRequest, context: CallContext) -> pb.QueryUploadResponse:
         try:
             self._federation.require_run(request.run_id)
             require_identifier("client_id", request.client_id)
@@ -151,7 +154,7 @@ class FederatedMtlServicer:
             components=[pb.StagedComponent(scope=scope, num_bytes=size) for scope, size in offsets.items()]
         )
 
-    async def WatchRounds(self, request: pb.WatchRoundsRequest, context: Context) -> None:
+    async def WatchRounds(self, request: pb.WatchRoundsRequest, context: CallContext) -> None:
         log = get_logger(rpc="WatchRounds")
         try:
             self._federation.require_run(request.run_id)
@@ -164,7 +167,7 @@ class FederatedMtlServicer:
                 context, error, log, "watch.ended", client_id=shown(request.client_id), task=shown(request.task)
             )
 
-    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+    async def GetStatus(self, request: pb.GetStatusRequest, context: CallContext) -> pb.GetStatusResponse:
         return status_to_proto(self._federation.status())
 
     def _event(self, event: RoundEvent) -> bytes:
@@ -179,14 +182,6 @@ class FederatedMtlServicer:
             report = pb.WatchRoundsResponse(report=report_to_proto(event.report))
             self._report = (event.report, report.SerializeToString())
         return message.SerializeToString() + self._report[1]
-
-    async def _write(self, context: Context, message: pb.GetSliceResponse | bytes) -> None:
-        timeout_s = self._federation.rules.transfer_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                await context.write(message)
-        except TimeoutError:
-            raise UnavailableError(f"no message was taken for {timeout_s:g} s; get the slice again") from None
 
     async def _message(self, part: SlicePart, offset: int, compression: Compression) -> bytes:
         """A chunk's message, made for the first client that needs it."""
@@ -265,10 +260,18 @@ def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:
     return held
 
 
-def _answering(method: Callable[[Any, Context], Awaitable[Any]]) -> Callable[[Any, Context], Awaitable[Any]]:
+async def _send(context: CallContext, message: pb.GetSliceResponse | bytes) -> None:
+    """Send a part of a slice. A client that is too slow is told to come back: it has passed no limit."""
+    try:
+        await context.write(message)
+    except LimitExceededError as error:
+        raise UnavailableError(f"{error}; get the slice again") from None
+
+
+def _answering(method: Callable[[Q, CallContext], Awaitable[R]]) -> Callable[[Q, CallContext], Awaitable[R]]:
     """An RPC that ends with a code of the contract, whatever happens."""
 
-    async def answer(request: Any, context: Context) -> Any:
+    async def answer(request: Q, context: CallContext) -> R:
         log = get_logger(rpc=method.__name__)
         try:
             try:
@@ -301,11 +304,12 @@ def _refused(header: pb.UpdateHeader, error: RequestError) -> RefusedUpdate:
     )
 
 
-def _serialised(message: Any) -> bytes:
-    if isinstance(message, bytes):
-        return message
-    data: bytes = message.SerializeToString()
-    return data
+def _upload_message(message: bytes) -> pb.PushUpdateRequest | Chunk:
+    return read_message(message, pb.PushUpdateRequest)
+
+
+def _serialised(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 @contextmanager
@@ -318,7 +322,7 @@ def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
         raise
 
 
-async def _abort(context: Context, error: RequestError, log: Logger, event: str, **facts: object) -> NoReturn:
+async def _abort(context: CallContext, error: RequestError, log: Logger, event: str, **facts: object) -> NoReturn:
     code = status_of(error)
     write = log.info if isinstance(error, UnavailableError) else log.warning  # a server that stops is no fault
     write(event, code=code.name, reason=text_of(error), **facts)

@@ -8,24 +8,27 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.errors import MalformedStreamError, UnavailableError
-from fedmtl_core.wire.chunks import Chunk, read_message
-
-HANG_UP_S = 0.1
-"""gRPC ends the stream of a client that has gone a moment before it cancels the handler: the time to tell it from one
-that ended its stream early."""
+from fedmtl_core.wire.chunks import Chunk
+from fedmtl_server.transfer.streams import wait_for_hang_up
 
 
 class Upload:
     """One `PushUpdate` stream.
 
     Args:
-        messages: the stream, serialised.
+        messages: the stream, each message as `read_message` reads it. An iteration raises `MalformedStreamError` for
+            bytes that are no message of an upload.
         timeout_s: how long a message may be waited for.
         on_ready: tells the client that there is room for its chunks. Before that it had better not send them: they
             would fill the transport's memory.
     """
 
-    def __init__(self, messages: AsyncIterator[bytes], timeout_s: float, on_ready: Callable[[], Awaitable[None]]):
+    def __init__(
+        self,
+        messages: AsyncIterator[pb.PushUpdateRequest | Chunk],
+        timeout_s: float,
+        on_ready: Callable[[], Awaitable[None]],
+    ):
         self._messages = messages
         self._timeout_s = timeout_s
         self._on_ready = on_ready
@@ -62,15 +65,14 @@ class Upload:
 
     async def until_hung_up(self) -> None:
         """See `UploadStream.until_hung_up`."""
-        await asyncio.sleep(HANG_UP_S)
+        await wait_for_hang_up()
 
     async def _next(self) -> pb.PushUpdateRequest | Chunk | None:
         try:
             async with asyncio.timeout(self._timeout_s):
-                message = await anext(self._messages, None)
+                return await anext(self._messages, None)
         except TimeoutError:
             raise UnavailableError(f"no message arrived for {self._timeout_s:g} s; send the update again") from None
-        return None if message is None else read_message(message, pb.PushUpdateRequest)
 
 
 def _name(message: pb.PushUpdateRequest | Chunk) -> str:

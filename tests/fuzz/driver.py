@@ -18,6 +18,7 @@ import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.config import Config
+from fedmtl_core.wire.chunks import Chunk, read_message
 from fedmtl_server.aggregation.aggregator import MTLAggregator
 from fedmtl_server.aggregation.norms import NormRule
 from fedmtl_server.commits import Commits
@@ -27,11 +28,11 @@ from fedmtl_server.open_round import RunParts
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.rounds.engine import RoundRules
 from fedmtl_server.rounds.report import RoundReport
-from fedmtl_server.rpc import uploads
 from fedmtl_server.rpc.servicer import FederatedMtlServicer
 from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.records import UpdateRecord
 from fedmtl_server.storage.store import RunStore
+from fedmtl_server.transfer import streams
 from fedmtl_server.transfer.buffers import BufferPool
 from fedmtl_server.transfer.staging import StagingArea
 
@@ -99,9 +100,9 @@ class Stream:
         self._messages: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.task = driver.loop.create_task(driver.call("PushUpdate", self._iterate()))
 
-    async def _iterate(self) -> AsyncIterator[bytes]:
+    async def _iterate(self) -> AsyncIterator[pb.PushUpdateRequest | Chunk]:
         while (message := await self._messages.get()) is not None:
-            yield message
+            yield read_message(message, pb.PushUpdateRequest)  # as gRPC does for the servicer
 
     def send(self, *messages: pb.PushUpdateRequest) -> None:
         for message in messages:
@@ -156,7 +157,7 @@ class Driver:
         self.reports: list[RoundReport] = []
         self._problems: list[Mapping[str, Any]] = []
         self.loop.set_exception_handler(lambda _, context: self._problems.append(context))
-        self._patches = mock.patch.object(uploads, "HANG_UP_S", 0.0)  # nothing hangs up here
+        self._patches = mock.patch.object(streams, "HANG_UP_S", 0.0)  # nothing hangs up here
         self._patches.start()
         store = RunStore.create(config, self.run_id, model.components, model.summary(), folder)
         self._serve(store)

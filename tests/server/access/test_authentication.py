@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import logging
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from fedmtl_client.api import FederationApi
 from fedmtl_client.credentials import Credentials
 from fedmtl_core import logs
 from fedmtl_core.errors import PermissionDeniedError, StoreError, UnauthenticatedError
-from fedmtl_server.access import authentication
 from fedmtl_server.access.certs import make_authority, make_client, make_server
+from fedmtl_server.access.claims import CLAIMS
 from fedmtl_server.access.clients import ClientRegistry
 from fedmtl_server.server import Server
 from tests.support import WideEncoder, WireClient, aiter_of, chunk_messages, eventually, full_of, serving, tiny_model
@@ -113,7 +114,7 @@ async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
 def test_every_rpc_of_the_contract_has_a_rule():
     methods = {method.name for method in pb.DESCRIPTOR.services_by_name["FederatedMtlService"].methods}
     assert set(CALLS) == methods
-    assert {name.rpartition("/")[2] for name in authentication.CLAIMS} == methods
+    assert {name.rpartition("/")[2] for name in CLAIMS} == methods
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plaintext", "TLS"])
@@ -231,6 +232,31 @@ async def test_a_header_that_comes_late_or_twice_gets_nobody_past_the_check(tmp_
         assert (code, "got 'alice'" in details) == (DENIED, True)
         code, _ = await code_of(raw(aiter_of([b"\xff\xff\xff"]), metadata=metadata))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_the_opening_message_of_an_upload_is_parsed_once(tmp_path):
+    """Limits, authentication and servicer all ask what it says. Its chunks take a way around protobuf."""
+    parsed = []
+
+    def profile(frame: Any, event: str, function: Any) -> None:
+        if event == "c_call" and function.__name__ in ("FromString", "ParseFromString", "MergeFromString"):
+            owner = function.__self__
+            if owner is pb.PushUpdateRequest or isinstance(owner, pb.PushUpdateRequest | pb.UpdateHeader):
+                parsed.append(function.__name__)
+
+    async with guarded(tmp_path) as guard, guard.client("alice") as alice:
+        await alice.watch()
+        await alice.until(pb.ROUND_EVENT_KIND_OPENED)
+        slice_, data = await alice.get_slice()
+        messages = alice.update(slice_, full_of(data, 0.5))
+        sys.setprofile(profile)  # of this thread, where server and client have their event loop
+        try:
+            receipt = await alice.push(messages)
+        finally:
+            sys.setprofile(None)
+        assert receipt.outcome == pb.OUTCOME_ACCEPTED
+        assert len(messages) > 1
+        assert parsed == ["FromString"]
 
 
 async def test_several_authorizations_are_none(tmp_path):

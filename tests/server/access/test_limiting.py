@@ -12,7 +12,7 @@ from fedmtl.v1 import federation_pb2_grpc as pb_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from benchmarks.frames import DATA, Connection, frame, message_prefix
+from benchmarks.frames import DATA, WINDOW_UPDATE, Connection, frame, message_prefix
 from fedmtl_client.api import FederationApi
 from fedmtl_core.errors import LimitExceededError
 from fedmtl_core.wire.details import read_details
@@ -337,6 +337,52 @@ async def test_events_that_are_never_read_are_ended_with_their_connection(tmp_pa
                 await hostile.closed.wait()
         await eventually(lambda: server.caller_limits.observers.num_held == 0)
         await eventually(lambda: len(server.federation._driver.audience) == 0)
+
+
+async def read_late(hostile, rpc, request, ended):
+    """Read nothing of a call until the server has given it up, as the log says, and then its status.
+
+    Returns:
+        The status, as it came, and by event the codes in the log.
+    """
+    with capture_logs() as logs:
+        stream = hostile.call(METHOD + rpc, request.SerializeToString())
+        await eventually(lambda: any(line["event"] == ended for line in logs))
+        for number in (0, stream):
+            hostile.write(frame(WINDOW_UPDATE, 0, number, (2**30).to_bytes(4, "big")))
+        await eventually(lambda: stream in hostile.ended)
+    return hostile.answers[stream], {line["event"]: line["code"] for line in logs}
+
+
+async def test_a_download_that_is_not_read_in_time_is_unavailable_and_counts_as_no_refusal(tmp_path):
+    model = tiny_model("sst2", encoder=WideEncoder(1_500_000))
+    limits = {"requests_per_s": 0.001, "refusals": 1}
+    async with limited(tmp_path, model, rounds={"transfer_timeout_s": 0.3}, **limits) as server:
+        async with Connection(server.address, window=1000) as hostile:
+            for _ in range(3):
+                status, codes = await read_late(hostile, "GetSlice", pb.GetSliceRequest(task="sst2"), "slice.abandoned")
+                assert b"no message was taken for 0.3 s; get the slice again" in status
+                assert codes == {"slice.abandoned": "UNAVAILABLE"}
+            assert not hostile.closed.is_set()
+
+
+async def test_an_event_that_is_not_read_in_time_is_past_a_limit_and_counts_as_one_refusal(tmp_path):
+    limits = {"requests_per_s": 0.001, "refusals": 2}
+    async with limited(tmp_path, rounds={"transfer_timeout_s": 0.3}, **limits) as server:
+        async with Connection(server.address, window=0) as hostile:
+            for _ in range(2):
+                status, codes = await read_late(hostile, "WatchRounds", pb.WatchRoundsRequest(), "watch.ended")
+                assert b"no message was taken for 0.3 s" in status
+                assert b"again" not in status
+                assert codes == {"watch.ended": "RESOURCE_EXHAUSTED", "call.limited": "RESOURCE_EXHAUSTED"}
+            with capture_logs() as logs:
+                stream = hostile.call(METHOD + "WatchRounds", b"")
+                await eventually(lambda: any(line["event"] == "watch.ended" for line in logs))
+                hostile.write(frame(WINDOW_UPDATE, 0, stream, (2**30).to_bytes(4, "big")))
+                async with asyncio.timeout(5):  # the third is one too many
+                    await hostile.closed.wait()
+            reasons = [line["reason"] for line in logs if line["event"] == "connection.closed"]
+            assert reasons == ["too many of its calls were refused"]
 
 
 # How many at once.

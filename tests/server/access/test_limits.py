@@ -1,4 +1,4 @@
-"""The arithmetic of limits: buckets, paces, quotas and places, with times that are made up."""
+"""The arithmetic of limits: buckets, rates, quotas and permits, with times that are made up."""
 
 import math
 
@@ -7,16 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmtl_core.errors import LimitExceededError
-from fedmtl_server.access.limits import (
-    PENALISED_BURST,
-    PENALTY_S,
-    Claim,
-    FairPlaces,
-    Paces,
-    Quota,
-    TokenBucket,
-    Verdict,
-)
+from fedmtl_server.access.rates import PENALISED_BURST, PENALTY_S, Decision, RateLimiter, TokenBucket
+from fedmtl_server.access.semaphores import FairSemaphore, Permit, Quota
 from fedmtl_server.rpc.caller_context import Caller, address_of
 
 gaps = st.lists(st.floats(0, 5, allow_nan=False), min_size=1, max_size=200)
@@ -59,77 +51,77 @@ def test_a_bucket_counts_by_hand():
 
 
 def test_a_caller_is_refused_beyond_its_pace_and_hung_up_on_when_it_goes_on():
-    paces = Paces(rate=1, burst=2, refusals=3)
-    verdicts = [paces.call("a", "here", 0)[0] for _ in range(6)]
-    assert verdicts == [Verdict.ADMITTED] * 2 + [Verdict.REFUSED] * 3 + [Verdict.HANG_UP]
-    assert paces.call("b", "elsewhere", 0) == (Verdict.ADMITTED, 0)
+    limiter = RateLimiter(rate=1, burst=2, refusals=3)
+    decisions = [limiter.check("a", "here", 0)[0] for _ in range(6)]
+    assert decisions == [Decision.ADMITTED] * 2 + [Decision.REFUSED] * 3 + [Decision.HANG_UP]
+    assert limiter.check("b", "elsewhere", 0) == (Decision.ADMITTED, 0)
 
 
 def test_a_caller_that_comes_back_when_it_was_told_is_never_hung_up_on():
-    paces, now = Paces(rate=1, burst=1, refusals=2), 0.0
+    limiter, now = RateLimiter(rate=1, burst=1, refusals=2), 0.0
     for _ in range(50):
-        verdict, wait_s = paces.call("a", "here", now)
-        assert verdict is not Verdict.HANG_UP
+        decision, wait_s = limiter.check("a", "here", now)
+        assert decision is not Decision.HANG_UP
         now += wait_s
 
 
 def test_a_new_connection_from_where_one_was_hung_up_on_may_do_little_for_a_while():
-    paces = Paces(rate=0.001, burst=100, refusals=1)
-    while paces.call("here:1", "here", 0)[0] is not Verdict.HANG_UP:
+    limiter = RateLimiter(rate=0.001, burst=100, refusals=1)
+    while limiter.check("here:1", "here", 0)[0] is not Decision.HANG_UP:
         pass
-    again = [paces.call("here:2", "here", 1)[0] for _ in range(PENALISED_BURST + 1)]
-    assert again == [Verdict.ADMITTED] * PENALISED_BURST + [Verdict.REFUSED]
-    elsewhere = [paces.call("there:1", "there", 1)[0] for _ in range(PENALISED_BURST + 1)]
-    assert elsewhere == [Verdict.ADMITTED] * (PENALISED_BURST + 1)
-    later = [paces.call("here:3", "here", PENALTY_S + 1)[0] for _ in range(PENALISED_BURST + 1)]
-    assert later == [Verdict.ADMITTED] * (PENALISED_BURST + 1)
+    again = [limiter.check("here:2", "here", 1)[0] for _ in range(PENALISED_BURST + 1)]
+    assert again == [Decision.ADMITTED] * PENALISED_BURST + [Decision.REFUSED]
+    elsewhere = [limiter.check("there:1", "there", 1)[0] for _ in range(PENALISED_BURST + 1)]
+    assert elsewhere == [Decision.ADMITTED] * (PENALISED_BURST + 1)
+    later = [limiter.check("here:3", "here", PENALTY_S + 1)[0] for _ in range(PENALISED_BURST + 1)]
+    assert later == [Decision.ADMITTED] * (PENALISED_BURST + 1)
 
 
 def test_what_is_kept_of_callers_does_not_grow_with_their_number():
-    paces = Paces(rate=10, burst=2, refusals=2)
+    limiter = RateLimiter(rate=10, burst=2, refusals=2)
     for number in range(100_000):
-        paces.call(f"caller-{number}", "here", number / 10)
-    assert len(paces) <= 200
+        limiter.check(f"caller-{number}", "here", number / 10)
+    assert len(limiter) <= 200
 
 
 def test_a_quota_is_for_each_caller_and_tells_what_is_allowed():
     quota = Quota("downloads", 2)
     for caller in ("a", "a", "b"):
-        quota.enter(caller)
+        quota.acquire(caller)
     with pytest.raises(LimitExceededError, match="downloads: at most 2 at once for a client, it has 2") as refusal:
-        quota.enter("a")
+        quota.acquire("a")
     assert refusal.value.retry_after_s > 0
-    quota.leave("a")
-    quota.enter("a")
+    quota.release("a")
+    quota.acquire("a")
     assert len(quota) == 3
 
 
 class Room:
-    """Places and those who come for them, in words."""
+    """Permits and those who come for them, in words."""
 
     def __init__(self, *args, **kwargs):
-        self.places = FairPlaces(*args, **kwargs)
+        self.semaphore = FairSemaphore(*args, **kwargs)
         self.state = {}
-        self._claims = {}
+        self._permits = {}
 
     def come(self, name, now=0.0):
-        """A claim of the group that is the name's first letter."""
+        """A permit of the group that is the name's first letter."""
 
         def become(what):
             self.state[name] = what
 
         become("waits")
-        claim = Claim(name[0], now, lambda: become("has"), lambda: become("ended"))
-        self._claims[name] = claim
-        self.places.add(claim, now)
+        permit = Permit(name[0], now, lambda: become("has"), lambda: become("ended"))
+        self._permits[name] = permit
+        self.semaphore.acquire(permit, now)
         return self.state[name]
 
     def go(self, name, now=0.0):
-        self.places.remove(self._claims[name], now)
+        self.semaphore.release(self._permits[name], now)
         self.state[name] = "gone"
 
     def progress(self, name, now):
-        self.places.progress(self._claims[name], now)
+        self.semaphore.note_progress(self._permits[name], now)
 
 
 def test_places_are_had_as_long_as_there_are_any_then_waited_for_in_order():
@@ -139,8 +131,8 @@ def test_places_are_had_as_long_as_there_are_any_then_waited_for_in_order():
     assert room.state["c1"] == "has"
     room.go("d1")
     room.go("b1")
-    assert room.places.num_held == 1
-    assert room.places.num_waiting == 0
+    assert room.semaphore.num_held == 1
+    assert room.semaphore.num_waiting == 0
 
 
 def test_a_group_that_has_the_most_gives_way_with_what_is_furthest_behind():
@@ -163,9 +155,9 @@ def test_one_that_stalls_gives_way_when_another_comes_or_waits():
     room.come("b1", 0)
     assert room.come("c1", 1) == "waits"
     room.progress("b1", 1)
-    room.places.review(1.9)
+    room.semaphore.revoke_stalled(1.9)
     assert room.state["c1"] == "waits"
-    room.places.review(2.0)
+    room.semaphore.revoke_stalled(2.0)
     assert (room.state["a1"], room.state["b1"], room.state["c1"]) == ("ended", "has", "has")
     assert room.come("d1", 3.5) == "has"
     assert room.state["b1"] == "ended"
@@ -175,7 +167,7 @@ def test_the_time_in_line_is_no_standing_still():
     room = Room(1, max_waiting=2, stall_s=2)
     for name in ("a1", "b1", "c1"):
         room.come(name, 0)
-    room.places.review(2)
+    room.semaphore.revoke_stalled(2)
     assert (room.state["a1"], room.state["b1"], room.state["c1"]) == ("ended", "has", "waits")
     room.go("b1", 9)
     assert room.state["c1"] == "has"
@@ -215,7 +207,7 @@ def test_however_they_come_and_go_nobody_has_two_more_than_one_that_waits(steps,
             room.go(inside.pop(number % len(inside)))
         has = [name for name, state in room.state.items() if state == "has"]
         waits = [name for name, state in room.state.items() if state == "waits"]
-        assert len(has) == room.places.num_held <= capacity
+        assert len(has) == room.semaphore.num_held <= capacity
         assert not waits or len(has) == capacity
         counts = {one: sum(name[0] == one for name in has) for one in "abcdef"}
         assert all(max(counts.values()) <= counts[name[0]] + 1 for name in waits)

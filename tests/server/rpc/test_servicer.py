@@ -8,9 +8,10 @@ from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
 from fedmtl_core.errors import StoreError
+from fedmtl_core.wire.details import read_details
 from fedmtl_server.federation import Federation
 from fedmtl_server.rpc.servicer import SERVICE_NAME
-from tests.support import OddEncoder, WireClient, eventually, full_of, serving, tiny_model, watching
+from tests.support import OddEncoder, WireClient, aiter_of, eventually, full_of, serving, tiny_model, watching
 
 OPENED, COMMITTED = pb.ROUND_EVENT_KIND_OPENED, pb.ROUND_EVENT_KIND_COMMITTED
 
@@ -80,6 +81,23 @@ async def test_bytes_that_are_no_message_are_refused(rpc, tmp_path):
             await call.read()
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.details() == "expected a request of this call, got 3 other bytes"
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["first", "second"])
+async def test_a_malformed_message_of_an_upload_is_refused_and_counted_as_a_refused_update(number, tmp_path):
+    async with serving(tmp_path, tiny_model("sst2")) as server, WireClient(server, "a", "sst2") as client:
+        await client.watch()
+        await client.until(OPENED, 1)
+        header, data = await client.get_slice()
+        messages = [message.SerializeToString() for message in client.update(header, data)]
+        messages[number] = b"\xff\xff\xff"
+        with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client._channel.stream_unary(f"/{SERVICE_NAME}/PushUpdate")(aiter_of(messages))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert caught.value.details() == "3 bytes that are no PushUpdateRequest"
+        assert read_details(caught.value.trailing_metadata()).reason == "MALFORMED_STREAM"
+        assert [line["event"] for line in logs] == ["update.refused"]
+        assert server.federation._facts.num_refused == 1
 
 
 async def test_a_client_that_goes_away_in_mid_download_is_no_failure(tmp_path, caplog):

@@ -1,0 +1,116 @@
+"""Reads the opening message of a call, once, and hands on what it says.
+
+Every call is handled as a stream here. A unary call and a stream look the same on the wire, but gRPC would wait for a
+unary call's request for ever, before anybody is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, NoReturn, TypeAlias, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from fedmtl_core.errors import InvalidRequestError, MalformedStreamError
+from fedmtl_server.rpc.handlers import CallContext, Handler, Q, R
+from fedmtl_server.transfer.streams import OpenedStream, wait_for_hang_up
+
+Messages: TypeAlias = "AsyncIterator[bytes | Q]"
+"""A call's messages, of which the first is as it came, and the others as the handler takes them."""
+
+
+@dataclass(frozen=True)
+class OpenedCall(Generic[Q]):
+    """A call whose opening message has been read."""
+
+    request: Q | AsyncIterator[Q]
+    """What the handler is called with. A stream begins with the opening message as it was read."""
+    opening: Q | None
+    """The opening message; None if a stream has none, or one that is malformed."""
+
+
+def as_stream(
+    handler: Handler[Q, R], behaviour: Callable[[Messages[Q], CallContext], Awaitable[R | None]]
+) -> Handler[Q, R]:
+    """A handler that takes any number of requests and leaves the first as it came: its size is checked before.
+
+    Args:
+        handler: whose messages these are.
+        behaviour: what to do with a call.
+    """
+    kinds = {False: grpc.stream_unary_rpc_method_handler, True: grpc.stream_stream_rpc_method_handler}
+    is_first = True
+
+    def deserialize(message: bytes) -> bytes | Q:
+        nonlocal is_first
+        if not is_first:
+            return _read(handler, message)
+        is_first = False
+        return message
+
+    deserializer = cast("Callable[[bytes], Q]", deserialize) if handler.request_streaming else None
+    return kinds[handler.response_streaming](behaviour, deserializer, handler.response_serializer)
+
+
+async def first_message(handler: Handler[Q, R], messages: Messages[Q]) -> bytes | None:
+    """The first message of a call as it came; None if it is a stream that has none.
+
+    Raises:
+        MalformedStreamError: the handler takes one request, and the call brought none, or another behind it, which
+            would lie in the transport's memory.
+    """
+    first = cast("bytes | None", await anext(messages, None))
+    if first is None:
+        await wait_for_hang_up()
+    if handler.request_streaming:
+        return first
+    if first is None:
+        raise MalformedStreamError("expected a request, got none")
+    if await anext(messages, None) is not None:
+        raise MalformedStreamError("expected one request, got another behind it")
+    return first
+
+
+def open_call(handler: Handler[Q, R], first: bytes | None, messages: Messages[Q]) -> OpenedCall[Q]:
+    """Read the opening message.
+
+    A stream that begins with a malformed one raises that when it is asked for it: its handler keeps count of them.
+
+    Args:
+        handler: who will be called.
+        first: the first message as it came.
+        messages: those after it.
+
+    Raises:
+        InvalidRequestError: it is no request of this handler.
+    """
+    rest = cast("AsyncIterator[Q]", messages)
+    if first is None:
+        return OpenedCall(rest, None)
+    try:
+        opening = _read(handler, first)
+    except MalformedStreamError as error:
+        if not handler.request_streaming:
+            raise
+        return OpenedCall(OpenedStream(partial(_fail, error), rest), None)
+    return OpenedCall(OpenedStream(partial(_give, opening), rest) if handler.request_streaming else opening, opening)
+
+
+def _read(handler: Handler[Q, R], message: bytes) -> Q:
+    if handler.request_deserializer is None:
+        return cast("Q", message)
+    try:
+        return handler.request_deserializer(message)
+    except DecodeError:
+        raise InvalidRequestError(f"expected a request of this call, got {len(message)} other bytes") from None
+
+
+async def _give(message: Q) -> Q:
+    return message
+
+
+async def _fail(error: MalformedStreamError) -> NoReturn:
+    raise error
