@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from fedmtl_core.errors import (
     RequestError,
@@ -23,20 +22,22 @@ from fedmtl_core.errors import (
 )
 from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.logs import get_logger
-from fedmtl_core.model.sharing import Partition
 from fedmtl_core.tasks.plan import Purpose, TrainingPlan
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.formats import DEFAULT_DENSITY, Encoding
 from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.updates import Update
-from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, CohortOrder, MTLAggregator, RoundFold
-from fedmtl_server.aggregation.norms import RecentNorms, are_ordinary, require_within, update_norms
+from fedmtl_server.aggregation.norms import are_ordinary, update_norms
+from fedmtl_server.aggregation.order import CohortOrder
+from fedmtl_server.aggregation.pipeline import RoundAggregation
+from fedmtl_server.aggregation.stages.norms import NO_NORMS, NormScreening, require_within
+from fedmtl_server.aggregation.values import Aggregate, ScreenedUpdate
 from fedmtl_server.commits import Commits, EndRound
 from fedmtl_server.events import EventKind, Listener, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.engine import Phase, RoundEngine, RoundRules, Step
-from fedmtl_server.rounds.report import RefusedUpdate, RoundReport, counted_norms
+from fedmtl_server.rounds.report import RefusedUpdate, RoundReport, round_record
 from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.status import Status, client_statuses, task_statuses
 from fedmtl_server.storage.bookkeeping import RoundFacts, log_report, round_report, update_records
@@ -54,7 +55,6 @@ class Federation:
         run_id: names the run for good.
         commits: its model, and what moves with it.
         specs: its tasks.
-        aggregator: how updates are averaged.
         rules: when rounds open and close.
         plans: what clients are asked to do, by task.
         store: where commits go.
@@ -72,7 +72,6 @@ class Federation:
         run_id: str,
         commits: Commits,
         specs: Sequence[TaskSpec],
-        aggregator: MTLAggregator,
         rules: RoundRules,
         plans: Mapping[str, TrainingPlan],
         store: RunStore,
@@ -90,7 +89,8 @@ class Federation:
         """Of the round before."""
         self._commits = commits
         self._measured = Measurements(specs, rules.auxiliary)
-        self._aggregator = aggregator
+        self._pipeline = commits.pipeline
+        self._norms = commits.pipeline.find(NormScreening) or NormScreening(NO_NORMS)
         self._early_stopping = early_stopping
         self._store = store
         self._staging = staging
@@ -100,11 +100,7 @@ class Federation:
         self._report_interval_s = report_interval_s
         self._started_at = clock()
         self._engine = RoundEngine(rules, self._started_at)
-        self._fold: RoundFold | None = None
-        self._weighting_states: Mapping[str, Mapping[str, Any]] = {}
-        self._recent_norms = RecentNorms(aggregator.norms.window)
-        self._bounds = self._norm_bounds()
-        self._shares = aggregator.start_shares()
+        self._aggregation: RoundAggregation | None = None
         self._order = CohortOrder(())
         self._transfers = Transfers(staging, rules.transfer_timeout_s / 2, self._keep_alive)
         self._arrived: list[str] = []
@@ -210,14 +206,14 @@ class Federation:
             None if the bytes are wanted, or the round in which the update already counts.
 
         Raises:
-            StaleRoundError, InvalidRequestError: see `RoundEngine.check` and `MTLAggregator.require`.
+            StaleRoundError, InvalidRequestError: see `RoundEngine.check` and `Pipeline.admit`.
             UnavailableError: the server is stopping.
         """
         self._require_serving()
         counted_in = self._engine.counted_in(update)
         if counted_in is None:
             self._engine.check(update)
-            self._aggregator.require(update)
+            self._pipeline.admit(update)
         return counted_in
 
     async def stage(self, update: Update, parts: Sequence[EncodedLayout], stream: object) -> Transfer:
@@ -289,10 +285,9 @@ class Federation:
             StaleRoundError, InvalidRequestError, UnavailableError: it can't count any more, however far it moves it.
         """
         await self.require_no_objection(transfer)
-        staged, rule = transfer.staged, self._aggregator.norms
-        bounds = self._bounds if rule.action == "refuse" else {}
-        limits = rule.limits(self._commits.model_norms)
-        if rule.measures and staged.is_float32:
+        staged, norms = transfer.staged, self._norms
+        bounds, limits = norms.refusal_bounds, norms.limits(self._commits.model_norms)
+        if norms.measures and staged.is_float32:
             transfer.norms = await self._measure(transfer)
         if not transfer.norms or not are_ordinary(transfer.norms):
             await asyncio.to_thread(staged.require_valid)
@@ -316,9 +311,6 @@ class Federation:
         return await self._staging.look(
             transfer.staged, lambda components: update_norms(transfer.update.kind, components, base)
         )
-
-    def _norm_bounds(self) -> Mapping[str, float]:
-        return self._aggregator.norms.bounds(self.model.components, self._recent_norms)
 
     async def until_countable(self, update: Update) -> None:
         """Wait for the round to be taking updates: while it opens, or with asynchronous rounds while one is averaged.
@@ -363,7 +355,7 @@ class Federation:
         self._reported.append(transfer)
         if transfer.staged.parts:
             scopes = [part.scope for part in transfer.staged.parts]
-            self._shares.add(client_id, transfer.update.task, transfer.update.num_examples, scopes)
+            self._pipeline.count(transfer.update, scopes)
             self._order.append(client_id)
             self._complete[client_id] = transfer
             self._arrived.append(client_id)
@@ -533,15 +525,10 @@ class Federation:
     def _begin_round(self) -> None:
         """Take updates for the round that the engine has opened."""
         cohort = self._engine.cohort
-        self._bounds = self._norm_bounds()
-        self._fold = self._aggregator.start_round(
-            self.model.components, self._bounds, self._engine.round, self._weighting_states
-        )
-        self._commits.begin_round()
         members = {member.client_id: self.model.scopes_for(member.task) for member in cohort.values()}
         may_come = None if self._engine.asynchronous else members
-        self._shares = self._aggregator.start_shares(self._engine.round, may_come)
-        self._order = CohortOrder(list(cohort), self._shares.is_settled)
+        self._aggregation = self._pipeline.begin(self.model.components, self._engine.round, may_come)
+        self._order = CohortOrder(list(cohort), self._pipeline.is_settled)
         self._log.info(
             "round.opened",
             **self._title(),
@@ -556,18 +543,17 @@ class Federation:
         """Take up the run where a server before this one left it. Before anything else is done.
 
         Args:
-            left_off: where that was; its model is installed already, and what has moved in it taken up.
+            left_off: where that was; its model and what the stages remembered are restored already.
             updates: what was acknowledged in the round that was open, in any order.
         """
         for report in left_off.reports:
             self._learn(report)
-            self._remember(report)
+            self.last_report = report
         is_over = self.last_report is not None and self.last_report.purpose == "evaluate"
         round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
         self._engine = RoundEngine(self.rules, self._clock(), round_, left_off.counted)
         self._engine.losses = self._measured.losses
-        self._commits.take_up(round_, left_off.state, self.last_report)
-        self._bounds = self._norm_bounds()
+        self._commits.resume(round_)
         self._stop_training_if_due()
         if is_over:
             self._engine.phase = Phase.FINISHED
@@ -593,34 +579,19 @@ class Federation:
             await self._fold_all(self._order.arrive(client_id))
 
     async def _fold_all(self, client_ids: Sequence[str]) -> None:
-        assert self._fold is not None
+        assert self._aggregation is not None
         for client_id in client_ids:
             transfer = self._complete.pop(client_id)
             staged = transfer.staged
             components = await self._staging.load(staged)
-            update = self._client_update(transfer, components)
-            kept = await asyncio.to_thread(self._commits.fold, self._fold, update, self._engine.round)
+            update = self._with_tensors(transfer, components)
+            kept = await asyncio.to_thread(self._aggregation.add, update, may_keep=True)
             self._staging.release(staged, components, kept)
 
-    def _client_update(self, transfer: Transfer, components: Mapping[str, Component]) -> ClientUpdate:
-        update = transfer.update
-        rule, staleness = self._engine.asynchronous, self._engine.staleness(update)
-        return ClientUpdate(
-            update.client_id,
-            update.task,
-            update.num_examples,
-            components,
-            update.kind,
-            staleness,
-            rule.discount(staleness) if rule else 1.0,
-            transfer.norms,
-            num_eval_examples=update.received.num_examples,
-            received_metrics=update.received.metrics,
-            trained_metrics=update.trained.metrics,
-            extras=update.extras,
-            claimed_examples=update.claimed_examples,
-            counted_examples=self._shares.counted(update.client_id),
-        )
+    def _with_tensors(self, transfer: Transfer, components: Mapping[str, Component]) -> ScreenedUpdate:
+        rule, staleness = self._engine.asynchronous, self._engine.staleness(transfer.update)
+        discount = rule.discount(staleness) if rule else 1.0
+        return ScreenedUpdate(transfer.update, components, staleness, discount, transfer.norms)
 
     def _end_round(self, round_: int) -> None:
         """Take no more updates, and drop what is on its way. With asynchronous rounds the next one takes it."""
@@ -636,8 +607,7 @@ class Federation:
             listener.round_closing()
         began = self._clock()
         aggregate = Aggregate() if failed else await self._aggregate()
-        before = self._commits.decide_moves(round_) if aggregate.components else {}
-        report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed, moved=before)
+        report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
         self._learn(report)
         await self._commits.commit(
             aggregate.components, report, self._end_in_history(report), self._measured.best_rounds()
@@ -662,11 +632,7 @@ class Federation:
 
     def _remember(self, report: RoundReport) -> None:
         self.last_report = report
-        self._weighting_states = report.weighting_states
-        if report.moved:  # components aren't what they were
-            self._recent_norms = RecentNorms(self._aggregator.norms.window)
-        else:
-            self._recent_norms.add(counted_norms(report))
+        self._pipeline.record(round_record(report))
 
     def _note_untold(self) -> None:
         """Note who is to hear that the run is over, if it is, and until when, if it is away."""
@@ -699,27 +665,24 @@ class Federation:
     async def _aggregate(self) -> Aggregate:
         if self._engine.purpose == "evaluate":
             return Aggregate()
-        assert self._fold is not None
+        assert self._aggregation is not None
         await self._fold_arrived()
-        self._shares.close()
+        self._pipeline.complete()
         await self._fold_all(self._order.close())
-        aggregate = await asyncio.to_thread(self._commits.finish, self._fold, self._engine.round, self._title())
-        for buffer in self._fold.spare:
+        aggregate = await asyncio.to_thread(self._commits.finish, self._aggregation, self._title())
+        for buffer in aggregate.spare:
             self._staging.take_back(buffer)
         return aggregate
 
-    def _report(
-        self, aggregate: Aggregate, aggregation_s: float, *, failed: bool, moved: Mapping[str, Partition]
-    ) -> RoundReport:
+    def _report(self, aggregate: Aggregate, aggregation_s: float, *, failed: bool) -> RoundReport:
         facts, self._facts = self._facts, RoundFacts()  # what comes from now on belongs to the next report
         return round_report(
             facts,
             self._engine,
             aggregate,
             {task: self.model.scopes_for(task) for task in self.model.tasks},
-            self._aggregator.factors(self._engine.round),
-            **self._commits.report_facts({**self._weighting_states, **aggregate.weighting_states}),
-            moved=moved,
+            self._pipeline.factors(self._engine.round),
+            stages=self._pipeline.facts(),
             model_norms=self._commits.model_norms,
             duration_s=self._clock() - self._engine.opened_at,
             aggregation_s=aggregation_s,

@@ -16,35 +16,25 @@ from fedmtl_core.addresses import is_loopback, join_address
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError, FedMTLError, RunStoppedError
 from fedmtl_core.logs import get_logger
-from fedmtl_core.model.sharing import blocks_of, movable_parts
+from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.runtime.keepalive import keepalive
 from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.limiting import grpc_options, with_limits
 from fedmtl_server.access.tls import is_authenticating, require_safe, server_credentials
-from fedmtl_server.aggregation.aggregator import MTLAggregator
-from fedmtl_server.aggregation.auxiliary import Auxiliary
-from fedmtl_server.aggregation.control_variates import ControlVariates
-from fedmtl_server.aggregation.norms import NormRule
-from fedmtl_server.aggregation.optimizer_state import OptimizerState
-from fedmtl_server.aggregation.optimizers import make_optimizer
-from fedmtl_server.aggregation.task_weighting import make_weighting
-from fedmtl_server.aggregation.task_weighting.base import WeightingSettings
-from fedmtl_server.aggregation.task_weighting.shares import Examples
+from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
-from fedmtl_server.recovery import recovered_updates
+from fedmtl_server.recovery import recovered_updates, restore
 from fedmtl_server.rounds.cohorts import CohortRule
 from fedmtl_server.rounds.engine import AsyncRule, RoundRules
 from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.rounds.task_selection import TaskSelection, make_selection
 from fedmtl_server.rpc import reflection
 from fedmtl_server.rpc.servicer import SERVICE_NAME, FederatedMtlServicer
-from fedmtl_server.sharing.layer_moves import Mover
-from fedmtl_server.sharing.policies import SharingPolicy, make_policy
 from fedmtl_server.storage.folders import held_run, unfinished_run
 from fedmtl_server.storage.results import TaskResult, plot
 from fedmtl_server.storage.store import RunStore, without_secrets
@@ -106,20 +96,13 @@ class Server:
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self._run_id = self._held_id or uuid.uuid4().hex
         self._log = get_logger()
-        optimizer = make_optimizer(config.server_optimizer)  # before anything that takes long
-        policy = make_policy(config.sharing.adaptive)
-        self._weighting = make_weighting(config.aggregation)
+        rules = AggregationRules.of(config)  # before anything that takes long
         self._selection = make_selection(config.rounds.task_selection)
-        if policy and not self._weighting:  # it looks at every task's mean
-            self._weighting = Examples(WeightingSettings())
         if model is None:
             self._log.info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
         self._model = model
-        layouts = model.layouts_for(None)
-        self._optimizer = OptimizerState(optimizer, layouts) if optimizer else None
-        self._mover = self._make_mover(policy) if policy else None
-        self._controls = _controls(model) if config.training.control_variates else None
+        self._pipeline = make_pipeline(config, model, rules)
         self._log_model()
 
     async def start(self) -> None:
@@ -205,38 +188,25 @@ class Server:
 
     def _open_store(self) -> None:
         """Begin the run, or take it up."""
-        components = self._model.components
+        components, layouts = self._model.components, self._model.layouts_for(None)
         if self._held_id is None or self._run_dir is None:
             if self._run_dir is None:
                 self._warn_of_unfinished()
             self.store = RunStore.create(self._config, self._run_id, components, self._model.summary(), self._run_dir)
+            self._pipeline.restore({}, {}, layouts)
             self.federation = self._make_federation()
             return
         self.store = RunStore.resume(self._config, self._run_id, self._run_dir, finished=self._may_be_over)
-        remembering = [one for one in (self._optimizer, self._controls) if one]
-        state_layouts = [layout for one in remembering for layout in one.layouts]
-        left_off = self.store.left_off(
-            [component.layout for component in components.values()], state_layouts, self._moved_layouts
-        )
-        if self._mover and left_off.reports:
-            self._mover.take_up(left_off.reports[-1].sharing, left_off.reports[-1].sharing_state)
-        table = self._mover.table if self._mover else self._model.sharing
-        self._model.rearrange(table, left_off.components)
-        if self._optimizer:
-            self._optimizer.begin(self._model.layouts_for(None))
+        left_off = self.store.left_off(layouts, self._pipeline.state_layouts(layouts), self._moved_layouts)
+        restore(left_off, self._model, self._pipeline)
         self.federation = self._make_federation()
         self.federation.resume(left_off, recovered_updates(self.store, left_off, self._model, self._config))
 
-    def _make_mover(self, policy: SharingPolicy) -> Mover:
-        section = self._config.sharing
-        layers = movable_parts(section.rules(), section.adaptive.layers)
-        return Mover(policy, self._model, layers, section.adaptive.max_parameters)
-
     def _moved_layouts(self, sharing: Mapping[str, Any]) -> tuple[list[Layout], list[Layout]]:
-        """Of the model whose layers have moved as a report says, and of what its optimiser remembers."""
+        """Of the model whose layers have moved as a report says, and of what stages remember of it."""
         table = self._model.table_of({part: blocks_of(blocks) for part, blocks in sharing.items()})
         layouts = self._model.layouts_of(table)
-        return layouts, self._optimizer.layouts_of(layouts) if self._optimizer else []
+        return layouts, self._pipeline.state_layouts(layouts)
 
     def _warn_of_unfinished(self) -> None:
         """Say it if the run that begins could have been an earlier one's going on."""
@@ -253,28 +223,11 @@ class Server:
         config = self._config
         run = TrackedRun.of(self._run_id, self.store.run_dir, without_secrets(config))
         self._tracking = Tracking(self._trackers, run, lambda: [round_point(one) for one in self.store.reports()])
-        aggregator = MTLAggregator(
-            _norms(config),
-            self._weighting,
-            config.training.seed,
-            _auxiliary(config),
-            config.aggregation.normalization,
-            config.robustness.max_client_share,
-        )
         staging = self._make_staging()
         return Federation(
             run_id=self._run_id,
-            commits=Commits(
-                self._model,
-                aggregator,
-                self.store,
-                staging,
-                optimizer=self._optimizer,
-                controls=self._controls,
-                mover=self._mover,
-            ),
+            commits=Commits(self._model, self._pipeline, self.store, staging),
             specs=config.task_specs(),
-            aggregator=aggregator,
             rules=_rules(config, self._selection),
             plans={
                 task: replace(config.plan(task), local=self._model.sharing.local_for(task)) for task in config.tasks
@@ -288,16 +241,12 @@ class Server:
         )
 
     def _make_staging(self) -> StagingArea:
-        """Room for updates; the pool keeps what a round uses at its height: the model before, and each task's mean."""
+        """Room for updates; the pool keeps what a round uses at its height."""
         config, model = self._config, self._model
         budget = config.server.staging_memory_mb * 2**20
         largest = max(sum(layout.num_bytes for layout in model.layouts_for(task)) for task in model.tasks)
-        whole = sum(component.layout.num_bytes for component in model.components.values())
-        means = {scope: len(model.sharing.members(scope)) - 1 for scope in model.components} if self._weighting else {}
-        others = sum(count * model.components[scope].layout.num_bytes for scope, count in means.items())
-        growth = config.sharing.adaptive.max_parameters if self._mover else 1
-        controls = sum(layout.num_bytes for layout in self._controls.layouts) if self._controls else 0
-        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + int(growth * (whole + others)) + controls)
+        kept = self._pipeline.kept_bytes(model.layouts_for(None), model.sharing.members)
+        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + kept)
         return StagingArea(budget, self.store.spool, pool, durable=config.store.durability != "memory")
 
     def _log_model(self) -> None:
@@ -375,21 +324,6 @@ def _rules(config: Config, selection: TaskSelection) -> RoundRules:
         seed=config.training.seed,
         max_examples=config.max_examples(),
     )
-
-
-def _norms(config: Config) -> NormRule:
-    section = config.robustness.norms
-    return NormRule(section.action, section.bound, section.median_factor, section.window, section.model_factor)
-
-
-def _controls(model: MTLServerModel) -> ControlVariates:
-    members = {scope: model.sharing.members(scope) for scope in model.components}
-    return ControlVariates(model.layouts_for(None), members)
-
-
-def _auxiliary(config: Config) -> dict[str, Auxiliary]:
-    sections = {name: task.auxiliary for name, task in config.tasks.items()}
-    return {name: Auxiliary(one.weight, one.decay) for name, one in sections.items() if one is not None}
 
 
 def _early_stopping(config: Config) -> EarlyStopping | None:

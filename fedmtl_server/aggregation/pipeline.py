@@ -115,14 +115,14 @@ class Pipeline:
             stage.record(record)
 
     def regroup(self, regrouping: Regrouping) -> None:
-        """Have all that is remembered follow a model whose parts went to other scopes."""
+        """Have all components that are remembered follow a model whose parts go to other scopes."""
         for stage in self.stages:
             stage.regroup(regrouping)
 
     @property
     def table(self) -> SharingTable | None:
         """Who shares what by what was decided in the run; None where the configuration alone says so."""
-        return next((table for stage in self.stages if (table := stage.table()) is not None), None)
+        return _table(self.stages)
 
     # What is sent, remembered and kept in memory.
 
@@ -307,11 +307,15 @@ class RoundAggregation:
     ) -> Aggregate:
         ending = Ending(self._context.round, released.keys())
         outcomes = [stage.end(ending) for stage in self._stages]
+        moved = {part: blocks for one in outcomes for part, blocks in one.moved.items()}
+        if moved and (table := _table(self._stages)) is not None:
+            for stage in self._stages:
+                stage.keep(table.scopes)
         return Aggregate(
             released,
             {scope: contributions[scope] for scope in released},
             discarded,
-            moved={part: blocks for one in outcomes for part, blocks in one.moved.items()},
+            moved,
             notices=[one.notice for one in outcomes if one.notice],
             spare=self._spare,
         )
@@ -354,6 +358,10 @@ class RoundAggregation:
         move_by_deltas(group.base, [one.runs for one in (first, *others)], list(coefficients.values()))
         self._spare += [one.buffer for one in group.accumulators.values() if one is not first]
         return first.result()
+
+
+def _table(stages: Sequence[Stage]) -> SharingTable | None:
+    return next((table for stage in stages if (table := stage.table()) is not None), None)
 
 
 def _is_by_task(stages: Sequence[Stage], scope: str) -> bool:

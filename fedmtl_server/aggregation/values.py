@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
 
+from fedmtl_core.errors import AggregationError
 from fedmtl_core.model.scopes import task_of
 from fedmtl_core.model.sharing import Partition, SharingTable
 from fedmtl_core.tasks.plan import UpdateKind
@@ -93,6 +94,25 @@ class RoundContext:
     factors: TaskFactors = field(default_factory=TaskFactors)
     contributors: Mapping[str, Collection[str]] | None = None
     """By client id, the scopes of those who may contribute; None if anybody may."""
+
+    def require_base(self, update: ScreenedUpdate, scopes: Iterable[str], what: str) -> None:
+        """Check that the model has the components that an update is compared with.
+
+        Args:
+            update: the update.
+            scopes: of its components.
+            what: they are needed for.
+
+        Raises:
+            AggregationError: it hasn't got one of them.
+            LayoutMismatchError: one of them is laid out otherwise.
+        """
+        for scope in scopes:
+            if scope not in self.base:
+                raise AggregationError(
+                    f"{update.client_id}: {what} in {scope!r} needs the parameters that they start from"
+                )
+            self.base[scope].layout.require_same(update.components[scope].layout)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 from fedmtl_core.identifiers import name_some, shown
 from fedmtl_core.logs import Logger
 from fedmtl_core.model.scopes import task_scope
-from fedmtl_core.model.sharing import Partition, blocks_text
+from fedmtl_core.model.sharing import blocks_text
 from fedmtl_core.wire.updates import Update
-from fedmtl_server.aggregation.aggregator import Aggregate
+from fedmtl_server.aggregation.values import Aggregate
 from fedmtl_server.rounds.engine import RoundEngine
 from fedmtl_server.rounds.report import (
     ComponentReport,
@@ -60,11 +60,7 @@ def round_report(
     scopes: Mapping[str, Sequence[str]],
     factors: Mapping[str, float],
     *,
-    weighting_states: Mapping[str, Mapping[str, Any]],
-    sharing: Mapping[str, Partition],
-    moved: Mapping[str, Partition],
-    sharing_state: Mapping[str, Any],
-    control_variates: Mapping[str, Any],
+    stages: Mapping[str, Mapping[str, Any]],
     model_norms: Mapping[str, float],
     duration_s: float,
     aggregation_s: float,
@@ -78,11 +74,7 @@ def round_report(
         aggregate: what came of it.
         scopes: by task, those of its slice.
         factors: by auxiliary task, what an example of it counts for in the encoder.
-        weighting_states: by scope, what the task weighting remembers now.
-        sharing: by part that has moved in the run, who shares it now.
-        moved: by part that moves now, who shared it before.
-        sharing_state: what the sharing policy remembers now.
-        control_variates: whose control variates are in the server's now.
+        stages: by stage of the aggregation, what it remembers now, as JSON has it.
         model_norms: by scope, the norm of the model that the round began with; empty where it isn't known.
         duration_s: from its opening to now.
         aggregation_s: how much of that its average took.
@@ -104,11 +96,8 @@ def round_report(
         unchanged_tasks=[task for task in scopes if task_scope(task) in {*scopes[task]} - aggregate.components.keys()],
         aggregation_s=aggregation_s,
         failed=failed,
-        weighting_states=weighting_states,
-        sharing=sharing,
-        moved=moved,
-        sharing_state=sharing_state,
-        control_variates=control_variates,
+        stages=stages,
+        moved=aggregate.moved,
         discarded=list(aggregate.discarded),
         warnings=[*facts.warnings(engine.round), *warnings_of(aggregate.contributions, model_norms)],
     )

@@ -18,12 +18,12 @@ import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.config import Config
-from fedmtl_server.aggregation.aggregator import MTLAggregator
-from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.aggregation.pipeline import Pipeline
+from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.recovery import recovered_updates
+from fedmtl_server.recovery import recovered_updates, restore
 from fedmtl_server.rounds.engine import RoundRules
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rpc import uploads
@@ -157,10 +157,14 @@ class Driver:
         self._patches = mock.patch.object(uploads, "HANG_UP_S", 0.0)  # nothing hangs up here
         self._patches.start()
         store = RunStore.create(config, self.run_id, model.components, model.summary(), folder)
-        self._serve(store)
+        pipeline = self._pipeline()
+        pipeline.restore({}, {}, model.layouts_for(None))
+        self._serve(store, pipeline)
 
-    def _serve(self, store: RunStore) -> None:
-        norms = self._config.robustness.norms
+    def _pipeline(self) -> Pipeline:
+        return Pipeline([NormScreening(self._config.robustness.norms.model_copy(update={"model_factor": None}))])
+
+    def _serve(self, store: RunStore, pipeline: Pipeline) -> None:
         self.store = store
         end_round = store.end_round
 
@@ -169,13 +173,11 @@ class Driver:
             self.reports.append(report)
 
         store.end_round = end_and_note  # type: ignore[method-assign]
-        aggregator = MTLAggregator(NormRule(norms.action, norms.bound, norms.median_factor, norms.window))
         staging = StagingArea(2**20, store.spool, BufferPool(2**20), durable=True)
         self.federation = Federation(
             run_id=self.run_id,
-            commits=Commits(self.model, aggregator, store, staging),
+            commits=Commits(self.model, pipeline, store, staging),
             specs=self._config.task_specs(),
-            aggregator=aggregator,
             rules=self._rules,
             plans={task: self._config.plan(task) for task in self._config.tasks},
             store=store,
@@ -196,8 +198,9 @@ class Driver:
         self.model = model
         store = RunStore.resume(self._config, self.run_id, self._folder)
         left_off = store.left_off([component.layout for component in model.components.values()])
-        model.install(left_off.components)
-        self._serve(store)
+        pipeline = self._pipeline()
+        restore(left_off, model, pipeline)
+        self._serve(store, pipeline)
         self.federation.resume(left_off, recovered_updates(store, left_off, model, self._config))
         self.start()
 

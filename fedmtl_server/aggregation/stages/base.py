@@ -236,8 +236,11 @@ class Stage:
         """Who shares what from now on, if this stage decides it."""
         return None
 
+    def keep(self, scopes: Collection[str]) -> None:
+        """Drop the facts of components that are no more, when parts go to other scopes; `regroup` follows."""
+
     def regroup(self, regrouping: Regrouping) -> None:
-        """Have what is remembered follow a model whose parts went to other scopes."""
+        """Have the components that are remembered follow a model whose parts go to other scopes."""
 
     def record(self, record: RoundRecord) -> None:
         """Learn of a round that has ended, whether it changed the model or not; of all of them when resumed."""
