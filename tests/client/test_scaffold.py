@@ -127,7 +127,7 @@ def test_rounds_of_some_of_the_clients_end_at_the_optimum_of_all_and_the_servers
     federation = Federation()
     for names in ("a", "ab", "c", "b", "abc", "bc"):  # some come anew
         federation.hold_round(names)
-        server = federation.server.components["control:shared"].views()["control/encoder.w"].tolist()
+        server = federation.server.broadcast().components["control:shared"].views()["control/encoder.w"].tolist()
         assert server == pytest.approx(federation.mean_of_the_clients(), abs=1e-4)
     best = optimum(list(QUADRATICS.values()), [n / 10 for n in EXAMPLES.values()])
     for _ in range(60):
@@ -141,12 +141,13 @@ def test_a_client_that_has_lost_its_variate_is_noticed_and_all_begin_anew():
     federation.clients["b"] = ControlVariates()
     with pytest.raises(AssertionError, match="client 'b' has its variate of round 0, expected 1"):
         federation.hold_round("abc")
-    assert federation.server.components["control:shared"].views()["control/encoder.w"].tolist() == [0.0, 0.0]
+    server = federation.server.broadcast().components["control:shared"]
+    assert server.views()["control/encoder.w"].tolist() == [0.0, 0.0]
     best = optimum(list(QUADRATICS.values()), [n / 10 for n in EXAMPLES.values()])
     for _ in range(60):
         federation.hold_round("abc")
     assert federation.w == pytest.approx(best, abs=1e-3)
-    assert federation.server.since == 3
+    assert federation.server.broadcast().since == 3
 
 
 def test_the_correction_is_the_servers_variate_minus_the_clients_own():
