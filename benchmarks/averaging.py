@@ -1,4 +1,4 @@
-"""Averaging in a process of its own: FedMTL's fold against `torch.Tensor.add_`, over the same updates.
+"""Averaging in a process of its own: FedMTL's average against `torch.Tensor.add_`, over the same updates.
 
 python -m benchmarks.averaging NUM_UPDATES NUM_ELEMENTS
 """
@@ -14,7 +14,8 @@ from benchmarks.processes import serve_commands
 from fedmtl_core.model.scopes import SHARED
 from fedmtl_core.runtime.allocator import keep_freed_blocks
 from fedmtl_core.wire.layout import Component
-from fedmtl_server.aggregation.aggregator import ClientUpdate, RoundFold
+from fedmtl_server.aggregation.aggregator import ClientUpdate
+from fedmtl_server.aggregation.pipeline import Pipeline
 
 
 def main(num_updates: str, num_elements: str) -> None:
@@ -22,15 +23,16 @@ def main(num_updates: str, num_elements: str) -> None:
     components = [
         Component.pack(SHARED, {"encoder.weight": torch.randn(int(num_elements))}) for _ in range(int(num_updates))
     ]
-    updates = [ClientUpdate(f"c{i}", "sst2", 100 + i, {SHARED: one}) for i, one in enumerate(components)]
+    updates = [ClientUpdate(f"c{i}", "sst2", 100 + i, {SHARED: one}).screened(1) for i, one in enumerate(components)]
+    pipeline = Pipeline()
     vectors = [one.runs()[0] for one in components]
     total = torch.zeros(int(num_elements))
 
     def ours() -> None:
-        fold = RoundFold({})
+        aggregation = pipeline.begin({})
         for update in updates:
-            fold.fold(update)
-        fold.close()
+            aggregation.add(update)
+        aggregation.combine()
 
     def bound() -> None:
         for vector in vectors:

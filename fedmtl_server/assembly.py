@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedmtl_core.config import Config, contradictions
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
-from fedmtl_core.model.sharing import blocks_of, movable_parts
+from fedmtl_core.model.sharing import blocks_of
+from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.tls import is_authenticating, require_safe
-from fedmtl_server.aggregation.aggregator import MTLAggregator
-from fedmtl_server.aggregation.auxiliary import Auxiliary
-from fedmtl_server.aggregation.control_variates import ControlVariates
-from fedmtl_server.aggregation.norms import NormRule
-from fedmtl_server.aggregation.optimizer_state import OptimizerState
-from fedmtl_server.aggregation.optimizers import make_optimizer
-from fedmtl_server.aggregation.task_weighting import make_weighting
-from fedmtl_server.aggregation.task_weighting.shares import Examples
+from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation, RunSpec
 from fedmtl_server.model import MTLServerModel
@@ -27,17 +22,14 @@ from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.trackers import trackers_for
 from fedmtl_server.monitoring.tracking import TrackedRun, Tracking, round_point
 from fedmtl_server.open_round import RunParts
-from fedmtl_server.recovery import recovered_updates
+from fedmtl_server.recovery import recovered_updates, restore
 from fedmtl_server.rounds.cohorts import CohortRule
 from fedmtl_server.rounds.engine import AsyncRule, RoundRules
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.rounds.task_selection import TaskSelection, make_selection
-from fedmtl_server.sharing.layer_moves import Mover
-from fedmtl_server.sharing.policies import SharingPolicy, make_policy
 from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.folders import held_run, unfinished_run
-from fedmtl_server.storage.resume import LeftOff
 from fedmtl_server.storage.store import RunStore, without_secrets
 from fedmtl_server.transfer.buffers import BufferPool
 from fedmtl_server.transfer.staging import MIN_UPDATES_IN_MEMORY, StagingArea
@@ -82,20 +74,13 @@ class Assembly:
         self.gate = Gate(config) if is_authenticating(config) else None
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self.run_id = self._held_id or uuid.uuid4().hex
-        optimizer = make_optimizer(config.server_optimizer)  # before anything that takes long
-        policy = make_policy(config.sharing.adaptive)
-        self._weighting = make_weighting(config.aggregation)
+        rules = AggregationRules.of(config)  # before anything that takes long
         self._selection = make_selection(config.rounds.task_selection)
-        if policy and not self._weighting:  # it looks at every task's mean
-            self._weighting = Examples(config.aggregation)
         if model is None:
             get_logger().info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
         self.model = model
-        layouts = model.layouts_for(None)
-        self._optimizer = OptimizerState(optimizer, layouts) if optimizer else None
-        self._mover = self._make_mover(policy) if policy else None
-        self._controls = _controls(model) if config.training.control_variates else None
+        self._pipeline = make_pipeline(config, model, rules)
 
     def open(self) -> OpenedRun:
         """Begin the run, or resume it. Reads and writes files.
@@ -108,40 +93,22 @@ class Assembly:
             if self._run_dir is None:
                 self._warn_of_unfinished()
             store = RunStore.create(config, self.run_id, model.components, model.summary(), self._run_dir)
+            self._pipeline.restore({}, {}, model.layouts_for(None))
             return self._opened(store)
         store = RunStore.resume(config, self.run_id, self._run_dir, finished=self._may_be_over)
-        left_off = self._restored(store)
+        left_off = store.left_off(self._checkpoint_layouts)
+        restore(left_off, model, self._pipeline)
         opened = self._opened(store)
         opened.federation.resume(left_off, recovered_updates(store, left_off, model, config))
         return opened
 
-    def _restored(self, store: RunStore) -> LeftOff:
-        """Where the run stands, with its model and what has moved in it installed."""
-        left_off = store.left_off(self._checkpoint_layouts)
-        if self._mover and left_off.reports:
-            self._mover.take_up(left_off.reports[-1].sharing, left_off.reports[-1].sharing_state)
-        table = self._mover.table if self._mover else self.model.sharing
-        self.model.rearrange(table, left_off.components)
-        if self._optimizer:
-            self._optimizer.begin(self.model.layouts_for(None))
-        return left_off
-
-    def _make_mover(self, policy: SharingPolicy) -> Mover:
-        section = self.config.sharing
-        layers = movable_parts(section.rules(), section.adaptive.layers)
-        return Mover(policy, self.model, layers, section.adaptive.max_parameters)
-
     def _checkpoint_layouts(self, report: RoundReport | None) -> CheckpointLayouts:
         """The layouts of the checkpoint of the round that a report is of; None for round 0."""
+        layouts: Sequence[Layout] = self.model.layouts_for(None)
         if report is not None and report.sharing:  # layers have moved
             table = self.model.table_of({part: blocks_of(blocks) for part, blocks in report.sharing.items()})
             layouts = self.model.layouts_of(table)
-            return CheckpointLayouts(layouts, self._optimizer.layouts_of(layouts) if self._optimizer else [])
-        remembering = [one for one in (self._optimizer, self._controls) if one]
-        return CheckpointLayouts(
-            [component.layout for component in self.model.components.values()],
-            [layout for one in remembering for layout in one.layouts],
-        )
+        return CheckpointLayouts(layouts, self._pipeline.state_layouts(layouts))
 
     def _warn_of_unfinished(self) -> None:
         """Say it if the run that begins could have been an earlier one's going on."""
@@ -158,18 +125,8 @@ class Assembly:
         config, model = self.config, self.model
         run = TrackedRun.of(self.run_id, store.run_dir, without_secrets(config))
         tracking = Tracking(self._trackers, run, lambda: [round_point(one) for one in store.reports()])
-        aggregator = MTLAggregator(
-            _norms(config),
-            self._weighting,
-            config.training.seed,
-            _auxiliary(config),
-            config.aggregation.normalization,
-            config.robustness.max_client_share,
-        )
         staging = self._make_staging(store)
-        commits = Commits(
-            model, aggregator, store, staging, optimizer=self._optimizer, controls=self._controls, mover=self._mover
-        )
+        commits = Commits(model, self._pipeline, store, staging)
         spec = RunSpec(
             run_id=self.run_id,
             specs=config.task_specs(),
@@ -180,19 +137,15 @@ class Assembly:
             report_interval_s=config.rounds.report_interval_s,
         )
         listeners = [tracking, *self.monitoring.listeners]
-        return OpenedRun(store, Federation(spec, RunParts(commits, aggregator, store, staging, listeners)), tracking)
+        return OpenedRun(store, Federation(spec, RunParts(commits, store, staging, listeners)), tracking)
 
     def _make_staging(self, store: RunStore) -> StagingArea:
-        """Room for updates; the pool keeps what a round uses at its height: the model before, and each task's mean."""
+        """Room for updates; the pool keeps what a round uses at its height."""
         config, model = self.config, self.model
         budget = config.server.staging_memory_mb * 2**20
         largest = max(sum(layout.num_bytes for layout in model.layouts_for(task)) for task in model.tasks)
-        whole = sum(component.layout.num_bytes for component in model.components.values())
-        means = {scope: len(model.sharing.members(scope)) - 1 for scope in model.components} if self._weighting else {}
-        others = sum(count * model.components[scope].layout.num_bytes for scope, count in means.items())
-        growth = config.sharing.adaptive.max_parameters if self._mover else 1
-        controls = sum(layout.num_bytes for layout in self._controls.layouts) if self._controls else 0
-        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + int(growth * (whole + others)) + controls)
+        kept = self._pipeline.kept_bytes(model.layouts_for(None), model.sharing.members)
+        pool = BufferPool(max(budget, MIN_UPDATES_IN_MEMORY * largest) + kept)
         return StagingArea(budget, store.spool, pool, durable=config.store.durability != "memory")
 
 
@@ -237,21 +190,6 @@ def _rules(config: Config, selection: TaskSelection) -> RoundRules:
         seed=config.training.seed,
         max_examples=config.max_examples(),
     )
-
-
-def _norms(config: Config) -> NormRule:
-    section = config.robustness.norms
-    return NormRule(section.action, section.bound, section.median_factor, section.window, section.model_factor)
-
-
-def _controls(model: MTLServerModel) -> ControlVariates:
-    members = {scope: model.sharing.members(scope) for scope in model.components}
-    return ControlVariates(model.layouts_for(None), members)
-
-
-def _auxiliary(config: Config) -> dict[str, Auxiliary]:
-    sections = {name: task.auxiliary for name, task in config.tasks.items()}
-    return {name: Auxiliary(one.weight, one.decay) for name, one in sections.items() if one is not None}
 
 
 def _early_stopping(config: Config) -> EarlyStopping | None:

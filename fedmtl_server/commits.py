@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-from fedmtl_core.errors import NonFiniteError
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import get_logger
-from fedmtl_core.model.sharing import Partition, SharingTable
+from fedmtl_core.model.sharing import SharingTable
 from fedmtl_core.wire.controls import control_scope
 from fedmtl_core.wire.layout import Component
-from fedmtl_server.aggregation.aggregator import Aggregate, ClientUpdate, DiscardedComponent, MTLAggregator, RoundFold
-from fedmtl_server.aggregation.control_variates import ControlVariates
 from fedmtl_server.aggregation.norms import reference_norm
-from fedmtl_server.aggregation.optimizer_state import OptimizerState
+from fedmtl_server.aggregation.pipeline import Pipeline, RoundAggregation
 from fedmtl_server.aggregation.rearranging import rearranged
+from fedmtl_server.aggregation.stages.norms import NormScreening
+from fedmtl_server.aggregation.values import Aggregate, Regrouping
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport, counted_examples
-from fedmtl_server.sharing.layer_moves import Mover
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.slices import PublishedModel
 from fedmtl_server.transfer.staging import StagingArea
@@ -30,36 +27,22 @@ EndRound = Callable[[Mapping[str, bytes] | None], None]
 
 
 class Commits:
-    """A run's model, with all that moves with it: the server optimiser's state, control variates, who shares what.
+    """A run's model, with what the stages of the aggregation remember beside it.
 
     Args:
         model: the server's model; it is this object's alone from now on.
-        aggregator: how updates are averaged.
+        pipeline: how updates become the next model.
         store: where commits go.
         staging: where the buffers come from that updates lie in.
-        optimizer: what makes the next model of the average; None if the average is it.
-        controls: the clients' and the server's control variates; None if there are none.
-        mover: what has layers move from one scope to another; None if they stay.
     """
 
-    def __init__(
-        self,
-        model: MTLServerModel,
-        aggregator: MTLAggregator,
-        store: RunStore,
-        staging: StagingArea,
-        *,
-        optimizer: OptimizerState | None = None,
-        controls: ControlVariates | None = None,
-        mover: Mover | None = None,
-    ):
+    def __init__(self, model: MTLServerModel, pipeline: Pipeline, store: RunStore, staging: StagingArea):
         self.model = model
-        self._aggregator = aggregator
+        self.pipeline = pipeline
         self._store = store
         self._staging = staging
-        self._optimizer = optimizer
-        self._controls = controls
-        self._mover = mover
+        norms = pipeline.find(NormScreening)
+        self._measures_model = norms is not None and norms.has_limits
         self._writing: asyncio.Task[None] | None = None
         self._log = get_logger()
         self.model_norms: Mapping[str, float] = {}
@@ -70,94 +53,36 @@ class Commits:
         self.on_written: Callable[[], None] = lambda: None
         """Told when a commit is on disk, or has failed to get there; `require_written` knows which."""
 
-    def take_up(self, round_: int, state: Mapping[str, Component], last_report: RoundReport | None) -> None:
-        """Go on from what a checkpoint has besides the model, which is installed already; `round_` is next."""
-        if self._optimizer is not None:
-            self._optimizer.install(state)
-        if self._controls is not None:
-            self._controls.install(state, last_report.control_variates if last_report else {})
-            self.published = self._publish(round_)
+    def resume(self, round_: int) -> None:
+        """Go on with a round, which is the next one. What a checkpoint has was restored before; see `recovery`."""
         self.published = self.published.for_round(round_)
 
     def control_scopes_for(self, task: str) -> Sequence[str]:
-        """The scopes of the control variates in a task's slice of a round of training; none in one of all tasks."""
-        if self._controls is None or not task:
+        """The scopes of what goes out beside a task's slice in a round of training; none in a slice of all tasks."""
+        sent = self.pipeline.broadcast().components
+        if not sent or not task:
             return ()
         return tuple(map(control_scope, self.model.scopes_for(task)))
 
-    # A round.
-
-    def begin_round(self) -> None:
-        """Begin to take in a round's updates."""
-        if self._controls is not None:
-            self._controls.begin_round()
-
-    def fold(self, fold: RoundFold, update: ClientUpdate, round_: int) -> set[str]:
-        """Take in an update, and say which of its components are kept."""
-        if self._controls is not None:
-            self._controls.fold(update, round_, self.model.components)
-        return fold.fold(update, may_keep=True)
-
-    def finish(self, fold: RoundFold, round_: int, title: Mapping[str, str]) -> Aggregate:
+    def finish(self, aggregation: RoundAggregation, title: Mapping[str, str]) -> Aggregate:
         """What the model becomes, without components that left the range of their dtype; those stay as they were.
 
         Args:
-            fold: with all of the round's updates.
-            round_: the round.
-            title: names it in the log.
-        """
-        if self._mover is not None:
-            self._mover.look(fold)
-        aggregate = fold.close()
-        good, discarded = {}, []
-        for scope in self.model.components:  # from what most share to the heads, whoever was folded first
-            if (component := aggregate.components.get(scope)) is None:
-                continue
-            what = "average"
-            try:
-                component.require_finite()
-                if self._optimizer is not None:
-                    what = "server_optimizer's step"
-                    self._optimizer.step(self.model.components[scope], component)
-                good[scope] = component
-            except NonFiniteError as error:
-                reason = f"its {what} isn't finite: {error}"
-                contributors = [part.client_id for part in aggregate.contributions[scope]]
-                discarded.append(DiscardedComponent(scope, reason, contributors))
-                self._log.error(
-                    "component.discarded", **title, scope=scope, reason=reason, contributors=name_some(contributors)
-                )
-        if self._controls is not None and (reason := self._controls.close(round_, good.keys())):
-            self._log.warning("control_variates.began_anew", **title, reason=reason)
-        states = {scope: state for scope, state in aggregate.weighting_states.items() if scope in good}
-        return Aggregate(good, {scope: aggregate.contributions[scope] for scope in good}, states, discarded)
-
-    def decide_moves(self, round_: int) -> Mapping[str, Partition]:
-        """Have the policy say what moves after a round that changed the model.
-
-        Returns:
-            By part that moves, the blocks of tasks that shared it before.
+            aggregation: with all of the round's updates.
+            title: names the round in the log.
 
         Raises:
-            AggregationError: see `Mover.decide`.
+            AggregationError: see `RoundAggregation.close`.
         """
-        return self._mover.decide(round_) if self._mover else {}
-
-    def report_facts(self, weighting_states: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """What a round's report keeps for the rounds after it.
-
-        Args:
-            weighting_states: what the weighting remembers, by scope; those of scopes that are gone are left out.
-        """
-        if self._mover is not None:
-            scopes = self._mover.table.scopes
-            weighting_states = {scope: state for scope, state in weighting_states.items() if scope in scopes}
-        return {
-            "weighting_states": weighting_states,
-            "sharing": dict(self._mover.moved) if self._mover else {},
-            "sharing_state": self._mover.state if self._mover else {},
-            "control_variates": self._controls.facts if self._controls else {},
-        }
+        aggregate = aggregation.close()
+        for one in aggregate.discarded:
+            contributors = name_some(one.contributors)
+            self._log.error(
+                "component.discarded", **title, scope=one.scope, reason=one.reason, contributors=contributors
+            )
+        for notice in aggregate.notices:
+            self._log.warning(notice.event, **title, reason=notice.reason)
+        return aggregate
 
     # A commit.
 
@@ -222,7 +147,7 @@ class Commits:
 
     async def _follow(self, report: RoundReport) -> None:
         """Have the model that stays go out in the next round."""
-        if self._controls and self.published.control_since != self._controls.since:
+        if self.published.control_since != self.pipeline.broadcast().since:
             self._replace(await asyncio.to_thread(self._publish, report.round + 1, self.model.components))
         elif report.purpose == "train":
             self.published = self.published.for_round(report.round + 1)
@@ -235,8 +160,7 @@ class Commits:
         Returns:
             What goes out, and the model's norms.
         """
-        state = dict(self._optimizer.components) if self._optimizer else {}
-        state |= self._controls.components if self._controls else {}
+        state = self.pipeline.components()
         model = asyncio.create_task(
             asyncio.to_thread(self._store.write_model, components, report.round, state, report.sharing)
         )
@@ -254,7 +178,7 @@ class Commits:
 
     def _norms_of(self, components: Mapping[str, Component]) -> dict[str, float]:
         """A model's norms by scope, where updates are held against them; those that didn't change aren't measured."""
-        if not self._aggregator.norms.limits({"": 1.0}):
+        if not self._measures_model:
             return {}
         known = self.model.components
         return {
@@ -272,14 +196,13 @@ class Commits:
     def _moved(
         self, components: Mapping[str, Component], report: RoundReport
     ) -> tuple[dict[str, Component], SharingTable]:
-        """The model, and what its optimiser remembers, by the table in which what moves has moved."""
-        assert self._mover is not None
-        before, after = self.model.sharing, self._mover.table
-        factors = self._aggregator.factors(report.round)
+        """The model, and what the stages remember, by the table in which what moves has moved."""
+        before, after = self.model.sharing, self.pipeline.table
+        assert after is not None
+        factors = self.pipeline.factors(report.round)
         counted = counted_examples(report)
         num_examples = {task: examples * factors.get(task, 1.0) for task, examples in counted.items()}
-        if self._optimizer is not None:
-            self._optimizer.rearrange(self.model.layouts_of(after), before, after, num_examples)
+        self.pipeline.regroup(Regrouping(before, after, self.model.layouts_of(after), num_examples))
         return rearranged(components, before, after, num_examples), after
 
     def _replace(self, published: PublishedModel) -> None:
@@ -288,8 +211,8 @@ class Commits:
 
     def _publish(self, round_: int, components: Mapping[str, Component] | None = None) -> PublishedModel:
         before = self.published if components else None
-        controls, since = (self._controls.components, self._controls.since) if self._controls else ({}, 0)
-        whole = {**(components or self.model.components), **controls}
-        published = PublishedModel.publish(round_, whole, before, self._staging.take_back, since)
+        sent = self.pipeline.broadcast()
+        whole = {**(components or self.model.components), **sent.components}
+        published = PublishedModel.publish(round_, whole, before, self._staging.take_back, sent.since)
         published.hold()
         return published

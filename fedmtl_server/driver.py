@@ -8,22 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from fedmtl_core.errors import StaleRoundError, UnavailableError
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import get_logger
-from fedmtl_core.model.sharing import Partition
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.updates import Update
-from fedmtl_server.aggregation.aggregator import Aggregate
+from fedmtl_server.aggregation.values import Aggregate
 from fedmtl_server.audience import Audience
 from fedmtl_server.commits import EndRound
 from fedmtl_server.events import EventKind
 from fedmtl_server.open_round import OpenRound, RunParts
 from fedmtl_server.rounds.engine import Phase, RoundEngine, RoundRules, Step
-from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.report import RoundReport, round_record
 from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.storage.bookkeeping import log_report, round_report, update_records
 from fedmtl_server.storage.results import Measurements
@@ -117,20 +116,19 @@ class Driver:
         """Resume the run where a server before this one left it. Before anything else is done.
 
         Args:
-            left_off: where that was; its model is installed already, and what has moved in it restored.
+            left_off: where that was; its model and what the stages remembered are restored already.
             updates: what was acknowledged in the round that was open, in any order.
         """
         for report in left_off.reports:
             self._learn(report)
-            self._remember(report)
+            self.last_report = report
         is_over = self.last_report is not None and self.last_report.purpose == "evaluate"
         round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
         self.engine = self.audience.engine = self.open_round.engine = RoundEngine(
             self.rules, self._clock(), round_, left_off.counted
         )
         self.engine.losses = self.measured.losses
-        self._commits.take_up(round_, left_off.state, self.last_report)
-        self._updates.renew_bounds()
+        self._commits.resume(round_)
         self._stop_training_if_due()
         if is_over:
             self.engine.phase = Phase.FINISHED
@@ -230,8 +228,7 @@ class Driver:
         began = self._clock()
         evaluates = self.engine.purpose == "evaluate"
         aggregate = Aggregate() if failed or evaluates else await self._updates.aggregate(self.title())
-        before = self._commits.decide_moves(round_) if aggregate.components else {}
-        report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed, moved=before)
+        report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
         self._learn(report)
         await self._commits.commit(
             aggregate.components, report, self._end_in_history(report), self.measured.best_rounds()
@@ -261,19 +258,16 @@ class Driver:
             }
         )
 
-    def _report(
-        self, aggregate: Aggregate, aggregation_s: float, *, failed: bool, moved: Mapping[str, Partition]
-    ) -> RoundReport:
+    def _report(self, aggregate: Aggregate, aggregation_s: float, *, failed: bool) -> RoundReport:
         stats = self.open_round.take_stats()
-        model = self._commits.model
+        model, pipeline = self._commits.model, self._commits.pipeline
         return round_report(
             stats,
             self.engine,
             aggregate,
             {task: model.scopes_for(task) for task in model.tasks},
-            self._updates.factors(self.engine.round),
-            state=self._updates.state_after(aggregate),
-            moved=moved,
+            pipeline.factors(self.engine.round),
+            stages=pipeline.facts(),
             model_norms=self._commits.model_norms,
             duration_s=self._clock() - self.engine.opened_at,
             aggregation_s=aggregation_s,
@@ -290,7 +284,7 @@ class Driver:
 
     def _remember(self, report: RoundReport) -> None:
         self.last_report = report
-        self._updates.remember(report)
+        self._commits.pipeline.record(round_record(report))
 
     def _stop_training_if_due(self) -> None:
         if self._early_stopping is None or self.engine.purpose != "train":

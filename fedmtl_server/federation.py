@@ -75,7 +75,7 @@ class Federation:
             parts.commits.model,
             parts.staging,
             self._round.transfers,
-            Examination(parts.aggregator.norms, parts.staging),
+            Examination(self._round.norms, parts.staging),
             parts.store,
             spec.rules.max_examples,
         )

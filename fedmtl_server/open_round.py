@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedmtl_core.errors import UnavailableError
 from fedmtl_core.wire.updates import Update
-from fedmtl_server.aggregation.aggregator import MTLAggregator
+from fedmtl_server.aggregation.stages.norms import NO_NORMS, NormScreening
 from fedmtl_server.commits import Commits
 from fedmtl_server.events import Listener
 from fedmtl_server.round_updates import RoundUpdates
@@ -26,9 +26,7 @@ class RunParts:
     """What a run is driven with."""
 
     commits: Commits
-    """Its model, and what moves with it."""
-    aggregator: MTLAggregator
-    """How updates are averaged."""
+    """Its model, and the pipeline that makes the next one."""
     store: RunStore
     """Where commits go."""
     staging: StagingArea
@@ -51,7 +49,7 @@ class OpenRound:
 
     def __init__(self, engine: RoundEngine, parts: RunParts, transfer_timeout_s: float, on_counted: Callable[[], None]):
         self.engine = engine
-        self.updates = RoundUpdates(parts.commits, parts.aggregator, parts.staging)
+        self.updates = RoundUpdates(parts.commits, parts.staging)
         """Those that count."""
         self.transfers = Transfers(parts.staging, transfer_timeout_s / 2, self.progress)
         """Those on their way."""
@@ -62,7 +60,8 @@ class OpenRound:
         self.stopped: UnavailableError | None = None
         """Why the server takes no updates any more, if it doesn't."""
         self._commits = parts.commits
-        self._aggregator = parts.aggregator
+        self.norms = parts.commits.pipeline.find(NormScreening) or NormScreening(NO_NORMS)
+        """What is done with updates that move the model too far."""
         self._listeners = parts.listeners
         self._clock = parts.clock
         self._on_counted = on_counted
@@ -83,14 +82,14 @@ class OpenRound:
             None if it may, or the round in which it already does.
 
         Raises:
-            StaleRoundError, InvalidRequestError: see `RoundEngine.check` and `MTLAggregator.require`.
+            StaleRoundError, InvalidRequestError: see `RoundEngine.check` and `Pipeline.admit`.
             UnavailableError: the server is stopping.
         """
         self.require_serving()
         counted_in = self.engine.counted_in(update)
         if counted_in is None:
             self.engine.check(update)
-            self._aggregator.require(update)
+            self._commits.pipeline.admit(update)
         return counted_in
 
     def place_of(self, client_id: str) -> int:
@@ -112,8 +111,8 @@ class OpenRound:
 
     def norm_reference(self) -> NormReference:
         """What the norms of the round's updates are held against."""
-        commits = self._commits
-        return NormReference(commits.model.components, commits.model_norms, self.updates.bounds)
+        base, norms = self._commits.model.components, self._commits.model_norms
+        return NormReference(base, norms, self.norms.refusal_bounds, self.norms.limits(norms))
 
     async def until_open(self, update: Update) -> None:
         """Wait for the round to be taking updates: while it opens, or with asynchronous rounds while one is averaged.

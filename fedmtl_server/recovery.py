@@ -1,4 +1,4 @@
-"""What a server that ended has left in files: the acknowledged updates that are in no commit yet."""
+"""What a server that ended has left: the model, what stages remember, and updates that are in no commit yet."""
 
 from __future__ import annotations
 
@@ -7,10 +7,25 @@ from fedmtl_core.errors import RequestError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.wire.update_headers import update_from_bytes
 from fedmtl_core.wire.updates import Update
+from fedmtl_server.aggregation.pipeline import Pipeline
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.rounds.report import round_record
 from fedmtl_server.storage.resume import LeftOff
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.staging import StagedUpdate
+
+
+def restore(left_off: LeftOff, model: MTLServerModel, pipeline: Pipeline) -> None:
+    """Take up the model of the last commit, and what the stages of the aggregation remembered then.
+
+    Raises:
+        LayoutMismatchError: a component is laid out otherwise.
+    """
+    for report in left_off.reports:
+        pipeline.record(round_record(report))
+    facts = left_off.reports[-1].stages if left_off.reports else {}
+    pipeline.restore(left_off.state, facts, [component.layout for component in left_off.components.values()])
+    model.rearrange(pipeline.table or model.sharing, left_off.components)
 
 
 def recovered_updates(

@@ -1,12 +1,6 @@
-"""How far an update moves the model, component by component, and what becomes of one that moves it too far.
+"""How far an update moves the model, component by component: the L2 norm of its delta, trained minus base parameters.
 
-The norm is that of the delta: trained minus base parameters. Scaling a delta down to a bound before it is averaged
-takes from one client the power to replace the model (Sun et al. 2019, arXiv:1911.07963). A bound that is a multiple
-of the median of recent norms follows the run by itself, as in Andrew et al. 2021 (arXiv:1905.03871), which tracks a
-quantile.
-
-Functions of their arguments: the same bytes have the same norm to the last bit, whatever the number of threads, and
-the same history gives the same bounds.
+Functions of their arguments: the same bytes have the same norm to the last bit, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -14,12 +8,9 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections import defaultdict, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -27,8 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmtl_core.config import NormAction
-from fedmtl_core.errors import NormExceededError
 from fedmtl_core.tasks.plan import UpdateKind
 from fedmtl_core.wire.layout import Component
 
@@ -43,73 +32,6 @@ _WITHOUT_WARNINGS = partial(np.errstate, over="ignore", under="ignore", invalid=
 """What they would be of is looked at more closely."""
 _LEAST, _MOST = 1e-24, 1e30
 """Sums of squares that float32 can be trusted with; others are taken again in float64."""
-
-
-class RecentNorms:
-    """The norms that updates counted with, of the last rounds that changed each component.
-
-    Args:
-        window: so many rounds.
-    """
-
-    def __init__(self, window: int):
-        self._by_scope: dict[str, deque[list[float]]] = defaultdict(lambda: deque(maxlen=window))
-
-    def add(self, norms: Mapping[str, Sequence[float]]) -> None:
-        """Take in a round's: by scope, the norms that updates counted with."""
-        for scope, all_of_them in norms.items():
-            if larger := [norm for norm in all_of_them if norm > 0]:  # of 0 nothing could grow
-                self._by_scope[scope].append(larger)
-
-    def of(self, scope: str) -> list[float]:
-        """All of a component's."""
-        return [norm for norms in self._by_scope.get(scope, ()) for norm in norms]
-
-
-@dataclass(frozen=True)
-class NormRule:
-    """What becomes of updates by their norms."""
-
-    action: NormAction = "none"
-    bound: float | None = None
-    """The most that a component's delta may have."""
-    median_factor: float | None = None
-    """So many times the median of the norms that counted is the most, once any did."""
-    window: int = 5
-    """Rounds to take the median over: the last that changed the component."""
-    model_factor: float | None = None
-    """So many times the model's own norm is the most for any update, whatever the action; None for no such limit."""
-
-    @property
-    def measures(self) -> bool:
-        """Whether norms are looked at."""
-        return self.action != "none"
-
-    def limits(self, model_norms: Mapping[str, float]) -> dict[str, float]:
-        """The most that any update's norm may be, by scope: a single one beyond it would ruin the model.
-
-        Args:
-            model_norms: the model's own; see `reference_norm`.
-        """
-        if self.model_factor is None or not self.measures:
-            return {}
-        return {scope: self.model_factor * norm for scope, norm in model_norms.items()}
-
-    def bounds(self, scopes: Collection[str], recent: RecentNorms) -> dict[str, float]:
-        """The most that a delta's norm may be in the next round; a scope without a bound is absent.
-
-        What was clipped is in the history as what it was clipped to, and what was refused isn't. So one who sends
-        ever larger updates, even if nobody else does, can raise the bound by no more than the factor a round.
-        """
-        if self.action not in ("clip", "refuse"):
-            return {}
-        bounds = {} if self.bound is None else dict.fromkeys(scopes, self.bound)
-        if self.median_factor is not None:
-            for scope in scopes:
-                if norms := recent.of(scope):
-                    # The lower of the two in the middle: half of the norms, however large, don't raise it.
-                    bounds[scope] = min(bounds.get(scope, math.inf), self.median_factor * median_low(norms))
-        return bounds
 
 
 def reference_norm(component: Component) -> float:
@@ -160,28 +82,6 @@ def norm_of(component: Component, base: Component | None = None) -> float:
             for norm in (_norms_in_float64 if run.dtype == torch.float64 else _norms_in_float32)(run, origin)
         ]
     return min(math.hypot(*parts), sys.float_info.max)
-
-
-def require_within(norms: Mapping[str, float], bounds: Mapping[str, float], why: str = "") -> None:
-    """Check that an update moves no component further than is allowed.
-
-    Args:
-        norms: the update's, by scope.
-        bounds: the most that is allowed, by scope.
-        why: where the bound comes from, for the message.
-
-    Raises:
-        NormExceededError: it does.
-    """
-    for scope, norm in norms.items():
-        if scope in bounds and not norm <= bounds[scope]:  # NaN is within no bound
-            raise NormExceededError(
-                f"{scope}: the update moves it by an L2 norm of {norm:.6g}, at most {bounds[scope]:.6g} is allowed"
-                f"{why}",
-                scope=scope,
-                norm=f"{norm:.6g}",
-                allowed=f"{bounds[scope]:.6g}",
-            )
 
 
 def _norms_in_float32(run: Tensor, origin: Tensor | None) -> list[float]:

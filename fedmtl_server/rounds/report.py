@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmtl_core.tasks.evaluation import TaskMetric, task_metrics
 from fedmtl_core.tasks.plan import Purpose
-from fedmtl_server.aggregation.aggregator import Aggregate, Contribution, DiscardedComponent
+from fedmtl_server.aggregation.values import Aggregate, Contribution, DiscardedComponent, RoundRecord
 from fedmtl_server.rounds.engine import Member
 from fedmtl_server.rounds.warnings import RoundWarning
 
@@ -104,28 +104,30 @@ class RoundReport:
     """From the round's end to its average; part of `duration_s`."""
     failed: bool = False
     """Whether it lacked its quorum and was given up: nothing counts, the model is as it was."""
-    weighting_states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By scope, what the task weighting remembers after it, as JSON has it."""
-    sharing: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
-    """By part of the encoder that has moved in the run, the blocks of tasks that share it after this round."""
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By stage of the aggregation, what it remembers after the round, as JSON has it; see `StageState`."""
     moved: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
     """By part that moved in this round, the blocks that shared it before."""
-    sharing_state: Mapping[str, Any] = field(default_factory=dict)
-    """What the sharing policy remembers after it, as JSON has it."""
-    control_variates: Mapping[str, Any] = field(default_factory=dict)
-    """Whose control variates are in the server's after it, as JSON has it; see
-    `fedmtl_server.aggregation.control_variates`."""
     discarded: Sequence[DiscardedComponent] = field(default_factory=list)
     """The components that stay as they were, although updates of them counted."""
     warnings: Sequence[RoundWarning] = field(default_factory=list)
     """What makes its result doubtful."""
 
+    @property
+    def sharing(self) -> Mapping[str, Sequence[Sequence[str]]]:
+        """By part of the encoder that has moved in the run, the blocks of tasks that share it after this round."""
+        blocks: Mapping[str, Sequence[Sequence[str]]] = self.stages.get("sharing", {}).get("blocks", {})
+        return blocks
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What the history stores."""
+        values = asdict(self)
+        stages = values.pop("stages")
+        return values | _stored(stages)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RoundReport:
-        """The report that `to_dict` was made of."""
+        """The report that `to_dict` was made of, by this version or one before it."""
         components = [
             ComponentReport(**{**one, "contributions": [Contribution(**part) for part in one["contributions"]]})
             for one in values["components"]
@@ -135,7 +137,38 @@ class RoundReport:
         discarded = [DiscardedComponent(**one) for one in values.get("discarded", ())]  # older reports don't say
         parts = {"components": components, "tasks": tasks, "refused": refused, "discarded": discarded}
         warnings = [RoundWarning(**one) for one in values.get("warnings", ())]  # nor of this
-        return cls(**{**values, **parts, "warnings": warnings})
+        fields = {key: value for key, value in values.items() if key not in _STORED_KEYS}
+        return cls(**{**fields, **parts, "warnings": warnings, "stages": _from_stored(values)})
+
+
+_STORED_KEYS = {
+    "weighting_states": ("task_weighting", ""),
+    "sharing": ("sharing", "blocks"),
+    "sharing_state": ("sharing", "policy"),
+    "control_variates": ("control_variates", ""),
+}
+"""By key of a stored report, the stage whose memory it has, and which part of that; with an empty name all of it. The
+memory of other stages is stored as `stages`."""
+
+
+def _stored(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What stages remember, by the keys under which a report has it."""
+    values: dict[str, Any] = {}
+    for key, (stage, part) in _STORED_KEYS.items():
+        facts = stages.get(stage, {})
+        values[key] = facts.get(part, {}) if part else facts
+    known = {stage for stage, _ in _STORED_KEYS.values()}
+    others = {stage: facts for stage, facts in stages.items() if stage not in known}
+    return values | ({"stages": others} if others else {})
+
+
+def _from_stored(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By stage, what it remembers, as a stored report has it; stages that remember nothing are absent."""
+    stages: dict[str, dict[str, Any]] = {stage: dict(facts) for stage, facts in values.get("stages", {}).items()}
+    for key, (stage, part) in _STORED_KEYS.items():
+        if facts := values.get(key):
+            stages[stage] = {**stages.get(stage, {}), part: facts} if part else dict(facts)
+    return stages
 
 
 def counted_norms(report: RoundReport) -> dict[str, list[float]]:
@@ -144,6 +177,11 @@ def counted_norms(report: RoundReport) -> dict[str, list[float]]:
         component.scope: [part.counted_norm for part in component.contributions if part.counted_norm is not None]
         for component in report.components
     }
+
+
+def round_record(report: RoundReport) -> RoundRecord:
+    """What the stages of the aggregation learn of a round that has ended."""
+    return RoundRecord(counted_norms(report), is_regrouped=bool(report.moved))
 
 
 def counted_examples(report: RoundReport) -> dict[str, float]:

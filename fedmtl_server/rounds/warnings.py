@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedmtl_server.aggregation.aggregator import Contribution
+from fedmtl_server.aggregation.values import Contribution
 
 WarningKind = Literal["dominant_client", "large_update", "damaged_model"]
 

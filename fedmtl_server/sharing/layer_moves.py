@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmtl_core.config.stages import SHARING
 from fedmtl_core.model.sharing import Partition, SharingTable, blocks_of
-from fedmtl_server.aggregation.aggregator import RoundFold
+from fedmtl_core.wire.layout import Layout
 from fedmtl_server.aggregation.delta_products import inner_products_of
+from fedmtl_server.aggregation.stages.base import Ending, Group, Outcome, Stage
+from fedmtl_server.aggregation.values import StageState
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.sharing.policies import PartFacts, SharingPolicy, SharingRound, checked
 
 
-class Mover:
-    """What has moved in one run, and what moves next. It changes no model.
+class LayerRegrouping(Stage):
+    """What has moved in one run, and what moves next. It changes no model. Tasks have to be weighted beside it.
 
     Args:
         policy: says what moves.
@@ -28,68 +31,77 @@ class Mover:
         ConfigError: the encoder hasn't got one of the layers.
     """
 
+    rule = SHARING
+
     def __init__(
         self, policy: SharingPolicy, model: MTLServerModel, layers: Collection[str] | None, max_parameters: float
     ):
+        self.growth = max_parameters
         self._policy = policy
         self._model = model
         self._parts = model.movable(layers)
-        self._max_parameters = max_parameters
         self._products: dict[str, NDArray[np.float64]] = {}
-        self.moved: dict[str, Partition] = {}
-        """By part that has moved in the run, the blocks of tasks that share it now."""
-        self.state: Mapping[str, Any] = {}
-        """What the policy remembers."""
+        self._moved: dict[str, Partition] = {}
+        self._policy_state: Mapping[str, Any] = {}
 
-    def take_up(self, moved: Mapping[str, Sequence[Sequence[str]]], state: Mapping[str, Any]) -> None:
-        """Go on from what a round's report says."""
-        self.moved = {part: blocks_of(blocks) for part, blocks in moved.items()}
-        self.state = state
+    def inspect(self, groups: Mapping[str, Group]) -> None:
+        """Note how the tasks of a round moved each part."""
+        self._products = {part: self._products_of(groups, names) for part, names in self._parts.items()}
 
-    @property
-    def table(self) -> SharingTable:
-        """With all that has moved."""
-        return self._model.table_of(self.moved)
-
-    def look(self, fold: RoundFold) -> None:
-        """Note how the tasks of a round moved each part, before its updates are averaged to the end."""
-        self._products = {part: self._products_of(fold, names) for part, names in self._parts.items()}
-
-    def decide(self, round_: int) -> dict[str, Partition]:
-        """Have the policy say what moves after the round that was looked at last.
+    def end(self, ending: Ending) -> Outcome:
+        """Have the policy say what moves after a round that changed the model.
 
         Returns:
-            By part that moves, the blocks that shared it before; `moved` has those that do now.
+            By part that moves, the blocks that shared it before; `table` has those that do now.
 
         Raises:
             AggregationError: the policy, which may be a user's own, answers with something else than it should.
         """
+        if not ending.committed:
+            return Outcome()
         parts = [
             PartFacts(part, self._model.num_elements(names), self._model.blocks(names[0]), self._products[part])
             for part, names in self._parts.items()
             if part in self._products
         ]
         self._products = {}
-        facts = SharingRound(round_, self._model.tasks, parts, self._room(), self.state)
+        facts = SharingRound(ending.round, self._model.tasks, parts, self._room(), self._policy_state)
         decided = checked(self._policy.decide(facts), facts)
-        self.state = decided.state
+        self._policy_state = decided.state
         now = {one.part: one.blocks for one in parts}
         moves = {part: blocks for part, blocks in decided.blocks.items() if set(blocks) != set(now[part])}
-        self.moved |= moves
-        return {part: now[part] for part in moves}
+        self._moved |= moves
+        return Outcome(moved={part: now[part] for part in moves})
+
+    def table(self) -> SharingTable:
+        """With all that has moved in the run."""
+        return self._model.table_of(self._moved)
+
+    def state(self) -> StageState:
+        """By part that has moved in the run, the blocks of tasks that share it now; and what the policy remembers."""
+        facts = {"blocks": dict(self._moved), "policy": self._policy_state}
+        return StageState(facts={key: value for key, value in facts.items() if value})
+
+    def restore(self, state: StageState, layouts: Sequence[Layout]) -> None:
+        blocks: Mapping[str, Sequence[Sequence[str]]] = state.facts.get("blocks", {})
+        self._moved = {part: blocks_of(one) for part, one in blocks.items()}
+        self._policy_state = state.facts.get("policy", {})
 
     def _room(self) -> int:
         """How many more encoder parameters there may be."""
         table = self._model.sharing
         kept = [name for scope in table.scopes for name in table.tensors(scope)]
         encoder = {name for names in self._model.parts.values() for name in names}
-        most = int(self._max_parameters * self._model.num_elements(encoder))
+        most = int(self.growth * self._model.num_elements(encoder))
         return most - self._model.num_elements(name for name in kept if name in encoder)
 
-    def _products_of(self, fold: RoundFold, names: Sequence[str]) -> NDArray[np.float64]:
+    def _products_of(self, groups: Mapping[str, Group], names: Sequence[str]) -> NDArray[np.float64]:
         """Inner products of the tasks' deltas of a part, `(tasks, tasks)`; 0 for those without an update."""
         tasks = self._model.tasks
-        moves = [fold.moves(task, self._model.sharing.by_task[task][names[0]], frozenset(names)) for task in tasks]
+        moves = []
+        for task in tasks:
+            group = groups.get(self._model.sharing.by_task[task][names[0]])
+            moves.append(group.moves(task, frozenset(names)) if group else None)
         there = [number for number, one in enumerate(moves) if one is not None]
         products = np.zeros((len(tasks), len(tasks)))
         if there:

@@ -11,10 +11,10 @@ from fedmtl_core.identifiers import name_some, shown
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.logs import Logger
 from fedmtl_core.model.scopes import task_scope
-from fedmtl_core.model.sharing import Partition, blocks_text
+from fedmtl_core.model.sharing import blocks_text
 from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.updates import Update
-from fedmtl_server.aggregation.aggregator import Aggregate
+from fedmtl_server.aggregation.values import Aggregate
 from fedmtl_server.rounds.engine import Member
 from fedmtl_server.rounds.report import (
     ComponentReport,
@@ -80,8 +80,7 @@ def round_report(
     scopes: Mapping[str, Sequence[str]],
     factors: Mapping[str, float],
     *,
-    state: JsonObject,
-    moved: Mapping[str, Partition],
+    stages: Mapping[str, JsonObject],
     model_norms: Mapping[str, float],
     duration_s: float,
     aggregation_s: float,
@@ -95,9 +94,7 @@ def round_report(
         aggregate: the result of its aggregation.
         scopes: by task, the scopes of the task's slice.
         factors: by auxiliary task, the weight of one of its examples in the encoder.
-        state: the state of the aggregation after the round, by field of `RoundReport`: `weighting_states`, `sharing`,
-            `sharing_state` and `control_variates`.
-        moved: by part of the encoder that moves after the round, the blocks of tasks that shared it before.
+        stages: by stage of the aggregation, what it remembers after the round.
         model_norms: by scope, the norm of the model that the round began with; empty if norms aren't measured.
         duration_s: from the round's opening to now, in seconds.
         aggregation_s: the part of `duration_s` that the aggregation took.
@@ -119,10 +116,10 @@ def round_report(
         unchanged_tasks=[task for task in scopes if task_scope(task) in {*scopes[task]} - aggregate.components.keys()],
         aggregation_s=aggregation_s,
         failed=failed,
-        moved=moved,
+        stages=stages,
+        moved=aggregate.moved,
         discarded=list(aggregate.discarded),
         warnings=[*stats.warnings(closed.round), *warnings_of(aggregate.contributions, model_norms)],
-        **state,
     )
 
 

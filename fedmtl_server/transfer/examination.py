@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedmtl_core.wire.layout import Component
-from fedmtl_server.aggregation.norms import NormRule, are_ordinary, require_within, update_norms
+from fedmtl_server.aggregation.norms import are_ordinary, update_norms
+from fedmtl_server.aggregation.stages.norms import NormScreening, require_within
 from fedmtl_server.transfer.incoming import Transfer
 from fedmtl_server.transfer.staging import StagingArea
 
@@ -20,21 +21,23 @@ class NormReference:
     base: Mapping[str, Component]
     """The model's components by scope."""
     model_norms: Mapping[str, float]
-    """Their norms; empty where no update is held against them."""
-    bounds: Mapping[str, float]
-    """By scope, the largest norm of an update in this round, where there is one."""
+    """Their norms; empty where no update is compared with them."""
+    refusal_bounds: Mapping[str, float]
+    """By scope, the norm beyond which an update is refused in this round, where there is one."""
+    limits: Mapping[str, float]
+    """By scope, the norm beyond which an update is refused in any round, where there is one."""
 
 
 class Examination:
     """Examines updates that are whole, before they count.
 
     Args:
-        rule: what becomes of updates by how far they move the model.
+        norms: what is done with updates that move the model too far.
         staging: where their bytes are.
     """
 
-    def __init__(self, rule: NormRule, staging: StagingArea):
-        self._rule = rule
+    def __init__(self, norms: NormScreening, staging: StagingArea):
+        self._norms = norms
         self._staging = staging
 
     async def measure(self, transfer: Transfer, reference: NormReference) -> None:
@@ -45,15 +48,15 @@ class Examination:
         Raises:
             NonFiniteError, MalformedStreamError: see `StagedUpdate.require_valid`.
         """
-        staged, rule = transfer.staged, self._rule
-        if rule.measures and staged.is_float32:
-            transfer.norms = await self._norms(transfer, reference)
+        staged = transfer.staged
+        if self._norms.measures and staged.is_float32:
+            transfer.norms = await self._measured(transfer, reference)
         if not transfer.norms or not are_ordinary(transfer.norms):
             await asyncio.to_thread(staged.require_valid)
         if transfer.norms:
             return
-        if self._refused_beyond(reference) or await self._may_exceed(transfer, reference):
-            transfer.norms = await self._norms(transfer, reference)
+        if reference.refusal_bounds or await self._may_exceed(transfer, reference):
+            transfer.norms = await self._measured(transfer, reference)
 
     def require_within(self, transfer: Transfer, reference: NormReference) -> None:
         """Check that an update, once measured, moves the model no further than it may.
@@ -62,22 +65,18 @@ class Examination:
             NormExceededError: it moves it too far.
         """
         if transfer.norms:
-            require_within(transfer.norms, self._refused_beyond(reference))
-            limits = self._rule.limits(reference.model_norms)
-            require_within(transfer.norms, limits, ": robustness.norms.model_factor times the model's own")
-
-    def _refused_beyond(self, reference: NormReference) -> Mapping[str, float]:
-        return reference.bounds if self._rule.action == "refuse" else {}
+            require_within(transfer.norms, reference.refusal_bounds)
+            require_within(transfer.norms, reference.limits, ": robustness.norms.model_factor times the model's own")
 
     async def _may_exceed(self, transfer: Transfer, reference: NormReference) -> bool:
         """Whether an update that wasn't measured could be beyond a limit, as far as it can be told without decoding."""
-        limits = self._rule.limits(reference.model_norms)
+        limits = reference.limits
         if not limits or not transfer.staged.parts:
             return False
         base = reference.model_norms if transfer.update.kind == "parameters" else {}
         largest = await asyncio.to_thread(transfer.staged.largest_norms)
         return any(not norm + base.get(scope, 0.0) <= limits.get(scope, math.inf) for scope, norm in largest.items())
 
-    async def _norms(self, transfer: Transfer, reference: NormReference) -> Mapping[str, float]:
+    async def _measured(self, transfer: Transfer, reference: NormReference) -> Mapping[str, float]:
         kind, base = transfer.update.kind, reference.base
         return await self._staging.look(transfer.staged, lambda components: update_norms(kind, components, base))

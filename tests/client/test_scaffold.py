@@ -13,8 +13,10 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.wire.controls import control_layout
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.layout import Component
-from fedmtl_server.aggregation import control_variates as server_side
 from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
+from fedmtl_server.aggregation.stages import control_variates as server_side
+from fedmtl_server.aggregation.stages.base import Ending
+from fedmtl_server.aggregation.values import RoundContext
 from tests.client.test_trainer import CPU, PLAN, setting
 from tests.federations import loaded, run
 from tests.quadratics import PLAN as GRADIENT_DESCENT
@@ -55,10 +57,12 @@ class Federation:
     def hold_round(self, names, *, corrected=True):
         self.round += 1
         base, updates = packed(self.w), []
-        self.server.begin_round()
+        self.server.begin(RoundContext(self.round, {"shared": base}))
         for name in names:
             client, model = self.clients[name], Point(self.w)
-            client.begin({"shared": self.server.components["control:shared"]}, self.server.since)
+            client.begin(
+                {"shared": self.server.broadcast().components["control:shared"]}, self.server.broadcast().since
+            )
             result = QuadraticTrainer(
                 QUADRATICS[name], dataclasses.replace(GRADIENT_DESCENT, learning_rate=RATE)
             ).train(
@@ -82,9 +86,9 @@ class Federation:
                     }
                 },
             )
-            self.server.fold(update, self.round, {"shared": base})
+            self.server.screen(update.screened(self.round))
             updates.append(update)
-        assert self.server.close(self.round, {"shared"}) == ""
+        assert self.server.end(Ending(self.round, {"shared"})).notice is None
         self.w = MTLAggregator().aggregate_mtl_updates(updates, {"shared": base})["shared"]["encoder.w"].tolist()
 
     def mean_of_the_clients(self):
@@ -123,7 +127,7 @@ def test_rounds_of_some_of_the_clients_end_at_the_optimum_of_all_and_the_servers
     federation = Federation()
     for names in ("a", "ab", "c", "b", "abc", "bc"):  # some come anew
         federation.hold_round(names)
-        server = federation.server.components["control:shared"].views()["control/encoder.w"].tolist()
+        server = federation.server.broadcast().components["control:shared"].views()["control/encoder.w"].tolist()
         assert server == pytest.approx(federation.mean_of_the_clients(), abs=1e-4)
     best = optimum(list(QUADRATICS.values()), [n / 10 for n in EXAMPLES.values()])
     for _ in range(60):
@@ -137,12 +141,13 @@ def test_a_client_that_has_lost_its_variate_is_noticed_and_all_begin_anew():
     federation.clients["b"] = ControlVariates()
     with pytest.raises(AssertionError, match="client 'b' has its variate of round 0, expected 1"):
         federation.hold_round("abc")
-    assert federation.server.components["control:shared"].views()["control/encoder.w"].tolist() == [0.0, 0.0]
+    server = federation.server.broadcast().components["control:shared"]
+    assert server.views()["control/encoder.w"].tolist() == [0.0, 0.0]
     best = optimum(list(QUADRATICS.values()), [n / 10 for n in EXAMPLES.values()])
     for _ in range(60):
         federation.hold_round("abc")
     assert federation.w == pytest.approx(best, abs=1e-3)
-    assert federation.server.since == 3
+    assert federation.server.broadcast().since == 3
 
 
 def test_the_correction_is_the_servers_variate_minus_the_clients_own():
@@ -215,8 +220,8 @@ def test_over_grpc_clients_and_server_keep_the_same_variates_from_round_to_round
     )
     run(config, tmp_path)
     reports = reports_of(tmp_path)
-    assert [one.control_variates["since"] for one in reports] == [1, 1, 1, 1]  # nobody's was lost
-    known = {name: (one["task"], one["round"]) for name, one in reports[-1].control_variates["known"].items()}
+    assert [one.stages["control_variates"]["since"] for one in reports] == [1, 1, 1, 1]  # nobody's was lost
+    known = {name: (one["task"], one["round"]) for name, one in reports[-1].stages["control_variates"]["known"].items()}
     assert known == {"a": ("sst2", 3), "b": ("sst2", 3), "c": ("qqp", 3)}
 
 

@@ -131,8 +131,10 @@ async def test_control_variates_are_kept_and_applied_as_the_contract_says(langua
     for scope, value in numbers_in(model_bytes(model)).items():
         torch.testing.assert_close(value, expected[scope], atol=1e-5, rtol=0)
     reports = reports_of(tmp_path / "run")[:num_rounds]
-    assert [one.control_variates["since"] for one in reports] == [1] * num_rounds, "nobody's variates were lost"
-    assert [one.control_variates["known"]["a"]["round"] for one in reports] == [1, 2, 3]
+    assert [one.stages["control_variates"]["since"] for one in reports] == [1] * num_rounds, (
+        "nobody's variates were lost"
+    )
+    assert [one.stages["control_variates"]["known"]["a"]["round"] for one in reports] == [1, 2, 3]
     assert client.said.count(", accepted") == num_rounds + 1
 
 

@@ -19,13 +19,13 @@ from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.config import Config
 from fedmtl_core.wire.chunks import Chunk, read_message
-from fedmtl_server.aggregation.aggregator import MTLAggregator
-from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.aggregation.pipeline import Pipeline
+from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation, RunSpec
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.open_round import RunParts
-from fedmtl_server.recovery import recovered_updates
+from fedmtl_server.recovery import recovered_updates, restore
 from fedmtl_server.rounds.engine import RoundRules
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rpc.servicer import FederatedMtlServicer
@@ -160,10 +160,14 @@ class Driver:
         self._patches = mock.patch.object(streams, "HANG_UP_S", 0.0)  # nothing hangs up here
         self._patches.start()
         store = RunStore.create(config, self.run_id, model.components, model.summary(), folder)
-        self._serve(store)
+        pipeline = self._pipeline()
+        pipeline.restore({}, {}, model.layouts_for(None))
+        self._serve(store, pipeline)
 
-    def _serve(self, store: RunStore) -> None:
-        norms = self._config.robustness.norms
+    def _pipeline(self) -> Pipeline:
+        return Pipeline([NormScreening(self._config.robustness.norms.model_copy(update={"model_factor": None}))])
+
+    def _serve(self, store: RunStore, pipeline: Pipeline) -> None:
         self.store = store
         end_round = store.end_round
 
@@ -172,9 +176,8 @@ class Driver:
             self.reports.append(report)
 
         store.end_round = end_and_note  # type: ignore[method-assign]
-        aggregator = MTLAggregator(NormRule(norms.action, norms.bound, norms.median_factor, norms.window))
         staging = StagingArea(2**20, store.spool, BufferPool(2**20), durable=True)
-        commits = Commits(self.model, aggregator, store, staging)
+        commits = Commits(self.model, pipeline, store, staging)
         spec = RunSpec(
             run_id=self.run_id,
             specs=self._config.task_specs(),
@@ -182,7 +185,7 @@ class Driver:
             plans={task: self._config.plan(task) for task in self._config.tasks},
             report_interval_s=1e9,
         )
-        parts = RunParts(commits, aggregator, store, staging, clock=lambda: self.loop.moved_s)
+        parts = RunParts(commits, store, staging, clock=lambda: self.loop.moved_s)
         self.federation = Federation(spec, parts)
         self.servicer = FederatedMtlServicer(self.federation)
 
@@ -196,10 +199,11 @@ class Driver:
         self._end("the server is stopping")
         self.model = model
         store = RunStore.resume(self._config, self.run_id, self._folder)
-        layouts = CheckpointLayouts([component.layout for component in model.components.values()])
+        layouts = CheckpointLayouts(model.layouts_for(None))
         left_off = store.left_off(lambda report: layouts)
-        model.install(left_off.components)
-        self._serve(store)
+        pipeline = self._pipeline()
+        restore(left_off, model, pipeline)
+        self._serve(store, pipeline)
         self.federation.resume(left_off, recovered_updates(store, left_off, model, self._config))
         self.start()
 

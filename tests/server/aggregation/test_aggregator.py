@@ -1,6 +1,5 @@
 """Averaging, against a computation of its own in float64 and numbers that can be checked by hand."""
 
-import dataclasses
 import itertools
 
 import numpy as np
@@ -11,21 +10,23 @@ from hypothesis import strategies as st
 
 from fedmtl_core.errors import AggregationError, LayoutMismatchError
 from fedmtl_core.wire.layout import DTYPES, Component, Layout
-from fedmtl_server.aggregation import aggregator
-from fedmtl_server.aggregation.aggregator import ClientUpdate, CohortOrder, ComponentMean, MTLAggregator, RoundFold
+from fedmtl_server.aggregation import means
+from fedmtl_server.aggregation.means import ComponentMean
+from fedmtl_server.aggregation.order import CohortOrder
+from tests.server.aggregation.updates import PLAIN, averaged, changed, combined, update_of
 from tests.support import TASKS
 
 
 def update(client_id, task, num_examples, encoder, head=(0.0,), kind="parameters"):
     parameters = {"encoder.w": torch.tensor(encoder), f"heads.{task}.weight": torch.tensor(list(head))}
-    return ClientUpdate.from_parameters(client_id, task, num_examples, parameters, kind)
+    return update_of(client_id, task, num_examples, parameters, kind)
 
 
 finite_small = st.floats(-100, 100, width=32)
 
 
 def aggregate(*updates, base=None):
-    return MTLAggregator().aggregate_mtl_updates(updates, base)
+    return averaged(*updates, base=base)
 
 
 def test_the_encoder_moves_by_all_tasks_examples_and_a_head_by_its_own():
@@ -85,9 +86,7 @@ def test_a_client_cannot_count_twice():
 
 
 def test_updates_of_different_layouts_are_never_averaged_together():
-    other = ClientUpdate.from_parameters(
-        "b", "sst2", 1, {"encoder.v": torch.tensor([1.0]), "heads.sst2.weight": torch.tensor([0.0])}
-    )
+    other = update_of("b", "sst2", 1, {"encoder.v": torch.tensor([1.0]), "heads.sst2.weight": torch.tensor([0.0])})
     with pytest.raises(LayoutMismatchError, match=r"tensor 'encoder\.w' is missing"):
         aggregate(update("a", "sst2", 1, [1.0]), other)
 
@@ -95,7 +94,7 @@ def test_updates_of_different_layouts_are_never_averaged_together():
 def test_the_order_in_which_parameters_are_named_does_not_matter():
     first = {"encoder.a": torch.tensor([1.0]), "encoder.b": torch.tensor([10.0])}
     second = dict(reversed(first.items()))
-    updates = [ClientUpdate.from_parameters(name, "sst2", 1, p) for name, p in (("x", first), ("y", second))]
+    updates = [update_of(name, "sst2", 1, p) for name, p in (("x", first), ("y", second))]
     assert aggregate(*updates)["shared"]["encoder.a"].tolist() == [1.0]
 
 
@@ -119,7 +118,7 @@ def test_a_delta_without_a_base_is_refused():
 
 
 def stale(update_, staleness, discount):
-    return dataclasses.replace(update_, staleness=staleness, discount=discount)
+    return changed(update_, staleness=staleness, discount=discount)
 
 
 def test_a_stale_delta_moves_the_model_by_its_discount():
@@ -142,7 +141,7 @@ def test_a_component_that_an_update_lacks_is_not_moved_by_it():
     base = update("", "sst2", 1, [10.0], [1.0]).components
     whole = update("a", "sst2", 1, [2.0], [0.5], "delta")
     late = stale(update("b", "sst2", 3, [4.0], [2.0], "delta"), 3, 0.5)
-    late = dataclasses.replace(late, components={"shared": late.components["shared"]})
+    late = changed(late, components={"shared": late.components["shared"]})
     result = aggregate(whole, late, base=base)
     assert result["shared"]["encoder.w"].tolist() == [12.0]
     assert result["task_heads"]["sst2"]["heads.sst2.weight"].tolist() == [1.5]  # the one of `a` alone
@@ -150,10 +149,10 @@ def test_a_component_that_an_update_lacks_is_not_moved_by_it():
 
 def test_who_counted_is_told_with_staleness_and_what_is_left_of_the_weight():
     base = update("", "sst2", 1, [10.0]).components
-    fold = RoundFold(base)
-    fold.fold(update("a", "sst2", 1, [2.0], kind="delta"))
-    fold.fold(stale(update("b", "sst2", 3, [4.0], kind="delta"), 3, 0.5))
-    parts = fold.close().contributions["shared"]
+    aggregation = PLAIN.begin(base)
+    aggregation.add(update("a", "sst2", 1, [2.0], kind="delta"))
+    aggregation.add(stale(update("b", "sst2", 3, [4.0], kind="delta"), 3, 0.5))
+    parts = combined(aggregation).contributions["shared"]
     assert [(part.client_id, part.num_examples, part.staleness, part.weight) for part in parts] == [
         ("a", 1, 0, 0.25),
         ("b", 3, 3, 0.375),  # 3/4 of the examples, half of it counts
@@ -161,7 +160,7 @@ def test_who_counted_is_told_with_staleness_and_what_is_left_of_the_weight():
 
 
 def test_a_large_component_is_discounted_throughout(monkeypatch):
-    monkeypatch.setattr(aggregator, "_BLOCK", 2)
+    monkeypatch.setattr(means, "_BLOCK", 2)
     base = update("", "sst2", 1, [0.0, 10.0, 20.0, 30.0, 40.0]).components
     result = aggregate(stale(update("a", "sst2", 1, [4.0] * 5, kind="delta"), 1, 0.5), base=base)
     assert result["shared"]["encoder.w"].tolist() == [2.0, 12.0, 22.0, 32.0, 42.0]
@@ -173,11 +172,11 @@ def test_a_large_component_is_discounted_throughout(monkeypatch):
 )
 def test_the_model_moves_by_the_mean_of_what_the_deltas_are_worth(drawn, may_keep):
     """x + sum n_i d_i delta_i / sum n_i, with d_i = (1 + s_i)^-0.5."""
-    fold = RoundFold(update("", "sst2", 1, [10.0]).components)
+    aggregation = PLAIN.begin(update("", "sst2", 1, [10.0]).components)
     for number, (n, staleness, value) in enumerate(drawn):
         one = update(f"c{number}", "sst2", n, [value], kind="delta")
-        fold.fold(stale(one, staleness, (1 + staleness) ** -0.5), may_keep=may_keep)
-    result = fold.close()
+        aggregation.add(stale(one, staleness, (1 + staleness) ** -0.5), may_keep=may_keep)
+    result = combined(aggregation)
     moved = sum(n * (1 + s) ** -0.5 * value for n, s, value in drawn) / sum(n for n, _, _ in drawn)
     assert result.components["shared"].views()["encoder.w"].item() == pytest.approx(10 + moved, rel=1e-5, abs=1e-4)
     assert sum(part.weight for part in result.contributions["shared"]) <= 1 + 1e-9
@@ -188,7 +187,7 @@ def test_every_dtype_is_averaged_in_at_least_float32_and_keeps_itself(dtype):
     layout = Layout.of("shared", {"a": torch.zeros(3, dtype=dtype)})
     mean = ComponentMean(layout)
     for value, weight in ((1.0, 1), (2.0, 1), (6.0, 2)):
-        mean.fold(Component.pack("shared", {"a": torch.full((3,), value, dtype=dtype)}), weight)
+        mean.add(Component.pack("shared", {"a": torch.full((3,), value, dtype=dtype)}), weight)
     (result,) = mean.result().views().values()
     assert result.dtype == dtype
     assert result.tolist() == [3.75] * 3
@@ -339,15 +338,15 @@ def test_updates_that_may_be_kept_average_to_the_same_bits(drawn):
     def updates():
         return [update(f"c{i}", task, n, v, v, kind) for i, (task, n, v, kind) in enumerate(drawn)]
 
-    expected = RoundFold(base)
+    expected = PLAIN.begin(base)
     for one in updates():
-        assert expected.fold(one) == set()
-    fold, seen = RoundFold(base), set()
+        assert expected.add(one) == set()
+    aggregation, seen = PLAIN.begin(base), set()
     for one in updates():
-        kept = fold.fold(one, may_keep=True)
+        kept = aggregation.add(one, may_keep=True)
         assert kept == set(one.components) - seen
         seen |= set(one.components)
-    assert _bytes(fold.close()) == _bytes(expected.close())
+    assert _bytes(combined(aggregation)) == _bytes(combined(expected))
 
 
 @pytest.mark.parametrize("may_keep", [False, True])
@@ -355,26 +354,26 @@ def test_what_a_client_sends_as_padding_does_not_reach_the_model(may_keep):
     tensors = {"encoder.half": torch.ones(1, dtype=torch.float16), "encoder.w": torch.ones(1)}
     component = Component.pack("shared", tensors)
     component.buffer[2:4] = 77
-    fold = RoundFold({})
-    fold.fold(ClientUpdate("a", "sst2", 1, {"shared": component}), may_keep=may_keep)
-    assert fold.close().components["shared"].buffer.tolist() == [0, 0x3C, 0, 0, 0, 0, 0x80, 0x3F]
+    aggregation = PLAIN.begin({})
+    aggregation.add(changed(update("a", "sst2", 1, [1.0]), components={"shared": component}), may_keep=may_keep)
+    assert combined(aggregation).components["shared"].buffer.tolist() == [0, 0x3C, 0, 0, 0, 0, 0x80, 0x3F]
 
 
 def test_an_update_of_no_weight_is_never_kept():
-    fold = RoundFold({})
-    assert fold.fold(update("a", "sst2", 0, [9.0]), may_keep=True) == set()
-    assert fold.fold(update("b", "sst2", 2, [1.0]), may_keep=True) == set()
-    assert fold.close().components["shared"].views()["encoder.w"].tolist() == [1.0]
+    aggregation = PLAIN.begin({})
+    assert aggregation.add(update("a", "sst2", 0, [9.0]), may_keep=True) == set()
+    assert aggregation.add(update("b", "sst2", 2, [1.0]), may_keep=True) == set()
+    assert combined(aggregation).components["shared"].views()["encoder.w"].tolist() == [1.0]
 
 
 def _fold(updates, arrivals):
     by_client = {one.client_id: one for one in updates}
-    order, fold = CohortOrder([one.client_id for one in updates]), MTLAggregator().start_round({})
+    order, aggregation = CohortOrder([one.client_id for one in updates]), PLAIN.begin({})
     for arrival in arrivals:
         for client_id in order.arrive(arrival.client_id):
-            fold.fold(by_client[client_id])
+            aggregation.add(by_client[client_id])
     assert order.close() == []
-    return fold.close()
+    return combined(aggregation)
 
 
 def _bytes(result):

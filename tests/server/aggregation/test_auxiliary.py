@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fedmtl_core.config import AggregationConfig, Config, validated
+from fedmtl_core.config import AggregationConfig, AuxiliaryConfig, Config, validated
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.runtime.tables import results_table
 from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.updates import Update
 from fedmtl_server import doctor
 from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
-from fedmtl_server.aggregation.auxiliary import Auxiliary, scaled
-from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks, factor, scaled
 from fedmtl_server.aggregation.task_weighting import make_weighting
 from fedmtl_server.commands.runs import runs_app
 from fedmtl_server.monitoring.tracking import round_point
@@ -30,6 +29,7 @@ from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRule
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.server import Server
 from fedmtl_server.storage.results import Measurements, TaskResult
+from tests.server.aggregation.updates import averaged, round_of, update_of
 from tests.server.playing import model, push
 from tests.support import WireClient, full_of, reports_of, serving, tiny_model, watching
 
@@ -42,17 +42,15 @@ AUXILIARY = {"tasks": {"sst2": {}, "qqp": {"auxiliary": {"weight": 0.5, "decay":
 
 def update(client_id, task, num_examples, encoder, head=(0.0,), kind="parameters"):
     parameters = {"encoder.w": torch.tensor(encoder), f"heads.{task}.weight": torch.tensor(list(head))}
-    return ClientUpdate.from_parameters(client_id, task, num_examples, parameters, kind)
+    return update_of(client_id, task, num_examples, parameters, kind)
 
 
 def fold_of(*updates, round_=1, weighting=None, base=None, weight=0.5, decay=1.0):
     """What a round comes to in which qqp is auxiliary."""
-    rule = {"qqp": Auxiliary(weight, decay)}
+    rule = {"qqp": AuxiliaryConfig(weight=weight, decay=decay)}
     made = None if weighting is None else make_weighting(AggregationConfig(task_weighting=weighting))
-    fold = MTLAggregator(NormRule(), made, 7, rule).start_round(base or {}, round_=round_)
-    for one in updates:
-        fold.fold(one)
-    return fold.close()
+    pipeline = MTLAggregator(weighting=made, seed=7, auxiliary=rule).pipeline
+    return round_of(pipeline, *updates, base=base, round_=round_)
 
 
 def encoder_of(aggregate):
@@ -60,10 +58,11 @@ def encoder_of(aggregate):
 
 
 def test_a_weight_decays_from_round_to_round_and_ends_at_nothing():
-    rule = Auxiliary(weight=0.5, decay=0.25)
-    assert [rule.factor(round_) for round_ in (1, 2, 3)] == [0.5, 0.125, 0.03125]
-    assert rule.factor(10_000) == 0.0  # 4^-9999 is no number of float64
-    assert Auxiliary(0.0).factor(1) == 0.0
+    section = AuxiliaryConfig(weight=0.5, decay=0.25)
+    stage = AuxiliaryTasks({"qqp": section})
+    assert [stage.factors(round_) for round_ in (1, 2, 3)] == [{"qqp": 0.5}, {"qqp": 0.125}, {"qqp": 0.03125}]
+    assert factor(section, 10_000) == 0.0  # 4^-9999 is no number of float64
+    assert factor(AuxiliaryConfig(weight=0.0), 1) == 0.0
 
 
 def test_an_auxiliary_example_counts_its_weight_in_the_encoder_and_whole_in_its_own_head():
@@ -96,7 +95,7 @@ def test_with_a_weight_of_1_the_model_is_to_the_last_bit_what_it_is_without_auxi
         update(f"c{i}", ("sst2", "qqp")[i % 2], 3 + i, torch.randn(1000, generator=generator).tolist())
         for i in range(7)
     ]
-    plain = MTLAggregator().aggregate_mtl_updates(updates)
+    plain = averaged(*updates)
     assert encoder_of(fold_of(*updates, weight=1.0)) == plain["shared"]["encoder.w"].tolist()
 
 
@@ -429,6 +428,6 @@ def test_steps_of_an_auxiliary_task_count_in_the_effective_number_as_its_example
         for task, (delta, steps) in deltas.items()
     ]
     base = ClientUpdate.from_parameters("", "", 1, {"encoder.w": torch.tensor([0.0])}).components
-    aggregator = MTLAggregator(auxiliary={"mlm": Auxiliary(weight=0.5)}, normalization="fednova")
+    aggregator = MTLAggregator(auxiliary={"mlm": AuxiliaryConfig(weight=0.5)}, normalization="fednova")
     result = aggregator.aggregate_mtl_updates(updates, base)
     assert result["shared"]["encoder.w"].item() == pytest.approx(28 / 3)

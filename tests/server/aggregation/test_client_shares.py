@@ -10,28 +10,29 @@ from fedmtl.v1 import federation_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmtl_core.config import AggregationConfig
-from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
-from fedmtl_server.aggregation.auxiliary import Auxiliary
-from fedmtl_server.aggregation.client_shares import ClientShares
+from fedmtl_core.config import AggregationConfig, AuxiliaryConfig
+from fedmtl_core.wire.updates import Update
+from fedmtl_server.aggregation.aggregator import MTLAggregator
+from fedmtl_server.aggregation.stages.client_shares import ClientShares
 from fedmtl_server.aggregation.task_weighting.shares import Examples, Uniform
+from fedmtl_server.aggregation.values import RoundContext
 from fedmtl_server.storage.history import History
 from fedmtl_server.storage.paths import HISTORY_FILE
+from tests.server.aggregation.updates import averaged as average
+from tests.server.aggregation.updates import update_of
 from tests.support import TinyEncoder, WireClient, eventually, full_of, model_bytes, serving, tiny_model, watching
 
 LIE = 2**53
 COMMITTED, OPENED = pb.ROUND_EVENT_KIND_COMMITTED, pb.ROUND_EVENT_KIND_OPENED
 
 
-def update(client_id, task, num_examples, value, **facts):
+def update(client_id, task, num_examples, value, kind="parameters", **facts):
     parameters = {"encoder.w": torch.tensor([float(value)]), f"heads.{task}.w": torch.tensor([float(value)])}
-    made = ClientUpdate.from_parameters(client_id, task, num_examples, parameters)
-    return ClientUpdate(**{**made.__dict__, **facts})
+    return update_of(client_id, task, num_examples, parameters, kind, **facts)
 
 
 def averaged(*updates, max_share=0.99, base=None, **rules):
-    aggregator = MTLAggregator(max_client_share=max_share, **rules)
-    result = aggregator.aggregate_mtl_updates(updates, base)
+    result = average(*updates, base=base, aggregator=MTLAggregator(max_client_share=max_share, **rules))
     return {"encoder": result["shared"]["encoder.w"].item()} | {
         task: head[f"heads.{task}.w"].item() for task, head in result["task_heads"].items()
     }
@@ -68,7 +69,7 @@ def test_what_the_limit_is_on_with_steps_task_weights_auxiliary_weights_and_stal
     for weighting, share in ((Examples(settings_), 0.99), (Uniform(settings_), 0.5)):
         assert averaged(lie, honest, base=base, weighting=weighting)["encoder"] == pytest.approx(share)
     # An example of sst2 counts for a tenth: 990 of its examples are 99 of qqp's.
-    auxiliary = {"sst2": Auxiliary(0.1, 1.0)}
+    auxiliary = {"sst2": AuxiliaryConfig(weight=0.1, decay=1.0)}
     assert averaged(lie, honest, base=base, auxiliary=auxiliary)["encoder"] == pytest.approx(0.99)
     stale = update("a", "sst2", LIE, 1.0, kind="delta", discount=0.5)
     fresh = update("b", "qqp", 1, 0.0, kind="delta")
@@ -86,16 +87,18 @@ def test_nobody_is_more_than_the_share_and_arrival_order_is_of_no_account(claims
     names = [f"c{number}" for number in range(len(claims))]
     arrival = names[:]
     random.shuffle(arrival)
-    shares = ClientShares(share, members=dict.fromkeys(names, ("shared",)))
+    shares = ClientShares(share)
+    shares.begin(RoundContext(contributors=dict.fromkeys(names, ("shared",))))
     settled = {}
     for name in arrival:
-        shares.add(name, "sst2", claims[names.index(name)], ("shared",))
+        said = Update(name, "sst2", 1, name, "parameters", num_examples=claims[names.index(name)])
+        shares.count(said, ("shared",))
         for one in arrival[: arrival.index(name) + 1]:
             if shares.is_settled(one):
                 settled.setdefault(one, shares.counted(one))
             else:
                 assert one not in settled
-    shares.close()
+    shares.complete()
     exact = Fraction(share).limit_denominator(10**9)
     counted = []
     for name, claim in zip(names, claims, strict=True):

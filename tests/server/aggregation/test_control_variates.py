@@ -11,7 +11,9 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.aggregator import ClientUpdate
-from fedmtl_server.aggregation.control_variates import ControlVariates
+from fedmtl_server.aggregation.stages.base import Ending
+from fedmtl_server.aggregation.stages.control_variates import ControlVariates
+from fedmtl_server.aggregation.values import RoundContext
 from tests.server.playing import TASKS, model
 from tests.support import TinyEncoder, WireClient, model_bytes, reports_of, serving, tiny_model, watching
 
@@ -25,21 +27,28 @@ def numbers(scope, *values):
 
 
 def update(client_id, task, num_examples, learning_rate_sum, components, control_round=0, kind="delta"):
-    return ClientUpdate(
+    said = ClientUpdate(
         *(client_id, task, num_examples, {one.scope: one for one in components}, kind),
         extras={"control_variates": {"learning_rate_sum": learning_rate_sum, "control_round": control_round}},
     )
+    return said.screened(1)
 
 
 def value(variates, scope="shared"):
-    return variates.components[f"control:{scope}"].views()[f"control/{scope}.w"].tolist()
+    return variates.broadcast().components[f"control:{scope}"].views()[f"control/{scope}.w"].tolist()
+
+
+def facts(variates):
+    return variates.state().facts
 
 
 def held_round(variates, round_, *updates, base=None, committed=None):
-    variates.begin_round()
+    """A round of updates: why the variates begin anew, if they do."""
+    variates.begin(RoundContext(round_, base or {}))
     for one in updates:
-        variates.fold(one, round_, base or {})
-    return variates.close(round_, committed or {scope for one in updates for scope in one.components})
+        assert variates.screen(one) is one
+    ended = variates.end(Ending(round_, committed or {scope for one in updates for scope in one.components}))
+    return ended.notice.reason if ended.notice else ""
 
 
 def test_the_variate_is_the_mean_of_the_known_clients_weighted_by_their_examples():
@@ -80,7 +89,7 @@ def test_what_a_client_weighs_in_the_mean_is_what_it_said_first():
 def test_an_update_without_learning_rates_is_passed_over():
     variates = ControlVariates([numbers("shared", 0.0).layout])
     assert held_round(variates, 1, update("a", "x", 1, 0.0, [numbers("shared", -4.0)])) == ""
-    assert (value(variates), variates.facts) == ([0.0], {"since": 1, "known": {}})
+    assert (value(variates), facts(variates)) == ([0.0], {"since": 1, "known": {}})
 
 
 @pytest.mark.parametrize(
@@ -97,22 +106,22 @@ def test_variates_that_are_no_longer_the_mean_begin_anew(changes, reason):
     said = {"task": "x", "learning_rate_sum": 1.0, "control_round": 1, **changes}
     later = update("a", num_examples=1, components=[numbers("shared", -4.0)], **said)
     assert reason in held_round(variates, 2, later)
-    assert (value(variates), variates.since, variates.facts["known"]) == ([0.0], 3, {})
+    assert (value(variates), variates.broadcast().since, facts(variates)["known"]) == ([0.0], 3, {})
 
 
 def test_a_component_that_was_discarded_has_all_begin_anew():
     variates = ControlVariates([numbers("shared", 0.0).layout])
     told = held_round(variates, 1, update("a", "x", 1, 1.0, [numbers("shared", -4.0)]), committed={"task:x"})
     assert told == "the round's 'shared' was discarded"
-    assert variates.since == 2
+    assert variates.broadcast().since == 2
 
 
 def test_a_round_that_came_to_nothing_leaves_no_trace():
     variates = ControlVariates([numbers("shared", 0.0).layout])
-    variates.begin_round()
-    variates.fold(update("a", "x", 1, 1.0, [numbers("shared", -4.0)]), 1, {})
+    variates.begin(RoundContext(1))
+    variates.screen(update("a", "x", 1, 1.0, [numbers("shared", -4.0)]))
     held_round(variates, 2, update("b", "x", 1, 1.0, [numbers("shared", -2.0)]))
-    assert (value(variates), list(variates.facts["known"])) == ([2.0], ["b"])
+    assert (value(variates), list(facts(variates)["known"])) == ([2.0], ["b"])
 
 
 # Over gRPC.
@@ -190,8 +199,8 @@ async def test_a_run_taken_up_after_every_round_and_within_one_has_the_same_bits
             slices = [await client.get_slice(round=4) for client in clients.values()]
         assert model_bytes(server.federation.model) == final
     assert {scope: part for _, data in slices for scope, part in data.items()} == expected
-    assert [one.control_variates for one in reports_of(tmp_path / "parts")] == [
-        one.control_variates for one in reports_of(tmp_path / "whole")
+    assert [one.stages for one in reports_of(tmp_path / "parts")] == [
+        one.stages for one in reports_of(tmp_path / "whole")
     ]
 
 

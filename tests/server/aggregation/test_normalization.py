@@ -12,15 +12,15 @@ from fedmtl.v1 import federation_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedmtl_core.config import AggregationConfig
+from fedmtl_core.config import AggregationConfig, NormsConfig
 from fedmtl_core.errors import AggregationError
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
-from fedmtl_server.aggregation.normalization import RoundSteps, Steps
-from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.aggregation.stages.normalization import RoundSteps, Steps
 from fedmtl_server.aggregation.task_weighting import make_weighting
 from tests.federations import loaded, run
 from tests.quadratics import Quadratic, optimum
+from tests.server.aggregation.updates import changed, round_of, update_of
 from tests.server.playing import TASKS, model, play, push
 from tests.support import WireClient, model_bytes, reports_of, serving, watching
 
@@ -34,18 +34,15 @@ def update(client_id, task, num_examples, num_steps, encoder, head=(0.0,), kind=
         "encoder.w": torch.tensor(list(encoder)),
         f"heads.{task}.weight": torch.tensor(list(head)),
     }
-    one = ClientUpdate.from_parameters(client_id, task, num_examples, parameters, kind)
-    return replace(one, extras={"normalization": {"num_steps": num_steps}})
+    extras = {"normalization": {"num_steps": num_steps}}
+    return update_of(client_id, task, num_examples, parameters, kind, extras=extras)
 
 
 BASE = update("", "sst2", 1, 1, [10.0], [1.0]).components | update("", "qqp", 1, 1, [10.0], [2.0]).components
 
 
 def fold(aggregator, *updates, base=BASE):
-    round_ = aggregator.start_round(base, {"shared": 1.0})
-    for one in updates:
-        round_.fold(one)
-    return round_.close()
+    return round_of(aggregator.pipeline, *updates, base=base)
 
 
 def encoder_of(aggregate):
@@ -145,10 +142,10 @@ def test_rounds_of_unequal_steps_end_at_the_true_optimum_where_the_plain_average
 
 
 def test_a_stale_delta_is_discounted_and_one_beyond_the_bound_is_clipped_before_it_counts_by_step():
-    late = replace(update("a", "sst2", 1, 10, [5.0]), staleness=3, discount=0.5)
+    late = changed(update("a", "sst2", 1, 10, [5.0]), staleness=3, discount=0.5)
     on_time = update("b", "sst2", 3, 2, [4.0])
     assert encoder_of(fold(FEDNOVA, late, on_time)) == pytest.approx([10 + 4 * (0.25 * 2.5 / 10 + 0.75 * 4 / 2)])
-    clipping = MTLAggregator(NormRule("clip", bound=1.0), normalization="fednova")  # of both remains 1
+    clipping = MTLAggregator(NormsConfig(action="clip", bound=1.0), normalization="fednova")  # of both remains 1
     assert encoder_of(fold(clipping, late, on_time)) == pytest.approx([10 + 4 * (0.25 * 0.5 / 10 + 0.75 * 1 / 2)])
 
 

@@ -1,6 +1,5 @@
 """How far updates move the model: measured against float64 and by hand, bounded, clipped and refused."""
 
-import dataclasses
 import math
 import sys
 from statistics import median_low
@@ -15,14 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from fedmtl_core.config import NormsConfig
 from fedmtl_core.errors import LayoutMismatchError, NormExceededError
 from fedmtl_core.wire.encodings import decode, encode, largest_magnitude
 from fedmtl_core.wire.layout import DTYPES, Component
 from fedmtl_server.aggregation import norms
-from fedmtl_server.aggregation.aggregator import ClientUpdate, Contribution, RoundFold
-from fedmtl_server.aggregation.norms import NormRule, RecentNorms, are_ordinary, norm_of, require_within, update_norms
+from fedmtl_server.aggregation.norms import are_ordinary, norm_of, update_norms
+from fedmtl_server.aggregation.pipeline import Pipeline
+from fedmtl_server.aggregation.stages.norms import NO_NORMS, NormScreening, require_within
+from fedmtl_server.aggregation.values import Contribution, RoundContext, RoundRecord
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import ComponentReport, RoundReport, counted_norms
+from tests.server.aggregation.updates import changed, round_of, update_of
 from tests.support import (
     TinyEncoder,
     WireClient,
@@ -37,7 +40,7 @@ from tests.support import (
 
 CODE = grpc.StatusCode
 COMMITTED, OPENED = pb.ROUND_EVENT_KIND_COMMITTED, pb.ROUND_EVENT_KIND_OPENED
-CLIP = NormRule("clip", bound=5.0)
+CLIP = NormsConfig(action="clip", bound=5.0, model_factor=None)
 
 
 def component_of(*tensors, scope="shared"):
@@ -151,54 +154,69 @@ def test_a_number_that_is_none_makes_the_norm_extraordinary_wherever_it_is(value
 # The rule.
 
 
-def recent(*rounds, window=5):
-    """Norms that counted by scope; the newest round last."""
-    norms = RecentNorms(window)
+def bounds(section, scopes, *rounds):
+    """What a rule comes to after rounds, by scope the norms that counted in each; the newest round last."""
+    stage = NormScreening(section)
     for one in rounds:
-        norms.add(one)
-    return norms
+        stage.record(RoundRecord(one))
+    return stage.bounds(scopes)
+
+
+def clip(**given):
+    return NormsConfig(action="clip", model_factor=None, **given)
 
 
 def test_a_rule_without_a_bound_has_none():
-    assert NormRule("none").bounds(["shared"], recent({"shared": [1.0]})) == {}
-    assert NormRule("report").bounds(["shared"], recent({"shared": [1.0]})) == {}
+    for action in ("none", "report"):
+        assert bounds(NormsConfig(action=action), ["shared"], {"shared": [1.0]}) == {}
 
 
 def test_a_fixed_bound_holds_for_every_component_from_the_first_round_on():
-    assert CLIP.bounds(["shared", "task:sst2"], recent()) == {"shared": 5.0, "task:sst2": 5.0}
+    assert bounds(CLIP, ["shared", "task:sst2"]) == {"shared": 5.0, "task:sst2": 5.0}
 
 
 def test_a_bound_by_the_median_holds_for_components_that_have_a_history():
-    rule = NormRule("clip", median_factor=3.0)
-    assert rule.bounds(["shared", "task:sst2"], recent()) == {}
-    assert rule.bounds(["shared", "task:sst2"], recent({"shared": [1.0, 9.0, 2.0]})) == {"shared": 6.0}
+    rule = clip(median_factor=3.0)
+    assert bounds(rule, ["shared", "task:sst2"]) == {}
+    assert bounds(rule, ["shared", "task:sst2"], {"shared": [1.0, 9.0, 2.0]}) == {"shared": 6.0}
 
 
 def test_half_of_the_norms_however_large_do_not_raise_the_median():
-    rule = NormRule("clip", median_factor=2.0)
-    assert rule.bounds(["shared"], recent({"shared": [1e9, 1.0]})) == {"shared": 2.0}
+    assert bounds(clip(median_factor=2.0), ["shared"], {"shared": [1e9, 1.0]}) == {"shared": 2.0}
 
 
 def test_of_both_bounds_the_smaller_one_holds():
-    rule = NormRule("clip", bound=5.0, median_factor=2.0)
-    assert rule.bounds(["shared"], recent()) == {"shared": 5.0}
-    assert rule.bounds(["shared"], recent({"shared": [1.0]})) == {"shared": 2.0}
-    assert rule.bounds(["shared"], recent({"shared": [100.0]})) == {"shared": 5.0}
+    rule = clip(bound=5.0, median_factor=2.0)
+    assert bounds(rule, ["shared"]) == {"shared": 5.0}
+    assert bounds(rule, ["shared"], {"shared": [1.0]}) == {"shared": 2.0}
+    assert bounds(rule, ["shared"], {"shared": [100.0]}) == {"shared": 5.0}
 
 
 def test_the_window_is_the_last_rounds_that_changed_the_component():
-    rule = NormRule("clip", median_factor=2.0, window=2)
-    rounds = recent(
-        {"shared": [0.1]}, {"shared": [3.0]}, {"shared": [], "task:sst2": [1.0]}, {"shared": [4.0]}, window=2
-    )
-    assert rule.bounds(["shared", "task:sst2"], rounds) == {"shared": 6.0, "task:sst2": 2.0}
+    rule = clip(median_factor=2.0, window=2)
+    rounds = ({"shared": [0.1]}, {"shared": [3.0]}, {"shared": [], "task:sst2": [1.0]}, {"shared": [4.0]})
+    assert bounds(rule, ["shared", "task:sst2"], *rounds) == {"shared": 6.0, "task:sst2": 2.0}
 
 
 def test_norms_of_zero_are_left_out():
-    assert NormRule("clip", median_factor=2.0).bounds(["shared"], recent({"shared": [0.0, 0.0, 7.0]})) == {
-        "shared": 14.0
-    }
-    assert NormRule("clip", median_factor=2.0).bounds(["shared"], recent({"shared": [0.0]})) == {}
+    assert bounds(clip(median_factor=2.0), ["shared"], {"shared": [0.0, 0.0, 7.0]}) == {"shared": 14.0}
+    assert bounds(clip(median_factor=2.0), ["shared"], {"shared": [0.0]}) == {}
+
+
+def test_a_bound_is_that_of_the_rounds_before_until_the_next_one_begins():
+    stage = NormScreening(NormsConfig(action="refuse", bound=5.0, median_factor=2.0))
+    stage.begin(RoundContext(base=BASE))
+    stage.record(RoundRecord({"shared": [1.0]}))
+    assert stage.refusal_bounds["shared"] == 5.0
+    stage.begin(RoundContext(base=BASE))
+    assert stage.refusal_bounds["shared"] == 2.0
+
+
+def test_components_that_were_regrouped_have_no_history():
+    stage = NormScreening(clip(median_factor=2.0))
+    stage.record(RoundRecord({"shared": [1.0]}))
+    stage.record(RoundRecord({"shared": [1.0]}, is_regrouped=True))
+    assert stage.bounds(["shared"]) == {}
 
 
 def report_of(round_, *parts, scope="shared"):
@@ -223,10 +241,10 @@ def test_a_report_of_an_older_server_has_no_norms():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=40), st.floats(1.1, 5))
 def test_who_is_alone_with_ever_larger_updates_raises_the_bound_by_no_more_than_the_factor(sent, factor):
-    rule, counted, bound = NormRule("clip", median_factor=factor), [], None
+    rule, counted, bound = clip(median_factor=factor), [], None
     for norm in sent:
         counted.append(norm if bound is None else min(norm, bound))
-        before, bound = bound, rule.bounds(["shared"], recent(*({"shared": [one]} for one in counted)))["shared"]
+        before, bound = bound, bounds(rule, ["shared"], *({"shared": [one]} for one in counted))["shared"]
         assert bound == factor * median_low(counted[-5:])
         assert before is None or bound <= factor * max(before, sent[0])
 
@@ -242,17 +260,14 @@ def test_what_is_within_is_let_through_and_what_is_beyond_is_named():
 
 def update(client_id, n, encoder, kind="delta", head=(0.0,)):
     parameters = {"encoder.w": torch.tensor(encoder), "heads.sst2.weight": torch.tensor(list(head))}
-    return ClientUpdate.from_parameters(client_id, "sst2", n, parameters, kind)
+    return update_of(client_id, "sst2", n, parameters, kind)
 
 
 BASE = update("", 1, [10.0, 20.0]).components
 
 
-def fold(rule, *updates, base=BASE, **options):
-    round_ = RoundFold(base, rule, rule.bounds(base, recent()))
-    for one in updates:
-        round_.fold(one, **options)
-    return round_.close()
+def fold(section, *updates, base=BASE, **options):
+    return round_of(Pipeline([NormScreening(section)]), *updates, base=base, **options)
 
 
 @pytest.mark.parametrize("may_keep", [False, True])
@@ -272,7 +287,7 @@ def test_one_component_is_clipped_and_the_other_left_as_it_is():
 
 
 def test_a_stale_delta_is_clipped_before_it_is_discounted():
-    stale = dataclasses.replace(update("a", 1, [30.0, 40.0]), staleness=3, discount=0.5)
+    stale = changed(update("a", 1, [30.0, 40.0]), staleness=3, discount=0.5)
     result = fold(CLIP, stale)
     assert result.components["shared"].views()["encoder.w"].tolist() == [11.5, 22.0]
     assert result.contributions["shared"][0].norm == 50.0
@@ -313,7 +328,7 @@ def test_one_client_with_huge_numbers_moves_the_model_by_no_more_than_its_share_
 
 def test_what_nobody_clips_is_averaged_to_the_same_bits():
     updates = [update(f"c{i}", 3 + i, torch.randn(2).tolist()) for i in range(5)]
-    plain, measured, clipped = (fold(rule, *updates) for rule in (NormRule(), NormRule("report"), CLIP))
+    plain, measured, clipped = (fold(rule, *updates) for rule in (NO_NORMS, NormsConfig(action="report"), CLIP))
     for one in (measured, clipped):
         for scope, component in plain.components.items():
             assert torch.equal(component.buffer, one.components[scope].buffer)

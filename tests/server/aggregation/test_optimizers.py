@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from fedmtl_core.config import Config, ServerOptimizerConfig
 from fedmtl_core.errors import AggregationError, ConfigError, LayoutMismatchError, NonFiniteError
 from fedmtl_core.wire.layout import Component
-from fedmtl_server.aggregation import optimizer_state
-from fedmtl_server.aggregation.optimizer_state import OptimizerState
 from fedmtl_server.aggregation.optimizers import ServerOptimizer, make_optimizer
+from fedmtl_server.aggregation.stages import server_optimizer
+from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
+from fedmtl_server.aggregation.values import StageState
 from fedmtl_server.server import Server
 from tests.support import OddEncoder, tiny_model
 
@@ -33,18 +34,18 @@ def values_of(one):
 def state_of(name, *components, **given):
     optimizer = make_optimizer(ServerOptimizerConfig(name=name, **given))
     assert optimizer is not None
-    return OptimizerState(optimizer, [one.layout for one in components])
+    return OptimizerSteps(optimizer, [one.layout for one in components])
 
 
 def stepped(state, base, delta):
     """The component that a step moves `base` to, when the average is `base` plus a delta."""
     mean = component(values_of(base) + np.asarray(delta), base.scope)
-    state.step(base, mean)
+    state.release(base, mean)
     return mean
 
 
 def memory_of(state):
-    return {scope: one.buffer.view(torch.float32).tolist() for scope, one in state.components.items()}
+    return {scope: one.buffer.view(torch.float32).tolist() for scope, one in state.state().components.items()}
 
 
 def downhill(x):
@@ -148,7 +149,7 @@ vectors = st.lists(finite, min_size=3, max_size=3)
 @given(vectors, vectors)
 def test_momentum_0_at_a_rate_of_1_is_fedavg(base, mean):
     x, average = component(base), component(mean)
-    state_of("fedavgm", x, learning_rate=1, beta_1=0).step(x, average)
+    state_of("fedavgm", x, learning_rate=1, beta_1=0).release(x, average)
     assert values_of(average) == pytest.approx(np.array(mean), rel=1e-6, abs=2e-4)  # an ulp of the larger of the two
 
 
@@ -183,10 +184,10 @@ def test_blocks_make_no_difference(name, monkeypatch):
     mean = Component.pack("shared", {name: value + 0.25 for name, value in encoder.items()})
     results = []
     for block in (3, 1000):
-        monkeypatch.setattr(optimizer_state, "_BLOCK", block)
+        monkeypatch.setattr(server_optimizer, "_BLOCK", block)
         state, result = state_of(name, base), mean.clone()
-        state.step(base, result)
-        state.step(base, again := mean.clone())
+        state.release(base, result)
+        state.release(base, again := mean.clone())
         results.append([result.views(), again.views(), memory_of(state)])
     (one, two, memory), (other, other_two, other_memory) = results
     assert memory == other_memory
@@ -202,7 +203,7 @@ def test_blocks_make_no_difference(name, monkeypatch):
 
 def test_what_is_remembered_is_float32_under_the_tensors_own_names():
     base = Component.pack("shared", dict(OddEncoder().named_parameters()))
-    layout = state_of("fedavgm", base).layouts[0]
+    layout = state_of("fedavgm", base).state_layouts([base.layout])[0]
     assert layout.scope == "shared/momentum"
     assert [spec.name for spec in layout.tensors] == [f"momentum/{spec.name}" for spec in base.layout.tensors]
     assert {spec.dtype for spec in layout.tensors} == {torch.float32}
@@ -217,7 +218,7 @@ def test_a_step_out_of_range_is_refused_and_leaves_what_is_remembered(name):
     before = memory_of(state)
     average = component([-3e38, 1.0])
     with pytest.raises(NonFiniteError):
-        state.step(x, average)
+        state.release(x, average)
     assert memory_of(state) == before
     assert values_of(stepped(state, x, [0.0, 0.0])).tolist() == values_of(x).tolist()
 
@@ -233,11 +234,12 @@ def test_what_was_remembered_is_taken_up_bit_for_bit_and_only_of_the_same_layout
     running = state_of("fedadam", x)
     for _ in range(3):
         x = stepped(running, x, downhill(values_of(x)))
-    fresh = state_of("fedadam", x)
-    fresh.install({scope: one.clone() for scope, one in running.components.items()})
+    fresh, layouts = state_of("fedadam", x), [x.layout]
+    remembered = {scope: one.clone() for scope, one in running.state().components.items()}
+    fresh.restore(StageState(remembered), layouts)
     assert values_of(stepped(running, x, [1, 2, 3])).tobytes() == values_of(stepped(fresh, x, [1, 2, 3])).tobytes()
     with pytest.raises(LayoutMismatchError):
-        fresh.install(state_of("fedadam", component([1.0])).components)
+        fresh.restore(state_of("fedadam", component([1.0])).state(), layouts)
 
 
 def test_buffers_are_used_again():
@@ -245,7 +247,7 @@ def test_buffers_are_used_again():
     state, seen = state_of("fedavgm", x), set()
     for _ in range(6):
         x = stepped(state, x, [1.0, 1.0, 1.0])
-        seen.add(state.components["shared/momentum"].buffer.data_ptr())
+        seen.add(state.state().components["shared/momentum"].buffer.data_ptr())
     assert len(seen) == 2
 
 

@@ -10,15 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmtl_core.config import AggregationConfig
+from fedmtl_core.config import AggregationConfig, NormsConfig
 from fedmtl_core.errors import AggregationError, ConfigError, LayoutMismatchError
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation import delta_products as combining
-from fedmtl_server.aggregation.aggregator import ClientUpdate, MTLAggregator
 from fedmtl_server.aggregation.delta_products import combine, inner_products
-from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.aggregation.pipeline import Pipeline
+from fedmtl_server.aggregation.stages.norms import NO_NORMS, NormScreening
+from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation.task_weighting import make_weighting
 from fedmtl_server.aggregation.task_weighting.base import RoundWeighting, TaskFacts, TaskRound, TaskWeighting, Weighed
+from fedmtl_server.aggregation.values import StageState
+from tests.server.aggregation.updates import begun, changed, combined, evaluation, update_of
 from tests.support import OddEncoder
 
 NAMES = ("uniform", "fixed", "temperature", "uncertainty", "gradnorm", "pcgrad", "cagrad", "famo")
@@ -36,28 +39,41 @@ def weighting(name, **given):
 def update(client_id, task, delta, n=1, *, kind="delta", base=BASE, received_loss=None, train_loss=None, **fields):
     values = delta if kind == "delta" else np.add(base, delta).tolist()
     parameters = {"encoder.w": torch.tensor(values), f"heads.{task}.weight": torch.tensor([float(n)])}
-    one = ClientUpdate.from_parameters(client_id, task, n, parameters, kind)
     received = {} if received_loss is None else {"loss": received_loss, "accuracy": 0.5}
     trained = {} if train_loss is None else {"loss": 77.0, "train_loss": train_loss}
-    return dataclasses.replace(one, num_eval_examples=1, received_metrics=received, trained_metrics=trained, **fields)
+    metrics = {"received": evaluation(**received), "trained": evaluation(**trained)}
+    return update_of(client_id, task, n, parameters, kind, **metrics, **fields)
 
 
 def base_of(*tasks, base=BASE):
     parameters = {"encoder.w": torch.tensor(base)} | {f"heads.{task}.weight": torch.tensor([0.0]) for task in tasks}
-    return ClientUpdate.from_parameters("", "", 1, parameters).components
+    return update_of("", "", 1, parameters).components
 
 
-def folded(updates, name="examples", *, state=None, round_=1, norms=None, bounds=None, seed=7, base=BASE, **given):
-    """What a round of updates comes to."""
+def folded(updates, name="examples", *, state=None, round_=1, bound=None, seed=7, base=BASE, **given):
+    """What a round of updates comes to, with what the weighting remembers of it."""
     made = weighting(name, **given) if isinstance(name, str) and (name != "examples" or given) else None
     if isinstance(name, TaskWeighting):
         made = name
-    states = {} if state is None else {"shared": state}
-    aggregator = MTLAggregator(norms or NormRule(), made, seed)
-    fold = aggregator.start_round(base_of("qqp", "sst2", "stsb", base=base), bounds, round_, states)
+    weights = TaskWeights(made, seed) if made else None
+    norms = NO_NORMS if bound is None else NormsConfig(action="clip", bound=bound)
+    pipeline = Pipeline([NormScreening(norms), *([weights] if weights else [])])
+    if weights and state is not None:
+        weights.restore(StageState(facts={"shared": state}), [])
+    aggregation = begun(pipeline, updates, base_of("qqp", "sst2", "stsb", base=base), round_)
     for one in updates:
-        fold.fold(one)
-    return fold.close()
+        aggregation.add(one)
+    aggregate = aggregation.close()
+    return Result(aggregate.components, aggregate.contributions, weights.state().facts if weights else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A round's."""
+
+    components: dict
+    contributions: dict
+    weighting_states: dict
 
 
 def moved(aggregate, base=BASE):
@@ -438,10 +454,10 @@ def test_the_order_of_arrival_among_tasks_changes_nothing_of_their_weights(name)
     drawn = {task: torch.randn(2, generator=generator).tolist() for task in ("qqp", "sst2", "stsb")}
 
     def result(order, may_keep):
-        fold = MTLAggregator(NormRule(), weighting(name), 7).start_round(base_of("qqp", "sst2", "stsb"), None, 1)
+        aggregation = Pipeline([TaskWeights(weighting(name), 7)]).begin(base_of("qqp", "sst2", "stsb"))
         for task in order:
-            fold.fold(update(task, task, drawn[task], received_loss=0.5), may_keep=may_keep)
-        return fold.close().components["shared"].buffer.numpy().tobytes()
+            aggregation.add(update(task, task, drawn[task], received_loss=0.5), may_keep=may_keep)
+        return combined(aggregation).components["shared"].buffer.numpy().tobytes()
 
     results = {result(order, keep) for order in itertools.permutations(drawn) for keep in (False, True)}
     assert len(results) == 1
@@ -452,9 +468,8 @@ def test_a_stale_delta_counts_less_and_a_clipped_one_too(name):
     """As if they had been sent so short: 0.5 * (8, 0) and (0, 6) at a bound of 3."""
     stale = update("a", "sst2", [8.0, 0.0], staleness=1, discount=0.5)
     long = update("b", "qqp", [0.0, 6.0])
-    rule = NormRule("clip", 3.0)
-    result = folded([stale, long], name, norms=rule, bounds={"shared": 100.0})
-    clipped = folded([stale, long], name, norms=rule, bounds={"shared": 3.0})
+    result = folded([stale, long], name, bound=100.0)
+    clipped = folded([stale, long], name, bound=3.0)
     assert moved(result) == pytest.approx(direction(name, [0.0, 6.0], [4.0, 0.0]), rel=1e-5)
     # 8 is clipped to 3 and discounted to 1.5
     assert moved(clipped) == pytest.approx(direction(name, [0.0, 3.0], [1.5, 0.0]), rel=1e-5)
@@ -474,7 +489,7 @@ def test_who_counted_is_told_with_what_its_tasks_delta_was_multiplied_with():
 
 def test_a_task_without_weight_counts_for_nothing():
     nothing = update("a", "sst2", [4.0, 0.0], 0)
-    nothing = dataclasses.replace(nothing, components={"shared": nothing.components["shared"]})
+    nothing = changed(nothing, components={"shared": nothing.components["shared"]})
     result = folded([nothing, update("b", "qqp", [0.0, 4.0], 2)], "uniform")
     assert moved(result) == [0.0, 4.0]
     assert {one.client_id: one.weight for one in result.contributions["shared"]} == {"a": 0.0, "b": 1.0}
@@ -483,20 +498,22 @@ def test_a_task_without_weight_counts_for_nothing():
 
 
 def test_weighting_needs_the_parameters_that_tasks_start_from_and_their_layout():
-    fold = MTLAggregator(NormRule(), weighting("uniform")).start_round({})
+    aggregation = Pipeline([TaskWeights(weighting("uniform"))]).begin({})
     with pytest.raises(AggregationError, match="a: weighting tasks in 'shared' needs the parameters"):
-        fold.fold(update("a", "sst2", [1.0, 1.0], kind="parameters"))
+        aggregation.add(update("a", "sst2", [1.0, 1.0], kind="parameters"))
     with pytest.raises(LayoutMismatchError, match=r"encoder\.w: expected float32 \[2\], got float32 \[3\]"):
         folded([update("a", "sst2", [1.0, 1.0, 1.0], kind="parameters", base=[0.0] * 3)], "uniform")
 
 
 def test_what_nobody_needs_after_the_close_is_given_back():
-    fold = MTLAggregator(NormRule(), weighting("uniform")).start_round(base_of("qqp", "sst2", "stsb"))
+    aggregation = Pipeline([TaskWeights(weighting("uniform"))]).begin(base_of("qqp", "sst2", "stsb"))
     updates = [update("a", "sst2", [1.0, 0.0]), update("b", "qqp", [1.0, 0.0]), update("c", "stsb", [1.0, 0.0])]
     mine = {one.components["shared"].buffer.data_ptr() for one in updates}
-    assert [fold.fold(one, may_keep=True) for one in updates] == [{"shared", f"task:{one.task}"} for one in updates]
-    result = fold.close()
-    spare = {buffer.data_ptr() for buffer in fold.spare}
+    assert [aggregation.add(one, may_keep=True) for one in updates] == [
+        {"shared", f"task:{one.task}"} for one in updates
+    ]
+    result = aggregation.close()
+    spare = {buffer.data_ptr() for buffer in result.spare}
     assert len(spare) == 2
     assert spare | {result.components["shared"].buffer.data_ptr()} == mine
 

@@ -4,7 +4,7 @@ from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
-from fedmtl_server.aggregation.aggregator import DiscardedComponent
+from fedmtl_server.aggregation.values import DiscardedComponent
 from fedmtl_server.commands.runs import runs_app
 from fedmtl_server.monitoring.tracking import round_point
 from fedmtl_server.rounds.report import RoundReport

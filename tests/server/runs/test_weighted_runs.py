@@ -43,7 +43,7 @@ async def test_a_run_taken_up_again_and_again_comes_to_the_same_bits_as_one_that
             got = {scope: one.buffer.numpy().tobytes() for scope, one in server.federation.model.components.items()}
     assert got == expected
     whole, parts = (reports_of(tmp_path / folder) for folder in ("whole", "parts"))
-    assert [one.weighting_states for one in whole] == [one.weighting_states for one in parts]
+    assert [one.stages["task_weighting"] for one in whole] == [one.stages["task_weighting"] for one in parts]
 
 
 async def test_each_weighting_brings_the_encoder_elsewhere_and_no_head(tmp_path):
@@ -72,7 +72,7 @@ async def test_a_round_without_a_task_leaves_what_is_remembered_of_it(tmp_path):
     async with serving(tmp_path, model(), quorum_timeout_s=0.3, **rules) as server:
         await play(server, [1], {"a": "sst2", "b": "qqp"})
         await play(server, [2], {"a": "sst2"})
-    first, second = (one.weighting_states["shared"]["log_variances"] for one in reports_of(tmp_path))
+    first, second = (one.stages["task_weighting"]["shared"]["log_variances"] for one in reports_of(tmp_path))
     assert first.keys() == second.keys() == {"sst2", "qqp"}
     assert first["qqp"] == second["qqp"] != 0
     assert first["sst2"] != second["sst2"]

@@ -363,8 +363,8 @@ async def test_a_layer_on_which_tasks_disagree_parts_and_comes_together_again(tm
         {"1": [["sst2", "qqp", "stsb"]]},
     ]
     assert [round_point(one).metrics["blocks/1"] for one in reports] == [2, 2, 1]
-    assert reports[0].sharing_state["cosines"]["1"]["qqp stsb"] == pytest.approx(-1)
-    assert reports[0].sharing_state["cosines"]["0"]["qqp stsb"] == pytest.approx(1)
+    assert reports[0].stages["sharing"]["policy"]["cosines"]["1"]["qqp stsb"] == pytest.approx(-1)
+    assert reports[0].stages["sharing"]["policy"]["cosines"]["0"]["qqp stsb"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam"])
@@ -387,7 +387,7 @@ async def test_a_run_that_is_killed_across_a_move_goes_on_to_the_same_bits(tmp_p
             got = model_bytes(server.federation.model)
     assert got == expected
     whole, parts = (reports_of(tmp_path / folder) for folder in ("whole", "parts"))
-    assert [one.sharing_state for one in whole] == [one.sharing_state for one in parts]
+    assert [one.stages["sharing"] for one in whole] == [one.stages["sharing"] for one in parts]
     assert any(one.moved for one in whole)
 
 

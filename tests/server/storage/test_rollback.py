@@ -52,7 +52,7 @@ async def test_a_run_that_was_rolled_back_comes_to_the_model_of_one_that_was_not
         if over:
             await evaluate(server)
             server._outcome = "finished"
-    expected_reports = [(one.round, one.components, one.weighting_states) for one in reports_of(tmp_path)[:4]]
+    expected_reports = [(one.round, one.components, one.stages["task_weighting"]) for one in reports_of(tmp_path)[:4]]
     assert (tmp_path / "results.json").exists() is over
 
     said = rolled_back(tmp_path, "--to-round", 2)
@@ -64,7 +64,9 @@ async def test_a_run_that_was_rolled_back_comes_to_the_model_of_one_that_was_not
         assert await play(server, (3, 4)) == expected
         await evaluate(server)
         server._outcome = "finished"
-    assert [(one.round, one.components, one.weighting_states) for one in reports_of(tmp_path)[:4]] == expected_reports
+    assert [
+        (one.round, one.components, one.stages["task_weighting"]) for one in reports_of(tmp_path)[:4]
+    ] == expected_reports
     assert json.loads((tmp_path / "results.json").read_text())["sst2"]["last"] == 0.5
     history = History.open(tmp_path / HISTORY_FILE, create=False)
     (run,) = history.runs()

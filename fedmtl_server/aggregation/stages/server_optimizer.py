@@ -1,17 +1,19 @@
-"""What a server optimiser remembers of a run, and the steps that it takes: block by block, component by component."""
+"""The server optimiser's steps, block by block, component by component, and what it remembers of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from fedmtl_core.config.stages import SERVER_OPTIMIZER
 from fedmtl_core.errors import AggregationError
-from fedmtl_core.model.sharing import SharingTable
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.aggregation.optimizers import ServerOptimizer
 from fedmtl_server.aggregation.rearranging import rearranged
+from fedmtl_server.aggregation.stages.base import Stage
+from fedmtl_server.aggregation.values import Regrouping, StageState
 
 _BLOCK = 2**19
 """Elements that are computed with at a time: everything that a step makes of them stays in the cache."""
@@ -28,79 +30,28 @@ def state_layout(layout: Layout, slot: str) -> Layout:
     return Layout.of(state_scope(layout.scope, slot), tensors)
 
 
-class OptimizerState:
-    """One run's optimiser and what it remembers. Not for two threads at once.
+class OptimizerSteps(Stage):
+    """One run's optimiser and what it remembers: it makes of the average what the model moves to.
 
     Args:
-        optimizer: whose.
+        optimizer: whose steps.
         layouts: of the whole model.
     """
+
+    rule = SERVER_OPTIMIZER
 
     def __init__(self, optimizer: ServerOptimizer, layouts: Iterable[Layout]):
         self._optimizer = optimizer
         self._slots = dict(optimizer.slots)
-        self._components: dict[str, Component] = {}
+        self._components = self._begun(layouts)
         self._spare: dict[str, Tensor] = {}
-        self.begin(layouts)
 
-    def begin(self, layouts: Iterable[Layout]) -> None:
-        """Remember nothing, of a model of such layouts."""
-        self._components.clear()
-        for layout in layouts:
-            for slot, value in self._slots.items():
-                component = Component(state_layout(layout, slot))
-                _vector(component).fill_(value)
-                self._components[component.scope] = component
-
-    @property
-    def components(self) -> Mapping[str, Component]:
-        """Everything that is remembered, by `SCOPE/SLOT`. The components' bytes stay as they are until the next step
-        but one of the same scope."""
-        return self._components
-
-    @property
-    def layouts(self) -> list[Layout]:
-        """Of `components`, in their order."""
-        return [component.layout for component in self._components.values()]
-
-    def install(self, components: Mapping[str, Component]) -> None:
-        """Take up what was remembered when a run was left; nothing for a run that has just begun.
-
-        Args:
-            components: by `SCOPE/SLOT`; others are left alone.
-
-        Raises:
-            LayoutMismatchError: a layout differs; nothing has changed then.
-        """
-        mine = {scope: component for scope, component in components.items() if scope in self._components}
-        for scope, component in mine.items():
-            self._components[scope].layout.require_same(component.layout)
-        self._components |= mine
-
-    def rearrange(
-        self, layouts: Iterable[Layout], before: SharingTable, after: SharingTable, num_examples: Mapping[str, float]
-    ) -> None:
-        """Move what is remembered with the parameters that it is of; see `rearranging.rearranged`."""
-        components: dict[str, Component] = {}
-        for slot in self._slots:
-            mine = {scope: self._components[state_scope(scope, slot)] for scope in before.scopes}
-            moved = rearranged(mine, before, after, num_examples, prefix=f"{slot}/")
-            components |= {state_scope(scope, slot): one for scope, one in moved.items()}
-        self._spare.clear()
-        self._components = {
-            layout.scope: Component(layout, components[layout.scope].buffer) for layout in self.layouts_of(layouts)
-        }
-
-    def layouts_of(self, layouts: Iterable[Layout]) -> list[Layout]:
-        """Of what is remembered of a model of such layouts."""
-        return [state_layout(layout, slot) for layout in layouts for slot in self._slots]
-
-    def step(self, base: Component, mean: Component) -> None:
+    def release(self, base: Component, combined: Component) -> None:
         """Make the average of a component the component that the optimiser moves the model to.
 
         Args:
             base: the model's component.
-            mean: the average; overwritten.
+            combined: the average; overwritten.
 
         Raises:
             NonFiniteError: what it came to isn't finite; what is remembered is as it was then.
@@ -111,20 +62,59 @@ class OptimizerState:
         before = {slot: _vector(component) for slot, component in now.items()}
         after = {slot: _vector(component) for slot, component in new.items()}
         first = 0
-        for origin, run in zip(base.runs(), mean.runs(), strict=True):
+        for origin, run in zip(base.runs(), combined.runs(), strict=True):
             for start in range(0, len(run), _BLOCK):
                 block = slice(start, min(start + _BLOCK, len(run)))
                 there = slice(first + block.start, first + block.stop)
                 self._step_block(origin[block], run[block], _cut(before, there), _cut(after, there))
             first += len(run)
         try:
-            for component in (mean, *new.values()):
+            for component in (combined, *new.values()):
                 component.require_finite()
         except BaseException:
             self._spare |= {component.scope: component.buffer for component in new.values()}
             raise
         self._spare |= {component.scope: component.buffer for component in now.values()}
         self._components |= {component.scope: component for component in new.values()}
+
+    def regroup(self, regrouping: Regrouping) -> None:
+        """Move what is remembered with the parameters that it is of; see `rearranging.rearranged`."""
+        before, after = regrouping.before, regrouping.after
+        components: dict[str, Component] = {}
+        for slot in self._slots:
+            mine = {scope: self._components[state_scope(scope, slot)] for scope in before.scopes}
+            moved = rearranged(mine, before, after, regrouping.num_examples, prefix=f"{slot}/")
+            components |= {state_scope(scope, slot): one for scope, one in moved.items()}
+        self._spare.clear()
+        self._components = {
+            layout.scope: Component(layout, components[layout.scope].buffer)
+            for layout in self.state_layouts(regrouping.layouts)
+        }
+
+    def state_layouts(self, layouts: Iterable[Layout]) -> list[Layout]:
+        return [state_layout(layout, slot) for layout in layouts for slot in self._slots]
+
+    def state(self) -> StageState:
+        """All that is remembered, by `SCOPE/SLOT`. The components' bytes stay as they are until the next step but one
+        of the same scope."""
+        return StageState(self._components)
+
+    def restore(self, state: StageState, layouts: Sequence[Layout]) -> None:
+        components = self._begun(layouts)
+        mine = {scope: component for scope, component in state.components.items() if scope in components}
+        for scope, component in mine.items():
+            components[scope].layout.require_same(component.layout)
+        self._components = components | mine
+
+    def _begun(self, layouts: Iterable[Layout]) -> dict[str, Component]:
+        """What is remembered before the first step, of a model of some layouts."""
+        components = {}
+        for layout in layouts:
+            for slot, value in self._slots.items():
+                component = Component(state_layout(layout, slot))
+                _vector(component).fill_(value)
+                components[component.scope] = component
+        return components
 
     def _step_block(
         self, origin: Tensor, value: Tensor, before: Mapping[str, Tensor], after: Mapping[str, Tensor]

@@ -8,27 +8,40 @@ in the encoder may be less than what they train on, and less from round to round
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+
+from fedmtl_core.config import AuxiliaryConfig
+from fedmtl_core.config.stages import AUXILIARY
+from fedmtl_server.aggregation.stages.base import Combination, Group, Stage
 
 
-@dataclass(frozen=True)
-class Auxiliary:
-    """What an auxiliary task counts for in what several tasks share."""
+class AuxiliaryTasks(Stage):
+    """Has auxiliary tasks count for less, or more, than their examples in what several tasks share.
 
-    weight: float = 1.0
-    """What an example of it counts for in the first round, against 1 of another task's; at least 0."""
-    decay: float = 1.0
-    """What the weight is multiplied with from round to round; above 0, and 1 at most."""
+    Args:
+        sections: by auxiliary task, its section of the configuration.
+    """
 
-    def factor(self, round_: int) -> float:
-        """What an example counts for in a round, counted from 1: weight · decay^(round - 1). 0 once it is too small
-        to be told from it."""
-        return self.weight * self.decay ** (round_ - 1)
+    rule = AUXILIARY
+
+    def __init__(self, sections: Mapping[str, AuxiliaryConfig]):
+        self._sections = sections
+
+    def factors(self, round_: int) -> dict[str, float]:
+        return {task: factor(section, round_) for task, section in self._sections.items()}
+
+    def combine(self, group: Group, combination: Combination) -> Combination:
+        """Where tasks have a mean each, their weight isn't in it yet."""
+        if not group.is_by_task:
+            return combination
+        shares = scaled(combination.shares, group.factors.by_task, are_shares=combination.are_shares)
+        return replace(combination, shares=shares)
 
 
-def factors(auxiliary: Mapping[str, Auxiliary], round_: int) -> dict[str, float]:
-    """By auxiliary task, what an example of it counts for in a round."""
-    return {task: one.factor(round_) for task, one in auxiliary.items()}
+def factor(section: AuxiliaryConfig, round_: int) -> float:
+    """What an example of an auxiliary task counts for in a round, counted from 1: weight · decay^(round - 1). 0 once it
+    is too small to be told from it."""
+    return section.weight * section.decay ** (round_ - 1)
 
 
 def scaled(coefficients: Mapping[str, float], factors: Mapping[str, float], *, are_shares: bool) -> dict[str, float]:

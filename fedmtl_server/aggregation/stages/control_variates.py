@@ -23,22 +23,20 @@ anew at 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from fedmtl_core.config.stages import CONTROL_VARIATES
 from fedmtl_core.errors import NonFiniteError
 from fedmtl_core.model.scopes import SHARED, task_scope
 from fedmtl_core.wire.controls import control_layout, control_scope, vector
 from fedmtl_core.wire.layout import Component, Layout
-from fedmtl_server.aggregation.aggregator import ClientUpdate
-
-NAME = "control_variates"
-"""Of these numbers among an update's extras."""
+from fedmtl_server.aggregation.stages.base import Ending, Outcome, Stage
+from fedmtl_server.aggregation.values import Broadcast, Notice, RoundContext, ScreenedUpdate, StageState
 
 _BLOCK = 2**19
 """Elements that are computed with at a time: their difference from the base stays in the cache."""
@@ -55,13 +53,15 @@ class KnownClient:
     """As it said first: what its variate weighs in the mean can't change without the variate at hand."""
 
 
-class ControlVariates:
-    """One run's variates. Not for two threads at once.
+class ControlVariates(Stage):
+    """One run's variates: they go out with the model, and move by what a round's updates say of their clients'.
 
     Args:
         layouts: of the whole model.
         members: by scope, the tasks that share it; of a scope that isn't there all, or the task that it is named after.
     """
+
+    rule = CONTROL_VARIATES
 
     def __init__(self, layouts: Iterable[Layout], members: Mapping[str, Collection[str]] = MappingProxyType({})):
         self._members = members
@@ -69,82 +69,43 @@ class ControlVariates:
             component.scope: component for component in (Component(control_layout(layout)) for layout in layouts)
         }
         self._known: dict[str, KnownClient] = {}
+        self._since = 1
+        self._context = RoundContext()
         self._new: dict[str, KnownClient] = {}
         self._sums: dict[str, Tensor] = {}
         self._lost = ""
-        self.since = 1
-        """The first round whose updates are in them; clients' variates of rounds before are void."""
 
-    @property
-    def components(self) -> Mapping[str, Component]:
-        """The server's variates by `control:SCOPE`. A component's bytes never change; others take its place."""
-        return self._components
-
-    @property
-    def layouts(self) -> list[Layout]:
-        """Of `components`, in their order."""
-        return [component.layout for component in self._components.values()]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What else belongs to them, as JSON has it."""
-        return {"since": self.since, "known": {name: asdict(one) for name, one in self._known.items()}}
-
-    def install(self, components: Mapping[str, Component], facts: Mapping[str, Any]) -> None:
-        """Take up what a commit has; before a run's first one nothing.
-
-        Args:
-            components: by `control:SCOPE`; other scopes are left alone.
-            facts: as `facts` was.
-
-        Raises:
-            LayoutMismatchError: a layout differs.
-        """
-        if not facts:
-            return
-        self.since = facts["since"]
-        self._known = {name: KnownClient(**one) for name, one in facts["known"].items()}
-        for scope in self._components.keys() & components.keys() if self._known else ():
-            self._components[scope].layout.require_same(components[scope].layout)
-            self._components[scope] = components[scope]
-
-    def begin_round(self) -> None:
-        """Forget what a round that came to nothing has folded."""
+    def begin(self, context: RoundContext) -> None:
+        self._context = context
         self._new, self._sums, self._lost = {}, {}, ""
 
-    def fold(self, update: ClientUpdate, round_: int, base: Mapping[str, Component]) -> None:
-        """Take in one update, in the order of folding. It comes back unchanged.
+    def screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
+        """Take in what an update says of its client's variate. It comes back as it is.
 
-        Args:
-            update: with learning rates that sum up to 0 it says nothing of gradients, and is passed over.
-            round_: in which it counts, and whose model it started from.
-            base: that model's components.
+        With learning rates that sum up to 0 it says nothing of gradients, and is passed over.
         """
-        learning_rate_sum = update.extra(NAME, "learning_rate_sum")
+        learning_rate_sum = update.update.extra(self.name, "learning_rate_sum")
         if not learning_rate_sum:
-            return
+            return update
         known = self._known.get(update.client_id)
-        if reason := _contradiction(update, known):
+        if reason := self._contradiction(update, known):
             self._lost = self._lost or f"client {update.client_id!r} {reason}"
-            return
+            return update
         num_examples = known.num_examples if known else update.num_examples
-        self._new[update.client_id] = KnownClient(update.task, round_, num_examples)
+        self._new[update.client_id] = KnownClient(update.task, self._context.round, num_examples)
         for scope, component in update.components.items():
             total = self._sums.setdefault(scope, torch.zeros(component.layout.num_elements))
-            origin = None if update.kind == "delta" else base[scope]
+            origin = None if update.kind == "delta" else self._context.base[scope]
             _add_delta(total, component, origin, num_examples / learning_rate_sum)
+        return update
 
-    def close(self, round_: int, committed: Collection[str]) -> str:
-        """Move the variates by what was folded.
-
-        Args:
-            round_: which ends.
-            committed: the scopes whose average became the model.
+    def end(self, ending: Ending) -> Outcome:
+        """Move the variates by what the round's updates say.
 
         Returns:
             Why they begin anew, if they do.
         """
-        if not self._lost and (discarded := self._sums.keys() - committed):
+        if not self._lost and (discarded := self._sums.keys() - set(ending.committed)):
             self._lost = f"the round's {min(discarded)!r} was discarded"
         if not self._lost:
             moved = {control_scope(scope): self._moved(scope) for scope in self._sums}
@@ -159,9 +120,42 @@ class ControlVariates:
         reason = self._lost
         if reason:
             self._components = {scope: Component(one.layout) for scope, one in self._components.items()}
-            self._known, self.since = {}, round_ + 1
-        self.begin_round()
-        return reason
+            self._known, self._since = {}, ending.round + 1
+        self.begin(self._context)
+        return Outcome(Notice("control_variates.began_anew", reason) if reason else None)
+
+    def broadcast(self) -> Broadcast:
+        """The server's variates by `control:SCOPE`; clients' variates of rounds before `since` are void.
+
+        A component's bytes never change; others take its place.
+        """
+        return Broadcast(self._components, self._since)
+
+    def state_layouts(self, layouts: Sequence[Layout]) -> list[Layout]:
+        return [control_layout(layout) for layout in layouts]
+
+    def state(self) -> StageState:
+        known = {name: asdict(one) for name, one in self._known.items()}
+        return StageState(self._components, {"since": self._since, "known": known})
+
+    def restore(self, state: StageState, layouts: Sequence[Layout]) -> None:
+        if not state.facts:
+            return
+        self._since = state.facts["since"]
+        self._known = {name: KnownClient(**one) for name, one in state.facts["known"].items()}
+        for scope in self._components.keys() & state.components.keys() if self._known else ():
+            self._components[scope].layout.require_same(state.components[scope].layout)
+            self._components[scope] = state.components[scope]
+
+    def _contradiction(self, update: ScreenedUpdate, known: KnownClient | None) -> str:
+        """Why an update's client can't have the variate that is in the mean; empty if it can."""
+        if known is not None and known.task != update.task:
+            return f"was one of task {known.task!r}, and is one of {update.task!r}"
+        expected = known.round if known is not None else 0
+        control_round = update.update.extra(self.name, "control_round")
+        if control_round != expected:
+            return f"has its variate of round {control_round}, expected {expected}"
+        return ""
 
     def _moved(self, scope: str) -> Component:
         """A scope's variate after the round."""
@@ -181,17 +175,6 @@ class ControlVariates:
             for one in clients.values()
             if (scope in (SHARED, task_scope(one.task)) if tasks is None else one.task in tasks)
         )
-
-
-def _contradiction(update: ClientUpdate, known: KnownClient | None) -> str:
-    """Why an update's client can't have the variate that is in the mean; empty if it can."""
-    if known is not None and known.task != update.task:
-        return f"was one of task {known.task!r}, and is one of {update.task!r}"
-    expected = known.round if known is not None else 0
-    control_round = update.extra(NAME, "control_round")
-    if control_round != expected:
-        return f"has its variate of round {control_round}, expected {expected}"
-    return ""
 
 
 def _add_delta(total: Tensor, component: Component, base: Component | None, weight: float) -> None:

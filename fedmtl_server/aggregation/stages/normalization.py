@@ -15,11 +15,16 @@ number of steps. Both are fractions, so that FedNova then is the plain average t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
-from fedmtl_core.errors import AggregationError
+from fedmtl_core.config.stages import NORMALIZATION
+from fedmtl_core.errors import AggregationError, InvalidRequestError
+from fedmtl_core.wire.updates import Update
+from fedmtl_server.aggregation.accumulators import Weight
+from fedmtl_server.aggregation.stages.base import Combination, Group, Stage
+from fedmtl_server.aggregation.values import RoundContext, ScreenedUpdate
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,50 @@ class RoundSteps:
     def scale(self, num_steps: int) -> float:
         """What a delta of so many steps counts for against one of τ_eff steps."""
         return float(self.effective / num_steps)
+
+
+class FedNova(Stage):
+    """Has deltas count by step. Every update says how many optimiser steps it took: its number `num_steps`."""
+
+    rule = NORMALIZATION
+
+    def __init__(self) -> None:
+        self._context = RoundContext()
+
+    def admit(self, update: Update) -> None:
+        if update.kind != "metrics" and self._steps(update) < 1:
+            raise InvalidRequestError(
+                "num_steps: this server counts deltas by step (aggregation.normalization), expected at least 1, got 0",
+                field="num_steps",
+            )
+
+    def begin(self, context: RoundContext) -> None:
+        self._context = context
+
+    def screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
+        self._context.require_base(update, update.components, "counting by step")
+        return update
+
+    def weigh(self, scope: str, update: ScreenedUpdate, weight: Weight) -> Weight:
+        return step_weight(update.client_id, weight, self._steps(update.update))
+
+    def combine(self, group: Group, combination: Combination) -> Combination:
+        num_steps = [self._steps(one.update) for one in group.updates]
+        steps = RoundSteps(
+            tuple(
+                Steps(one.task, one.examples_in(group.scope), taken, group.factors.of(group.scope, one.task))
+                for one, taken in zip(group.updates, num_steps, strict=True)
+            )
+        )
+        return replace(
+            combination,
+            multipliers={key: float(steps.factor(key or None)) for key in group.keys},
+            scales=[steps.scale(taken) for taken in num_steps],
+        )
+
+    def _steps(self, update: Update) -> int:
+        """The optimiser steps that an update took; 0 if it doesn't say."""
+        return int(update.extra(self.name, "num_steps"))
 
 
 def _mean(weighted: Iterable[tuple[Fraction, int | Fraction]]) -> Fraction:

@@ -11,11 +11,15 @@ update that is within the limit by what is known already stays within it, and ma
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from fedmtl_core.model.scopes import task_of
+from fedmtl_core.config.stages import CLIENT_SHARES
+from fedmtl_core.wire.updates import Update
+from fedmtl_server.aggregation.accumulators import Weight
+from fedmtl_server.aggregation.stages.base import Stage
+from fedmtl_server.aggregation.values import RoundContext, ScreenedUpdate
 
 
 @dataclass(frozen=True)
@@ -27,71 +31,64 @@ class _Claim:
     scopes: tuple[str, ...]
 
 
-class ClientShares:
-    """What each update of a round counts as, in each of its components.
+class ClientShares(Stage):
+    """Limits what each update of a round counts as, in each of its components.
 
     Args:
-        max_share: the most that one of several clients may be of a component, at least a half; None for no limit.
-        factors: by auxiliary task, what an example of it counts for in what several tasks share.
-        members: by client id, the scopes of those who may still contribute; None if anybody may.
+        max_share: the most that one of several clients may be of a component, at least a half and below 1.
     """
 
-    def __init__(
-        self,
-        max_share: float | None,
-        factors: Mapping[str, float] | None = None,
-        members: Mapping[str, Collection[str]] | None = None,
-    ):
-        self._most = None if max_share is None else Fraction(max_share).limit_denominator(10**9)
-        self._factors = factors or {}
-        self._members = members
-        self._claims: dict[str, _Claim] = {}
-        self._totals: dict[str, int | Fraction] = {}
-        self._is_closed = False
+    rule = CLIENT_SHARES
 
-    def add(self, client_id: str, task: str, num_examples: int, scopes: Collection[str]) -> None:
-        """Note an update that counts. It can't be folded before."""
-        self._claims[client_id] = claim = _Claim(task, num_examples, tuple(scopes))
+    def __init__(self, max_share: float):
+        self._most = Fraction(max_share).limit_denominator(10**9)
+        self.begin(RoundContext())
+
+    def begin(self, context: RoundContext) -> None:
+        self._factors = context.factors
+        self._contributors = context.contributors
+        self._claims: dict[str, _Claim] = {}
+        self._totals: dict[str, Weight] = {}
+        self._is_complete = False
+
+    def count(self, update: Update, scopes: Collection[str]) -> None:
+        claim = _Claim(update.task, update.num_examples, tuple(scopes))
+        self._claims[update.client_id] = claim
         for scope in claim.scopes:
             self._totals[scope] = self._totals.get(scope, 0) + self._weight(claim, scope)
 
-    def close(self) -> None:
-        """Note that no more updates come."""
-        self._is_closed = True
+    def complete(self) -> None:
+        self._is_complete = True
 
     def is_settled(self, client_id: str) -> bool:
         """Whether what an update counts as doesn't depend on those that may still come."""
-        if self._most is None or self._is_closed:
+        if self._is_complete:
             return True
         claim = self._claims[client_id]
         return all(self._is_within(claim, scope) or self._is_alone(client_id, scope) for scope in claim.scopes)
 
+    def screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
+        return replace(update, counted_examples=self.counted(update.client_id))
+
     def counted(self, client_id: str) -> dict[str, Fraction]:
         """By scope, the examples that a settled update counts as, where these are less than it says."""
-        if self._most is None:
-            return {}
         claim = self._claims[client_id]
         counted = {}
         for scope in claim.scopes:
             others = self._totals[scope] - self._weight(claim, scope)
             if others and not self._is_within(claim, scope):
                 weight = self._most / (1 - self._most) * others
-                counted[scope] = weight / self._factor(claim, scope)
+                counted[scope] = weight / self._factors.of(scope, claim.task)
         return counted
 
     def _is_within(self, claim: _Claim, scope: str) -> bool:
-        assert self._most is not None
         return self._weight(claim, scope) <= self._most * self._totals[scope]
 
     def _is_alone(self, client_id: str, scope: str) -> bool:
         """Whether no other client can contribute to a component."""
-        if self._members is None:
+        if self._contributors is None:
             return False
-        return not any(scope in scopes for member, scopes in self._members.items() if member != client_id)
+        return not any(scope in scopes for other, scopes in self._contributors.items() if other != client_id)
 
-    def _weight(self, claim: _Claim, scope: str) -> int | Fraction:
-        return claim.num_examples * self._factor(claim, scope)
-
-    def _factor(self, claim: _Claim, scope: str) -> int | Fraction:
-        factor = 1.0 if task_of(scope) is not None else self._factors.get(claim.task, 1.0)
-        return 1 if factor == 1 else Fraction(factor)
+    def _weight(self, claim: _Claim, scope: str) -> Weight:
+        return claim.num_examples * self._factors.of(scope, claim.task)

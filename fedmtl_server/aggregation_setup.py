@@ -1,0 +1,81 @@
+"""The stages of the aggregation that a configuration asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedmtl_core.config import Config
+from fedmtl_core.model.sharing import movable_parts
+from fedmtl_server.aggregation.optimizers import ServerOptimizer, make_optimizer
+from fedmtl_server.aggregation.pipeline import Pipeline
+from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks
+from fedmtl_server.aggregation.stages.base import Stage
+from fedmtl_server.aggregation.stages.client_shares import ClientShares
+from fedmtl_server.aggregation.stages.control_variates import ControlVariates
+from fedmtl_server.aggregation.stages.normalization import FedNova
+from fedmtl_server.aggregation.stages.norms import NormScreening
+from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
+from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
+from fedmtl_server.aggregation.task_weighting import make_weighting
+from fedmtl_server.aggregation.task_weighting.base import TaskWeighting
+from fedmtl_server.aggregation.task_weighting.shares import Examples
+from fedmtl_server.model import MTLServerModel
+from fedmtl_server.sharing.layer_moves import LayerRegrouping
+from fedmtl_server.sharing.policies import SharingPolicy, make_policy
+
+
+@dataclass(frozen=True)
+class AggregationRules:
+    """The rules that stages apply, some of which are classes of the user's own; None where the run has none."""
+
+    weighting: TaskWeighting | None = None
+    optimizer: ServerOptimizer | None = None
+    policy: SharingPolicy | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> AggregationRules:
+        """The rules that a configuration names. It takes no time, so that a name that can't be had is told at once.
+
+        Raises:
+            ConfigError: a class of the user's own can't be had or made.
+        """
+        optimizer = make_optimizer(config.server_optimizer)
+        policy = make_policy(config.sharing.adaptive)
+        weighting = make_weighting(config.aggregation)
+        if policy and not weighting:  # it looks at every task's mean
+            weighting = Examples(config.aggregation)
+        return cls(weighting, optimizer, policy)
+
+
+def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules) -> Pipeline:
+    """The stages of a run.
+
+    Args:
+        config: the run's.
+        model: the server's.
+        rules: what `AggregationRules.of` made of the configuration.
+
+    Raises:
+        ConfigError: the encoder hasn't got a layer that is to move.
+    """
+    layouts = model.layouts_for(None)
+    stages: list[Stage] = [NormScreening(config.robustness.norms)]
+    if config.robustness.max_client_share is not None:
+        stages.append(ClientShares(config.robustness.max_client_share))
+    if config.aggregation.normalization == "fednova":
+        stages.append(FedNova())
+    if rules.weighting is not None:
+        stages.append(TaskWeights(rules.weighting, config.training.seed))
+    auxiliary = {name: task.auxiliary for name, task in config.tasks.items() if task.auxiliary is not None}
+    if auxiliary:
+        stages.append(AuxiliaryTasks(auxiliary))
+    if rules.optimizer is not None:
+        stages.append(OptimizerSteps(rules.optimizer, layouts))
+    if config.training.control_variates:
+        members = {scope: model.sharing.members(scope) for scope in model.components}
+        stages.append(ControlVariates(layouts, members))
+    if rules.policy is not None:
+        section = config.sharing
+        layers = movable_parts(section.rules(), section.adaptive.layers)
+        stages.append(LayerRegrouping(rules.policy, model, layers, section.adaptive.max_parameters))
+    return Pipeline(stages)
