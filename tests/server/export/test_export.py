@@ -335,11 +335,18 @@ def test_best_and_last_and_numbers_name_rounds(trained, tmp_path):
     assert not torch.equal(first["heads.sst2.weight"], second["heads.sst2.weight"])
 
 
+def test_a_saved_run_has_the_reports_of_the_rounds_that_have_ended(trained):
+    reports = open_run(trained).reports
+    assert [(one["round"], one["purpose"]) for one in reports] == [(1, "train"), (2, "train"), (3, "evaluate")]
+    assert all(one["bytes_received"] > 0 for one in reports[:2])  # an evaluation sends no updates
+
+
 def test_configuration_and_checkpoint_are_enough(trained, tmp_path):
     for name in ("config.yaml", "run.json", "checkpoints/round-0002.safetensors"):
         (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(trained / name, tmp_path / "run" / name)
     run = open_run(tmp_path / "run")
+    assert run.reports == ()  # without a history, nobody knows them
     export_task(run, "stsb", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| stsb | regression | not known | not measured |" in text
