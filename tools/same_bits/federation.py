@@ -1,0 +1,131 @@
+"""One scenario as processes on this machine: a server, its clients, and whoever says when they train."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from tools.same_bits import gate
+from tools.same_bits.processes import Child, FederationError, Nursery
+from tools.same_bits.scenarios import Scenario
+
+LIMIT_S = 300.0
+"""How long a federation may take: many times what it does, for a machine may be busy."""
+_GATE = "same_bits_gate"
+_JOINED, _SENT = "run.joined", "update.sent"
+"""What clients log when they have been taken in, and when an update counts."""
+
+
+class Federation:
+    """One federation.
+
+    Args:
+        scenario: which.
+        nursery: of the revision that it is of.
+        folder: for all that it writes; it is made.
+    """
+
+    def __init__(self, scenario: Scenario, nursery: Nursery, folder: Path):
+        self.run_dir = folder / "run"
+        self._scenario = scenario
+        self._nursery = nursery
+        self._folder = folder
+        self._gates = folder / "gates"
+        self._config = folder / "config.yaml"
+        self._servers: list[Child] = []
+        self._clients: dict[str, Child] = {}
+        self._give_up = time.monotonic() + LIMIT_S
+
+    def run(self) -> None:
+        """From its beginning to its end; nothing runs then any more.
+
+        Raises:
+            FederationError: something failed or took too long; the message has the ends of logs.
+        """
+        self._gates.mkdir(parents=True)
+        self._config.write_text(yaml.safe_dump(self._scenario.configuration()), encoding="utf-8")
+        shutil.copy(gate.__file__, self._folder / f"{_GATE}.py")
+        for step in self._scenario.steps:
+            if step != "kill":
+                self._gate(step, "shut").touch()
+        try:
+            self._serve("--config", str(self._config), "--port", "0")
+            for name in self._scenario.clients:
+                self._join(name)
+            for step in self._scenario.steps:
+                self._take(step)
+            self._until(self._is_over, "the run's end", may_be_over=True)
+            if unbroken := [name for name in self._scenario.failing if not self._clients[name].exit_code]:
+                raise FederationError(f"{', '.join(unbroken)}: ended without an error, expected one")
+        finally:
+            for child in self._children:
+                child.kill()
+
+    @property
+    def _children(self) -> list[Child]:
+        return [*self._servers, *self._clients.values()]
+
+    def _serve(self, *options: str) -> None:
+        """Start a server, and wait until it listens."""
+        arguments = (*options, "--run-dir", str(self.run_dir))
+        self._servers.append(self._nursery.start("server", "fedmtl_server", arguments, self._folder, {}))
+        self._until(lambda: self._address() is not None, "the server")
+
+    def _address(self) -> str | None:
+        """Where the last server listens; None if it hasn't said so yet: what is there may be an earlier one's."""
+        try:
+            announced = json.loads((self.run_dir / "server.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        return str(announced["address"]) if announced["pid"] == self._servers[-1].pid else None
+
+    def _join(self, name: str) -> None:
+        """Start a client, and wait until the server has it."""
+        own = dict(self._scenario.own.get(name, {}))
+        if self._scenario.script:
+            own["training.trainer"] = f"{_GATE}:Gated"
+        overrides = [part for key, value in own.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+        arguments = ["--config", str(self._config), "--client-id", name, "--server", self._address() or "", *overrides]
+        environment = {"SAME_BITS_GATES": str(self._gates), "SAME_BITS_CLIENT": name}
+        self._clients[name] = self._nursery.start(name, "fedmtl_client", arguments, self._folder, environment)
+        self._until(lambda: self._clients[name].count(_JOINED) > 0, f"client {name} to join")
+
+    def _take(self, step: str) -> None:
+        """A step of the script."""
+        if step == "kill":
+            port = (self._address() or "").rpartition(":")[2]
+            self._servers.pop().kill()
+            self._serve("--config", str(self._config), "--port", port)
+            return
+        self._until(self._gate(step, "reached").exists, f"{step} to be reached")
+        if not step.endswith("?"):
+            client = self._clients[re.sub(r"\d+$", "", step)]
+            before = client.count(_SENT)
+            self._gate(step, "open").touch()
+            self._until(lambda: client.count(_SENT) > before, f"the update of {step}")
+
+    def _gate(self, step: str, state: str) -> Path:
+        name, round_ = re.fullmatch(r"(\w+?)(\d+)\??", step).groups()  # type: ignore[union-attr]
+        return self._gates / f"{name}-{round_}.{state}"
+
+    def _is_over(self) -> bool:
+        return all(child.exit_code is not None for child in self._children)
+
+    def _until(self, condition: Callable[[], bool], what: str, *, may_be_over: bool = False) -> None:
+        """Wait for something, as long as nothing has ended that shouldn't have."""
+        while not condition():
+            failing = self._scenario.failing
+            if failed := [child for child in self._children if child.exit_code and child.name not in failing]:
+                raise FederationError("\n".join(child.tail() for child in failed))
+            if not may_be_over and self._servers[-1].exit_code is not None:
+                raise FederationError(f"the run was over before {what}\n{self._servers[-1].tail()}")
+            if time.monotonic() > self._give_up:
+                tails = "\n".join(child.tail() for child in self._children)
+                raise FederationError(f"waited for {what} in vain, {LIMIT_S:.0f} s in all\n{tails}")
+            time.sleep(0.05)

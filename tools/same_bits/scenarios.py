@@ -1,0 +1,351 @@
+"""The federations that two revisions are compared by: every option at least once, several together where they can be.
+
+All train the built-in toy encoder on built-in rows. What they compute depends on nothing but the configuration: a round
+opens when all clients are there, and waits for all of them; where an update's place in time matters, a script says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Settings = Mapping[str, Any]
+"""Values by dotted key of the configuration."""
+
+BASE: Settings = {
+    "model.server_model": "builtin:toy",
+    "training.num_rounds": 2,
+    "training.local_epochs": 1,
+    "training.learning_rate": 2e-3,
+    "training.per_device_train_batch_size": 16,
+    "training.max_length": 32,
+    "training.device": "cpu",
+    "rounds.quorum_timeout_s": 3600,
+    "rounds.rejoin_grace_s": 3600,
+    "server.port": 0,
+    "store.keep_checkpoints": 1000,
+    "client.num_threads": 1,
+    "client.state_dir": "state",
+}
+"""What all scenarios have in common."""
+TASK: Settings = {"train_samples": 64, "val_samples": 32}
+"""What the tasks do."""
+ONE_EACH = {"a": "sst2", "b": "qqp", "c": "stsb"}
+TWO_OF_SST2 = {"a": "sst2", "b": "sst2", "c": "qqp", "d": "stsb"}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One federation."""
+
+    name: str
+    settings: Settings
+    """What is different from `BASE`."""
+    clients: Mapping[str, str | tuple[str, ...]] = field(default_factory=lambda: ONE_EACH)
+    """By name, each one's task or tasks. They come in this order, so that the last one opens the first round where
+    quorums are smaller than the tasks' clients."""
+    partition: Mapping[str, Any] | None = None
+    """How the rows of a task's clients differ."""
+    own: Mapping[str, Settings] = field(default_factory=dict)
+    """By client, what is different for it alone."""
+    script: str = ""
+    """In which order updates come: `a1` has client a train for round 1, and waits until its update counts; `a1?` waits
+    until it is about to train; `kill` kills the server and has another one take up the run. In rounds that aren't named
+    here a client trains at once."""
+    failing: frozenset[str] = frozenset()
+    """The clients that end with an error, as they should."""
+    same_as: str = ""
+    """The scenario of the same checkpoints."""
+    needs: tuple[str, ...] = ()
+    """Keys that older revisions don't have, as docs/reference/configuration.md writes them."""
+
+    @property
+    def tasks(self) -> dict[str, list[str]]:
+        """By task, its clients."""
+        of_client = {client: (names,) if isinstance(names, str) else names for client, names in self.clients.items()}
+        tasks = dict.fromkeys(task for names in of_client.values() for task in names)
+        return {task: [client for client, names in of_client.items() if task in names] for task in tasks}
+
+    @property
+    def steps(self) -> list[str]:
+        """Of the script."""
+        return self.script.split()
+
+    def configuration(self) -> dict[str, Any]:
+        """What a configuration file has."""
+        settings: dict[str, Any] = {}
+        for task, clients in self.tasks.items():
+            own = {**TASK, "data.builtin": task, "min_clients": len(clients)}
+            settings |= {f"tasks.{task}.{key}": value for key, value in own.items()}
+        whole = nested({**BASE, **settings, **self.settings})
+        for task in whole["tasks"].values():
+            if "auxiliary" in task:
+                del task["min_clients"]  # no round needs its clients
+        return whole | {"clients": [self._client(client, names) for client, names in self.clients.items()]}
+
+    def _client(self, client: str, names: str | tuple[str, ...]) -> dict[str, Any]:
+        if not isinstance(names, str):
+            return {"client_id": client, "tasks": list(names)}
+        mates = [mate for mate, others in self.clients.items() if others == names]
+        values = {"client_id": client, "task": names, "shard": f"{mates.index(client) + 1}/{len(mates)}"}
+        return values | ({"partition": dict(self.partition)} if self.partition else {})
+
+
+def nested(settings: Settings) -> dict[str, Any]:
+    """The sections that values by dotted key are in."""
+    sections: dict[str, Any] = {}
+    for key, value in settings.items():
+        *path, name = key.split(".")
+        section = sections
+        for part in path:
+            section = section.setdefault(part, {})
+        section[name] = value
+    return sections
+
+
+_ASYNCHRONOUS: Settings = {
+    "training.num_rounds": 3,
+    "rounds.mode": "async",
+    "rounds.buffer_size": 2,
+    "server_optimizer.name": "fedavgm",
+}
+_SCAFFOLD: Settings = {
+    "training.num_rounds": 3,
+    "training.control_variates": True,
+    "training.optimizer": "sgd",
+    "training.learning_rate": 0.05,
+}
+_REMEMBERING: Settings = {
+    "training.num_rounds": 4,
+    "aggregation.task_weighting": "gradnorm",
+    "robustness.norms": {"action": "clip", "median_factor": 1.1},
+    "server_optimizer.name": "fedadam",
+    "sharing.adaptive": {
+        "policy": "cosine",
+        "split_below": 0.9,
+        "merge_above": 0.95,
+        "patience": 2,
+        "max_parameters": 3.0,
+    },
+    "wire.upload": "topk",
+}
+"""What a server takes from one round to the next: weights, norms, moments, cosines, and a client what it still owes."""
+_MORE_ROWS: Mapping[str, Settings] = {"b": {"tasks.sst2.train_samples": 320}}
+
+SCENARIOS = (
+    Scenario("plain", {}),
+    Scenario(
+        "fedavgm-uniform-float16",
+        {
+            "training.update": "delta",
+            "aggregation.task_weighting": "uniform",
+            "server_optimizer.name": "fedavgm",
+            "wire.upload": "float16",
+            "wire.download": "float16",
+        },
+    ),
+    Scenario(
+        "fedadagrad-fixed-int8",
+        {
+            "aggregation.task_weighting": "fixed",
+            "aggregation.task_weights": {"sst2": 1.0, "qqp": 2.0, "stsb": 0.5},
+            "server_optimizer.name": "fedadagrad",
+            "wire.upload": "int8",
+            "wire.download": "int8",
+        },
+    ),
+    Scenario(
+        "fedadam-temperature-topk-zstd",
+        {
+            "training.num_rounds": 3,
+            "aggregation.task_weighting": "temperature",
+            "server_optimizer.name": "fedadam",
+            "wire.upload": "topk",
+            "wire.download": "topk",
+            "wire.compression": "zstd",
+        },
+    ),
+    Scenario(
+        "fedyogi-uncertainty-bfloat16",
+        {
+            "training.num_rounds": 3,
+            "aggregation.task_weighting": "uncertainty",
+            "server_optimizer.name": "fedyogi",
+            "wire.upload": "bfloat16",
+        },
+        own={"b": {"wire.download": "bfloat16"}, "c": {"wire.upload": "float32"}},
+    ),
+    Scenario(
+        "gradnorm-scaling-dirichlet",
+        {"training.num_rounds": 3, "aggregation.task_weighting": "gradnorm", "aggregation.scaling": 2.0},
+        clients=TWO_OF_SST2,
+        partition={"dirichlet": 0.5},
+    ),
+    Scenario(
+        "pcgrad-clip-groups",
+        {
+            "aggregation.task_weighting": "pcgrad",
+            "robustness.norms": {"action": "clip", "bound": 0.5},
+            "sharing.groups": {"pairs": ["qqp", "stsb"]},
+            "sharing.layers": {"1": "group"},
+        },
+    ),
+    Scenario(
+        "cagrad-fraction",
+        {
+            "training.num_rounds": 3,
+            "aggregation.task_weighting": "cagrad",
+            "rounds.cohort": "fraction",
+            "rounds.cohort_fraction": 0.5,
+            "tasks.sst2.min_clients": 1,
+        },
+        clients={"a": "sst2", "b": "sst2", "c": "sst2", "d": "qqp", "e": "stsb"},
+    ),
+    Scenario(
+        "famo-several-tasks",
+        {
+            "training.num_rounds": 3,
+            "aggregation.task_weighting": "famo",
+            "rounds.task_selection": "loss",
+            "tasks.sst2.min_clients": 2,  # with these numbers all four are needed
+            "tasks.qqp.min_clients": 1,
+            "tasks.stsb.min_clients": 1,
+        },
+        clients={"a": ("sst2", "qqp"), "b": ("qqp", "stsb", "sst2"), "c": "stsb", "d": "sst2"},
+    ),
+    Scenario(
+        "fedprox-fednova",
+        {
+            "training.proximal_mu": 0.1,
+            "training.weight_decay": 0.1,
+            "tasks.sst2.local_epochs": 3,
+            "aggregation.normalization": "fednova",
+        },
+        clients=TWO_OF_SST2,
+    ),
+    Scenario(
+        "scaffold",
+        _SCAFFOLD,
+        clients=TWO_OF_SST2,
+    ),
+    Scenario(
+        "refuse",
+        {
+            "training.num_rounds": 3,
+            "robustness.norms": {"action": "refuse", "bound": 2.0, "median_factor": 3.0},
+            "rounds.rejoin_grace_s": 2,  # it is waited for so long, and longer for its upload
+            "rounds.transfer_timeout_s": 8,
+            "tasks.sst2.min_clients": 1,
+        },
+        clients=TWO_OF_SST2,
+        own=_MORE_ROWS,
+        failing=frozenset({"b"}),
+    ),
+    Scenario(
+        "nested-groups-norms-head-epochs",
+        {
+            "model.pooling": "mean",
+            "training.train_sampling_strategy": "group_by_length",
+            "training.head_epochs": 1,
+            "sharing.groups": {"pairs": ["qqp", "stsb"], "meaning": ["pairs", "sst2"]},
+            "sharing.layers": {"embeddings": "meaning", "0": "group", "1": "task"},
+            "sharing.norms": "task",
+            "server_optimizer.name": "fedadam",
+        },
+    ),
+    Scenario(
+        "local-layers-and-heads",
+        {
+            "model.random_init": True,
+            "sharing.layers": {"1": "local", "pooler": "local"},
+            "sharing.head": "local",
+            "wire.upload": "int8",
+        },
+        clients=TWO_OF_SST2,
+    ),
+    Scenario(
+        "adaptive",
+        {
+            "training.num_rounds": 5,
+            "sharing.adaptive": {
+                "policy": "cosine",
+                "split_below": -0.03,
+                "merge_above": -0.02,
+                "patience": 1,
+                "smoothing": 0.0,
+                "max_parameters": 3.0,
+            },
+            "server_optimizer.name": "fedavgm",
+        },
+    ),
+    Scenario(
+        "auxiliary-masked-lm",
+        {
+            "tasks.texts.type": "masked_lm",
+            "tasks.texts.text_columns": ["sentence"],
+            "tasks.texts.data.builtin": "sst2",
+            "tasks.texts.auxiliary": {"weight": 0.5, "decay": 0.9},
+            "tasks.qqp.auxiliary": True,
+            "aggregation.scaling": 2.0,
+        },
+        clients={"a": "texts", "b": "qqp", "c": "stsb", "d": "sst2"},
+    ),
+    Scenario(
+        "early-stopping",
+        {
+            "training.num_rounds": 6,
+            "early_stopping": {"patience": 1, "threshold": 0.5, "watch": ["sst2", "stsb"]},
+            "client.selection": "random",
+            "tasks.sst2.min_clients": 1,
+            "tasks.qqp.min_clients": 0,
+        },
+        clients={"a": ("qqp", "sst2"), "b": "sst2", "c": "stsb"},
+    ),
+    Scenario(
+        "over-selection",
+        {
+            "rounds.cohort": "over_select",
+            "rounds.cohort_size": 1,
+            "rounds.cohort_extra": 1,
+            "tasks.sst2.min_clients": 1,
+            "tasks.qqp.min_clients": 1,
+        },
+        clients={"a": "sst2", "b": "sst2", "c": "qqp", "d": "qqp", "e": "stsb"},
+        script="a1? b1? c1? d1? a1 d1 e1 b2 c2 e2",
+    ),
+    Scenario(
+        "asynchronous",
+        _ASYNCHRONOUS,
+        script="a1? b1? c1? a1 b1 a2? b2? c1 a2 a3? c3? b2 c3",
+    ),
+    Scenario(
+        "asynchronous-killed",
+        _ASYNCHRONOUS,
+        script="a1? b1? c1? a1 b1 a2? b2? c1 kill a2 a3? c3? b2 c3",
+        same_as="asynchronous",
+    ),
+    Scenario(
+        "scaffold-killed",
+        _SCAFFOLD,
+        clients=TWO_OF_SST2,
+        script="c2? d2? a2 b2 kill c2 d2",
+        same_as="scaffold",
+    ),
+    Scenario("remembering", _REMEMBERING, clients=TWO_OF_SST2, own=_MORE_ROWS),
+    Scenario(
+        "remembering-killed",
+        _REMEMBERING,
+        clients=TWO_OF_SST2,
+        own=_MORE_ROWS,
+        script="c2? a2 b2 kill c2 a3? b3? c3? kill a3 b3 c3",
+        same_as="remembering",
+    ),
+    Scenario(
+        "client-shares",
+        {"robustness.max_client_share": 0.5, "tasks.qqp.max_examples": 32},
+        clients=TWO_OF_SST2,
+        own=_MORE_ROWS,
+        needs=("robustness.max_client_share", "tasks.NAME.max_examples"),
+    ),
+)
