@@ -26,6 +26,7 @@ from tools.same_bits.revisions import UnknownRevisionError, checked_out, commit_
 from tools.same_bits.scenarios import SCENARIOS, Scenario
 
 SIDES = ("A", "B")
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 Reading = Mapping[str, Any]
 
@@ -191,9 +192,12 @@ def _told(scenario: Scenario, pair: Sequence[Reading], problems: Sequence[str]) 
 
 
 def _stop(*_: object) -> None:
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)  # what was started is put away, however often one asks
     raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _stop)
+    for stopping in STOPPING:
+        signal.signal(stopping, _stop)
     sys.exit(main())

@@ -80,6 +80,11 @@ def lacking(files: Path, keys: Iterable[str]) -> list[str]:
 def _git(*arguments: str, check: bool = False) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=None if check else subprocess.DEVNULL, text=True, check=check
+        command,
+        stdout=subprocess.PIPE,
+        stderr=None if check else subprocess.DEVNULL,
+        text=True,
+        check=check,
+        start_new_session=True,
     )
     return done.stdout

@@ -116,6 +116,12 @@ _SCAFFOLD: Settings = {
     "training.optimizer": "sgd",
     "training.learning_rate": 0.05,
 }
+_REFUSING: Settings = {
+    "training.num_rounds": 3,
+    "robustness.norms": {"action": "refuse", "bound": 2.0, "median_factor": 3.0},
+    "rounds.rejoin_grace_s": 2,  # who is refused is gone, and waited for so long, and longer for its upload
+    "rounds.transfer_timeout_s": 8,
+}
 _REMEMBERING: Settings = {
     "training.num_rounds": 4,
     "aggregation.task_weighting": "gradnorm",
@@ -141,6 +147,7 @@ SCENARIOS = (
             "training.update": "delta",
             "aggregation.task_weighting": "uniform",
             "server_optimizer.name": "fedavgm",
+            "store.durability": "memory",
             "wire.upload": "float16",
             "wire.download": "float16",
         },
@@ -151,6 +158,7 @@ SCENARIOS = (
             "aggregation.task_weighting": "fixed",
             "aggregation.task_weights": {"sst2": 1.0, "qqp": 2.0, "stsb": 0.5},
             "server_optimizer.name": "fedadagrad",
+            "store.durability": "process",
             "wire.upload": "int8",
             "wire.download": "int8",
         },
@@ -178,7 +186,12 @@ SCENARIOS = (
     ),
     Scenario(
         "gradnorm-scaling-dirichlet",
-        {"training.num_rounds": 3, "aggregation.task_weighting": "gradnorm", "aggregation.scaling": 2.0},
+        {
+            "training.num_rounds": 3,
+            "aggregation.task_weighting": "gradnorm",
+            "aggregation.scaling": 2.0,
+            "server.staging_memory_mb": 1,  # some updates lie in files
+        },
         clients=TWO_OF_SST2,
         partition={"dirichlet": 0.5},
     ),
@@ -231,13 +244,14 @@ SCENARIOS = (
     ),
     Scenario(
         "refuse",
-        {
-            "training.num_rounds": 3,
-            "robustness.norms": {"action": "refuse", "bound": 2.0, "median_factor": 3.0},
-            "rounds.rejoin_grace_s": 2,  # it is waited for so long, and longer for its upload
-            "rounds.transfer_timeout_s": 8,
-            "tasks.sst2.min_clients": 1,
-        },
+        {**_REFUSING, "tasks.sst2.min_clients": 1},
+        clients=TWO_OF_SST2,
+        own=_MORE_ROWS,
+        failing=frozenset({"b"}),
+    ),
+    Scenario(
+        "refuse-failed-round",
+        {**_REFUSING, "rounds.on_missing_quorum": "fail", "rounds.quorum_timeout_s": 4},
         clients=TWO_OF_SST2,
         own=_MORE_ROWS,
         failing=frozenset({"b"}),
