@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fedmtl_core import config as configuration
 from tools.same_bits.__main__ import main
 from tools.same_bits.comparing import CHANGES, Change, compare, summarized
 from tools.same_bits.readings import digest
 from tools.same_bits.revisions import ROOT, commit_of, is_between
+from tools.same_bits.scenario import Scenario, Turn
 from tools.same_bits.scenarios import SCENARIOS
 
 REPORT = {"rounds": {"1": {"report": {"components": [{"scope": "shared", "norms": [1.5, math.nan]}], "refused": []}}}}
@@ -95,7 +97,20 @@ def test_scenarios_have_names_of_their_own_and_those_that_are_the_same_as_anothe
     assert len(set(names)) == len(names)
     for place, scenario in enumerate(SCENARIOS):
         assert not scenario.same_as or scenario.same_as in names[:place]
-        assert set(scenario.own) | scenario.failing <= set(scenario.clients)
+        named = {turn.client for turn in scenario.steps if turn is not None}
+        assert {*scenario.own, *scenario.failing, *named} <= set(scenario.clients)
+
+
+def test_every_scenario_is_a_valid_configuration():
+    for scenario in SCENARIOS:
+        assert len(configuration.resolve(scenario.configuration()).clients) == len(scenario.clients)
+
+
+def test_a_script_says_who_trains_who_is_waited_for_and_when_the_server_is_killed():
+    scenario = Scenario("any", {}, {"a": "sst2"}, script="a1? kill a12")
+    assert scenario.steps == [Turn("a", 1, trains=False), None, Turn("a", 12, trains=True)]
+    with pytest.raises(ValueError, match="expected a step such as a1"):
+        Turn.of("1a")
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="a checkout is needed")

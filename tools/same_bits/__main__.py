@@ -23,7 +23,8 @@ from tools.same_bits import comparing, readings
 from tools.same_bits.federation import Federation
 from tools.same_bits.processes import FederationError, Nursery
 from tools.same_bits.revisions import UnknownRevisionError, checked_out, commit_of, is_between, lacking
-from tools.same_bits.scenarios import SCENARIOS, Scenario
+from tools.same_bits.scenario import Scenario
+from tools.same_bits.scenarios import SCENARIOS
 
 SIDES = ("A", "B")
 STOPPING = (signal.SIGINT, signal.SIGTERM)

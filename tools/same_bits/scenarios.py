@@ -7,101 +7,11 @@ opens when all clients are there, and waits for all of them; where an update's p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
-Settings = Mapping[str, Any]
-"""Values by dotted key of the configuration."""
+from tools.same_bits.scenario import Scenario, Settings
 
-BASE: Settings = {
-    "model.server_model": "builtin:toy",
-    "training.num_rounds": 2,
-    "training.local_epochs": 1,
-    "training.learning_rate": 2e-3,
-    "training.per_device_train_batch_size": 16,
-    "training.max_length": 32,
-    "training.device": "cpu",
-    "rounds.quorum_timeout_s": 3600,
-    "rounds.rejoin_grace_s": 3600,
-    "server.port": 0,
-    "store.keep_checkpoints": 1000,
-    "client.num_threads": 1,
-    "client.state_dir": "state",
-}
-"""What all scenarios have in common."""
-TASK: Settings = {"train_samples": 64, "val_samples": 32}
-"""What the tasks do."""
 ONE_EACH = {"a": "sst2", "b": "qqp", "c": "stsb"}
 TWO_OF_SST2 = {"a": "sst2", "b": "sst2", "c": "qqp", "d": "stsb"}
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One federation."""
-
-    name: str
-    settings: Settings
-    """What is different from `BASE`."""
-    clients: Mapping[str, str | tuple[str, ...]] = field(default_factory=lambda: ONE_EACH)
-    """By name, each one's task or tasks. They come in this order, so that the last one opens the first round where
-    quorums are smaller than the tasks' clients."""
-    partition: Mapping[str, Any] | None = None
-    """How the rows of a task's clients differ."""
-    own: Mapping[str, Settings] = field(default_factory=dict)
-    """By client, what is different for it alone."""
-    script: str = ""
-    """In which order updates come: `a1` has client a train for round 1, and waits until its update counts; `a1?` waits
-    until it is about to train; `kill` kills the server and has another one take up the run. In rounds that aren't named
-    here a client trains at once."""
-    failing: frozenset[str] = frozenset()
-    """The clients that end with an error, as they should."""
-    same_as: str = ""
-    """The scenario of the same checkpoints."""
-    needs: tuple[str, ...] = ()
-    """Keys that older revisions don't have, as docs/reference/configuration.md writes them."""
-
-    @property
-    def tasks(self) -> dict[str, list[str]]:
-        """By task, its clients."""
-        of_client = {client: (names,) if isinstance(names, str) else names for client, names in self.clients.items()}
-        tasks = dict.fromkeys(task for names in of_client.values() for task in names)
-        return {task: [client for client, names in of_client.items() if task in names] for task in tasks}
-
-    @property
-    def steps(self) -> list[str]:
-        """Of the script."""
-        return self.script.split()
-
-    def configuration(self) -> dict[str, Any]:
-        """What a configuration file has."""
-        settings: dict[str, Any] = {}
-        for task, clients in self.tasks.items():
-            own = {**TASK, "data.builtin": task, "min_clients": len(clients)}
-            settings |= {f"tasks.{task}.{key}": value for key, value in own.items()}
-        whole = nested({**BASE, **settings, **self.settings})
-        for task in whole["tasks"].values():
-            if "auxiliary" in task:
-                del task["min_clients"]  # no round needs its clients
-        return whole | {"clients": [self._client(client, names) for client, names in self.clients.items()]}
-
-    def _client(self, client: str, names: str | tuple[str, ...]) -> dict[str, Any]:
-        if not isinstance(names, str):
-            return {"client_id": client, "tasks": list(names)}
-        mates = [mate for mate, others in self.clients.items() if others == names]
-        values = {"client_id": client, "task": names, "shard": f"{mates.index(client) + 1}/{len(mates)}"}
-        return values | ({"partition": dict(self.partition)} if self.partition else {})
-
-
-def nested(settings: Settings) -> dict[str, Any]:
-    """The sections that values by dotted key are in."""
-    sections: dict[str, Any] = {}
-    for key, value in settings.items():
-        *path, name = key.split(".")
-        section = sections
-        for part in path:
-            section = section.setdefault(part, {})
-        section[name] = value
-    return sections
 
 
 _ASYNCHRONOUS: Settings = {
@@ -140,7 +50,7 @@ _REMEMBERING: Settings = {
 _MORE_ROWS: Mapping[str, Settings] = {"b": {"tasks.sst2.train_samples": 320}}
 
 SCENARIOS = (
-    Scenario("plain", {}),
+    Scenario("plain", {}, ONE_EACH),
     Scenario(
         "fedavgm-uniform-float16",
         {
@@ -151,6 +61,7 @@ SCENARIOS = (
             "wire.upload": "float16",
             "wire.download": "float16",
         },
+        ONE_EACH,
     ),
     Scenario(
         "fedadagrad-fixed-int8",
@@ -162,6 +73,7 @@ SCENARIOS = (
             "wire.upload": "int8",
             "wire.download": "int8",
         },
+        ONE_EACH,
     ),
     Scenario(
         "fedadam-temperature-topk-zstd",
@@ -173,6 +85,7 @@ SCENARIOS = (
             "wire.download": "topk",
             "wire.compression": "zstd",
         },
+        ONE_EACH,
     ),
     Scenario(
         "fedyogi-uncertainty-bfloat16",
@@ -182,6 +95,7 @@ SCENARIOS = (
             "server_optimizer.name": "fedyogi",
             "wire.upload": "bfloat16",
         },
+        ONE_EACH,
         own={"b": {"wire.download": "bfloat16"}, "c": {"wire.upload": "float32"}},
     ),
     Scenario(
@@ -192,7 +106,7 @@ SCENARIOS = (
             "aggregation.scaling": 2.0,
             "server.staging_memory_mb": 1,  # some updates lie in files
         },
-        clients=TWO_OF_SST2,
+        TWO_OF_SST2,
         partition={"dirichlet": 0.5},
     ),
     Scenario(
@@ -203,6 +117,7 @@ SCENARIOS = (
             "sharing.groups": {"pairs": ["qqp", "stsb"]},
             "sharing.layers": {"1": "group"},
         },
+        ONE_EACH,
     ),
     Scenario(
         "cagrad-fraction",
@@ -213,7 +128,7 @@ SCENARIOS = (
             "rounds.cohort_fraction": 0.5,
             "tasks.sst2.min_clients": 1,
         },
-        clients={"a": "sst2", "b": "sst2", "c": "sst2", "d": "qqp", "e": "stsb"},
+        {"a": "sst2", "b": "sst2", "c": "sst2", "d": "qqp", "e": "stsb"},
     ),
     Scenario(
         "famo-several-tasks",
@@ -225,7 +140,7 @@ SCENARIOS = (
             "tasks.qqp.min_clients": 1,
             "tasks.stsb.min_clients": 1,
         },
-        clients={"a": ("sst2", "qqp"), "b": ("qqp", "stsb", "sst2"), "c": "stsb", "d": "sst2"},
+        {"a": ("sst2", "qqp"), "b": ("qqp", "stsb", "sst2"), "c": "stsb", "d": "sst2"},
     ),
     Scenario(
         "fedprox-fednova",
@@ -235,24 +150,24 @@ SCENARIOS = (
             "tasks.sst2.local_epochs": 3,
             "aggregation.normalization": "fednova",
         },
-        clients=TWO_OF_SST2,
+        TWO_OF_SST2,
     ),
     Scenario(
         "scaffold",
         _SCAFFOLD,
-        clients=TWO_OF_SST2,
+        TWO_OF_SST2,
     ),
     Scenario(
         "refuse",
         {**_REFUSING, "tasks.sst2.min_clients": 1},
-        clients=TWO_OF_SST2,
+        TWO_OF_SST2,
         own=_MORE_ROWS,
         failing=frozenset({"b"}),
     ),
     Scenario(
         "refuse-failed-round",
         {**_REFUSING, "rounds.on_missing_quorum": "fail", "rounds.quorum_timeout_s": 4},
-        clients=TWO_OF_SST2,
+        TWO_OF_SST2,
         own=_MORE_ROWS,
         failing=frozenset({"b"}),
     ),
@@ -267,6 +182,7 @@ SCENARIOS = (
             "sharing.norms": "task",
             "server_optimizer.name": "fedadam",
         },
+        ONE_EACH,
     ),
     Scenario(
         "local-layers-and-heads",
@@ -276,7 +192,7 @@ SCENARIOS = (
             "sharing.head": "local",
             "wire.upload": "int8",
         },
-        clients=TWO_OF_SST2,
+        TWO_OF_SST2,
     ),
     Scenario(
         "adaptive",
@@ -292,6 +208,7 @@ SCENARIOS = (
             },
             "server_optimizer.name": "fedavgm",
         },
+        ONE_EACH,
     ),
     Scenario(
         "auxiliary-masked-lm",
@@ -303,7 +220,7 @@ SCENARIOS = (
             "tasks.qqp.auxiliary": True,
             "aggregation.scaling": 2.0,
         },
-        clients={"a": "texts", "b": "qqp", "c": "stsb", "d": "sst2"},
+        {"a": "texts", "b": "qqp", "c": "stsb", "d": "sst2"},
     ),
     Scenario(
         "early-stopping",
@@ -314,7 +231,7 @@ SCENARIOS = (
             "tasks.sst2.min_clients": 1,
             "tasks.qqp.min_clients": 0,
         },
-        clients={"a": ("qqp", "sst2"), "b": "sst2", "c": "stsb"},
+        {"a": ("qqp", "sst2"), "b": "sst2", "c": "stsb"},
     ),
     Scenario(
         "over-selection",
@@ -325,32 +242,34 @@ SCENARIOS = (
             "tasks.sst2.min_clients": 1,
             "tasks.qqp.min_clients": 1,
         },
-        clients={"a": "sst2", "b": "sst2", "c": "qqp", "d": "qqp", "e": "stsb"},
+        {"a": "sst2", "b": "sst2", "c": "qqp", "d": "qqp", "e": "stsb"},
         script="a1? b1? c1? d1? a1 d1 e1 b2 c2 e2",
     ),
     Scenario(
         "asynchronous",
         _ASYNCHRONOUS,
+        ONE_EACH,
         script="a1? b1? c1? a1 b1 a2? b2? c1 a2 a3? c3? b2 c3",
     ),
     Scenario(
         "asynchronous-killed",
         _ASYNCHRONOUS,
+        ONE_EACH,
         script="a1? b1? c1? a1 b1 a2? b2? c1 kill a2 a3? c3? b2 c3",
         same_as="asynchronous",
     ),
     Scenario(
         "scaffold-killed",
         _SCAFFOLD,
-        clients=TWO_OF_SST2,
+        TWO_OF_SST2,
         script="c2? d2? a2 b2 kill c2 d2",
         same_as="scaffold",
     ),
-    Scenario("remembering", _REMEMBERING, clients=TWO_OF_SST2, own=_MORE_ROWS),
+    Scenario("remembering", _REMEMBERING, TWO_OF_SST2, own=_MORE_ROWS),
     Scenario(
         "remembering-killed",
         _REMEMBERING,
-        clients=TWO_OF_SST2,
+        TWO_OF_SST2,
         own=_MORE_ROWS,
         script="c2? a2 b2 kill c2 a3? b3? c3? kill a3 b3 c3",
         same_as="remembering",
@@ -358,7 +277,7 @@ SCENARIOS = (
     Scenario(
         "client-shares",
         {"robustness.max_client_share": 0.5, "tasks.qqp.max_examples": 32},
-        clients=TWO_OF_SST2,
+        TWO_OF_SST2,
         own=_MORE_ROWS,
         needs=("robustness.max_client_share", "tasks.NAME.max_examples"),
     ),
