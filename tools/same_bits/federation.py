@@ -14,7 +14,7 @@ from tools.same_bits import gate
 from tools.same_bits.processes import Child, FederationError, Nursery
 from tools.same_bits.scenario import Scenario, Turn
 
-LIMIT_S = 300.0
+LIMIT_S = 600.0
 """How long a federation may take: many times what it does, for a machine may be busy."""
 _GATE = "same_bits_gate"
 _JOINED, _SENT = "run.joined", "update.sent"

@@ -13,11 +13,14 @@ import json
 import multiprocessing
 import os
 import runpy
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from multiprocessing.context import ForkProcess
 from typing import Any
+
+from setproctitle import setproctitle
 
 PRELOADED = (
     "alembic.autogenerate",
@@ -44,6 +47,7 @@ def become(module: str, arguments: Sequence[str], environment: Mapping[str, str]
     os.dup2(file, 2)
     os.chdir(folder)
     os.environ.update(environment)
+    setproctitle(shlex.join([sys.executable, "-m", module, *arguments]))  # what `ps` shows
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
