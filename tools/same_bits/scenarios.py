@@ -1,7 +1,8 @@
-"""The federations that two revisions are compared by: every option at least once, several together where they can be.
+"""The federations that two revisions are compared by.
 
-All train the built-in toy encoder on built-in rows. What they compute depends on nothing but the configuration: a round
-opens when all clients are there, and waits for all of them; where an update's place in time matters, a script says it.
+The options of training, sharing, rounds, wire and average are in one of them at least, several together where they can
+be. All train the built-in toy encoder on built-in rows. What they compute depends on nothing but the configuration: a
+round opens when all clients are there, and waits for all of them; where the order of updates matters, a script says it.
 """
 
 from __future__ import annotations
