@@ -135,6 +135,9 @@ bench-training: $(STAMP) ## Measure a client's round of training against a plain
 bench-hostile: $(STAMP) ## Measure rounds of honest clients with and without 50 hostile ones.
 	$(BIN)/python -m benchmarks.hostile
 
+same-bits: $(STAMP) ## Compare what two revisions compute, A and B, bit by bit: make same-bits A=main B=.; ten minutes.
+	$(BIN)/python -m tools.same_bits $(A) $(B)
+
 clean: ## Remove what was built; runs/ stays.
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	rm -rf examples/node/node_modules examples/node/dist examples/node/src/generated examples/*/build
