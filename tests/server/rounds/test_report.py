@@ -118,7 +118,7 @@ def test_what_stages_remember_is_stored_by_the_keys_that_reports_have_always_had
 
 def test_a_stored_report_of_stages_that_remember_nothing_says_so_under_every_key():
     stored = report(1, sst2=0.5).to_dict()
-    assert {key: stored[key] for key in STORED} == dict.fromkeys(STORED, {})
+    assert {key: stored[key] for key in STORED} == {key: {} for key in STORED}
     assert RoundReport.from_dict(stored).stages == {}
 
 
