@@ -15,7 +15,7 @@ class CohortOrder:
 
     Args:
         order: the cohort's client ids, in the order in which to accumulate their updates.
-        is_settled: whether an update that has arrived may be accumulated already; until it may, those after it wait too.
+        is_settled: whether an update that has arrived may be accumulated; until it may, those after it wait too.
 
     Raises:
         AggregationError: a client id is there twice.
