@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import Field, field_validator, model_validator
 
+from fedmtl_core.config import stages
 from fedmtl_core.config.aggregation import AggregationConfig, RobustnessConfig, ServerOptimizerConfig
 from fedmtl_core.config.clients import ClientConfig, LocalClient, WireConfig, require_one_partition
 from fedmtl_core.config.rounds import EarlyStoppingConfig, RoundsConfig
 from fedmtl_core.config.section import Section, not_text, require_identified
 from fedmtl_core.config.server import LimitsConfig, SecurityConfig, ServerConfig, StoreConfig
 from fedmtl_core.config.sharing import SharingConfig
+from fedmtl_core.config.stages import Breach, Property, StageRule, require_compatible
 from fedmtl_core.config.tasks import AuxiliaryConfig, TaskConfig
 from fedmtl_core.config.tracking import TracingConfig, TrackingConfig
 from fedmtl_core.config.training import ModelConfig, TrainingConfig
@@ -91,7 +93,7 @@ class Config(Section):
                 raise ValueError(f"early_stopping.watch: {task!r} is auxiliary, and ends no run")
         self._require_task_weights()
         self._require_sharing()
-        self._require_what_control_variates_need()
+        require_compatible(self._stages(), self._breaches())
         if self.rounds.mode == "async" and self.rounds.cohort != "all":
             raise ValueError(f"rounds.cohort: asynchronous rounds are for all clients, got {self.rounds.cohort!r}")
         ids = [client.client_id for client in self.clients]
@@ -119,36 +121,36 @@ class Config(Section):
                 movable_parts(self.sharing.rules(), self.sharing.adaptive.layers)
             except ValueError as error:
                 raise ValueError(f"sharing.{error}") from None
-        if self.sharing.adaptive.policy is not None and self.rounds.mode == "async":
-            raise ValueError(
-                "sharing.adaptive: layers can't move with `rounds.mode: async`, whose updates start from older models"
-            )
 
-    def _require_what_control_variates_need(self) -> None:
-        if not self.training.control_variates:
-            return
-        for key, got, needed, why in (
-            ("training.optimizer", self.training.optimizer, "sgd", "they are sums of its steps"),
-            ("rounds.mode", self.rounds.mode, "sync", "all clients have to start from the same ones"),
-            ("aggregation.task_weighting", self.aggregation.task_weighting, "examples", "they weigh clients alike"),
-            ("aggregation.scaling", self.aggregation.scaling, 1.0, "likewise"),
-            ("training.head_epochs", self.training.head_epochs, 0, "every step has to be of all parameters"),
-            ("sharing.adaptive.policy", self.sharing.adaptive.policy, None, "they are of components that stay"),
+    def _stages(self) -> Iterator[StageRule]:
+        """The stages of the aggregation that require something, as far as they are asked for."""
+        if self.training.control_variates:
+            yield stages.CONTROL_VARIATES
+        if self.sharing.adaptive.policy is not None:
+            yield stages.SHARING
+
+    def _breaches(self) -> Iterator[Breach]:
+        """The settings that take from the stages of the aggregation what some of them require."""
+        weighting, by_examples = self.aggregation, Property.EXAMPLE_WEIGHTS
+        for property_, key, got, needed, stage in (
+            (Property.SGD_STEPS, "training.optimizer", self.training.optimizer, "sgd", None),
+            (Property.SYNCHRONOUS, "rounds.mode", self.rounds.mode, "sync", None),
+            (by_examples, "aggregation.task_weighting", weighting.task_weighting, "examples", stages.TASK_WEIGHTING),
+            (by_examples, "aggregation.scaling", weighting.scaling, 1.0, stages.TASK_WEIGHTING),
+            (Property.WHOLE_STEPS, "training.head_epochs", self.training.head_epochs, 0, None),
+            (Property.FIXED_SCOPES, "sharing.adaptive.policy", self.sharing.adaptive.policy, None, stages.SHARING),
         ):
             if got != needed:
-                raise ValueError(f"training.control_variates: needs `{key}: {needed}`, got {got!r}: {why}")
+                yield Breach(property_, f"`{key}: {needed}`", repr(got), stage)
         for name, task in self.tasks.items():
             if task.auxiliary is not None and task.auxiliary != AuxiliaryConfig():
-                raise ValueError(
-                    f"training.control_variates: `tasks.{name}.auxiliary` has to have a weight and a decay of 1: they "
-                    "weigh clients by their examples"
-                )
+                needs = f"`tasks.{name}.auxiliary` to have a weight and a decay of 1"
+                yield Breach(by_examples, needs, stage=stages.AUXILIARY)
         if several := [client.client_id for client in self.clients if len(client.task_names) > 1]:
-            raise ValueError(f"training.control_variates: are of clients of one task each; {several[0]!r} has several")
+            yield Breach(Property.ONE_TASK_PER_CLIENT, "clients of one task each", f"several for {several[0]!r}")
         if self.robustness.norms.action == "clip":
-            raise ValueError(
-                "training.control_variates: can't go with `robustness.norms.action: clip`: they are of whole updates"
-            )
+            needs = "another `robustness.norms.action` than `clip`"
+            yield Breach(Property.WHOLE_UPDATES, needs, stage=stages.NORMS)
 
     def task_specs(self) -> list[TaskSpec]:
         """The run's tasks, in the file's order."""

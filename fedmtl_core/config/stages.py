@@ -35,7 +35,7 @@ class StageRule:
     requires: Mapping[Property, str] = field(default_factory=lambda: MappingProxyType({}))
     """What the stage relies on, each with the reason."""
     breaks: frozenset[Property] = frozenset()
-    """What the stage may take from the others; some stages do so with some settings alone, see `Breach`."""
+    """What the stage may take from the others, with some of its settings; see `Breach`."""
 
 
 CLIENT_SHARES = StageRule("client_shares", "robustness.max_client_share")
@@ -88,6 +88,12 @@ class Breach:
     """The setting with which the property would be there."""
     got: str = ""
     """What the setting is instead."""
+    stage: StageRule | None = None
+    """Whose setting it is, if it is a stage's."""
+
+    def __post_init__(self) -> None:
+        if self.stage is not None and self.property not in self.stage.breaks:
+            raise ValueError(f"{self.stage.name} isn't said to break {self.property.name}")
 
 
 def require_compatible(wanted: Iterable[StageRule], breaches: Iterable[Breach]) -> None:

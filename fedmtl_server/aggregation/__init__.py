@@ -1,1 +1,1 @@
-"""How updates become the next model: arithmetic, without gRPC, files or clocks."""
+"""How updates become the next model: a pipeline of stages, without gRPC, files or clocks."""

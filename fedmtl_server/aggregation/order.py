@@ -8,21 +8,21 @@ from fedmtl_core.errors import AggregationError
 
 
 class CohortOrder:
-    """Whose turn it is to be folded: the cohort's order, whoever arrived first.
+    """Whose update is accumulated next: the cohort's order, whoever arrived first.
 
-    So the result doesn't depend, to the last bit, on who was faster; and an update whose turn has come can be folded
+    So the result doesn't depend, to the last bit, on who was faster; and an update whose turn has come can be taken
     at once, so that its memory can be used again.
 
     Args:
-        order: the cohort's client ids, in the order to fold them in.
-        may_fold: whether an update that has arrived may be folded already; until it may, those after it wait too.
+        order: the cohort's client ids, in the order in which to accumulate their updates.
+        is_settled: whether an update that has arrived may be accumulated; until it may, those after it wait too.
 
     Raises:
         AggregationError: a client id is there twice.
     """
 
-    def __init__(self, order: Sequence[str], may_fold: Callable[[str], bool] = lambda client_id: True):
-        self._may_fold = may_fold
+    def __init__(self, order: Sequence[str], is_settled: Callable[[str], bool] = lambda client_id: True):
+        self._is_settled = is_settled
         self._order = list(order)
         self._place = {client_id: place for place, client_id in enumerate(self._order)}
         if len(self._place) != len(self._order):
@@ -53,13 +53,13 @@ class CohortOrder:
         if self.place(client_id) < self._next or client_id in self._arrived:
             raise AggregationError(f"another update of {client_id!r} is there already")
         self._arrived.add(client_id)
-        return self._leading(lambda one: one in self._arrived and self._may_fold(one))
+        return self._leading(lambda one: one in self._arrived and self._is_settled(one))
 
     def close(self) -> list[str]:
         """Pass over those that didn't come.
 
         Returns:
-            Those who did and are not folded yet.
+            Those who did and whose turn comes only now.
         """
         return [client_id for client_id in self._leading(lambda _: True) if client_id in self._arrived]
 

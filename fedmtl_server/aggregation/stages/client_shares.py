@@ -6,7 +6,7 @@ by itself. So an update counts for no more than a share of each component that s
     w_i <= s / (1 - s) * (sum of the others' w),    w = examples * what an example of the task counts for
 
 That is a function of what the round's updates say, whoever was faster. While a round is open the sums only grow: an
-update that is within the limit by what is known already stays within it, and may be folded; another one waits.
+update that is within the limit by what is known already stays within it, and may be accumulated; another one waits.
 """
 
 from __future__ import annotations

@@ -298,17 +298,20 @@ async def test_a_sum_of_learning_rates_that_is_none_is_refused_by_name(rates, tm
         ({"training": {"optimizer": "adamw"}}, "needs `training.optimizer: sgd`, got 'adamw'"),
         ({"rounds": {"mode": "async"}}, "needs `rounds.mode: sync`, got 'async'"),
         ({"aggregation": {"task_weighting": "uniform"}}, "needs `aggregation.task_weighting: examples`, got 'uniform'"),
-        ({"robustness": {"norms": {"action": "clip", "bound": 1}}}, "can't go with `robustness.norms.action: clip`"),
+        (
+            {"robustness": {"norms": {"action": "clip", "bound": 1}}},
+            "needs another `robustness.norms.action` than `clip`",
+        ),
         ({"aggregation": {"scaling": 2}}, r"needs `aggregation.scaling: 1.0`, got 2.0"),
         ({"training": {"head_epochs": 1}}, "needs `training.head_epochs: 0`, got 1"),
         ({"sharing": {"adaptive": {"policy": "cosine"}}}, "needs `sharing.adaptive.policy: None`, got 'cosine'"),
         (
             {"tasks": {"sst2": {}, "qqp": {"auxiliary": {"weight": 0.5}}}},
-            "`tasks.qqp.auxiliary` has to have a weight and a decay of 1",
+            "needs `tasks.qqp.auxiliary` to have a weight and a decay of 1",
         ),
         (
             {"tasks": {"sst2": {}, "qqp": {}}, "clients": [{"client_id": "a", "tasks": ["sst2", "qqp"]}]},
-            "are of clients of one task each; 'a' has several",
+            "needs clients of one task each, got several for 'a'",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """Round reports and results."""
 
+import dataclasses
 import io
 import json
 import math
@@ -92,6 +93,39 @@ def test_a_report_is_read_back_as_it_was_written_and_older_ones_do_not_say_what_
         del task["received_reports"], task["trained_reports"]
     assert RoundReport.from_dict(values).tasks[0].received_metrics == {"accuracy": 0.5}
     assert RoundReport.from_dict(values).tasks[0].received_reports == {}
+
+
+REMEMBERED = {
+    "task_weighting": {"shared": {"log_variances": [0.5]}},
+    "sharing": {"blocks": {"1": [["sst2"], ["qqp"]]}, "policy": {"cosines": {"1": {}}}},
+    "control_variates": {"since": 3, "known": {"a": {"task": "sst2", "round": 3, "num_examples": 7}}},
+}
+STORED = {
+    "weighting_states": REMEMBERED["task_weighting"],
+    "sharing": REMEMBERED["sharing"]["blocks"],
+    "sharing_state": REMEMBERED["sharing"]["policy"],
+    "control_variates": REMEMBERED["control_variates"],
+}
+
+
+def test_what_stages_remember_is_stored_by_the_keys_that_reports_have_always_had():
+    stored = dataclasses.replace(report(1, sst2=0.5), stages=REMEMBERED).to_dict()
+    assert {key: stored[key] for key in STORED} == STORED
+    assert "stages" not in stored
+    assert RoundReport.from_dict(json.loads(json.dumps(stored))).stages == REMEMBERED
+    assert RoundReport.from_dict(stored).sharing == {"1": [["sst2"], ["qqp"]]}
+
+
+def test_a_stored_report_of_stages_that_remember_nothing_says_so_under_every_key():
+    stored = report(1, sst2=0.5).to_dict()
+    assert {key: stored[key] for key in STORED} == {key: {} for key in STORED}
+    assert RoundReport.from_dict(stored).stages == {}
+
+
+def test_a_stage_without_a_key_of_its_own_is_stored_beside_the_others():
+    stored = dataclasses.replace(report(1, sst2=0.5), stages={"ledger": {"spent": 1.5}}).to_dict()
+    assert stored["stages"] == {"ledger": {"spent": 1.5}}
+    assert RoundReport.from_dict(stored).stages == {"ledger": {"spent": 1.5}}
 
 
 def test_results_are_read_back_as_they_were_written_and_older_ones_do_not_say_what_they_were_taken_over():

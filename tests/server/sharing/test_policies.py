@@ -247,7 +247,7 @@ def test_settings_that_make_no_sense_are_refused_in_words(sections, expected):
 
 def test_asynchronous_rounds_are_refused():
     sections = {"tasks": {"sst2": {}}, "sharing": {"adaptive": {"policy": "cosine"}}, "rounds": {"mode": "async"}}
-    with pytest.raises(ConfigError, match=r"sharing\.adaptive: layers can't move with `rounds\.mode: async`"):
+    with pytest.raises(ConfigError, match=r"sharing\.adaptive: needs `rounds\.mode: sync`, got 'async': layers can't"):
         validated(sections, "the file")
 
 
