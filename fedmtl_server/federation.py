@@ -35,9 +35,14 @@ from fedmtl_server.aggregation.norms import RecentNorms, are_ordinary, require_w
 from fedmtl_server.commits import Commits, EndRound
 from fedmtl_server.events import EventKind, Listener, RoundEvent, Watcher, Watchers
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.rounds.engine import Phase, RoundEngine, RoundRules, Step
+from fedmtl_server.rounds.completion import missing_quorum
+from fedmtl_server.rounds.deadlines import deadline_for
+from fedmtl_server.rounds.engine import RoundEngine
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport, counted_norms
+from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rounds.stopping import EarlyStopping
+from fedmtl_server.rounds.transitions import Phase, Step
+from fedmtl_server.rounds.waiting import awaits, waiting_for
 from fedmtl_server.status import Status, client_statuses, task_statuses
 from fedmtl_server.storage.bookkeeping import RoundFacts, log_report, round_report, update_records
 from fedmtl_server.storage.results import Measurements, TaskResult
@@ -106,7 +111,7 @@ class Federation:
         self._bounds = self._norm_bounds()
         self._shares = aggregator.start_shares()
         self._order = CohortOrder(())
-        self._transfers = Transfers(staging, rules.transfer_timeout_s / 2, self._keep_alive)
+        self._transfers = Transfers(staging, rules.rounds.transfer_timeout_s / 2, self._keep_alive)
         self._arrived: list[str] = []
         self._complete: dict[str, Transfer] = {}
         self._reported: list[Transfer] = []
@@ -423,9 +428,9 @@ class Federation:
             phase=engine.phase,
             round=engine.round,
             num_rounds=self.rules.num_rounds,
-            waiting_for=engine.waiting_for(self._clock()),
-            tasks=task_statuses(self.model.tasks, engine, self._measured.last),
-            clients=client_statuses(engine),
+            waiting_for=waiting_for(engine.view, self._clock()),
+            tasks=task_statuses(self.model.tasks, engine.view, self._measured.last),
+            clients=client_statuses(engine.view),
             last_report=self.last_report,
             model=self.model.summary(),
             uptime_s=self._clock() - self._started_at,
@@ -467,7 +472,7 @@ class Federation:
             self._wake.clear()
             timeout_s = None
             # Who is there is waited for until it leaves; who is away no longer than a round would wait for it.
-            if not self._untold.keys() & self._engine.present.keys():
+            if not self._untold.keys() & self._engine.view.present.keys():
                 timeout_s = max(self._untold.values()) - self._clock()
                 if timeout_s <= 0:
                     return
@@ -494,12 +499,12 @@ class Federation:
         if step is Step.OPENED:
             await self._open()
         elif step is Step.EXTENDED:
-            self._log.warning("round.extended", **self._title(), missing=self._engine.missing_quorum())
+            self._log.warning("round.extended", **self._title(), missing=missing_quorum(self._engine.view))
             self._publish(EventKind.OPENED)
         elif step is Step.CLOSED:
             await self._close()
         elif step is Step.FAILED:
-            self._log.error("round.failed", **self._title(), missing=self._engine.missing_quorum())
+            self._log.error("round.failed", **self._title(), missing=missing_quorum(self._engine.view))
             await self._close(failed=True)
         elif step is Step.ABANDONED:
             self._log.warning("round.abandoned", **self._title(), reason="no update arrived")
@@ -521,9 +526,9 @@ class Federation:
     async def _open(self) -> None:
         cohort = {member.client_id: member.task for member in self._engine.cohort.values()}
         self._facts.opened_at_unix_ms = time.time_ns() // 1_000_000
-        if self._engine.opened_without:
-            missing = name_some(self._engine.opened_without)
-            waited_s = self.rules.await_clients_s
+        if self._engine.view.opened_without:
+            missing = name_some(self._engine.view.opened_without)
+            waited_s = self.rules.rounds.await_clients_s
             self._log.warning("round.opens_without", **self._title(), missing=missing, waited_s=waited_s)
         await asyncio.to_thread(
             self._store.open_round, self._engine.round, self._engine.purpose, self._facts.opened_at_unix_ms, cohort
@@ -539,7 +544,7 @@ class Federation:
         )
         self._commits.begin_round()
         members = {member.client_id: self.model.scopes_for(member.task) for member in cohort.values()}
-        may_come = None if self._engine.asynchronous else members
+        may_come = None if self._engine.view.is_asynchronous else members
         self._shares = self._aggregator.start_shares(self._engine.round, may_come)
         self._order = CohortOrder(list(cohort), self._shares.is_settled)
         self._log.info(
@@ -547,7 +552,7 @@ class Federation:
             **self._title(),
             cohort_size=len(cohort),
             cohort=name_some([f"{member.client_id} ({member.task})" for member in cohort.values()]),
-            deadline_s=self.rules.deadline_s,
+            deadline_s=self.rules.rounds.deadline_s,
         )
         self._opened.set()
         self._publish(EventKind.OPENED)
@@ -565,13 +570,13 @@ class Federation:
         is_over = self.last_report is not None and self.last_report.purpose == "evaluate"
         round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
         self._engine = RoundEngine(self.rules, self._clock(), round_, left_off.counted)
-        self._engine.losses = self._measured.losses
+        self._engine.note_losses(self._measured.losses)
         self._commits.take_up(round_, left_off.state, self.last_report)
         self._bounds = self._norm_bounds()
         self._stop_training_if_due()
         if is_over:
-            self._engine.phase = Phase.FINISHED
-            self._untold = dict.fromkeys(left_off.last_clients, self._clock() + self.rules.quorum_timeout_s)
+            self._engine.finish()
+            self._untold = dict.fromkeys(left_off.last_clients, self._clock() + self.rules.rounds.quorum_timeout_s)
         elif left_off.cohort is not None:
             self._facts.opened_at_unix_ms = left_off.opened_at_unix_ms
             updates = sorted(updates, key=lambda update: update[0].client_id)
@@ -603,16 +608,15 @@ class Federation:
             self._staging.release(staged, components, kept)
 
     def _client_update(self, transfer: Transfer, components: Mapping[str, Component]) -> ClientUpdate:
-        update = transfer.update
-        rule, staleness = self._engine.asynchronous, self._engine.staleness(update)
+        update, view = transfer.update, self._engine.view
         return ClientUpdate(
             update.client_id,
             update.task,
             update.num_examples,
             components,
             update.kind,
-            staleness,
-            rule.discount(staleness) if rule else 1.0,
+            view.staleness(update),
+            view.discount(update),
             transfer.norms,
             num_eval_examples=update.received.num_examples,
             received_metrics=update.received.metrics,
@@ -625,7 +629,7 @@ class Federation:
     def _end_round(self, round_: int) -> None:
         """Take no more updates, and drop what is on its way. With asynchronous rounds the next one takes it."""
         self._opened.clear()
-        if not self._engine.asynchronous:
+        if not self._engine.view.is_asynchronous:
             self._transfers.end(StaleRoundError(f"round {round_} has closed"))
 
     async def _close(self, *, failed: bool = False) -> None:
@@ -652,13 +656,13 @@ class Federation:
         self._forget_reported()
         self._engine.committed(self._clock())
         self._stop_training_if_due()
-        if not self._engine.asynchronous:
+        if not self._engine.view.is_asynchronous:
             self._end_round(round_)  # what was on its way to one more round of training
         self._waiting_announced = False
 
     def _learn(self, report: RoundReport) -> None:
         self._measured.add(report)
-        self._engine.losses = self._measured.losses
+        self._engine.note_losses(self._measured.losses)
 
     def _remember(self, report: RoundReport) -> None:
         self.last_report = report
@@ -714,14 +718,14 @@ class Federation:
         facts, self._facts = self._facts, RoundFacts()  # what comes from now on belongs to the next report
         return round_report(
             facts,
-            self._engine,
+            self._engine.view,
             aggregate,
             {task: self.model.scopes_for(task) for task in self.model.tasks},
             self._aggregator.factors(self._engine.round),
             **self._commits.report_facts({**self._weighting_states, **aggregate.weighting_states}),
             moved=moved,
             model_norms=self._commits.model_norms,
-            duration_s=self._clock() - self._engine.opened_at,
+            duration_s=self._clock() - self._engine.view.opened_at,
             aggregation_s=aggregation_s,
             failed=failed,
         )
@@ -750,7 +754,7 @@ class Federation:
         self._wake.set()
 
     def _publish(self, kind: EventKind, report: RoundReport | None = None) -> None:
-        self._announced = self._engine.awaits(self._clock()) if kind is EventKind.WAITING else ""
+        self._announced = awaits(self._engine.view, self._clock()) if kind is EventKind.WAITING else ""
         for watcher in self._watchers:
             self._watchers.send(watcher, self._event(kind, watcher, report))
 
@@ -764,21 +768,21 @@ class Federation:
         return self._event(kinds[self._engine.phase], watcher)
 
     def _event(self, kind: EventKind, watcher: Watcher, report: RoundReport | None = None) -> RoundEvent:
-        engine, now = self._engine, self._clock()
-        member = engine.cohort.get(watcher.client_id)
+        round_, now = self._engine.view, self._clock()
+        member = round_.members.get(watcher.client_id)
         if member is not None and member.task not in (watcher.tasks or (watcher.task,)):
             member = None  # it came back with other tasks: its turn is the next round
         return RoundEvent(
             kind=kind,
-            round=engine.round,
-            purpose=engine.purpose,
-            cohort_size=len(engine.cohort),
+            round=round_.round,
+            purpose=round_.purpose,
+            cohort_size=len(round_.members),
             in_cohort=member is not None,
             task=member.task if member is not None else "",
             reported=member is not None and member.reported,
-            oldest_base_round=engine.oldest_base_round,
-            deadline_s=max(0.0, engine.deadline_for(watcher.client_id) - now) if kind is EventKind.OPENED else 0.0,
-            waiting_for=engine.waiting_for(now) if kind is EventKind.WAITING else "",
+            oldest_base_round=round_.oldest_base_round,
+            deadline_s=max(0.0, deadline_for(round_, watcher.client_id) - now) if kind is EventKind.OPENED else 0.0,
+            waiting_for=waiting_for(round_, now) if kind is EventKind.WAITING else "",
             report=report,
         )
 
@@ -792,10 +796,10 @@ class Federation:
     async def _report_waiting(self) -> None:
         while True:
             await asyncio.sleep(self._report_interval_s)
-            text = self._engine.waiting_for(self._clock())
+            text = waiting_for(self._engine.view, self._clock())
             if text:
                 self._log.info("round.waiting", **self._title(), waiting_for=text)
-            if self._engine.phase is Phase.WAITING and self._engine.awaits(self._clock()) != self._announced:
+            if self._engine.phase is Phase.WAITING and awaits(self._engine.view, self._clock()) != self._announced:
                 self._publish(EventKind.WAITING)  # clients that came early were told of others that are there now
 
 

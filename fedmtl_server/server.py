@@ -37,10 +37,9 @@ from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
 from fedmtl_server.recovery import recovered_updates
-from fedmtl_server.rounds.cohorts import CohortRule
-from fedmtl_server.rounds.engine import AsyncRule, RoundRules
+from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rounds.stopping import EarlyStopping
-from fedmtl_server.rounds.task_selection import TaskSelection, make_selection
+from fedmtl_server.rounds.task_selection import make_selection
 from fedmtl_server.rpc import reflection
 from fedmtl_server.rpc.servicer import SERVICE_NAME, FederatedMtlServicer
 from fedmtl_server.sharing.layer_moves import Mover
@@ -275,7 +274,7 @@ class Server:
             ),
             specs=config.task_specs(),
             aggregator=aggregator,
-            rules=_rules(config, self._selection),
+            rules=RoundRules.from_config(config, self._selection),
             plans={
                 task: replace(config.plan(task), local=self._model.sharing.local_for(task)) for task in config.tasks
             },
@@ -348,35 +347,6 @@ def _held_run_id(run_dir: Path, config: Config) -> str | None:
     return run_id
 
 
-def _rules(config: Config, selection: TaskSelection) -> RoundRules:
-    rounds, tasks = config.rounds, config.tasks
-    return RoundRules(
-        num_rounds=config.training.num_rounds,
-        min_clients={name: task.min_clients for name, task in tasks.items()},
-        expected=frozenset(client.client_id for client in config.clients if rounds.await_clients_s),
-        await_clients_s=rounds.await_clients_s or 0.0,
-        auxiliary=config.auxiliary_tasks(),
-        deadline_s=rounds.deadline_s,
-        task_deadline_s={name: task.deadline_s for name, task in tasks.items() if task.deadline_s is not None},
-        quorum_timeout_s=rounds.quorum_timeout_s,
-        rejoin_grace_s=rounds.rejoin_grace_s,
-        transfer_timeout_s=rounds.transfer_timeout_s,
-        on_missing_quorum=rounds.on_missing_quorum,
-        max_extensions=rounds.max_extensions,
-        cohort=CohortRule(
-            rounds.cohort, rounds.cohort_fraction, rounds.cohort_size, rounds.cohort_extra, config.training.seed
-        ),
-        asynchronous=(
-            AsyncRule(rounds.buffer_size, rounds.max_staleness, rounds.staleness_exponent)
-            if rounds.mode == "async"
-            else None
-        ),
-        selection=selection,
-        seed=config.training.seed,
-        max_examples=config.max_examples(),
-    )
-
-
 def _norms(config: Config) -> NormRule:
     section = config.robustness.norms
     return NormRule(section.action, section.bound, section.median_factor, section.window, section.model_factor)
@@ -439,7 +409,7 @@ async def serve(
         if keep_serving:
             await stop
         else:
-            await _either(server.federation.until_all_know(), stop, server.federation.rules.quorum_timeout_s)
+            await _either(server.federation.until_all_know(), stop, server.federation.rules.rounds.quorum_timeout_s)
     finally:
         finished = run.done() and run.exception() is None
         for task in (run, stop):

@@ -180,7 +180,7 @@ class FederatedMtlServicer:
         return message.SerializeToString() + self._report[1]
 
     async def _write(self, context: Context, message: pb.GetSliceResponse | bytes) -> None:
-        timeout_s = self._federation.rules.transfer_timeout_s
+        timeout_s = self._federation.rules.rounds.transfer_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
                 await context.write(message)

@@ -57,7 +57,7 @@ class Upload:
         self._messages = messages
         self._federation = federation
         self._on_ready = on_ready
-        self._timeout_s = federation.rules.transfer_timeout_s
+        self._timeout_s = federation.rules.rounds.transfer_timeout_s
         self.header = pb.UpdateHeader()
         """The header, as soon as it is there: for the log."""
 

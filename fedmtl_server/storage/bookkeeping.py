@@ -13,7 +13,6 @@ from fedmtl_core.model.scopes import task_scope
 from fedmtl_core.model.sharing import Partition, blocks_text
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.aggregator import Aggregate
-from fedmtl_server.rounds.engine import RoundEngine
 from fedmtl_server.rounds.report import (
     ComponentReport,
     RefusedUpdate,
@@ -22,6 +21,7 @@ from fedmtl_server.rounds.report import (
     component_reports,
     task_reports,
 )
+from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.rounds.warnings import RoundWarning, damaged_model, warnings_of
 from fedmtl_server.storage.history import UpdateRecord
 
@@ -55,7 +55,7 @@ class RoundFacts:
 
 def round_report(
     facts: RoundFacts,
-    engine: RoundEngine,
+    view: RoundView,
     aggregate: Aggregate,
     scopes: Mapping[str, Sequence[str]],
     factors: Mapping[str, float],
@@ -74,7 +74,7 @@ def round_report(
 
     Args:
         facts: what was gathered.
-        engine: which still has the round's cohort.
+        view: the round, with its cohort.
         aggregate: what came of it.
         scopes: by task, those of its slice.
         factors: by auxiliary task, what an example of it counts for in the encoder.
@@ -88,14 +88,14 @@ def round_report(
         aggregation_s: how much of that its average took.
         failed: whether it was given up.
     """
-    members = engine.cohort.values()
+    members = view.cohort.values()
     return RoundReport(
-        round=engine.round,
-        purpose=engine.purpose,
+        round=view.round,
+        purpose=view.purpose,
         opened_at_unix_ms=facts.opened_at_unix_ms,
         duration_s=duration_s,
         components=component_reports(aggregate),
-        tasks=task_reports(scopes, members, aggregate, engine.round, factors),
+        tasks=task_reports(scopes, members, aggregate, view.round, factors),
         missing_clients=[member.client_id for member in members if not member.reported],
         refused=list(facts.refused),
         num_refused=facts.num_refused,
@@ -110,7 +110,7 @@ def round_report(
         sharing_state=sharing_state,
         control_variates=control_variates,
         discarded=list(aggregate.discarded),
-        warnings=[*facts.warnings(engine.round), *warnings_of(aggregate.contributions, model_norms)],
+        warnings=[*facts.warnings(view.round), *warnings_of(aggregate.contributions, model_norms)],
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from fedmtl_server.rounds.engine import Phase
+from fedmtl_server.rounds.transitions import Phase
 from fedmtl_server.storage.history import FILE_NAME, History
 from tests.examples.languages import LANGUAGES, ROOT, VECTORS, training
 from tests.examples.scripted import CODE, DATA, RETRY_S, TASK, ScriptedServer, float32_of, scripted

@@ -24,8 +24,8 @@ from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.recovery import recovered_updates
-from fedmtl_server.rounds.engine import RoundRules
 from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rpc import uploads
 from fedmtl_server.rpc.servicer import FederatedMtlServicer
 from fedmtl_server.storage.history import UpdateRecord

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -10,62 +11,30 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
 from fedmtl_core.wire.updates import Update
-from fedmtl_server.rounds.cohorts import CohortRule
-from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step
-
-
-def engine(num_rounds=2, now=0.0, **rules) -> RoundEngine:
-    defaults = {
-        "min_clients": {"sst2": 1, "qqp": 1},
-        "deadline_s": 100.0,
-        "quorum_timeout_s": 30.0,
-        "rejoin_grace_s": 5.0,
-        "transfer_timeout_s": 10.0,
-    }
-    return RoundEngine(RoundRules(num_rounds=num_rounds, **(defaults | rules)), now)
-
-
-def claim(client_id="a", task="sst2", round_=1, update_id="u1", kind="parameters") -> Update:
-    return Update(client_id, task, round_, update_id, kind, num_examples=1)
-
-
-def opened(**rules) -> RoundEngine:
-    """Round 1, open since second 0 with the cohort a (sst2), b (qqp)."""
-    return opened_with({"b": "qqp", "a": "sst2"}, **rules)
-
-
-def opened_with(clients, **rules) -> RoundEngine:
-    """Round 1, open since second 0, of these clients."""
-    rounds = engine(**rules)
-    for client_id, task in clients.items():
-        rounds.join(client_id, task, 0.0)
-    assert rounds.advance(0.0) is Step.OPENED
-    return rounds
-
-
-def opened_async(clients="abc", buffer_size=2, max_staleness=10, exponent=0.5, **rules) -> RoundEngine:
-    """Round 1 of an asynchronous run, open since second 0; everybody's task is sst2."""
-    rule_ = AsyncRule(buffer_size, max_staleness, exponent)
-    defaults = {"num_rounds": 9, "min_clients": {"sst2": 1}, "asynchronous": rule_}
-    return opened_with(dict.fromkeys(clients, "sst2"), **(defaults | rules))
-
-
-def delta(client_id="a", round_=1, update_id="u1", task="sst2") -> Update:
-    return claim(client_id, task, round_, update_id, "delta")
-
-
-def commit(rounds, now=1.0) -> None:
-    """Close the open round, and open the next."""
-    assert rounds.advance(now) is Step.CLOSED
-    rounds.committed(now)
-    assert rounds.advance(now) is Step.OPENED
+from fedmtl_server.rounds.completion import missing_quorum
+from fedmtl_server.rounds.deadlines import deadline, deadline_for
+from fedmtl_server.rounds.engine import RoundEngine
+from fedmtl_server.rounds.transitions import Phase, Step
+from fedmtl_server.rounds.waiting import waiting_for
+from tests.server.rounds.driven import (
+    claim,
+    commit,
+    delta,
+    engine,
+    finish_round,
+    opened,
+    opened_async,
+    opened_with,
+    over_selected,
+    round_rules,
+)
 
 
 def test_a_round_opens_when_every_task_has_its_quorum():
     rounds = engine(min_clients={"sst2": 2, "qqp": 1})
     rounds.join("a", "sst2", 0.0)
     assert rounds.advance(0.0) is None
-    assert rounds.waiting_for(0.0) == "1 more sst2 client, 1 more qqp client"
+    assert waiting_for(rounds.view, 0.0) == "1 more sst2 client, 1 more qqp client"
     rounds.join("b", "qqp", 0.0)
     assert rounds.advance(1.0) is None
     rounds.join("c", "sst2", 0.0)
@@ -88,7 +57,7 @@ def test_a_round_closes_when_all_have_reported():
     rounds = opened()
     rounds.count(claim("a"))
     assert rounds.advance(1.0) is None
-    assert rounds.waiting_for(1.0) == "1 of 2 updates: b (qqp), 99 s left"
+    assert waiting_for(rounds.view, 1.0) == "1 of 2 updates: b (qqp), 99 s left"
     rounds.count(claim("b", "qqp"))
     assert rounds.advance(2.0) is Step.CLOSED
     assert rounds.phase is Phase.AGGREGATING
@@ -169,7 +138,7 @@ def test_a_member_that_takes_its_id_back_with_its_own_task_is_waited_for_again()
 
 def test_after_a_time_without_anybody_all_get_the_time_to_come_back():
     rounds = opened(num_rounds=9)
-    _finish_round(rounds, 1)
+    finish_round(rounds, 1)
     rounds.leave("a", 2.0)
     rounds.leave("b", 2.0)
     rounds.join("b", "qqp", 500.0)
@@ -180,7 +149,7 @@ def test_after_a_time_without_anybody_all_get_the_time_to_come_back():
 
 def test_a_run_whose_training_is_done_ends_though_nobody_is_left_to_evaluate_it():
     rounds = opened(num_rounds=1)
-    _finish_round(rounds, 1)
+    finish_round(rounds, 1)
     rounds.leave("a", 1.0)
     rounds.leave("b", 1.0)
     assert rounds.next_wakeup(1.0) == 30.0
@@ -192,7 +161,7 @@ def test_a_run_whose_training_is_done_ends_though_nobody_is_left_to_evaluate_it(
 
 def test_an_evaluation_nobody_answers_ends_the_run_at_its_deadline():
     rounds = opened(num_rounds=1)
-    _finish_round(rounds, 1)
+    finish_round(rounds, 1)
     assert rounds.advance(1.0) is Step.OPENED
     assert rounds.advance(101.0) is Step.CLOSED
     rounds.committed(101.0)
@@ -263,7 +232,7 @@ def test_training_rounds_take_no_metrics_alone_and_evaluations_nothing_else():
     with pytest.raises(InvalidRequestError, match="round 1 expects parameters or a delta, got metrics"):
         opened().check(claim(kind="metrics"))
     rounds = opened(num_rounds=1)
-    _finish_round(rounds, 1)
+    finish_round(rounds, 1)
     assert rounds.advance(1.0) is Step.OPENED
     assert (rounds.round, rounds.purpose) == (2, "evaluate")
     with pytest.raises(InvalidRequestError, match="round 2 expects metrics alone, got parameters"):
@@ -273,19 +242,19 @@ def test_training_rounds_take_no_metrics_alone_and_evaluations_nothing_else():
 def test_a_run_is_its_rounds_and_an_evaluation():
     rounds = opened(num_rounds=2)
     for round_ in (1, 2):
-        _finish_round(rounds, round_)
+        finish_round(rounds, round_)
         assert rounds.advance(float(round_)) is Step.OPENED
-    _finish_round(rounds, 3, kind="metrics")
+    finish_round(rounds, 3, kind="metrics")
     assert rounds.phase is Phase.FINISHED
     assert rounds.advance(1e9) is None
     assert rounds.next_wakeup(0.0) is None
-    assert rounds.waiting_for(0.0) == ""
+    assert waiting_for(rounds.view, 0.0) == ""
 
 
 def test_a_client_may_come_for_the_first_time_in_any_round():
     rounds = opened()
     rounds.join("late", "sst2", 0.0)
-    _finish_round(rounds, 1)
+    finish_round(rounds, 1)
     rounds.advance(1.0)
     assert list(rounds.cohort) == ["a", "b", "late"]
 
@@ -297,7 +266,7 @@ def test_a_later_round_goes_on_without_a_quorum_after_its_timeout():
     assert rounds.advance(5.0) is Step.CLOSED
     rounds.committed(5.0)
     assert rounds.advance(5.0) is None
-    assert rounds.waiting_for(6.0) == "1 more qqp client, 29 s left"
+    assert waiting_for(rounds.view, 6.0) == "1 more qqp client, 29 s left"
     assert rounds.next_wakeup(6.0) == 29.0
     assert rounds.advance(35.0) is Step.OPENED
     assert list(rounds.cohort) == ["a"]
@@ -324,12 +293,12 @@ def test_a_task_waited_for_in_vain_is_not_waited_for_again_until_it_comes_back()
 
 def test_without_any_client_a_run_waits_and_says_so():
     rounds = opened(num_rounds=9)
-    _finish_round(rounds, 1)
+    finish_round(rounds, 1)
     rounds.leave("a", 1.0)
     rounds.leave("b", 1.0)
     assert rounds.advance(1e6) is None
     assert rounds.next_wakeup(1e6) is None
-    assert rounds.waiting_for(1e6) == "1 more sst2 client, 1 more qqp client"
+    assert waiting_for(rounds.view, 1e6) == "1 more sst2 client, 1 more qqp client"
 
 
 # What it says it waits for.
@@ -337,57 +306,57 @@ def test_without_any_client_a_run_waits_and_says_so():
 
 def test_the_time_left_is_that_of_those_who_have_not_reported():
     rounds = opened(task_deadline_s={"qqp": 300.0})
-    assert rounds.waiting_for(1.0) == "2 of 2 updates: a (sst2), b (qqp), 299 s left"
+    assert waiting_for(rounds.view, 1.0) == "2 of 2 updates: a (sst2), b (qqp), 299 s left"
     rounds.count(claim("b", "qqp"))
-    assert rounds.waiting_for(1.0) == "1 of 2 updates: a (sst2), 99 s left"
+    assert waiting_for(rounds.view, 1.0) == "1 of 2 updates: a (sst2), 99 s left"
 
 
 def test_the_time_left_is_no_more_than_a_member_that_left_is_waited_for():
     rounds = opened()
     rounds.count(claim("a"))
     rounds.leave("b", 10.0)
-    assert rounds.waiting_for(11.0) == "1 of 2 updates: b (qqp), 4 s left"
+    assert waiting_for(rounds.view, 11.0) == "1 of 2 updates: b (qqp), 4 s left"
 
 
 def test_a_moving_upload_has_time_left_past_the_deadline():
     rounds = opened()
     rounds.count(claim("a"))
     rounds.progress("b", 98.0)
-    assert rounds.waiting_for(101.0) == "1 of 2 updates: b (qqp), 7 s left"  # 98 + 10 - 101
+    assert waiting_for(rounds.view, 101.0) == "1 of 2 updates: b (qqp), 7 s left"  # 98 + 10 - 101
 
 
 def test_of_more_clients_than_are_needed_only_as_many_updates_are_waited_for_as_are_enough():
     rounds = over_selected(size=2, extra=1)
-    assert rounds.waiting_for(0.0) == "2 of 2 updates: a (sst2), b (sst2), c (sst2), 100 s left"
+    assert waiting_for(rounds.view, 0.0) == "2 of 2 updates: a (sst2), b (sst2), c (sst2), 100 s left"
     rounds.count(claim("b"))
-    assert rounds.waiting_for(0.0) == "1 of 2 updates: a (sst2), c (sst2), 100 s left"
+    assert waiting_for(rounds.view, 0.0) == "1 of 2 updates: a (sst2), c (sst2), 100 s left"
 
 
 def test_a_task_that_has_enough_is_not_waited_for():
     clients = {"a": "sst2", "b": "sst2", "c": "qqp"}
-    rounds = opened_with(clients, cohort=CohortRule("over_select", size=1, extra=2))
+    rounds = opened_with(clients, cohort="over_select", cohort_size=1, cohort_extra=2)
     rounds.count(claim("a"))
-    assert rounds.waiting_for(0.0) == "1 of 2 updates: c (qqp), 100 s left"
+    assert waiting_for(rounds.view, 0.0) == "1 of 2 updates: c (qqp), 100 s left"
 
 
 def test_an_asynchronous_round_waits_for_no_more_updates_than_it_has_clients():
     rounds = opened_async("abc", buffer_size=10)
     rounds.count(delta("b"))
-    assert rounds.waiting_for(0.0) == "2 of 3 updates: a (sst2), c (sst2), 100 s left"
+    assert waiting_for(rounds.view, 0.0) == "2 of 3 updates: a (sst2), c (sst2), 100 s left"
 
 
 def test_of_many_that_are_waited_for_the_first_are_named():
     rounds = opened_with(dict.fromkeys("abcdefg", "sst2"), min_clients={"sst2": 1})
     names = ", ".join(f"{name} (sst2)" for name in "abcde")
-    assert rounds.waiting_for(0.0) == f"7 of 7 updates: {names} and 2 more, 100 s left"
+    assert waiting_for(rounds.view, 0.0) == f"7 of 7 updates: {names} and 2 more, 100 s left"
 
 
 def test_an_evaluation_that_nobody_is_there_for_says_how_long_it_waits():
     rounds = opened(num_rounds=1)
-    _finish_round(rounds, 1)
+    finish_round(rounds, 1)
     rounds.leave("a", 1.0)
     rounds.leave("b", 1.0)
-    assert rounds.waiting_for(1.0) == "1 more sst2 client, 1 more qqp client, 30 s left"
+    assert waiting_for(rounds.view, 1.0) == "1 more sst2 client, 1 more qqp client, 30 s left"
 
 
 # Deadlines of single tasks.
@@ -396,7 +365,7 @@ def test_an_evaluation_that_nobody_is_there_for_says_how_long_it_waits():
 def test_a_task_with_a_shorter_deadline_is_not_waited_for_longer():
     rounds = opened(task_deadline_s={"qqp": 40.0})
     rounds.count(claim("a"))
-    assert rounds.deadline_for("b") == 40.0
+    assert deadline_for(rounds.view, "b") == 40.0
     assert rounds.next_wakeup(1.0) == 39.0
     assert rounds.advance(39.9) is None
     assert rounds.advance(40.0) is Step.CLOSED
@@ -405,7 +374,11 @@ def test_a_task_with_a_shorter_deadline_is_not_waited_for_longer():
 def test_a_task_with_a_longer_deadline_keeps_the_round_open_past_the_others():
     rounds = opened(task_deadline_s={"qqp": 300.0})
     rounds.count(claim("a"))
-    assert (rounds.deadline_for("a"), rounds.deadline_for("b"), rounds.deadline) == (100.0, 300.0, 300.0)
+    assert (deadline_for(rounds.view, "a"), deadline_for(rounds.view, "b"), deadline(rounds.view)) == (
+        100.0,
+        300.0,
+        300.0,
+    )
     assert rounds.advance(299.9) is None
     assert rounds.advance(300.0) is Step.CLOSED
 
@@ -436,7 +409,7 @@ def test_a_moving_upload_of_a_task_with_its_own_deadline_has_twice_that_at_most(
 
 def test_a_client_outside_the_cohort_hears_the_rounds_own_deadline():
     rounds = opened(task_deadline_s={"qqp": 300.0})
-    assert rounds.deadline_for("late") == 300.0
+    assert deadline_for(rounds.view, "late") == 300.0
 
 
 # A quorum that is missing at the deadline.
@@ -444,10 +417,10 @@ def test_a_client_outside_the_cohort_hears_the_rounds_own_deadline():
 
 def test_what_is_missing_of_a_quorum_is_said_by_task():
     rounds = opened_with({"a": "sst2", "b": "sst2", "c": "qqp"}, min_clients={"sst2": 2, "qqp": 1})
-    assert rounds.missing_quorum() == {"sst2": 2, "qqp": 1}
+    assert missing_quorum(rounds.view) == {"sst2": 2, "qqp": 1}
     rounds.count(claim("a"))
     rounds.count(claim("c", "qqp"))
-    assert rounds.missing_quorum() == {"sst2": 1}
+    assert missing_quorum(rounds.view) == {"sst2": 1}
 
 
 def test_by_default_a_round_without_its_quorum_commits_what_is_there():
@@ -461,7 +434,7 @@ def test_a_round_without_its_quorum_fails_where_it_is_to_and_the_next_one_follow
     rounds.count(claim("a"))
     assert rounds.advance(99.9) is None
     assert rounds.advance(100.0) is Step.FAILED
-    assert (rounds.phase, rounds.missing_quorum()) == (Phase.AGGREGATING, {"qqp": 1})
+    assert (rounds.phase, missing_quorum(rounds.view)) == (Phase.AGGREGATING, {"qqp": 1})
     rounds.committed(100.0)
     assert (rounds.phase, rounds.round) == (Phase.WAITING, 2)
 
@@ -475,7 +448,7 @@ def test_a_round_with_its_quorum_does_not_fail_though_others_are_missing():
 def test_an_evaluation_never_fails_nor_is_it_extended():
     for policy in ("fail", "extend"):
         rounds = opened(num_rounds=1, on_missing_quorum=policy)
-        _finish_round(rounds, 1)
+        finish_round(rounds, 1)
         rounds.advance(1.0)
         rounds.count(claim("a", "sst2", 2, "u2", "metrics"))
         rounds.leave("b", 50.0)
@@ -488,7 +461,7 @@ def test_a_missing_quorum_extends_the_deadline_by_its_own_length_until_it_is_the
     rounds.count(claim("a"))
     assert rounds.advance(99.9) is None
     assert rounds.advance(100.0) is Step.EXTENDED
-    assert (rounds.phase, rounds.deadline, rounds.next_wakeup(100.0)) == (Phase.OPEN, 200.0, 100.0)
+    assert (rounds.phase, deadline(rounds.view), rounds.next_wakeup(100.0)) == (Phase.OPEN, 200.0, 100.0)
     rounds.count(claim("b", "qqp"))
     assert rounds.advance(150.0) is Step.CLOSED
 
@@ -506,7 +479,7 @@ def test_the_next_round_begins_with_its_own_deadline_and_extensions():
     rounds.count(claim("a"))
     assert rounds.advance(100.0) is Step.EXTENDED
     commit(rounds, now=200.0)
-    assert rounds.deadline == 300.0
+    assert deadline(rounds.view) == 300.0
     rounds.count(claim("a", round_=2, update_id="u2"))
     assert rounds.advance(300.0) is Step.EXTENDED
 
@@ -516,7 +489,7 @@ def test_after_its_extensions_a_round_nobody_reported_in_is_abandoned():
     assert rounds.advance(100.0) is Step.EXTENDED
     assert rounds.advance(200.0) is Step.ABANDONED
     assert rounds.advance(200.0) is Step.OPENED
-    assert rounds.deadline == 300.0
+    assert deadline(rounds.view) == 300.0
 
 
 def test_a_member_that_left_can_come_back_for_a_missing_quorum_to_the_end_of_the_last_extension():
@@ -529,7 +502,7 @@ def test_a_member_that_left_can_come_back_for_a_missing_quorum_to_the_end_of_the
     rounds.join("b", "qqp", 190.0)
     rounds.count(claim("b", "qqp"))
     assert rounds.advance(195.0) is Step.CLOSED
-    assert rounds.missing_quorum() == {}
+    assert missing_quorum(rounds.view) == {}
 
 
 def test_a_member_that_left_is_not_waited_for_where_the_quorum_is_there_without_it():
@@ -552,12 +525,12 @@ def test_a_moving_upload_is_waited_for_before_the_deadline_is_extended():
 def test_a_client_that_comes_in_mid_round_brings_no_quorum_that_its_cohort_cannot_have(policy):
     """Round 2 opened without qqp, which had been waited for in vain; c comes when it is too late to take part."""
     rounds = opened(num_rounds=9, on_missing_quorum=policy)
-    _finish_round(rounds, 1)
+    finish_round(rounds, 1)
     rounds.leave("b", 1.0)
     assert rounds.advance(31.0) is Step.OPENED
     rounds.join("c", "qqp", 32.0)
     rounds.count(claim("a", round_=2, update_id="a2"))
-    assert rounds.missing_quorum() == {}
+    assert missing_quorum(rounds.view) == {}
     assert rounds.advance(33.0) is Step.CLOSED
 
 
@@ -565,9 +538,7 @@ def test_a_client_that_comes_in_mid_round_brings_no_quorum_that_its_cohort_canno
 
 
 def test_of_a_fraction_of_the_clients_only_those_chosen_count():
-    rounds = opened_with(
-        dict.fromkeys("abcd", "sst2"), min_clients={"sst2": 1}, cohort=CohortRule("fraction", fraction=0.5)
-    )
+    rounds = opened_with(dict.fromkeys("abcd", "sst2"), min_clients={"sst2": 1}, cohort="fraction", cohort_fraction=0.5)
     chosen = list(rounds.cohort)
     assert len(chosen) == 2
     other = next(client_id for client_id in "abcd" if client_id not in chosen)
@@ -579,8 +550,8 @@ def test_of_a_fraction_of_the_clients_only_those_chosen_count():
 
 
 def test_the_evaluation_is_everybodys():
-    rule_ = CohortRule("fraction", fraction=0.25)
-    rounds = opened_with(dict.fromkeys("abcd", "sst2"), num_rounds=1, min_clients={"sst2": 1}, cohort=rule_)
+    rule_ = {"cohort": "fraction", "cohort_fraction": 0.25}
+    rounds = opened_with(dict.fromkeys("abcd", "sst2"), num_rounds=1, min_clients={"sst2": 1}, **rule_)
     (chosen,) = rounds.cohort
     rounds.count(claim(chosen))
     commit(rounds)
@@ -588,12 +559,6 @@ def test_the_evaluation_is_everybodys():
     for client_id in "abc":
         rounds.count(claim(client_id, "sst2", 2, "u2", "metrics"))
         assert rounds.advance(2.0) is None
-
-
-def over_selected(size=2, extra=1, **rules) -> RoundEngine:
-    """Round 1 with the cohort a, b, c, of which two updates are enough."""
-    rule_ = CohortRule("over_select", size=size, extra=extra)
-    return opened_with(dict.fromkeys("abc", "sst2"), **({"min_clients": {"sst2": 1}, "cohort": rule_} | rules))
 
 
 def test_of_more_clients_than_are_needed_the_first_ones_close_the_round():
@@ -619,7 +584,7 @@ def test_to_evaluate_everybody_is_waited_for_though_fewer_are_enough_to_train():
 
 def test_each_task_has_to_have_enough_of_its_own():
     clients = dict.fromkeys("abc", "sst2") | {"d": "qqp", "e": "qqp"}
-    rounds = opened_with(clients, cohort=CohortRule("over_select", size=1, extra=2))
+    rounds = opened_with(clients, cohort="over_select", cohort_size=1, cohort_extra=2)
     for client_id in "abc":
         rounds.count(claim(client_id))
         assert rounds.advance(1.0) is None
@@ -629,7 +594,7 @@ def test_each_task_has_to_have_enough_of_its_own():
 
 def test_a_member_whose_task_has_enough_does_not_hold_a_round_that_nobody_needed_is_left_in():
     clients = {"a": "sst2", "b": "sst2", "c": "qqp"}
-    rounds = opened_with(clients, cohort=CohortRule("over_select", size=1, extra=2))
+    rounds = opened_with(clients, cohort="over_select", cohort_size=1, cohort_extra=2)
     rounds.count(claim("a"))
     rounds.leave("c", 10.0)
     assert rounds.next_wakeup(10.0) == 5.0
@@ -656,8 +621,8 @@ def test_a_quorum_beyond_the_size_is_what_is_enough():
 
 def test_an_abandoned_round_is_drawn_anew_lest_it_wait_for_the_same_dead_clients_for_ever():
     """One of four a time, none of which ever reports: before long another is asked."""
-    rule_ = CohortRule("fraction", fraction=0.25)
-    rounds = opened_with(dict.fromkeys("abcd", "sst2"), min_clients={"sst2": 1}, cohort=rule_)
+    rule_ = {"cohort": "fraction", "cohort_fraction": 0.25}
+    rounds = opened_with(dict.fromkeys("abcd", "sst2"), min_clients={"sst2": 1}, **rule_)
     asked = set(rounds.cohort)
     for attempt in range(1, 20):
         assert rounds.advance(attempt * 100.0) is Step.ABANDONED
@@ -670,16 +635,20 @@ def test_an_abandoned_round_is_drawn_anew_lest_it_wait_for_the_same_dead_clients
 
 
 def test_a_stale_update_counts_by_one_plus_its_staleness_to_the_minus_a():
-    assert [AsyncRule(1, exponent=0.5).discount(s) for s in (0, 3, 8)] == pytest.approx([1, 1 / 2, 1 / 3])
-    assert [AsyncRule(1, exponent=1.0).discount(s) for s in (0, 1, 3)] == [1, 0.5, 0.25]
-    assert AsyncRule(1, exponent=0.0).discount(9) == 1
+    def discounts(exponent, *staleness):
+        rules = round_rules(num_rounds=1, min_clients={}, mode="async", staleness_exponent=exponent)
+        return [rules.discount(one) for one in staleness]
+
+    assert discounts(0.5, 0, 3, 8) == pytest.approx([1, 1 / 2, 1 / 3])
+    assert discounts(1.0, 0, 1, 3) == [1, 0.5, 0.25]
+    assert discounts(0.0, 9) == [1]
 
 
 def test_an_asynchronous_round_closes_at_its_number_of_updates_though_others_are_at_work():
     rounds = opened_async()
     rounds.count(delta("c"))
     assert rounds.advance(1.0) is None
-    assert rounds.waiting_for(1.0) == "1 of 2 updates: a (sst2), b (sst2), 99 s left"
+    assert waiting_for(rounds.view, 1.0) == "1 of 2 updates: a (sst2), b (sst2), 99 s left"
     rounds.count(delta("a"))
     assert rounds.advance(2.0) is Step.CLOSED
 
@@ -691,17 +660,17 @@ def test_an_update_from_the_last_rounds_model_counts_in_this_one_with_its_stalen
     commit(rounds)
     rounds.count(delta("c"))
     assert rounds.counted_in(delta("c")) == 2
-    assert rounds.staleness(delta("c")) == 1
+    assert rounds.view.staleness(delta("c")) == 1
 
 
 def test_an_update_is_too_stale_when_it_started_more_commits_ago_than_are_allowed():
     rounds = opened_async(buffer_size=1, max_staleness=1)
     for round_ in (1, 2):
-        assert rounds.oldest_base_round == 1
+        assert rounds.view.oldest_base_round == 1
         rounds.check(delta("b"))
         rounds.count(delta("a", round_, f"a{round_}"))
         commit(rounds)
-    assert rounds.oldest_base_round == 2
+    assert rounds.view.oldest_base_round == 2
     with pytest.raises(StaleRoundError, match=r"for round 1, but the run is at round 3 \(open\)"):
         rounds.check(delta("b", 1))
     rounds.check(delta("b", 2))
@@ -794,7 +763,7 @@ def test_the_evaluation_of_an_asynchronous_run_is_of_its_last_model_alone():
     rounds = opened_async("ab", buffer_size=1, num_rounds=1)
     rounds.count(delta("a"))
     commit(rounds)
-    assert (rounds.purpose, rounds.asynchronous, rounds.oldest_base_round) == ("evaluate", None, 2)
+    assert (rounds.purpose, rounds.view.is_asynchronous, rounds.view.oldest_base_round) == ("evaluate", False, 2)
     with pytest.raises(StaleRoundError, match="for round 1, but the run is at round 2"):
         rounds.check(delta("b", 1))
     rounds.count(claim("a", "sst2", 2, "u2", "metrics"))
@@ -805,13 +774,13 @@ def test_the_evaluation_of_an_asynchronous_run_is_of_its_last_model_alone():
 
 def test_of_a_synchronous_run_only_the_open_rounds_own_model_will_do():
     rounds = opened()
-    assert rounds.oldest_base_round == 1
+    assert rounds.view.oldest_base_round == 1
     rounds.count(claim("a"))
     rounds.count(claim("b", "qqp"))
     rounds.advance(1.0)
-    assert rounds.oldest_base_round == 2
+    assert rounds.view.oldest_base_round == 2
     rounds.committed(1.0)
-    assert rounds.oldest_base_round == 2
+    assert rounds.view.oldest_base_round == 2
 
 
 # Training that stops early.
@@ -819,17 +788,17 @@ def test_of_a_synchronous_run_only_the_open_rounds_own_model_will_do():
 
 def test_training_that_stops_is_followed_by_the_evaluation_and_the_end():
     rounds = opened(num_rounds=9)
-    _finish_round(rounds, 1)
+    finish_round(rounds, 1)
     rounds.stop_training()
     assert rounds.purpose == "evaluate"
     assert rounds.advance(1.0) is Step.OPENED
-    _finish_round(rounds, 2, kind="metrics")
+    finish_round(rounds, 2, kind="metrics")
     assert rounds.phase is Phase.FINISHED
 
 
 def test_training_that_is_over_is_not_prolonged_by_stopping_it():
     rounds = opened(num_rounds=1)
-    _finish_round(rounds, 1)
+    finish_round(rounds, 1)
     rounds.stop_training()
     assert (rounds.round, rounds.purpose) == (2, "evaluate")
 
@@ -840,14 +809,14 @@ def test_training_that_is_over_is_not_prolonged_by_stopping_it():
 def reopened(claims=(), cohort=None, counted=None, **rules) -> RoundEngine:
     """Round 3 of 9, taken up at second 1000, by default with the cohort a (sst2), b (qqp)."""
     defaults = {"min_clients": {"sst2": 1, "qqp": 1}, "deadline_s": 100.0, "quorum_timeout_s": 30.0}
-    rounds = RoundEngine(RoundRules(num_rounds=9, **(defaults | rules)), 1000.0, 3, counted)
+    rounds = RoundEngine(round_rules(num_rounds=9, **(defaults | rules)), 1000.0, 3, counted)
     rounds.reopen(cohort or {"a": "sst2", "b": "qqp"}, claims, 1000.0)
     return rounds
 
 
 def test_a_round_taken_up_again_has_its_cohort_and_what_was_acknowledged():
     rounds = reopened([claim("a", round_=3)])
-    assert (rounds.phase, rounds.round, rounds.deadline) == (Phase.OPEN, 3, 1100.0)
+    assert (rounds.phase, rounds.round, deadline(rounds.view)) == (Phase.OPEN, 3, 1100.0)
     assert [member.reported for member in rounds.cohort.values()] == [True, False]
     assert rounds.counted_in(claim("a", round_=3)) == 3
     with pytest.raises(StaleRoundError, match="another update of client 'a' already counts in round 3"):
@@ -888,7 +857,7 @@ def test_updates_counted_before_the_crash_are_still_known():
 
 def test_a_task_that_a_round_was_opened_without_is_not_missed_after_the_crash():
     rounds = reopened([claim("a", round_=3)], cohort={"a": "sst2"}, on_missing_quorum="fail")
-    assert rounds.missing_quorum() == {}
+    assert missing_quorum(rounds.view) == {}
     assert rounds.advance(1000.0) is Step.CLOSED
     rounds.committed(1000.0)
     rounds.join("a", "sst2", 1001.0)
@@ -897,10 +866,10 @@ def test_a_task_that_a_round_was_opened_without_is_not_missed_after_the_crash():
 
 def test_who_came_into_an_asynchronous_round_and_counted_is_in_it_after_the_crash():
     rounds = reopened(
-        [delta("z", 2, "z1", "qqp")], cohort={"a": "sst2"}, asynchronous=AsyncRule(2), counted={"z": ("z0", 1)}
+        [delta("z", 2, "z1", "qqp")], cohort={"a": "sst2"}, mode="async", buffer_size=2, counted={"z": ("z0", 1)}
     )
     assert list(rounds.cohort) == ["a", "z"]
-    assert rounds.cohort["z"].update == delta("z", 2, "z1", "qqp")
+    assert rounds.cohort["z"].answer == delta("z", 2, "z1", "qqp")
     assert rounds.counted_in(delta("z", 2, "z1", "qqp")) == 3
     rounds.join("a", "sst2", 1001.0)
     rounds.count(delta("a", 3))
@@ -908,7 +877,7 @@ def test_who_came_into_an_asynchronous_round_and_counted_is_in_it_after_the_cras
 
 
 def test_an_evaluation_nobody_was_there_for_ends_after_the_crash():
-    rounds = RoundEngine(RoundRules(num_rounds=1, min_clients={"sst2": 1}), 0.0, 2)
+    rounds = RoundEngine(round_rules(num_rounds=1, min_clients={"sst2": 1}), 0.0, 2)
     rounds.reopen({}, [], 0.0)
     assert rounds.advance(0.0) is Step.CLOSED
 
@@ -918,12 +887,18 @@ def test_an_evaluation_nobody_was_there_for_ends_after_the_crash():
 CLIENTS, HOURS = "abcd", 3 * 3600.0
 TASKS = {"sst2": 100.0, "qqp": 40.0, "stsb": 250.0}
 any_cohort = st.one_of(
-    st.just(CohortRule()),
-    st.builds(CohortRule, st.just("fraction"), fraction=st.sampled_from([0.1, 0.5, 1.0]), seed=st.integers(0, 3)),
-    st.builds(CohortRule, st.just("over_select"), size=st.integers(1, 3), extra=st.integers(0, 2)),
+    st.just({}),
+    st.fixed_dictionaries({"cohort": st.just("fraction"), "cohort_fraction": st.sampled_from([0.1, 0.5, 1.0])}),
+    st.fixed_dictionaries(
+        {"cohort": st.just("over_select"), "cohort_size": st.integers(1, 3), "cohort_extra": st.integers(0, 2)}
+    ),
+)
+any_asynchronous = st.fixed_dictionaries(
+    {"mode": st.just("async"), "buffer_size": st.integers(1, 5), "max_staleness": st.integers(0, 3)}
 )
 any_rules = st.builds(
-    RoundRules,
+    lambda cohort_or_mode, **rules: round_rules(**rules, **cohort_or_mode),
+    st.one_of(any_cohort, any_asynchronous),
     num_rounds=st.integers(1, 4),
     min_clients=st.fixed_dictionaries({"sst2": st.integers(0, 2), "qqp": st.integers(0, 2)}),
     deadline_s=st.just(TASKS["sst2"]),
@@ -933,12 +908,7 @@ any_rules = st.builds(
     transfer_timeout_s=st.just(10.0),
     on_missing_quorum=st.sampled_from(["commit", "extend", "fail"]),
     max_extensions=st.integers(1, 3),
-    cohort=any_cohort,
-)
-any_async_rules = st.builds(
-    lambda rules, one: RoundRules(**{**vars(rules), "cohort": CohortRule(), "asynchronous": one}),
-    any_rules,
-    st.builds(AsyncRule, st.integers(1, 5), st.integers(0, 3)),
+    seed=st.integers(0, 3),
 )
 clients, tasks = st.sampled_from(CLIENTS), st.sampled_from(list(TASKS))
 
@@ -953,7 +923,7 @@ clients, tasks = st.sampled_from(CLIENTS), st.sampled_from(list(TASKS))
 )
 def test_no_update_counts_twice_in_an_asynchronous_run_however_late_it_comes_again(buffer_size, max_staleness, sent):
     """Each is a client's new update from a model some rounds old, or one of its earlier ones."""
-    rounds = opened_async("ab", buffer_size, max_staleness, num_rounds=100)
+    rounds = opened_async("ab", buffer_size, max_staleness=max_staleness, num_rounds=100)
     made: dict[str, list[Update]] = {"a": [], "b": []}
     counted = []
     for number, (client_id, age, again) in enumerate(sent):
@@ -972,7 +942,7 @@ def test_no_update_counts_twice_in_an_asynchronous_run_however_late_it_comes_aga
 class AnyRun(RuleBasedStateMachine):
     """A run under any rules, with clients that come, go and repeat themselves, and a server that crashes."""
 
-    @initialize(rules=st.one_of(any_rules, any_async_rules))
+    @initialize(rules=any_rules)
     def begin(self, rules):
         self.rules, self.now = rules, 50.0
         self.engine = RoundEngine(rules, self.now)
@@ -1006,7 +976,7 @@ class AnyRun(RuleBasedStateMachine):
     @rule(client_id=clients, age=st.sampled_from([0, 0, 0, 1, 2, -1]), kind=st.sampled_from(["delta", "parameters"]))
     def count(self, client_id, age, kind):
         member = self.engine.cohort.get(client_id)
-        task = member.task if member else self.engine.present.get(client_id, "sst2")
+        task = member.task if member else self.engine.view.present.get(client_id, "sst2")
         kind = "metrics" if self.engine.purpose == "evaluate" else kind
         self.sent.append(claim(client_id, task, self.engine.round - age, f"u{len(self.sent)}", kind))
         self._count(self.sent[-1])
@@ -1042,21 +1012,21 @@ class AnyRun(RuleBasedStateMachine):
 
     @rule()
     def advance(self):
-        before, present, round_ = self.engine.phase, dict(self.engine.present), self.engine.round
+        before, present, round_ = self.engine.phase, dict(self.engine.view.present), self.engine.round
         step = self.engine.advance(self.now)
         if step is Step.OPENED:
             assert before is Phase.WAITING
             cohort = {member.client_id: member.task for member in self.engine.cohort.values()}
             assert cohort.items() <= present.items()
             assert not self.acknowledged
-            assert set(present) == set(cohort) or self.rules.cohort.select != "all"
+            assert set(present) == set(cohort) or self.rules.rounds.cohort != "all"
         if step is Step.ABANDONED:
             assert not self.acknowledged, "an update that counted is forgotten"
         if step in (Step.CLOSED, Step.FAILED):
             assert self.engine.phase is Phase.AGGREGATING
         if step is Step.FAILED:
-            assert self.rules.on_missing_quorum == "fail"
-            assert self.engine.missing_quorum()
+            assert self.rules.rounds.on_missing_quorum == "fail"
+            assert missing_quorum(self.engine.view)
             for update in self.acknowledged:
                 del self.counted[update.update_id]  # discarded
         assert self.engine.round == round_
@@ -1074,17 +1044,17 @@ class AnyRun(RuleBasedStateMachine):
     def crash(self):
         """What is on disk: the cohort as the round opened, what was acknowledged, each client's last update before."""
         engine = self.engine
-        joined_later = {one.client_id for one in self.acknowledged} if engine.asynchronous else set()
+        joined_later = {one.client_id for one in self.acknowledged} if engine.view.is_asynchronous else set()
         cohort = {one.client_id: one.task for one in engine.cohort.values() if one.client_id not in joined_later}
         before = [(one, round_) for one, round_ in self.counted.values() if one not in self.acknowledged]
         counted = {one.client_id: (one.update_id, round_) for one, round_ in before}
-        rules = RoundRules(**{**vars(self.rules), "num_rounds": engine._last_training_round})
+        rules = replace(self.rules, num_rounds=engine.view.last_training_round)
         self.engine = RoundEngine(rules, self.now, engine.round, counted)
         self.engine.reopen(cohort, self.acknowledged, self.now)
 
     @invariant()
     def what_is_acknowledged_is_kept(self):
-        updates = [member.update for member in self.engine.cohort.values() if member.update is not None]
+        updates = [answer for member in self.engine.cohort.values() for answer in member.answers]
         if self.engine.phase in (Phase.OPEN, Phase.AGGREGATING):
             assert sorted(one.update_id for one in updates) == sorted(one.update_id for one in self.acknowledged)
 
@@ -1094,8 +1064,8 @@ class AnyRun(RuleBasedStateMachine):
         if self.engine.phase is not Phase.OPEN:
             return
         engine, now = copy.deepcopy(self.engine), self.now
-        extensions = self.rules.max_extensions if self.rules.on_missing_quorum == "extend" else 0
-        latest = max(now, engine.opened_at + max(TASKS.values()) * (2 + extensions))
+        extensions = self.rules.rounds.max_extensions if self.rules.rounds.on_missing_quorum == "extend" else 0
+        latest = max(now, engine.view.opened_at + max(TASKS.values()) * (2 + extensions))
         for _ in range(100):
             if (step := engine.advance(now)) in (Step.CLOSED, Step.FAILED, Step.ABANDONED):
                 break
@@ -1112,15 +1082,8 @@ class AnyRun(RuleBasedStateMachine):
     @invariant()
     def it_says_what_it_waits_for(self):
         waits = self.engine.phase is Phase.OPEN and copy.deepcopy(self.engine).advance(self.now) is None
-        assert not waits or " updates: " in self.engine.waiting_for(self.now)
+        assert not waits or " updates: " in waiting_for(self.engine.view, self.now)
 
 
 TestAnyRun = AnyRun.TestCase
 TestAnyRun.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
-
-
-def _finish_round(rounds: RoundEngine, round_: int, kind: str = "parameters") -> None:
-    rounds.count(claim("a", "sst2", round_, f"a{round_}", kind))
-    rounds.count(claim("b", "qqp", round_, f"b{round_}", kind))
-    assert rounds.advance(1.0) is Step.CLOSED
-    rounds.committed(1.0)
