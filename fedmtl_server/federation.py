@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from fedmtl_core.config import EarlyStoppingConfig
 from fedmtl_core.errors import (
     RequestError,
     StaleRoundError,
@@ -40,7 +41,7 @@ from fedmtl_server.rounds.deadlines import deadline_for
 from fedmtl_server.rounds.engine import RoundEngine
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport, counted_norms
 from fedmtl_server.rounds.rules import RoundRules
-from fedmtl_server.rounds.stopping import EarlyStopping
+from fedmtl_server.rounds.stopping import should_stop
 from fedmtl_server.rounds.transitions import Phase, Step
 from fedmtl_server.rounds.waiting import awaits, waiting_for
 from fedmtl_server.status import Status, client_statuses, task_statuses
@@ -82,7 +83,7 @@ class Federation:
         plans: Mapping[str, TrainingPlan],
         store: RunStore,
         staging: StagingArea,
-        early_stopping: EarlyStopping | None = None,
+        early_stopping: EarlyStoppingConfig | None = None,
         topk_density: float = DEFAULT_DENSITY,
         report_interval_s: float = 10.0,
         listeners: Sequence[Listener] = (),
@@ -96,7 +97,7 @@ class Federation:
         self._commits = commits
         self._measured = Measurements(specs, rules.auxiliary)
         self._aggregator = aggregator
-        self._early_stopping = early_stopping
+        self._early_stopping = early_stopping or EarlyStoppingConfig()
         self._store = store
         self._staging = staging
         self._topk_density = topk_density
@@ -689,9 +690,9 @@ class Federation:
         self._reported, self._arrived, self._complete = [], [], {}
 
     def _stop_training_if_due(self) -> None:
-        if self._early_stopping is None or self._engine.purpose != "train":
+        if self._engine.purpose != "train":
             return
-        if self._early_stopping.is_due(self._measured.that_may_stop()):
+        if should_stop(self._early_stopping, self._measured.that_may_stop()):
             self._engine.stop_training()
             self._log.warning("training.stopped", reason=f"no better for {self._early_stopping.patience} rounds")
 

@@ -38,7 +38,6 @@ from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.tracking import Outcome, TrackedRun, Tracking, round_point, trackers_for
 from fedmtl_server.recovery import recovered_updates
 from fedmtl_server.rounds.rules import RoundRules
-from fedmtl_server.rounds.stopping import EarlyStopping
 from fedmtl_server.rounds.task_selection import make_selection
 from fedmtl_server.rpc import reflection
 from fedmtl_server.rpc.servicer import SERVICE_NAME, FederatedMtlServicer
@@ -280,7 +279,7 @@ class Server:
             },
             store=self.store,
             staging=staging,
-            early_stopping=_early_stopping(config),
+            early_stopping=config.early_stopping,
             topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,
             listeners=[self._tracking, *self._monitoring.listeners],
@@ -360,13 +359,6 @@ def _controls(model: MTLServerModel) -> ControlVariates:
 def _auxiliary(config: Config) -> dict[str, Auxiliary]:
     sections = {name: task.auxiliary for name, task in config.tasks.items()}
     return {name: Auxiliary(one.weight, one.decay) for name, one in sections.items() if one is not None}
-
-
-def _early_stopping(config: Config) -> EarlyStopping | None:
-    section = config.early_stopping
-    if section.patience is None:
-        return None
-    return EarlyStopping(section.patience, section.threshold, frozenset(section.watch or ()))
 
 
 async def _either(work: Coroutine[Any, Any, None], other: asyncio.Future[Any], timeout_s: float) -> None:
