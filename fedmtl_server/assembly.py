@@ -23,11 +23,9 @@ from fedmtl_server.monitoring.trackers import trackers_for
 from fedmtl_server.monitoring.tracking import TrackedRun, Tracking, round_point
 from fedmtl_server.open_round import RunParts
 from fedmtl_server.recovery import recovered_updates, restore
-from fedmtl_server.rounds.cohorts import CohortRule
-from fedmtl_server.rounds.engine import AsyncRule, RoundRules
 from fedmtl_server.rounds.report import RoundReport
-from fedmtl_server.rounds.stopping import EarlyStopping
-from fedmtl_server.rounds.task_selection import TaskSelection, make_selection
+from fedmtl_server.rounds.rules import RoundRules
+from fedmtl_server.rounds.task_selection import make_selection
 from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.folders import held_run, unfinished_run
 from fedmtl_server.storage.store import RunStore, without_secrets
@@ -130,9 +128,9 @@ class Assembly:
         spec = RunSpec(
             run_id=self.run_id,
             specs=config.task_specs(),
-            rules=_rules(config, self._selection),
+            rules=RoundRules.from_config(config, self._selection),
             plans={task: replace(config.plan(task), local=model.sharing.local_for(task)) for task in config.tasks},
-            early_stopping=_early_stopping(config),
+            early_stopping=config.early_stopping,
             topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,
         )
@@ -161,36 +159,3 @@ def _held_run_id(run_dir: Path, config: Config) -> str | None:
             f"--run-dir, or remove that folder if its run isn't wanted"
         )
     return run_id
-
-
-def _rules(config: Config, selection: TaskSelection) -> RoundRules:
-    rounds, tasks = config.rounds, config.tasks
-    return RoundRules(
-        num_rounds=config.training.num_rounds,
-        min_clients={name: task.min_clients for name, task in tasks.items()},
-        expected=frozenset(client.client_id for client in config.clients if rounds.await_clients_s),
-        await_clients_s=rounds.await_clients_s or 0.0,
-        auxiliary=config.auxiliary_tasks(),
-        deadline_s=rounds.deadline_s,
-        task_deadline_s={name: task.deadline_s for name, task in tasks.items() if task.deadline_s is not None},
-        quorum_timeout_s=rounds.quorum_timeout_s,
-        rejoin_grace_s=rounds.rejoin_grace_s,
-        transfer_timeout_s=rounds.transfer_timeout_s,
-        on_missing_quorum=rounds.on_missing_quorum,
-        max_extensions=rounds.max_extensions,
-        cohort=CohortRule(
-            rounds.cohort, rounds.cohort_fraction, rounds.cohort_size, rounds.cohort_extra, config.training.seed
-        ),
-        asynchronous=(
-            AsyncRule(rounds.buffer_size, rounds.max_staleness, rounds.staleness_exponent)
-            if rounds.mode == "async"
-            else None
-        ),
-        selection=selection,
-        seed=config.training.seed,
-        max_examples=config.max_examples(),
-    )
-
-
-def _early_stopping(config: Config) -> EarlyStopping | None:
-    return None if config.early_stopping.patience is None else EarlyStopping(config.early_stopping)

@@ -8,8 +8,11 @@ from contextlib import aclosing
 from fedmtl_core.errors import RequestError
 from fedmtl_core.logs import get_logger
 from fedmtl_server.events import EventKind, RoundEvent, Watcher, Watchers
-from fedmtl_server.rounds.engine import Phase, RoundEngine
+from fedmtl_server.rounds.deadlines import deadline_for
+from fedmtl_server.rounds.engine import RoundEngine
 from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.transitions import Phase
+from fedmtl_server.rounds.waiting import awaits, waiting_for
 
 _KIND_IN = {
     Phase.WAITING: EventKind.WAITING,
@@ -65,7 +68,7 @@ class Audience:
             report: the round's, where one has ended.
         """
         self._is_opening = False
-        self._announced_waiting = self.engine.awaits(self._clock()) if kind is EventKind.WAITING else ""
+        self._announced_waiting = awaits(self.engine.view, self._clock()) if kind is EventKind.WAITING else ""
         for watcher in self._watchers:
             self._watchers.send(watcher, self._event(kind, watcher, report))
 
@@ -82,7 +85,7 @@ class Audience:
         if self.engine.phase is not Phase.WAITING:
             return
         announced = self._announced_waiting
-        if announced is None or (again and announced != self.engine.awaits(self._clock())):
+        if announced is None or (again and announced != awaits(self.engine.view, self._clock())):
             self.publish(EventKind.WAITING)
 
     def end(self, error: RequestError) -> None:
@@ -103,7 +106,7 @@ class Audience:
     def patience(self) -> float | None:
         """How much longer to wait for clients that haven't heard it, in seconds, 0 or less for no longer; None for as
         long as they are here: who is away is waited for no longer than a round would wait for it."""
-        if self._unnotified.keys() & self.engine.present.keys():
+        if self._unnotified.keys() & self.engine.view.present.keys():
             return None
         return max(self._unnotified.values()) - self._clock()
 
@@ -127,20 +130,20 @@ class Audience:
         self._on_change()
 
     def _event(self, kind: EventKind, watcher: Watcher, report: RoundReport | None = None) -> RoundEvent:
-        engine, now = self.engine, self._clock()
-        member = engine.cohort.get(watcher.client_id)
+        round_, now = self.engine.view, self._clock()
+        member = round_.members.get(watcher.client_id)
         if member is not None and member.task not in (watcher.tasks or (watcher.task,)):
             member = None  # it came back with other tasks: its turn is the next round
         return RoundEvent(
             kind=kind,
-            round=engine.round,
-            purpose=engine.purpose,
-            cohort_size=len(engine.cohort),
+            round=round_.round,
+            purpose=round_.purpose,
+            cohort_size=len(round_.members),
             in_cohort=member is not None,
             task=member.task if member is not None else "",
             reported=member is not None and member.reported,
-            oldest_base_round=engine.oldest_base_round,
-            deadline_s=max(0.0, engine.deadline_for(watcher.client_id) - now) if kind is EventKind.OPENED else 0.0,
-            waiting_for=engine.waiting_for(now) if kind is EventKind.WAITING else "",
+            oldest_base_round=round_.oldest_base_round,
+            deadline_s=max(0.0, deadline_for(round_, watcher.client_id) - now) if kind is EventKind.OPENED else 0.0,
+            waiting_for=waiting_for(round_, now) if kind is EventKind.WAITING else "",
             report=report,
         )

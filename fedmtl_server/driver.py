@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
+from fedmtl_core.config import EarlyStoppingConfig
 from fedmtl_core.errors import StaleRoundError, UnavailableError
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import get_logger
@@ -21,9 +22,13 @@ from fedmtl_server.audience import Audience
 from fedmtl_server.commits import EndRound
 from fedmtl_server.events import EventKind
 from fedmtl_server.open_round import OpenRound, RunParts
-from fedmtl_server.rounds.engine import Phase, RoundEngine, RoundRules, Step
+from fedmtl_server.rounds.completion import missing_quorum
+from fedmtl_server.rounds.engine import RoundEngine
 from fedmtl_server.rounds.report import RoundReport, round_record
-from fedmtl_server.rounds.stopping import EarlyStopping
+from fedmtl_server.rounds.rules import RoundRules
+from fedmtl_server.rounds.stopping import should_stop
+from fedmtl_server.rounds.transitions import Phase, Step
+from fedmtl_server.rounds.waiting import waiting_for
 from fedmtl_server.storage.bookkeeping import log_report, round_report, update_records
 from fedmtl_server.storage.results import Measurements
 from fedmtl_server.storage.resume import LeftOff
@@ -38,7 +43,7 @@ class Driver:
         parts: what it is driven with.
         specs: its tasks.
         rules: when rounds open and close.
-        early_stopping: when training ends before its last round; None for never.
+        early_stopping: when training ends before its last round.
         report_interval_s: how often the log says what the run waits for.
     """
 
@@ -47,7 +52,7 @@ class Driver:
         parts: RunParts,
         specs: Sequence[TaskSpec],
         rules: RoundRules,
-        early_stopping: EarlyStopping | None = None,
+        early_stopping: EarlyStoppingConfig,
         report_interval_s: float = 10.0,
     ):
         self.rules = rules
@@ -62,7 +67,7 @@ class Driver:
         self._wake = asyncio.Event()
         self._log = get_logger()
         self.audience = Audience(self.engine, parts.clock, self._wake.set)
-        self.open_round = OpenRound(self.engine, parts, rules.transfer_timeout_s, self._wake.set)
+        self.open_round = OpenRound(self.engine, parts, rules.rounds.transfer_timeout_s, self._wake.set)
         """What updates are taken for."""
         self._updates = self.open_round.updates
         parts.commits.on_written = self._wake.set  # `_step` looks what came of it
@@ -127,12 +132,12 @@ class Driver:
         self.engine = self.audience.engine = self.open_round.engine = RoundEngine(
             self.rules, self._clock(), round_, left_off.counted
         )
-        self.engine.losses = self.measured.losses
+        self.engine.note_losses(self.measured.losses)
         self._commits.resume(round_)
         self._stop_training_if_due()
         if is_over:
-            self.engine.phase = Phase.FINISHED
-            until = self._clock() + self.rules.quorum_timeout_s
+            self.engine.finish()
+            until = self._clock() + self.rules.rounds.quorum_timeout_s
             self.audience.expect(dict.fromkeys(left_off.last_clients, until))
         elif left_off.cohort is not None:
             self.open_round.stats.opened_at_unix_ms = left_off.opened_at_unix_ms
@@ -164,12 +169,12 @@ class Driver:
         if step is Step.OPENED:
             await self._open()
         elif step is Step.EXTENDED:
-            self._log.warning("round.extended", **self.title(), missing=self.engine.missing_quorum())
+            self._log.warning("round.extended", **self.title(), missing=missing_quorum(self.engine.view))
             self.audience.publish(EventKind.OPENED)
         elif step is Step.CLOSED:
             await self._close()
         elif step is Step.FAILED:
-            self._log.error("round.failed", **self.title(), missing=self.engine.missing_quorum())
+            self._log.error("round.failed", **self.title(), missing=missing_quorum(self.engine.view))
             await self._close(failed=True)
         elif step is Step.ABANDONED:
             self._log.warning("round.abandoned", **self.title(), reason="no update arrived")
@@ -190,9 +195,9 @@ class Driver:
         self.audience.opening()
         cohort = {member.client_id: member.task for member in self.engine.cohort.values()}
         opened_at_unix_ms = self.open_round.stats.opened_at_unix_ms = time.time_ns() // 1_000_000
-        if self.engine.opened_without:
-            missing = name_some(self.engine.opened_without)
-            waited_s = self.rules.await_clients_s
+        if self.engine.view.opened_without:
+            missing = name_some(self.engine.view.opened_without)
+            waited_s = self.rules.rounds.await_clients_s
             self._log.warning("round.opens_without", **self.title(), missing=missing, waited_s=waited_s)
         await asyncio.to_thread(
             self._store.open_round, self.engine.round, self.engine.purpose, opened_at_unix_ms, cohort
@@ -202,13 +207,13 @@ class Driver:
     def _begin_round(self) -> None:
         """Take updates for the round that the engine has opened."""
         cohort = self.engine.cohort
-        self._updates.begin(self.engine)
+        self._updates.begin(self.engine.view)
         self._log.info(
             "round.opened",
             **self.title(),
             cohort_size=len(cohort),
             cohort=name_some([f"{member.client_id} ({member.task})" for member in cohort.values()]),
-            deadline_s=self.rules.deadline_s,
+            deadline_s=self.rules.rounds.deadline_s,
         )
         self.open_round.is_open.set()
         self.audience.publish(EventKind.OPENED)
@@ -216,7 +221,7 @@ class Driver:
     def _end_round(self, round_: int) -> None:
         """Take no more updates, and drop what is on its way. With asynchronous rounds the next one takes it."""
         self.open_round.is_open.clear()
-        if not self.engine.asynchronous:
+        if not self.engine.view.is_asynchronous:
             self.open_round.transfers.end(StaleRoundError(f"round {round_} has closed"))
 
     async def _close(self, *, failed: bool = False) -> None:
@@ -243,7 +248,7 @@ class Driver:
         self._updates.forget()
         self.engine.committed(self._clock())
         self._stop_training_if_due()
-        if not self.engine.asynchronous:
+        if not self.engine.view.is_asynchronous:
             self._end_round(round_)  # what was on its way to one more round of training
         self.audience.round_ended()
 
@@ -263,13 +268,13 @@ class Driver:
         model, pipeline = self._commits.model, self._commits.pipeline
         return round_report(
             stats,
-            self.engine,
+            self.engine.view,
             aggregate,
             {task: model.scopes_for(task) for task in model.tasks},
             pipeline.factors(self.engine.round),
             stages=pipeline.facts(),
             model_norms=self._commits.model_norms,
-            duration_s=self._clock() - self.engine.opened_at,
+            duration_s=self._clock() - self.engine.view.opened_at,
             aggregation_s=aggregation_s,
             failed=failed,
         )
@@ -280,23 +285,23 @@ class Driver:
 
     def _learn(self, report: RoundReport) -> None:
         self.measured.add(report)
-        self.engine.losses = self.measured.losses
+        self.engine.note_losses(self.measured.losses)
 
     def _remember(self, report: RoundReport) -> None:
         self.last_report = report
         self._commits.pipeline.record(round_record(report))
 
     def _stop_training_if_due(self) -> None:
-        if self._early_stopping is None or self.engine.purpose != "train":
+        if self.engine.purpose != "train":
             return
-        if self._early_stopping.is_due(self.measured.that_may_stop()):
+        if should_stop(self._early_stopping, self.measured.that_may_stop()):
             self.engine.stop_training()
             self._log.warning("training.stopped", reason=f"no better for {self._early_stopping.patience} rounds")
 
     async def _report_waiting(self) -> None:
         while True:
             await asyncio.sleep(self._report_interval_s)
-            text = self.engine.waiting_for(self._clock())
+            text = waiting_for(self.engine.view, self._clock())
             if text:
                 self._log.info("round.waiting", **self.title(), waiting_for=text)
             self.audience.announce_waiting(again=True)  # clients that came early were told of others that are here now

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fedmtl_core.config import EarlyStoppingConfig
 from fedmtl_core.errors import StaleRoundError, UnknownTaskError, WrongRunError
 from fedmtl_core.identifiers import quoted
 from fedmtl_core.logs import get_logger
@@ -17,9 +18,9 @@ from fedmtl_server.driver import Driver
 from fedmtl_server.events import RoundEvent
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.open_round import RunParts
-from fedmtl_server.rounds.engine import RoundRules
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
-from fedmtl_server.rounds.stopping import EarlyStopping
+from fedmtl_server.rounds.rules import RoundRules
+from fedmtl_server.rounds.waiting import waiting_for
 from fedmtl_server.status import Status, client_statuses, task_statuses
 from fedmtl_server.storage.bookkeeping import RoundStats
 from fedmtl_server.storage.results import TaskResult
@@ -42,8 +43,8 @@ class RunSpec:
     """When its rounds open and close."""
     plans: Mapping[str, TrainingPlan] = field(default_factory=dict)
     """What clients are asked to do, by task."""
-    early_stopping: EarlyStopping | None = None
-    """When training ends before its last round; None for never."""
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    """When training ends before its last round."""
     topk_density: float = DEFAULT_DENSITY
     """Share of a component's elements in a `topk` slice."""
     report_interval_s: float = 10.0
@@ -126,19 +127,19 @@ class Federation:
 
     def status(self) -> Status:
         """Where the run stands."""
-        engine, last_report = self._driver.engine, self.last_report
+        view, last_report = self._driver.engine.view, self.last_report
         return Status(
             run_id=self.run_id,
-            phase=engine.phase,
-            round=engine.round,
+            phase=view.phase,
+            round=view.round,
             num_rounds=self.rules.num_rounds,
-            waiting_for=engine.waiting_for(self._clock()),
-            tasks=task_statuses(self.model.tasks, engine, self._driver.measured.last),
-            clients=client_statuses(engine),
+            waiting_for=waiting_for(view, self._clock()),
+            tasks=task_statuses(self.model.tasks, view, self._driver.measured.last),
+            clients=client_statuses(view),
             last_report=last_report,
             model=self.model.summary(),
             uptime_s=self._clock() - self._started_at,
-            warnings=[*self.stats.warnings(engine.round), *(last_report.warnings if last_report else ())],
+            warnings=[*self.stats.warnings(view.round), *(last_report.warnings if last_report else ())],
         )
 
     def results(self) -> dict[str, TaskResult]:

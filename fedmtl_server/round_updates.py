@@ -11,7 +11,7 @@ from fedmtl_server.aggregation.order import CohortOrder
 from fedmtl_server.aggregation.pipeline import RoundAggregation
 from fedmtl_server.aggregation.values import Aggregate, ScreenedUpdate
 from fedmtl_server.commits import Commits
-from fedmtl_server.rounds.engine import AsyncRule, RoundEngine
+from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.transfer.incoming import Transfer
 from fedmtl_server.transfer.staging import StagingArea
 
@@ -29,22 +29,24 @@ class RoundUpdates:
         self._pipeline = commits.pipeline
         self._staging = staging
         self._order = CohortOrder(())
-        self._round = 1
-        self._asynchronous: AsyncRule | None = None
+        self._view: RoundView | None = None
         self._aggregation: RoundAggregation | None = None
         self._arrived: list[str] = []
         self._complete: dict[str, Transfer] = {}
         self._reported: list[Transfer] = []
 
-    def begin(self, engine: RoundEngine) -> None:
-        """Take updates for the round that the engine has opened."""
-        model, cohort = self._commits.model, engine.cohort
-        self._round, self._asynchronous = engine.round, engine.asynchronous
-        contributors = {member.client_id: model.scopes_for(member.task) for member in cohort.values()}
+    def begin(self, view: RoundView) -> None:
+        """Take updates for a round that has opened.
+
+        Args:
+            view: the round as it opens.
+        """
+        model, self._view = self._commits.model, view
+        contributors = {member.client_id: model.scopes_for(member.task) for member in view.cohort.values()}
         self._aggregation = self._pipeline.begin(
-            model.components, self._round, None if self._asynchronous else contributors
+            model.components, view.round, None if view.is_asynchronous else contributors
         )
-        self._order = CohortOrder(list(cohort), self._pipeline.is_settled)
+        self._order = CohortOrder(list(view.cohort), self._pipeline.is_settled)
 
     def place_of(self, client_id: str) -> int:
         """How many updates are accumulated before a client's; in an asynchronous round it may join here."""
@@ -109,6 +111,6 @@ class RoundUpdates:
             self._staging.release(transfer.staged, components, kept)
 
     def _with_tensors(self, transfer: Transfer, components: Mapping[str, Component]) -> ScreenedUpdate:
-        staleness = self._round - transfer.update.base_round
-        discount = self._asynchronous.discount(staleness) if self._asynchronous else 1.0
+        assert self._view is not None
+        staleness, discount = self._view.staleness(transfer.update), self._view.discount(transfer.update)
         return ScreenedUpdate(transfer.update, components, staleness, discount, transfer.norms)

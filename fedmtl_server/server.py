@@ -232,7 +232,7 @@ async def serve(
         if keep_serving:
             await stop
         else:
-            await _either(server.federation.drain(), stop, server.federation.rules.quorum_timeout_s)
+            await _either(server.federation.drain(), stop, server.federation.rules.rounds.quorum_timeout_s)
     finally:
         finished = run.done() and run.exception() is None
         for task in (run, stop):

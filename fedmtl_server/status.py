@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fedmtl_server.model import ModelSummary
-from fedmtl_server.rounds.engine import Phase, RoundEngine
 from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.transitions import Phase
+from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.rounds.warnings import RoundWarning
 
 
@@ -57,33 +58,33 @@ class Status:
 
 
 def task_statuses(
-    tasks: Sequence[str], engine: RoundEngine, last_metrics: Mapping[str, Mapping[str, float]]
+    tasks: Sequence[str], view: RoundView, last_metrics: Mapping[str, Mapping[str, float]]
 ) -> list[TaskStatus]:
     """Every task at this moment.
 
     Args:
         tasks: the run's.
-        engine: where it stands.
+        view: the round in progress.
         last_metrics: by task, those of the newest model that was measured.
     """
-    members, present = engine.cohort.values(), engine.offers.values()
+    members, present = view.cohort.values(), view.clients.values()
     return [
         TaskStatus(
             task=task,
-            min_clients=engine.rules.min_clients[task],
-            connected_clients=sum(task in offer.tasks for offer in present),
+            min_clients=view.rules.min_clients[task],
+            connected_clients=sum(task in client.tasks for client in present),
             cohort_size=sum(member.task == task for member in members),
             reported_clients=sum(member.task == task and member.reported for member in members),
             last_metrics=last_metrics.get(task, {}),
-            auxiliary=task in engine.rules.auxiliary,
+            auxiliary=task in view.rules.auxiliary,
         )
         for task in tasks
     ]
 
 
-def client_statuses(engine: RoundEngine) -> list[ClientStatus]:
+def client_statuses(view: RoundView) -> list[ClientStatus]:
     """Every client that is connected or in the cohort, at this moment."""
-    members, present, offers = engine.cohort, engine.present, engine.offers
+    members, present, clients = view.cohort, view.present, view.clients
     return [
         ClientStatus(
             client_id=client_id,
@@ -91,7 +92,7 @@ def client_statuses(engine: RoundEngine) -> list[ClientStatus]:
             connected=client_id in present,
             in_cohort=client_id in members,
             reported=client_id in members and members[client_id].reported,
-            tasks=offers[client_id].tasks if client_id in offers else (),
+            tasks=clients[client_id].tasks if client_id in clients else (),
         )
         for client_id in sorted(present.keys() | members.keys())
     ]

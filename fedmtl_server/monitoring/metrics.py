@@ -31,8 +31,8 @@ from fedmtl_core.model.scopes import SHARED, task_scope
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.events import Listener
 from fedmtl_server.federation import Federation
-from fedmtl_server.rounds.engine import Phase
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
+from fedmtl_server.rounds.transitions import Phase
 from fedmtl_server.rounds.warnings import WarningKind
 from fedmtl_server.rpc.call_interceptor import AroundCalls, Call
 from fedmtl_server.status import TaskStatus

@@ -1,1 +1,1 @@
-"""Who takes part in a round, when it ends, and what is written down of it."""
+"""The rounds of a run: their rules, the engine that decides their steps, and the reports written of them."""

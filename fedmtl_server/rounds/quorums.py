@@ -24,39 +24,39 @@ class _Edge:
     """The clients that can be moved at that cost."""
 
 
-def lacking(offers: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, int]:
+def lacking(eligible: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, int]:
     """How many clients each task lacks for its quorum, however the clients' tasks are chosen.
 
     Args:
-        offers: by client, the tasks it can take; at least one.
+        eligible: by client, the tasks it can take; at least one.
         needs: by task, its quorum.
 
     Returns:
         By task, above 0, in the order of `needs`. Their sum is the smallest that there can be; where several tasks
         could be the one that lacks a client, it is the one that the order of tasks and clients makes it.
     """
-    have = Counter(_filling_most(offers, needs).values())
+    have = Counter(_filling_most(eligible, needs).values())
     return {task: needed - have[task] for task, needed in needs.items() if have[task] < needed}
 
 
 def lacking_text(
-    offers: Mapping[str, Sequence[str]], tasks: Mapping[str, Sequence[str]], needs: Mapping[str, int]
+    eligible: Mapping[str, Sequence[str]], tasks: Mapping[str, Sequence[str]], needs: Mapping[str, int]
 ) -> str:
     """The same for people: `1 more qqp client (x has it too, but is needed for sst2)`.
 
     Args:
-        offers: by client, the tasks it can take.
+        eligible: by client, the tasks it can take.
         tasks: by client, all the tasks it has rows for; more than it can take where it has chosen one of them.
         needs: by task, its quorum.
 
     Returns:
         Empty if nothing is lacking.
     """
-    chosen = _filling_most(offers, needs)
+    chosen = _filling_most(eligible, needs)
     texts = []
-    for task, number in lacking(offers, needs).items():
+    for task, number in lacking(eligible, needs).items():
         others = [
-            f"{client_id} has it too, but {'is needed for' if task in offers[client_id] else 'has chosen'} {now}"
+            f"{client_id} has it too, but {'is needed for' if task in eligible[client_id] else 'has chosen'} {now}"
             for client_id, now in chosen.items()
             if task in tasks[client_id] and now != task
         ]
@@ -65,22 +65,22 @@ def lacking_text(
     return ", ".join(texts)
 
 
-def _filling_most(offers: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, str]:
+def _filling_most(eligible: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, str]:
     """A task for each client, such that as many places of quorums as possible are filled."""
-    tasks = spread(offers, needs)
-    if any(len(offered) > 1 for offered in offers.values()):
-        tasks = meet(offers, tasks, needs)
+    tasks = spread(eligible, needs)
+    if any(len(mine) > 1 for mine in eligible.values()):
+        tasks = meet(eligible, tasks, needs)
     return tasks
 
 
-def spread(offers: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, str]:
+def spread(eligible: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, str]:
     """A task for each client: of its own, the one that lacks most then, or has the fewest beyond its quorum.
 
-    Clients of one task are dealt with first, the others in their order; of equal tasks the one offered first is taken.
+    Clients of one task are dealt with first, the others in their order; of equal tasks the client's first is taken.
     """
-    chosen = {client_id: tasks[0] for client_id, tasks in offers.items() if len(tasks) == 1}
+    chosen = {client_id: tasks[0] for client_id, tasks in eligible.items() if len(tasks) == 1}
     have = Counter(chosen.values())
-    for client_id, tasks in offers.items():
+    for client_id, tasks in eligible.items():
         if client_id not in chosen:
             task = max(tasks, key=lambda one: needs.get(one, 0) - have[one])
             chosen[client_id] = task
@@ -89,7 +89,7 @@ def spread(offers: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dic
 
 
 def meet(
-    offers: Mapping[str, Sequence[str]],
+    eligible: Mapping[str, Sequence[str]],
     wanted: Mapping[str, str],
     needs: Mapping[str, int],
     order: Iterable[str] | None = None,
@@ -100,16 +100,16 @@ def meet(
     spare to one that lacks one (successive shortest paths; the paths are over tasks, of which there are few).
 
     Args:
-        offers: by client, the tasks it can take.
+        eligible: by client, the tasks it can take.
         wanted: by client, one of them, which it keeps if that costs no task a place.
         needs: by task, its quorum.
-        order: of the clients; of several that could be moved, the first are. That of `offers` if None.
+        order: of the clients; of several that could be moved, the first are. That of `eligible` if None.
 
     Returns:
         By client, its task; in the order of `wanted`.
     """
-    chosen, in_order = dict(wanted), list(offers if order is None else order)
-    while path := _cheapest_path(offers, chosen, wanted, needs, in_order):
+    chosen, in_order = dict(wanted), list(eligible if order is None else order)
+    while path := _cheapest_path(eligible, chosen, wanted, needs, in_order):
         tasks, edges = path
         have = Counter(chosen.values())
         spare = have[tasks[0]] - needs.get(tasks[0], 0)
@@ -121,7 +121,7 @@ def meet(
 
 
 def _cheapest_path(
-    offers: Mapping[str, Sequence[str]],
+    eligible: Mapping[str, Sequence[str]],
     chosen: Mapping[str, str],
     wanted: Mapping[str, str],
     needs: Mapping[str, int],
@@ -131,7 +131,7 @@ def _cheapest_path(
     have = Counter(chosen.values())
     if all(have[task] >= needed for task, needed in needs.items()):
         return None
-    edges = _edges(offers, chosen, wanted, order)
+    edges = _edges(eligible, chosen, wanted, order)
     distance: dict[str, int] = {task: 0 for task in sorted(have) if have[task] > needs.get(task, 0)}
     before: dict[str, str] = {}
     for _ in range(len(have.keys() | needs.keys())):  # Bellman-Ford: costs may be negative, cycles never are
@@ -149,12 +149,12 @@ def _cheapest_path(
 
 
 def _edges(
-    offers: Mapping[str, Sequence[str]], chosen: Mapping[str, str], wanted: Mapping[str, str], order: Sequence[str]
+    eligible: Mapping[str, Sequence[str]], chosen: Mapping[str, str], wanted: Mapping[str, str], order: Sequence[str]
 ) -> dict[tuple[str, str], _Edge]:
     movers: dict[tuple[str, str], dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     for client_id in order:
         task, preferred = chosen[client_id], wanted[client_id]
-        for other in offers[client_id]:
+        for other in eligible[client_id]:
             if other != task:
                 movers[task, other][(other != preferred) - (task != preferred)].append(client_id)
     return {pair: _Edge(min(by_cost), by_cost[min(by_cost)]) for pair, by_cost in sorted(movers.items())}

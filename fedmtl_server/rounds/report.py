@@ -8,8 +8,9 @@ from typing import Any
 
 from fedmtl_core.tasks.evaluation import TaskMetric, task_metrics
 from fedmtl_core.tasks.plan import Purpose
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.values import Aggregate, Contribution, DiscardedComponent, RoundRecord
-from fedmtl_server.rounds.engine import Member
+from fedmtl_server.rounds.membership import Member
 from fedmtl_server.rounds.warnings import RoundWarning
 
 
@@ -221,7 +222,7 @@ def task_reports(
         round_: its number.
         factors: by auxiliary task, what an example of it counts for in the encoder; none are auxiliary if None.
     """
-    updates = [member.update for member in cohort if member.update is not None]
+    updates = [answer for member in cohort for answer in member.answers if isinstance(answer, Update)]
     reports = []
     for task in scopes:
         encoder = aggregate.contributions.get(scopes[task][0], ())

@@ -10,8 +10,8 @@ from fedmtl_core.wire.messages import (
     PURPOSE_TO_PROTO,
 )
 from fedmtl_server.events import EventKind, RoundEvent
-from fedmtl_server.rounds.engine import Phase
 from fedmtl_server.rounds.report import MetricReport, RoundReport
+from fedmtl_server.rounds.transitions import Phase
 from fedmtl_server.rounds.warnings import RoundWarning, WarningKind
 from fedmtl_server.status import Status
 

@@ -113,7 +113,7 @@ class FederatedMtlServicer:
     async def PushUpdate(
         self, requests: AsyncIterator[pb.PushUpdateRequest | Chunk], context: CallContext
     ) -> pb.PushUpdateResponse:
-        timeout_s = self._federation.rules.transfer_timeout_s
+        timeout_s = self._federation.rules.rounds.transfer_timeout_s
         upload = Upload(requests, timeout_s, on_ready=lambda: context.send_initial_metadata(()))
         began = time.monotonic()
         log = get_logger(rpc="PushUpdate")

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Protocol
 
 from fedmtl_core.identifiers import name_some, shown
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.logs import Logger
 from fedmtl_core.model.scopes import task_scope
 from fedmtl_core.model.sharing import blocks_text
-from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.values import Aggregate
-from fedmtl_server.rounds.engine import Member
 from fedmtl_server.rounds.report import (
     ComponentReport,
     RefusedUpdate,
@@ -24,6 +21,7 @@ from fedmtl_server.rounds.report import (
     component_reports,
     task_reports,
 )
+from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.rounds.warnings import RoundWarning, damaged_model, warnings_of
 from fedmtl_server.storage.records import UpdateRecord
 
@@ -57,25 +55,9 @@ class RoundStats:
             self.refused.append(refusal)
 
 
-class ClosedRound(Protocol):
-    """What a report needs to know of a round that takes no more updates; `RoundEngine` is one until the next opens."""
-
-    @property
-    def round(self) -> int:
-        """Its number."""
-
-    @property
-    def purpose(self) -> Purpose:
-        """What it was for."""
-
-    @property
-    def cohort(self) -> Mapping[str, Member]:
-        """Its members by client id, each with the update it sent, if any."""
-
-
 def round_report(
     stats: RoundStats,
-    closed: ClosedRound,
+    closed: RoundView,
     aggregate: Aggregate,
     scopes: Mapping[str, Sequence[str]],
     factors: Mapping[str, float],

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from fedmtl_server.rounds.engine import Phase
+from fedmtl_server.rounds.transitions import Phase
 from fedmtl_server.storage.history import History
 from fedmtl_server.storage.paths import HISTORY_FILE
 from tests.examples.languages import LANGUAGES, ROOT, VECTORS, training

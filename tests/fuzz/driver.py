@@ -26,8 +26,8 @@ from fedmtl_server.federation import Federation, RunSpec
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.open_round import RunParts
 from fedmtl_server.recovery import recovered_updates, restore
-from fedmtl_server.rounds.engine import RoundRules
 from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rpc.servicer import FederatedMtlServicer
 from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.records import UpdateRecord

@@ -28,7 +28,8 @@ from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import encode
 from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.messages import component_to_proto
-from fedmtl_server.rounds.engine import RoundRules
+from fedmtl_server.rounds.rules import RoundRules
+from fedmtl_server.rounds.task_selection import RoundRobin
 from tests.fuzz.driver import Driver, Stream, Watch, quiet_log
 from tests.fuzz.rules import DEADLINE_S, GRACE_S, QUORUM_S, TRANSFER_S, Claim, Partial, Rules
 from tests.support import chunk_message, tiny_model
@@ -212,19 +213,18 @@ class Server(RuleBasedStateMachine):
         config = Config.model_validate(
             {
                 "training": {"num_rounds": NUM_ROUNDS},
+                "rounds": {
+                    "deadline_s": DEADLINE_S,
+                    "quorum_timeout_s": QUORUM_S,
+                    "rejoin_grace_s": GRACE_S,
+                    "transfer_timeout_s": TRANSFER_S,
+                },
                 "tasks": {task: {"min_clients": needed} for task, needed in MIN_CLIENTS.items()},
                 "store": {"durability": "process"},
                 "robustness": {"norms": {"action": "refuse", "bound": BOUND}},
             }
         )
-        rules = RoundRules(
-            num_rounds=NUM_ROUNDS,
-            min_clients=MIN_CLIENTS,
-            deadline_s=DEADLINE_S,
-            quorum_timeout_s=QUORUM_S,
-            rejoin_grace_s=GRACE_S,
-            transfer_timeout_s=TRANSFER_S,
-        )
+        rules = RoundRules.from_config(config, RoundRobin())
         model = tiny_model(*MIN_CLIENTS)
         self.driver = Driver(Path(self.folder.name) / "run", config, model, rules)
         parameters = {scope: numbers(one.buffer.numpy().tobytes()) for scope, one in model.components.items()}

@@ -17,7 +17,7 @@ from fedmtl_client.api import FederationApi
 from fedmtl_core.errors import LimitExceededError
 from fedmtl_core.wire.details import read_details
 from fedmtl_server.access import limiting
-from fedmtl_server.rounds.engine import Phase
+from fedmtl_server.rounds.transitions import Phase
 from fedmtl_server.rpc.caller_context import current_caller
 from fedmtl_server.rpc.sockets import hang_up
 from tests.support import WideEncoder, WireClient, aiter_of, eventually, model_bytes, reports_of, serving, tiny_model

@@ -25,12 +25,16 @@ from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks, factor, s
 from fedmtl_server.aggregation.task_weighting import make_weighting
 from fedmtl_server.commands.runs import runs_app
 from fedmtl_server.monitoring.tracking import round_point
-from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step
+from fedmtl_server.rounds.completion import missing_quorum
+from fedmtl_server.rounds.engine import RoundEngine
 from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.rounds.transitions import Phase, Step
+from fedmtl_server.rounds.waiting import waiting_for
 from fedmtl_server.server import Server
 from fedmtl_server.storage.results import Measurements, TaskResult
 from tests.server.aggregation.updates import averaged, round_of, update_of
 from tests.server.playing import model, push
+from tests.server.rounds.driven import round_rules
 from tests.support import WireClient, full_of, reports_of, serving, tiny_model, watching
 
 # Auxiliary clients connect first in what follows: no round waits for them to come.
@@ -166,9 +170,17 @@ def test_the_encoder_is_the_weighted_mean_in_any_mixture(given_, weight):
 def engine(**rules):
     defaults = {"deadline_s": 100.0, "quorum_timeout_s": 30.0, "rejoin_grace_s": 5.0}
     return RoundEngine(
-        RoundRules(num_rounds=9, min_clients={"sst2": 1, "qqp": 0}, auxiliary=frozenset({"qqp"}), **(defaults | rules)),
+        round_rules(
+            num_rounds=9, min_clients={"sst2": 1, "qqp": 0}, auxiliary=frozenset({"qqp"}), **(defaults | rules)
+        ),
         0.0,
     )
+
+
+def auxiliary_run(num_rounds, min_clients, round_=1):
+    auxiliary = frozenset({"qqp"})
+    rules = round_rules(num_rounds=num_rounds, min_clients=min_clients, auxiliary=auxiliary, quorum_timeout_s=30.0)
+    return RoundEngine(rules, 0.0, round_)
 
 
 def opened(clients=("a", "x", "y"), **rules):
@@ -192,7 +204,7 @@ def test_auxiliary_clients_alone_open_no_round_in_any_time():
     rounds = engine()
     rounds.join("x", "qqp", 0.0)
     assert rounds.advance(0.0) is None
-    assert rounds.waiting_for(0.0) == "1 more sst2 client"
+    assert waiting_for(rounds.view, 0.0) == "1 more sst2 client"
     rounds.join("a", "sst2", 1.0)
     assert rounds.advance(1.0) is Step.OPENED
     rounds.count(claim("a"))
@@ -205,14 +217,14 @@ def test_auxiliary_clients_alone_open_no_round_in_any_time():
 
 
 def test_where_no_task_needs_a_client_one_of_a_task_that_is_not_auxiliary_is_waited_for():
-    rounds = RoundEngine(RoundRules(9, {"sst2": 0, "qqp": 0}, frozenset({"qqp"})), 0.0)
+    rounds = auxiliary_run(9, {"sst2": 0, "qqp": 0})
     rounds.join("x", "qqp", 0.0)
     assert rounds.advance(0.0) is None
-    assert rounds.waiting_for(0.0) == "a client of a task that isn't auxiliary"
+    assert waiting_for(rounds.view, 0.0) == "a client of a task that isn't auxiliary"
 
 
 def test_the_time_for_a_quorum_begins_when_somebody_comes_who_counts_for_it():
-    rounds = RoundEngine(RoundRules(9, {"sst2": 2, "qqp": 0}, frozenset({"qqp"}), quorum_timeout_s=30.0), 0.0, round_=2)
+    rounds = auxiliary_run(9, {"sst2": 2, "qqp": 0}, round_=2)
     rounds.join("x", "qqp", 0.0)
     rounds.join("a", "sst2", 1000.0)
     assert rounds.advance(1029.0) is None
@@ -223,7 +235,7 @@ def test_auxiliary_clients_are_waited_for_as_others_are():
     rounds = opened()
     rounds.count(claim("a"))
     rounds.count(claim("x"))
-    assert rounds.waiting_for(10.0) == "1 of 3 updates: y (qqp), 90 s left"
+    assert waiting_for(rounds.view, 10.0) == "1 of 3 updates: y (qqp), 90 s left"
     assert rounds.advance(99.0) is None
     assert rounds.advance(100.0) is Step.CLOSED
 
@@ -232,15 +244,15 @@ def test_auxiliary_clients_are_waited_for_as_others_are():
 def test_a_round_without_its_auxiliary_updates_is_complete(rule):
     rounds = opened(on_missing_quorum=rule)
     rounds.count(claim("a"))
-    assert rounds.missing_quorum() == {}
+    assert missing_quorum(rounds.view) == {}
     assert rounds.advance(100.0) is Step.CLOSED
 
 
 def test_auxiliary_updates_fill_no_buffer_and_are_taken_along():
-    rounds = opened(("a", "b", "x", "y"), asynchronous=AsyncRule(buffer_size=2))
+    rounds = opened(("a", "b", "x", "y"), mode="async", buffer_size=2)
     for client_id in ("x", "a", "y"):
         rounds.count(claim(client_id, "delta"))
-    assert rounds.waiting_for(1.0).startswith("1 of 2 updates: b (sst2)")
+    assert waiting_for(rounds.view, 1.0).startswith("1 of 2 updates: b (sst2)")
     assert rounds.advance(1.0) is None
     rounds.count(claim("b", "delta"))
     assert rounds.advance(1.0) is Step.CLOSED
@@ -248,7 +260,7 @@ def test_auxiliary_updates_fill_no_buffer_and_are_taken_along():
 
 
 def test_the_final_evaluation_takes_place_without_anybody_who_counts():
-    rounds = RoundEngine(RoundRules(1, {"sst2": 1, "qqp": 0}, frozenset({"qqp"}), quorum_timeout_s=30.0), 0.0, round_=2)
+    rounds = auxiliary_run(1, {"sst2": 1, "qqp": 0}, round_=2)
     rounds.join("x", "qqp", 0.0)
     assert rounds.advance(29.0) is None
     assert rounds.advance(30.0) is Step.OPENED

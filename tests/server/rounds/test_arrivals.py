@@ -5,8 +5,10 @@ from __future__ import annotations
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.wire.updates import Update
-from fedmtl_server.rounds.cohorts import CohortRule
-from fedmtl_server.rounds.engine import RoundEngine, RoundRules, Step
+from fedmtl_server.rounds.engine import RoundEngine
+from fedmtl_server.rounds.transitions import Step
+from fedmtl_server.rounds.waiting import waiting_for
+from tests.server.rounds.driven import round_rules
 from tests.support import WireClient, serving, tiny_model
 
 WAITING, OPENED = pb.ROUND_EVENT_KIND_WAITING, pb.ROUND_EVENT_KIND_OPENED
@@ -22,26 +24,26 @@ def engine(*expected: str, round_: int = 1, **rules) -> RoundEngine:
         "expected": frozenset(expected),
         "await_clients_s": 100.0,
     }
-    return RoundEngine(RoundRules(**(defaults | rules)), 0.0, round_)
+    return RoundEngine(round_rules(**(defaults | rules)), 0.0, round_)
 
 
 def test_the_first_round_waits_for_all_who_are_expected_whatever_its_quorum():
     rounds = engine("a", "b", "t")
     rounds.join("b", "sst2", 1.0)
     assert rounds.advance(1.0) is None
-    assert rounds.waiting_for(1.0) == "2 of the configured clients: a, t, 100 s left"
+    assert waiting_for(rounds.view, 1.0) == "2 of the configured clients: a, t, 100 s left"
     rounds.join("t", "texts", 2.0)
     assert rounds.advance(2.0) is None
     rounds.join("a", "sst2", 3.0)
     assert rounds.advance(3.0) is Step.OPENED
     assert [*rounds.cohort] == ["a", "b", "t"]
-    assert rounds.opened_without == []
+    assert rounds.view.opened_without == []
 
 
 def test_whoever_is_faster_the_first_cohort_is_the_same():
     cohorts = []
     for order in ("abct", "tcba", "bcta"):
-        rounds = engine(*"abct", cohort=CohortRule("fraction", fraction=0.5))
+        rounds = engine(*"abct", cohort="fraction", cohort_fraction=0.5)
         for second, client_id in enumerate(order):
             assert rounds.advance(second) is None
             rounds.join(client_id, "texts" if client_id == "t" else "sst2", second)
@@ -54,7 +56,7 @@ def test_the_quorum_is_needed_beside_them():
     rounds = engine("a", min_clients={"sst2": 2, "texts": 0})
     rounds.join("a", "sst2", 0.0)
     assert rounds.advance(0.0) is None
-    assert rounds.waiting_for(0.0) == "1 more sst2 client"
+    assert waiting_for(rounds.view, 0.0) == "1 more sst2 client"
     rounds.join("from-elsewhere", "sst2", 1.0)
     assert rounds.advance(1.0) is Step.OPENED
 
@@ -70,14 +72,14 @@ def test_the_wait_is_over_when_nobody_new_has_come_for_so_long():
     assert rounds.advance(249.0) is None
     assert rounds.advance(250.0) is Step.OPENED
     assert [*rounds.cohort] == ["a", "b"]
-    assert rounds.opened_without == ["c"]
+    assert rounds.view.opened_without == ["c"]
 
 
 def test_with_nobody_there_it_goes_on_waiting_for_the_quorum():
     rounds = engine("a")
     assert rounds.advance(100.0) is None
     assert rounds.next_wakeup(100.0) is None
-    assert rounds.waiting_for(100.0) == "1 more sst2 client"
+    assert waiting_for(rounds.view, 100.0) == "1 more sst2 client"
     rounds.join("b", "sst2", 500.0)
     assert rounds.advance(500.0) is Step.OPENED
 
@@ -92,14 +94,14 @@ def test_no_later_round_waits_for_them():
     assert rounds.advance(20.0) is Step.CLOSED
     rounds.committed(20.0)
     assert rounds.advance(20.0) is Step.OPENED
-    assert rounds.opened_without == []
+    assert rounds.view.opened_without == []
 
 
 def test_the_first_round_of_a_server_that_takes_the_run_up_waits_too():
     rounds = engine("a", "b", round_=4)
     rounds.join("a", "sst2", 0.0)
     assert rounds.advance(50.0) is None  # though the time for a quorum is over
-    assert rounds.waiting_for(50.0) == "1 of the configured clients: b, 50 s left"
+    assert waiting_for(rounds.view, 50.0) == "1 of the configured clients: b, 50 s left"
     rounds.join("b", "sst2", 60.0)
     assert rounds.advance(60.0) is Step.OPENED
 
@@ -122,8 +124,8 @@ async def test_a_server_waits_for_its_configurations_clients_if_it_says_so_and_o
     found = []
     for number, rounds in enumerate([{}, {"await_clients_s": 0}, {"await_clients_s": 7.5}]):
         async with serving(tmp_path / str(number), tiny_model("sst2"), sections=sections, **rounds) as server:
-            found.append((server.federation.rules.expected, server.federation.rules.await_clients_s))
-    assert found == [(frozenset(), 0.0), (frozenset(), 0.0), (frozenset("ab"), 7.5)]
+            found.append((server.federation.rules.expected, server.federation.rules.rounds.await_clients_s))
+    assert found == [(frozenset(), None), (frozenset(), 0.0), (frozenset("ab"), 7.5)]
 
 
 async def test_over_the_wire_the_first_round_has_all_expected_clients_and_who_waits_is_told_of_what(tmp_path):

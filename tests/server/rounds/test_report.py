@@ -13,7 +13,7 @@ from fedmtl_core.tasks.evaluation import Evaluation
 from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.values import Aggregate, Contribution
-from fedmtl_server.rounds.engine import Member
+from fedmtl_server.rounds.membership import Member
 from fedmtl_server.rounds.report import MetricReport, RoundReport, task_reports
 from fedmtl_server.storage.results import Measurements, TaskResult, plot
 

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from fedmtl_core.errors import LimitExceededError
 from fedmtl_server.events import MAX_UNREAD_EVENTS, EventKind
-from fedmtl_server.rounds.engine import Phase
+from fedmtl_server.rounds.transitions import Phase
 from fedmtl_server.storage.spool import Spool
 from tests.support import OddEncoder, WireClient, chunk_messages, eventually, model_bytes, serving, tiny_model
 

@@ -13,8 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
 from fedmtl_core.wire.updates import Update
-from fedmtl_server.rounds.cohorts import CohortRule
-from fedmtl_server.rounds.engine import AsyncRule, Phase, RoundEngine, RoundRules, Step
+from fedmtl_server.rounds.engine import RoundEngine
+from fedmtl_server.rounds.transitions import Phase, Step
+from fedmtl_server.rounds.waiting import waiting_for
+from tests.server.rounds.driven import round_rules
 from fedmtl_server.rounds.task_selection import HighestLoss, TaskLoss
 from tests.server.test_recovery import history_of
 from tests.support import TinyEncoder, WireClient, full_of, model_bytes, serving, tiny_model
@@ -25,7 +27,7 @@ OPENED, COMMITTED = pb.ROUND_EVENT_KIND_OPENED, pb.ROUND_EVENT_KIND_COMMITTED
 
 def engine(**rules) -> RoundEngine:
     defaults = {"num_rounds": 9, "min_clients": {"qqp": 1, "sst2": 1}, "rejoin_grace_s": 5.0, "quorum_timeout_s": 30.0}
-    return RoundEngine(RoundRules(**(defaults | rules)), 0.0)
+    return RoundEngine(round_rules(**(defaults | rules)), 0.0)
 
 
 def claim(client_id, task, round_=1, kind="parameters", next_task="") -> Update:
@@ -53,7 +55,7 @@ class TestEngine:
         rounds = engine()
         rounds.join("x", "", 0.0, BOTH)
         assert rounds.advance(0.0) is None
-        assert rounds.waiting_for(0.0) == "1 more sst2 client (x has it too, but is needed for qqp)"
+        assert waiting_for(rounds.view, 0.0) == "1 more sst2 client (x has it too, but is needed for qqp)"
         rounds.join("y", "qqp", 0.0)
         assert rounds.advance(0.0) is Step.OPENED
         assert tasks_of(rounds) == {"x": "sst2", "y": "qqp"}
@@ -73,16 +75,16 @@ class TestEngine:
 
     def test_losses_choose_where_the_configuration_says_so(self):
         rounds = engine(min_clients={"qqp": 0, "sst2": 0}, selection=HighestLoss())
-        rounds.losses = {"qqp": TaskLoss(1.0, 0.9), "sst2": TaskLoss(4.0, 2.0)}
+        rounds.note_losses({"qqp": TaskLoss(1.0, 0.9), "sst2": TaskLoss(4.0, 2.0)})
         rounds.join("x", "", 0.0, BOTH)
         rounds.join("y", "", 0.0, BOTH)
         assert play(rounds) == {"x": "qqp", "y": "qqp"}
-        rounds.losses = {"qqp": TaskLoss(1.0, 0.4), "sst2": TaskLoss(4.0, 2.0)}
+        rounds.note_losses({"qqp": TaskLoss(1.0, 0.4), "sst2": TaskLoss(4.0, 2.0)})
         assert play(rounds) == {"x": "sst2", "y": "sst2"}
 
     def test_the_final_model_is_measured_on_every_task_whatever_training_needed_last(self):
         rounds = engine(num_rounds=1, min_clients={"qqp": 0, "sst2": 0}, selection=HighestLoss())
-        rounds.losses = {"qqp": TaskLoss(1.0, 0.9), "sst2": TaskLoss(4.0, 2.0)}
+        rounds.note_losses({"qqp": TaskLoss(1.0, 0.9), "sst2": TaskLoss(4.0, 2.0)})
         rounds.join("x", "", 0.0, BOTH)
         rounds.join("y", "", 0.0, BOTH)
         assert play(rounds) == {"x": "qqp", "y": "qqp"}
@@ -117,7 +119,7 @@ class TestEngine:
         rounds.join("y", "sst2", 0.0)
         assert play(rounds, x="sst2") == {"x": "qqp", "y": "sst2"}
         assert rounds.advance(1.0) is None
-        assert rounds.waiting_for(1.0) == "1 more qqp client (x has it too, but has chosen sst2), 29 s left"
+        assert waiting_for(rounds.view, 1.0) == "1 more qqp client (x has it too, but has chosen sst2), 29 s left"
         rounds.join("z", "qqp", 2.0)
         assert play(rounds, 2.0) == {"x": "sst2", "y": "sst2", "z": "qqp"}
         assert play(rounds, 2.0, x="qqp")["x"] == "sst2"  # without a word its choice stays
@@ -155,15 +157,14 @@ class TestEngine:
         assert sorted(one["x"] for one in had) == ["qqp", "sst2"]
 
     def test_cohorts_are_drawn_from_each_tasks_clients(self):
-        rule = CohortRule("fraction", fraction=0.5)
-        rounds = engine(min_clients={"qqp": 1, "sst2": 1}, cohort=rule)
+        rounds = engine(min_clients={"qqp": 1, "sst2": 1}, cohort="fraction", cohort_fraction=0.5)
         for number in range(8):
             rounds.join(f"c{number}", "", 0.0, BOTH)
         rounds.advance(0.0)
         assert Counter(tasks_of(rounds).values()) == {"qqp": 2, "sst2": 2}
 
     def test_an_asynchronous_update_is_of_the_task_its_client_had_when_it_began(self):
-        rounds = engine(min_clients={"qqp": 0, "sst2": 0}, asynchronous=AsyncRule(buffer_size=1))
+        rounds = engine(min_clients={"qqp": 0, "sst2": 0}, mode="async", buffer_size=1)
         rounds.join("x", "", 0.0, BOTH)
         rounds.join("y", "", 0.0, BOTH)
         rounds.advance(0.0)
@@ -179,7 +180,7 @@ class TestEngine:
             rounds.check(claim("x", "cola", 2, "delta"))
 
     def test_a_client_that_comes_into_an_asynchronous_round_has_the_task_that_lacks_most(self):
-        rounds = engine(min_clients={"qqp": 1, "sst2": 2}, asynchronous=AsyncRule(buffer_size=9))
+        rounds = engine(min_clients={"qqp": 1, "sst2": 2}, mode="async", buffer_size=9)
         rounds.join("x", "qqp", 0.0)
         rounds.join("y", "sst2", 0.0)
         rounds.join("z", "sst2", 0.0)
@@ -365,8 +366,8 @@ class AnyOrder(RuleBasedStateMachine):
         except (StaleRoundError, InvalidRequestError):
             return
         assert self.given[client_id] == task
-        if next_task and client_id in self.engine.offers:
-            assert self.engine.offers[client_id].choice == next_task
+        if next_task and client_id in self.engine.view.clients:
+            assert self.engine.view.clients[client_id].preferred_task == next_task
 
     @rule(seconds=st.sampled_from([1.0, 6.0, 31.0, 1000.0]))
     def time_passes(self, seconds):
@@ -374,12 +375,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def advance(self):
-        offers, in_time = dict(self.engine.offers), self.engine.round == 1
+        offers, in_time = dict(self.engine.view.clients), self.engine.round == 1
         step = self.engine.advance(self.now)
         if step is Step.OPENED:
             self.given = tasks_of(self.engine)
             assert self.given.keys() == offers.keys()
-            assert all(task in offers[client_id].eligible for client_id, task in self.given.items())
+            assert all(task in offers[client_id].eligible_tasks for client_id, task in self.given.items())
             have = Counter(self.given.values())
             assert not in_time or all(have[task] >= count for task, count in self.needed.items())
         elif step is Step.CLOSED:

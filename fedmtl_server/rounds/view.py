@@ -1,0 +1,126 @@
+"""A round at one moment, as a value: admission, opening, deadlines and wait conditions are functions of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fedmtl_core.tasks.plan import Purpose
+from fedmtl_server.rounds.arrivals import Arrivals
+from fedmtl_server.rounds.exchanges import EVALUATION, Answer, Exchange
+from fedmtl_server.rounds.membership import ClientCapabilities, Member, current_task
+from fedmtl_server.rounds.rules import RoundRules
+from fedmtl_server.rounds.task_selection import TaskLoss
+from fedmtl_server.rounds.transitions import Phase
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """A round at one moment. Times are in seconds.
+
+    `clients` and `members` are the engine's own mappings, so that a view costs nothing: a view holds until the engine
+    is next called.
+    """
+
+    rules: RoundRules
+    training_exchanges: Sequence[Exchange]
+    """The exchanges of a round of training."""
+    phase: Phase
+    round: int
+    """Counted from 1."""
+    last_training_round: int
+    """The round after it evaluates the final model."""
+    arrivals: Arrivals
+    """The clients that the first round still waits for."""
+    clients: Mapping[str, ClientCapabilities]
+    """By client id, the connected clients."""
+    members: Mapping[str, Member]
+    """By client id, the members that take part in the exchange in progress, in the order of aggregation."""
+    counted: Mapping[str, tuple[str, int]]
+    """By client id, the id of the answer that counted last in earlier rounds, and its round."""
+    waiting_since: float
+    """When the wait for the round's quorum began."""
+    opened_at: float
+    """When the round opened; for a waiting round, when the round before it did."""
+    exchange_opened_at: float
+    """When the exchange in progress opened."""
+    dropped: Mapping[str, Member] = field(default_factory=dict)
+    """By client id, the members that didn't answer in an earlier exchange and no longer take part."""
+    exchange_index: int = 0
+    """Of the exchange in progress in `exchanges`."""
+    num_extensions: int = 0
+    """How often the deadline of the exchange in progress was extended."""
+    num_abandoned: int = 0
+    """How often the round was abandoned."""
+    not_waited_for: frozenset[str] = frozenset()
+    """Tasks whose quorum was waited for in vain, and no client of which has come since."""
+    opened_without: Sequence[str] = ()
+    """The expected clients that the round in progress no longer waited for."""
+    losses: Mapping[str, TaskLoss] = field(default_factory=dict)
+    """By task, of those that were measured by now."""
+
+    @property
+    def purpose(self) -> Purpose:
+        """What the round asks for."""
+        return "train" if self.round <= self.last_training_round else "evaluate"
+
+    @property
+    def exchanges(self) -> Sequence[Exchange]:
+        """The exchanges of the round, in order."""
+        return self.training_exchanges if self.purpose == "train" else EVALUATION
+
+    @property
+    def exchange(self) -> Exchange:
+        """The exchange in progress, or before the round is open, its first."""
+        return self.exchanges[self.exchange_index]
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether updates may start from earlier rounds' models."""
+        return self.purpose == "train" and self.rules.is_asynchronous
+
+    @property
+    def oldest_base_round(self) -> int:
+        """Updates count that started from the slice of this round or a later one."""
+        if self.is_asynchronous:
+            return max(1, self.round - self.rules.rounds.max_staleness)
+        return self.round if self.phase in (Phase.WAITING, Phase.OPEN) else self.round + 1
+
+    @property
+    def cohort(self) -> Mapping[str, Member]:
+        """All members of the round by client id, those that dropped out last."""
+        return {**self.members, **self.dropped} if self.dropped else self.members
+
+    @property
+    def present(self) -> Mapping[str, str]:
+        """Task by client id, of the connected clients; see `current_task`."""
+        return {client_id: current_task(self.members.get(client_id), one) for client_id, one in self.clients.items()}
+
+    @property
+    def tasks(self) -> set[str]:
+        """The tasks of the members."""
+        return {member.task for member in self.members.values()}
+
+    @property
+    def num_members(self) -> Mapping[str, int]:
+        """Members by task."""
+        return Counter(member.task for member in self.members.values())
+
+    @property
+    def num_answers(self) -> Counter[str]:
+        """Answers in the exchange in progress by task."""
+        return Counter(member.task for member in self.members.values() if member.answer is not None)
+
+    @property
+    def unreported(self) -> list[Member]:
+        """The members that haven't answered in the exchange in progress."""
+        return [member for member in self.members.values() if member.answer is None]
+
+    def staleness(self, answer: Answer) -> int:
+        """Commits between the model that an answer started from and the model of the round in progress."""
+        return self.round - answer.base_round
+
+    def discount(self, answer: Answer) -> float:
+        """The factor of an update's weight for its staleness; 1 in a synchronous round."""
+        return self.rules.discount(self.staleness(answer)) if self.is_asynchronous else 1.0
