@@ -171,6 +171,8 @@ class Driver:
         elif step is Step.EXTENDED:
             self._log.warning("round.extended", **self.title(), missing=missing_quorum(self.engine.view))
             self.audience.publish(EventKind.OPENED)
+        elif step is Step.NEXT_EXCHANGE:
+            self.audience.publish(EventKind.OPENED)
         elif step is Step.CLOSED:
             await self._close()
         elif step is Step.FAILED:

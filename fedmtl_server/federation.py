@@ -84,7 +84,7 @@ class Federation:
     # The run.
 
     async def run(self) -> None:
-        """Hold the run's rounds until it is finished; see `Driver.run`."""
+        """Hold the run's rounds until it is over; see `Driver.run`."""
         await self._driver.run()
 
     def resume(self, left_off: LeftOff, updates: Sequence[tuple[Update, StagedUpdate]]) -> None:
@@ -126,7 +126,6 @@ class Federation:
         return self._driver.last_report
 
     def status(self) -> Status:
-        """Where the run stands."""
         view, last_report = self._driver.engine.view, self.last_report
         return Status(
             run_id=self.run_id,
