@@ -86,6 +86,40 @@ def local_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
 
 
+def take_step(
+    model: nn.Module,
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    max_grad_norm: float,
+    proximal: ProximalTerm | None = None,
+    correct: Callable[[], None] | None = None,
+) -> None:
+    """Take one optimiser step that lowers a loss.
+
+    Args:
+        loss: of one batch, a scalar with a graph.
+        schedule: steps with the optimiser.
+        max_grad_norm: L2 norm that the gradients are clipped to; 0 for no clipping.
+        proximal: a term whose gradient is added before the clipping.
+        correct: corrects the gradients after the clipping.
+
+    Raises:
+        ConfigError: there is a correction, and the optimizer has several learning rates.
+    """
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    if proximal:
+        proximal.add_gradient()
+    if max_grad_norm:
+        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    if correct:
+        correct()
+        _require_one_rate(optimizer)
+    optimizer.step()
+    schedule.step()
+
+
 @contextmanager
 def _in_turns(model: MultiTaskModel, plan: TrainingPlan) -> Iterator[Callable[[int], None]]:
     """What is told of each epoch that begins, and says which parameters train in it: with `head_epochs` first the
@@ -168,18 +202,8 @@ class Trainer:
                     if should_stop():
                         raise TrainingStopped
                     loss = self.loss(model, inputs, labels)
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    if proximal:
-                        proximal.add_gradient()
-                    if plan.max_grad_norm:
-                        nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
-                    if correct:
-                        correct()
-                        _require_one_rate(optimizer)
                     rates += optimizer.param_groups[0]["lr"]
-                    optimizer.step()
-                    schedule.step()
+                    take_step(model, loss, optimizer, schedule, plan.max_grad_norm, proximal, correct)
                     step += 1
                     value = _finite(loss, step, num_steps)
                     mean = value if batch == 1 else mean + (value - mean) / batch
