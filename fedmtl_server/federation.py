@@ -24,7 +24,7 @@ from fedmtl_core.errors import (
 from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import Partition
-from fedmtl_core.tasks.plan import Purpose, TrainingPlan
+from fedmtl_core.tasks.plan import Purpose, TrainingPlan, round_title
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.formats import DEFAULT_DENSITY, Encoding
@@ -785,9 +785,7 @@ class Federation:
     # The log.
 
     def _title(self) -> dict[str, str]:
-        if self._engine.purpose == "evaluate":
-            return {"progress": "Final evaluation"}
-        return {"progress": f"Round {self._engine.round}/{self.rules.num_rounds}"}
+        return {"progress": round_title(self._engine.purpose, self._engine.round, self.rules.num_rounds)}
 
     async def _report_waiting(self) -> None:
         while True:
