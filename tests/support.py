@@ -20,12 +20,19 @@ from torch import Tensor, nn
 
 from fedmtl_core.config import Config
 from fedmtl_core.tasks.spec import PRESETS, TaskSpec
+from fedmtl_core.wire.update_headers import update_from_header
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.server import Server
 from fedmtl_server.storage.history import FILE_NAME, History
 
 TASKS = ("sst2", "qqp", "stsb", "mrpc")
+
+
+def update_of(header: pb.UpdateHeader) -> Update:
+    """What an update's header says of a built-in task."""
+    return update_from_header(header, PRESETS[header.task])
 
 
 class OddEncoder(nn.Module):
