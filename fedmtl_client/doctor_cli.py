@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedmtl_client.cli import TaskNames, address, identifier, shard_name, with_options_first
 from fedmtl_client.client import (
     DEFAULT_ADDRESS,
     listed,
@@ -17,6 +15,20 @@ from fedmtl_client.client import (
     section_of,
     tasks_of,
     with_own_credentials,
+)
+from fedmtl_client.options import (
+    Insecure,
+    Overrides,
+    TaskNames,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TokenFile,
+    address,
+    identifier,
+    overrides_of,
+    shard_name,
+    with_options_first,
 )
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
@@ -39,18 +51,12 @@ def examine(
     shard: Annotated[
         str | None, typer.Option(metavar="K/N", help="The K-th of N disjoint parts of the rows.", callback=shard_name)
     ] = None,
-    tls_ca: Annotated[Path | None, typer.Option(help="The CA of the server's certificate; client.tls_ca.")] = None,
-    tls_certificate: Annotated[
-        Path | None, typer.Option(help="This client's certificate; client.tls_certificate.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key; client.tls_key.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="File with its token; client.token_file.")] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Connect to other machines without TLS; security.insecure.")
-    ] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
-    ] = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    set_: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look at what a client with these options needs, and say what is missing. It takes no part in the run.
@@ -59,9 +65,7 @@ def examine(
     """
     logs.configure(level="critical")  # what there is to say are the findings
     files = {"tls_ca": tls_ca, "tls_certificate": tls_certificate, "tls_key": tls_key, "token_file": token_file}
-    overrides = list(set_ or [])
-    overrides += [f"client.{key}={json.dumps(str(path))}" for key, path in files.items() if path is not None]
-    overrides += ["security.insecure=true"] if insecure else []
+    overrides = overrides_of(set_ or [], files, insecure)
     if not as_json:
         typer.echo("looking at what a client needs; it takes some seconds", err=True)
     found = doctor.findings("environment", doctor.environment)
