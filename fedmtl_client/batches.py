@@ -6,8 +6,6 @@ length together cost about half of that on short texts.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -18,7 +16,7 @@ from fedmtl_core.tasks.plan import TrainingPlan
 _EVALUATION_SEED = 0
 """Of what is random in an evaluation, such as which tokens are masked: every model is asked the same."""
 
-Batches = DataLoader[Any]
+Batches = DataLoader[dict[str, object]]
 """Gives pairs of inputs, each `(batch, tokens)`, and targets; see `TaskKind.collator`."""
 
 
@@ -32,10 +30,17 @@ def to_train_on(rows: EncodedRows, plan: TrainingPlan, seed: int) -> Batches:
         seed: of the orders, and of what is random in the batches.
     """
     generator = torch.Generator().manual_seed(seed)
-    order: dict[str, Any] = {"shuffle": True}
+    sampler = None
     if plan.group_by_length and rows.lengths is not None:
-        order = {"sampler": LengthGroupedSampler(plan.batch_size, lengths=rows.lengths, generator=generator)}
-    return DataLoader(rows, batch_size=plan.batch_size, collate_fn=rows.collator(seed), generator=generator, **order)
+        sampler = LengthGroupedSampler(plan.batch_size, lengths=rows.lengths, generator=generator)
+    return DataLoader(
+        rows,
+        batch_size=plan.batch_size,
+        shuffle=sampler is None,
+        sampler=sampler,
+        collate_fn=rows.collator(seed),
+        generator=generator,
+    )
 
 
 def to_evaluate_on(rows: EncodedRows, plan: TrainingPlan) -> Batches:
