@@ -14,11 +14,11 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from fedmtl.v1 import federation_pb2 as pb
-
 from benchmarks.processes import serve_commands
-from fedmtl_client.api import FederationApi, Slice
-from fedmtl_client.downloads import Holdings
+from fedmtl_client.api import FederationApi
+from fedmtl_client.component_cache import ComponentCache
+from fedmtl_client.connection import ConnectionSettings
+from fedmtl_client.slices import Slice
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_core import logs
 from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
@@ -26,6 +26,10 @@ from fedmtl_core.runtime.allocator import keep_freed_blocks
 from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.updates import Update
+
+OWN_CONNECTION = {"grpc.use_local_subchannel_pool": 1}
+"""Channel options of a client with a connection of its own, as if it were a process."""
 
 
 class Client:
@@ -37,9 +41,9 @@ class Client:
             address,
             client_id=f"client-{number:03}",
             task=task,
-            channel_options={"grpc.use_local_subchannel_pool": 1},  # a connection of its own, as a process has
+            connection=ConnectionSettings(channel_options=OWN_CONNECTION),
         )
-        self._holdings = Holdings()
+        self._cache = ComponentCache()
         self._model = model
         self._synchronizer = ClientModelSynchronizer(task=task)
         self._slice: Slice | None = None
@@ -49,8 +53,8 @@ class Client:
 
     def get(self) -> None:
         """Download the slice whole, and load it."""
-        self._holdings.spoil()
-        self._slice = self._api.get_slice(0, holdings=self._holdings)
+        self._cache.invalidate()
+        self._slice = self._api.get_slice(0, cache=self._cache)
         if self._model is not None:
             self._synchronizer.load(self._model, self._slice.components, share=True)
 
@@ -75,16 +79,16 @@ class Client:
         return self._synchronizer.update(self._model, "parameters")
 
     def _push(self, run_id: str, round_: int, components: list[Component]) -> None:
-        header = pb.UpdateHeader(
+        update = Update(
             run_id=run_id,
             client_id=self._api.client_id,
             task=self._task,
             base_round=round_,
             update_id=uuid.uuid4().hex,
-            kind=pb.UPDATE_KIND_PARAMETERS,
+            kind="parameters",
             num_examples=1,
         )
-        self._api.push_update(header, [EncodedComponent.exact(component) for component in components])
+        self._api.push_update(update, [EncodedComponent.exact(component) for component in components])
         self._done = round_
 
     def _await_round(self) -> int:
@@ -94,7 +98,7 @@ class Client:
 
     def _watch(self) -> None:
         for event in self._api.watch():
-            if event.kind == pb.ROUND_EVENT_KIND_OPENED and event.in_cohort:
+            if event.kind == "opened" and event.in_cohort:
                 with self._open:
                     self._round = event.round
                     self._open.notify_all()

@@ -149,7 +149,7 @@ class Served:
 
     def _watch(self) -> None:
         with suppress(UnavailableError):  # it was stopped
-            for event in self._api.watch():
+            for event in self._api.observe():
                 with self._open:
                     if event.kind == pb.ROUND_EVENT_KIND_OPENED:
                         self._opened[event.round] = time.monotonic()

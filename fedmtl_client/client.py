@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 from fedmtl_client import credentials
 from fedmtl_core import config as configuration
@@ -22,10 +21,13 @@ from fedmtl_core.tasks.glue import PRESETS
 if TYPE_CHECKING:
     import torch
 
-    from fedmtl_client.session import ClientResult, ClientSession, ClientSettings
+    from fedmtl_client.session import ClientResult, ClientSession
+    from fedmtl_client.task_state import WorkerSettings
     from fedmtl_client.trainer import Trainer
     from fedmtl_core.tasks.plan import TrainingPlan
     from fedmtl_core.tasks.spec import TaskSpec
+
+_T = TypeVar("_T")
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -56,7 +58,7 @@ class Client:
 
     def __init__(
         self,
-        config: Config | Mapping[str, Any] | Path | str | None = None,
+        config: Config | Mapping[str, object] | Path | str | None = None,
         *,
         task: str | None = None,
         tasks: Sequence[str] | None = None,
@@ -107,15 +109,18 @@ class Client:
 
         from fedmtl_client import data
         from fedmtl_client.api import FederationApi
+        from fedmtl_client.connection import ConnectionSettings
         from fedmtl_client.partition import LabelSkew
         from fedmtl_client.schedule import TaskSchedule
-        from fedmtl_client.session import ClientSession, ClientTask
+        from fedmtl_client.session import ClientSession
+        from fedmtl_client.task_state import ClientTask
+        from fedmtl_client.worker import RoundWorker
 
         config = self._config
         if config.client.num_threads:
             torch.set_num_threads(config.client.num_threads)
         schedule = TaskSchedule(self.tasks, config.client.selection, config.training.seed, self.client_id)
-        settings = dataclasses.replace(self._settings(), schedule=schedule)
+        settings = self._settings()
         skew = LabelSkew(self._skew.dirichlet, self._skew.seed) if self._skew else None
         tasks = []
         for name, section in self._sections.items():
@@ -129,18 +134,18 @@ class Client:
             tasks=self.tasks,
             reconnect_s=config.client.reconnect_s,
             compression=config.wire.compression,
-            credentials=self._credentials,
-            renew=credentials.Renewal(config),
+            connection=ConnectionSettings(self._credentials, credentials.Renewal(config)),
             tracing=tracing,
         )
-        return ClientSession(api, tasks, settings, tracing)
+        worker = RoundWorker(self.client_id, tasks, settings, tracing)
+        return ClientSession(api, worker, schedule=schedule, progress_bar=self._progress_bar, tracing=tracing)
 
-    def _settings(self) -> ClientSettings:
-        from fedmtl_client.session import ClientSettings
+    def _settings(self) -> WorkerSettings:
+        from fedmtl_client.task_state import WorkerSettings
         from fedmtl_client.trainer import choose_device
 
         config = self._config
-        return ClientSettings(
+        return WorkerSettings(
             device=choose_device(config.training.device),
             model=own_model(config),
             upload=config.wire.upload,
@@ -149,11 +154,10 @@ class Client:
             random_init=config.model.random_init,
             state_dir=config.client.state_dir,
             trainer=_trainer(config),
-            progress_bar=self._progress_bar,
         )
 
 
-def _checked(parse: Any, what: str, text: str) -> Any:
+def _checked(parse: Callable[[str], _T], what: str, text: str) -> _T:
     try:
         return parse(text)
     except ValueError as error:

@@ -242,9 +242,11 @@ def reach(
         plans: gets the server's plans, one for each task that it says one of.
     """
     from fedmtl_client.api import FederationApi
+    from fedmtl_client.connection import ConnectionSettings
     from fedmtl_client.credentials import load
 
-    api = FederationApi(server, client_id=client_id, task=specs[0].name, reconnect_s=0, credentials=load(config))
+    connection = ConnectionSettings(load(config))
+    api = FederationApi(server, client_id=client_id, task=specs[0].name, reconnect_s=0, connection=connection)
     with closing(api):
         yield from health(api)
         status = api.get_status()

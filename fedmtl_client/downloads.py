@@ -1,74 +1,21 @@
-"""What a client has of the model, and how a slice's messages get there. No socket here."""
+"""A slice on its way to a client's memory, as messages. No socket here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from fedmtl.v1 import federation_pb2 as pb
 from torch import Tensor
 
+from fedmtl_client.component_cache import ComponentCache
 from fedmtl_core.errors import ChecksumError, MalformedStreamError
 from fedmtl_core.wire.chunks import Assembler
 from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import decode, require_valid
-from fedmtl_core.wire.layout import Component, Layout
+from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.messages import component_from_proto, compression_from_proto, encoding_to_proto
-
-
-class Holdings:
-    """The components that a client has, and which version each is.
-
-    They stay from round to round: a component's memory is used again, one that hasn't changed isn't sent again, and a
-    difference is added to the one before.
-    """
-
-    def __init__(self) -> None:
-        self._components: dict[str, Component] = {}
-        self._digests: dict[str, bytes] = {}
-
-    def versions(self) -> Mapping[str, bytes]:
-        """By scope, the digests of the components that are whole and as they came."""
-        return self._digests
-
-    def spoil(self, scopes: Iterable[str] | None = None) -> None:
-        """Note that components are about to change: their memory stays, but they are no version any more.
-
-        Args:
-            scopes: which; all if None.
-        """
-        for scope in list(self._digests) if scopes is None else scopes:
-            self.overwrite(scope)
-
-    def drop(self) -> None:
-        """Forget everything."""
-        self._components.clear()
-        self._digests.clear()
-
-    def component(self, layout: Layout) -> Component:
-        """The component of this layout, whatever its bytes; a new one if there is none."""
-        component = self._components.get(layout.scope)
-        if component is None or component.layout != layout:
-            component = self._components[layout.scope] = Component(layout)
-            self._digests.pop(layout.scope, None)
-        return component
-
-    def num_bytes(self, scope: str) -> int:
-        """Of a component that is there."""
-        return self._components[scope].layout.num_bytes
-
-    def is_version(self, scope: str, digest: bytes) -> bool:
-        """Whether a component is whole, and this version."""
-        return self._digests.get(scope) == digest
-
-    def overwrite(self, scope: str) -> None:
-        """Note that a component is about to change."""
-        self._digests.pop(scope, None)
-
-    def set_version(self, scope: str, digest: bytes) -> None:
-        """Note that a component is whole, and this version."""
-        self._digests[scope] = digest
 
 
 @dataclass
@@ -94,11 +41,11 @@ class Download:
     """One slice on its way, over however many streams.
 
     Args:
-        holdings: where it goes.
+        cache: where it is stored.
     """
 
-    def __init__(self, holdings: Holdings):
-        self._holdings = holdings
+    def __init__(self, cache: ComponentCache):
+        self._cache = cache
         self._arriving: dict[str, _Arriving] = {}
         self._assembler: Assembler | None = None
         self._scopes: list[str] = []
@@ -131,10 +78,10 @@ class Download:
             pb.HeldComponent(
                 scope=scope,
                 digest=digest,
-                num_bytes=self._holdings.num_bytes(scope),
+                num_bytes=self._cache.num_bytes(scope),
                 encoding=pb.ENCODING_FLOAT32,
             )
-            for scope, digest in self._holdings.versions().items()
+            for scope, digest in self._cache.versions().items()
         ]
         return partly + whole
 
@@ -165,11 +112,11 @@ class Download:
         """Decode what has arrived.
 
         Returns:
-            The slice's components, in the header's order. They are the holdings' own.
+            The slice's components, in the header's order. They are the cache's own.
 
         Raises:
             MalformedStreamError: bytes are missing.
-            ChecksumError: differences don't add up to what the server has; nothing of it is held any more.
+            ChecksumError: a difference doesn't lead to the server's bytes; the cache is empty then.
         """
         assert self._assembler is not None
         self._assembler.finish()
@@ -180,13 +127,13 @@ class Download:
         known = self._arriving.get(scope)
         goes_on = known is not None and known.is_same(layout, digest, base_digest)
         here = arrived.get(scope, 0) if goes_on else 0
-        if self._holdings.is_version(scope, digest) and layout.encoding == "float32":
+        if self._cache.is_version(scope, digest) and layout.encoding == "float32":
             here = layout.num_bytes
         if layout.start > here:
             raise MalformedStreamError(
                 f"{scope}: the server continues at byte {layout.start}, but only {here} bytes are here"
             )
-        if base_digest and not self._holdings.is_version(scope, base_digest):
+        if base_digest and not self._cache.is_version(scope, base_digest):
             raise MalformedStreamError(f"{scope}: the server sends a difference from what isn't here")
         if known is not None and goes_on:
             known.layout = layout
@@ -196,28 +143,28 @@ class Download:
     def _room(self, layout: EncodedLayout) -> Tensor:
         if layout.encoding != "float32":
             return torch.empty(layout.num_bytes, dtype=torch.uint8)
-        component = self._holdings.component(layout.layout)
+        component = self._cache.component(layout.layout)
         if layout.start < layout.num_bytes:
-            self._holdings.overwrite(layout.scope)
+            self._cache.invalidate([layout.scope])
         return component.buffer
 
     def _decoded(self, scope: str, arriving: _Arriving) -> Component:
         layout = arriving.layout
-        component = self._holdings.component(layout.layout)
+        component = self._cache.component(layout.layout)
         if layout.encoding != "float32":
             require_valid(layout.layout, layout.encoding, arriving.data)
-            self._holdings.overwrite(scope)
+            self._cache.invalidate([scope])
             if arriving.base_digest:
                 component.add(decode(layout.layout, layout.encoding, arriving.data))
                 self._verify(component, arriving.digest)
             else:
                 decode(layout.layout, layout.encoding, arriving.data, into=component)
-        self._holdings.set_version(scope, arriving.digest)
+        self._cache.set_version(scope, arriving.digest)
         return component
 
     def _verify(self, component: Component, digest: bytes) -> None:
         """A difference added to what isn't quite its base would go unnoticed, and the next ones with it."""
         if component.digest() != digest:
-            self._holdings.drop()
+            self._cache.clear()
             self._arriving.clear()
             raise ChecksumError(f"{component.scope}: the difference doesn't lead to the bytes that the server has")

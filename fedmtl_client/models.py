@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from fedmtl_core.logs import Logger
 from fedmtl_core.model import encoder_check
@@ -30,7 +31,9 @@ class ModelFactory:
         self._log = log
         self._checked: set[tuple[Use, int]] = set()
 
-    def new(self, spec: TaskSpec, source: str, plan: TrainingPlan, tokenizer: Any) -> MultiTaskModel:
+    def new(
+        self, spec: TaskSpec, source: str, plan: TrainingPlan, tokenizer: PreTrainedTokenizerBase
+    ) -> MultiTaskModel:
         """The model of one task. Values are of concern for what no slice has.
 
         Args:

@@ -85,7 +85,7 @@ class Patience:
             wait=series.wait_s,
             stop=series.is_over,
             sleep=sleep_using_event(self.closed),
-            before_sleep=series.note_failure,
+            before_sleep=series.prepare_retry,
             reraise=True,
         )
         try:
@@ -200,13 +200,17 @@ class _Series:
         patience = self._patience
         return self.away_s >= patience.reconnect_s or patience.closed.is_set() or self._should_stop()
 
-    def note_failure(self, state: RetryCallState) -> None:
-        """Log the first failure, the second, the fourth and so on: an outage may last for thousands."""
+    def prepare_retry(self, state: RetryCallState) -> None:
+        """Do what has to be done between a failed attempt and the next: log the failure, and renew the credentials."""
         if self._patience.closed.is_set():
             return
         self.has_failed = True
         self._patience.note_outage()
         self._patience.before_retry()
+        self._log_failure(state)
+
+    def _log_failure(self, state: RetryCallState) -> None:
+        """Log the first failure, the second, the fourth and so on: an outage may last for thousands."""
         if state.attempt_number & (state.attempt_number - 1) == 0:
             error = state.outcome.exception() if state.outcome else None
             get_logger().info(

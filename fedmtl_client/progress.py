@@ -15,10 +15,10 @@ from fedmtl_core.logs import get_logger
 
 @contextmanager
 def training_progress(title: str, *, bar: bool) -> Iterator[Callable[[Step], None]]:
-    """Yields what is to be told of every step.
+    """Yields a function to be called with every step. It shows progress from the first step to the last.
 
     Args:
-        title: what is going on.
+        title: the round's name.
         bar: whether a terminal may get a bar.
     """
     if not (bar and sys.stderr.isatty()):
@@ -31,15 +31,26 @@ def training_progress(title: str, *, bar: bool) -> Iterator[Callable[[Step], Non
         TextColumn("steps, loss {task.fields[loss]:.4f}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None, loss=float("nan"))
-        yield lambda step: progress.update(
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task(title, total=None, loss=float("nan"))
+
+    def show(step: Step) -> None:
+        progress.start()
+        progress.update(
             task,
             description=f"{title}, epoch {step.epoch}/{step.num_epochs}",
             total=step.num_steps,
             completed=step.step,
             loss=step.loss,
         )
+        if step.step == step.num_steps:
+            progress.stop()
+
+    try:
+        yield show
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def _log_epoch(title: str, step: Step) -> None:

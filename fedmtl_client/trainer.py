@@ -16,7 +16,7 @@ from transformers import get_linear_schedule_with_warmup
 from fedmtl_client import batches
 from fedmtl_client.data import EncodedRows
 from fedmtl_client.proximal import ProximalTerm
-from fedmtl_client.vocabulary import narrowed
+from fedmtl_client.vocabulary import restrict_embeddings
 from fedmtl_core.errors import ConfigError, DataError, DivergedError
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.randomness import seed_all
@@ -87,10 +87,45 @@ def local_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
 
 
+def take_step(
+    model: nn.Module,
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    max_grad_norm: float,
+    proximal: ProximalTerm | None = None,
+    correct: Callable[[], None] | None = None,
+) -> None:
+    """Take one optimiser step that lowers a loss.
+
+    Args:
+        loss: of one batch, a scalar with a graph.
+        schedule: steps with the optimiser.
+        max_grad_norm: L2 norm that the gradients are clipped to; 0 for no clipping.
+        proximal: a term whose gradient is added before the clipping.
+        correct: corrects the gradients after the clipping.
+
+    Raises:
+        ConfigError: there is a correction, and the optimizer has several learning rates.
+    """
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    if proximal:
+        proximal.add_gradient()
+    if max_grad_norm:
+        nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    if correct:
+        correct()
+        _require_one_rate(optimizer)
+    optimizer.step()
+    schedule.step()
+
+
 @contextmanager
-def _in_turns(model: MultiTaskModel, plan: TrainingPlan) -> Iterator[Callable[[int], None]]:
-    """What is told of each epoch that begins, and says which parameters train in it: with `head_epochs` first the
-    head's alone, then all others alone (FedRep; Collins et al. 2021, arXiv:2102.07078)."""
+def _alternating(model: MultiTaskModel, plan: TrainingPlan) -> Iterator[Callable[[int], None]]:
+    """Yields a function to be called with each epoch that begins, counted from 1. It sets which parameters train in the
+    epoch: with `head_epochs` first the head alone, then all others alone (FedRep; Collins et al. 2021,
+    arXiv:2102.07078)."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
     def begin(epoch: int) -> None:
@@ -162,25 +197,15 @@ class Trainer:
         model.train()
         step, mean, rates = 0, 0.0, 0.0
         words = rows.vocabulary if self._moves_only_what_has_a_gradient(correct is not None) else None
-        with _in_turns(model, plan) as begin, narrowed(model.encoder, words, optimizer):
+        with _alternating(model, plan) as begin, restrict_embeddings(model.encoder, words, optimizer):
             for epoch in range(1, num_epochs + 1):
                 begin(epoch)
                 for batch, (inputs, labels) in enumerate(loader, 1):
                     if should_stop():
                         raise TrainingStopped
                     loss = self.loss(model, inputs, labels)
-                    optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    if proximal:
-                        proximal.add_gradient()
-                    if plan.max_grad_norm:
-                        nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm)
-                    if correct:
-                        correct()
-                        _require_one_rate(optimizer)
                     rates += optimizer.param_groups[0]["lr"]
-                    optimizer.step()
-                    schedule.step()
+                    take_step(model, loss, optimizer, schedule, plan.max_grad_norm, proximal, correct)
                     step += 1
                     value = _finite(loss, step, num_steps)
                     mean = value if batch == 1 else mean + (value - mean) / batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from fedmtl.v1 import federation_pb2 as pb
 
@@ -11,30 +12,29 @@ from fedmtl_core.errors import RequestError
 from fedmtl_core.wire.chunks import ChunkedBytes
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.formats import Compression
-from fedmtl_core.wire.messages import component_to_proto, compression_to_proto
+from fedmtl_core.wire.update_headers import update_to_header
+from fedmtl_core.wire.updates import Update
 
 
 class Upload:
     """One update, over however many streams.
 
     Args:
-        header: everything but `components` and `compression`.
-        components: what the update carries, in the order of the slice.
+        update: everything but its components and compression.
+        components: its tensors, in the order of the slice.
         compression: how chunks may be compressed.
         size: of chunks.
     """
 
     def __init__(
         self,
-        header: pb.UpdateHeader,
+        update: Update,
         components: Sequence[EncodedComponent],
         compression: Compression,
         size: ChunkSize,
     ):
-        self._header = pb.UpdateHeader()
-        self._header.CopyFrom(header)
-        self._header.components.extend(component_to_proto(one.layout) for one in components)
-        self._header.compression = compression_to_proto(compression)
+        layouts = tuple(one.layout for one in components)
+        self._header = update_to_header(replace(update, components=layouts, compression=compression))
         self._chunked = [ChunkedBytes(one.layout.scope, one.data) for one in components]
         self._compression = compression
         self._size = size

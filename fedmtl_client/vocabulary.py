@@ -20,10 +20,12 @@ MAX_SHARE = 0.5
 
 
 @contextmanager
-def narrowed(encoder: nn.Module, vocabulary: Tensor | None, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within it, an encoder has no word embeddings but those of a vocabulary; it takes the same token ids.
+def restrict_embeddings(
+    encoder: nn.Module, vocabulary: Tensor | None, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """While it is entered, an encoder has the word embeddings of a vocabulary alone; it takes the same token ids.
 
-    What training comes to is the same but for rounding. Nothing is done where that couldn't be promised: where the
+    The result of training is the same but for rounding. Nothing is done where that couldn't be promised: where the
     embeddings are frozen, or are another module's too, or their lookup does more than to look up.
 
     Args:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import get_linear_schedule_with_warmup
 
 from fedmtl_client import batches
 from fedmtl_client.data import EncodedRows
-from fedmtl_client.trainer import Trainer, choose_device, local_optimizer
+from fedmtl_client.trainer import Trainer, choose_device, local_optimizer, take_step
 from fedmtl_core.config import Config
 from fedmtl_core.model.modeling import MultiTaskModel, load_tokenizer
 from fedmtl_core.tasks.plan import TrainingPlan
@@ -76,12 +76,7 @@ def train_central(
         model.train()
         for task in mixed(steps_per_round, training.seed + round_):
             loss = trainers[task].loss(model, *next(streams[task]))
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if training.max_grad_norm:
-                nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-            optimizer.step()
-            schedule.step()
+            take_step(model, loss, optimizer, schedule, training.max_grad_norm)
         curve.measure(model, round_)
     return CentralRun(model, curve.by_round, curve.best)
 

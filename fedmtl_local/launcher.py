@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from fedmtl_client import credentials
 from fedmtl_client.api import FederationApi
+from fedmtl_client.connection import ConnectionSettings
+from fedmtl_client.messages import event_from_proto
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
@@ -200,7 +202,11 @@ class LocalRun:
             self._say(f"the first round waits for clients that `clients` hasn't: {lacking}")
         bar = self._progress.add_task("starting the clients", total=self._config.training.num_rounds)
         self._observer = FederationApi(
-            address, client_id="", task="", reconnect_s=START_TIMEOUT_S, credentials=self._credentials
+            address,
+            client_id="",
+            task="",
+            reconnect_s=START_TIMEOUT_S,
+            connection=ConnectionSettings(self._credentials),
         )
         watcher = threading.Thread(target=self._watch, args=(self._observer, bar), daemon=True)
         watcher.start()
@@ -308,7 +314,7 @@ class LocalRun:
     def _watch(self, observer: FederationApi, bar: TaskID) -> None:
         """Follow the rounds as an observer, and say how they go."""
         try:
-            for event in observer.watch():
+            for event in observer.observe():
                 self._show(event, bar)
                 if event.kind == pb.ROUND_EVENT_KIND_FINISHED:
                     break
@@ -367,9 +373,7 @@ def _own_credentials(client: LocalClient) -> list[str]:
 
 
 def _title(event: pb.WatchRoundsResponse) -> str:
-    if event.purpose == pb.ROUND_PURPOSE_EVALUATE:
-        return "Final evaluation"
-    return f"Round {event.round}/{event.num_rounds}"
+    return event_from_proto(event).title
 
 
 def _line(event: pb.WatchRoundsResponse, config: Config) -> str:

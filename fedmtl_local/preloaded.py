@@ -13,6 +13,7 @@ from fedmtl_core.runtime.allocator import keep_what_is_there
 for _name in (
     "alembic.autogenerate",
     "datasets",
+    "fedmtl_client.api",
     "fedmtl_client.cli",
     "fedmtl_client.session",
     "fedmtl_server.api",

@@ -15,6 +15,7 @@ from fedmtl_core.config import EarlyStoppingConfig
 from fedmtl_core.errors import StaleRoundError, UnavailableError
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import get_logger
+from fedmtl_core.tasks.plan import round_title
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.values import Aggregate
@@ -156,9 +157,7 @@ class Driver:
 
     def title(self) -> dict[str, str]:
         """Names the round in progress in the log."""
-        if self.engine.purpose == "evaluate":
-            return {"progress": "Final evaluation"}
-        return {"progress": f"Round {self.engine.round}/{self.rules.num_rounds}"}
+        return {"progress": round_title(self.engine.purpose, self.engine.round, self.rules.num_rounds)}
 
     # A step of it.
 

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from fedmtl_core.config import Config
 from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.update_headers import update_from_header
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.server import Server
@@ -28,6 +30,11 @@ from fedmtl_server.storage.history import History
 from fedmtl_server.storage.paths import HISTORY_FILE
 
 TASKS = ("sst2", "qqp", "stsb", "mrpc")
+
+
+def update_of(header: pb.UpdateHeader) -> Update:
+    """What an update's header says of a built-in task."""
+    return update_from_header(header, PRESETS[header.task])
 
 
 class OddEncoder(nn.Module):

@@ -18,6 +18,17 @@ Purpose = Literal["train", "evaluate"]
 """What a round asks for."""
 
 
+def round_title(purpose: Purpose, round_: int, num_rounds: int) -> str:
+    """A round's name for people, in logs and progress bars: `Round 2/10`, or `Final evaluation`.
+
+    Args:
+        purpose: what the round asks for.
+        round_: its number, counted from 1.
+        num_rounds: training rounds in the run.
+    """
+    return "Final evaluation" if purpose == "evaluate" else f"Round {round_}/{num_rounds}"
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """How a client is asked to train; it travels in the slice's header."""

@@ -16,6 +16,7 @@ from fedmtl_core.errors import InvalidRequestError, StaleRoundError, StoreError,
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES
 from fedmtl_core.wire.encoded import EncodedComponent, EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode
+from fedmtl_core.wire.updates import Update
 from tests.support import (
     CuttingProxy,
     OddEncoder,
@@ -24,6 +25,7 @@ from tests.support import (
     model_bytes,
     serving,
     tiny_model,
+    update_of,
     watching,
 )
 
@@ -47,8 +49,8 @@ async def test_errors_come_as_fedmtls_own(tmp_path):
         with api_of(server.address) as api:
             with pytest.raises(StaleRoundError, match="wanted for round 5"):
                 await asyncio.to_thread(api.get_slice, 5)
-            with pytest.raises(InvalidRequestError, match="kind"):
-                await asyncio.to_thread(api.push_update, pb.UpdateHeader(client_id="a", task="sst2"))
+            with pytest.raises(InvalidRequestError, match="run_id"):
+                await asyncio.to_thread(api.push_update, Update("a", "sst2", 1, "u", "parameters"))
 
 
 async def test_the_whole_model_can_be_had(tmp_path):
@@ -140,17 +142,17 @@ async def test_an_upload_cut_20_times_goes_on_where_it_stopped_and_counts_once(e
                 watch = threading.Thread(target=lambda: list(_ignoring_errors(presence.watch())), daemon=True)
                 watch.start()
                 await eventually(lambda: server.federation.status().phase.value == "open")
-                header = pb.UpdateHeader(
+                update = Update(
                     run_id=server.federation.run_id,
                     client_id="a",
                     task="sst2",
                     base_round=1,
                     update_id="u",
-                    kind=pb.UPDATE_KIND_DELTA,
+                    kind="delta",
                     num_examples=1,
                 )
-                receipt = await asyncio.to_thread(api.push_update, header, encoded)
-                assert receipt.outcome == pb.OUTCOME_ACCEPTED
+                receipt = await asyncio.to_thread(api.push_update, update, encoded)
+                assert receipt.outcome == "accepted"
                 await eventually(lambda: server.federation.last_report is not None)
             await asyncio.to_thread(watch.join, 10)
     assert proxy.num_cut == 20
@@ -174,7 +176,7 @@ async def test_a_server_that_takes_no_update_is_asked_less_and_less_often_and_gi
         header, data = await clients["a"].get_slice()
         monkeypatch.setattr(server.store, "has_counted", away)
         monkeypatch.setattr("fedmtl_client.patience.random.uniform", lambda low, high: high)
-        update = clients["a"].update(header, data, components=[])[0].header
+        update = update_of(clients["a"].update(header, data, components=[])[0].header)
         encoded = [EncodedComponent.exact(component) for component in server.federation.model.components.values()]
         with capture_logs() as logs, api_of(server.address, reconnect_s=1.0) as api, pytest.raises(UnavailableError):
             await asyncio.to_thread(api.push_update, update, encoded)
@@ -193,13 +195,13 @@ async def test_an_update_gets_the_one_call_that_a_busy_client_is_given(tmp_path)
     ):
         await clients["a"].until(pb.ROUND_EVENT_KIND_OPENED)
         header, data = await clients["a"].get_slice()
-        update = clients["a"].update(header, data, components=[])[0].header
+        update = update_of(clients["a"].update(header, data, components=[])[0].header)
         encoded = [EncodedComponent.exact(component) for component in server.federation.model.components.values()]
         with capture_logs() as logs, api_of(server.address) as api:
             for _ in range(2):
                 await asyncio.to_thread(api.get_status)
             receipt = await asyncio.to_thread(api.push_update, update, encoded)
-    assert receipt.outcome == pb.OUTCOME_ACCEPTED
+    assert receipt.outcome == "accepted"
     assert "at most 4 a second" in "".join(line["reason"] for line in logs if line["event"] == "server.away")
 
 

@@ -6,6 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
+from fedmtl_client.connection import ConnectionSettings
 from fedmtl_client.credentials import Credentials, load, why_unreachable
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, UnreachableError
@@ -103,15 +104,14 @@ def test_a_client_does_not_connect_to_another_machine_in_the_clear(address):
 )
 def test_it_does_where_that_is_safe_or_said_aloud(address, credentials):
     with capture_logs() as logs:
-        FederationApi(address, client_id="a", task="sst2", credentials=credentials).close()
+        FederationApi(address, client_id="a", task="sst2", connection=ConnectionSettings(credentials)).close()
     assert logs == []
 
 
 def test_a_token_that_goes_over_the_network_in_the_clear_is_a_warning_without_the_token():
     with capture_logs() as logs:
-        FederationApi(
-            "10.0.0.1:1", client_id="a", task="sst2", credentials=Credentials(token=TOKEN, insecure=True)
-        ).close()
+        shown = ConnectionSettings(Credentials(token=TOKEN, insecure=True))
+        FederationApi("10.0.0.1:1", client_id="a", task="sst2", connection=shown).close()
     assert [(line["event"], line["log_level"]) for line in logs] == [("token.sent_in_the_clear", "warning")]
     assert TOKEN not in str(logs)
 

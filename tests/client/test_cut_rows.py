@@ -16,7 +16,9 @@ from fedmtl_client import __main__ as command
 from fedmtl_client import doctor
 from fedmtl_client.api import FederationApi
 from fedmtl_client.data import EncodedRows, Rows, load_task_data, survey
-from fedmtl_client.session import ClientSession, ClientSettings, ClientTask
+from fedmtl_client.session import ClientSession
+from fedmtl_client.task_state import ClientTask, WorkerSettings
+from fedmtl_client.worker import RoundWorker
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_core.runtime.doctor import Level
@@ -107,7 +109,8 @@ async def test_a_client_logs_how_many_of_the_rows_that_it_uses_are_cut(tmp_path)
         tmp_path, MTLServerModel.from_config(CONFIG), sections={"training": {"max_length": 8}}
     ) as server:
         api = FederationApi(server.address, client_id="a", task="sst2", reconnect_s=20)
-        session = ClientSession(api, [task], ClientSettings(torch.device("cpu"), model=TOY_MODEL))
+        worker = RoundWorker("a", [task], WorkerSettings(torch.device("cpu"), model=TOY_MODEL))
+        session = ClientSession(api, worker)
         with capture_logs() as logs:
             await asyncio.to_thread(session.run)
     (ready,) = [one for one in logs if one["event"] == "data.ready"]

@@ -91,8 +91,7 @@ class Careless(Trainer):
 
 async def test_a_training_of_a_user_s_own_that_diverges_is_told_as_such_too(tmp_path):
     async with serving(tmp_path, toy_model()) as server:
-        session = session_of(real_api(server.address))
-        session._settings = replace(session._settings, trainer=Careless)
+        session = session_of(real_api(server.address), trainer=Careless)
         with pytest.raises(DivergedError, match=r"^training diverged: .* after \d+ steps \(train_loss nan\); lower"):
             await asyncio.to_thread(session.run)
         assert server.federation.stats.num_refused == 0

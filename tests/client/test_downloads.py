@@ -4,7 +4,8 @@ import pytest
 import torch
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_client.downloads import Download, Holdings
+from fedmtl_client.component_cache import ComponentCache
+from fedmtl_client.downloads import Download
 from fedmtl_core.errors import ChecksumError, InvalidRequestError, MalformedStreamError
 from fedmtl_core.wire.chunks import ChunkedBytes, read_message
 from fedmtl_core.wire.encoded import EncodedLayout
@@ -32,46 +33,46 @@ def receive(download, source, encoding="float32", **fields):
 
 
 def test_a_component_keeps_its_memory_from_slice_to_slice():
-    holdings = Holdings()
-    first = receive(Download(holdings), component(1.0, 2.0))["shared"]
-    second = receive(Download(holdings), component(3.0, 4.0))["shared"]
+    cache = ComponentCache()
+    first = receive(Download(cache), component(1.0, 2.0))["shared"]
+    second = receive(Download(cache), component(3.0, 4.0))["shared"]
     assert first is second
     assert second.views()["w"].tolist() == [3.0, 4.0]
-    assert holdings.versions() == {"shared": component(3.0, 4.0).digest()}
+    assert cache.versions() == {"shared": component(3.0, 4.0).digest()}
 
 
 def test_what_is_about_to_change_is_no_version_any_more():
-    holdings = Holdings()
-    receive(Download(holdings), component(1.0, 2.0))
-    assert len(Download(holdings).held()) == 1
-    holdings.spoil()
-    assert Download(holdings).held() == []
+    cache = ComponentCache()
+    receive(Download(cache), component(1.0, 2.0))
+    assert len(Download(cache).held()) == 1
+    cache.invalidate()
+    assert Download(cache).held() == []
 
 
 def test_a_slice_that_breaks_off_leaves_no_version_behind():
     """Its bytes lie where the last version's were."""
-    holdings = Holdings()
-    receive(Download(holdings), component(1.0, 2.0))
-    download = Download(holdings)
+    cache = ComponentCache()
+    receive(Download(cache), component(1.0, 2.0))
+    download = Download(cache)
     download.begin(header(component(3.0, 4.0)))
     with pytest.raises(MalformedStreamError, match="shared: 0 of 8 bytes arrived"):
         download.finish()
-    assert holdings.versions() == {}
+    assert cache.versions() == {}
 
 
 def test_a_difference_is_added_to_the_version_it_starts_from():
-    holdings = Holdings()
+    cache = ComponentCache()
     base, step = component(1.0, 2.0), component(0.25, 0.0)
-    receive(Download(holdings), base)
-    got = receive(Download(holdings), step, "topk", base=base.digest(), digest=component(1.25, 2.0).digest())
+    receive(Download(cache), base)
+    got = receive(Download(cache), step, "topk", base=base.digest(), digest=component(1.25, 2.0).digest())
     assert got["shared"].views()["w"].tolist() == [1.25, 2.0]
-    assert holdings.versions() == {"shared": component(1.25, 2.0).digest()}
+    assert cache.versions() == {"shared": component(1.25, 2.0).digest()}
 
 
 def test_a_difference_that_leads_elsewhere_leaves_nothing_to_rely_on():
-    holdings = Holdings()
-    receive(Download(holdings), component(1.0, 2.0))
-    download = Download(holdings)
+    cache = ComponentCache()
+    receive(Download(cache), component(1.0, 2.0))
+    download = Download(cache)
     with pytest.raises(ChecksumError, match="doesn't lead to the bytes that the server has"):
         receive(download, component(0.25, 0.0), "topk", base=component(1.0, 2.0).digest(), digest=bytes(32))
     assert download.held() == []
@@ -83,10 +84,10 @@ def test_a_server_that_contradicts_itself_is_not_followed():
         (header(component(1.0), "topk", base=b"x" * 32), "a difference from what isn't here"),
     ]:
         with pytest.raises(MalformedStreamError, match=text):
-            Download(Holdings()).begin(message)
+            Download(ComponentCache()).begin(message)
     with pytest.raises(InvalidRequestError, match="compression: expected one of none, zstd, got 7"):
-        Download(Holdings()).begin(header(component(1.0), compression=7))
+        Download(ComponentCache()).begin(header(component(1.0), compression=7))
     unknown = header(component(1.0))
     unknown.components[0].encoding = 77
     with pytest.raises(InvalidRequestError, match="shared: encoding: expected one of"):
-        Download(Holdings()).begin(unknown)
+        Download(ComponentCache()).begin(unknown)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from fedmtl_client import Client
 from fedmtl_client.data import EncodedRows, load_task_data
 from fedmtl_client.local_state import LocalParameters
-from fedmtl_client.session import _seed
 from fedmtl_client.trainer import Trainer
+from fedmtl_client.worker import round_seed
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
@@ -139,7 +139,7 @@ def bench_of(client_id, config):
 def trained_alone(client_id, config):
     """What a client's first round comes to."""
     model, trainer, train, _ = bench_of(client_id, config)
-    trainer.train(model, train, 1, seed=_seed(42, client_id, 1))
+    trainer.train(model, train, 1, seed=round_seed(42, client_id, 1))
     return model.state_dict()
 
 

@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 
 from fedmtl_client import doctor
 from fedmtl_client.api import FederationApi
+from fedmtl_client.connection import ConnectionSettings
 from fedmtl_client.credentials import Credentials
 from fedmtl_core.config import Config
 from fedmtl_core.errors import UnreachableError
@@ -27,9 +28,8 @@ def _no_proxy(monkeypatch):
 
 
 def status(address):
-    with closing(
-        FederationApi(address, client_id="a", task="sst2", reconnect_s=0, credentials=Credentials(insecure=True))
-    ) as api:
+    connection = ConnectionSettings(Credentials(insecure=True))
+    with closing(FederationApi(address, client_id="a", task="sst2", reconnect_s=0, connection=connection)) as api:
         return api.get_status()
 
 

@@ -7,17 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_client.api import FederationApi, Slice
+from fedmtl_client.api import FederationApi
 from fedmtl_client.data import load_task_data
 from fedmtl_client.schedule import TaskSchedule
-from fedmtl_client.session import ClientSession, ClientSettings, ClientTask
+from fedmtl_client.session import ClientSession
+from fedmtl_client.slices import Slice
+from fedmtl_client.task_state import ClientTask, WorkerSettings
+from fedmtl_client.transport import Receipt, RoundEvent
+from fedmtl_client.worker import RoundWorker
 from fedmtl_core.config import Config, DataConfig, TaskConfig
 from fedmtl_core.errors import ClientReplacedError, ConfigError, UnavailableError
 from fedmtl_core.model import encoder_check
 from fedmtl_core.model.modeling import TOY_MODEL
+from fedmtl_core.runtime.tracing import OFF
 from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.model import MTLServerModel
 from tests.support import WireClient, eventually, reports_of, serving
 
@@ -35,10 +40,11 @@ def toy_model() -> MTLServerModel:
     return MTLServerModel.from_config(CONFIG)
 
 
-def session_of(api, rows=64) -> ClientSession:
+def session_of(api, rows=64, tracing=OFF, **settings) -> ClientSession:
     data = load_task_data(SST2, DataConfig(builtin="sst2"))
-    settings = ClientSettings(torch.device("cpu"), model=TOY_MODEL)
-    return ClientSession(api, [ClientTask(SST2, data, train_samples=rows, val_samples=20)], settings)
+    task = ClientTask(SST2, data, train_samples=rows, val_samples=20)
+    worker = RoundWorker("a", [task], WorkerSettings(torch.device("cpu"), model=TOY_MODEL, **settings), tracing)
+    return ClientSession(api, worker, tracing=tracing)
 
 
 def real_api(address, reconnect_s=20.0) -> FederationApi:
@@ -71,8 +77,9 @@ async def test_a_session_checks_its_encoder_once_for_all_rounds_and_tasks(tmp_pa
     ]
     async with serving(tmp_path, model, num_rounds=3, min_clients=0) as server:
         api = FederationApi(server.address, client_id="a", task="sst2", tasks=names, reconnect_s=20.0)
-        settings = ClientSettings(torch.device("cpu"), model=TOY_MODEL, schedule=TaskSchedule(names, "round_robin"))
-        result = await asyncio.to_thread(ClientSession(api, tasks, settings).run)
+        worker = RoundWorker("a", tasks, WorkerSettings(torch.device("cpu"), model=TOY_MODEL))
+        session = ClientSession(api, worker, schedule=TaskSchedule(names, "round_robin"))
+        result = await asyncio.to_thread(session.run)
     assert {work.task for work in result.rounds.values()} == set(names)
     assert checked == [encoder_check.Use(TOY_MODEL, 128, "cls", pairs=True)]
 
@@ -139,10 +146,11 @@ async def test_a_session_gives_up_on_a_server_that_stays_away(tmp_path):
 async def test_a_session_that_means_something_else_by_its_tasks_labels_stops_before_it_trains(labels, told, tmp_path):
     other = replace(SST2, labels=labels)
     data = load_task_data(other, DataConfig(builtin="sst2"))
-    settings, task = ClientSettings(torch.device("cpu"), model=TOY_MODEL), ClientTask(other, data, 64, 20)
+    settings = WorkerSettings(torch.device("cpu"), model=TOY_MODEL)
+    worker = RoundWorker("a", [ClientTask(other, data, 64, 20)], settings)
     async with serving(tmp_path, toy_model()) as server:
         with pytest.raises(ConfigError, match=f"^task sst2: the server {told}"):
-            await asyncio.to_thread(ClientSession(real_api(server.address), [task], settings).run)
+            await asyncio.to_thread(ClientSession(real_api(server.address), worker).run)
         assert [client.reported for client in server.federation.status().clients] == [False]
 
 
@@ -154,15 +162,14 @@ async def test_the_whole_model_is_of_no_one_task(tmp_path):
     assert (whole.plan.task_type, whole.plan.labels) == (None, ())
 
 
-class ScriptedApi:
+class ScriptedTransport:
     """A server that is a script: it sends events when told to, and records what it is sent."""
 
     client_id = "a"
-    task = "sst2"
 
     def __init__(self, script):
         self._script = script
-        self.updates: list[pb.UpdateHeader] = []
+        self.updates: list[Update] = []
         self.fetched = threading.Event()
         self.updated = threading.Event()
         self.round = 0
@@ -172,45 +179,45 @@ class ScriptedApi:
             self.round = event.round
             yield event
 
-    def get_slice(self, round_, *, run_id, task, encoding, holdings, should_stop):
+    def get_slice(self, round_, *, run_id, task, encoding, cache, should_stop):
         purpose = "evaluate" if round_ > 2 else "train"
         self.fetched.set()
-        return Slice(run_id, round_, purpose, CONFIG.plan("sst2"), toy_model().components)
+        return Slice(run_id, round_, task, purpose, CONFIG.plan("sst2"), toy_model().components)
 
-    def push_update(self, header, components, should_stop):
-        self.updates.append(header)
+    def push_update(self, update, components, should_stop):
+        self.updates.append(update)
         self.updated.set()
-        return pb.PushUpdateResponse(outcome=pb.OUTCOME_ACCEPTED, round=self.round)
+        return Receipt("accepted", self.round)
 
     def close(self):
         pass
 
 
 def event(kind, round_=1, **fields):
-    is_taken = kind in (pb.ROUND_EVENT_KIND_WAITING, pb.ROUND_EVENT_KIND_OPENED)
+    is_taken = kind in ("waiting", "opened")
     fields = {"oldest_base_round": round_ if is_taken else round_ + 1} | fields
-    return pb.WatchRoundsResponse(run_id="run", kind=kind, round=round_, num_rounds=2, **fields)
+    return RoundEvent(run_id="run", kind=kind, round=round_, num_rounds=2, **fields)
 
 
 def opened(round_=1, **fields):
-    return event(pb.ROUND_EVENT_KIND_OPENED, round_, **({"in_cohort": True, "task": "sst2"} | fields))
+    return event("opened", round_, **({"in_cohort": True, "task": "sst2"} | fields))
 
 
 def finished():
-    return event(pb.ROUND_EVENT_KIND_FINISHED, 3)
+    return event("finished", 3)
 
 
 def test_an_event_that_waited_while_its_update_was_counted_is_not_worked_on_again():
     def script(api):
         yield opened()
-        api.fetched.wait(20)
+        api.fetched.wait(120)
         yield opened()  # as after a short disconnect
-        api.updated.wait(20)
+        api.updated.wait(120)
         api.updated.clear()
         api.updated.wait(1)
         yield finished()
 
-    api = ScriptedApi(script)
+    api = ScriptedTransport(script)
     session_of(api, rows=500).run()
     assert [update.base_round for update in api.updates] == [1]
 
@@ -220,15 +227,15 @@ def test_a_round_that_the_server_holds_again_is_worked_on_again():
 
     def script(api):
         yield opened()
-        api.updated.wait(20)
+        api.updated.wait(120)
         api.updated.clear()
-        yield event(pb.ROUND_EVENT_KIND_COMMITTED, 1)
-        yield event(pb.ROUND_EVENT_KIND_WAITING, 1)
+        yield event("committed", 1)
+        yield event("waiting", 1)
         yield opened()
-        api.updated.wait(20)
+        api.updated.wait(120)
         yield finished()
 
-    api = ScriptedApi(script)
+    api = ScriptedTransport(script)
     session_of(api).run()
     assert [update.base_round for update in api.updates] == [1, 1]
 
@@ -240,7 +247,7 @@ def test_a_round_that_does_not_ask_for_this_client_is_not_worked_on(fields):
         api.updated.wait(0.5)
         yield finished()
 
-    api = ScriptedApi(script)
+    api = ScriptedTransport(script)
     session_of(api).run()
     assert api.updates == []
 
@@ -249,12 +256,12 @@ def test_training_stops_when_the_round_closes_and_the_next_one_is_taken_up():
     def script(api):
         yield opened(1)
         api.fetched.wait(30)
-        yield event(pb.ROUND_EVENT_KIND_COMMITTED, 1)
+        yield event("committed", 1)
         yield opened(2)
         api.updated.wait(30)
         yield finished()
 
-    api = ScriptedApi(script)
+    api = ScriptedTransport(script)
     session_of(api, rows=500).run()
     assert [update.base_round for update in api.updates] == [2]
 
@@ -265,22 +272,22 @@ def test_training_goes_on_over_a_commit_where_updates_may_be_stale_and_the_round
     def script(api):
         yield opened(1)
         api.fetched.wait(30)
-        yield event(pb.ROUND_EVENT_KIND_COMMITTED, 1, oldest_base_round=1)
+        yield event("committed", 1, oldest_base_round=1)
         yield opened(2, oldest_base_round=1)
         api.updated.wait(30)
         api.updated.clear()
         api.updated.wait(1)
         yield finished()
 
-    api = ScriptedApi(script)
+    api = ScriptedTransport(script)
     session_of(api, rows=500).run()
     assert [update.base_round for update in api.updates] == [1]
 
 
 def test_whatever_ends_the_watch_reaches_the_main_thread():
     def script(api):
-        yield event(pb.ROUND_EVENT_KIND_WAITING)
+        yield event("waiting")
         raise ZeroDivisionError("a bug")
 
-    with pytest.raises(ZeroDivisionError), contextlib.closing(ScriptedApi(script)) as api:
+    with pytest.raises(ZeroDivisionError), contextlib.closing(ScriptedTransport(script)) as api:
         session_of(api).run()

@@ -217,7 +217,7 @@ def test_asynchronous_rounds_take_clients_of_two_tasks(tmp_path):
     assert all(set(tasks) <= {"sst2", "stsb"} for tasks in had.values())
 
 
-def benches(tmp_path, **sections):
+def states(tmp_path, **sections):
     """What a client that was given each of its two tasks once keeps of them."""
     settled = configuration.resolve(
         {
@@ -235,12 +235,11 @@ def benches(tmp_path, **sections):
         session = Client(settled, tasks=["sst2", "stsb"], server=server.address)._session(OFF)
         session.run()
         server.wait()
-    assert session._workbenches.keys() == {"sst2", "stsb"}
-    return session._workbenches["sst2"], session._workbenches["stsb"]
+    return [session._worker._states.state_of(task) for task in ("sst2", "stsb")]
 
 
 def test_the_models_of_all_tasks_live_in_the_memory_of_one_encoder(tmp_path):
-    first, second = (dict(bench.model.named_parameters()) for bench in benches(tmp_path))
+    first, second = (dict(state.model.named_parameters()) for state in states(tmp_path))
     shared = first.keys() & second.keys()
     assert len(shared) > 10
     assert all(first[name].data_ptr() == second[name].data_ptr() for name in shared)
@@ -248,7 +247,7 @@ def test_the_models_of_all_tasks_live_in_the_memory_of_one_encoder(tmp_path):
 
 
 def test_what_a_lossy_upload_rounds_away_is_owed_by_its_task_alone(tmp_path):
-    first, second = (bench.feedback for bench in benches(tmp_path, wire={"upload": "int8"}))
+    first, second = (state.feedback for state in states(tmp_path, wire={"upload": "int8"}))
     assert first._residuals.keys() == {"shared", "task:sst2"}
     assert second._residuals.keys() == {"shared", "task:stsb"}
     owed, other = (one._residuals["shared"].buffer for one in (first, second))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -12,6 +13,7 @@ from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
 from fedmtl_client.transfers import Attempts, ChunkSize
+from fedmtl_client.uploads import Upload
 from fedmtl_core.errors import (
     IntermediaryError,
     LimitExceededError,
@@ -23,6 +25,8 @@ from fedmtl_core.errors import (
 )
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from fedmtl_core.wire.encoded import EncodedComponent
+from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.updates import Update
 from tests.faults.proxy import Faults, FaultyProxy
 from tests.relay import Cuts, Relay
 from tests.support import WideEncoder, serving, tiny_model, watching
@@ -37,26 +41,26 @@ async def open_round(tmp_path, num_numbers=1_500_000, **rounds):
     model = tiny_model("sst2", encoder=WideEncoder(num_numbers))
     async with serving(tmp_path, model, num_rounds=2, **rounds) as server, watching(server, a="sst2") as clients:
         await clients["a"].until(pb.ROUND_EVENT_KIND_OPENED)
-        header = pb.UpdateHeader(
+        update = Update(
             run_id=server.federation.run_id,
             client_id="a",
             task="sst2",
             base_round=1,
             update_id="u",
-            kind=pb.UPDATE_KIND_PARAMETERS,
+            kind="parameters",
             num_examples=1,
         )
         trained = {scope: component.clone() for scope, component in model.components.items()}
         for number, component in enumerate(trained.values()):
             component.buffer.view(torch.float32).add_(0.25 + number)
-        yield server, clients["a"], header, trained
+        yield server, clients["a"], update, trained
 
 
-async def pushed(address, header, trained, reconnect_s=30.0):
+async def pushed(address, update, trained, reconnect_s=30.0):
     """The receipt of an update."""
     encoded = [EncodedComponent.exact(component) for component in trained.values()]
     with contextlib.closing(FederationApi(address, client_id="a", task="sst2", reconnect_s=reconnect_s)) as api:
-        return await asyncio.to_thread(api.push_update, header, encoded)
+        return await asyncio.to_thread(api.push_update, update, encoded)
 
 
 def sizes(logs):
@@ -65,11 +69,11 @@ def sizes(logs):
 
 async def test_an_upload_over_a_link_too_slow_for_a_chunk_ends(tmp_path):
     """A chunk of 2 MiB takes a second, and a server that hears nothing for half of it gives the upload up."""
-    async with open_round(tmp_path, transfer_timeout_s=0.5) as (server, client, header, trained):
+    async with open_round(tmp_path, transfer_timeout_s=0.5) as (server, client, update, trained):
         with FaultyProxy(server.address, Faults(bytes_per_s=2 * MIB)) as proxy, capture_logs() as logs:
-            receipt = await pushed(proxy.address, header, trained)
+            receipt = await pushed(proxy.address, update, trained)
         await client.until(pb.ROUND_EVENT_KIND_COMMITTED)
-        assert receipt.outcome == pb.OUTCOME_ACCEPTED
+        assert receipt.outcome == "accepted"
         for scope, component in trained.items():
             assert torch.equal(server.federation.model.components[scope].buffer, component.buffer)
     assert sizes(logs)[0] == MAX_CHUNK_BYTES // 4
@@ -77,33 +81,33 @@ async def test_an_upload_over_a_link_too_slow_for_a_chunk_ends(tmp_path):
 
 @pytest.mark.parametrize("code", [CODE.INTERNAL, CODE.UNKNOWN, CODE.CANCELLED, CODE.DEADLINE_EXCEEDED])
 async def test_an_upload_that_something_in_between_ends_is_resumed(code, tmp_path):
-    async with open_round(tmp_path) as (server, client, header, trained):
+    async with open_round(tmp_path) as (server, client, update, trained):
         async with Relay(server.address, Cuts("PushUpdate", code, after_bytes=5 * MIB, times=1)) as relay:
-            receipt = await pushed(relay.address, header, trained)
+            receipt = await pushed(relay.address, update, trained)
         event = await client.until(pb.ROUND_EVENT_KIND_COMMITTED)
-    assert receipt.outcome == pb.OUTCOME_ACCEPTED
+    assert receipt.outcome == "accepted"
     assert relay.calls == ["PushUpdate", "QueryUpload", "PushUpdate"]
     assert event.report.bytes_received < 6_000_040 + MAX_CHUNK_BYTES
 
 
 async def test_an_upload_gets_past_a_limit_on_the_size_of_a_call(tmp_path):
     """Each call brings as much as passes, in smaller chunks if need be."""
-    async with open_round(tmp_path) as (server, client, header, trained):
+    async with open_round(tmp_path) as (server, client, update, trained):
         async with Relay(server.address, Cuts("PushUpdate", CODE.INTERNAL, after_bytes=MIB)) as relay:
             with capture_logs() as logs:
-                receipt = await pushed(relay.address, header, trained)
+                receipt = await pushed(relay.address, update, trained)
         await client.until(pb.ROUND_EVENT_KIND_COMMITTED)
         for scope, component in trained.items():
             assert torch.equal(server.federation.model.components[scope].buffer, component.buffer)
-    assert receipt.outcome == pb.OUTCOME_ACCEPTED
+    assert receipt.outcome == "accepted"
     assert sizes(logs) == [MAX_CHUNK_BYTES // 4]
 
 
 async def test_an_upload_that_is_cut_at_the_same_byte_three_times_ends_in_words(tmp_path):
-    async with open_round(tmp_path) as (server, _, header, trained):
+    async with open_round(tmp_path) as (server, _, update, trained):
         async with Relay(server.address, Cuts("PushUpdate", CODE.CANCELLED, after_bytes=10_000)) as relay:
             with pytest.raises(TransferCutError) as failure:
-                await pushed(relay.address, header, trained)
+                await pushed(relay.address, update, trained)
     assert str(failure.value).startswith(
         "cut 3 times at byte 0 of the upload: is it a proxy's limit on size or time (nginx:"
     )
@@ -127,14 +131,14 @@ async def test_a_download_that_was_cut_once_outlasts_calls_that_end_before_they_
         async with Relay(server.address, Cuts("GetSlice", CODE.INTERNAL, after_bytes=3 * MIB, times=1)) as relay:
             with contextlib.closing(FederationApi(relay.address, client_id="a", task="sst2", reconnect_s=30.0)) as api:
                 refused = iter(range(4))
-                begin = api._get_slice
+                begin = api._connection.get_slice
 
                 def get_slice(request, metadata=()):
                     if request.held and next(refused, None) is not None:
                         raise IntermediaryError("502")
                     return begin(request, metadata=metadata)
 
-                api._get_slice = get_slice
+                api._connection.get_slice = get_slice
                 with capture_logs() as logs:
                     slice_ = await asyncio.to_thread(api.get_slice, 1)
     assert slice_.components.keys() == server.federation.model.components.keys()
@@ -217,11 +221,11 @@ async def test_a_refusal_that_is_not_the_servers_ends_the_call_and_says_so(code,
 
 async def test_a_refusal_whose_status_is_lost_on_the_way_is_known_by_its_details(tmp_path):
     """HAProxy passes them on, and then resets the stream of an upload that goes on."""
-    async with open_round(tmp_path) as (server, _, header, trained):
-        header.base_round = 7
+    async with open_round(tmp_path) as (server, _, update, trained):
+        update = replace(update, base_round=7)
         async with Relay(server.address, reset_as=CODE.CANCELLED) as relay:
             with pytest.raises(StaleRoundError, match="round 7"):
-                await pushed(relay.address, header, trained)
+                await pushed(relay.address, update, trained)
     assert relay.calls == ["PushUpdate"]
 
 
@@ -243,6 +247,16 @@ async def test_a_server_cuts_a_slice_as_small_as_is_asked(wanted, size, tmp_path
     lengths = [len(one.chunk.data) for one in messages[1:] if one.chunk.scope == "shared"]
     assert sum(lengths) == 6_000_000
     assert set(lengths[:-1]) == {size}
+
+
+def test_an_upload_says_itself_how_it_travels_whatever_its_update_says():
+    component = Component.pack("shared", {"encoder.weight": torch.ones(3)})
+    update = Update("a", "sst2", 1, "u", "parameters", "run", compression="none")
+    upload = Upload(update, [EncodedComponent.exact(component)], "zstd", ChunkSize("upload"))
+    header = pb.PushUpdateRequest.FromString(upload.opening()).header
+    assert (header.client_id, header.base_round, header.update_id) == ("a", 1, "u")
+    assert header.compression == pb.COMPRESSION_ZSTD
+    assert [(one.scope, one.num_bytes, one.start_offset) for one in header.components] == [("shared", 12, 0)]
 
 
 def test_chunks_become_smaller_only_while_nothing_comes_through():

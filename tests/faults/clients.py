@@ -23,17 +23,21 @@ import uuid
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from fedmtl.v1 import federation_pb2 as pb
 from torch import Tensor
 
 from fedmtl_client import api, patience
-from fedmtl_client.downloads import Holdings
+from fedmtl_client.component_cache import ComponentCache
+from fedmtl_client.connection import ConnectionSettings
+from fedmtl_client.transport import RoundEvent
 from fedmtl_core.errors import ClientReplacedError, StaleRoundError
+from fedmtl_core.tasks.evaluation import Evaluation
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.updates import Update
 
 RECONNECT_S = 900.0
 POLL_S = 0.02
@@ -42,7 +46,6 @@ _OPTIONS = {
     "grpc.use_local_subchannel_pool": 1,  # a connection of its own, not the process's common one
     "grpc.max_reconnect_backoff_ms": 500,
 }
-_OUTCOMES = {pb.OUTCOME_ACCEPTED: "accepted", pb.OUTCOME_DUPLICATE: "duplicate"}
 
 
 def num_examples(client_id: str) -> int:
@@ -107,24 +110,28 @@ class DeterministicClient:
 
     def __init__(self, address: str, client_id: str, task: str, ledger: Ledger, pace: Pace):
         self._api = api.FederationApi(
-            address, client_id=client_id, task=task, reconnect_s=RECONNECT_S, channel_options=_OPTIONS
+            address,
+            client_id=client_id,
+            task=task,
+            reconnect_s=RECONNECT_S,
+            connection=ConnectionSettings(channel_options=_OPTIONS),
         )
         self.client_id = client_id
         self._task = task
         self._ledger = ledger
         self._pace = pace
-        self._holdings = Holdings()
+        self._cache = ComponentCache()
         self._counted: set[tuple[str, int]] = set()
         self._given_up = False
-        self._events: queue.SimpleQueue[pb.WatchRoundsResponse | Exception] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[RoundEvent | Exception] = queue.SimpleQueue()
 
     def run(self) -> None:
         """Take part until the run is over."""
         watcher = threading.Thread(target=self._watch, daemon=True)
         watcher.start()
         try:
-            while (event := self._next_event()).kind != pb.ROUND_EVENT_KIND_FINISHED:
-                if event.kind == pb.ROUND_EVENT_KIND_OPENED and self._is_wanted(event):
+            while (event := self._next_event()).kind != "finished":
+                if event.kind == "opened" and self._is_wanted(event):
                     self._take_part(event)
         except Exception as error:
             if not self._given_up:
@@ -152,45 +159,43 @@ class DeterministicClient:
                 self._events.put(error)
                 return
 
-    def _next_event(self) -> pb.WatchRoundsResponse:
+    def _next_event(self) -> RoundEvent:
         event = self._events.get()
         if isinstance(event, Exception):
             raise event
         return event
 
-    def _is_wanted(self, event: pb.WatchRoundsResponse) -> bool:
+    def _is_wanted(self, event: RoundEvent) -> bool:
         """Whether it has to report in an opened round; a server that lost what it acknowledged would ask again."""
         if (event.run_id, event.round) in self._counted:
             return False
         return event.in_cohort and not event.reported
 
-    def _take_part(self, event: pb.WatchRoundsResponse) -> None:
+    def _take_part(self, event: RoundEvent) -> None:
         """Do a round's work, through any number of outages; a round that closes meanwhile is left."""
         try:
             self._report(event)
         except StaleRoundError as error:
             self._say("round.missed", round=event.round, reason=str(error))
 
-    def _report(self, event: pb.WatchRoundsResponse) -> None:
-        slice_ = self._api.get_slice(event.round, run_id=event.run_id, holdings=self._holdings)
-        header = pb.UpdateHeader(
+    def _report(self, event: RoundEvent) -> None:
+        slice_ = self._api.get_slice(event.round, run_id=event.run_id, cache=self._cache)
+        update = Update(
             run_id=slice_.run_id,
             client_id=self.client_id,
             task=self._task,
             base_round=slice_.round,
             update_id=uuid.uuid4().hex,
-            kind=pb.UPDATE_KIND_METRICS,
-            received_metrics={"accuracy": num_examples(self.client_id) / 2000},
-            num_eval_examples=10,
+            kind="metrics",
+            received=Evaluation({"accuracy": num_examples(self.client_id) / 2000}, num_examples=10),
         )
         components: list[Component] = []
         if slice_.purpose == "train":
-            header.kind = pb.UPDATE_KIND_PARAMETERS
-            header.num_examples = num_examples(self.client_id)
+            update = replace(update, kind="parameters", num_examples=num_examples(self.client_id))
             components = [self._trained(component, slice_.round) for component in slice_.components.values()]
         self._pace.wait_for_turn(self.client_id, slice_.round)
-        receipt = self._api.push_update(header, [EncodedComponent.exact(component) for component in components])
-        self._ledger.note(self.client_id, header.update_id, receipt.round, _OUTCOMES[receipt.outcome])
+        receipt = self._api.push_update(update, [EncodedComponent.exact(component) for component in components])
+        self._ledger.note(self.client_id, update.update_id, receipt.round, receipt.outcome)
         self._counted.add((event.run_id, event.round))
 
     def _trained(self, component: Component, round_: int) -> Component:

@@ -14,6 +14,8 @@ import pytest
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_client.api import FederationApi
+from fedmtl_client.connection import ConnectionSettings
+from fedmtl_client.transport import RoundEvent
 from fedmtl_core.errors import UnavailableError
 from fedmtl_core.runtime.keepalive import keepalive
 from fedmtl_server.server import _OPTIONS, Server
@@ -131,14 +133,16 @@ async def test_connections_that_break_anywhere_change_nothing_in_the_model(
 
 async def test_a_client_that_only_watches_notices_that_its_connection_is_dead_and_watches_again(tmp_path: Path) -> None:
     """Nothing comes over it any more, and nothing says so: a host that lost power, a gateway that forgot."""
-    events: list[pb.WatchRoundsResponse] = []
+    events: list[RoundEvent] = []
     async with serving(tmp_path, tiny_model("sst2"), min_clients=2) as server:
         with FaultyProxy(server.address) as proxy:
             api = FederationApi(
                 proxy.address,
                 client_id="a",
                 task="sst2",
-                channel_options={**keepalive(1.0, 3.0), "grpc.use_local_subchannel_pool": 1},
+                connection=ConnectionSettings(
+                    channel_options={**keepalive(1.0, 3.0), "grpc.use_local_subchannel_pool": 1}
+                ),
             )
             watcher = threading.Thread(target=lambda: events.extend(api.watch()), daemon=True)
             watcher.start()
@@ -169,7 +173,8 @@ async def test_a_client_whose_connection_is_dead_is_missed_within_the_keepalive(
     async with serving(tmp_path, tiny_model("sst2"), min_clients=2) as server:
         with FaultyProxy(server.address) as proxy:
             silent = {"grpc.keepalive_time_ms": 2**31 - 1, "grpc.use_local_subchannel_pool": 1}
-            api = FederationApi(proxy.address, client_id="a", task="sst2", channel_options=silent)
+            settings = ConnectionSettings(channel_options=silent)
+            api = FederationApi(proxy.address, client_id="a", task="sst2", connection=settings)
             watcher = threading.Thread(target=lambda: watch(api), daemon=True)
             watcher.start()
             try:

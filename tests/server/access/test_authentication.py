@@ -21,9 +21,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
+from fedmtl_client.connection import ConnectionSettings
 from fedmtl_client.credentials import Credentials
 from fedmtl_core import logs
 from fedmtl_core.errors import PermissionDeniedError, StoreError, UnauthenticatedError
+from fedmtl_core.wire.encoded import EncodedComponent
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.access.certs import make_authority, make_client, make_server
 from fedmtl_server.access.claims import CLAIMS
 from fedmtl_server.access.clients import ClientRegistry
@@ -363,8 +366,8 @@ class TestRevocation:
 
     async def test_our_client_ends_with_the_reason(self, tmp_path):
         async with guarded(tmp_path) as guard:
-            shown = Credentials(token=guard.tokens["alice"])
-            api = FederationApi(guard.server.address, client_id="alice", task="sst2", credentials=shown)
+            shown = ConnectionSettings(Credentials(token=guard.tokens["alice"]))
+            api = FederationApi(guard.server.address, client_id="alice", task="sst2", connection=shown)
             try:
                 events = api.watch()
                 await asyncio.to_thread(next, events)
@@ -403,8 +406,8 @@ async def drained(call: Any) -> None:
 
 class TestOurClient:
     def api(self, guard: Guarded, **who: str) -> FederationApi:
-        shown = Credentials(token=guard.tokens["alice"])
-        return FederationApi(guard.server.address, credentials=shown, **{"client_id": "alice", "task": "sst2"} | who)
+        shown = ConnectionSettings(Credentials(token=guard.tokens["alice"]))
+        return FederationApi(guard.server.address, connection=shown, **{"client_id": "alice", "task": "sst2"} | who)
 
     async def test_its_token_goes_with_every_call(self, tmp_path):
         async with guarded(tmp_path) as guard:
@@ -413,15 +416,13 @@ class TestOurClient:
             await asyncio.to_thread(next, events)
             assert (await asyncio.to_thread(api.get_status)).run_id == guard.server.store.run_id
             slice_ = await asyncio.to_thread(api.get_slice, 0)
-            message = header("alice", "sst2", slice_.run_id).header
-            message.update_id, message.kind, message.num_examples = "u1", pb.UPDATE_KIND_PARAMETERS, 1
-            from fedmtl_core.wire.messages import EncodedComponent
-
+            update = Update("alice", "sst2", slice_.round, "u1", "parameters", slice_.run_id, num_examples=1)
             parts = [EncodedComponent.exact(component) for component in slice_.components.values()]
-            receipt = await asyncio.to_thread(api.push_update, message, parts)
-            assert receipt.outcome == pb.OUTCOME_ACCEPTED
+            receipt = await asyncio.to_thread(api.push_update, update, parts)
+            assert receipt.outcome == "accepted"
             query = pb.QueryUploadRequest(run_id=slice_.run_id, client_id="alice", update_id="u1")
-            await asyncio.to_thread(api._stub.QueryUpload, query, metadata=api._call_metadata())
+            connection = api._connection
+            await asyncio.to_thread(connection.stub.QueryUpload, query, metadata=connection.call_metadata())
             await asyncio.to_thread(api.close)
 
     async def test_it_is_told_what_is_not_its_own_and_does_not_try_again(self, tmp_path):

@@ -14,8 +14,10 @@ from structlog.testing import capture_logs
 
 from benchmarks.frames import DATA, WINDOW_UPDATE, Connection, frame, message_prefix
 from fedmtl_client.api import FederationApi
+from fedmtl_client.connection import ConnectionSettings
 from fedmtl_core.errors import LimitExceededError
 from fedmtl_core.wire.details import read_details
+from fedmtl_core.wire.updates import Update
 from fedmtl_server.access import limiting
 from fedmtl_server.rounds.transitions import Phase
 from fedmtl_server.rpc.caller_context import current_caller
@@ -126,7 +128,10 @@ async def test_a_call_refused_for_its_pace_changes_nothing(tmp_path):
 async def test_fedmtls_own_client_comes_back_when_it_is_told_and_is_never_hung_up_on(tmp_path):
     async with limited(tmp_path, requests_per_s=20, request_burst=1, refusals=3) as server:
         api = FederationApi(
-            server.address, client_id="a", task="sst2", channel_options={"grpc.use_local_subchannel_pool": 1}
+            server.address,
+            client_id="a",
+            task="sst2",
+            connection=ConnectionSettings(channel_options={"grpc.use_local_subchannel_pool": 1}),
         )
         with capture_logs() as logs:
             began = time.monotonic()
@@ -598,9 +603,9 @@ async def test_health_and_reflection_answer_as_ever(tmp_path):
 async def test_a_limit_that_will_not_pass_is_told_to_the_caller_and_not_tried_again(tmp_path):
     async with limited(tmp_path, request_bytes=1024) as server:
         api = FederationApi(server.address, client_id="a", task="sst2")
-        header = pb.UpdateHeader(run_id="x" * 4000, client_id="a", task="sst2")
+        update = Update("a", "sst2", 1, "u", "parameters", run_id="x" * 4000)
         with pytest.raises(LimitExceededError, match="at most 1024 bytes"):
-            await asyncio.to_thread(api.push_update, header)
+            await asyncio.to_thread(api.push_update, update)
         api.close()
 
 

@@ -14,6 +14,7 @@ from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
+from fedmtl_client.connection import ConnectionSettings
 from fedmtl_client.credentials import Credentials, Renewal, load
 from fedmtl_core.config import Config, TlsConfig
 from fedmtl_core.errors import ConfigError, UnavailableError, UntrustedServerError
@@ -202,7 +203,11 @@ class TestOurClient:
 
     async def call(self, server, **credentials) -> pb.GetStatusResponse:
         api = FederationApi(
-            server.address, client_id="alice", task="sst2", reconnect_s=1.0, credentials=Credentials(**credentials)
+            server.address,
+            client_id="alice",
+            task="sst2",
+            reconnect_s=1.0,
+            connection=ConnectionSettings(Credentials(**credentials)),
         )
         try:
             return await asyncio.to_thread(api.get_status)
@@ -237,7 +242,8 @@ class TestOurClient:
         put(wrong)
         async with secured(tmp_path, client_ca=CA) as server:
             who = {"client_id": "alice", "task": "sst2", "reconnect_s": 20.0}
-            api = FederationApi(server.address, **who, credentials=load(settings), renew=Renewal(settings))
+            connection = ConnectionSettings(load(settings), Renewal(settings))
+            api = FederationApi(server.address, **who, connection=connection)
             with capture_logs() as logs:
                 call = asyncio.create_task(asyncio.to_thread(api.get_status))
                 await asyncio.sleep(0.5)

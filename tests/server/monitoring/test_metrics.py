@@ -139,7 +139,7 @@ def test_metrics_without_their_package_are_an_error_that_says_how_to_install_it(
 
 def test_a_server_that_is_not_watched_imports_nothing_of_what_watches():
     code = (
-        "import sys; import fedmtl_server.server, fedmtl_client.session; "
+        "import sys; import fedmtl_server.server, fedmtl_client.api, fedmtl_client.session; "
         "print([m for m in ('prometheus_client', 'mlflow', 'tensorboard', 'opentelemetry') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from fedmtl_client.api import FederationApi
-from fedmtl_client.session import ClientSession
 from fedmtl_core.config import Config, TracingConfig
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.runtime.tracing import OFF
@@ -39,16 +38,11 @@ def service_of(span) -> str:
     return span.resource.attributes["service.name"]
 
 
-def traced_session(api, tracing) -> ClientSession:
-    session = session_of(api)
-    return ClientSession(api, list(session._tasks.values()), session._settings, tracing)
-
-
 async def test_a_trace_goes_from_a_clients_slice_through_its_training_to_the_commit(exported, tmp_path):
     tracing = tracing_for(TracingConfig(enabled=True), "fedmtl-client")
     async with serving(tmp_path, toy_model(), num_rounds=1, sections=ON) as server:
         api = FederationApi(server.address, client_id="a", task="sst2", reconnect_s=20.0, tracing=tracing)
-        await asyncio.to_thread(traced_session(api, tracing).run)
+        await asyncio.to_thread(session_of(api, tracing=tracing).run)
         await server.run_task
     await asyncio.to_thread(tracing.close)
     spans = exported.get_finished_spans()
@@ -126,7 +120,7 @@ async def test_without_tracing_no_call_carries_anything_of_it(tmp_path):
     async with serving(tmp_path, tiny_model("sst2")) as server:
         assert server._monitoring.interceptors == []
         api = FederationApi(server.address, client_id="a", task="sst2")
-        assert api._call_metadata() == ()
+        assert api._connection.call_metadata() == ()
         api.close()
 
 

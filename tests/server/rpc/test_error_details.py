@@ -11,7 +11,7 @@ from fedmtl_client.api import FederationApi
 from fedmtl_core.errors import LayoutMismatchError
 from fedmtl_core.wire.details import read_details
 from fedmtl_server.rpc import servicer
-from tests.support import WireClient, serving, tiny_model, watching
+from tests.support import WireClient, serving, tiny_model, update_of, watching
 
 CODE = grpc.StatusCode
 
@@ -176,8 +176,7 @@ async def test_grpcs_own_reader_takes_the_details(tmp_path):
 async def test_the_client_raises_the_error_that_the_server_raised(tmp_path):
     async with serving(tmp_path, tiny_model("sst2")) as server, watching(server, a="sst2") as clients:
         slice_, data = await clients["a"].get_slice()
-        update = clients["a"].update(slice_, data)[0].header
-        del update.components[:]
+        update = update_of(clients["a"].update(slice_, data)[0].header)
         api = FederationApi(server.address, client_id="a", task="sst2")
         try:
             with pytest.raises(LayoutMismatchError, match="expected the components shared") as caught:

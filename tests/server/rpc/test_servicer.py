@@ -97,7 +97,7 @@ async def test_a_malformed_message_of_an_upload_is_refused_and_counted_as_a_refu
         assert caught.value.details() == "3 bytes that are no PushUpdateRequest"
         assert read_details(caught.value.trailing_metadata()).reason == "MALFORMED_STREAM"
         assert [line["event"] for line in logs] == ["update.refused"]
-        assert server.federation._facts.num_refused == 1
+        assert server.federation.stats.num_refused == 1
 
 
 async def test_a_client_that_goes_away_in_mid_download_is_no_failure(tmp_path, caplog):

@@ -9,11 +9,12 @@ import torch
 from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_client.api import FederationApi
-from fedmtl_client.downloads import Holdings
+from fedmtl_client.component_cache import ComponentCache
 from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.errors import UnavailableError
 from fedmtl_core.wire.formats import COMPRESSIONS, ENCODINGS
 from fedmtl_core.wire.encoded import EncodedComponent, EncodedLayout
+from fedmtl_core.wire.updates import Update
 from tests.support import OddEncoder, WideEncoder, eventually, model_bytes, serving, tiny_model
 
 
@@ -25,7 +26,7 @@ class Participant:
         self.api = FederationApi(
             server.address, client_id=client_id, task="sst2", reconnect_s=10, compression=compression
         )
-        self.holdings = Holdings()
+        self.cache = ComponentCache()
         self._watching = threading.Thread(target=self._watch, daemon=True)
         self._watching.start()
 
@@ -42,16 +43,16 @@ class Participant:
         await asyncio.to_thread(self._watching.join, 10)
 
     async def get(self, encoding="float32"):
-        return await asyncio.to_thread(self.api.get_slice, 0, encoding=encoding, holdings=self.holdings)
+        return await asyncio.to_thread(self.api.get_slice, 0, encoding=encoding, cache=self.cache)
 
     async def push(self, round_, deltas, encoding="float32"):
-        header = pb.UpdateHeader(
+        update = Update(
             run_id=self.server.federation.run_id,
             client_id=self.api.client_id,
             task="sst2",
             base_round=round_,
             update_id=f"u{round_}",
-            kind=pb.UPDATE_KIND_DELTA,
+            kind="delta",
             num_examples=1,
         )
         encoded = [
@@ -59,7 +60,7 @@ class Participant:
             for delta in deltas
             for data in [encode(delta, encoding)]
         ]
-        await asyncio.to_thread(self.api.push_update, header, encoded)
+        await asyncio.to_thread(self.api.push_update, update, encoded)
         await eventually(lambda: self.server.federation.status().round == round_ + 1)
         return [decode(one.layout.layout, encoding, one.data) for one in encoded]
 
@@ -129,10 +130,10 @@ async def test_one_who_missed_a_round_gets_the_version_that_the_others_hold(tmp_
     model = tiny_model("sst2", encoder=WideEncoder(500_000))
     async with serving(tmp_path, model, num_rounds=4) as server, Participant(server) as client:
         api = FederationApi(server.address, client_id="late", task="sst2")
-        late = Holdings()
+        late = ComponentCache()
 
         def get_late():
-            return asyncio.to_thread(api.get_slice, 0, encoding="int8", holdings=late)
+            return asyncio.to_thread(api.get_slice, 0, encoding="int8", cache=late)
 
         first = await client.get("int8")
         await get_late()

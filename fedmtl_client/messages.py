@@ -1,0 +1,84 @@
+"""The contract's messages to a client as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedmtl.v1 import federation_pb2 as pb
+
+from fedmtl_client.slices import Slice
+from fedmtl_client.transport import EventKind, Outcome, Receipt, RoundEvent
+from fedmtl_core.errors import MalformedStreamError
+from fedmtl_core.wire.chunks import Chunk, read_message
+from fedmtl_core.wire.controls import without_controls
+from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.messages import PURPOSE_FROM_PROTO, plan_from_proto
+
+_EVENT_KINDS: Mapping[pb.RoundEventKind, EventKind] = {
+    pb.ROUND_EVENT_KIND_WAITING: "waiting",
+    pb.ROUND_EVENT_KIND_OPENED: "opened",
+    pb.ROUND_EVENT_KIND_CLOSING: "closing",
+    pb.ROUND_EVENT_KIND_COMMITTED: "committed",
+    pb.ROUND_EVENT_KIND_FINISHED: "finished",
+    pb.ROUND_EVENT_KIND_FAILED: "failed",
+}
+_OUTCOMES: Mapping[pb.Outcome, Outcome] = {pb.OUTCOME_ACCEPTED: "accepted", pb.OUTCOME_DUPLICATE: "duplicate"}
+
+
+def event_from_proto(message: pb.WatchRoundsResponse) -> RoundEvent:
+    """An event of the run, without a round's report."""
+    return RoundEvent(
+        kind=_EVENT_KINDS.get(message.kind, "unknown"),
+        run_id=message.run_id,
+        round=message.round,
+        num_rounds=message.num_rounds,
+        purpose=PURPOSE_FROM_PROTO.get(message.purpose, "train"),
+        in_cohort=message.in_cohort,
+        reported=message.reported,
+        oldest_base_round=message.oldest_base_round,
+        task=message.task,
+        waiting_for=message.waiting_for,
+    )
+
+
+def receipt_from_proto(message: pb.PushUpdateResponse) -> Receipt:
+    """The acknowledgement of an update."""
+    return Receipt(_OUTCOMES.get(message.outcome, "unknown"), message.round, message.num_bytes)
+
+
+def slice_header(opening: bytes) -> pb.SliceHeader:
+    """The header in the first message of a slice's stream.
+
+    Raises:
+        MalformedStreamError: the message has none.
+    """
+    message = read_message(opening, pb.GetSliceResponse)
+    if isinstance(message, Chunk) or message.WhichOneof("part") != "header":
+        raise MalformedStreamError("expected a header first in the slice's stream")
+    return message.header
+
+
+def slice_from(header: pb.SliceHeader, task: str, components: Mapping[str, Component], bytes_received: int) -> Slice:
+    """A slice that has been received whole.
+
+    Args:
+        header: of its stream.
+        task: the task that it was asked for; empty for all tasks.
+        components: by scope, control variates among them.
+        bytes_received: encoded bytes that were received for it.
+
+    Raises:
+        InvalidRequestError: the training plan has a value that is out of range.
+    """
+    model, controls = without_controls(components)
+    return Slice(
+        run_id=header.run_id,
+        round=header.round,
+        task=task,
+        purpose=PURPOSE_FROM_PROTO[header.purpose],
+        plan=plan_from_proto(header.plan),
+        components=model,
+        controls=controls,
+        control_since=header.control_since,
+        bytes_received=bytes_received,
+    )

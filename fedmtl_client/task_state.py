@@ -1,0 +1,189 @@
+"""What a client keeps of each task from round to round: the model, the rows, and what training remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fedmtl_client.data import EncodedRows, TaskData
+from fedmtl_client.feedback import ErrorFeedback
+from fedmtl_client.local_state import LocalParameters
+from fedmtl_client.models import ModelFactory
+from fedmtl_client.slices import Slice
+from fedmtl_client.synchronizer import ClientModelSynchronizer
+from fedmtl_client.trainer import Trainer
+from fedmtl_core.logs import get_logger
+from fedmtl_core.model.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_core.tasks.plan import TrainingPlan, UpdateKind
+from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.encoded import EncodedComponent
+from fedmtl_core.wire.formats import DEFAULT_DENSITY, Encoding
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a client decides for itself; None leaves it to the server's plan."""
+
+    device: torch.device
+    model: str | None = None
+    """Name or folder of the encoder's architecture and tokenizer."""
+    upload: Encoding = "float32"
+    """How updates travel. Any other than `float32` is lossy, and sent as a delta with error feedback."""
+    download: Encoding = "float32"
+    """How slices travel."""
+    topk_density: float = DEFAULT_DENSITY
+    random_init: bool = False
+    """Whether encoder layers that it keeps for itself begin with random values."""
+    state_dir: Path | None = None
+    """The folder of the parameters that it keeps for itself, from one start to the next; None for in memory alone."""
+    trainer: Callable[[TaskSpec, TrainingPlan, torch.device], Trainer] = Trainer
+    """Makes what trains and evaluates."""
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """One task that a client takes part in; 0 leaves a number to the server's plan."""
+
+    spec: TaskSpec
+    data: TaskData
+    """Its rows."""
+    train_samples: int = 0
+    val_samples: int = 0
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """One task's model and rows, made for one training plan."""
+
+    plan: TrainingPlan
+    model: MultiTaskModel
+    trainer: Trainer
+    train: EncodedRows
+    validation: EncodedRows
+    synchronizer: ClientModelSynchronizer
+    feedback: ErrorFeedback | None
+    """None where updates are sent without loss."""
+    local: LocalParameters
+
+    def encoded_update(self, kind: UpdateKind) -> list[EncodedComponent]:
+        """The components of the update that the model as it is now makes of the slice that was loaded last.
+
+        Args:
+            kind: `parameters` or `delta`; a delta where there is error feedback.
+
+        Raises:
+            NonFiniteError: a value of a lossy update is NaN or infinite.
+        """
+        components = self.synchronizer.update(self.model, kind)
+        if self.feedback:
+            return self.feedback.encode(components)
+        return [EncodedComponent.exact(component) for component in components]
+
+    def counted(self, round_: int) -> None:
+        """Keep what belongs to the update of a round: it counts.
+
+        Raises:
+            DataError: the local parameters can't be written to their file; they are kept in memory then.
+        """
+        self.local.keep(self.model, round_)
+        if self.feedback:
+            self.feedback.counted()
+
+
+class TaskStates:
+    """The states of a client's tasks, each made in the first round of its task, and again when the plan changes.
+
+    Args:
+        client_id: names the files of local parameters.
+        tasks: the client's tasks; at least one.
+        settings: what the client decides for itself.
+    """
+
+    def __init__(self, client_id: str, tasks: Sequence[ClientTask], settings: WorkerSettings):
+        self._client_id = client_id
+        self._tasks = {task.spec.name: task for task in tasks}
+        self._settings = settings
+        self._states: dict[str, TaskState] = {}
+        self._log = get_logger()
+        self._models = ModelFactory([task.spec for task in tasks], random_init=settings.random_init, log=self._log)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks' names."""
+        return tuple(self._tasks)
+
+    def forget(self) -> None:
+        """Begin anew with local parameters and error feedback: another run has begun."""
+        self._states = {task: state for task, state in self._states.items() if not state.plan.local}
+        for state in self._states.values():
+            if state.feedback:
+                state.feedback.forget()
+
+    def state_for(self, slice_: Slice) -> TaskState:
+        """The state of a slice's task, made for the slice's plan.
+
+        Raises:
+            ConfigError: the server's task of this name is another.
+            ModelUnavailableError: the encoder's architecture or its tokenizer can't be had.
+        """
+        state = self._states.get(slice_.task)
+        if state is None or state.plan != slice_.plan:
+            state = self._states[slice_.task] = self._made(slice_, state.feedback if state else self._feedback())
+        return state
+
+    def state_of(self, task: str) -> TaskState:
+        """The state that was made last for a task."""
+        return self._states[task]
+
+    def _made(self, slice_: Slice, feedback: ErrorFeedback | None) -> TaskState:
+        task, plan, settings = self._tasks[slice_.task], slice_.plan, self._settings
+        spec = task.spec
+        if plan.task_type is not None:
+            spec.require_same(plan.task_type, plan.labels)
+        source = settings.model or plan.client_model
+        self._log.info("model.loading", source=source)
+        tokenizer = load_tokenizer(source)
+        model = self._models.new(spec, source, plan, tokenizer)
+        local = LocalParameters(model, plan.local, slice_.run_id, self._path_of_local(spec.name))
+        train, validation = (
+            EncodedRows(rows.head(count), spec, tokenizer, plan.max_length)
+            for rows, count in (
+                (task.data.train, task.train_samples or plan.train_samples),
+                (task.data.validation, task.val_samples or plan.val_samples),
+            )
+        )
+        self._log.info("data.ready", task=spec.name, **_counts(train, validation, plan.max_length))
+        trainer = settings.trainer(spec, plan, settings.device)
+        return TaskState(
+            plan,
+            model.to(settings.device),
+            trainer,
+            train,
+            validation,
+            ClientModelSynchronizer(spec.name, plan.local),
+            feedback,
+            local,
+        )
+
+    def _path_of_local(self, task: str) -> Path | None:
+        folder = self._settings.state_dir
+        return folder / f"{self._client_id}.{task}.safetensors" if folder else None
+
+    def _feedback(self) -> ErrorFeedback | None:
+        upload = self._settings.upload
+        return ErrorFeedback(upload, self._settings.topk_density) if upload != "float32" else None
+
+
+def _counts(train: EncodedRows, validation: EncodedRows, max_length: int) -> dict[str, int]:
+    """How many rows there are, and how many of them are cut, as far as that is known."""
+    cut = {"train_rows_cut": train.num_cut, "validation_rows_cut": validation.num_cut}
+    known = {name: count for name, count in cut.items() if count is not None}
+    return {
+        "train_rows": len(train),
+        "validation_rows": len(validation),
+        **known,
+        **({"max_length": max_length} if known else {}),
+    }
