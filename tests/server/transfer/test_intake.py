@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import torch
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_core.errors import MalformedStreamError, StaleRoundError, StoreError, UnavailableError
+from fedmtl_core.config import NormsConfig
+from fedmtl_core.errors import InvalidRequestError, MalformedStreamError, StaleRoundError, StoreError, UnavailableError
 from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.chunks import Chunk, ChunkedBytes, read_message
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.update_headers import update_to_header
 from fedmtl_core.wire.updates import Update
-from fedmtl_server.aggregation.norms import NormRule
+from fedmtl_server.aggregation.stages.norms import NormScreening
+from fedmtl_server.rounds.engine import RoundEngine
+from fedmtl_server.rounds.exchanges import TRAIN, Exchange, everybody
+from fedmtl_server.rounds.transitions import Step
 from fedmtl_server.storage.spool import Spool
 from fedmtl_server.transfer.buffers import BufferPool
 from fedmtl_server.transfer.examination import Examination, NormReference
 from fedmtl_server.transfer.incoming import Transfers
 from fedmtl_server.transfer.intake import Intake
 from fedmtl_server.transfer.staging import StagingArea
+from tests.server.rounds.driven import round_rules
 
 SENT = Component.pack("shared", {"encoder.w": torch.arange(40.0)})
 BASE = Component.pack("shared", {"encoder.w": torch.zeros(40)})
@@ -71,7 +77,7 @@ class Rounds:
         assert not self.is_closed
 
     def norm_reference(self) -> NormReference:
-        return NormReference({"shared": BASE}, {}, {})
+        return NormReference({"shared": BASE}, {}, {}, {})
 
     async def until_open(self, update: Update) -> None:
         self.reached("until_open")
@@ -157,7 +163,7 @@ class History:
 def made(tmp_path, rounds: Rounds, **history) -> tuple[Intake, Staging]:
     staging = Staging(2**20, Spool(tmp_path / "spool"), BufferPool(2**20), durable=True)
     staging.rounds = rounds
-    examination = Examining(NormRule("report"), staging)
+    examination = Examining(NormScreening(NormsConfig()), staging)
     examination.rounds = rounds
     rounds.transfers = Transfers(staging, 10.0, lambda _: None)
     return Intake(rounds, Model(), staging, rounds.transfers, examination, History(rounds, **history), {}), staging
@@ -252,4 +258,51 @@ async def test_a_stream_that_is_cancelled_leaves_what_came_for_a_retry(tmp_path)
     with pytest.raises(asyncio.CancelledError):
         await intake.receive(Gone(rounds), update_to_header(UPDATE))
     assert rounds.transfers.offsets("a", "u") == {"shared": 80}
+    staging.close()
+
+
+# A round of two exchanges, the first of which is answered with nothing but a header.
+
+HELLO = Exchange("hello", frozenset({"metrics"}), "no tensors", everybody)
+
+
+class EngineRounds(Rounds):
+    """A round engine, as the intake asks it."""
+
+    def __init__(self, *exchanges: Exchange):
+        super().__init__()
+        self.engine = RoundEngine(round_rules(num_rounds=1, min_clients={"sst2": 1}), 0.0, exchanges=exchanges)
+        self.engine.join("a", "sst2", 0.0)
+        assert self.engine.advance(0.0) is Step.OPENED
+
+    def admit(self, update: Update) -> int | None:
+        counted_in = self.engine.counted_in(update)
+        if counted_in is None:
+            self.engine.check(update)
+        return counted_in
+
+    def count(self, transfer) -> None:
+        self.engine.count(transfer.update)
+        super().count(transfer)
+
+
+class HeaderAlone(Stream):
+    async def end(self) -> None:
+        self.rounds.reached("end")
+
+
+async def test_a_round_of_two_exchanges_goes_through_engine_and_intake(tmp_path):
+    rounds = EngineRounds(HELLO, TRAIN)
+    intake, staging = made(tmp_path, rounds)
+    hello = replace(UPDATE, update_id="hello", kind="metrics", num_examples=0, components=())
+    with pytest.raises(InvalidRequestError, match="expects no tensors, got parameters"):
+        await receive(intake, rounds)
+    await intake.receive(HeaderAlone(rounds), update_to_header(hello))
+    assert rounds.engine.advance(1.0) is Step.NEXT_EXCHANGE
+    with pytest.raises(InvalidRequestError, match="expects parameters or a delta, got metrics"):
+        await intake.receive(HeaderAlone(rounds), update_to_header(replace(hello, update_id="again")))
+    assert (await intake.receive(HeaderAlone(rounds), update_to_header(hello))).duplicate
+    await receive(intake, rounds)
+    assert rounds.engine.advance(2.0) is Step.CLOSED
+    assert [one.update_id for one in rounds.engine.cohort["a"].answers] == ["hello", "u"]
     staging.close()
