@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -23,6 +23,17 @@ from fedmtl_server.aggregation.stages.norms import NO_NORMS, NormScreening
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation.task_weighting.base import TaskWeighting
 from fedmtl_server.aggregation.values import ScreenedUpdate
+
+
+class NamedTensors(TypedDict):
+    """Tensors by name, sorted by who shares them."""
+
+    shared: dict[str, Tensor]
+    """What all tasks share."""
+    groups: dict[str, dict[str, Tensor]]
+    """By group of tasks, what they share."""
+    task_heads: dict[str, dict[str, Tensor]]
+    """By task, all that it has for itself."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class MTLAggregator:
 
     def aggregate_mtl_updates(
         self, client_updates: Iterable[ClientUpdate], base: Mapping[str, Component] | None = None, round_: int = 1
-    ) -> dict[str, Any]:
+    ) -> NamedTensors:
         """Average a round's updates.
 
         Args:
@@ -145,7 +156,7 @@ class MTLAggregator:
         return aggregation.combine()[0]
 
 
-def named_tensors(components: Mapping[str, Component]) -> dict[str, Any]:
+def named_tensors(components: Mapping[str, Component]) -> NamedTensors:
     """What components consist of, by name, sorted by who shares it; see `MTLAggregator.aggregate_mtl_updates`."""
     return {
         "shared": components[SHARED].views() if SHARED in components else {},

@@ -13,12 +13,13 @@ remains without any stage. Within each step the stages come in the order of `fed
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 
 from fedmtl_core.config.stages import STAGES
 from fedmtl_core.errors import AggregationError, NonFiniteError
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import task_of
 from fedmtl_core.model.sharing import SharingTable
 from fedmtl_core.wire.layout import Component, Layout
@@ -140,14 +141,14 @@ class Pipeline:
         """The components that are remembered, by scope, for the checkpoint's state file."""
         return {scope: one for stage in self.stages for scope, one in stage.state().components.items()}
 
-    def facts(self) -> dict[str, Mapping[str, Any]]:
+    def facts(self) -> dict[str, JsonObject]:
         """By stage, what else is remembered, as JSON has it; stages that remember nothing are absent."""
         return {stage.name: facts for stage in self.stages if (facts := stage.state().facts)}
 
     def restore(
         self,
         components: Mapping[str, Component],
-        facts: Mapping[str, Mapping[str, Any]],
+        facts: Mapping[str, JsonObject],
         layouts: Sequence[Layout],
     ) -> None:
         """Remember what was remembered when a run was left.

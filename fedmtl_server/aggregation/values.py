@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
 
 from torch import Tensor
 
 from fedmtl_core.errors import AggregationError
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import task_of
 from fedmtl_core.model.sharing import Partition, SharingTable
 from fedmtl_core.tasks.plan import UpdateKind
@@ -213,5 +213,5 @@ class StageState:
 
     components: Mapping[str, Component] = field(default_factory=dict)
     """By scope, for the checkpoint's state file. Their bytes stay as they are until the next round but one."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
     """What JSON can carry, for the round's report."""

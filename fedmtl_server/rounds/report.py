@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.tasks.evaluation import TaskMetric, task_metrics
 from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.updates import Update
@@ -59,7 +60,7 @@ class TaskReport:
     """How each of `trained_metrics` was taken, by name; also of those that are undefined."""
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TaskReport:
+    def from_dict(cls, values: JsonObject) -> TaskReport:
         """The report that `asdict` was made of; older ones don't say how metrics were taken."""
         reports = {
             key: {name: MetricReport(**one) for name, one in values.get(key, {}).items()}
@@ -105,7 +106,7 @@ class RoundReport:
     """From the round's end to its average; part of `duration_s`."""
     failed: bool = False
     """Whether it lacked its quorum and was given up: nothing counts, the model is as it was."""
-    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    stages: Mapping[str, JsonObject] = field(default_factory=dict)
     """By stage of the aggregation, what it remembers after the round, as JSON has it; see `StageState`."""
     moved: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
     """By part that moved in this round, the blocks that shared it before."""
@@ -127,7 +128,7 @@ class RoundReport:
         return values | _stored(stages)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RoundReport:
+    def from_dict(cls, values: JsonObject) -> RoundReport:
         """The report that `to_dict` was made of, by this version or one before it."""
         components = [
             ComponentReport(**{**one, "contributions": [Contribution(**part) for part in one["contributions"]]})
@@ -152,9 +153,9 @@ _STORED_KEYS = {
 memory of other stages is stored as `stages`."""
 
 
-def _stored(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _stored(stages: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
     """What stages remember, by the keys under which a report has it."""
-    values: dict[str, Any] = {}
+    values: dict[str, JsonObject] = {}
     for key, (stage, part) in _STORED_KEYS.items():
         facts = stages.get(stage, {})
         values[key] = facts.get(part, {}) if part else facts
@@ -163,9 +164,9 @@ def _stored(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return values | ({"stages": others} if others else {})
 
 
-def _from_stored(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _from_stored(values: JsonObject) -> dict[str, JsonObject]:
     """By stage, what it remembers, as a stored report has it; stages that remember nothing are absent."""
-    stages: dict[str, dict[str, Any]] = {stage: dict(facts) for stage, facts in values.get("stages", {}).items()}
+    stages: dict[str, JsonObject] = {stage: dict(facts) for stage, facts in values.get("stages", {}).items()}
     for key, (stage, part) in _STORED_KEYS.items():
         if facts := values.get(key):
             stages[stage] = {**stages.get(stage, {}), part: facts} if part else dict(facts)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmtl_core.config.stages import SHARING
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.sharing import Partition, SharingTable, blocks_of
 from fedmtl_core.wire.layout import Layout
 from fedmtl_server.aggregation.delta_products import inner_products_of
@@ -42,7 +42,7 @@ class LayerRegrouping(Stage):
         self._parts = model.movable(layers)
         self._products: dict[str, NDArray[np.float64]] = {}
         self._moved: dict[str, Partition] = {}
-        self._policy_state: Mapping[str, Any] = {}
+        self._policy_state: JsonObject = {}
 
     def inspect(self, groups: Mapping[str, Group]) -> None:
         """Note how the tasks of a round moved each part."""

@@ -71,6 +71,7 @@ fedmtl_core        runtime/
 fedmtl_server      aggregation/
 fedmtl_server      model.py
 fedmtl_server      sharing/
+fedmtl_server      aggregation_setup.py
 fedmtl_server      rounds/
 fedmtl_server      storage/
 fedmtl_server      transfer/

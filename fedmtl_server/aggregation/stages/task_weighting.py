@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from fedmtl_core.config.stages import TASK_WEIGHTING
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import task_of
 from fedmtl_core.wire.layout import Layout
 from fedmtl_server.aggregation.accumulators import Weight
@@ -33,8 +33,8 @@ class TaskWeights(Stage):
     def __init__(self, weighting: TaskWeighting, seed: int = 0):
         self._weighting = weighting
         self._seed = seed
-        self._states: dict[str, Mapping[str, Any]] = {}
-        self._new: dict[str, Mapping[str, Any]] = {}
+        self._states: dict[str, JsonObject] = {}
+        self._new: dict[str, JsonObject] = {}
         self._context = RoundContext()
 
     def begin(self, context: RoundContext) -> None:

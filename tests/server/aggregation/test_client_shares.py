@@ -165,8 +165,8 @@ async def test_an_update_is_averaged_as_soon_as_its_share_is_known_and_one_that_
                 await clients["c"].until(OPENED)
                 await push(clients["a"], 0.0, said)
                 await push(clients["b"], 1.0, 10)
-                federation = server.federation
-                await eventually(lambda f=federation, w=waiting: not f._arrived and f._complete.keys() == w)
+                updates = server.federation._driver.open_round.updates
+                await eventually(lambda u=updates, w=waiting: not u.has_arrived and u._complete.keys() == w)
                 await push(clients["c"], 2.0, 10)
                 await clients["c"].until(COMMITTED)
 

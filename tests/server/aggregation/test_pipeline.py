@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmtl_core.config import AuxiliaryConfig, NormsConfig, ServerOptimizerConfig
+from fedmtl_core.config import AggregationConfig, AuxiliaryConfig, NormsConfig, ServerOptimizerConfig
 from fedmtl_core.config.stages import STAGES, StageRule
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation import pipeline as page
@@ -22,7 +22,6 @@ from fedmtl_server.aggregation.stages.normalization import FedNova
 from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
-from fedmtl_server.aggregation.task_weighting.base import WeightingSettings
 from fedmtl_server.aggregation.task_weighting.shares import Uniform
 from fedmtl_server.sharing.layer_moves import LayerRegrouping
 from tests.server.aggregation.updates import begun, update_of
@@ -175,7 +174,7 @@ def test_a_round_keeps_one_model_and_a_mean_for_each_task_where_tasks_are_weight
     model, members = layouts("shared", "task:a", "task:b"), {"shared": ("a", "b"), "task:a": ("a",), "task:b": ("b",)}
     one = sum(layout.num_bytes for layout in model)
     assert Pipeline([NormScreening(NormsConfig())]).kept_bytes(model, members.__getitem__) == one
-    weighted = Pipeline([TaskWeights(Uniform(WeightingSettings()))])
+    weighted = Pipeline([TaskWeights(Uniform(AggregationConfig()))])
     assert weighted.kept_bytes(model, members.__getitem__) == one + model[0].num_bytes
 
 
