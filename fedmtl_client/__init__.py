@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fedmtl_client.client import Client
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["Client"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """`fedmtl_client.Client`, imported when it is asked for: PyTorch takes seconds, which `--help` needn't wait for."""
     if name in __all__:
         from fedmtl_client import client

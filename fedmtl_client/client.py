@@ -6,7 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fedmtl_client import credentials
 from fedmtl_core import config as configuration
@@ -57,7 +57,7 @@ class Client:
 
     def __init__(
         self,
-        config: Config | Mapping[str, Any] | Path | str | None = None,
+        config: Config | Mapping[str, object] | Path | str | None = None,
         *,
         task: str | None = None,
         tasks: Sequence[str] | None = None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import grpc
 
 from fedmtl_client.credentials import why_unreachable
@@ -29,7 +27,7 @@ _PASSING = {
 _RESET = "RST_STREAM"
 
 
-def error_of(failure: Any, address: str) -> RequestError:
+def error_of(failure: grpc.RpcError, address: str) -> RequestError:
     """The error of a failed call.
 
     Every FedMTL server sends a reason with its errors. A status without one is from gRPC itself, or from something

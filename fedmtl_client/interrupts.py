@@ -1,14 +1,14 @@
-"""Keeping interrupts out of what can't bear them."""
+"""Runs calls that must not be interrupted in a worker thread."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 
 _T = TypeVar("_T")
 
@@ -26,7 +26,7 @@ class CallThread:
 
     def __init__(self, end: Callable[[], object]):
         self._end = end
-        self._calls: SimpleQueue[tuple[Callable[[], Any], Context, SimpleQueue[Future[Any]]] | None] = SimpleQueue()
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="calls", daemon=True)
         self._thread.start()
@@ -41,7 +41,8 @@ class CallThread:
             return call()
         outcome: SimpleQueue[Future[_T]] = SimpleQueue()
         try:
-            self._calls.put((call, copy_context(), outcome))
+            in_context = partial(copy_context().run, call)
+            self._calls.put(lambda: outcome.put(_made(in_context)))
             if self._closed.is_set():  # meanwhile, by another thread: the call may have come too late
                 self._thread.join()
                 if outcome.empty():
@@ -60,9 +61,8 @@ class CallThread:
 
     def _work(self) -> None:
         while (wanted := self._calls.get()) is not None:
-            call, context, outcome = wanted
-            outcome.put(_made(partial(context.run, call)))
-            del wanted, call, context, outcome  # nothing outlives its call while the next one is awaited
+            wanted()
+            del wanted  # nothing outlives its call while the next one is awaited
 
 
 def _made(call: Callable[[], _T]) -> Future[_T]:

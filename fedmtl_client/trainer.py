@@ -16,7 +16,7 @@ from transformers import get_linear_schedule_with_warmup
 from fedmtl_client import batches
 from fedmtl_client.data import EncodedRows
 from fedmtl_client.proximal import ProximalTerm
-from fedmtl_client.vocabulary import narrowed
+from fedmtl_client.vocabulary import restrict_embeddings
 from fedmtl_core.errors import ConfigError, DataError, DivergedError
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.randomness import seed_all
@@ -121,9 +121,10 @@ def take_step(
 
 
 @contextmanager
-def _in_turns(model: MultiTaskModel, plan: TrainingPlan) -> Iterator[Callable[[int], None]]:
-    """What is told of each epoch that begins, and says which parameters train in it: with `head_epochs` first the
-    head's alone, then all others alone (FedRep; Collins et al. 2021, arXiv:2102.07078)."""
+def _alternating(model: MultiTaskModel, plan: TrainingPlan) -> Iterator[Callable[[int], None]]:
+    """Yields a function to be called with each epoch that begins, counted from 1. It sets which parameters train in the
+    epoch: with `head_epochs` first the head alone, then all others alone (FedRep; Collins et al. 2021,
+    arXiv:2102.07078)."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
     def begin(epoch: int) -> None:
@@ -195,7 +196,7 @@ class Trainer:
         model.train()
         step, mean, rates = 0, 0.0, 0.0
         words = rows.vocabulary if self._moves_only_what_has_a_gradient(correct is not None) else None
-        with _in_turns(model, plan) as begin, narrowed(model.encoder, words, optimizer):
+        with _alternating(model, plan) as begin, restrict_embeddings(model.encoder, words, optimizer):
             for epoch in range(1, num_epochs + 1):
                 begin(epoch)
                 for batch, (inputs, labels) in enumerate(loader, 1):

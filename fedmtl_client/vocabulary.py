@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +20,12 @@ MAX_SHARE = 0.5
 
 
 @contextmanager
-def narrowed(encoder: nn.Module, vocabulary: Tensor | None, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within it, an encoder has no word embeddings but those of a vocabulary; it takes the same token ids.
+def restrict_embeddings(
+    encoder: nn.Module, vocabulary: Tensor | None, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """While it is entered, an encoder has the word embeddings of a vocabulary alone; it takes the same token ids.
 
-    What training comes to is the same but for rounding. Nothing is done where that couldn't be promised: where the
+    The result of training is the same but for rounding. Nothing is done where that couldn't be promised: where the
     embeddings are frozen, or are another module's too, or their lookup does more than to look up.
 
     Args:
@@ -60,7 +61,7 @@ def narrowed(encoder: nn.Module, vocabulary: Tensor | None, optimizer: torch.opt
         whole[ids] = trained
 
 
-def _lookup(encoder: Any) -> nn.Embedding | None:
+def _lookup(encoder: nn.Module) -> nn.Embedding | None:
     """An encoder's lookup of words; None if another one than PyTorch's own, or not that alone."""
     lookup = input_embeddings(encoder)
     if type(lookup) is not nn.Embedding or not lookup.weight.requires_grad or lookup.max_norm is not None:
@@ -81,6 +82,6 @@ class _Decay:
     def stop(self) -> None:
         self._hook.remove()
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, *_: object) -> None:
         if self._parameter.grad is not None:  # else the optimiser passes it by
             self.factor *= 1.0 - self._group["lr"] * self._group["weight_decay"]

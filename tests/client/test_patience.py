@@ -43,6 +43,16 @@ def test_an_outage_is_logged_ever_more_rarely_and_its_end_once(patience):
     assert len(of(logs, "server.back")) == 1
 
 
+def test_credentials_are_renewed_before_every_retry_whether_its_failure_is_logged_or_not(monkeypatch):
+    monkeypatch.setattr("fedmtl_client.patience.random.uniform", lambda low, high: 0.0)
+    renewals = []
+    patience = Patience("h:1", 300.0, threading.Event(), lambda: renewals.append(len(renewals)))
+    with capture_logs() as logs:
+        assert patience.keep_trying("GetSlice", failing(6), never) == "answer"
+    assert len(renewals) == 6
+    assert [line["attempt"] for line in of(logs, "server.away")] == [1, 2, 4]
+
+
 def test_each_call_counts_its_own_attempts_and_says_which_it_is(patience):
     def slice_():
         patience.keep_trying("PushUpdate", failing(3), never)

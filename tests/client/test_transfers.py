@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
 from fedmtl_client.transfers import Attempts, ChunkSize
+from fedmtl_client.uploads import Upload
 from fedmtl_core.errors import (
     IntermediaryError,
     LimitExceededError,
@@ -24,6 +25,7 @@ from fedmtl_core.errors import (
 )
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from fedmtl_core.wire.encoded import EncodedComponent
+from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.updates import Update
 from tests.faults.proxy import Faults, FaultyProxy
 from tests.relay import Cuts, Relay
@@ -245,6 +247,16 @@ async def test_a_server_cuts_a_slice_as_small_as_is_asked(wanted, size, tmp_path
     lengths = [len(one.chunk.data) for one in messages[1:] if one.chunk.scope == "shared"]
     assert sum(lengths) == 6_000_000
     assert set(lengths[:-1]) == {size}
+
+
+def test_an_upload_says_itself_how_it_travels_whatever_its_update_says():
+    component = Component.pack("shared", {"encoder.weight": torch.ones(3)})
+    update = Update("a", "sst2", 1, "u", "parameters", "run", compression="none")
+    upload = Upload(update, [EncodedComponent.exact(component)], "zstd", ChunkSize("upload"))
+    header = pb.PushUpdateRequest.FromString(upload.opening()).header
+    assert (header.client_id, header.base_round, header.update_id) == ("a", 1, "u")
+    assert header.compression == pb.COMPRESSION_ZSTD
+    assert [(one.scope, one.num_bytes, one.start_offset) for one in header.components] == [("shared", 12, 0)]
 
 
 def test_chunks_become_smaller_only_while_nothing_comes_through():

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel
 
 from fedmtl_client.data import EncodedRows, Rows, load_task_data
 from fedmtl_client.trainer import Trainer, local_optimizer
-from fedmtl_client.vocabulary import narrowed
+from fedmtl_client.vocabulary import restrict_embeddings
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_tokenizer
 from fedmtl_core.tasks.spec import PRESETS
@@ -92,7 +92,7 @@ def test_the_model_is_whole_again_whatever_ends_the_training():
     lookup = model.encoder.get_input_embeddings()
     parameter, memory, padding = lookup.weight, lookup.weight.data_ptr(), lookup.padding_idx
     optimizer = local_optimizer(model, PLAN)
-    with pytest.raises(KeyboardInterrupt), narrowed(model.encoder, rows().vocabulary, optimizer):
+    with pytest.raises(KeyboardInterrupt), restrict_embeddings(model.encoder, rows().vocabulary, optimizer):
         assert len(lookup.weight) < VOCABULARY
         raise KeyboardInterrupt
     assert lookup.weight is parameter
@@ -116,7 +116,7 @@ def test_token_ids_may_come_by_name():
     model, ids = new_model(), rows().vocabulary[:3]
     lookup = model.encoder.get_input_embeddings()
     expected = lookup(ids)
-    with narrowed(model.encoder, rows().vocabulary, local_optimizer(model, PLAN)):
+    with restrict_embeddings(model.encoder, rows().vocabulary, local_optimizer(model, PLAN)):
         assert torch.equal(lookup(input=ids), expected)
 
 
@@ -126,14 +126,14 @@ def test_embeddings_that_are_frozen_or_anothers_too_stay_whole():
     tied.encoder.decoder = nn.Linear(16, VOCABULARY)
     tied.encoder.decoder.weight = tied.encoder.get_input_embeddings().weight
     for model in (frozen, tied):
-        with narrowed(model.encoder, rows().vocabulary, local_optimizer(model, PLAN)):
+        with restrict_embeddings(model.encoder, rows().vocabulary, local_optimizer(model, PLAN)):
             assert len(model.encoder.get_input_embeddings().weight) == VOCABULARY
 
 
 def test_of_a_vocabulary_that_is_mostly_used_all_of_it_is_trained():
     model = new_model()
     ids = torch.arange(VOCABULARY // 2 + 1)
-    with narrowed(model.encoder, ids, local_optimizer(model, PLAN)):
+    with restrict_embeddings(model.encoder, ids, local_optimizer(model, PLAN)):
         assert len(model.encoder.get_input_embeddings().weight) == VOCABULARY
 
 
