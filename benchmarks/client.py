@@ -15,9 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.processes import serve_commands
-from fedmtl_client.api import FederationApi
+from fedmtl_client.api import ConnectionSettings, FederationApi
 from fedmtl_client.component_cache import ComponentCache
-from fedmtl_client.connection import ConnectionSettings
 from fedmtl_client.slices import Slice
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_core import logs

@@ -31,6 +31,8 @@ from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.messages import compression_to_proto, encoding_to_proto, plan_from_proto
 from fedmtl_core.wire.updates import Update
 
+__all__ = ["ConnectionSettings", "FederationApi"]
+
 
 class FederationApi:
     """A client's or an observer's connection to one server, over gRPC. Safe to use from several threads.

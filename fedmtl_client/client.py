@@ -108,8 +108,7 @@ class Client:
         import torch  # takes seconds to import; a wrong setting is told before
 
         from fedmtl_client import data
-        from fedmtl_client.api import FederationApi
-        from fedmtl_client.connection import ConnectionSettings
+        from fedmtl_client.api import ConnectionSettings, FederationApi
         from fedmtl_client.partition import LabelSkew
         from fedmtl_client.schedule import TaskSchedule
         from fedmtl_client.session import ClientSession

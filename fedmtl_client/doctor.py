@@ -241,8 +241,7 @@ def reach(
     Args:
         plans: gets the server's plans, one for each task that it says one of.
     """
-    from fedmtl_client.api import FederationApi
-    from fedmtl_client.connection import ConnectionSettings
+    from fedmtl_client.api import ConnectionSettings, FederationApi
     from fedmtl_client.credentials import load
 
     connection = ConnectionSettings(load(config))

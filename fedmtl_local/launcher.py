@@ -17,8 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from fedmtl_client import credentials
-from fedmtl_client.api import FederationApi
-from fedmtl_client.connection import ConnectionSettings
+from fedmtl_client.api import ConnectionSettings, FederationApi
 from fedmtl_client.messages import event_from_proto
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_core import config as configuration

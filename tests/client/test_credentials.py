@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from fedmtl_client.api import FederationApi
-from fedmtl_client.connection import ConnectionSettings
+from fedmtl_client.api import ConnectionSettings, FederationApi
 from fedmtl_client.credentials import Credentials, load, why_unreachable
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, UnreachableError

@@ -7,8 +7,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fedmtl_client import doctor
-from fedmtl_client.api import FederationApi
-from fedmtl_client.connection import ConnectionSettings
+from fedmtl_client.api import ConnectionSettings, FederationApi
 from fedmtl_client.credentials import Credentials
 from fedmtl_core.config import Config
 from fedmtl_core.errors import UnreachableError

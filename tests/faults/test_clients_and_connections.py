@@ -13,8 +13,7 @@ import grpc
 import pytest
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_client.api import FederationApi
-from fedmtl_client.connection import ConnectionSettings
+from fedmtl_client.api import ConnectionSettings, FederationApi
 from fedmtl_client.transport import RoundEvent
 from fedmtl_core.errors import UnavailableError
 from fedmtl_core.runtime.keepalive import keepalive

@@ -20,8 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
-from fedmtl_client.api import FederationApi
-from fedmtl_client.connection import ConnectionSettings
+from fedmtl_client.api import ConnectionSettings, FederationApi
 from fedmtl_client.credentials import Credentials
 from fedmtl_core import logs
 from fedmtl_core.errors import PermissionDeniedError, StoreError, UnauthenticatedError

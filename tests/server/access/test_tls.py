@@ -13,8 +13,7 @@ import pytest
 from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
-from fedmtl_client.api import FederationApi
-from fedmtl_client.connection import ConnectionSettings
+from fedmtl_client.api import ConnectionSettings, FederationApi
 from fedmtl_client.credentials import Credentials, Renewal, load
 from fedmtl_core.config import Config, TlsConfig
 from fedmtl_core.errors import ConfigError, UnavailableError, UntrustedServerError
