@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,6 +14,7 @@ from fedmtl_core.config import EarlyStoppingConfig
 from fedmtl_core.errors import StaleRoundError, UnavailableError
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import get_logger
+from fedmtl_core.runtime.clock import now_ms
 from fedmtl_core.tasks.plan import round_title
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.updates import Update
@@ -195,7 +195,7 @@ class Driver:
     async def _open(self) -> None:
         self.audience.opening()
         cohort = {member.client_id: member.task for member in self.engine.cohort.values()}
-        opened_at_unix_ms = self.open_round.stats.opened_at_unix_ms = time.time_ns() // 1_000_000
+        opened_at_unix_ms = self.open_round.stats.opened_at_unix_ms = now_ms()
         if self.engine.view.opened_without:
             missing = name_some(self.engine.view.opened_without)
             waited_s = self.rules.rounds.await_clients_s

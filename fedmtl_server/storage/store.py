@@ -8,7 +8,6 @@ after it; so the history says where the run stands, whenever a server ends.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import StoreError
 from fedmtl_core.json_types import JsonObject
+from fedmtl_core.runtime.clock import now_ms
 from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.model import ModelSummary
@@ -215,7 +215,7 @@ class RunStore:
             purpose=report.purpose,
             outcome="failed" if report.failed else "committed",
             opened_at_unix_ms=report.opened_at_unix_ms,
-            ended_at_unix_ms=_now_ms(),
+            ended_at_unix_ms=now_ms(),
             cohort=cohort,
             report=report.to_dict(),
             checkpoint={scope: digest.hex() for scope, digest in digests.items()} if digests else None,
@@ -251,7 +251,7 @@ class RunStore:
         The end of a run that was over already is kept.
         """
         with self._gate.entered():
-            self._history.finish_run(self.run_id, _now_ms())
+            self._history.finish_run(self.run_id, now_ms())
 
     def close(self) -> None:
         """Release the folder, once the writes in progress are done. Nothing can be written afterwards."""
@@ -276,7 +276,7 @@ class RunStore:
         write_json(beginning, {"run_id": self.run_id})
         record = RunRecord(
             run_id=self.run_id,
-            created_at_unix_ms=_now_ms(),
+            created_at_unix_ms=now_ms(),
             run_dir=str(self.run_dir.absolute()),
             base_model=summary.base_model,
             tasks=tuple(summary.head_parameters),
@@ -313,7 +313,3 @@ def _locked(run_dir: Path) -> FileLock:
         except Timeout:
             raise StoreError(f"another server is serving the run in {run_dir}") from None
     return lock
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
