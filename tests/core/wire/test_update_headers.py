@@ -29,6 +29,9 @@ from fedmtl_core.wire.updates import Update
 SPEC = PRESETS["sst2"]
 LAYOUT = Layout("shared", (TensorSpec("w", torch.float32, (2, 3), 0),))
 COUNTS = ClassCounts((1, 2), (2, 3), (2, 3))
+EXTRAS: dict[str, dict[str, float]] = {}
+for one in EXTRA_FIELDS:
+    EXTRAS.setdefault(one.stage, {})[one.name] = 2
 WHOLE = Update(
     client_id="a",
     task="sst2",
@@ -42,10 +45,7 @@ WHOLE = Update(
     components=(EncodedLayout(LAYOUT, "int8", 14),),
     compression="zstd",
     next_task="qqp",
-    extras={
-        "normalization": {"num_steps": 63},
-        "control_variates": {"learning_rate_sum": 0.1, "control_round": 2},
-    },
+    extras=EXTRAS,
 )
 
 
