@@ -127,8 +127,7 @@ def evaluate_checkpoints(
 def parameters_of(run: FederatedRun) -> tuple[int, int]:
     """How many parameters one encoder has, and how many the server held in the end, wherever layers had moved."""
     model = load_model(open_run(run.folder), run.config.training.num_rounds)
-    encoder = model.num_elements(name for names in model.parts.values() for name in names)
-    return encoder, sum(model.summary().scope_parameters.values())
+    return model.parts.encoder_elements(), sum(model.summary().scope_parameters.values())
 
 
 def _mean_of_clients(run: FederatedRun, model: MTLServerModel, task: str, evaluator: Evaluator) -> dict[str, float]:

@@ -104,8 +104,8 @@ class Assembly:
         """The layouts of the checkpoint of the round that a report is of; None for round 0."""
         layouts: Sequence[Layout] = self.model.layouts_for(None)
         if report is not None and report.sharing:  # layers have moved
-            table = self.model.table_of({part: blocks_of(blocks) for part, blocks in report.sharing.items()})
-            layouts = self.model.layouts_of(table)
+            moved = {part: blocks_of(blocks) for part, blocks in report.sharing.items()}
+            layouts = self.model.parts.moved(moved).layouts()
         return CheckpointLayouts(layouts, self._pipeline.state_layouts(layouts))
 
     def _warn_of_unfinished(self) -> None:

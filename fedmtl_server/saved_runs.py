@@ -133,8 +133,9 @@ def load_model(run: SavedRun, round_: int) -> MTLServerModel:
         metadata = {"run_id": run.run_id, "round": str(round_)}
         if (sharing := read_metadata(path).get("sharing")) is not None:
             metadata["sharing"] = sharing
-        table = model.table_of({part: blocks_of(blocks) for part, blocks in json.loads(sharing or "{}").items()})
-        components = read_safetensors(path, model.layouts_of(table), metadata)
+        moved = {part: blocks_of(blocks) for part, blocks in json.loads(sharing or "{}").items()}
+        parts = model.parts.moved(moved)
+        components = read_safetensors(path, parts.layouts(), metadata)
     except (ValueError, AttributeError, KeyError) as error:
         raise CorruptCheckpointError(f"{path}: what it says of moved layers can't be read: {error}") from None
     except OSError as error:
@@ -142,7 +143,7 @@ def load_model(run: SavedRun, round_: int) -> MTLServerModel:
     if run.digests is not None:
         require_digests(path, components, run.digests[round_])
     _require_finite(run, round_, components)
-    model.rearrange(table, components)
+    model.rearrange(parts.table, components)
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedmtl_server.model import ModelSummary
+from fedmtl_server.model_parts import ModelSummary
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.transitions import Phase
 from fedmtl_server.rounds.view import RoundView

@@ -21,7 +21,7 @@ from fedmtl_core.errors import StoreError
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.layout import Component
-from fedmtl_server.model import ModelSummary
+from fedmtl_server.model_parts import ModelSummary
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.storage.checkpoint_folder import CheckpointFolder, Sharing
 from fedmtl_server.storage.engines import without_password

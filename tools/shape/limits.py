@@ -69,7 +69,7 @@ fedmtl_core        model/encoder_check.py
 fedmtl_core        runtime/
 
 fedmtl_server      aggregation/
-fedmtl_server      model.py
+fedmtl_server      model_parts.py skeleton.py model.py
 fedmtl_server      sharing/
 fedmtl_server      rounds/
 fedmtl_server      storage/
