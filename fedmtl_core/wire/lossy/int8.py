@@ -43,9 +43,8 @@ def encode(component: Component) -> Tensor:
         torch.div(maxima, 127, out=scales).clamp_(max=MAX_SCALE)
         scales.masked_fill_(scales < _MIN_SCALE, 0)
         divisors = torch.where(scales > 0, scales, math.inf)
-        for block, rounded in zip(
-            blocks.pieces(matrix, blocks.BLOCK, dim=1), blocks.pieces(quotients, blocks.BLOCK, dim=1), strict=True
-        ):
+        columns = (blocks.pieces(one, blocks.BLOCK, dim=1) for one in (matrix, quotients))
+        for block, rounded in zip(*columns, strict=True):
             rounded.copy_(torch.div(blocks.as_float32(block), divisors).round_())  # at most 127 × (1 + 2^-22): no clamp
     return data
 
@@ -81,9 +80,8 @@ def largest_magnitude(layout: Layout, data: Tensor) -> float:
 def decode(component: Component, data: Tensor) -> None:
     """Overwrite a component's numbers, and not the padding between its tensors."""
     for matrix, scales, quotients in _rows(component, data):
-        for target, quotient in zip(
-            blocks.pieces(matrix, blocks.BLOCK, dim=1), blocks.pieces(quotients, blocks.BLOCK, dim=1), strict=True
-        ):
+        columns = (blocks.pieces(one, blocks.BLOCK, dim=1) for one in (matrix, quotients))
+        for target, quotient in zip(*columns, strict=True):
             if target.dtype == torch.float32:
                 target.copy_(quotient).mul_(scales)
             else:
