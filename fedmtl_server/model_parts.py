@@ -22,7 +22,7 @@ class ModelSummary:
     shared_parameters: int
     """That all tasks share."""
     head_parameters: Mapping[str, int]
-    """By task; 0 where clients keep it for themselves."""
+    """By task, in the run's order; 0 where clients keep it for themselves."""
     scope_parameters: Mapping[str, int] = field(default_factory=dict)
     """By scope, encoder and heads."""
 
