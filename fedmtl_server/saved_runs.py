@@ -16,7 +16,6 @@ from typing import Literal
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, CorruptCheckpointError, NonFiniteError, StoreError, UserError
-from fedmtl_core.json_types import JsonObject
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.wire.layout import Component
@@ -32,6 +31,7 @@ from fedmtl_server.storage.paths import (
     checkpoint_path,
     checkpoint_rounds,
 )
+from fedmtl_server.storage.stored_reports import StoredReport
 
 Which = int | Literal["best", "last"]
 """A round: its number, the newest, or the one with the best value of a task's main metric."""
@@ -51,7 +51,7 @@ class SavedRun:
     contributors: Mapping[int, Mapping[str, str]] | None = None
     """By round, the task by client id of the clients whose updates counted; None without a history."""
 
-    reports: Sequence[JsonObject] = ()
+    reports: Sequence[StoredReport] = ()
     """`RoundReport.to_dict()` of each round that has ended, in order; empty without a history."""
 
     def rounds(self) -> list[int]:
