@@ -21,7 +21,7 @@ from fedmtl_local.launcher import LocalRun
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.saved_runs import load_model, open_run
 from fedmtl_server.storage.results import TaskResult
-from fedmtl_server.storage.stored_reports import StoredReport, stored_report
+from fedmtl_server.storage.stored_reports import StoredReport
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run_federation(
         LocalRun(config, path, [], run_dir, console=console, on_round=on_round, start=ForkedProcess).complete()
     seconds = time.monotonic() - began
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
-    reports = [report for one in open_run(run_dir).reports if (report := stored_report(one)) is not None]
+    reports = open_run(run_dir).reports
     require_complete(reports, config)
     curves = {task: curve_of(TaskResult.from_dict(one)) for task, one in results.items()}
     return FederatedRun(
@@ -127,8 +127,7 @@ def evaluate_checkpoints(
 def parameters_of(run: FederatedRun) -> tuple[int, int]:
     """How many parameters one encoder has, and how many the server held in the end, wherever layers had moved."""
     model = load_model(open_run(run.folder), run.config.training.num_rounds)
-    encoder = model.num_elements(name for names in model.parts.values() for name in names)
-    return encoder, sum(model.summary().scope_parameters.values())
+    return model.parts.encoder_elements(), sum(model.summary().scope_parameters.values())
 
 
 def _mean_of_clients(run: FederatedRun, model: MTLServerModel, task: str, evaluator: Evaluator) -> dict[str, float]:

@@ -28,7 +28,7 @@ from fedmtl_core.identifiers import name_task
 from fedmtl_core.logs import JOINED, LogLevel
 from fedmtl_core.runtime.tables import results_table
 from fedmtl_local.interrupts import uninterrupted
-from fedmtl_local.processes import LoggedProcess, Start, num_processors, start_module, stop_all
+from fedmtl_local.processes import LoggedProcess, Program, Start, num_processors, start_module, stop_all
 from fedmtl_server.rounds.quorums import lacking_text
 from fedmtl_server.storage.folders import state_of, unfinished_run
 from fedmtl_server.storage.lock import is_held
@@ -249,33 +249,25 @@ class LocalRun:
         options = ["--port", "0", "--run-dir", str(self.run_dir)]
         if self._config.rounds.await_clients_s is None:
             options += ["--set", f"rounds.await_clients_s={START_TIMEOUT_S:.0f}"]
-        return self._start("server", "fedmtl_server", options, {})
+        return self._start("server", Program("fedmtl_server", [*self._options, *options]))
 
     def _start_client(self, address: str, client: LocalClient) -> LoggedProcess:
         threads = max(1, num_processors() // len(self._config.clients))
-        return self._start(
-            f"client-{client.client_id}",
-            "fedmtl_client",
-            [
-                *("--client-id", client.client_id),
-                *(part for task in client.task_names for part in ("--task", task)),
-                *("--shard", client.shard, "--server", address),
-                *_own_credentials(client),
-            ],
-            {"OMP_NUM_THREADS": str(threads)},
-            milestone=JOINED,
-        )
+        options = [
+            *("--client-id", client.client_id),
+            *(part for task in client.task_names for part in ("--task", task)),
+            *("--shard", client.shard, "--server", address),
+            *_own_credentials(client),
+        ]
+        program = Program("fedmtl_client", [*self._options, *options], {"OMP_NUM_THREADS": str(threads)})
+        return self._start(f"client-{client.client_id}", program, milestone=JOINED)
 
-    def _start(
-        self, name: str, module: str, arguments: list[str], environment: dict[str, str], milestone: str = ""
-    ) -> LoggedProcess:
+    def _start(self, name: str, program: Program, milestone: str = "") -> LoggedProcess:
         with uninterrupted():  # else it could be running without anybody to stop it
             process = LoggedProcess(
                 name,
-                module,
-                [*self._options, *arguments],
+                program,
                 self.run_dir / "logs" / f"{name}.log",
-                environment,
                 on_line=lambda name, line: self._say(f"{name}: {line}"),
                 log_level=self._log_level,
                 milestone=milestone,

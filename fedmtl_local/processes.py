@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -54,17 +55,26 @@ def num_processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class Program:
+    """A Python module to run, as `python -m` does."""
+
+    module: str
+    arguments: Sequence[str] = ()
+    """Its command line."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that are added to this process's own."""
+
+
 class LoggedProcess:
-    """A Python module run as a process of its own, whose log goes to a file.
+    """A program run as a process of its own, whose log goes to a file.
 
     Args:
         name: for messages.
-        module: what to run, as `python -m` does.
-        arguments: its command line.
-        log_path: where its output goes.
-        environment: added to this process's own.
-        on_line: told every line that it logs of a level and those above it.
-        log_level: that level.
+        program: what to run.
+        log_path: the file that its output is appended to.
+        on_line: called with `name` and each line that it logs at `log_level` or above.
+        log_level: the least that `on_line` is told of.
         milestone: `has_reached` says whether a line has had this.
         start: how to start it.
     """
@@ -72,10 +82,8 @@ class LoggedProcess:
     def __init__(
         self,
         name: str,
-        module: str,
-        arguments: Sequence[str],
+        program: Program,
         log_path: Path,
-        environment: Mapping[str, str],
         on_line: Callable[[str, str], None],
         milestone: str = "",
         start: Start = start_module,
@@ -88,7 +96,7 @@ class LoggedProcess:
         self._shown = LEVELS[LEVELS.index(log_level) :]
         self._milestone = milestone
         self._has_reached = False
-        self._process = start(module, arguments, environment)
+        self._process = start(program.module, program.arguments, program.environment)
         self._reader = threading.Thread(target=self._read, name=f"log of {name}", daemon=True)
         self._reader.start()
 

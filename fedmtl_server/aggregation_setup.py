@@ -77,5 +77,5 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
     if rules.policy is not None:
         section = config.sharing
         layers = movable_parts(section.rules(), section.adaptive.layers)
-        stages.append(LayerRegrouping(rules.policy, model, layers, section.adaptive.max_parameters))
+        stages.append(LayerRegrouping(rules.policy, model.parts, layers, section.adaptive.max_parameters))
     return Pipeline(stages)

@@ -16,16 +16,16 @@ from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.tls import is_authenticating, require_safe
 from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
 from fedmtl_server.commits import Commits
-from fedmtl_server.federation import Federation, RunSpec
+from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.trackers import trackers_for
 from fedmtl_server.monitoring.tracking import TrackedRun, Tracking, round_point
-from fedmtl_server.open_round import RunParts
 from fedmtl_server.recovery import recovered_updates, restore
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rounds.task_selection import make_selection
+from fedmtl_server.run_spec import RunParts, RunSpec
 from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.folders import held_run, unfinished_run
 from fedmtl_server.storage.store import RunStore, without_secrets
@@ -104,8 +104,8 @@ class Assembly:
         """The layouts of the checkpoint of the round that a report is of; None for round 0."""
         layouts: Sequence[Layout] = self.model.layouts_for(None)
         if report is not None and report.sharing:  # layers have moved
-            table = self.model.table_of({part: blocks_of(blocks) for part, blocks in report.sharing.items()})
-            layouts = self.model.layouts_of(table)
+            moved = {part: blocks_of(blocks) for part, blocks in report.sharing.items()}
+            layouts = self.model.parts.moved(moved).layouts()
         return CheckpointLayouts(layouts, self._pipeline.state_layouts(layouts))
 
     def _warn_of_unfinished(self) -> None:

@@ -202,7 +202,7 @@ class Commits:
         factors = self.pipeline.factors(report.round)
         counted = counted_examples(report)
         num_examples = {task: examples * factors.get(task, 1.0) for task, examples in counted.items()}
-        self.pipeline.regroup(Regrouping(before, after, self.model.layouts_of(after), num_examples))
+        self.pipeline.regroup(Regrouping(before, after, self.model.parts.shared_by(after).layouts(), num_examples))
         return rearranged(components, before, after, num_examples), after
 
     def _replace(self, published: PublishedModel) -> None:

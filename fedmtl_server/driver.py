@@ -10,27 +10,21 @@ import contextlib
 from collections.abc import Sequence
 from functools import partial
 
-from fedmtl_core.config import EarlyStoppingConfig
 from fedmtl_core.errors import StaleRoundError, UnavailableError
-from fedmtl_core.identifiers import name_some
-from fedmtl_core.logs import get_logger
 from fedmtl_core.runtime.clock import now_ms
-from fedmtl_core.tasks.plan import round_title
-from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.values import Aggregate
 from fedmtl_server.audience import Audience
 from fedmtl_server.commits import EndRound
 from fedmtl_server.events import EventKind
-from fedmtl_server.open_round import OpenRound, RunParts
-from fedmtl_server.rounds.completion import missing_quorum
+from fedmtl_server.open_round import OpenRound
 from fedmtl_server.rounds.engine import RoundEngine
 from fedmtl_server.rounds.report import RoundReport, round_record
-from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rounds.stopping import should_stop
 from fedmtl_server.rounds.transitions import Phase, Step
-from fedmtl_server.rounds.waiting import waiting_for
-from fedmtl_server.storage.bookkeeping import log_report, round_report, update_records
+from fedmtl_server.run_log import RunLog, title
+from fedmtl_server.run_spec import RunParts, RunSpec
+from fedmtl_server.storage.bookkeeping import round_report, update_records
 from fedmtl_server.storage.results import Measurements
 from fedmtl_server.storage.resume import LeftOff
 from fedmtl_server.transfer.incoming import Transfer
@@ -41,32 +35,22 @@ class Driver:
     """Holds the rounds of one run.
 
     Args:
+        spec: what the run is to do.
         parts: what it is driven with.
-        specs: its tasks.
-        rules: when rounds open and close.
-        early_stopping: when training ends before its last round.
-        report_interval_s: how often the log says what the run waits for.
     """
 
-    def __init__(
-        self,
-        parts: RunParts,
-        specs: Sequence[TaskSpec],
-        rules: RoundRules,
-        early_stopping: EarlyStoppingConfig,
-        report_interval_s: float = 10.0,
-    ):
-        self.rules = rules
+    def __init__(self, spec: RunSpec, parts: RunParts):
+        self.rules = rules = spec.rules
         self.engine = RoundEngine(rules, parts.clock())
         self.last_report: RoundReport | None = None
         """Of the round before."""
-        self.measured = Measurements(specs, rules.auxiliary)
+        self.measured = Measurements(spec.specs, rules.auxiliary)
+        self.log = RunLog()
         self._commits, self._store, self._staging = parts.commits, parts.store, parts.staging
         self._listeners, self._clock = parts.listeners, parts.clock
-        self._early_stopping = early_stopping
-        self._report_interval_s = report_interval_s
+        self._early_stopping = spec.early_stopping
+        self._report_interval_s = spec.report_interval_s
         self._wake = asyncio.Event()
-        self._log = get_logger()
         self.audience = Audience(self.engine, parts.clock, self._wake.set)
         self.open_round = OpenRound(self.engine, parts, rules.rounds.transfer_timeout_s, self._wake.set)
         """What updates are taken for."""
@@ -92,7 +76,7 @@ class Driver:
             if self.engine.phase is not Phase.FINISHED:  # interrupted, or failed: nothing can count any more
                 self.open_round.stopped = UnavailableError("the server is stopping")
             self.open_round.is_open.set()  # for those who wait to hear of it
-        self._log.info("run.finished", rounds=self.rules.num_rounds)
+        self.log.finished(self.rules.num_rounds)
         self.audience.publish(EventKind.FINISHED)
 
     async def drain(self) -> None:
@@ -112,7 +96,7 @@ class Driver:
                     self._wake.clear()
                     await self._wake.wait()
         if error := await self._commits.settle():
-            self._log.error("commit.failed", reason=str(error))
+            self.log.commit_failed(error)
         self.open_round.stopped = stopped = UnavailableError(reason)
         self.audience.end(stopped)
         self._staging.refuse_waiting(stopped)
@@ -147,17 +131,7 @@ class Driver:
             self._begin_round()
             for update, staged in updates:
                 self._updates.take(Transfer(update, staged, stream=None))
-        self._log.info(
-            "run.resumed",
-            **self.title(),
-            phase=self.engine.phase.value,
-            num_acknowledged=len(updates),
-            acknowledged=name_some([update.client_id for update, _ in updates]),
-        )
-
-    def title(self) -> dict[str, str]:
-        """Names the round in progress in the log."""
-        return {"progress": round_title(self.engine.purpose, self.engine.round, self.rules.num_rounds)}
+        self.log.resumed(self.engine.view, [update for update, _ in updates])
 
     # A step of it.
 
@@ -168,17 +142,17 @@ class Driver:
         if step is Step.OPENED:
             await self._open()
         elif step is Step.EXTENDED:
-            self._log.warning("round.extended", **self.title(), missing=missing_quorum(self.engine.view))
+            self.log.extended(self.engine.view)
             self.audience.publish(EventKind.OPENED)
         elif step is Step.NEXT_EXCHANGE:
             self.audience.publish(EventKind.OPENED)
         elif step is Step.CLOSED:
             await self._close()
         elif step is Step.FAILED:
-            self._log.error("round.failed", **self.title(), missing=missing_quorum(self.engine.view))
+            self.log.failed(self.engine.view)
             await self._close(failed=True)
         elif step is Step.ABANDONED:
-            self._log.warning("round.abandoned", **self.title(), reason="no update arrived")
+            self.log.abandoned(self.engine.view)
             self._end_round(self.engine.round)
             self.audience.round_ended()
         elif self._updates.has_arrived:
@@ -196,10 +170,7 @@ class Driver:
         self.audience.opening()
         cohort = {member.client_id: member.task for member in self.engine.cohort.values()}
         opened_at_unix_ms = self.open_round.stats.opened_at_unix_ms = now_ms()
-        if self.engine.view.opened_without:
-            missing = name_some(self.engine.view.opened_without)
-            waited_s = self.rules.rounds.await_clients_s
-            self._log.warning("round.opens_without", **self.title(), missing=missing, waited_s=waited_s)
+        self.log.opens_without(self.engine.view)
         await asyncio.to_thread(
             self._store.open_round, self.engine.round, self.engine.purpose, opened_at_unix_ms, cohort
         )
@@ -207,15 +178,8 @@ class Driver:
 
     def _begin_round(self) -> None:
         """Take updates for the round that the engine has opened."""
-        cohort = self.engine.cohort
         self._updates.begin(self.engine.view)
-        self._log.info(
-            "round.opened",
-            **self.title(),
-            cohort_size=len(cohort),
-            cohort=name_some([f"{member.client_id} ({member.task})" for member in cohort.values()]),
-            deadline_s=self.rules.rounds.deadline_s,
-        )
+        self.log.opened(self.engine.view)
         self.open_round.is_open.set()
         self.audience.publish(EventKind.OPENED)
 
@@ -233,7 +197,7 @@ class Driver:
             listener.round_closing()
         began = self._clock()
         evaluates = self.engine.purpose == "evaluate"
-        aggregate = Aggregate() if failed or evaluates else await self._updates.aggregate(self.title())
+        aggregate = Aggregate() if failed or evaluates else await self._updates.aggregate(title(self.engine.view))
         report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
         self._learn(report)
         await self._commits.commit(
@@ -243,7 +207,7 @@ class Driver:
         for listener in self._listeners:
             listener.round_ended(report)
         if not failed:
-            log_report(self._log, self.title(), report)
+            self.log.committed(self.engine.view, report)
         self.audience.publish(EventKind.FAILED if failed else EventKind.COMMITTED, report)
         self._expect_reported()
         self._updates.forget()
@@ -297,12 +261,10 @@ class Driver:
             return
         if should_stop(self._early_stopping, self.measured.that_may_stop()):
             self.engine.stop_training()
-            self._log.warning("training.stopped", reason=f"no better for {self._early_stopping.patience} rounds")
+            self.log.training_stopped(self._early_stopping.patience)
 
     async def _report_waiting(self) -> None:
         while True:
             await asyncio.sleep(self._report_interval_s)
-            text = waiting_for(self.engine.view, self._clock())
-            if text:
-                self._log.info("round.waiting", **self.title(), waiting_for=text)
+            self.log.waiting(self.engine.view, self._clock())
             self.audience.announce_waiting(again=True)  # clients that came early were told of others that are here now

@@ -4,51 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from fedmtl_core.config import EarlyStoppingConfig
 from fedmtl_core.errors import StaleRoundError, UnknownTaskError, WrongRunError
 from fedmtl_core.identifiers import quoted
-from fedmtl_core.logs import get_logger
-from fedmtl_core.tasks.plan import Purpose, TrainingPlan
-from fedmtl_core.tasks.spec import TaskSpec
-from fedmtl_core.wire.formats import DEFAULT_DENSITY, Encoding
+from fedmtl_core.tasks.plan import Purpose
+from fedmtl_core.wire.formats import Encoding
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.driver import Driver
 from fedmtl_server.events import RoundEvent
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.open_round import RunParts
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
-from fedmtl_server.rounds.rules import RoundRules
-from fedmtl_server.rounds.waiting import waiting_for
-from fedmtl_server.status import Status, client_statuses, task_statuses
+from fedmtl_server.run_spec import RunParts, RunSpec
+from fedmtl_server.status import Status
 from fedmtl_server.storage.bookkeeping import RoundStats
 from fedmtl_server.storage.results import TaskResult
 from fedmtl_server.storage.resume import LeftOff
-from fedmtl_server.transfer.examination import Examination
 from fedmtl_server.transfer.intake import Intake, Receipt, UploadStream
 from fedmtl_server.transfer.slices import PublishedModel
 from fedmtl_server.transfer.staging import StagedUpdate
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """What a run is to do."""
-
-    run_id: str
-    """Names it for good."""
-    specs: Sequence[TaskSpec]
-    """Its tasks."""
-    rules: RoundRules
-    """When its rounds open and close."""
-    plans: Mapping[str, TrainingPlan] = field(default_factory=dict)
-    """What clients are asked to do, by task."""
-    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
-    """When training ends before its last round."""
-    topk_density: float = DEFAULT_DENSITY
-    """Share of a component's elements in a `topk` slice."""
-    report_interval_s: float = 10.0
-    """How often the log says what the run waits for."""
 
 
 class Federation:
@@ -69,14 +42,14 @@ class Federation:
         self._listeners = parts.listeners
         self._clock = parts.clock
         self._started_at = parts.clock()
-        self._driver = Driver(parts, spec.specs, spec.rules, spec.early_stopping, spec.report_interval_s)
+        self._driver = Driver(spec, parts)
         self._round = self._driver.open_round
         self._intake = Intake(
             self._round,
             parts.commits.model,
             parts.staging,
             self._round.transfers,
-            Examination(self._round.norms, parts.staging),
+            self._round.examination,
             parts.store,
             spec.rules.max_examples,
         )
@@ -126,19 +99,16 @@ class Federation:
         return self._driver.last_report
 
     def status(self) -> Status:
-        view, last_report = self._driver.engine.view, self.last_report
-        return Status(
-            run_id=self.run_id,
-            phase=view.phase,
-            round=view.round,
-            num_rounds=self.rules.num_rounds,
-            waiting_for=waiting_for(view, self._clock()),
-            tasks=task_statuses(self.model.tasks, view, self._driver.measured.last),
-            clients=client_statuses(view),
-            last_report=last_report,
-            model=self.model.summary(),
-            uptime_s=self._clock() - self._started_at,
-            warnings=[*self.stats.warnings(view.round), *(last_report.warnings if last_report else ())],
+        view, now = self._driver.engine.view, self._clock()
+        return Status.of(
+            self.run_id,
+            view,
+            now,
+            self.model.summary(),
+            last_metrics=self._driver.measured.last,
+            last_report=self.last_report,
+            warnings=self.stats.warnings(view.round),
+            uptime_s=now - self._started_at,
         )
 
     def results(self) -> dict[str, TaskResult]:
@@ -240,11 +210,5 @@ class Federation:
         if client_id not in engine.cohort or base_round != engine.round:
             return
         if client_id not in self.stats.damaged:
-            get_logger().error(
-                "model.damaged",
-                **self._driver.title(),
-                client_id=client_id,
-                reason=reason,
-                hint="take the run back: fedmtl-server runs rollback RUN --to-round N",
-            )
+            self._driver.log.damaged_model(engine.view, client_id, reason)
         self.stats.damaged[client_id] = reason

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from fedmtl_core.errors import UnavailableError
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.stages.norms import NO_NORMS, NormScreening
-from fedmtl_server.commits import Commits
-from fedmtl_server.events import Listener
 from fedmtl_server.round_updates import RoundUpdates
 from fedmtl_server.rounds.engine import RoundEngine
+from fedmtl_server.run_spec import RunParts
 from fedmtl_server.storage.bookkeeping import RoundStats
-from fedmtl_server.storage.store import RunStore
-from fedmtl_server.transfer.examination import NormReference
+from fedmtl_server.transfer.examination import Examination, NormReference
 from fedmtl_server.transfer.incoming import Transfer, Transfers
-from fedmtl_server.transfer.staging import StagingArea
-
-
-@dataclass(frozen=True)
-class RunParts:
-    """What a run is driven with."""
-
-    commits: Commits
-    """Its model, and the pipeline that makes the next one."""
-    store: RunStore
-    """Where commits go."""
-    staging: StagingArea
-    """Where updates lie until they are averaged."""
-    listeners: Sequence[Listener] = ()
-    """Told of what happens."""
-    clock: Callable[[], float] = time.monotonic
-    """Seconds, monotonic."""
 
 
 class OpenRound:
@@ -60,8 +39,9 @@ class OpenRound:
         self.stopped: UnavailableError | None = None
         """Why the server takes no updates any more, if it doesn't."""
         self._commits = parts.commits
-        self.norms = parts.commits.pipeline.find(NormScreening) or NormScreening(NO_NORMS)
-        """What is done with updates that move the model too far."""
+        self._norms = parts.commits.pipeline.find(NormScreening) or NormScreening(NO_NORMS)
+        self.examination = Examination(self._norms, parts.staging)
+        """Checks updates that are whole, before they count."""
         self._listeners = parts.listeners
         self._clock = parts.clock
         self._on_counted = on_counted
@@ -112,7 +92,7 @@ class OpenRound:
     def norm_reference(self) -> NormReference:
         """What the norms of the round's updates are held against."""
         base, norms = self._commits.model.components, self._commits.model_norms
-        return NormReference(base, norms, self.norms.refusal_bounds, self.norms.limits(norms))
+        return NormReference(base, norms, self._norms.refusal_bounds, self._norms.limits(norms))
 
     async def until_open(self, update: Update) -> None:
         """Wait for the round to be taking updates: while it opens, or with asynchronous rounds while one is averaged.

@@ -16,7 +16,6 @@ from typing import Literal
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, CorruptCheckpointError, NonFiniteError, StoreError, UserError
-from fedmtl_core.json_types import JsonObject
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.wire.layout import Component
@@ -32,6 +31,7 @@ from fedmtl_server.storage.paths import (
     checkpoint_path,
     checkpoint_rounds,
 )
+from fedmtl_server.storage.stored_reports import StoredReport
 
 Which = int | Literal["best", "last"]
 """A round: its number, the newest, or the one with the best value of a task's main metric."""
@@ -51,7 +51,7 @@ class SavedRun:
     contributors: Mapping[int, Mapping[str, str]] | None = None
     """By round, the task by client id of the clients whose updates counted; None without a history."""
 
-    reports: Sequence[JsonObject] = ()
+    reports: Sequence[StoredReport] = ()
     """`RoundReport.to_dict()` of each round that has ended, in order; empty without a history."""
 
     def rounds(self) -> list[int]:
@@ -133,8 +133,9 @@ def load_model(run: SavedRun, round_: int) -> MTLServerModel:
         metadata = {"run_id": run.run_id, "round": str(round_)}
         if (sharing := read_metadata(path).get("sharing")) is not None:
             metadata["sharing"] = sharing
-        table = model.table_of({part: blocks_of(blocks) for part, blocks in json.loads(sharing or "{}").items()})
-        components = read_safetensors(path, model.layouts_of(table), metadata)
+        moved = {part: blocks_of(blocks) for part, blocks in json.loads(sharing or "{}").items()}
+        parts = model.parts.moved(moved)
+        components = read_safetensors(path, parts.layouts(), metadata)
     except (ValueError, AttributeError, KeyError) as error:
         raise CorruptCheckpointError(f"{path}: what it says of moved layers can't be read: {error}") from None
     except OSError as error:
@@ -142,7 +143,7 @@ def load_model(run: SavedRun, round_: int) -> MTLServerModel:
     if run.digests is not None:
         require_digests(path, components, run.digests[round_])
     _require_finite(run, round_, components)
-    model.rearrange(table, components)
+    model.rearrange(parts.table, components)
     return model
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedmtl_server.model import ModelSummary
+from fedmtl_server.model_parts import ModelSummary
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.transitions import Phase
 from fedmtl_server.rounds.view import RoundView
+from fedmtl_server.rounds.waiting import waiting_for
 from fedmtl_server.rounds.warnings import RoundWarning
 
 
@@ -56,17 +57,49 @@ class Status:
     warnings: Sequence[RoundWarning] = ()
     """Of the round in progress and the one before."""
 
+    @classmethod
+    def of(
+        cls,
+        run_id: str,
+        view: RoundView,
+        now: float,
+        model: ModelSummary,
+        *,
+        last_metrics: Mapping[str, Mapping[str, float]],
+        last_report: RoundReport | None,
+        warnings: Sequence[RoundWarning],
+        uptime_s: float,
+    ) -> Status:
+        """Where a run stands at this moment.
 
-def task_statuses(
+        Args:
+            run_id: the run.
+            view: its round in progress.
+            now: of the clock that the view's times are of, in seconds.
+            model: how large its model is.
+            last_metrics: by task, those of the newest model that was measured.
+            last_report: of the round before, if there was one.
+            warnings: of the round in progress.
+            uptime_s: how long the server has been there, in seconds.
+        """
+        return cls(
+            run_id=run_id,
+            phase=view.phase,
+            round=view.round,
+            num_rounds=view.rules.num_rounds,
+            waiting_for=waiting_for(view, now),
+            tasks=_task_statuses(list(model.head_parameters), view, last_metrics),
+            clients=_client_statuses(view),
+            last_report=last_report,
+            model=model,
+            uptime_s=uptime_s,
+            warnings=[*warnings, *(last_report.warnings if last_report else ())],
+        )
+
+
+def _task_statuses(
     tasks: Sequence[str], view: RoundView, last_metrics: Mapping[str, Mapping[str, float]]
 ) -> list[TaskStatus]:
-    """Every task at this moment.
-
-    Args:
-        tasks: the run's.
-        view: the round in progress.
-        last_metrics: by task, those of the newest model that was measured.
-    """
     members, present = view.cohort.values(), view.clients.values()
     return [
         TaskStatus(
@@ -82,7 +115,7 @@ def task_statuses(
     ]
 
 
-def client_statuses(view: RoundView) -> list[ClientStatus]:
+def _client_statuses(view: RoundView) -> list[ClientStatus]:
     """Every client that is connected or in the cohort, at this moment."""
     members, present, clients = view.cohort, view.present, view.clients
     return [

@@ -34,31 +34,39 @@ app.add_typer(certs_app, name="certs")
 app.command()(export)
 app.command("doctor")(doctor)
 
+_Config = Annotated[Path | None, typer.Option(help="The configuration, a YAML file.", show_default=False)]
+_Host = Annotated[str | None, typer.Option(help="Address to listen on; server.host.")]
+_Port = Annotated[int | None, typer.Option(help="Port to listen on, 0 for any; server.port.")]
+_RunDir = Annotated[
+    Path | None,
+    typer.Option(help="The run's folder; a new one in server.runs_dir if not given. A run in it is taken up."),
+]
+_Resume = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN_DIR", help="Take up the run in this folder, with the configuration it has there."),
+]
+_Insecure = Annotated[
+    bool,
+    typer.Option(
+        "--insecure", help="Listen on other addresses than loopback without TLS, or for anybody; security.insecure."
+    ),
+]
+_Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
+]
+
 
 @app.callback(invoke_without_command=True)
 def serve(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Option(help="The configuration, a YAML file.", show_default=False)] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; server.host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on, 0 for any; server.port.")] = None,
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(help="The run's folder; a new one in server.runs_dir if not given. A run in it is taken up."),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN_DIR", help="Take up the run in this folder, with the configuration it has there."),
-    ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option(
-            "--insecure", help="Listen on other addresses than loopback without TLS, or for anybody; security.insecure."
-        ),
-    ] = False,
+    config: _Config = None,
+    host: _Host = None,
+    port: _Port = None,
+    run_dir: _RunDir = None,
+    resume: _Resume = None,
+    insecure: _Insecure = False,
     keep_serving: Annotated[bool, typer.Option(help="Stay after the last round, until Ctrl-C.")] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
-    ] = None,
+    set_: _Overrides = None,
     log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.console,
     log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.info,
     help_config: HelpConfig = False,

@@ -24,19 +24,24 @@ def flat_update(update: UpdateRecord) -> dict[str, object]:
 def flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, object]:
     """A round, columns for each task."""
     summary = round_summary(record, updates)
-    report = record.report or {}
+    report = record.report
     row = {
         name: summary[name]
         for name in ("round", "purpose", "outcome", "opened_at_unix_ms", "ended_at_unix_ms", "num_counted")
     }
     row |= {"cohort_size": len(record.cohort), "num_refused": summary["num_refused"]}
-    row["missing_clients"] = " ".join(report.get("missing_clients", ()))
-    row["discarded"] = " ".join(one["scope"] for one in report.get("discarded", ()))
-    row |= {name: report.get(name) for name in ("duration_s", "aggregation_s", "bytes_received", "bytes_sent")}
-    for task in report.get("tasks", ()):
-        here = {name: task[name] for name in ("num_updates", "num_examples", "encoder_share")}
-        if task.get("auxiliary_weight") is not None:
-            here["auxiliary_weight"] = task["auxiliary_weight"]
+    row["missing_clients"] = " ".join(record.missing_clients)
+    row["discarded"] = " ".join(one["scope"] for one in (report.get("discarded") or () if report else ()))
+    measures = ("duration_s", "aggregation_s", "bytes_received", "bytes_sent")
+    row |= {name: report.get(name) if report else None for name in measures}
+    for task in report.get("tasks", ()) if report else ():
+        here: dict[str, object] = {
+            "num_updates": task["num_updates"],
+            "num_examples": task["num_examples"],
+            "encoder_share": task["encoder_share"],
+        }
+        if (weight := task.get("auxiliary_weight")) is not None:
+            here["auxiliary_weight"] = weight
         here |= _prefixed("received.", task["received_metrics"]) | _prefixed("trained.", task["trained_metrics"])
         row |= _prefixed(f"{task['task']}.", here)
     return row | _prefixed("checkpoint.", record.checkpoint or {})

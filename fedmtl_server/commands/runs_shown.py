@@ -19,6 +19,7 @@ from fedmtl_server.storage.runs import Place
 
 if TYPE_CHECKING:
     from fedmtl_server.storage.records import MetricRecord, RoundRecord, RunRecord, UpdateRecord
+    from fedmtl_server.storage.stored_reports import StoredContribution, StoredMetric, StoredReport, StoredTask
 
 # A run.
 
@@ -53,8 +54,8 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
     )
     for one in rounds[1:]:
         facts = round_summary(one, by_round[one.round])
-        report = one.report or {}
-        tasks = {task["task"]: task for task in report.get("tasks", ())}
+        report = one.report
+        tasks = {task["task"]: task for task in report.get("tasks", ())} if report else {}
         table.add(
             f"{one.round}{' (evaluation)' if one.purpose == 'evaluate' else ''}",
             _outcome_text(one),
@@ -65,14 +66,15 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
             len(report["missing_clients"]) if report else "-",
             bytes_text(report["bytes_received"]) if report else "-",
             bytes_text(report["bytes_sent"]) if report else "-",
-            *(_metric_and_share(main.get(task), tasks.get(task, {})) for task in run.tasks),
+            *(_metric_and_share(main.get(task), tasks.get(task)) for task in run.tasks),
         )
     table.show()
 
 
 def _outcome_text(record: RoundRecord) -> str:
     """What became of a round, and of how many components nothing did."""
-    text, num_discarded = record.outcome.replace("_", " "), len((record.report or {}).get("discarded", ()))
+    text = record.outcome.replace("_", " ")
+    num_discarded = len(record.report.get("discarded") or ()) if record.report else 0
     return text + (f", {num_discarded} component{'s' * (num_discarded > 1)} discarded" if num_discarded else "")
 
 
@@ -84,8 +86,10 @@ def _why_early(place: Place) -> str:
     return f": early stopping after round {place.last_training_round}, no better for {patience} rounds"
 
 
-def _metric_and_share(name: str | None, task: JsonObject) -> str:
+def _metric_and_share(name: str | None, task: StoredTask | None) -> str:
     """A task's main metric in one round, its first where the main one isn't known; and its share of the encoder."""
+    if task is None:
+        return "-"
     values = task.get("received_metrics", {})
     value = values.get(name) if name else next(iter(values.values()), None)
     share = task.get("encoder_share", 0.0)
@@ -233,42 +237,40 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
     _refusals_table(report).show()
 
 
-def _moves(report: JsonObject) -> dict[str, str]:
+def _moves(report: StoredReport) -> dict[str, str]:
     """Which layers moved, from whom to whom; older reports don't say."""
     moved = report.get("moved") or {}
     texts = (f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}" for part, old in moved.items())
     return {"moved": "; ".join(texts)} if moved else {}
 
 
-def _discarded(report: JsonObject) -> dict[str, str]:
+def _discarded(report: StoredReport) -> dict[str, str]:
     """Which components stayed as they were although updates counted, and why; older reports don't say."""
     found = report.get("discarded") or ()
     texts = [f"{one['scope']}: {one['reason']} (updates of {', '.join(one['contributors'])})" for one in found]
     return {"discarded": "; ".join(texts)} if texts else {}
 
 
-def _warnings(report: JsonObject) -> dict[str, str]:
+def _warnings(report: StoredReport) -> dict[str, str]:
     """What makes a round's result doubtful; older reports don't say."""
     texts = [one["message"] for one in report.get("warnings", ())]
     return {"warnings": "; ".join(texts)} if texts else {}
 
 
-def _tasks_table(report: JsonObject) -> Table:
+def _tasks_table(report: StoredReport) -> Table:
     models = ("received model", "trained models")
     table = Table("Tasks", "task", "updates", "examples", "encoder share", *models, wrapped=models)
     for task in report["tasks"]:
-        metrics = (
-            _metrics_text(task[f"{which}_metrics"], task.get(f"{which}_reports", {}))
-            for which in ("received", "trained")
-        )
+        received = _metrics_text(task["received_metrics"], task.get("received_reports", {}))
+        trained = _metrics_text(task["trained_metrics"], task.get("trained_reports", {}))
         share = f"{task['encoder_share']:.1%}"
         weight = task.get("auxiliary_weight")  # older reports don't say
         name = task["task"] if weight is None else f"{task['task']} (auxiliary, {weight:.3g} an example)"
-        table.add(name, task["num_updates"], task["num_examples"], share, *metrics)
+        table.add(name, task["num_updates"], task["num_examples"], share, received, trained)
     return table
 
 
-def _updates_table(report: JsonObject, updates: Sequence[UpdateRecord]) -> Table:
+def _updates_table(report: StoredReport, updates: Sequence[UpdateRecord]) -> Table:
     """Who sent what became of it, and with what weight it counts in which component."""
     weights: dict[str, dict[str, float]] = {}
     for component in report["components"]:
@@ -294,7 +296,7 @@ def _updates_table(report: JsonObject, updates: Sequence[UpdateRecord]) -> Table
     return table
 
 
-def _counted_examples(report: JsonObject) -> dict[str, str]:
+def _counted_examples(report: StoredReport) -> dict[str, str]:
     """By client whose examples count for less than it says, the least that they count as; older reports don't say."""
     least: dict[str, float] = {}
     for component in report["components"]:
@@ -304,18 +306,18 @@ def _counted_examples(report: JsonObject) -> dict[str, str]:
     return {client_id: f", counted as {examples:.6g}" for client_id, examples in least.items()}
 
 
-def _encoder_parts(report: JsonObject) -> list[JsonObject]:
+def _encoder_parts(report: StoredReport) -> list[StoredContribution]:
     encoder = (component for component in report["components"] if component["scope"] == SHARED)
     return [part for component in encoder for part in component["contributions"]]
 
 
-def _norm_text(part: JsonObject) -> str:
+def _norm_text(part: StoredContribution) -> str:
     """How far a client moved a component; older reports don't say."""
     norm, clipped_to = part.get("norm"), part.get("clipped_to")
     return "-" if norm is None else f"{norm:.3g}" + ("" if clipped_to is None else f", clipped to {clipped_to:.3g}")
 
 
-def _refusals_table(report: JsonObject) -> Table:
+def _refusals_table(report: StoredReport) -> Table:
     refused, total = report["refused"], report["num_refused"]
     title = "Refused" if total == len(refused) else f"Refused, the first {len(refused)} of {total}"
     table = Table(title, "client", "task", "code", "reason", wrapped=["reason"])
@@ -324,7 +326,7 @@ def _refusals_table(report: JsonObject) -> Table:
     return table
 
 
-def _metrics_text(metrics: Mapping[str, float], reports: Mapping[str, JsonObject]) -> str:
+def _metrics_text(metrics: Mapping[str, float], reports: Mapping[str, StoredMetric]) -> str:
     """Metrics, and in brackets what they were taken over; older reports don't say."""
     texts: dict[str, list[str]] = {}
     for name in dict.fromkeys([*metrics, *reports]):
@@ -333,7 +335,7 @@ def _metrics_text(metrics: Mapping[str, float], reports: Mapping[str, JsonObject
     return "; ".join(", ".join(values) + taken for taken, values in texts.items()) or "-"
 
 
-def _taken_over(report: JsonObject | None) -> str:
+def _taken_over(report: StoredMetric | None) -> str:
     if report is None:
         return ""
     facts = []

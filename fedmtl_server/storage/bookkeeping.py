@@ -1,33 +1,20 @@
-"""The records of a round: statistics while it is open, then its report, its rows in the history and its log lines."""
+"""The records of a round: statistics while it is open, then its report and its rows in the history."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
-from fedmtl_core.identifiers import name_some, shown
 from fedmtl_core.json_types import JsonObject
-from fedmtl_core.logs import Logger
 from fedmtl_core.model.scopes import task_scope
-from fedmtl_core.model.sharing import blocks_text
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.values import Aggregate
-from fedmtl_server.rounds.report import (
-    ComponentReport,
-    RefusedUpdate,
-    RoundReport,
-    TaskReport,
-    component_reports,
-    task_reports,
-)
+from fedmtl_server.rounds.report import RefusedUpdate, RoundReport, component_reports, task_reports
 from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.rounds.warnings import RoundWarning, damaged_model, warnings_of
 from fedmtl_server.storage.records import UpdateRecord
 
 MAX_REFUSALS_REPORTED = 100
-MAX_METRICS_LOGGED = 16
-"""Metrics of one task in one log line; the report has all of them."""
 
 
 @dataclass
@@ -148,83 +135,3 @@ def update_records(report: RoundReport, reported: Iterable[Update]) -> list[Upda
         for one in report.refused
     ]
     return acknowledged + refused
-
-
-def log_report(log: Logger, title: Mapping[str, str], report: RoundReport) -> None:
-    """Log a committed round.
-
-    Args:
-        log: where to.
-        title: the fields that name the round in every line.
-        report: the report of the round.
-    """
-    for component in report.components:
-        log.info(
-            "component.averaged",
-            **title,
-            scope=component.scope,
-            tensors=component.num_tensors,
-            clients=len(component.contributions),
-            **_norm_facts(component),
-        )
-        for part in component.contributions:
-            if part.clipped_to is not None:
-                log.warning(
-                    "update.clipped",
-                    **title,
-                    scope=component.scope,
-                    client_id=part.client_id,
-                    norm=part.norm,
-                    bound=part.clipped_to,
-                )
-    for task in report.tasks:
-        log.info(
-            "task.reported",
-            **title,
-            task=task.task,
-            updates=task.num_updates,
-            examples=task.num_examples,
-            encoder_share=task.encoder_share,
-            **({} if task.auxiliary_weight is None else {"auxiliary_weight": task.auxiliary_weight}),
-            received=_shown_metrics(task.received_metrics),
-            trained=_shown_metrics(task.trained_metrics),
-            **_undefined_facts(task),
-        )
-    for warning in report.warnings:
-        log.warning(
-            "round.doubtful", **title, kind=warning.kind, clients=name_some(warning.client_ids), reason=warning.message
-        )
-    for layer, before in report.moved.items():
-        after = report.sharing[layer]
-        log.info("layer.moved", **title, part=layer, before=blocks_text(before), after=blocks_text(after))
-    log.info(
-        "round.committed",
-        **title,
-        seconds=report.duration_s,
-        bytes_in=report.bytes_received,
-        bytes_out=report.bytes_sent,
-        missing=name_some(report.missing_clients),
-        refused=report.num_refused,
-        heads_unchanged=list(report.unchanged_tasks),
-        **({"discarded": [one.scope for one in report.discarded]} if report.discarded else {}),
-    )
-
-
-def _shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The first metrics of a task, under names fit for a log line: each of its clients may send 64 of its own."""
-    return {shown(name): value for name, value in list(metrics.items())[:MAX_METRICS_LOGGED]}
-
-
-def _undefined_facts(task: TaskReport) -> dict[str, list[str]]:
-    """Which metrics are undefined for a task, if any."""
-    facts = {
-        "received_undefined": [shown(name) for name in task.received_reports if name not in task.received_metrics],
-        "trained_undefined": [shown(name) for name in task.trained_reports if name not in task.trained_metrics],
-    }
-    return {key: names[:MAX_METRICS_LOGGED] for key, names in facts.items() if names}
-
-
-def _norm_facts(component: ComponentReport) -> dict[str, float]:
-    """The norms that updates had in a component, in short."""
-    norms = sorted(part.norm for part in component.contributions if part.norm is not None)
-    return {"norm_median": median(norms), "norm_max": norms[-1]} if norms else {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.tasks.plan import Purpose
+from fedmtl_server.storage.stored_reports import StoredReport, StoredTask
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -60,7 +61,7 @@ class RoundRecord:
     ended_at_unix_ms: int | None = None
     cohort: Mapping[str, str] = field(default_factory=dict)
     """Task by client id, in the order in which updates are aggregated."""
-    report: JsonObject | None = None
+    report: StoredReport | None = None
     """`RoundReport.to_dict()`; None until the round has ended, and for round 0."""
     checkpoint: Mapping[str, str] | None = None
     """SHA-256 in hexadecimal by scope, of the model that the round made; None if it made none."""
@@ -76,9 +77,14 @@ class RoundRecord:
         return self.outcome == "committed" and self.checkpoint is not None
 
     @property
-    def sharing(self) -> JsonObject:
+    def missing_clients(self) -> Sequence[str]:
+        """`RoundReport.missing_clients`; empty until the round has ended."""
+        return self.report.get("missing_clients", ()) if self.report else ()
+
+    @property
+    def sharing(self) -> Mapping[str, Sequence[Sequence[str]]]:
         """`RoundReport.sharing`; empty if no layer has moved, and in the reports of versions without moving layers."""
-        return (self.report or {}).get("sharing") or {}
+        return (self.report.get("sharing") if self.report else None) or {}
 
     @classmethod
     def from_row(cls, row: sa.RowMapping) -> RoundRecord:
@@ -93,7 +99,7 @@ class RoundRecord:
         """What the round's clients measured on the model they received, which is the one of the round before."""
         return [
             MetricRecord(self.round - 1, task["task"], storable(name), value, _num_clients(task, name))
-            for task in (self.report or {}).get("tasks", ())
+            for task in (self.report.get("tasks", ()) if self.report else ())
             for name, value in task["received_metrics"].items()
         ]
 
@@ -156,7 +162,7 @@ def storable(text: str) -> str:
     return text.replace("\0", "\\x00")
 
 
-def _num_clients(task: JsonObject, name: str) -> int:
+def _num_clients(task: StoredTask, name: str) -> int:
     """The number of clients that measured a metric; all that sent an update, if the report doesn't say."""
     report = task.get("received_reports", {}).get(name)
     return int(report["num_clients"] if report else task["num_updates"])

@@ -121,7 +121,7 @@ def _left_off(rounds: Sequence[RoundRecord], counted: Mapping[str, tuple[str, in
         cohort=open_round.cohort if open_round else None,
         opened_at_unix_ms=open_round.opened_at_unix_ms if open_round else 0,
         counted=counted,
-        last_clients=ended[-1].cohort.keys() - set((ended[-1].report or {}).get("missing_clients", ())),
+        last_clients=ended[-1].cohort.keys() - set(ended[-1].missing_clients),
         reports=reports_of(rounds),
         components=restored.model,
         state=restored.state,

@@ -21,7 +21,7 @@ from fedmtl_core.json_types import JsonObject
 from fedmtl_core.runtime.clock import now_ms
 from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.layout import Component
-from fedmtl_server.model import ModelSummary
+from fedmtl_server.model_parts import ModelSummary
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.storage.checkpoint_folder import CheckpointFolder, Sharing
 from fedmtl_server.storage.engines import without_password
@@ -51,6 +51,7 @@ from fedmtl_server.storage.permissions import make_run_folder
 from fedmtl_server.storage.records import RoundRecord, RunRecord, UpdateRecord
 from fedmtl_server.storage.resume import LayoutsOf, LeftOff, find_left_off, reports_of
 from fedmtl_server.storage.spool import Spool
+from fedmtl_server.storage.stored_reports import stored_report
 
 _LOCK_WAIT_S = 2.0
 """`runs list` takes a run's lock for a moment, to see whether it is served."""
@@ -217,7 +218,7 @@ class RunStore:
             opened_at_unix_ms=report.opened_at_unix_ms,
             ended_at_unix_ms=now_ms(),
             cohort=cohort,
-            report=report.to_dict(),
+            report=stored_report(report.to_dict()),
             checkpoint={scope: digest.hex() for scope, digest in digests.items()} if digests else None,
         )
         with self._gate.entered():

@@ -70,7 +70,7 @@ class RoundsInProgress(Protocol):
     """What an intake asks of the run's rounds."""
 
     def admit(self, update: Update) -> int | None:
-        """See `Driver.admit`."""
+        """See `OpenRound.admit`."""
 
     def place_of(self, client_id: str) -> int:
         """How many updates are accumulated before a client's."""

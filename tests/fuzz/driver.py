@@ -22,13 +22,13 @@ from fedmtl_core.wire.chunks import Chunk, read_message
 from fedmtl_server.aggregation.pipeline import Pipeline
 from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.commits import Commits
-from fedmtl_server.federation import Federation, RunSpec
+from fedmtl_server.federation import Federation
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.open_round import RunParts
 from fedmtl_server.recovery import recovered_updates, restore
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rpc.servicer import FederatedMtlServicer
+from fedmtl_server.run_spec import RunParts, RunSpec
 from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.records import UpdateRecord
 from fedmtl_server.storage.store import RunStore

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # torch imports it when an operation first needs it: in a target it would be time and memory
 import yaml
 from fedmtl.v1 import federation_pb2 as pb
 from google.protobuf.message import DecodeError

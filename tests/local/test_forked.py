@@ -10,7 +10,7 @@ import time
 import pytest
 
 from fedmtl_local.forked import ForkedProcess
-from fedmtl_local.processes import LoggedProcess
+from fedmtl_local.processes import LoggedProcess, Program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process is comes from /proc")
 
@@ -82,7 +82,7 @@ def test_ctrl_c_while_the_libraries_are_imported_is_for_the_caller_alone(tmp_pat
 def test_what_it_writes_is_in_its_log_whole(tmp_path):
     log = tmp_path / "log"
     process = LoggedProcess(
-        "told", TOLD, [], log, {}, lambda name, line: None, milestone="is_main", start=ForkedProcess
+        "told", Program(TOLD), log, lambda name, line: None, milestone="is_main", start=ForkedProcess
     )
     assert process.wait(30) == 3
     assert process.has_reached

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fedmtl_local.processes import LoggedProcess
+from fedmtl_local.processes import LoggedProcess, Program
 
 LOGS = """
 from fedmtl_core import logs
@@ -35,10 +35,8 @@ def test_of_what_a_process_logs_is_told_what_is_of_a_level_and_its_file_has_all(
     environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     process = LoggedProcess(
         "one",
-        "logging_process",
-        [],
+        Program("logging_process", environment=environment),
         tmp_path / "log",
-        environment,
         lambda name, line: lines.append((name, line.split("]")[1].split()[0])),
         log_level=level,
     )

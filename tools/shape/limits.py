@@ -69,14 +69,17 @@ fedmtl_core        model/encoder_check.py
 fedmtl_core        runtime/
 
 fedmtl_server      aggregation/
-fedmtl_server      model.py
+fedmtl_server      model_parts.py skeleton.py model.py
 fedmtl_server      sharing/
 fedmtl_server      aggregation_setup.py
 fedmtl_server      rounds/
 fedmtl_server      storage/
+fedmtl_server      saved_runs.py
 fedmtl_server      transfer/
 fedmtl_server      events.py status.py
 fedmtl_server      commits.py
+fedmtl_server      run_spec.py run_log.py
+fedmtl_server      round_updates.py open_round.py
 fedmtl_server      audience.py driver.py
 fedmtl_server      federation.py
 fedmtl_server      rpc/

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmtl_core.errors import LayoutMismatchError, LimitExceededError, MalformedStreamError, NonFiniteError
-from fedmtl_core.wire import encodings
-from fedmtl_core.wire.encodings import MAX_SCALE, decode, encode, require_encoded_size, require_valid
+from fedmtl_core.wire.encodings import decode, encode, require_encoded_size, require_valid
 from fedmtl_core.wire.formats import ENCODINGS
 from fedmtl_core.wire.layout import DTYPES, Component, Layout
+from fedmtl_core.wire.lossy import blocks
+from fedmtl_core.wire.lossy.int8 import MAX_SCALE
 
 MAX_FLOAT32 = 3.4028234663852886e38
 MAX_BFLOAT16 = 3.3895313892515355e38
@@ -115,7 +116,7 @@ def test_what_is_encoded_has_a_size_that_is_taken_is_valid_and_decodes_to_finite
     component, encoding, density, block_size
 ):
     before = component.clone()
-    with mock.patch.object(encodings, "_BLOCK", block_size):
+    with mock.patch.object(blocks, "BLOCK", block_size):
         data = encode(component, encoding, density)
         assert data.dtype == torch.uint8
         require_encoded_size(component.layout, encoding, len(data))
@@ -130,7 +131,7 @@ def test_what_is_encoded_has_a_size_that_is_taken_is_valid_and_decodes_to_finite
 @given(components, st.sampled_from(ENCODINGS), block_sizes)
 @settings(max_examples=60, deadline=None)
 def test_decoding_into_a_component_overwrites_all_of_it(component, encoding, block_size):
-    with mock.patch.object(encodings, "_BLOCK", block_size):
+    with mock.patch.object(blocks, "BLOCK", block_size):
         data = encode(component, encoding)
         into = Component(component.layout, torch.full((component.layout.num_bytes,), 0xFF, dtype=torch.uint8))
         assert decode(component.layout, encoding, data, into) is into
@@ -158,7 +159,7 @@ def test_float32_is_the_component_itself_in_both_directions():
 def test_halves_are_the_nearest_ties_to_even_and_saturate(component, half, block_size):
     encoding, dtype = half
     values = flat(float32s(component))
-    with mock.patch.object(encodings, "_BLOCK", block_size):
+    with mock.patch.object(blocks, "BLOCK", block_size):
         data = encode(component, encoding)
         decoded = decode(component.layout, encoding, data)
     assert data.numpy().tobytes() == in_dtype(values, dtype)
@@ -206,7 +207,7 @@ def test_int8_is_scales_by_row_then_rounded_quotients(component, block_size):
     rows = [quantised(row) for _, values in read for row in rows_of(values)]
     scales = np.array([scale for scale, _ in rows], "<f4")
     quotients = np.concatenate([np.zeros(0, np.int8), *(row for _, row in rows)])
-    with mock.patch.object(encodings, "_BLOCK", block_size):
+    with mock.patch.object(blocks, "BLOCK", block_size):
         data = encode(component, "int8")
         decoded = decode(component.layout, "int8", data)
     assert data.numpy().tobytes() == scales.tobytes() + quotients.tobytes()
@@ -273,7 +274,7 @@ def test_int8_takes_at_most_27_percent_of_float32_with_rows_of_128_or_more():
 def test_topk_keeps_the_largest_exactly_and_drops_the_rest(component, density, block_size):
     values = flat(float32s(component))
     total = len(values)
-    with mock.patch.object(encodings, "_BLOCK", block_size):
+    with mock.patch.object(blocks, "BLOCK", block_size):
         data = encode(component, "topk", density).numpy().tobytes()
         decoded = decode(component.layout, "topk", encoded((f"{len(data)}s", data)))
     count = len(data) // 8
@@ -303,7 +304,7 @@ def test_topk_of_many_elements_is_what_sorting_them_all_would_choose(kind):
         "sampled too large": np.where(np.arange(total) % 61, 1.0, 100.0) * (1 + random.random(total)),
         "outside the sample": np.where(np.arange(total) % 61, 0.0, 1.0) * (1 + random.random(total)),
     }[kind].astype(np.float32)
-    with mock.patch.object(encodings, "_BLOCK", 61 * 128):
+    with mock.patch.object(blocks, "BLOCK", 61 * 128):
         data = encode(component_of(a=values), "topk", 0.05).numpy()
     largest_first = np.lexsort((np.arange(total), -np.abs(values)))  # of equal ones the first come first
     expected = np.sort(largest_first[:3000])
@@ -440,6 +441,6 @@ def test_huge_kept_values_saturate_in_small_tensors():
 def test_a_long_row_is_encoded_alike_in_one_block_and_in_many(encoding):
     """A vector is one row, and may be longer than a block."""
     component = component_of(a=torch.arange(2**18, dtype=torch.float32))
-    with mock.patch.object(encodings, "_BLOCK", 2**12):
+    with mock.patch.object(blocks, "BLOCK", 2**12):
         whole = encode(component, encoding)
     assert torch.equal(whole, encode(component, encoding))
