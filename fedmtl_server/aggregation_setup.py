@@ -8,12 +8,14 @@ from fedmtl_core.config import Config
 from fedmtl_core.model.sharing import movable_parts
 from fedmtl_server.aggregation.optimizers import ServerOptimizer, make_optimizer
 from fedmtl_server.aggregation.pipeline import Pipeline
+from fedmtl_server.aggregation.rules import BlockRule, make_rule
 from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks
 from fedmtl_server.aggregation.stages.base import Stage
 from fedmtl_server.aggregation.stages.client_shares import ClientShares
 from fedmtl_server.aggregation.stages.control_variates import ControlVariates
 from fedmtl_server.aggregation.stages.normalization import FedNova
 from fedmtl_server.aggregation.stages.norms import NormScreening
+from fedmtl_server.aggregation.stages.rule import RuleInsteadOfMean
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation.task_weighting import make_weighting
@@ -31,6 +33,7 @@ class AggregationRules:
     weighting: TaskWeighting | None = None
     optimizer: ServerOptimizer | None = None
     policy: SharingPolicy | None = None
+    rule: BlockRule | None = None
 
     @classmethod
     def of(cls, config: Config) -> AggregationRules:
@@ -44,7 +47,7 @@ class AggregationRules:
         weighting = make_weighting(config.aggregation)
         if policy and not weighting:  # it looks at every task's mean
             weighting = Examples(config.aggregation)
-        return cls(weighting, optimizer, policy)
+        return cls(weighting, optimizer, policy, make_rule(config.aggregation))
 
 
 def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules) -> Pipeline:
@@ -64,6 +67,8 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
         stages.append(ClientShares(config.robustness.max_client_share))
     if config.aggregation.normalization == "fednova":
         stages.append(FedNova())
+    if rules.rule is not None:
+        stages.append(RuleInsteadOfMean(rules.rule))
     if rules.weighting is not None:
         stages.append(TaskWeights(rules.weighting, config.training.seed))
     auxiliary = {name: task.auxiliary for name, task in config.tasks.items() if task.auxiliary is not None}

@@ -11,6 +11,7 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import SharingTable
 from fedmtl_core.wire.controls import control_scope
 from fedmtl_core.wire.layout import Component
+from fedmtl_server.aggregation.blocks import UpdateBlocks
 from fedmtl_server.aggregation.norms import reference_norm
 from fedmtl_server.aggregation.pipeline import Pipeline, RoundAggregation
 from fedmtl_server.aggregation.rearranging import rearranged
@@ -64,17 +65,20 @@ class Commits:
             return ()
         return tuple(map(control_scope, self.model.scopes_for(task)))
 
-    def finish(self, aggregation: RoundAggregation, title: Mapping[str, str]) -> Aggregate:
+    def finish(
+        self, aggregation: RoundAggregation, title: Mapping[str, str], blocks: UpdateBlocks | None = None
+    ) -> Aggregate:
         """What the model becomes, without components that left the range of their dtype; those stay as they were.
 
         Args:
             aggregation: with all of the round's updates.
             title: names the round in the log.
+            blocks: the updates that are read again; see `RoundAggregation.reads_again`.
 
         Raises:
-            AggregationError: see `RoundAggregation.close`.
+            AggregationError, StoreError: see `RoundAggregation.close`.
         """
-        aggregate = aggregation.close()
+        aggregate = aggregation.close(blocks)
         for one in aggregate.discarded:
             contributors = name_some(one.contributors)
             self._log.error(

@@ -13,7 +13,8 @@ from fedmtl_server.aggregation.values import Aggregate, ScreenedUpdate
 from fedmtl_server.commits import Commits
 from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.transfer.incoming import Transfer
-from fedmtl_server.transfer.staging import StagingArea
+from fedmtl_server.transfer.staged_blocks import StagedBlocks
+from fedmtl_server.transfer.staging import StagedUpdate, StagingArea
 
 
 class RoundUpdates:
@@ -33,6 +34,7 @@ class RoundUpdates:
         self._aggregation: RoundAggregation | None = None
         self._arrived: list[str] = []
         self._complete: dict[str, Transfer] = {}
+        self._retained: dict[str, StagedUpdate] = {}
         self._reported: list[Transfer] = []
 
     def begin(self, view: RoundView) -> None:
@@ -84,12 +86,16 @@ class RoundUpdates:
 
         Args:
             title: names the round in the log.
+
+        Raises:
+            AggregationError, StoreError: see `RoundAggregation.close`.
         """
         assert self._aggregation is not None
         await self.accumulate_arrived()
         self._pipeline.complete()
         await self._accumulate(self._order.close())
-        aggregate = await asyncio.to_thread(self._commits.finish, self._aggregation, title)
+        blocks = await self._blocks()
+        aggregate = await asyncio.to_thread(self._commits.finish, self._aggregation, title, blocks)
         for buffer in aggregate.spare:
             self._staging.take_back(buffer)
         return aggregate
@@ -99,7 +105,7 @@ class RoundUpdates:
         for transfer in self._reported:
             self._staging.release(transfer.staged)
             self._staging.forget(transfer.staged)
-        self._reported, self._arrived, self._complete = [], [], {}
+        self._reported, self._arrived, self._complete, self._retained = [], [], {}, {}
 
     async def _accumulate(self, client_ids: Sequence[str]) -> None:
         assert self._aggregation is not None
@@ -108,7 +114,20 @@ class RoundUpdates:
             components = await self._staging.load(transfer.staged)
             update = self._with_tensors(transfer, components)
             kept = await asyncio.to_thread(self._aggregation.add, update, may_keep=True)
-            self._staging.release(transfer.staged, components, kept)
+            if self._aggregation.reads_again(update):
+                self._retained[client_id] = transfer.staged
+                self._staging.retain(transfer.staged, components)
+            else:
+                self._staging.release(transfer.staged, components, kept)
+
+    async def _blocks(self) -> StagedBlocks | None:
+        """The updates that are read again; None if none are."""
+        if not self._retained:
+            return None
+        await self._staging.hold(self._retained.values())
+        blocks = StagedBlocks(self._retained, self._staging.spool)
+        await asyncio.to_thread(blocks.require_whole)
+        return blocks
 
     def _with_tensors(self, transfer: Transfer, components: Mapping[str, Component]) -> ScreenedUpdate:
         assert self._view is not None

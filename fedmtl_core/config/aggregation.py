@@ -12,6 +12,7 @@ from fedmtl_core.config.section import Section, require_known_or_reference
 NormAction = Literal["none", "report", "clip", "refuse"]
 Normalization = Literal["none", "fednova"]
 OPTIMIZERS = ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
+RULES = ("mean",)
 TASK_WEIGHTINGS = (
     "examples",
     "uniform",
@@ -74,8 +75,14 @@ class RobustnessConfig(Section):
 
 
 class AggregationConfig(Section):
-    """What each task counts for in the encoder, and each client's steps. docs/aggregation.md has the formulas."""
+    """What updates come to, what each task counts for in the encoder, and each client's steps. docs/aggregation.md has
+    the formulas."""
 
+    rule: str = Field(
+        "mean",
+        description="What a component becomes of its updates: their weighted `mean`, or what a class of your own makes "
+        "of all of them at once, as `module:Name`",
+    )
     task_weighting: str = Field(
         "examples",
         description=f"Each task's weight in the encoder's average: {', '.join(TASK_WEIGHTINGS)}, or a class of your "
@@ -109,6 +116,11 @@ class AggregationConfig(Section):
     def weights(self) -> Mapping[str, float]:
         """Every task's weight for `fixed`; empty for other weightings."""
         return self.task_weights or {}
+
+    @field_validator("rule")
+    @classmethod
+    def _known_rule(cls, name: str) -> str:
+        return require_known_or_reference(name, RULES)
 
     @field_validator("task_weighting")
     @classmethod

@@ -124,6 +124,10 @@ class Config(Section):
 
     def _stages(self) -> Iterator[StageRule]:
         """The stages of the aggregation that require something, as far as they are asked for."""
+        if self.aggregation.normalization != "none":
+            yield stages.NORMALIZATION
+        if self.aggregation.rule != "mean":
+            yield stages.RULE
         if self.training.control_variates:
             yield stages.CONTROL_VARIATES
         if self.sharing.adaptive.policy is not None:
@@ -131,14 +135,19 @@ class Config(Section):
 
     def _breaches(self) -> Iterator[Breach]:
         """The settings that take from the stages of the aggregation what some of them require."""
-        weighting, by_examples = self.aggregation, Property.EXAMPLE_WEIGHTS
+        aggregation, by_examples, together = self.aggregation, Property.EXAMPLE_WEIGHTS, Property.TASKS_TOGETHER
+        policy = self.sharing.adaptive.policy
         for property_, key, got, needed, stage in (
             (Property.SGD_STEPS, "training.optimizer", self.training.optimizer, "sgd", None),
             (Property.SYNCHRONOUS, "rounds.mode", self.rounds.mode, "sync", None),
-            (by_examples, "aggregation.task_weighting", weighting.task_weighting, "examples", stages.TASK_WEIGHTING),
-            (by_examples, "aggregation.scaling", weighting.scaling, 1.0, stages.TASK_WEIGHTING),
+            (Property.MEAN, "aggregation.rule", aggregation.rule, "mean", stages.RULE),
+            (by_examples, "aggregation.task_weighting", aggregation.task_weighting, "examples", stages.TASK_WEIGHTING),
+            (by_examples, "aggregation.scaling", aggregation.scaling, 1.0, stages.TASK_WEIGHTING),
+            (together, "aggregation.task_weighting", aggregation.task_weighting, "examples", stages.TASK_WEIGHTING),
+            (together, "aggregation.scaling", aggregation.scaling, 1.0, stages.TASK_WEIGHTING),
+            (together, "sharing.adaptive.policy", policy, None, stages.SHARING),
             (Property.WHOLE_STEPS, "training.head_epochs", self.training.head_epochs, 0, None),
-            (Property.FIXED_SCOPES, "sharing.adaptive.policy", self.sharing.adaptive.policy, None, stages.SHARING),
+            (Property.FIXED_SCOPES, "sharing.adaptive.policy", policy, None, stages.SHARING),
         ):
             if got != needed:
                 yield Breach(property_, f"`{key}: {needed}`", repr(got), stage)

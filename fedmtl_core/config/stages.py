@@ -21,6 +21,8 @@ class Property(Enum):
     EXAMPLE_WEIGHTS = "a client weighs as many examples as it was trained on, whatever its task"
     FIXED_SCOPES = "a parameter stays in its component"
     SGD_STEPS = "an update is a sum of gradients, each times a learning rate"
+    TASKS_TOGETHER = "a component's updates are taken together, whatever their tasks"
+    MEAN = "a component becomes the weighted mean of its updates"
     WHOLE_STEPS = "each of a client's steps moves all parameters"
 
 
@@ -40,8 +42,22 @@ class StageRule:
 
 CLIENT_SHARES = StageRule("client_shares", "robustness.max_client_share")
 NORMS = StageRule("norms", "robustness.norms", breaks=frozenset({Property.WHOLE_UPDATES}))
-NORMALIZATION = StageRule("normalization", "aggregation.normalization")
-TASK_WEIGHTING = StageRule("task_weighting", "aggregation.task_weighting", breaks=frozenset({Property.EXAMPLE_WEIGHTS}))
+NORMALIZATION = StageRule(
+    "normalization",
+    "aggregation.normalization",
+    requires=MappingProxyType({Property.MEAN: "deltas are averaged by step"}),
+)
+RULE = StageRule(
+    "rule",
+    "aggregation.rule",
+    requires=MappingProxyType({Property.TASKS_TOGETHER: "it takes the updates of all tasks together"}),
+    breaks=frozenset({Property.MEAN}),
+)
+TASK_WEIGHTING = StageRule(
+    "task_weighting",
+    "aggregation.task_weighting",
+    breaks=frozenset({Property.EXAMPLE_WEIGHTS, Property.TASKS_TOGETHER}),
+)
 AUXILIARY = StageRule("auxiliary", "tasks.NAME.auxiliary", breaks=frozenset({Property.EXAMPLE_WEIGHTS}))
 SERVER_OPTIMIZER = StageRule("server_optimizer", "server_optimizer.name")
 CONTROL_VARIATES = StageRule(
@@ -52,6 +68,7 @@ CONTROL_VARIATES = StageRule(
             Property.SGD_STEPS: "they are sums of its steps",
             Property.SYNCHRONOUS: "all clients have to start from the same ones",
             Property.EXAMPLE_WEIGHTS: "they weigh clients by their examples",
+            Property.MEAN: "they correct clients towards the mean of all",
             Property.WHOLE_STEPS: "every step has to be of all parameters",
             Property.FIXED_SCOPES: "they are of components that stay",
             Property.ONE_TASK_PER_CLIENT: "a client's is of one task",
@@ -63,13 +80,14 @@ SHARING = StageRule(
     "sharing",
     "sharing.adaptive",
     requires=MappingProxyType({Property.SYNCHRONOUS: "layers can't move under updates that start from older models"}),
-    breaks=frozenset({Property.FIXED_SCOPES}),
+    breaks=frozenset({Property.FIXED_SCOPES, Property.TASKS_TOGETHER}),
 )
 
 STAGES = (
     CLIENT_SHARES,
     NORMS,
     NORMALIZATION,
+    RULE,
     TASK_WEIGHTING,
     AUXILIARY,
     SERVER_OPTIMIZER,

@@ -4,37 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from fractions import Fraction
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from fedmtl_core.wire.layout import Component, Layout, TensorSpec
+from fedmtl_server.aggregation.blocks import BlockReader
 
 Weight = int | Fraction
 """What an update counts for beside the others: exact, so that sums don't depend on the order of addition."""
-
-
-class BlockReader(Protocol):
-    """All updates of one component, in the order in which they were added, a block of elements at a time.
-
-    What it reads takes the memory of a block for each update, however large the component is.
-    """
-
-    def read(self, run: int, start: int, stop: int) -> Tensor:
-        """Some elements of every update, as they were sent: parameters or deltas.
-
-        Args:
-            run: the number of the flat vector in the component's layout (`Layout.runs`).
-            start: its first element to read.
-            stop: the element after the last one to read.
-
-        Returns:
-            `(updates, stop - start)`, in the run's dtype.
-
-        Raises:
-            StoreError: an update that isn't in memory can't be read.
-        """
 
 
 class Accumulator(ABC):
@@ -49,7 +28,8 @@ class Accumulator(ABC):
     copies: ClassVar[int] = 1
     """How many components it keeps in memory at most, its result among them. The buffer pool is sized by it."""
     reads_blocks: ClassVar[bool] = False
-    """Whether it reads all updates when it is closed; their bytes have to be kept until then."""
+    """Whether it reads all updates when it is closed. Their bytes have to stay as they are until then, so that it keeps
+    no component that is added."""
 
     def __init__(self, layout: Layout):
         self.layout = layout
@@ -86,6 +66,8 @@ class Accumulator(ABC):
     def merge(self, other: Self) -> None:
         """Take in what another accumulator of the same kind and layout has taken in, which stays as it is.
 
+        What reads blocks has to be given those of both when it is closed: its own first, then the other's.
+
         Raises:
             LayoutMismatchError: it is laid out otherwise.
         """
@@ -94,7 +76,12 @@ class Accumulator(ABC):
         """Note that all updates were added: `runs` is final from now on.
 
         Args:
-            blocks: all updates again, for an accumulator that `reads_blocks`; None for others.
+            blocks: all updates again, in the order in which they were added, for an accumulator that `reads_blocks`;
+                None for others.
+
+        Raises:
+            AggregationError: a class of the user's own answers with something else than it should.
+            StoreError: an update can't be read.
         """
 
     @property

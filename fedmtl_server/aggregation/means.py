@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.aggregation.accumulators import Accumulator, Weight
+from fedmtl_server.aggregation.wide import WideComponent, counted_values
 
 _BLOCK = 2**19
 """Elements that are computed with at a time where there is a copy to make."""
@@ -26,8 +27,7 @@ class ComponentMean(Accumulator):
 
     def __init__(self, layout: Layout):
         super().__init__(layout)
-        self._component: Component | None = None
-        self._means: list[Tensor] = []
+        self._mean: WideComponent | None = None
         self._total: Weight = 0
 
     def add(
@@ -43,52 +43,44 @@ class ComponentMean(Accumulator):
         self.layout.require_same(component.layout)
         if base is not None:
             self.layout.require_same(base.layout)
-        keeps = self._component is None and may_keep and weight > 0
-        if self._component is None:
-            self._place_in(component if keeps else None)
+        keeps = self._mean is None and may_keep and weight > 0
+        if self._mean is None:
+            self._mean = self._placed_in(component if keeps else None)
         if weight == 0:
             return False
         share, rest = self._shares(weight)
-        base_runs = base.runs() if base else [None] * len(self._means)
-        for mean, run, origin in zip(self._means, component.runs(), base_runs, strict=True):
+        base_runs = base.runs() if base else [None] * len(self.runs)
+        for mean, run, origin in zip(self.runs, component.runs(), base_runs, strict=True):
             _add_run(mean, run, origin, share, rest, scale, is_delta)
         return keeps
 
     def merge(self, other: Self) -> None:
         self.layout.require_same(other.layout)
-        if self._component is None:
-            self._place_in(None)
+        if self._mean is None:
+            self._mean = self._placed_in(None)
         if other._total == 0:
             return
         share, rest = self._shares(other._total)
-        for mean, value in zip(self._means, other._means, strict=True):
+        for mean, value in zip(self.runs, other.runs, strict=True):
             _move_towards(mean, value, share, rest)
 
     @property
     def runs(self) -> list[Tensor]:
-        return self._means
+        return self._mean.runs if self._mean else []
 
     @property
     def buffer(self) -> Tensor:
-        assert self._component is not None
-        return self._component.buffer
+        assert self._mean is not None
+        return self._mean.buffer
 
     def result(self) -> Component:
         """The mean of at least one update with a weight, in the layout's own dtypes. Nothing can be added after."""
-        assert self._component is not None
-        for target, mean in zip(self._component.runs(), self._means, strict=True):
-            if target.dtype != mean.dtype:
-                target.copy_(mean)
-        self._component.clear_padding()  # what a client sent there is of no meaning
-        return self._component
+        assert self._mean is not None
+        return self._mean.narrowed()
 
-    def _place_in(self, component: Component | None) -> None:
+    def _placed_in(self, component: Component | None) -> WideComponent:
         """Begin in a component's memory, whose bytes may hold anything; in new memory if None."""
-        self._component = component or Component(self.layout, torch.empty(self.layout.num_bytes, dtype=torch.uint8))
-        self._means = [
-            run if run.dtype == _wide(run.dtype) else torch.empty(run.shape, dtype=_wide(run.dtype))
-            for run in self._component.runs()
-        ]
+        return WideComponent(component or Component(self.layout, torch.empty(self.layout.num_bytes, dtype=torch.uint8)))
 
     def _shares(self, weight: Weight) -> tuple[float, float]:
         """Of the weight with what is new: the share of what is new, and the share of what was there before."""
@@ -111,13 +103,7 @@ def _add_run(
         return
     for start in range(0, len(mean), _BLOCK):  # what has to be computed first stays in the cache
         block = slice(start, start + _BLOCK)
-        value = run[block].to(mean.dtype)
-        if origin is not None:
-            start_value = origin[block].to(mean.dtype)
-            if is_delta:
-                value = torch.add(start_value, value, alpha=scale)
-            else:  # both are scaled before they are subtracted, so that nothing overflows
-                value = torch.mul(value, scale).sub_(start_value, alpha=scale).add_(start_value)
+        value = counted_values(run[block], None if origin is None else origin[block], scale, is_delta)
         _move_towards(mean[block], value, share, rest)
 
 
@@ -137,7 +123,3 @@ def _move_towards(mean: Tensor, value: Tensor, share: float, rest: float) -> Non
         mean.lerp_(value, share)
     else:
         torch.lerp(value, mean, rest, out=mean)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,7 +1,8 @@
 """How a round's updates become the next model: the page that shows the order.
 
     screen       each stage looks at an update, in the cohort's order: its examples are limited, its norm is clipped
-    accumulate   each component goes into its accumulator, weighed: a running mean for all tasks, or one for each
+    accumulate   each component goes into its accumulator, weighed: a running mean for all tasks, or one for each;
+                 an accumulator that needs all updates at once reads them again when the round closes
     combine      the accumulators of a component become one: by steps, by tasks' weights
     release      what came out becomes what the model moves to: the server optimiser's step
     end          stages take up what the round changed: control variates, and who shares which layers
@@ -24,7 +25,8 @@ from fedmtl_core.model.scopes import task_of
 from fedmtl_core.model.sharing import SharingTable
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_core.wire.updates import Update
-from fedmtl_server.aggregation.accumulators import Accumulator, BlockReader, Weight
+from fedmtl_server.aggregation.accumulators import Accumulator, Weight
+from fedmtl_server.aggregation.blocks import BlockReader, UpdateBlocks
 from fedmtl_server.aggregation.delta_products import combine as move_by_deltas
 from fedmtl_server.aggregation.means import ComponentMean
 from fedmtl_server.aggregation.stages.base import Combination, Ending, Group, Stage
@@ -202,7 +204,7 @@ class RoundAggregation:
         Args:
             update: it comes back unchanged, unless it may be kept.
             may_keep: whether its components may be overwritten: the first of a scope then becomes the mean, without a
-                copy.
+                copy, unless any of them is read again; see `reads_again`.
 
         Returns:
             The scopes of the components that were kept.
@@ -213,16 +215,23 @@ class RoundAggregation:
         """
         self._require_known(update)
         screened = self._screen(update)
+        may_keep = may_keep and not self.reads_again(screened)
         return {scope for scope in screened.components if self._accumulate(scope, screened, may_keep)}
 
-    def close(self, blocks: Callable[[str], BlockReader] | None = None) -> Aggregate:
+    def reads_again(self, update: ScreenedUpdate) -> bool:
+        """Whether an update with its tensors, as it was sent, is read once more when the round closes."""
+        layouts = [component.layout for component in update.components.values()]
+        return any(_accumulator(self._stages, layout).reads_blocks for layout in layouts)
+
+    def close(self, blocks: UpdateBlocks | None = None) -> Aggregate:
         """What the updates came to: a component that isn't finite stays what it was.
 
         Args:
-            blocks: by scope, all updates again; needed by accumulators that read them.
+            blocks: the updates that are read again; see `reads_again`.
 
         Raises:
             AggregationError: see `combine`; or a class of the user's own answers with something else than it should.
+            StoreError: an update can't be read again.
         """
         components, contributions = self.combine(blocks)
         released, discarded = self._release(components, contributions)
@@ -240,18 +249,19 @@ class RoundAggregation:
         key = update.task if _is_by_task(self._stages, scope) else ""
         if key not in accumulators:
             accumulators[key] = _accumulator(self._stages, component.layout)
+        base = self._context.base[scope] if update.needs_base_in(scope) else None
         is_delta = update.kind == "delta"
-        base = self._context.base[scope] if is_delta or scope in update.clipped_to else None
         kept = accumulators[key].add(
             component, weight, base, update.scale_in(scope), is_delta=is_delta, may_keep=may_keep
         )
         self._updates.setdefault(scope, []).append(update.without_tensors())
         return kept
 
-    def combine(
-        self, blocks: Callable[[str], BlockReader] | None = None
-    ) -> tuple[dict[str, Component], dict[str, list[Contribution]]]:
+    def combine(self, blocks: UpdateBlocks | None = None) -> tuple[dict[str, Component], dict[str, list[Contribution]]]:
         """Make one component of each scope's accumulators.
+
+        Args:
+            blocks: as for `close`.
 
         Returns:
             The components by scope, and who counted in them. A component is absent if only tasks that count for
@@ -264,9 +274,9 @@ class RoundAggregation:
         if not self._updates:
             raise AggregationError("there are no updates to average")
         groups = {scope: self._group(scope) for scope in self._updates}
-        for scope, group in groups.items():
-            for accumulator in group.accumulators.values():
-                accumulator.close(blocks(scope) if blocks and accumulator.reads_blocks else None)
+        for group in groups.values():
+            for key, accumulator in group.accumulators.items():
+                accumulator.close(_reader(group, key, blocks) if accumulator.reads_blocks else None)
         for stage in self._stages:
             stage.inspect(groups)
         components, contributions = {}, {}
@@ -373,6 +383,18 @@ def _is_by_task(stages: Sequence[Stage], scope: str) -> bool:
 def _accumulator(stages: Sequence[Stage], layout: Layout) -> Accumulator:
     """What a component's updates are accumulated in: a running mean, unless a stage says otherwise."""
     return next((one for stage in stages if (one := stage.accumulator(layout)) is not None), ComponentMean(layout))
+
+
+def _reader(group: Group, key: str, blocks: UpdateBlocks | None) -> BlockReader:
+    """The updates that one of a component's accumulators has taken in.
+
+    Raises:
+        AggregationError: nothing is known of where they lie.
+    """
+    if blocks is None:
+        raise AggregationError(f"{group.scope}: its updates have to be read again, and aren't kept")
+    updates = [one for one in group.updates if not group.is_by_task or one.task == key]
+    return BlockReader(group.scope, updates, group.base, blocks)
 
 
 def _contributions(group: Group, combination: Combination) -> list[Contribution]:

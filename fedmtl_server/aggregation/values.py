@@ -67,6 +67,10 @@ class ScreenedUpdate:
             return self.clipped_to[scope] / self.norms[scope] * self.discount
         return self.discount
 
+    def needs_base_in(self, scope: str) -> bool:
+        """Whether what it counts as in a component is relative to the model: it is a delta, or clipped."""
+        return self.kind == "delta" or scope in self.clipped_to
+
     def without_tensors(self) -> ScreenedUpdate:
         """What remains of it when its tensors have been taken in."""
         return replace(self, components={})

@@ -16,13 +16,14 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from itertools import count
 from pathlib import Path
 
 import google_crc32c
+import torch
 from torch import Tensor
 
 from fedmtl_core.errors import StoreError
@@ -111,6 +112,43 @@ class Spool:
             raise StoreError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
         if found != crc:
             raise StoreError(f"{path} isn't what was written to it: its checksum is wrong")
+
+    def require_whole(self, path: Path) -> None:
+        """Check that a file is what was written to it: one pass over it, in little memory.
+
+        Raises:
+            StoreError: it can't be read, or isn't.
+        """
+        try:
+            is_whole = _read_whole(path) is not None
+        except OSError as error:
+            raise StoreError(f"can't read {path}: {error.strerror or error}") from error
+        if not is_whole:
+            raise StoreError(f"{path} isn't what was written to it: its checksum is wrong")
+
+    @contextlib.contextmanager
+    def opened(self, path: Path) -> Iterator[Callable[[int, int], Tensor]]:
+        """Read stretches of an update's data, of a file that `require_whole` takes.
+
+        Yields:
+            What gives the bytes from one place in the data to another, uint8, in memory of their own.
+
+        Raises:
+            StoreError: the file can't be read.
+        """
+        try:
+            with path.open("rb", buffering=0) as file:
+                first = _PREAMBLE.size + _PREAMBLE.unpack(file.read(_PREAMBLE.size))[1]
+
+                def read(start: int, stop: int) -> Tensor:
+                    buffer = torch.empty(stop - start, dtype=torch.uint8)
+                    file.seek(first + start)
+                    _read_into(file, memory(buffer))
+                    return buffer
+
+                yield read
+        except (OSError, EOFError, struct.error) as error:
+            raise StoreError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error
 
     def discard(self, path: Path) -> None:
         """Erase the update in a file, so that the file can be used for another one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -109,7 +109,8 @@ class StagingArea:
 
     def __init__(self, memory_bytes: int, spool: Spool, pool: BufferPool, *, durable: bool = False):
         self._memory_bytes = memory_bytes
-        self._spool = spool
+        self.spool = spool
+        """Where the files are."""
         self._pool = pool
         self._durable = durable
         self._in_memory: list[StagedUpdate] = []
@@ -174,7 +175,7 @@ class StagingArea:
             try:
                 await self._write(staged)
             except OSError as error:
-                self._log.error("staging.failed", reason=error.strerror or str(error), folder=str(self._spool.folder))
+                self._log.error("staging.failed", reason=error.strerror or str(error), folder=str(self.spool.folder))
                 raise UnavailableError(f"the update can't be written: {error.strerror or error}") from None
 
     async def look(self, staged: StagedUpdate, inspect: Callable[[Mapping[str, Component]], _T]) -> _T:
@@ -213,17 +214,14 @@ class StagingArea:
         Raises:
             StoreError: its file can't be read.
         """
-        staged.in_use = True  # so that no move of it begins
-        while self._moving:
-            await asyncio.wait([self._moving])
-            staged.in_use = True  # if that was its own, it ended with this
+        await self.hold([staged])
         return await asyncio.to_thread(self._load, staged)
 
     def _load(self, staged: StagedUpdate) -> dict[str, Component]:
         if not staged.buffers:
             staged.buffers = {part.scope: self._pool.acquire(part.num_bytes) for part in staged.parts}
             assert staged.path is not None
-            self._spool.read(staged.path, list(staged.buffers.values()))
+            self.spool.read(staged.path, list(staged.buffers.values()))
         return {
             part.scope: decode(part.layout, part.encoding, staged.buffers[part.scope], self._scratch(part))
             for part in staged.parts
@@ -255,12 +253,39 @@ class StagingArea:
             self.forget(staged)
         self._serve_waiting()
 
+    def retain(self, staged: StagedUpdate, components: Mapping[str, Component]) -> None:
+        """Take back what `load` took for an update whose bytes are to be read again, until `release`.
+
+        Its bytes stay in its file; or in memory, until that is needed for others, if it has none.
+        """
+        mine = {id(buffer) for buffer in staged.buffers.values()}
+        scratch = [one.buffer for one in components.values() if id(one.buffer) not in mine]
+        if staged.path is not None:
+            scratch += staged.buffers.values()
+            staged.buffers = {}
+            if staged in self._in_memory:
+                self._in_memory.remove(staged)
+        for buffer in scratch:
+            self._pool.release(buffer)
+        staged.in_use = False
+        self._serve_waiting()
+
+    async def hold(self, updates: Iterable[StagedUpdate]) -> None:
+        """Have complete updates stay where they are, in memory or in files, until `release`."""
+        held = list(updates)
+        for staged in held:
+            staged.in_use = True  # so that no move of it begins
+        while self._moving:
+            await asyncio.wait([self._moving])
+            for staged in held:
+                staged.in_use = True  # if that was its own, it ended with this
+
     def forget(self, staged: StagedUpdate) -> None:
         """Give up an update's file: it is in the model now, or counts nowhere. More than once does no harm."""
         staged.forgotten = True
         path, staged.path = staged.path, None
         if path is not None:
-            self._spool.discard(path)
+            self.spool.discard(path)
 
     def take_back(self, buffer: Tensor) -> None:
         """Use a buffer again that `release` left to its user."""
@@ -268,7 +293,7 @@ class StagingArea:
 
     def close(self) -> None:
         """Remove the files that nobody uses."""
-        self._spool.close()
+        self.spool.close()
 
     def _serve_waiting(self) -> None:
         while self._waiting:
@@ -305,7 +330,7 @@ class StagingArea:
         try:
             await self._write(staged)
         except OSError as error:
-            self._log.error("staging.full", reason=error.strerror or str(error), folder=str(self._spool.folder))
+            self._log.error("staging.full", reason=error.strerror or str(error), folder=str(self.spool.folder))
             self.refuse_waiting(UnavailableError(f"there is no room to stage an update: {error.strerror or error}"))
             return
         finally:
@@ -339,7 +364,7 @@ class StagingArea:
                 self.release(staged)
 
     def _spooled(self, staged: StagedUpdate, buffers: Sequence[Tensor]) -> Path | None:
-        return None if staged.forgotten else self._spool.write(staged.header, buffers)
+        return None if staged.forgotten else self.spool.write(staged.header, buffers)
 
     def _scratch(self, part: EncodedLayout) -> Component | None:
         """Where to decode to; nowhere if the bytes are the component's own."""

@@ -119,3 +119,18 @@ def test_the_ordinal_loss_is_that_of_the_thresholds_passed():
     assert kind.loss(outputs, targets).item() == pytest.approx(1.5 * 0.693147, abs=1e-5)
     measured = kind.measure(outputs.numpy(), targets.numpy())
     assert (measured["accuracy"], measured["within_one"]) == (0.5, 1.0)  # 0 for 1, and 2 for 2
+
+
+def test_a_rule_of_ones_own_makes_the_model_of_all_updates_at_once(tmp_path):
+    source = (ROOT / "examples/own_aggregation/median.py").read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 40
+    few = few_rows("sst2")
+    results, _ = run(example("own_aggregation", *few), tmp_path / "median")
+    assert sorted(results["sst2"].by_round) == [0, 1]
+    run(example("own_aggregation", *few, "aggregation.rule=mean"), tmp_path / "mean")
+    median, mean = (
+        load_file(tmp_path / rule / "checkpoints" / "round-0001.safetensors") for rule in ("median", "mean")
+    )
+    assert median.keys() == mean.keys()
+    distances = [(median[name] - mean[name]).abs().max().item() for name in median if name.startswith("encoder.")]
+    assert 0 < max(distances) < 0.1  # of clients who are honest the two are close

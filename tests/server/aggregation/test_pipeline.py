@@ -1,6 +1,5 @@
 """The order of the stages, and what follows from what each says of itself: memory, state, and how updates are taken."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 
 from fedmtl_core.config import AggregationConfig, AuxiliaryConfig, NormsConfig, ServerOptimizerConfig
 from fedmtl_core.config.stages import STAGES, StageRule
+from fedmtl_core.errors import AggregationError
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation import pipeline as page
 from fedmtl_server.aggregation.accumulators import Accumulator
@@ -20,16 +20,18 @@ from fedmtl_server.aggregation.stages.client_shares import ClientShares
 from fedmtl_server.aggregation.stages.control_variates import ControlVariates
 from fedmtl_server.aggregation.stages.normalization import FedNova
 from fedmtl_server.aggregation.stages.norms import NormScreening
+from fedmtl_server.aggregation.stages.rule import RuleInsteadOfMean
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation.task_weighting.shares import Uniform
 from fedmtl_server.sharing.layer_moves import LayerRegrouping
-from tests.server.aggregation.updates import begun, update_of
+from tests.server.aggregation.updates import BlocksInMemory, begun, update_of
 
 CLASSES = (
     ClientShares,
     NormScreening,
     FedNova,
+    RuleInsteadOfMean,
     TaskWeights,
     AuxiliaryTasks,
     OptimizerSteps,
@@ -125,8 +127,10 @@ class Median(Accumulator):
     def close(self, blocks=None):
         for number, run in enumerate(self.runs):
             for start in range(0, len(run), 2):
-                values = blocks.read(number, start, min(start + 2, len(run)))
-                run[start : start + 2] = values.median(dim=0).values
+                values = [
+                    blocks.read(row, number, start, min(start + 2, len(run))) for row in range(len(blocks.updates))
+                ]
+                run[start : start + 2] = torch.stack(values).median(dim=0).values
 
     @property
     def runs(self):
@@ -149,22 +153,46 @@ class Medians(Stage):
         return Median(layout)
 
 
-@dataclasses.dataclass
-class Blocks:
-    """Updates that are all in memory."""
-
-    components: list
-
-    def read(self, run, start, stop):
-        return torch.stack([one.runs()[run][start:stop] for one in self.components])
-
-
 def test_an_accumulator_may_read_all_updates_block_by_block_when_the_round_closes():
     updates = [update("a", [1.0, 9.0, 5.0]), update("b", [2.0, 7.0, 5.5]), update("c", [1e9, 8.0, -1e9])]
     aggregation = begun(Pipeline([Medians()]), updates, BASE)
     assert [aggregation.add(one, may_keep=True) for one in updates] == [set()] * 3
-    aggregate = aggregation.close(lambda scope: Blocks([one.components[scope] for one in updates]))
+    aggregate = aggregation.close(BlocksInMemory(updates))
     assert aggregate.components["shared"].views()["encoder.w"].tolist() == [2.0, 8.0, 5.0]
+
+
+def test_nothing_of_an_update_is_kept_if_any_of_its_components_is_read_again():
+    class OfHeads(Medians):
+        def accumulator(self, layout):
+            return Median(layout) if layout.scope == "task:sst2" else None
+
+    tensors = {"encoder.w": torch.ones(3), "heads.sst2.w": torch.ones(2)}
+    both, encoder = update_of("a", "sst2", 1, tensors), update("b", [1.0, 2.0, 3.0])
+    aggregation = begun(Pipeline([OfHeads()]), [both, encoder], BASE)
+    assert (aggregation.reads_again(both), aggregation.reads_again(encoder)) == (True, False)
+    assert aggregation.add(both, may_keep=True) == set()
+    aggregation = begun(Pipeline([OfHeads()]), [encoder], BASE)
+    assert aggregation.add(encoder, may_keep=True) == {"shared"}
+
+
+def test_each_of_several_accumulators_of_a_component_reads_the_updates_of_its_task():
+    class ByTask(Medians):
+        needs_task_means = True
+
+    updates = [update("a", [1.0] * 3), update("b", [5.0] * 3, task="qqp"), update("c", [3.0] * 3, task="qqp")]
+    aggregation = begun(Pipeline([ByTask()]), updates, BASE)
+    for one in updates:
+        aggregation.add(one)
+    aggregate = aggregation.close(BlocksInMemory(updates))
+    assert aggregate.components["shared"].views()["encoder.w"].tolist() == [4.0] * 3  # of 1, and the lower of 3 and 5
+
+
+def test_updates_that_nobody_kept_cannot_be_read_again():
+    updates = [update("a", [1.0, 9.0, 5.0])]
+    aggregation = begun(Pipeline([Medians()]), updates, BASE)
+    aggregation.add(updates[0])
+    with pytest.raises(AggregationError, match="shared: its updates have to be read again, and aren't kept"):
+        aggregation.close()
 
 
 # Memory.
