@@ -1,14 +1,17 @@
-"""`make shape` measures what it says, on sources small enough to count by hand."""
+"""`make shape` measures what it says, on sources small enough to count by hand; and the project keeps its figures."""
 
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
 from tools.shape import measures
-from tools.shape.__main__ import main
+from tools.shape.__main__ import main, render_over
 from tools.shape.figures import read_project
 from tools.shape.limits import LIMITS, PACKAGES
 from tools.shape.sources import When, imports_among, read_sources
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -289,3 +292,14 @@ def test_the_command_prints_every_figure_and_fails_on_one_over_its_limit(tmp_pat
 def test_a_project_without_one_of_the_packages_is_no_project(tmp_path):
     with pytest.raises(FileNotFoundError, match="fedmtl_core"):
         read_sources(tmp_path, PACKAGES)
+
+
+@pytest.fixture(scope="module")
+def this_project():
+    return read_project(ROOT)
+
+
+@pytest.mark.parametrize("name", [limit.figure for limit in LIMITS])
+def test_the_project_keeps_its_figures(this_project, name):
+    found = figure(this_project, name)
+    assert not found.is_over, "\n".join(render_over([found]))
