@@ -8,6 +8,7 @@ from statistics import median
 from fedmtl_core.identifiers import name_some, shown
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import blocks_text
+from fedmtl_core.tasks.plan import round_title
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.rounds.completion import missing_quorum
 from fedmtl_server.rounds.report import ComponentReport, RoundReport, TaskReport
@@ -20,9 +21,7 @@ MAX_METRICS_LOGGED = 16
 
 def title(view: RoundView) -> dict[str, str]:
     """The fields that name the round in progress in each line about it."""
-    if view.purpose == "evaluate":
-        return {"progress": "Final evaluation"}
-    return {"progress": f"Round {view.round}/{view.rules.num_rounds}"}
+    return {"progress": round_title(view.purpose, view.round, view.rules.num_rounds)}
 
 
 class RunLog:

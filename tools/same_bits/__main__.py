@@ -168,7 +168,7 @@ def _running(
 
 def _run(scenario: Scenario, nursery: Nursery, folder: Path) -> Reading:
     Federation(scenario, nursery, folder).run()
-    reading = readings.read(folder)
+    reading = readings.read(folder, killed=None in scenario.steps)
     (folder / "reading.json").write_text(json.dumps(reading, indent=1), encoding="utf-8")
     return reading
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ IGNORED = {
 }
 """Keys that are left out, wherever they are, and why."""
 
+OF_A_KILLED_SERVER = ("bytes_received", "bytes_sent")
+"""Keys of reports that are left out where a server is killed: what the next one is sent again depends on the moment."""
+
 _ROUNDS = "SELECT round, purpose, outcome, cohort, report, checkpoint FROM rounds ORDER BY round"
 _UPDATES = (
     "SELECT round, client_id, task, base_round, kind, num_examples, num_bytes, received_metrics, trained_metrics, "
@@ -27,12 +30,14 @@ _UPDATES = (
 _METRICS = "SELECT round, task, name, value, num_clients FROM metrics ORDER BY round, task, name"
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Path, *, killed: bool = False) -> dict[str, Any]:
     """What is compared of a federation's folder: `files`, `rounds`, `updates`, `metrics`, `results`.
 
     Args:
         folder: that has the run's, `run`, and those in which clients keep what is their own.
+        killed: whether a server was killed in it.
     """
+    ignored = {*IGNORED, *(OF_A_KILLED_SERVER if killed else ())}
     run_dir = folder / "run"
     run_id = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))["run_id"]
     files = sorted(folder.rglob("*.safetensors"))
@@ -46,8 +51,8 @@ def read(folder: Path) -> dict[str, Any]:
             metrics.setdefault(f"{row['round']}", {}).setdefault(row["task"], {})[row["name"]] = row
     return {
         "files": {str(path.relative_to(folder)): digest(path, run_id) for path in files},
-        "rounds": _without_ignored(rounds),
-        "updates": _without_ignored(updates),
+        "rounds": _without(ignored, rounds),
+        "updates": _without(ignored, updates),
         "metrics": metrics,
         "results": json.loads((run_dir / "results.json").read_text(encoding="utf-8")),
     }
@@ -84,7 +89,7 @@ def _value(cell: object) -> object:
     return json.loads(cell) if isinstance(cell, str) and cell[:1] in ("{", "[") else cell
 
 
-def _without_ignored(value: Any) -> Any:
+def _without(ignored: Collection[str], value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_ignored(inner) for key, inner in value.items() if key not in IGNORED}
-    return [_without_ignored(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _without(ignored, inner) for key, inner in value.items() if key not in ignored}
+    return [_without(ignored, inner) for inner in value] if isinstance(value, list) else value

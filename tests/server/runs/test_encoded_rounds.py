@@ -6,14 +6,13 @@ import threading
 
 import pytest
 import torch
-from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_client.api import FederationApi
 from fedmtl_client.component_cache import ComponentCache
-from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.errors import UnavailableError
-from fedmtl_core.wire.formats import COMPRESSIONS, ENCODINGS
 from fedmtl_core.wire.encoded import EncodedComponent, EncodedLayout
+from fedmtl_core.wire.encodings import decode, encode
+from fedmtl_core.wire.formats import COMPRESSIONS, ENCODINGS
 from fedmtl_core.wire.updates import Update
 from tests.support import OddEncoder, WideEncoder, eventually, model_bytes, serving, tiny_model
 

@@ -14,10 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.rounds.engine import RoundEngine
+from fedmtl_server.rounds.task_selection import HighestLoss, TaskLoss
 from fedmtl_server.rounds.transitions import Phase, Step
 from fedmtl_server.rounds.waiting import waiting_for
 from tests.server.rounds.driven import round_rules
-from fedmtl_server.rounds.task_selection import HighestLoss, TaskLoss
 from tests.server.test_recovery import history_of
 from tests.support import TinyEncoder, WireClient, full_of, model_bytes, serving, tiny_model
 
