@@ -141,6 +141,7 @@ class RoundWorker:
                 should_stop=should_stop,
                 **corrections,
             )
+        del corrections  # as large as the model, and so is what follows
         trained = self._evaluate_trained(state, result)
         components = state.encoded_update(kind)
         if slice_.controls:

@@ -80,7 +80,7 @@ def update_to_header(update: Update) -> pb.UpdateHeader:
         next_task=update.next_task,
     )
     for field, evaluation in (("received_details", update.received), ("trained_details", update.trained)):
-        if evaluation.says_anything:
+        if evaluation.says_anything or evaluation.num_examples:  # a trainer of one's own may measure nothing
             getattr(header, field).CopyFrom(details_to_proto(evaluation))
     for extra in EXTRA_FIELDS:
         if number := update.extra(extra.stage, extra.name):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.plugins import Registry
+from fedmtl_core.plugins import Registry, attribute_errors
 from fedmtl_server.rounds import quorums
 
 
@@ -158,7 +158,9 @@ def choose_tasks(
         return wanted
     others = {client_id: task for client_id, task in wanted.items() if client_id not in several}
     drawn = f"{seed}/{round_}/tasks"
-    answer = _by_client(selection.select(SelectionRound(round_, several, others, min_clients, losses, drawn)))
+    answer = selection.select(SelectionRound(round_, several, others, min_clients, losses, drawn))
+    with attribute_errors(SELECTIONS.key, type(selection).__name__):  # a generator's code runs when it is read
+        answer = _by_client(answer)
     for client_id, tasks in several.items():
         wanted[client_id] = _required(answer, client_id, tasks)
     order = list(several)
@@ -170,7 +172,9 @@ def _by_client(answer: object) -> Mapping[str, str]:
     """A selection's answer, as a mapping."""
     try:
         return dict(answer)  # type: ignore[call-overload,no-any-return]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError) as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:  # raised by the user's code
+            raise
         raise ConfigError(
             f"{SELECTIONS.key}: expected a task by client id, got {ascii(answer)[:100]}, a {type(answer).__name__}"
         ) from None

@@ -30,7 +30,7 @@ class StoredTask(TypedDict):
 
 
 class StoredContribution(TypedDict):
-    """`fedmtl_server.aggregation.aggregator.Contribution`. Reports of older versions lack what isn't required."""
+    """`fedmtl_server.aggregation.values.Contribution`. Reports of older versions lack what isn't required."""
 
     client_id: str
     task: str
@@ -59,7 +59,7 @@ class StoredRefusal(TypedDict):
 
 
 class StoredDiscard(TypedDict):
-    """`fedmtl_server.aggregation.aggregator.DiscardedComponent`."""
+    """`fedmtl_server.aggregation.values.DiscardedComponent`."""
 
     scope: str
     reason: str

@@ -8,12 +8,14 @@ import functools
 import math
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 
 from fedmtl_client.api import FederationApi
 from fedmtl_client.data import EncodedRows, load_task_data
+from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.session import ClientSession
 from fedmtl_client.slices import Slice
 from fedmtl_client.task_state import ClientTask, WorkerSettings
@@ -248,6 +250,25 @@ class TestControlVariates:
         assert control_round(5, since=4)[0] == 0  # the server has begun anew
         worker.forget()
         assert control_round(2)[0] == 0
+
+    def test_what_corrected_the_gradients_is_gone_when_the_update_is_made(self, monkeypatch):
+        """It is as large as the model, and so is the update."""
+        made, alive = [], []
+        correction, trained = ControlVariates.correction, ControlVariates.trained
+
+        def noted(self, model):
+            made.append(weakref.ref(correct := correction(self, model)))
+            return correct
+
+        def looked(self, *arguments):
+            alive.extend(one() for one in made)
+            return trained(self, *arguments)
+
+        monkeypatch.setattr(ControlVariates, "correction", noted)
+        monkeypatch.setattr(ControlVariates, "trained", looked)
+        slice_ = slice_of(plan=SGD)
+        worker_of().train(dataclasses.replace(slice_, controls=zero_controls(slice_), control_since=1))
+        assert alive == [None]
 
     def test_a_client_of_several_tasks_is_refused(self):
         slice_ = slice_of(1, SGD)

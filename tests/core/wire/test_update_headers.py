@@ -64,6 +64,11 @@ def test_every_field_of_the_header_comes_from_the_update():
     }
 
 
+def test_an_evaluation_that_measured_nothing_has_details_and_one_that_was_not_made_has_none():
+    header = update_to_header(dataclasses.replace(WHOLE, received=Evaluation({}, 5), trained=Evaluation()))
+    assert (header.HasField("received_details"), header.HasField("trained_details")) == (True, False)
+
+
 @pytest.mark.parametrize("extra", EXTRA_FIELDS, ids=lambda one: one.name)
 def test_a_stages_number_travels_in_the_field_of_its_name_and_alone(extra):
     update = dataclasses.replace(WHOLE, extras={extra.stage: {extra.name: 7}})

@@ -1,5 +1,6 @@
 """Server optimisers, against the papers' formulas computed on their own in float64, and laws that hold for all."""
 
+from fractions import Fraction
 from types import MappingProxyType
 
 import numpy as np
@@ -264,6 +265,10 @@ class Clipped(ServerOptimizer):
         return delta.clamp(-rate, rate), {"longest": torch.maximum(state["longest"], delta.abs())}
 
 
+class Halfway(Clipped):
+    slots = MappingProxyType({"longest": Fraction(1, 2)})
+
+
 class WithoutState(Clipped):
     def step(self, delta, state):
         return delta, {}
@@ -301,6 +306,12 @@ def test_a_class_of_ones_own_moves_the_model():
     state = state_of(f"{__name__}:Clipped", x, learning_rate=0.5)
     assert values_of(stepped(state, x, [0.25, -3.0, 1.0])).tolist() == [3.25, 2.5, -3.5]
     assert memory_of(state) == {"shared/longest": [0.25, 3.0, 1.0]}
+
+
+def test_what_a_class_of_ones_own_remembers_may_begin_with_any_number():
+    x = component(START)
+    state = state_of(f"{__name__}:Halfway", x)
+    assert memory_of(state) == {"shared/longest": [0.5, 0.5, 0.5]}
 
 
 def test_a_class_of_ones_own_finds_every_setting_in_its_settings():

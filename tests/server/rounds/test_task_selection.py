@@ -154,6 +154,16 @@ class Mute(TaskSelection):
 
 class Nothing:
     pass
+
+class OneByOne(TaskSelection):
+    def select(self, round_):
+        for client_id, tasks in round_.clients.items():
+            yield client_id, tasks[round_.losses[client_id]]
+
+class Unreadable(OneByOne):
+    def select(self, round_):
+        for client_id in round_.clients:
+            yield client_id, int(client_id)
 """
 
 
@@ -175,7 +185,7 @@ def test_a_class_of_ones_own_selects(own_file):
             "selections_of_mine:Nothing",
             "expected a subclass of fedmtl_server.rounds.task_selection.TaskSelection; .* is the ",
         ),
-        ("selections_of_mine:Other", "has no 'Other'; it has LastNamed, Broken, Mute"),
+        ("selections_of_mine:Other", "has no 'Other'; it has LastNamed, Broken, Mute, OneByOne, Unreadable"),
         ("selections_of_nobody:Other", "there is no module 'selections_of_nobody'"),
     ],
 )
@@ -189,6 +199,13 @@ def test_what_an_own_class_raises_is_told_with_its_place(own_file):
     with pytest.raises(
         ConfigError, match=r"^rounds.task_selection: selections_of_mine:Broken raised KeyError.*line 12"
     ):
+        choose(selection, {"x": ("sst2", "qqp")})
+
+
+@pytest.mark.parametrize(("name", "told"), [("OneByOne", "KeyError: 'x'"), ("Unreadable", "ValueError: invalid")])
+def test_what_an_own_class_raises_while_its_answer_is_read_is_told_with_its_place(own_file, name, told):
+    selection = make_selection(f"selections_of_mine:{name}")
+    with pytest.raises(ConfigError, match=rf"^rounds\.task_selection: {name} raised {told}.*_of_mine\.py, line "):
         choose(selection, {"x": ("sst2", "qqp")})
 
 
