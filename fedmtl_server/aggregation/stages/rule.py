@@ -5,7 +5,8 @@ from __future__ import annotations
 from fedmtl_core.config.stages import RULE
 from fedmtl_core.wire.layout import Layout
 from fedmtl_server.aggregation.accumulators import Accumulator
-from fedmtl_server.aggregation.rules import BlockRule, RuleAccumulator
+from fedmtl_server.aggregation.rule_accumulator import RuleAccumulator
+from fedmtl_server.aggregation.rules import BlockRule
 from fedmtl_server.aggregation.stages.base import Stage
 from fedmtl_server.aggregation.values import RoundContext
 

@@ -14,10 +14,11 @@ from fedmtl_core.wire.encoded_ranges import decode_range
 from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.wire.formats import ENCODINGS
 from fedmtl_core.wire.layout import DTYPES
-from fedmtl_server.aggregation import rules
+from fedmtl_server.aggregation import rule_accumulator
 from fedmtl_server.aggregation.blocks import BlockReader
 from fedmtl_server.aggregation.pipeline import Pipeline
-from fedmtl_server.aggregation.rules import BlockRule, RuleAccumulator, make_rule
+from fedmtl_server.aggregation.rule_accumulator import RuleAccumulator
+from fedmtl_server.aggregation.rules import RULES, BlockRule, make_rule
 from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks
 from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.aggregation.stages.rule import RuleInsteadOfMean
@@ -78,7 +79,7 @@ def updates_of(matrix, **fields):
 @pytest.fixture
 def blocks_of(monkeypatch):
     """Sets how many elements of all updates together are in memory at a time."""
-    return lambda elements: monkeypatch.setattr(rules, "MAX_ELEMENTS", elements)
+    return lambda elements: monkeypatch.setattr(rule_accumulator, "MAX_ELEMENTS", elements)
 
 
 # The example.
@@ -398,4 +399,4 @@ def test_what_a_rule_raises_is_attributed_to_the_setting(own):
 
 def test_the_mean_is_no_rule():
     assert make_rule(SETTINGS) is None
-    assert rules.RULES.key == "aggregation.rule"
+    assert RULES.key == "aggregation.rule"

@@ -12,7 +12,7 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.wire.formats import ENCODINGS
-from fedmtl_server.aggregation import rules
+from fedmtl_server.aggregation import rule_accumulator
 from fedmtl_server.storage.paths import CONFIG_FILE, STAGING
 from tests.server.playing import play, push
 from tests.support import (
@@ -34,7 +34,7 @@ OPENED = pb.ROUND_EVENT_KIND_OPENED
 @pytest.fixture(autouse=True)
 def _in_the_repository_with_small_blocks(monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[3])
-    monkeypatch.setattr(rules, "MAX_ELEMENTS", 37)
+    monkeypatch.setattr(rule_accumulator, "MAX_ELEMENTS", 37)
 
 
 def settings_of(rule=MEDIAN, durability="process", num_clients=5, **server):
@@ -73,7 +73,7 @@ async def test_wherever_updates_are_kept_the_model_becomes_the_same_median(tmp_p
 @pytest.mark.parametrize("durability", ["process", "memory"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 async def test_updates_that_come_encoded_count_as_what_they_decode_to(encoding, durability, tmp_path, monkeypatch):
-    monkeypatch.setattr(rules, "MAX_ELEMENTS", 300_000)  # of components with a million numbers
+    monkeypatch.setattr(rule_accumulator, "MAX_ELEMENTS", 300_000)  # of components with a million numbers
     mine = tiny_model("sst2", encoder=OddEncoder())
     before = {scope: component.clone() for scope, component in mine.components.items()}
     settings = settings_of(durability=durability, num_clients=3)
