@@ -42,7 +42,7 @@ class OptimizerSteps(Stage):
 
     def __init__(self, optimizer: ServerOptimizer, layouts: Iterable[Layout]):
         self._optimizer = optimizer
-        self._slots = dict(optimizer.slots)
+        self._slots = {slot: float(value) for slot, value in optimizer.slots.items()}
         self._components = self._begun(layouts)
         self._spare: dict[str, Tensor] = {}
 

@@ -1,5 +1,6 @@
 """Server optimisers, against the papers' formulas computed on their own in float64, and laws that hold for all."""
 
+from fractions import Fraction
 from types import MappingProxyType
 
 import numpy as np
@@ -292,6 +293,10 @@ class Worded(Clipped):
     slots = MappingProxyType({"longest": "long"})
 
 
+class Fractional(Clipped):
+    slots = MappingProxyType({"longest": Fraction(1, 2)})
+
+
 class Unfinished(ServerOptimizer):
     slots = MappingProxyType({})
 
@@ -301,6 +306,10 @@ def test_a_class_of_ones_own_moves_the_model():
     state = state_of(f"{__name__}:Clipped", x, learning_rate=0.5)
     assert values_of(stepped(state, x, [0.25, -3.0, 1.0])).tolist() == [3.25, 2.5, -3.5]
     assert memory_of(state) == {"shared/longest": [0.25, 3.0, 1.0]}
+
+
+def test_a_class_of_ones_own_may_begin_with_any_kind_of_number():
+    assert memory_of(state_of(f"{__name__}:Fractional", component(START))) == {"shared/longest": [0.5, 0.5, 0.5]}
 
 
 def test_a_class_of_ones_own_finds_every_setting_in_its_settings():
