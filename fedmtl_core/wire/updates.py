@@ -64,6 +64,7 @@ class Update:
         return replace(self, num_examples=max_examples, claimed_examples=self.num_examples)
 
     def repeats(self, other: Update) -> bool:
-        """Whether this is the same update in every word, as a retry is. Evaluations compare by their metrics alone."""
-        pairs = ((self.received, other.received), (self.trained, other.trained))
-        return self == other and all(mine.same_as(theirs) for mine, theirs in pairs)
+        """Whether this is the same update in every word, as a retry is, however its chunks are compressed."""
+        pairs = ((self.received, other.received), (self.trained, other.trained))  # == compares their metrics alone
+        same_way = replace(self, compression=other.compression)
+        return same_way == other and all(mine.same_as(theirs) for mine, theirs in pairs)

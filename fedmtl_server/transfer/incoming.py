@@ -78,7 +78,7 @@ class Transfers:
         if any(starts.values()):
             if before is None or not update.repeats(before.update) or not before.staged.continues_with(parts):
                 raise UnavailableError("what the upload continues from is not staged here; ask QueryUpload again")
-            before.stream = stream
+            before.update, before.stream = update, stream  # its chunks may be compressed otherwise
             before.staged.in_use = True
             return before
         if before is not None:

@@ -118,6 +118,10 @@ def test_a_retry_repeats_every_word(change):
     assert not dataclasses.replace(WHOLE, **change).repeats(WHOLE)
 
 
+def test_how_its_chunks_are_compressed_is_no_part_of_the_update():
+    assert dataclasses.replace(WHOLE, compression="none" if WHOLE.compression == "zstd" else "zstd").repeats(WHOLE)
+
+
 def test_where_an_upload_starts_is_no_part_of_the_update():
     header = update_to_header(WHOLE)
     header.components[0].start_offset = 5

@@ -297,6 +297,10 @@ class Worded(Clipped):
     slots = MappingProxyType({"longest": "long"})
 
 
+class Fractional(Clipped):
+    slots = MappingProxyType({"longest": Fraction(1, 2)})
+
+
 class Unfinished(ServerOptimizer):
     slots = MappingProxyType({})
 
@@ -312,6 +316,10 @@ def test_what_a_class_of_ones_own_remembers_may_begin_with_any_number():
     x = component(START)
     state = state_of(f"{__name__}:Halfway", x)
     assert memory_of(state) == {"shared/longest": [0.5, 0.5, 0.5]}
+
+
+def test_a_class_of_ones_own_may_begin_with_any_kind_of_number():
+    assert memory_of(state_of(f"{__name__}:Fractional", component(START))) == {"shared/longest": [0.5, 0.5, 0.5]}
 
 
 def test_a_class_of_ones_own_finds_every_setting_in_its_settings():

@@ -15,7 +15,17 @@ from fedmtl_core.errors import LimitExceededError
 from fedmtl_server.events import MAX_UNREAD_EVENTS, EventKind
 from fedmtl_server.rounds.transitions import Phase
 from fedmtl_server.storage.spool import Spool
-from tests.support import OddEncoder, WireClient, chunk_messages, eventually, model_bytes, serving, tiny_model
+from tests.support import (
+    OddEncoder,
+    WireClient,
+    chunk_message,
+    chunk_messages,
+    eventually,
+    full_of,
+    model_bytes,
+    serving,
+    tiny_model,
+)
 
 CODE = grpc.StatusCode
 COMMITTED = pb.ROUND_EVENT_KIND_COMMITTED
@@ -399,6 +409,25 @@ async def test_a_client_that_goes_away_in_mid_stream_changes_nothing_and_can_go_
         assert receipt.num_bytes == len(data["task:sst2"])
         await client.until(COMMITTED)
     assert server.federation.staging.used_bytes == 0
+
+
+async def test_what_is_left_of_an_upload_may_come_compressed_otherwise(tmp_path):
+    model = tiny_model("sst2")
+    async with serving(tmp_path, model) as server, WireClient(server, "a", "sst2") as client:
+        await client.watch()
+        slice_, data = await client.get_slice()
+        header, shared, head = client.update(slice_, full_of(data, 3))
+        damaged = chunk_message("task:sst2", 0, head.chunk.data)
+        damaged.chunk.crc32c ^= 1
+        with pytest.raises(grpc.aio.AioRpcError, match="CRC32C"):
+            await client.push([header, shared, damaged])
+        header.header.components[0].start_offset = len(shared.chunk.data)
+        header.header.compression = pb.COMPRESSION_ZSTD
+        packed = chunk_message("task:sst2", 0, zstandard.ZstdCompressor().compress(head.chunk.data))
+        packed.chunk.uncompressed_bytes = len(head.chunk.data)
+        assert (await client.push([header, packed])).outcome == pb.OUTCOME_ACCEPTED
+        await client.until(COMMITTED)
+    assert model.components["task:sst2"].views()["heads.sst2.bias"].tolist() == [3.0, 3.0]
 
 
 async def test_an_upload_that_stalls_is_given_up(tmp_path):
