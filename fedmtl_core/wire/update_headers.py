@@ -200,11 +200,6 @@ def with_components(update: Update, header: pb.UpdateHeader, parts: Sequence[Enc
     return replace(update, components=components, compression=compression_from_proto(header.compression))
 
 
-def update_to_bytes(update: Update) -> bytes:
-    """What a file of an update's bytes begins with: its header, serialised."""
-    return update_to_header(update).SerializeToString()
-
-
 def update_from_bytes(
     data: bytes, layouts_for: Callable[[str], Sequence[Layout]], spec_of: Callable[[str], TaskSpec]
 ) -> Update:

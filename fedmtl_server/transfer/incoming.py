@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from fedmtl_core.errors import RequestError, UnavailableError
 from fedmtl_core.wire.encoded import EncodedLayout
-from fedmtl_core.wire.update_headers import update_to_bytes
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.transfer.staging import StagedUpdate, StagingArea
 
@@ -60,12 +59,15 @@ class Transfers:
         """Whether a client has an update on its way."""
         return client_id in self._current
 
-    async def begin(self, update: Update, parts: Sequence[EncodedLayout], stream: object, place: int) -> Transfer:
+    async def begin(
+        self, update: Update, parts: Sequence[EncodedLayout], header: bytes, stream: object, place: int
+    ) -> Transfer:
         """Room for an update, or what has arrived of it before.
 
         Args:
             update: which it is.
             parts: its components; those of a retry start at what `offsets` said. None for metrics alone.
+            header: its header, serialised; it precedes the bytes in a file.
             stream: who brings it from now on.
             place: how many updates are folded before it.
 
@@ -83,7 +85,7 @@ class Transfers:
             return before
         if before is not None:
             self.forget(before, _overtaken())
-        staged = StagedUpdate(update_to_bytes(update), place, parts)
+        staged = StagedUpdate(header, place, parts)
         transfer = self._current[update.client_id] = Transfer(update, staged, stream)
         if parts:
             try:

@@ -174,7 +174,7 @@ class Intake:
             counted_in = self._rounds.admit(update)
         if counted_in is not None:
             return Receipt(counted_in, duplicate=True, num_bytes=0)
-        transfer = await self._begin(update, parts, stream)
+        transfer = await self._begin(update, parts, header, stream)
         keep, num_bytes = False, 0
         try:
             self._require_wanted(transfer, stream)
@@ -246,7 +246,9 @@ class Intake:
         except InvalidRequestError:
             return False
 
-    async def _begin(self, update: Update, parts: Sequence[EncodedLayout], stream: UploadStream) -> Transfer:
+    async def _begin(
+        self, update: Update, parts: Sequence[EncodedLayout], header: pb.UpdateHeader, stream: UploadStream
+    ) -> Transfer:
         """Room for an update, or what has arrived of it before; see `Transfers.begin`.
 
         Raises:
@@ -256,7 +258,8 @@ class Intake:
         refusal = asyncio.create_task(self._refusal_of_history(update))  # looked for while the bytes come
         if update.client_id in self._transfers:  # what is there already isn't given up for one that is refused
             await _raise_if_any(refusal)
-        transfer = await self._transfers.begin(update, parts, stream, self._rounds.place_of(update.client_id))
+        place = self._rounds.place_of(update.client_id)
+        transfer = await self._transfers.begin(update, parts, header.SerializeToString(), stream, place)
         transfer.refusal_of_history = refusal
         return transfer
 

@@ -20,10 +20,10 @@ async def test_a_client_that_opens_a_second_upload_while_its_first_waits_for_roo
     staging = area(tmp_path, updates=0)  # room for two at a time
     transfers = Transfers(staging, 10, lambda _: None)
     parts = update(0).parts
-    held = [await transfers.begin(claim(name), parts, name, place) for place, name in enumerate("ab")]
-    first = asyncio.create_task(transfers.begin(claim("c"), parts, "stream 1", 2))
+    held = [await transfers.begin(claim(name), parts, b"", name, place) for place, name in enumerate("ab")]
+    first = asyncio.create_task(transfers.begin(claim("c"), parts, b"", "stream 1", 2))
     await ticks(2)
-    second = asyncio.create_task(transfers.begin(claim("c"), parts, "stream 2", 2))
+    second = asyncio.create_task(transfers.begin(claim("c"), parts, b"", "stream 2", 2))
     await ticks(2)
     for one in held:
         transfers.forget(one)
@@ -73,7 +73,7 @@ async def test_an_update_that_is_being_averaged_is_not_moved_away_by_one_that_ne
 async def test_a_stream_whose_round_was_abandoned_hears_of_that(tmp_path):
     """And not of another upload, which there is none."""
     transfers = Transfers(area(tmp_path), 10, lambda _: None)
-    transfer = await transfers.begin(claim("a"), update(0).parts, "stream", 0)
+    transfer = await transfers.begin(claim("a"), update(0).parts, b"", "stream", 0)
     transfer.require_stream("stream")
     transfers.end(StaleRoundError("round 1 has closed"))
     with pytest.raises(StaleRoundError, match="round 1 has closed"):
