@@ -83,7 +83,7 @@ def update_to_header(update: Update) -> pb.UpdateHeader:
         if evaluation.says_anything or evaluation.num_examples:  # a trainer of one's own may measure nothing
             getattr(header, field).CopyFrom(details_to_proto(evaluation))
     for extra in EXTRA_FIELDS:
-        if number := update.extra(extra.stage, extra.name):
+        if number := update.extra_of(extra.stage, extra.name):
             setattr(header, extra.name, number)
     return header
 

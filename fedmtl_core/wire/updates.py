@@ -39,11 +39,11 @@ class Update:
     next_task: str = ""
     """The task that its client has chosen for the round after this one; empty if its choice stays."""
     extras: Extras = field(default_factory=dict)
-    """Numbers for single stages, without those that are 0; `extra` reads them."""
+    """Numbers for single stages, without those that are 0; `extra_of` reads them."""
     claimed_examples: int = 0
     """The examples that its client says it was trained on, where that is beyond its task's limit; else 0."""
 
-    def extra(self, stage: str, name: str) -> float:
+    def extra_of(self, stage: str, name: str) -> float:
         """A stage's own number; 0 if the update has none."""
         return self.extras.get(stage, {}).get(name, 0)
 

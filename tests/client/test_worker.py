@@ -168,7 +168,7 @@ class TestParameters:
         longer = dataclasses.replace(PLAN, local_epochs=2)
         trained = worker.train(slice_of(1, longer))
         assert bits(trained) == bits(worker_of().train(slice_of(1, longer)))
-        assert trained.update.extra("normalization", "num_steps") == 2 * trained_alone()[1].num_steps
+        assert trained.update.extra_of("normalization", "num_steps") == 2 * trained_alone()[1].num_steps
 
     def test_each_of_several_tasks_has_a_model_and_rows_of_its_own(self):
         worker, alone = worker_of("sst2", "stsb"), worker_of("stsb")
@@ -236,7 +236,7 @@ class TestControlVariates:
         def control_round(round_, since=1):
             slice_ = slice_of(round_, SGD)
             trained = worker.train(dataclasses.replace(slice_, controls=zero_controls(slice_), control_since=since))
-            return trained.update.extra("control_variates", "control_round"), trained
+            return trained.update.extra_of("control_variates", "control_round"), trained
 
         before, first = control_round(1)
         not_counted, _ = control_round(1)

@@ -84,7 +84,7 @@ class ControlVariates(Stage):
 
         With learning rates that sum up to 0 it says nothing of gradients, and is passed over.
         """
-        learning_rate_sum = update.update.extra(self.name, "learning_rate_sum")
+        learning_rate_sum = update.update.extra_of(self.name, "learning_rate_sum")
         if not learning_rate_sum:
             return update
         known = self._known.get(update.client_id)
@@ -152,7 +152,7 @@ class ControlVariates(Stage):
         if known is not None and known.task != update.task:
             return f"was one of task {known.task!r}, and is one of {update.task!r}"
         expected = known.round if known is not None else 0
-        control_round = update.update.extra(self.name, "control_round")
+        control_round = update.update.extra_of(self.name, "control_round")
         if control_round != expected:
             return f"has its variate of round {control_round}, expected {expected}"
         return ""

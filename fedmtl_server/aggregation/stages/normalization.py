@@ -126,7 +126,7 @@ class FedNova(Stage):
 
     def _steps(self, update: Update) -> int:
         """The optimiser steps that an update took; 0 if it doesn't say."""
-        return int(update.extra(self.name, "num_steps"))
+        return int(update.extra_of(self.name, "num_steps"))
 
 
 def _mean(weighted: Iterable[tuple[Fraction, int | Fraction]]) -> Fraction:

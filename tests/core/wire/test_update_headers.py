@@ -77,7 +77,7 @@ def test_a_stages_number_travels_in_the_field_of_its_name_and_alone(extra):
     assert getattr(header, extra.name) == 7
     assert read(header).extras == {extra.stage: {extra.name: 7}}
     others = [one for one in EXTRA_FIELDS if one != extra]
-    assert all(read(header).extra(one.stage, one.name) == 0 for one in others)
+    assert all(read(header).extra_of(one.stage, one.name) == 0 for one in others)
 
 
 @pytest.mark.parametrize("number", [-1.0, 1e-31, 1e31, float("nan"), float("inf")])
