@@ -63,6 +63,7 @@ class Federation:
                 else:
                     self._give(turn)
             self._until(self._is_over, "all had ended", may_be_over=True)
+            self._require_unbroken()
             if unbroken := [name for name in self._scenario.failing if not self._clients[name].exit_code]:
                 raise FederationError(f"{', '.join(unbroken)}: ended without an error, expected one")
         finally:
@@ -119,6 +120,16 @@ class Federation:
     def _is_over(self) -> bool:
         return all(child.exit_code is not None for child in self._children)
 
+    def _require_unbroken(self) -> None:
+        """Check that nothing has ended with an error that shouldn't have.
+
+        Raises:
+            FederationError: something has; with the end of its log.
+        """
+        failing = self._scenario.failing
+        if failed := [child for child in self._children if child.exit_code and child.name not in failing]:
+            raise FederationError("\n".join(child.tail() for child in failed))
+
     def _until(self, condition: Callable[[], bool], what: str, *, may_be_over: bool = False) -> None:
         """Wait for something, as long as nothing has ended that shouldn't have.
 
@@ -126,9 +137,7 @@ class Federation:
             FederationError: it has, or it takes too long.
         """
         while not condition():
-            failing = self._scenario.failing
-            if failed := [child for child in self._children if child.exit_code and child.name not in failing]:
-                raise FederationError("\n".join(child.tail() for child in failed))
+            self._require_unbroken()
             if not may_be_over and self._servers[-1].exit_code is not None and not condition():
                 raise FederationError(f"the run was over before {what}\n{self._servers[-1].tail()}")
             if time.monotonic() > self._give_up:
