@@ -60,7 +60,7 @@ class RoundUpdates:
         client_id = transfer.update.client_id
         self._reported.append(transfer)
         if transfer.staged.parts:
-            self._pipeline.count(transfer.update, [part.scope for part in transfer.staged.parts])
+            self._pipeline.count(transfer.update, transfer.update.scopes)
             self._order.append(client_id)
             self._complete[client_id] = transfer
             self._arrived.append(client_id)
