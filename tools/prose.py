@@ -48,6 +48,12 @@ REPLACEMENTS = {
 LONG_SENTENCE = 30
 """A sentence of more words than this counts as long."""
 
+LONGEST_SUBJECT = 72
+"""Characters that a commit's subject may have."""
+
+COMMITS_CHECKED = 100
+"""The newest commits whose subjects are checked."""
+
 _PHRASES = {
     re.compile(rf"\b(?:{pattern})\b".replace(" ", r"\s+"), re.IGNORECASE): better
     for pattern, better in REPLACEMENTS.items()
@@ -65,7 +71,7 @@ class Passage:
 
 
 def main(arguments: list[str]) -> int:
-    """Print each phrase of `REPLACEMENTS` with its file and line; return 1 if the prose has any, else 0."""
+    """Print each phrase of `REPLACEMENTS` with its file and line, and each long subject; return 1 if there are any."""
     figures = arguments[:1] == ["--figures"]
     root = Path(*arguments[1:2]) if figures else Path(*arguments[:1])
     passages = list(read_passages(root))
@@ -77,7 +83,10 @@ def main(arguments: list[str]) -> int:
         for line, phrase, better in find_phrases(passage):
             print(f"{passage.path}:{line}: {phrase!r}: write {better}")
             found += 1
-    print(f"prose: {found} phrase(s) to replace" if found else f"prose: {len(passages)} passages, nothing to replace")
+    for subject in long_subjects(root):
+        print(f"{len(subject)} characters, more than {LONGEST_SUBJECT}, in the subject of a commit: {subject}")
+        found += 1
+    print(f"prose: {found} passage(s) to rewrite" if found else f"prose: {len(passages)} passages, nothing to rewrite")
     return 1 if found else 0
 
 
@@ -87,6 +96,13 @@ def find_phrases(passage: Passage) -> Iterator[tuple[int, str, str]]:
         for match in pattern.finditer(passage.text):
             line = passage.line + passage.text.count("\n", 0, match.start())
             yield line, " ".join(match[0].split()), better
+
+
+def long_subjects(root: Path) -> list[str]:
+    """Return the subjects of the newest commits that are longer than `LONGEST_SUBJECT`."""
+    command = ["git", "log", f"-{COMMITS_CHECKED}", "--no-merges", "--format=%s"]
+    log = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
+    return [subject for subject in log.stdout.splitlines() if len(subject) > LONGEST_SUBJECT]
 
 
 def print_figures(passages: list[Passage]) -> None:

@@ -90,7 +90,7 @@ def test_each_phrase_is_reported_with_its_file_line_and_replacement(repository, 
         f"{repository}/package/module.py:1: 'Take the run up': write resume",
         f"{repository}/package/module.py:9: 'goes on': write continue",
         f"{repository}/protos/a.proto:3: 'goes on': write continue",
-        "prose: 5 phrase(s) to replace",
+        "prose: 5 passage(s) to rewrite",
     ]
 
 
@@ -113,3 +113,18 @@ def test_figures_count_long_sentences(repository, capsys):
 def test_the_readme_is_read_in_one_sitting():
     """At most 1,300 words, tables and commands included."""
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300
+
+
+def test_a_subject_of_a_commit_has_at_most_72_characters(repository, capsys):
+    (repository / "README.md").write_text("Good prose.")
+    for name in ("package/module.py", "protos/a.proto"):
+        (repository / name).unlink()
+    for length in (72, 73):
+        author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        commit = ["git", *author, "commit", "-q", "--allow-empty", "-m", "s" * length]
+        subprocess.run(commit, cwd=repository, check=True)
+    assert main([str(repository)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"73 characters, more than 72, in the subject of a commit: {'s' * 73}",
+        "prose: 1 passage(s) to rewrite",
+    ]
