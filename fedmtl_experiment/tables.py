@@ -74,7 +74,7 @@ def _overview(comparisons: Sequence[Comparison]) -> list[str]:
     heads = ["setting, encoder", "chosen", "seeds", "lowest task", "highest task", "mean", "mean / centralized"]
     title = "One federation of all tasks, as chosen on the validation rows, minus single-task federations:"
     chart = f"![Differences to single-task federations, for each setting, encoder and task]({DIFFERENCES_FILE})"
-    return [title, "", *_table([*heads, "encoders held"], lines), "", chart, ""] if lines else []
+    return [title, "", *_table([*heads, "encoders held"], lines, text_columns=2), "", chart, ""] if lines else []
 
 
 def _metrics_table(comparison: Comparison) -> list[str]:
@@ -145,8 +145,9 @@ def _image(comparison: Comparison, kind: str, text: str) -> list[str]:
     return [f"![{text}: {comparison.setting}, {comparison.encoder}]({comparison.figure_name(kind)})"]
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> list[str]:
+    """Return a table; the columns after the first `text_columns` are aligned to the right."""
+    lines = [heads, ["---"] * text_columns + ["---:"] * (len(heads) - text_columns), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
