@@ -95,7 +95,7 @@ class Bench:
             worker = Worker("benchmarks.averaging", str(num_updates), str(elements))
             worker.await_hello()
             gigabytes = num_updates * elements * 4 / 1e9
-            taken = self._in_turns(
+            taken = self._alternately(
                 ours=partial(_rate, gigabytes, partial(together, [worker], "ours")),
                 bound=partial(_rate, gigabytes, partial(together, [worker], "bound")),
             )
@@ -106,13 +106,13 @@ class Bench:
         with self._served(model, ["sst2"]) as served:
             gigabytes = served.payload_bytes / 1e9
             with self._bounds("down", served.payload_bytes, 1) as bounds:
-                taken = self._in_turns(
+                taken = self._alternately(
                     ours=partial(_rate, gigabytes, partial(served.time, "get")),
                     **{kind: partial(_rate, gigabytes, partial(bare.time, "down")) for kind, bare in bounds.items()},
                 )
             self._add(f"GetSlice, 1 client, {size}", "GB/s", taken, get_target)
             with self._bounds("up", served.payload_bytes, 1) as bounds:
-                taken = self._in_turns(
+                taken = self._alternately(
                     ours=partial(_rate, gigabytes, partial(_push, served)),
                     **{kind: partial(_rate, gigabytes, partial(bare.time, "up")) for kind, bare in bounds.items()},
                 )
@@ -124,7 +124,7 @@ class Bench:
         with self._served(model, ["sst2"], {"robustness": {"norms": {"action": "report"}}}) as measured:
             gigabytes = measured.payload_bytes / 1e9
             measured.time("get")
-            taken = self._in_turns(
+            taken = self._alternately(
                 ours=partial(_rate, gigabytes, partial(_push, measured)),
                 bound=partial(_rate, gigabytes, partial(_push, unmeasured)),
             )
@@ -136,7 +136,7 @@ class Bench:
             scratch, data = self._folder / "scratch", os.urandom(size)
             served.time("get")
             with self._bounds("up", size, 1) as bounds:
-                taken = self._in_turns(
+                taken = self._alternately(
                     ours=partial(_rate, size / 1e9, partial(_push, served)),
                     **{
                         kind: partial(_rate, size / 1e9, partial(_send_and_write, bare, scratch, data))
@@ -149,7 +149,7 @@ class Bench:
         with self._served(SMALL, [TASKS[i % 3] for i in range(8)]) as served:
             gigabytes = 8 * served.payload_bytes / 1e9
             with self._bounds("down", served.payload_bytes, 8) as bounds:
-                taken = self._in_turns(
+                taken = self._alternately(
                     ours=partial(_rate, gigabytes, partial(served.time, "get")),
                     **{kind: partial(_rate, gigabytes, partial(bare.time, "down")) for kind, bare in bounds.items()},
                 )
@@ -183,7 +183,7 @@ class Bench:
             return seconds
 
         with self._bounds("round", size, num_clients) as bounds:
-            taken = self._in_turns(
+            taken = self._alternately(
                 ours=ours, **{kind: partial(bare_round, kind, bare) for kind, bare in bounds.items()}
             )
         self._add(name, "s", taken, 1.5, at_most=True)
@@ -210,7 +210,7 @@ class Bench:
 
     # Helpers of the parts.
 
-    def _in_turns(self, **measures: Callable[[], float]) -> dict[str, list[float]]:
+    def _alternately(self, **measures: Callable[[], float]) -> dict[str, list[float]]:
         """Return `pairs` measurements of each, taken alternately after two warm-ups."""
         for measure in [*measures.values()] * 2:  # warm-up: the first calls are slow
             measure()

@@ -67,7 +67,7 @@ class Memory:
             thread.join()
 
 
-class Siege:
+class HostileBenchmark:
     """The benchmark of rounds with and without hostile clients.
 
     Args:
@@ -107,12 +107,12 @@ class Siege:
         seconds: dict[str, list[float]] = {"with": [], "without": []}
         for pair in range(self._pairs):
             console.print(f"{time.strftime('%H:%M:%S')} {pair + 1} of {self._pairs}")
-            seconds["without"].append(self._some_rounds("without"))
-            with during.watched(), self._besieged():
-                seconds["with"].append(self._some_rounds("with"))
+            seconds["without"].append(self._median_round("without"))
+            with during.watched(), self._attacked():
+                seconds["with"].append(self._median_round("with"))
         self._add_figures(seconds, (during.peak - before.peak) / 1e6)
 
-    def _some_rounds(self, which: str) -> float:
+    def _median_round(self, which: str) -> float:
         """Return the median of the seconds of several rounds."""
         time.sleep(SETTLE_S)
         cpu_s = cpu_seconds(self._served.pid)
@@ -121,7 +121,7 @@ class Siege:
         return statistics.median(taken)
 
     @contextmanager
-    def _besieged(self) -> Iterator[None]:
+    def _attacked(self) -> Iterator[None]:
         self._attackers.send("begin")
         self._attackers.result()
         try:
@@ -166,11 +166,11 @@ def main(
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hostile-", dir=runs) as folder:
-        siege = Siege(Path(folder), pairs, rounds, hostile)
-        siege.run()
-        show_figures(siege.figures, console)
-        show_measured(siege.measured)
-    if missed([*siege.figures, *siege.measured]):
+        bench = HostileBenchmark(Path(folder), pairs, rounds, hostile)
+        bench.run()
+        show_figures(bench.figures, console)
+        show_measured(bench.measured)
+    if missed([*bench.figures, *bench.measured]):
         raise typer.Exit(1)
 
 

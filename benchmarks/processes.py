@@ -85,10 +85,10 @@ def together(workers: Sequence[Worker], command: str) -> float:
 def serve_commands(commands: Mapping[str, Callable[[], Mapping[str, object] | None]]) -> None:
     """Run the commands from standard input until it ends; the counterpart of `Worker`."""
     for line in sys.stdin:
-        order = json.loads(line)
-        time.sleep(max(0.0, order["at"] - time.monotonic()))
+        command = json.loads(line)
+        time.sleep(max(0.0, command["at"] - time.monotonic()))
         began = time.monotonic()
-        answer = commands[order["do"]]() or {}
+        answer = commands[command["do"]]() or {}
         print(json.dumps({"began": began, "ended": time.monotonic(), **answer}), flush=True)
 
 

@@ -196,7 +196,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def show(figures: Sequence[Measured]) -> None:
     """Print the figures as a table."""
-    table = Table(title="FedMTL with many clients", title_justify="left")
+    table = Table(title="Absolute figures of FedMTL", title_justify="left")
     for heading in ("figure", "measured", "unit", "target", "met"):
         table.add_column(heading, justify="left" if heading in ("figure", "unit") else "right")
     for one in figures:

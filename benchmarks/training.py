@@ -31,7 +31,7 @@ class WholeTable(Trainer):
     """Trains the embeddings of all words, as custom trainers do."""
 
 
-_WAYS: dict[str, tuple[type[Trainer], bool]] = {
+_VARIANTS: dict[str, tuple[type[Trainer], bool]] = {
     "client's words only": (Trainer, False),
     "similar lengths": (WholeTable, True),
     "both": (Trainer, True),
@@ -74,15 +74,15 @@ def _measure(settings: Config, task: str, num_rows: int, pairs: int) -> list[Fig
         trainer = kind(spec, dataclasses.replace(plan, group_by_length=group_by_length), device)
         return trainer.train(model, rows, 1, seed=1).seconds
 
-    seconds(*_WAYS["both"])  # warm-up: later runs reuse its memory
-    taken: dict[str, list[float]] = {name: [] for name in ("bound", *_WAYS)}
+    seconds(*_VARIANTS["both"])  # warm-up: later runs reuse its memory
+    taken: dict[str, list[float]] = {name: [] for name in ("bound", *_VARIANTS)}
     for _ in range(pairs):
         taken["bound"].append(seconds(WholeTable, False))
-        for name, way in _WAYS.items():
-            taken[name].append(seconds(*way))
+        for name, variant in _VARIANTS.items():
+            taken[name].append(seconds(*variant))
     return [
         Figure.of_pairs(f"{task}, {len(rows)} rows: {name}", "s", taken[name], taken["bound"], None, at_most=True)
-        for name in _WAYS
+        for name in _VARIANTS
     ]
 
 

@@ -39,7 +39,7 @@ from fedmtl_server.model import MTLServerModel
 _Key = TypeVar("_Key", str, int)
 
 
-class _OfReport(TypedDict):
+class _ReportFields(TypedDict):
     """The fields of an outcome that depend on the reported rows only."""
 
     report_rows: int
@@ -158,7 +158,7 @@ class Runner:
                 by_round=run.by_round[task],
                 by_client={},
                 steps=config.training.num_rounds * steps[task],
-                **self._of_report(task, one),
+                **self._report_fields(task, one),
             )
             for task, one in rows.items()
         }
@@ -206,7 +206,7 @@ class Runner:
                 if is_local
                 else {},
                 steps=config.training.num_rounds * steps[task],
-                **self._of_report(task, one),
+                **self._report_fields(task, one),
             )
         return CellResult(
             cell,
@@ -238,7 +238,7 @@ class Runner:
             for task, plan in plans.items()
         }
 
-    def _of_report(self, task: str, rows: TaskRows) -> _OfReport:
+    def _report_fields(self, task: str, rows: TaskRows) -> _ReportFields:
         return {
             "report_rows": len(rows.report),
             "trivial": trivial_baseline(self._spec(task), rows.report.labels),
