@@ -1,7 +1,7 @@
-"""`python -m benchmarks`: measure FedMTL's wire and average against what the machine can do.
+"""`python -m benchmarks`: compare FedMTL's transfers, aggregation and rounds with bare gRPC and PyTorch.
 
-Everything runs on loopback in processes of its own, without training. The measurements of a figure are taken in turns,
-ours and the bound's, since the bound itself moves from minute to minute.
+Server and clients are separate processes on loopback, without training. FedMTL and the bound are measured alternately,
+since the bound itself varies from minute to minute.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ VARIANTS = [
     for mib in (1, 2, 3.9)
 ]
 SELECTION_PASSES = 3
-"""How often each variant is timed to find the fastest."""
+"""Number of measurements of each variant when the fastest is selected."""
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 
 class Bound:
-    """Bare gRPC: its server and clients in processes of their own."""
+    """A bare gRPC server and its clients, each a separate process."""
 
     def __init__(self, variant: Variant, slice_bytes: int, num_clients: int):
         self.server, address = variant.start_server(slice_bytes)
         self.clients = variant.start_clients(address, slice_bytes, num_clients)
 
     def time(self, command: str) -> float:
-        """Seconds that all clients together take for `down`, `up` or `round`."""
+        """Return the seconds that all clients together take for `down`, `up` or `round`."""
         return together(self.clients, command)
 
     def stop(self) -> None:
@@ -58,11 +58,11 @@ class Bound:
 
 
 class Bench:
-    """The whole benchmark.
+    """All parts of the benchmark.
 
     Args:
-        folder: for its files.
-        pairs: how many measurements of each figure.
+        folder: folder for temporary files.
+        pairs: number of measurements of each figure.
     """
 
     def __init__(self, folder: Path, pairs: int):
@@ -72,7 +72,7 @@ class Bench:
         self.figures: list[Figure] = []
 
     def run(self, only: str = "") -> None:
-        """Take every figure, or those of the parts whose name contains `only`."""
+        """Measure all parts, or those whose name contains `only`."""
         parts: dict[str, Callable[[], None]] = {
             "aggregation": self._aggregation,
             "one-small": lambda: self._one_client(SMALL, "17.5 MB", get_target=0.95),
@@ -95,7 +95,7 @@ class Bench:
             worker = Worker("benchmarks.averaging", str(num_updates), str(elements))
             worker.await_hello()
             gigabytes = num_updates * elements * 4 / 1e9
-            taken = self._in_turns(
+            taken = self._alternately(
                 ours=partial(_rate, gigabytes, partial(together, [worker], "ours")),
                 bound=partial(_rate, gigabytes, partial(together, [worker], "bound")),
             )
@@ -106,29 +106,29 @@ class Bench:
         with self._served(model, ["sst2"]) as served:
             gigabytes = served.payload_bytes / 1e9
             with self._bounds("down", served.payload_bytes, 1) as bounds:
-                taken = self._in_turns(
+                taken = self._alternately(
                     ours=partial(_rate, gigabytes, partial(served.time, "get")),
                     **{kind: partial(_rate, gigabytes, partial(bare.time, "down")) for kind, bare in bounds.items()},
                 )
             self._add(f"GetSlice, 1 client, {size}", "GB/s", taken, get_target)
             with self._bounds("up", served.payload_bytes, 1) as bounds:
-                taken = self._in_turns(
+                taken = self._alternately(
                     ours=partial(_rate, gigabytes, partial(_push, served)),
                     **{kind: partial(_rate, gigabytes, partial(bare.time, "up")) for kind, bare in bounds.items()},
                 )
-            self._add(f"PushUpdate and fold, 1 client, {size}", "GB/s", taken, 0.80)
+            self._add(f"PushUpdate and aggregation, 1 client, {size}", "GB/s", taken, 0.80)
             self._norms(model, size, served)
 
     def _norms(self, model: BertConfig, size: str, unmeasured: Served) -> None:
-        """What it costs to measure an update's norms, against the same without."""
+        """Measure pushes with an update's norms against pushes without."""
         with self._served(model, ["sst2"], {"robustness": {"norms": {"action": "report"}}}) as measured:
             gigabytes = measured.payload_bytes / 1e9
             measured.time("get")
-            taken = self._in_turns(
+            taken = self._alternately(
                 ours=partial(_rate, gigabytes, partial(_push, measured)),
                 bound=partial(_rate, gigabytes, partial(_push, unmeasured)),
             )
-        self._add(f"PushUpdate and fold, norms measured, against the same without, {size}", "GB/s", taken, None)
+        self._add(f"PushUpdate and aggregation with norms, against without norms, {size}", "GB/s", taken, None)
 
     def _synced(self) -> None:
         with self._served(SMALL, ["sst2"], {"store": {"durability": "power"}}) as served:
@@ -136,20 +136,20 @@ class Bench:
             scratch, data = self._folder / "scratch", os.urandom(size)
             served.time("get")
             with self._bounds("up", size, 1) as bounds:
-                taken = self._in_turns(
+                taken = self._alternately(
                     ours=partial(_rate, size / 1e9, partial(_push, served)),
                     **{
                         kind: partial(_rate, size / 1e9, partial(_send_and_write, bare, scratch, data))
                         for kind, bare in bounds.items()
                     },
                 )
-            self._add("PushUpdate and fold, fsynced, 1 client, 17.5 MB", "GB/s", taken, 0.80)
+            self._add("PushUpdate and aggregation, fsynced, 1 client, 17.5 MB", "GB/s", taken, 0.80)
 
     def _eight_clients(self) -> None:
         with self._served(SMALL, [TASKS[i % 3] for i in range(8)]) as served:
             gigabytes = 8 * served.payload_bytes / 1e9
             with self._bounds("down", served.payload_bytes, 8) as bounds:
-                taken = self._in_turns(
+                taken = self._alternately(
                     ours=partial(_rate, gigabytes, partial(served.time, "get")),
                     **{kind: partial(_rate, gigabytes, partial(bare.time, "down")) for kind, bare in bounds.items()},
                 )
@@ -163,7 +163,7 @@ class Bench:
             self._add("server's peak RSS, 2 clients x 438 MB", "MB", taken, 1.0, at_most=True)
 
     def _rounds(self, served: Served, name: str, limit_s: float | None = None) -> None:
-        """A round's time, its server's processor time and its bytes on the wire."""
+        """Measure a round's time, the server's CPU time and the bytes on the wire."""
         num_clients, size = len(served.clients), served.payload_bytes
         cpu: dict[str, list[float]] = {}
         wire: list[float] = []
@@ -183,13 +183,13 @@ class Bench:
             return seconds
 
         with self._bounds("round", size, num_clients) as bounds:
-            taken = self._in_turns(
+            taken = self._alternately(
                 ours=ours, **{kind: partial(bare_round, kind, bare) for kind, bare in bounds.items()}
             )
         self._add(name, "s", taken, 1.5, at_most=True)
         if limit_s:
             limits = {"ours": taken["ours"], "bound": [limit_s] * self._pairs}
-            self._add(f"{name}, in all", "s", limits, 1.0, at_most=True)
+            self._add(f"{name}, absolute time", "s", limits, 1.0, at_most=True)
         used = {kind: seconds[-self._pairs :] for kind, seconds in cpu.items()}
         self._add(f"{name}, server's CPU", "s", used, 2.0, at_most=True)
         payload = {"ours": wire[-self._pairs :], "bound": [2 * num_clients * size / 1e6] * self._pairs}
@@ -208,11 +208,11 @@ class Bench:
             name = f"server's peak RSS, {num_clients} clients x 17.5 MB, against 8"
             self._add(name, "MB", taken, 1.10, at_most=True)
 
-    # What they are made of.
+    # Helpers of the parts.
 
-    def _in_turns(self, **measures: Callable[[], float]) -> dict[str, list[float]]:
-        """Measurements of each, one after the other and over again."""
-        for measure in [*measures.values()] * 2:  # what is slow the first time is no figure
+    def _alternately(self, **measures: Callable[[], float]) -> dict[str, list[float]]:
+        """Return `pairs` measurements of each, taken alternately after two warm-ups."""
+        for measure in [*measures.values()] * 2:  # warm-up: the first calls are slow
             measure()
         taken: dict[str, list[float]] = {kind: [] for kind in measures}
         for _ in range(self._pairs):
@@ -225,7 +225,7 @@ class Bench:
     ) -> None:
         figures = [Figure.of_pairs(name, unit, taken["ours"], taken["bound"], target, at_most=at_most)]
         if "tuned" in taken:
-            title = f"{name}, with the bound's allocator set likewise"
+            title = f"{name}, bound with FedMTL's allocator settings"
             figures.append(Figure.of_pairs(title, unit, taken["ours"], taken["tuned"], None, at_most=at_most))
         for figure in figures:
             self.figures.append(figure)
@@ -233,7 +233,7 @@ class Bench:
 
     @contextmanager
     def _bounds(self, command: str, slice_bytes: int, num_clients: int) -> Iterator[dict[str, Bound]]:
-        """The fastest bare streams for a command: as they come, and with the allocator set as FedMTL sets it."""
+        """Yield the fastest bare streams for a command: with default allocator settings, and with FedMTL's."""
         bounds = {}
         try:
             for kind, tuned in (("bound", False), ("tuned", True)):
@@ -254,7 +254,9 @@ class Bench:
                 seconds[variant] = statistics.median([bound.time(command) for _ in range(SELECTION_PASSES)])
                 bound.stop()
             self._fastest[key] = min(seconds, key=seconds.__getitem__)
-            how = f"{command}, {num_clients} x {slice_bytes / 1e6:.3g} MB{', allocator set' if tuned else ''}"
+            how = (
+                f"{command}, {num_clients} x {slice_bytes / 1e6:.3g} MB{', FedMTL allocator settings' if tuned else ''}"
+            )
             console.print(f"  fastest bare gRPC for {how}: {self._fastest[key]}")
         return self._fastest[key]
 
@@ -274,14 +276,14 @@ def _rate(gigabytes: float, measure: Callable[[], float]) -> float:
 
 
 def _push(served: Served) -> float:
-    """Seconds for one update, until it is acknowledged, and for its part in the average."""
+    """Return the seconds until one update is acknowledged, plus those of its aggregation."""
     round_ = served.await_round()
     seconds = served.time("push")
     return seconds + served.await_report(round_).aggregation_seconds
 
 
 def _send_and_write(bare: Bound, path: Path, data: bytes) -> float:
-    """Seconds for a bare stream, and then to have as many bytes in a file on disk."""
+    """Return the seconds of a bare stream, plus those to write and sync as many bytes to a file."""
     seconds = bare.time("up")
     began = time.monotonic()
     with path.open("wb", buffering=0) as file:
@@ -291,16 +293,16 @@ def _send_and_write(bare: Bound, path: Path, data: bytes) -> float:
 
 
 def main(
-    pairs: Annotated[int, typer.Option(help="Measurements of each figure.")] = 9,
-    only: Annotated[str, typer.Option(help="Take only the parts whose name contains this.")] = "",
+    pairs: Annotated[int, typer.Option(help="Number of measurements of each figure.")] = 9,
+    only: Annotated[str, typer.Option(help="Measure only the parts whose name contains this text.")] = "",
 ) -> None:
-    """Measure FedMTL's wire and average against what the machine can do.
+    """Compare FedMTL's transfers, aggregation and rounds with bare gRPC and PyTorch.
 
-    One JSON line for each figure goes to standard output, progress and a table to standard error.
+    One JSON line for each figure goes to standard output; progress and a table go to standard error.
     """
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bench-", dir=runs) as folder:  # beside what runs write, not on a RAM disk
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=runs) as folder:  # on the disk of runs, not on a RAM disk
         bench = Bench(Path(folder), pairs)
         bench.run(only)
         show(bench.figures, console)

@@ -1,10 +1,10 @@
-"""Hostile clients in one process, each with connections of its own.
+"""Hostile clients in one process, each with its own connections.
 
     python -m benchmarks.attackers ADDRESS NUM_CLIENTS [ATTACK]
 
-On the command `begin` they begin, on `end` they stop and say what they did. They never join a run, which is a matter of
-who is let in, and do all else that costs a server something: see `ATTACKS`. One that is hung up on comes back after
-`RETURN_S`.
+The command `begin` starts the attacks; `end` stops them and returns counts of their actions. Hostile clients never
+join a run, since joining is a matter of authentication. They do everything else that costs a server resources: see
+`ATTACKS`. A client reconnects `RETURN_S` after the server has closed its connection.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from benchmarks.processes import serve_commands
 from benchmarks.swarm import raise_file_limit
 
 RETURN_S = 1.0
-"""As long as gRPC's own clients wait."""
+"""Seconds until a client reconnects, as long as gRPC's own clients wait."""
 TICK_S = 0.1
 
 _SERVICE = "/" + pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name + "/"
 _SLICE = pb.GetSliceRequest(task="sst2").SerializeToString()
 _MANY = 16
-"""Calls at once of one client, where it isn't as many as there is room for."""
+"""Concurrent calls of one client, if the server doesn't limit them."""
 _MESSAGE_BYTES = 2_000_000
 
 
 class Attackers:
-    """All of them.
+    """All hostile clients.
 
     Args:
-        address: the server's.
-        count: how many.
-        only: those whose attack's name contains this.
+        address: address of the server.
+        count: number of clients.
+        only: use only the attacks whose name contains this text.
     """
 
     def __init__(self, address: str, count: int, only: str = ""):
@@ -62,11 +62,11 @@ class Attackers:
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def begin(self) -> None:
-        """Have them come."""
+        """Start the attacks."""
         asyncio.run_coroutine_threadsafe(self._begin(), self._loop).result()
 
     def end(self) -> dict[str, object]:
-        """Have them go; how often they did what, and what came of it."""
+        """Stop the attacks, and return how often each action and each outcome occurred."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         done, self._done = dict(self._done), Counter()
         return {"done": done}
@@ -89,7 +89,7 @@ class Attackers:
         while True:
             with suppress(ConnectionError):
                 await attack(self._address, note)
-                self._done[f"{name}: hung up on"] += 1
+                self._done[f"{name}: disconnected"] += 1
             await asyncio.sleep(RETURN_S)
 
 
@@ -98,7 +98,7 @@ Attack = Callable[[str, Note], Awaitable[None]]
 
 
 async def _trickle(address: str, note: Note) -> None:
-    """Uploads whose header is announced as 2 MB, comes nearly whole, and then a byte at a time."""
+    """Uploads whose message is announced as 2 MB, arrives almost completely, and then one byte at a time."""
     async with Connection(address) as connection:
         streams: dict[int, asyncio.Task[None]] = {}
         while not connection.closed.is_set():
@@ -121,7 +121,7 @@ async def _send_slowly(connection: Connection, stream: int) -> None:
 
 
 async def _half_open(address: str, note: Note) -> None:
-    """Calls of which there are only headers, as many as there is room for."""
+    """Calls that send headers only, as many as the server allows."""
     async with Connection(address) as connection:
         rpcs = ("GetSlice", "PushUpdate", "WatchRounds", "GetStatus", "QueryUpload")
         began = 0
@@ -135,7 +135,7 @@ async def _half_open(address: str, note: Note) -> None:
 
 
 async def _flood(address: str, note: Note) -> None:
-    """Headers of 6 kB, as fast as the system takes them."""
+    """Headers of 6 kB, as fast as the operating system accepts them."""
     block = header_block(_SERVICE + "GetStatus", {"x": "y" * 6000})
     async with Connection(address) as connection:
         began = 0
@@ -150,7 +150,7 @@ async def _flood(address: str, note: Note) -> None:
 
 
 async def _reset(address: str, note: Note) -> None:
-    """Calls that are taken back at once (CVE-2023-44487), up to 10,000 a second."""
+    """Calls that are canceled immediately (CVE-2023-44487), up to 10,000 per second."""
     block = header_block(_SERVICE + "GetStatus")
     async with Connection(address) as connection:
         while not connection.closed.is_set():
@@ -165,7 +165,7 @@ async def _reset(address: str, note: Note) -> None:
 
 
 async def _oversized(address: str, note: Note) -> None:
-    """Headers of 100 kB."""
+    """Calls with headers of 100 kB."""
     block = header_block(_SERVICE + "GetStatus", {"x": "y" * 100_000})
     async with Connection(address) as connection:
         while not connection.closed.is_set():
@@ -176,7 +176,7 @@ async def _oversized(address: str, note: Note) -> None:
 
 
 async def _unread(address: str, note: Note) -> None:
-    """Downloads and event streams whose windows are never opened."""
+    """Downloads and event streams whose flow-control windows are never enlarged."""
     async with Connection(address, window=1000) as connection:
         began = 0
         while not connection.closed.is_set():
@@ -189,12 +189,12 @@ async def _unread(address: str, note: Note) -> None:
 
 
 async def _deaf(address: str, note: Note) -> None:
-    """Downloads whose windows are wide open, over a connection that isn't read."""
+    """Downloads with maximal flow-control windows, over a connection that is never read."""
     async with Connection(address, window=2**31 - 1, deaf=True) as connection:
         for _ in range(_MANY):
             connection.call(_SERVICE + "GetSlice", _SLICE)
             note("calls")
-        while not connection.closed.is_set():  # which a deaf one sees when it speaks
+        while not connection.closed.is_set():  # a connection that isn't read notices the end only when it writes
             connection.write(frame(DATA, 0, 1, b""))
             try:
                 await connection.drain()
@@ -206,7 +206,7 @@ async def _deaf(address: str, note: Note) -> None:
 
 
 async def _paced(address: str, note: Note) -> None:
-    """Calls that a server answers, at the pace that it allows: nothing to refuse."""
+    """Calls at the rate that the server allows, none of which it rejects."""
     async with Connection(address) as connection:
         while not connection.closed.is_set():
             connection.call(_SERVICE + "GetStatus", b"")
@@ -224,11 +224,11 @@ ATTACKS: dict[str, Callable[[str, Note], Coroutine[object, None, None]]] = {
     "oversized headers": _oversized,
     "polling": _paced,
 }
-"""What hostile clients do, in turns."""
+"""The attacks by name; clients are assigned to them in rotation."""
 
 
 def main(address: str, count: str, only: str = "") -> None:
-    os.nice(19)  # they have machines of their own; what they cost this one is the server's time
+    os.nice(19)  # real attackers have their own machines; only the server's time counts here
     raise_file_limit()
     attackers = Attackers(address, int(count), only)
     print(json.dumps("ready"), flush=True)

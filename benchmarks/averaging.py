@@ -1,4 +1,4 @@
-"""Averaging in a process of its own: FedMTL's average against `torch.Tensor.add_`, over the same updates.
+"""Measure averaging in a separate process: FedMTL's aggregation and `torch.Tensor.add_`, over the same updates.
 
 python -m benchmarks.averaging NUM_UPDATES NUM_ELEMENTS
 """

@@ -25,25 +25,26 @@ _METHODS = "bench.Bare"
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to stream."""
+    """A variant of a bare gRPC stream."""
 
     server: str
     """`sync` or `aio`."""
     client: str
+    """`sync` or `aio`."""
     message_bytes: int
     tuned: bool = False
-    """Whether the processes keep freed blocks as FedMTL's do."""
+    """Whether the processes keep freed memory blocks, as FedMTL's processes do."""
 
     def __str__(self) -> str:
         return f"{self.server} server, {self.client} client, {self.message_bytes / 2**20:.1f} MiB"
 
     def start_server(self, total_bytes: int) -> tuple[Worker, str]:
-        """A server, and its address."""
+        """Start a server, and return it with its address."""
         worker = Worker("benchmarks.bare", "server", self.server, *self._arguments(total_bytes))
         return worker, f"127.0.0.1:{worker.await_hello()}"
 
     def start_clients(self, address: str, total_bytes: int, count: int) -> list[Worker]:
-        """Clients that know `down`, `up` and `round`, both after each other."""
+        """Start clients with the commands `down`, `up` and `round`, which is `down` and then `up`."""
         workers = [
             Worker("benchmarks.bare", "client", self.client, *self._arguments(total_bytes), address)
             for _ in range(count)
@@ -57,7 +58,7 @@ class Variant:
 
 
 class _Messages:
-    """What is sent: every message in memory of its own, as the parts of a model are."""
+    """The messages to send, each in separate memory, as the parts of a model are."""
 
     def __init__(self, message_bytes: int, total_bytes: int):
         noise = bytearray(os.urandom(message_bytes))
@@ -69,7 +70,7 @@ class _Messages:
 
 
 class _Sink:
-    """Buffers to receive into; they are used again."""
+    """A pool of buffers to receive into."""
 
     def __init__(self, total_bytes: int):
         self._total_bytes = total_bytes
@@ -80,7 +81,7 @@ class _Sink:
 
 
 class _Place:
-    """One buffer, filled from its beginning."""
+    """A buffer that is filled from its start."""
 
     def __init__(self, buffer: bytearray, free: list[bytearray]):
         self._buffer, self._view, self._free, self._end = buffer, memoryview(buffer), free, 0

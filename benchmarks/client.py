@@ -1,8 +1,9 @@
-"""FedMTL's own client without the training, for the benchmark: it does a round's transfers when it is told to.
+"""FedMTL's client without training: it performs the transfers of a round on command.
 
     python -m benchmarks.client ADDRESS TASK[,TASK...] FIRST_NUMBER MODEL_FOLDER|-
 
-One client for each task. With a model, slices are loaded into it and updates are taken from it.
+The process has one client for each task. If a model folder is given, slices are loaded into a model and updates are
+read from it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.updates import Update
 
 OWN_CONNECTION = {"grpc.use_local_subchannel_pool": 1}
-"""Channel options of a client with a connection of its own, as if it were a process."""
+"""Channel options that give each client its own connection, as if it were a separate process."""
 
 
 class Client:
-    """One client."""
+    """A client that downloads and uploads on command."""
 
     def __init__(self, address: str, task: str, number: int, model: MultiTaskModel | None):
         self._task = task
@@ -51,24 +52,25 @@ class Client:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def get(self) -> None:
-        """Download the slice whole, and load it."""
+        """Download the complete slice, and load it into the model."""
         self._cache.invalidate()
         self._slice = self._api.get_slice(0, cache=self._cache)
         if self._model is not None:
             self._synchronizer.load(self._model, self._slice.components, share=True)
 
     def push(self) -> None:
-        """Upload what was downloaded last as the open round's update."""
+        """Upload the last downloaded slice as the open round's update."""
         assert self._slice is not None
         self._push(self._slice.run_id, self._await_round(), self._components())
 
     def round(self) -> None:
-        """A whole round."""
+        """Wait for an open round, download and upload."""
         self._await_round()
         self.get()
         self.push()
 
     def await_round(self) -> None:
+        """Wait for a round in which this client hasn't reported yet."""
         self._await_round()
 
     def _components(self) -> list[Component]:

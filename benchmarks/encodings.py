@@ -1,7 +1,7 @@
-"""`python -m benchmarks.encodings`: what each wire encoding saves, and what it costs the demo's metrics.
+"""`python -m benchmarks.encodings`: measure the bytes that each wire encoding saves, and its effect on metrics.
 
-Every run is a whole demo in processes of its own, over the real wire. A run whose folder is there already is not
-run again, so that the comparison can be stopped and gone on with.
+Every run is a complete demo in separate processes with real transfers. Finished runs are not repeated, so that an
+interrupted comparison can be resumed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 @dataclass(frozen=True)
 class Run:
-    """What one demo came to."""
+    """The result of one demo run."""
 
     metrics: dict[str, float]
-    """Of the final model, by task."""
+    """The main metric of the final model, by task."""
     bytes_up: int
     bytes_down: int
 
@@ -51,15 +51,17 @@ class Run:
 
 
 def main(
-    config: Annotated[Path, typer.Option(help="What to run.")] = Path("configs/demo.yaml"),
-    seeds: Annotated[int, typer.Option(help="Runs of each encoding, from seed 1 on.")] = 5,
-    encoding: Annotated[list[str] | None, typer.Option(help="Only these, besides float32.")] = None,
-    compression: Annotated[str, typer.Option(help="none or zstd.")] = "none",
-    folder: Annotated[Path, typer.Option(help="Where the runs are kept.")] = Path("runs/encodings"),
+    config: Annotated[Path, typer.Option(help="Configuration of the demo.")] = Path("configs/demo.yaml"),
+    seeds: Annotated[int, typer.Option(help="Number of runs of each encoding, with seeds from 1.")] = 5,
+    encoding: Annotated[
+        list[str] | None, typer.Option(help="Encodings to compare with float32; all if not given.")
+    ] = None,
+    compression: Annotated[str, typer.Option(help="Compression of the wire: none or zstd.")] = "none",
+    folder: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/encodings"),
 ) -> None:
-    """Compare the wire encodings, in both directions, over whole runs.
+    """Compare the wire encodings, in both directions, over complete runs.
 
-    One JSON line for each encoding goes to standard output, progress and a table to standard error.
+    One JSON line for each encoding goes to standard output; progress and a table go to standard error.
     """
     wanted = ["float32", *(one for one in ENCODINGS[1:] if not encoding or one in encoding)]
     runs: dict[str, list[Run]] = {name: [] for name in wanted}
@@ -90,7 +92,7 @@ def _run(config: Path, run_dir: Path, settings: Sequence[str], compression: str)
 
 
 def _row(name: str, runs: Sequence[Run], exact: Sequence[Run]) -> dict[str, object]:
-    """An encoding's bytes against those of float32, and its metrics with what they differ from the mean of float32."""
+    """Return an encoding's bytes relative to float32, and its metrics with their differences to float32's mean."""
     tasks = {}
     for task in runs[0].metrics:
         values = [run.metrics[task] for run in runs]
@@ -112,7 +114,9 @@ def _row(name: str, runs: Sequence[Run], exact: Sequence[Run]) -> dict[str, obje
 
 
 def _show(rows: Sequence[dict[str, object]]) -> None:
-    table = Table(title="Bytes of whole runs against float32, and the final model's metrics", title_justify="left")
+    table = Table(
+        title="Bytes of complete runs relative to float32, and metrics of the final model", title_justify="left"
+    )
     table.add_column("encoding")
     for heading in ("bytes up", "ratio", "bytes down", "ratio"):
         table.add_column(heading, justify="right")

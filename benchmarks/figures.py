@@ -1,4 +1,4 @@
-"""A figure of the benchmark, and how it is shown."""
+"""Figures of the benchmark, and their table."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Figure:
-    """Ours against a bound that was measured in the same run."""
+    """A measurement of FedMTL relative to a bound that was measured in the same run."""
 
     name: str
     unit: str
     ours: float
-    """Median."""
+    """The median of FedMTL's measurements."""
     bound: float
-    """Median."""
+    """The median of the bound's measurements."""
     ratio: float
-    """Median of the pairs' ratios, ours over the bound."""
+    """The median of the pairs' ratios, FedMTL divided by the bound."""
     min: float
-    """Of the pairs' ratios."""
+    """The minimum of the pairs' ratios."""
     max: float
+    """The maximum of the pairs' ratios."""
     target: float | None
-    """What the ratio has to be at least, or at most; None where the figure is for comparison only."""
+    """The target of the ratio; None if the figure is for information only."""
     at_most: bool
+    """Whether the target is an upper limit; a lower limit otherwise."""
     met: bool | None
     pairs: int
 
@@ -43,7 +45,7 @@ class Figure:
         *,
         at_most: bool = False,
     ) -> Figure:
-        """A figure from measurements that were taken in turns: ours, bound, ours, bound, …"""
+        """Return the figure of measurements that were taken alternately: ours, bound, ours, bound, …"""
         ratios = [mine / theirs for mine, theirs in zip(ours, bound, strict=True)]
         ratio = statistics.median(ratios)
         met = None if target is None else (ratio <= target if at_most else ratio >= target)
@@ -67,7 +69,7 @@ class Figure:
 
 def show(figures: Sequence[Figure], console: Console) -> None:
     """Print the figures as a table."""
-    table = Table(title="FedMTL against what the machine can do", title_justify="left")
+    table = Table(title="FedMTL relative to the machine's bounds", title_justify="left")
     for heading in ("figure", "ours", "bound", "unit", "ratio", "min to max", "pairs", "target", "met"):
         table.add_column(heading, justify="left" if heading in ("figure", "unit") else "right")
     for one in figures:

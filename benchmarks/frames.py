@@ -1,7 +1,7 @@
-"""HTTP/2 frames as they are, to do to a server what gRPC's own clients never would.
+"""Raw HTTP/2 frames, to treat a server in ways that gRPC's own clients never do.
 
-Just enough of RFC 9113 and RFC 7541: nothing is compressed, what the server says is read and mostly ignored, and flow
-control is watched only by those who ask for it.
+A small part of RFC 9113 and RFC 7541: headers are not compressed, the server's frames are read and mostly ignored, and
+only `Connection.send` respects flow control.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import TracebackType
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 FRAME_BYTES = 16_384
-"""The most a frame carries unless both sides agree on more."""
+"""The largest payload of a frame, unless both sides agree on more."""
 INITIAL_WINDOW = 65_535
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -22,12 +22,12 @@ END_STREAM, END_HEADERS, ACK = 0x1, 0x4, 0x1
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """One frame."""
+    """Return one frame."""
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
 def header_block(path: str, metadata: Mapping[str, str] | None = None) -> bytes:
-    """The headers of a gRPC call, each a literal that is not to be indexed."""
+    """Return the header block of a gRPC call, with each header as a literal without indexing."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -41,7 +41,7 @@ def header_block(path: str, metadata: Mapping[str, str] | None = None) -> bytes:
 
 
 def header_frames(stream: int, block: bytes, *, end_stream: bool = False) -> bytes:
-    """A header block as one HEADERS frame and as many CONTINUATION frames as it takes."""
+    """Return a header block as one HEADERS frame and the CONTINUATION frames that it needs."""
     parts = [block[start : start + FRAME_BYTES] for start in range(0, len(block), FRAME_BYTES)]
     frames = []
     for number, part in enumerate(parts):
@@ -54,12 +54,12 @@ def header_frames(stream: int, block: bytes, *, end_stream: bool = False) -> byt
 
 
 def message_prefix(num_bytes: int) -> bytes:
-    """What precedes a gRPC message of so many bytes."""
+    """Return the prefix of a gRPC message of `num_bytes`."""
     return b"\0" + struct.pack(">I", num_bytes)
 
 
 def data_frames(stream: int, data: bytes, *, end_stream: bool = False) -> bytes:
-    """Bytes of a stream's messages, as they come."""
+    """Return a stream's data as DATA frames."""
     starts = range(0, max(1, len(data)), FRAME_BYTES)
     return b"".join(
         frame(DATA, END_STREAM if end_stream and start == starts[-1] else 0, stream, data[start : start + FRAME_BYTES])
@@ -68,12 +68,12 @@ def data_frames(stream: int, data: bytes, *, end_stream: bool = False) -> bytes:
 
 
 class Connection:
-    """One connection that speaks HTTP/2 as badly as it likes.
+    """An HTTP/2 connection that may violate the protocol.
 
     Args:
         address: `HOST:PORT`.
-        window: how much the server may send on each stream before it has to wait; it is never given more.
-        deaf: take all that the server may send, and never read it.
+        window: bytes that the server may send on each stream; the window is never enlarged.
+        deaf: open the connection's window fully, and never read.
     """
 
     def __init__(self, address: str, window: int = INITIAL_WINDOW, *, deaf: bool = False):
@@ -82,16 +82,16 @@ class Connection:
         self._deaf = deaf
         self._next_stream = 1
         self.closed = asyncio.Event()
-        """Whether the server has hung up."""
+        """Set when the server has closed the connection."""
         self.ended: dict[int, str] = {}
-        """By stream, how the server ended it: `reset`, or `trailers`."""
+        """For each stream that the server ended, `reset` or `trailers`."""
         self.answers: dict[int, bytes] = {}
-        """By stream, the header blocks that the server sent, one behind the other."""
+        """For each stream, the concatenated header blocks that the server sent."""
         self.windows: dict[int, int] = {0: INITIAL_WINDOW}
-        """By stream, how many bytes of data the server takes; 0 is the connection as a whole."""
+        """For each stream, the bytes of data that the server accepts; 0 is the whole connection."""
         self.initial_window = INITIAL_WINDOW
         self.max_streams: int | None = None
-        """What the server allows."""
+        """The maximum number of concurrent streams in the server's settings; None if the settings have no limit."""
 
     async def __aenter__(self) -> Connection:
         host, _, port = self._address.rpartition(":")
@@ -114,39 +114,39 @@ class Connection:
 
     @property
     def is_lost(self) -> bool:
-        """Whether there is nothing left to write to."""
+        """Whether the connection can no longer be written to."""
         return self._writer.is_closing()
 
     def new_stream(self) -> int:
-        """The number of the next stream."""
+        """Return the number of a new stream."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         self.windows[stream] = self.initial_window
         return stream
 
     def open(self, path: str, metadata: Mapping[str, str] | None = None, *, end_stream: bool = False) -> int:
-        """Begin a call: its headers alone."""
+        """Start a call by sending its headers, and return its stream."""
         stream = self.new_stream()
         self.write(header_frames(stream, header_block(path, metadata), end_stream=end_stream))
         return stream
 
     def call(self, path: str, request: bytes) -> int:
-        """Make a unary call."""
+        """Make a unary call, and return its stream."""
         stream = self.open(path)
         self.write(data_frames(stream, message_prefix(len(request)) + request, end_stream=True))
         return stream
 
     def write(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Write raw bytes."""
         if not self._writer.is_closing():
             self._writer.write(data)
 
     async def drain(self) -> None:
-        """Wait until the system has taken what was written."""
+        """Wait until the operating system has accepted the written bytes."""
         with contextlib.suppress(ConnectionError):
             await self._writer.drain()
 
     async def send(self, stream: int, data: bytes) -> None:
-        """Send a stream's bytes, no faster than the server takes them."""
+        """Send a stream's bytes within the server's flow-control windows."""
         while data and not self.closed.is_set() and stream not in self.ended:
             room = min(self.windows[0], self.windows[stream], FRAME_BYTES)
             if room <= 0:
@@ -160,7 +160,7 @@ class Connection:
 
     async def _read(self) -> None:
         try:
-            # The server hung up, which `closed` says.
+            # The server closed the connection; `closed` is set below.
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 while True:
                     head = await self._reader.readexactly(9)
@@ -203,7 +203,7 @@ def _text(text: str) -> bytes:
 
 
 def _integer(value: int) -> bytes:
-    """A length with a 7-bit prefix."""
+    """Return an integer in HPACK's encoding with a 7-bit prefix."""
     if value < 127:
         return bytes([value])
     encoded, value = bytearray([127]), value - 127

@@ -1,8 +1,8 @@
-"""`python -m benchmarks.hostile`: what honest clients notice of hostile ones.
+"""`python -m benchmarks.hostile`: measure how hostile clients affect the rounds of honest clients.
 
-One server process as its users start it, with the limits that it has unless told otherwise; eight honest clients with
-rounds of 17.5 MB each way, and fifty hostile ones in a process of their own (`benchmarks/attackers.py`), on loopback.
-Rounds with and without the hostile clients are measured in turns.
+A server process with default limits, eight honest clients with rounds of 17.5 MB in each direction, and fifty hostile
+clients in a separate process (`benchmarks/attackers.py`), on loopback. Rounds with and without hostile clients are
+measured alternately.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.swarm import raise_file_limit
 
 TASKS = ("sst2", "qqp", "stsb")
 SETTLE_S = 4.0
-"""From the moment the hostile clients come to the first round that is measured, and the other way round."""
+"""Seconds between the start or the end of the attacks and the first measured round."""
 SAMPLE_S = 0.02
 WARM_UP_ROUNDS = 5
 
@@ -39,10 +39,10 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 
 class Memory:
-    """The most memory that a process has resident while it is watched, in bytes.
+    """Records the peak resident memory of a process while it is watched, in bytes.
 
     Args:
-        pid: the process.
+        pid: id of the process.
     """
 
     def __init__(self, pid: int):
@@ -51,7 +51,7 @@ class Memory:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Sample it."""
+        """Sample the process's memory inside the context."""
         stop = threading.Event()
 
         def sample() -> None:
@@ -67,14 +67,14 @@ class Memory:
             thread.join()
 
 
-class Siege:
-    """The measurement.
+class HostileBenchmark:
+    """The benchmark of rounds with and without hostile clients.
 
     Args:
-        folder: for its files.
-        pairs: how often rounds are measured with and without.
-        rounds: how many at a time.
-        num_hostile: how many hostile clients.
+        folder: folder for temporary files.
+        pairs: number of measurements with and without hostile clients.
+        rounds: number of rounds in a measurement.
+        num_hostile: number of hostile clients.
     """
 
     def __init__(self, folder: Path, pairs: int, rounds: int, num_hostile: int):
@@ -88,7 +88,7 @@ class Siege:
         self.measured: list[Measured] = []
 
     def run(self) -> None:
-        """Take all figures."""
+        """Measure all figures."""
         try:
             self._attackers = Worker("benchmarks.attackers", self._served.address, str(self._num_hostile))
             try:
@@ -107,13 +107,13 @@ class Siege:
         seconds: dict[str, list[float]] = {"with": [], "without": []}
         for pair in range(self._pairs):
             console.print(f"{time.strftime('%H:%M:%S')} {pair + 1} of {self._pairs}")
-            seconds["without"].append(self._some_rounds("without"))
-            with during.watched(), self._besieged():
-                seconds["with"].append(self._some_rounds("with"))
+            seconds["without"].append(self._median_round("without"))
+            with during.watched(), self._attacked():
+                seconds["with"].append(self._median_round("with"))
         self._add_figures(seconds, (during.peak - before.peak) / 1e6)
 
-    def _some_rounds(self, which: str) -> float:
-        """Seconds of a round, the median of some."""
+    def _median_round(self, which: str) -> float:
+        """Return the median of the seconds of several rounds."""
         time.sleep(SETTLE_S)
         cpu_s = cpu_seconds(self._served.pid)
         taken = [self._served.time_round() for _ in range(self._rounds)]
@@ -121,7 +121,7 @@ class Siege:
         return statistics.median(taken)
 
     @contextmanager
-    def _besieged(self) -> Iterator[None]:
+    def _attacked(self) -> Iterator[None]:
         self._attackers.send("begin")
         self._attackers.result()
         try:
@@ -133,9 +133,9 @@ class Siege:
     def _add_figures(self, seconds: dict[str, list[float]], more_mb: float) -> None:
         name = f"round, 8 clients x 17.5 MB, with {self._num_hostile} hostile clients, against without"
         self.figures.append(Figure.of_pairs(name, "s", seconds["with"], seconds["without"], 1.5, at_most=True))
-        self._add("server's peak RSS with them, above that without", "MB", more_mb, 200)
+        self._add("server's peak RSS with hostile clients, minus without", "MB", more_mb, 200)
         for which, cpu_s in self._cpu_s.items():
-            self._add(f"server's CPU for a round {which} them", "s", cpu_s / (self._pairs * self._rounds))
+            self._add(f"server's CPU for a round {which} hostile clients", "s", cpu_s / (self._pairs * self._rounds))
         for what, times in sorted(self._done.items()):
             self._add(what, "", times)
         for figure in self.figures:
@@ -148,29 +148,29 @@ class Siege:
 
 
 def missed(figures: Sequence[Figure | Measured]) -> bool:
-    """Whether any has a target that it doesn't meet."""
+    """Whether any figure misses its target."""
     return any(one.met is False for one in figures)
 
 
 def main(
-    pairs: Annotated[int, typer.Option(help="How often rounds are measured with and without.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds at a time.")] = 9,
-    hostile: Annotated[int, typer.Option(help="Hostile clients.")] = 50,
+    pairs: Annotated[int, typer.Option(help="Number of measurements with and without hostile clients.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Number of rounds in a measurement.")] = 9,
+    hostile: Annotated[int, typer.Option(help="Number of hostile clients.")] = 50,
 ) -> None:
-    """Measure what honest clients notice of hostile ones.
+    """Measure how hostile clients affect the rounds of honest clients.
 
-    One JSON line for each figure goes to standard output, progress and tables to standard error. The exit code is 1
+    One JSON line for each figure goes to standard output; progress and tables go to standard error. The exit code is 1
     if a target is missed.
     """
-    raise_file_limit()  # for the server too
+    raise_file_limit()  # the server inherits the limit
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="hostile-", dir=runs) as folder:
-        siege = Siege(Path(folder), pairs, rounds, hostile)
-        siege.run()
-        show_figures(siege.figures, console)
-        show_measured(siege.measured)
-    if missed([*siege.figures, *siege.measured]):
+        bench = HostileBenchmark(Path(folder), pairs, rounds, hostile)
+        bench.run()
+        show_figures(bench.figures, console)
+        show_measured(bench.measured)
+    if missed([*bench.figures, *bench.measured]):
         raise typer.Exit(1)
 
 

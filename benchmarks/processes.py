@@ -1,4 +1,4 @@
-"""Processes that are measured, and what the kernel says of them."""
+"""Start processes to measure, and read their CPU time and memory from the kernel."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 START_S = 0.05
-"""How far ahead of now several processes are told to begin, so that they begin together."""
+"""Seconds by which a command precedes its start, so that several processes start together."""
 
 
 Answer = dict[str, Any]
-"""When a command began and ended, in seconds of `time.monotonic()`, and what it says besides."""
+"""The start and end of a command, in seconds of `time.monotonic()`, and the command's own values."""
 
 
 class Worker:
-    """A process that takes commands as JSON lines and answers each with one.
+    """A process that reads commands as JSON lines and answers each with one line.
 
     Args:
-        module: what to run with `python -m`.
-        arguments: its arguments.
+        module: module to run with `python -m`.
+        arguments: arguments of the module.
+        log: file for standard error; not redirected if None.
     """
 
     def __init__(self, module: str, *arguments: str, log: Path | None = None):
@@ -44,18 +45,18 @@ class Worker:
         return self._process.pid
 
     def await_hello(self) -> object:
-        """What it says first, when it is ready."""
+        """Wait for the process's first line, which says that it is ready, and return it."""
         self.hello = self._read()
         return self.hello
 
     def send(self, command: str, at: float = 0.0) -> None:
-        """Have it do something, at a moment of `time.monotonic()`."""
+        """Send a command to start at the time `at` of `time.monotonic()`."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": command, "at": at}) + "\n")
         self._process.stdin.flush()
 
     def result(self) -> Answer:
-        """What came of the last command."""
+        """Return the answer to the last command."""
         answer: Answer = self._read()
         return answer
 
@@ -74,7 +75,7 @@ class Worker:
 
 
 def together(workers: Sequence[Worker], command: str) -> float:
-    """Have several do the same at once; seconds from the first's beginning to the last's end."""
+    """Run a command in several processes at once; return the seconds from the common start to the last end."""
     at = time.monotonic() + START_S
     for worker in workers:
         worker.send(command, at)
@@ -82,28 +83,28 @@ def together(workers: Sequence[Worker], command: str) -> float:
 
 
 def serve_commands(commands: Mapping[str, Callable[[], Mapping[str, object] | None]]) -> None:
-    """The other side of a `Worker`: carry out what standard input says, until it ends."""
+    """Run the commands from standard input until it ends; the counterpart of `Worker`."""
     for line in sys.stdin:
-        order = json.loads(line)
-        time.sleep(max(0.0, order["at"] - time.monotonic()))
+        command = json.loads(line)
+        time.sleep(max(0.0, command["at"] - time.monotonic()))
         began = time.monotonic()
-        answer = commands[order["do"]]() or {}
+        answer = commands[command["do"]]() or {}
         print(json.dumps({"began": began, "ended": time.monotonic(), **answer}), flush=True)
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time a process has used, by its threads in user and kernel mode."""
+    """Return the CPU seconds of a process, of all threads in user and kernel mode."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_rss(pid: int) -> int:
-    """The most memory a process has had resident, in bytes."""
+    """Return the peak resident memory of a process, in bytes."""
     return _memory(pid, "VmHWM")
 
 
 def rss(pid: int) -> int:
-    """The memory a process has resident, in bytes."""
+    """Return the resident memory of a process, in bytes."""
     return _memory(pid, "VmRSS")
 
 
@@ -113,7 +114,7 @@ def _memory(pid: int, what: str) -> int:
 
 
 def loopback_bytes() -> int:
-    """Bytes that have crossed the loopback interface, headers included."""
+    """Return the bytes that have crossed the loopback interface, with headers."""
     for line in Path("/proc/net/dev").read_text().splitlines():
         name, _, counters = line.partition(":")
         if name.strip() == "lo":

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.scale`: a thousand connected clients, and two hundred with a larger model.
+"""`python -m benchmarks.scale`: measure 1,000 connected clients, and 200 clients with a larger model.
 
-One server process as its users start it, and swarms of clients without training in a few processes, on loopback. What
-it checks is that everybody is served: every update counts once, no call fails, and the server's memory stays flat.
+A server process with default settings, and swarms of clients without training in a few processes, on loopback. The
+benchmark checks that every update counts once, that no call fails, and that the server's memory is bounded.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from benchmarks.swarm import raise_file_limit
 
 TASKS = ("sst2", "qqp", "stsb")
 TINY = BertConfig(vocab_size=1800, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
-"""1 MB of parameters."""
+"""An encoder with 1 MB of parameters."""
 NUM_PROCESSES = 4
-"""That the clients share."""
+"""Number of processes that the clients share."""
 TIMEOUT_S = 900.0
-"""For all rounds of one crowd."""
+"""Seconds for all rounds of one crowd."""
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure of its own, not against a bound."""
+    """An absolute figure, without a bound."""
 
     name: str
     unit: str
     value: float
     target: float | None = None
-    """What it has to be at most; None where it is for information only."""
+    """The largest allowed value; None if the figure is for information only."""
 
     @property
     def met(self) -> bool | None:
@@ -60,13 +60,13 @@ class Measured:
 
 
 class Crowd(Served):
-    """A server, and swarms of clients that take part in its first rounds.
+    """A server, and swarms of clients that participate in its first rounds.
 
     Args:
-        folder: for its files.
-        model: the encoder's architecture.
-        num_clients: of three tasks, in turns.
-        num_rounds: that they take part in.
+        folder: folder for temporary files.
+        model: architecture of the encoder.
+        num_clients: number of clients, assigned to three tasks in rotation.
+        num_rounds: number of rounds.
     """
 
     def __init__(self, folder: Path, model: BertConfig, num_clients: int, num_rounds: int):
@@ -74,14 +74,14 @@ class Crowd(Served):
         self.num_rounds = num_rounds
         self.answers: list[Answer] = []
         self.cpu_s = 0.0
-        """The server's, for all rounds and for the clients' connecting."""
+        """CPU seconds of the server for all rounds, with the clients' connecting."""
         super().__init__(folder, model, [TASKS[i % len(TASKS)] for i in range(num_clients)])
 
     def run(self) -> None:
-        """All rounds, until every client has left.
+        """Run all rounds, until every client has left.
 
         Raises:
-            TimeoutError: it takes longer than `TIMEOUT_S`.
+            TimeoutError: the rounds take longer than `TIMEOUT_S`.
         """
         before, at = cpu_seconds(self.pid), time.monotonic() + START_S
         for client in self.clients:
@@ -94,7 +94,7 @@ class Crowd(Served):
         self.cpu_s = cpu_seconds(self.pid) - before
 
     def durations(self, call: str) -> list[float]:
-        """Seconds that every `get` or `push` took, as its client saw it."""
+        """Return the seconds of every `get` or `push`, as measured by its client."""
         return [seconds for answer in self.answers for seconds in answer[call]]
 
     @property
@@ -117,7 +117,7 @@ class Crowd(Served):
 
 
 def miscounted(reports: Sequence[pb.RoundReport], num_clients: int) -> int:
-    """How many updates of how many clients were not counted, or more than once, in the encoder or in their head."""
+    """Return the number of updates that were not counted exactly once, in the encoder or in their head."""
     wrong = 0
     for report in reports:
         encoder, heads = report.components[0], report.components[1:]
@@ -130,10 +130,10 @@ def miscounted(reports: Sequence[pb.RoundReport], num_clients: int) -> int:
 
 
 class Scale:
-    """The whole benchmark.
+    """The benchmark of many clients.
 
     Args:
-        folder: for its files.
+        folder: folder for temporary files.
     """
 
     def __init__(self, folder: Path):
@@ -141,13 +141,13 @@ class Scale:
         self.figures: list[Measured] = []
 
     def many(self, num_clients: int, num_rounds: int) -> None:
-        """Many clients with a small model."""
+        """Measure many clients with a small model."""
         with self._crowd(TINY, num_clients, num_rounds) as crowd:
             peak = self._measure(crowd)
             self._add(f"{self._name(crowd)}: server's peak RSS", "MB", peak, 1500.0)
 
     def heavy(self, num_clients: int, num_rounds: int) -> None:
-        """A few hundred clients with a larger model, against eight."""
+        """Measure a few hundred clients with a larger model, relative to eight clients."""
         peaks = []
         for number in (8, num_clients):
             with self._crowd(SMALL, number, num_rounds) as crowd:
@@ -156,7 +156,7 @@ class Scale:
         self._add(f"{name}: server's peak RSS, against {peaks[0]:.0f} MB with 8", "MB", peaks[1], 1.1 * peaks[0])
 
     def _measure(self, crowd: Crowd) -> float:
-        """Run a crowd's rounds and note what they were like; the server's peak RSS in MB."""
+        """Run a crowd's rounds, add their figures, and return the server's peak RSS in MB."""
         crowd.run()
         name, reports = self._name(crowd), crowd.reports()
         for error in crowd.errors[:5]:
@@ -190,13 +190,13 @@ class Scale:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so much of the values don't exceed; NaN of none."""
+    """Return the smallest value that is not below `share` of the values; NaN for no values."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else math.nan
 
 
 def show(figures: Sequence[Measured]) -> None:
     """Print the figures as a table."""
-    table = Table(title="FedMTL with many clients", title_justify="left")
+    table = Table(title="Absolute figures of FedMTL", title_justify="left")
     for heading in ("figure", "measured", "unit", "target", "met"):
         table.add_column(heading, justify="left" if heading in ("figure", "unit") else "right")
     for one in figures:
@@ -211,17 +211,17 @@ def show(figures: Sequence[Measured]) -> None:
 
 
 def main(
-    clients: Annotated[int, typer.Option(help="Clients with a model of 1 MB; 0 for none.")] = 1000,
-    rounds: Annotated[int, typer.Option(help="Their rounds.")] = 5,
-    heavy_clients: Annotated[int, typer.Option(help="Clients with a model of 17.5 MB; 0 for none.")] = 200,
-    heavy_rounds: Annotated[int, typer.Option(help="Their rounds.")] = 3,
+    clients: Annotated[int, typer.Option(help="Number of clients with a model of 1 MB; 0 to skip.")] = 1000,
+    rounds: Annotated[int, typer.Option(help="Number of rounds with the 1 MB model.")] = 5,
+    heavy_clients: Annotated[int, typer.Option(help="Number of clients with a model of 17.5 MB; 0 to skip.")] = 200,
+    heavy_rounds: Annotated[int, typer.Option(help="Number of rounds with the 17.5 MB model.")] = 3,
 ) -> None:
     """Measure a server with many connected clients that don't train.
 
-    One JSON line for each figure goes to standard output, progress and a table to standard error. The exit code is 1
+    One JSON line for each figure goes to standard output; progress and a table go to standard error. The exit code is 1
     if a target is missed.
     """
-    raise_file_limit()  # for the server too
+    raise_file_limit()  # the server inherits the limit
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="scale-", dir=runs) as folder:

@@ -1,4 +1,4 @@
-"""FedMTL's server as its users start it, and benchmark clients for it."""
+"""FedMTL's server as a user starts it, and its benchmark clients."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from fedmtl_core.errors import UnavailableError
 START_TIMEOUT_S = 120.0
 
 SMALL = BertConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512)
-"""BERT-tiny: 17.5 MB of parameters."""
+"""BERT-tiny, with 17.5 MB of parameters."""
 LARGE = BertConfig()
-"""BERT-base: 438 MB of parameters."""
+"""BERT-base, with 438 MB of parameters."""
 
 
 class Served:
     """One server process, its clients, and an observer of its rounds.
 
     Args:
-        folder: for its files.
-        model: the encoder's architecture.
-        tasks: one for each client.
+        folder: folder for temporary files.
+        model: architecture of the encoder.
+        tasks: the task of each client.
         settings: configuration keys that differ from the defaults, by section.
-        per_process: clients that share a process; they have no model then, and push what they got.
+        per_process: number of clients in a process. If it is not 1, clients have no model, and upload what they
+            downloaded.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class Served:
             "model": {"server_model": str(folder / "model"), "random_init": True},
             "training": {"num_rounds": 1_000_000},
             "rounds": {"deadline_s": 600, "rejoin_grace_s": 60},
-            # The figures are about the wire. What it costs to have every update on disk, and to measure how far it
-            # moves the model, are figures of their own.
+            # These figures measure transfers. The costs of syncing every update to disk, and of measuring how far it
+            # moves the model, are separate figures.
             "store": {"durability": "memory"},
             "robustness": {"norms": {"action": "none"}},
             "tasks": {task: {"min_clients": tasks.count(task)} for task in dict.fromkeys(tasks)},
@@ -81,6 +82,7 @@ class Served:
 
     @property
     def pid(self) -> int:
+        """Process id of the server."""
         return self._process.pid
 
     @property
@@ -89,16 +91,16 @@ class Served:
 
     @property
     def payload_bytes(self) -> int:
-        """Of one client's slice."""
+        """Bytes of one client's slice."""
         status = self._api.get_status().model
         return 4 * (status.shared_parameters + max(status.head_parameters.values()))
 
     def time(self, command: str) -> float:
-        """Seconds that all clients together take for something."""
+        """Return the seconds that all clients together take for a command."""
         return together(self.clients, command)
 
     def time_round(self) -> float:
-        """Seconds from the moment the clients of an open round begin until the next round is open."""
+        """Return the seconds from the clients' start in an open round until the next round is open."""
         round_ = self.await_round()
         began = time.monotonic() + START_S
         together(self.clients, "round")
@@ -112,7 +114,7 @@ class Served:
             return self._reports.pop(round_)
 
     def await_round(self) -> int:
-        """The number of the open round, once one is that all clients know of."""
+        """Wait until all clients know of an open round, and return its number."""
         together(self.clients, "await_round")
         with self._open:
             return max(self._opened)

@@ -1,12 +1,13 @@
-"""Many clients in one process, without training: each has a connection of its own and sends back what it got.
+"""Many clients in one process, without training: each has its own connection and uploads the slice it downloaded.
 
     python -m benchmarks.swarm ADDRESS TASK[,TASK...] FIRST_NUMBER NUM_ROUNDS
 
-One client for each task. On the command `rounds` they connect, take part in so many rounds and leave; the answer has
-every call's duration, and what went wrong. They speak the contract by the generated stubs, as asynchronous code.
+The process has one client for each task. On the command `rounds`, the clients connect, participate in NUM_ROUNDS
+rounds and leave. The answer has the duration of every call, and all errors. The clients use the generated stubs with
+asyncio.
 
-Everybody gets the same bytes, and a chunk's message is the same in both directions: each component's messages are kept
-once for all of a process's clients, and compared with what each of them gets.
+All clients get the same bytes, and a chunk's message is the same in both directions. Each component's messages are
+stored once for all clients of a process, and compared with the messages that each client gets.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from fedmtl_core.runtime.proxies import NO_PROXY
 from fedmtl_core.wire.chunks import Chunk, read_message
 
 CALL_TIMEOUT_S = 300.0
-"""For one download or upload, the wait for room included."""
+"""Seconds for one download or upload, with the wait for admission."""
 OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),  # a connection for each client, as if each were a process
+    ("grpc.use_local_subchannel_pool", 1),  # one connection for each client, as if each were a process
     *NO_PROXY.items(),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -43,11 +44,11 @@ _SERVICE = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
 
 class DamagedError(Exception):
-    """A slice isn't what its header and the other clients' say."""
+    """A slice contradicts its header or another client's slice."""
 
 
 class Swarm:
-    """One process's clients, and what they have in common."""
+    """The clients of one process, and their shared messages and measurements."""
 
     def __init__(self, address: str, tasks: Sequence[str], first: int, num_rounds: int):
         self.address = address
@@ -60,14 +61,14 @@ class Swarm:
         self._clients = [Client(self, f"client-{first + i:04}", task) for i, task in enumerate(tasks)]
 
     async def run(self) -> None:
-        """All rounds of all clients."""
+        """Run all rounds of all clients."""
         await asyncio.gather(*(client.run() for client in self._clients))
 
     def take(self, component: pb.Component, chunk: Chunk, message: bytes) -> None:
-        """Check a chunk that came for one client, and keep its message if it is the first of its kind.
+        """Check a chunk of one client, and store its message if no client got it before.
 
         Raises:
-            DamagedError: it isn't what its checksum says, or what the others got.
+            DamagedError: the chunk contradicts its checksum, or differs from another client's chunk.
         """
         if google_crc32c.value(chunk.data) != chunk.crc32c:
             raise DamagedError(f"{chunk.scope}: the chunk at byte {chunk.offset} contradicts its checksum")
@@ -76,15 +77,15 @@ class Swarm:
             self._newest[component.scope] = component.digest
         crc, _ = self._messages.setdefault(component.digest, {}).setdefault(chunk.offset, (chunk.crc32c, message))
         if crc != chunk.crc32c:
-            raise DamagedError(f"{chunk.scope}: the chunk at byte {chunk.offset} isn't what another client got")
+            raise DamagedError(f"{chunk.scope}: the chunk at byte {chunk.offset} differs from another client's")
 
     def messages(self, component: pb.Component) -> list[bytes]:
-        """A component's chunk messages, in order."""
+        """Return a component's chunk messages in order."""
         return [message for _, (_, message) in sorted(self._messages[component.digest].items())]
 
 
 class Client:
-    """One client."""
+    """A client with its own connection."""
 
     def __init__(self, swarm: Swarm, client_id: str, task: str):
         self._swarm = swarm
@@ -92,7 +93,7 @@ class Client:
         self._task = task
 
     async def run(self) -> None:
-        """Take part in the rounds. What goes wrong is noted, and the next event waited for."""
+        """Participate in the rounds. Errors are recorded, and the client continues with the next event."""
         async with grpc.aio.insecure_channel(self._swarm.address, options=OPTIONS) as channel:
             stub = pb_grpc.FederatedMtlServiceStub(channel)
             self._get: Any = channel.unary_stream(f"/{_SERVICE}/GetSlice", pb.GetSliceRequest.SerializeToString, None)
@@ -154,14 +155,14 @@ class Client:
         )
         call = self._push()
         await call.write(pb.PushUpdateRequest(header=update).SerializeToString())
-        await call.initial_metadata()  # there is room
+        await call.initial_metadata()  # the server has admitted the call
         for component in header.components:
             for message in self._swarm.messages(component):
                 await call.write(message)
         await call.done_writing()
         receipt = await call
         if receipt.outcome != pb.OUTCOME_ACCEPTED:
-            raise DamagedError(f"the update was answered {pb.Outcome.Name(receipt.outcome)}")
+            raise DamagedError(f"the server answered the update with {pb.Outcome.Name(receipt.outcome)}")
 
     def _note(self, rpc: str, error: Exception) -> None:
         text = f"{error.code().name}: {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else repr(error)
@@ -169,7 +170,7 @@ class Client:
 
 
 def raise_file_limit() -> None:
-    """Let the process have as many connections as it may ask for."""
+    """Raise the limit of open files to its maximum, for as many connections as possible."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

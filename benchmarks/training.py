@@ -1,7 +1,7 @@
-"""`python -m benchmarks.training`: what a client's round of training takes, against a loop that trains all there is.
+"""`python -m benchmarks.training`: measure a client's round of training relative to a plain loop.
 
-The bound is plain PyTorch as it is usually written: rows in random order, and the whole table of word embeddings. All
-train the same model on the same rows, in turns.
+The bound is a usual PyTorch loop, with rows in random order and the whole table of word embeddings. All variants train
+the same model on the same rows, alternately.
 """
 
 from __future__ import annotations
@@ -28,26 +28,28 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else 150)
 
 
 class WholeTable(Trainer):
-    """Trains every word's embedding, as trainers of one's own do."""
+    """Trains the embeddings of all words, as custom trainers do."""
 
 
-_WAYS: dict[str, tuple[type[Trainer], bool]] = {
-    "own words": (Trainer, False),
-    "like lengths": (WholeTable, True),
+_VARIANTS: dict[str, tuple[type[Trainer], bool]] = {
+    "client's words only": (Trainer, False),
+    "similar lengths": (WholeTable, True),
     "both": (Trainer, True),
 }
-"""By name, how the embeddings are trained and whether rows are grouped by length."""
+"""For each variant, the trainer and whether rows are grouped by length."""
 
 
 def main(
-    config: Annotated[Path, typer.Option(help="Model, training and tasks.")] = Path("configs/real.yaml"),
-    rows: Annotated[int, typer.Option(help="Of each task.")] = 500,
-    pairs: Annotated[int, typer.Option(help="Times that each is measured.")] = 3,
-    threads: Annotated[int, typer.Option(help="Of PyTorch.")] = 1,
+    config: Annotated[Path, typer.Option(help="Configuration with model, training and tasks.")] = Path(
+        "configs/real.yaml"
+    ),
+    rows: Annotated[int, typer.Option(help="Number of rows of each task.")] = 500,
+    pairs: Annotated[int, typer.Option(help="Number of measurements of each figure.")] = 3,
+    threads: Annotated[int, typer.Option(help="Number of PyTorch threads.")] = 1,
 ) -> None:
-    """Measure a round of each task's training.
+    """Measure a client's round of training for each task.
 
-    One JSON line for each figure goes to standard output, a table to standard error.
+    One JSON line for each figure goes to standard output; a table goes to standard error.
     """
     torch.set_num_threads(threads)
     settings = configuration.load(config, [])
@@ -58,7 +60,7 @@ def main(
 
 
 def _measure(settings: Config, task: str, num_rows: int, pairs: int) -> list[Figure]:
-    """One task's figures."""
+    """Return one task's figures."""
     device = choose_device(settings.training.device)
     model = MTLServerModel.from_config(settings).module.to(device)
     first_values = copy.deepcopy(model.state_dict())
@@ -72,15 +74,15 @@ def _measure(settings: Config, task: str, num_rows: int, pairs: int) -> list[Fig
         trainer = kind(spec, dataclasses.replace(plan, group_by_length=group_by_length), device)
         return trainer.train(model, rows, 1, seed=1).seconds
 
-    seconds(*_WAYS["both"])  # whose memory the others use again
-    taken: dict[str, list[float]] = {name: [] for name in ("bound", *_WAYS)}
+    seconds(*_VARIANTS["both"])  # warm-up: later runs reuse its memory
+    taken: dict[str, list[float]] = {name: [] for name in ("bound", *_VARIANTS)}
     for _ in range(pairs):
         taken["bound"].append(seconds(WholeTable, False))
-        for name, way in _WAYS.items():
-            taken[name].append(seconds(*way))
+        for name, variant in _VARIANTS.items():
+            taken[name].append(seconds(*variant))
     return [
         Figure.of_pairs(f"{task}, {len(rows)} rows: {name}", "s", taken[name], taken["bound"], None, at_most=True)
-        for name in _WAYS
+        for name in _VARIANTS
     ]
 
 

@@ -1,1 +1,1 @@
-"""The comparison that FedMTL is for: clients alone, a federation per task, one of all tasks, all data in one place."""
+"""Compare one federation of all tasks with single-task federations, clients alone and centralized training."""

@@ -1,4 +1,4 @@
-"""`python -m fedmtl_experiment`, and the command `fedmtl-experiment`."""
+"""The entry point of `python -m fedmtl_experiment` and of the command `fedmtl-experiment`."""
 
 from fedmtl_core.runtime.starting import end_at_once_on_ctrl_c
 

@@ -1,4 +1,4 @@
-"""The grid: which cells an experiment has, and what each is made of. Nothing here runs or reads anything."""
+"""The grid of an experiment: its cells, their federations and configurations. Nothing here runs or reads data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from fedmtl_core.errors import ConfigError
 from fedmtl_experiment.config import Experiment, RowCounts, flattened, merged
 
-_PATIENCE: Mapping[str, object] = {
+_TIMEOUTS: Mapping[str, object] = {
     "rounds": {
         "deadline_s": 7200.0,
         "quorum_timeout_s": 7200.0,
@@ -19,12 +19,12 @@ _PATIENCE: Mapping[str, object] = {
     },
     "limits": {"upload_s": 7200.0},
 }
-"""A slow machine must not decide who counts."""
+"""Timeouts long enough that a slow machine never excludes a client."""
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One thing to be measured once."""
+    """One measurement: a setting, an encoder, a method and a seed."""
 
     setting: str
     encoder: str
@@ -33,45 +33,48 @@ class Cell:
 
     @property
     def id(self) -> str:
+        """The cell as `SETTING/ENCODER/METHOD/SEED`."""
         return f"{self.setting}/{self.encoder}/{self.method}/{self.seed}"
 
 
 @dataclass(frozen=True)
 class Client:
-    """One client, the same in every method: its name goes into its seeds."""
+    """One client. Its id, from which its seeds derive, is the same in every method."""
 
     client_id: str
     tasks: tuple[str, ...]
-    """Its own first; others only where clients have several."""
+    """The client's own task first; further tasks only for a method with `several: true`."""
     shard: str
+    """The client's part of its tasks' rows, as `PART/PARTS`."""
 
     @property
     def task(self) -> str:
-        """The task that it is one of the clients of."""
+        """The client's own task."""
         return self.tasks[0]
 
 
 @dataclass(frozen=True)
 class Federation:
-    """A server and its clients, one run."""
+    """A server and its clients: one run."""
 
     name: str
     clients: tuple[Client, ...]
 
     @property
     def tasks(self) -> tuple[str, ...]:
+        """The tasks of all clients, each once."""
         return tuple(dict.fromkeys(task for client in self.clients for task in client.tasks))
 
 
 def plan(experiment: Experiment, only: Sequence[str] = ()) -> list[Cell]:
-    """The cells, one seed's after the other's, so that early results are of every method.
+    """Return the cells ordered by seed, so that early results cover every method.
 
     Args:
         experiment: the grid.
-        only: patterns of ids such as `mission/*/mtl/1`; all cells for none.
+        only: patterns of cell ids such as `mission/*/mtl/1`; all cells if empty.
 
     Raises:
-        ConfigError: a pattern is none's.
+        ConfigError: a pattern matches no cell.
     """
     cells = [
         Cell(place.setting, place.encoder, method, place.seed)
@@ -82,13 +85,13 @@ def plan(experiment: Experiment, only: Sequence[str] = ()) -> list[Cell]:
     for pattern in only:
         if not any(fnmatchcase(cell.id, pattern) for cell in cells):
             raise ConfigError(
-                f"--only: no cell is like {pattern!r}; they are SETTING/ENCODER/METHOD/SEED, such as {cells[0].id}"
+                f"--only: no cell matches {pattern!r}; a cell is SETTING/ENCODER/METHOD/SEED, such as {cells[0].id}"
             )
     return [cell for cell in cells if not only or any(fnmatchcase(cell.id, pattern) for pattern in only)]
 
 
-def everybody(experiment: Experiment, cell: Cell) -> Federation:
-    """A federation of all of a cell's tasks and clients."""
+def multi_task_federation(experiment: Experiment, cell: Cell) -> Federation:
+    """Return the federation of all of a cell's tasks and clients, with auxiliary ones."""
     method, setting = experiment.methods[cell.method], experiment.settings[cell.setting]
     clients = _clients(setting.tasks)
     if method.several:
@@ -97,10 +100,10 @@ def everybody(experiment: Experiment, cell: Cell) -> Federation:
 
 
 def _with_all_tasks(clients: Sequence[Client], tasks: Sequence[str]) -> tuple[Client, ...]:
-    """Clients that have a part of every task's rows each.
+    """Return the clients with a part of every task's rows each.
 
-    Their turns go by their ids, so their parts go by their places among these: those that have a task in one round have
-    different rows of it.
+    Task rotation and parts both follow the order of the client ids, so that clients with the same task in a round
+    train on different rows.
     """
     num_parts = len(clients) // len(tasks)
     places = {client_id: place for place, client_id in enumerate(sorted(client.client_id for client in clients))}
@@ -123,7 +126,7 @@ def _clients(tasks: Mapping[str, RowCounts]) -> tuple[Client, ...]:
 
 
 def federations(experiment: Experiment, cell: Cell) -> list[Federation]:
-    """The runs that a cell takes; none for data in one place."""
+    """Return the federations that a cell runs; none for centralized training."""
     clients = _clients(experiment.settings[cell.setting].tasks)
     match experiment.methods[cell.method].base:
         case "local":
@@ -132,15 +135,15 @@ def federations(experiment: Experiment, cell: Cell) -> list[Federation]:
             tasks = dict.fromkeys(client.task for client in clients)
             return [Federation(task, tuple(one for one in clients if one.task == task)) for task in tasks]
         case "mtl":
-            return [everybody(experiment, cell)]
+            return [multi_task_federation(experiment, cell)]
         case "central":
             return []
 
 
 def settings_of(experiment: Experiment, cell: Cell) -> dict[str, object]:
-    """FedMTL's settings of a cell, as sections, without tasks and clients; the method's own win."""
+    """Return a cell's FedMTL settings as sections, without tasks and clients; the method's settings take precedence."""
     return merged(
-        _PATIENCE,
+        _TIMEOUTS,
         experiment.common,
         experiment.encoders[cell.encoder],
         experiment.settings[cell.setting].set,
@@ -152,14 +155,14 @@ def settings_of(experiment: Experiment, cell: Cell) -> dict[str, object]:
 def run_values(
     experiment: Experiment, cell: Cell, federation: Federation, data: Path, run_dir: Path
 ) -> dict[str, object]:
-    """A run's whole configuration.
+    """Return the complete FedMTL configuration of a run.
 
     Args:
         experiment: the experiment.
         cell: the cell.
-        federation: which of its runs.
-        data: the folder of the prepared rows: `TASK-train.jsonl` and `TASK-validation.jsonl`.
-        run_dir: the run's folder.
+        federation: the federation to run.
+        data: the folder of the prepared rows, with `TASK-train.jsonl` and `TASK-validation.jsonl`.
+        run_dir: the folder of the run.
     """
     setting, method = experiment.settings[cell.setting], experiment.methods[cell.method]
     partition, rows = setting.partition, {**setting.tasks, **method.auxiliary}
@@ -182,14 +185,14 @@ def run_values(
 
 
 def _quorum(experiment: Experiment, federation: Federation, task: str) -> dict[str, int]:
-    """All of a task's clients; nobody's for an auxiliary one."""
+    """Return `min_clients` for all of a task's clients; nothing for an auxiliary task, which has no quorum."""
     if experiment.tasks[task].auxiliary:
         return {}
     return {"min_clients": sum(client.task == task for client in federation.clients)}
 
 
 def inputs(experiment: Experiment, cell: Cell) -> dict[str, object]:
-    """All that a cell's result depends on, by dotted key: with the same inputs it needn't be computed again."""
+    """Return everything that a cell's result depends on, by dotted key. Equal inputs make a stored result valid."""
     setting, method = experiment.settings[cell.setting], experiment.methods[cell.method]
     tasks = {
         task: experiment.tasks[task].model_dump(mode="json", exclude_defaults=True)
@@ -211,19 +214,19 @@ def inputs(experiment: Experiment, cell: Cell) -> dict[str, object]:
 
 
 def differences(stored: Mapping[str, object], planned: Mapping[str, object]) -> list[str]:
-    """What two cells' inputs differ in, in words."""
+    """Describe the differences between stored and planned inputs, one string for each key."""
     return [
-        f"{key}: it has {stored.get(key)!r}, the configuration {planned.get(key)!r}"
+        f"{key}: the file has {stored.get(key)!r}, the configuration {planned.get(key)!r}"
         for key in dict.fromkeys([*stored, *planned])
         if stored.get(key) != planned.get(key)
     ]
 
 
 def shard_sizes(num_rows: int, clients: int) -> list[int]:
-    """Rows of each of a task's clients, with and without `partition`."""
+    """Return the number of rows of each of a task's clients; `partition` doesn't change it."""
     return [len(range(number, num_rows, clients)) for number in range(clients)]
 
 
 def steps_per_round(num_rows: int, clients: int, batch_size: int, local_epochs: int) -> int:
-    """Optimiser steps that a task's clients take together in a round."""
+    """Return the optimizer steps that all clients of a task take together in a round."""
     return local_epochs * sum(-(-size // batch_size) for size in shard_sizes(num_rows, clients))

@@ -1,7 +1,7 @@
-"""All data in one place: one model trained on batches of all tasks in turn, in one process.
+"""Centralized training: one model trained on batches of all tasks in one process.
 
-As MT-DNN does (Liu et al. 2019, arXiv:1901.11504, algorithm 1): an epoch's batches of all tasks are mixed, and each
-step is one batch of one task. Each task takes as many steps as its clients do together.
+The algorithm is MT-DNN's (Liu et al. 2019, arXiv:1901.11504, algorithm 1): the batches of all tasks are shuffled
+together, and each step uses one batch of one task. Each task takes as many steps as its clients take together.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class CentralRun:
-    """A trained model."""
+    """The result of centralized training."""
 
     model: MultiTaskModel
     by_round: Mapping[str, Mapping[int, float]]
-    """By task, its main metric on its validation rows, as often as a federation's; 0 is before the first step."""
+    """For each task, its main metric on its validation rows by round; round 0 is before the first step."""
     best: Mapping[str, tuple[int, State]]
-    """By task, the round that was best of them and the model's values then."""
+    """For each task, the round that was best on its validation rows, and the model's state after that round."""
 
 
 def train_central(
@@ -47,10 +47,10 @@ def train_central(
     """Train one model on all tasks.
 
     Args:
-        config: model and training as for a federation of all tasks. A round is what its clients do in one.
-        rows: by task.
-        steps_per_round: by task.
-        on_round: told the number of rounds that are done.
+        config: model and training as for a federation of all tasks. A round here has the steps of a federation's round.
+        rows: the rows of each task.
+        steps_per_round: the steps of each task.
+        on_round: called with the number of finished rounds.
     """
     device = choose_device(config.training.device)
     model = MTLServerModel.from_config(config).module.to(device)
@@ -82,21 +82,21 @@ def train_central(
 
 
 def mixed(steps: Mapping[str, int], seed: int) -> list[str]:
-    """Which task each step is of: each task as often as it has steps, in random order."""
+    """Return the task of each step: each task as often as it has steps, in random order."""
     order = [task for task, count in steps.items() for _ in range(count)]
     random.Random(seed).shuffle(order)
     return order
 
 
 def endless(rows: EncodedRows, plan: TrainingPlan, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Batches of one pass over the rows after another, each in an order of its own."""
+    """Yield batches of pass after pass over the rows, each pass in a different order."""
     loader = batches.to_train_on(rows, plan, seed)
     while True:
         yield from loader
 
 
 class _Curve:
-    """How good the model was after each round, and what it was when it was best."""
+    """Records each task's metric after every round, and the model's state after the task's best round."""
 
     def __init__(self, metrics: Mapping[str, str], evaluator: Evaluator):
         self._metrics = metrics
@@ -105,6 +105,7 @@ class _Curve:
         self.best: dict[str, tuple[int, State]] = {}
 
     def measure(self, model: MultiTaskModel, round_: int) -> None:
+        """Evaluate the model on every task, and keep its state for the tasks that improved."""
         state: State | None = None
         for task, metric in self._metrics.items():
             value = self._evaluator.evaluate(model, task)[metric]

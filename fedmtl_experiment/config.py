@@ -1,6 +1,6 @@
-"""An experiment's configuration: what is compared, on which rows, with which encoders and seeds.
+"""An experiment's configuration: methods, rows, encoders and seeds.
 
-What concerns a federation is said in FedMTL's own keys (`fedmtl_core.config`), as sections or as dotted names.
+Settings of federations are FedMTL's own keys (`fedmtl_core.config`), as sections or as dotted names.
 """
 
 from __future__ import annotations
@@ -22,42 +22,52 @@ from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 
 Base = Literal["local", "standard", "mtl", "central"]
-"""Each client alone; one federation per task; one federation of all tasks; all data in one place."""
+"""How a method trains.
+
+`local`: each client alone. `standard`: a single-task federation for each task. `mtl`: one federation of all tasks.
+`central`: centralized training on the rows of all clients."""
 
 Settings = dict[str, object]
-"""FedMTL's keys, dotted or as sections, with their values."""
+"""FedMTL settings by key; keys are dotted names or sections."""
 
-_THE_EXPERIMENTS_OWN = (
+_RESERVED_KEYS = (
     *("tasks", "clients", "training.seed", "server.host", "server.port", "server.runs_dir"),
     *("store.url", "security", "early_stopping"),
 )
-"""Keys that the experiment sets itself, or that would make runs unequal."""
+"""Keys that the experiment sets itself, or whose change would make runs incomparable."""
 
 
 class RowCounts(Section):
-    """How many rows of a task there are in a setting, and among how many clients."""
+    """The number of a task's rows and clients in a setting."""
 
-    train_rows: int | None = Field(None, ge=1, description="Rows of all its clients together; all there are if None")
-    clients: int = Field(2, ge=1, le=1000)
-    local_epochs: int | None = Field(None, ge=1, description="Instead of `training.local_epochs`")
+    train_rows: int | None = Field(
+        None, ge=1, description="Training rows of all clients of the task together; all rows of the file if None"
+    )
+    clients: int = Field(2, ge=1, le=1000, description="Number of the task's clients")
+    local_epochs: int | None = Field(None, ge=1, description="Replaces `training.local_epochs` for the task")
 
 
 class Skew(Section):
-    """How a task's clients differ in their labels; `clients[].partition` of FedMTL's configuration."""
+    """Label skew between a task's clients; see `clients[].partition` in FedMTL's configuration."""
 
     dirichlet: float = Field(gt=0)
 
 
 class Setting(Section):
-    """Tasks with rows and clients."""
+    """A setting: tasks with their numbers of rows and clients."""
 
     tasks: dict[str, RowCounts] = Field(min_length=1)
-    validation_rows: int = Field(400, ge=1, description="Of each task, cut from its training file, for choosing")
-    report_rows: int | None = Field(None, ge=1, description="Of each task's evaluation file, for reporting; None: all")
+    validation_rows: int = Field(
+        400, ge=1, description="Rows of each task's training file that are set aside for validation"
+    )
+    report_rows: int | None = Field(
+        None, ge=1, description="Rows of each task's evaluation file to report on; all if None"
+    )
     partition: Skew | None = None
-    encoders: list[str] | None = Field(None, description="All if None")
-    methods: list[str] | None = Field(None, description="All if None")
+    encoders: list[str] | None = Field(None, description="Encoders of the setting; all if None")
+    methods: list[str] | None = Field(None, description="Methods of the setting; all if None")
     set: Settings = Field({})
+    label: str | None = Field(None, description="The setting's name in tables and plots; its key if None")
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -66,17 +76,28 @@ class Setting(Section):
 
 
 class Method(Section):
-    """A way to train, and what is set otherwise for it."""
+    """A method: its base, and the settings that differ from those of other methods."""
 
     base: Base
     only: list[str] | None = Field(
-        None, min_length=1, description="Only in cells like these, SETTING/ENCODER/SEED with * and ?; all if None"
+        None,
+        min_length=1,
+        description="Patterns of SETTING/ENCODER/SEED with * and ? for which the method runs; all if None",
     )
-    auxiliary: dict[str, RowCounts] = Field({}, description="For mtl: auxiliary tasks that come to the setting's")
+    auxiliary: dict[str, RowCounts] = Field(
+        {}, description="Auxiliary tasks added to the setting's tasks; only for `base: mtl`"
+    )
     several: bool = Field(
-        False, description="For mtl: clients have rows of all the setting's tasks, and one of them in each round"
+        False,
+        description="Every client has rows of all tasks of the setting, and trains one task in each round; only for "
+        "`base: mtl`",
     )
     set: Settings = Field({})
+    label: str | None = Field(
+        None,
+        description="The method's name in tables and plots; if None, a name for the first method of each base, and the "
+        "key for others",
+    )
 
     @model_validator(mode="after")
     def _only_for_mtl(self) -> Method:
@@ -86,12 +107,12 @@ class Method(Section):
         return self
 
     def is_for(self, place: Place) -> bool:
-        """Whether it is to be computed there."""
+        """Whether the method runs in a place."""
         return self.only is None or any(fnmatchcase(place.id, pattern) for pattern in self.only)
 
 
 class Place(NamedTuple):
-    """Where methods are compared."""
+    """A setting, an encoder and a seed, for which methods are compared."""
 
     setting: str
     encoder: str
@@ -99,16 +120,17 @@ class Place(NamedTuple):
 
     @property
     def id(self) -> str:
+        """The place as `SETTING/ENCODER/SEED`."""
         return f"{self.setting}/{self.encoder}/{self.seed}"
 
 
 class Experiment(Section):
-    """A whole file."""
+    """The configuration file of an experiment."""
 
     results_dir: Path
     seeds: list[int] = Field(min_length=1)
-    common: Settings = Field({}, description="For every run")
-    tasks: dict[str, TaskConfig] = Field(min_length=1, description="As in FedMTL's configuration")
+    common: Settings = Field({}, description="FedMTL settings of every run")
+    tasks: dict[str, TaskConfig] = Field(min_length=1, description="Tasks, as in FedMTL's configuration")
     encoders: dict[str, Settings] = Field(min_length=1)
     settings: dict[str, Setting] = Field(min_length=1)
     methods: dict[str, Method] = Field(min_length=1)
@@ -119,7 +141,7 @@ class Experiment(Section):
             for name in names:
                 _identifier(name, f"{what}: a name")
         if any(seed < 0 for seed in self.seeds) or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds: expected different numbers from 0 on, got {self.seeds}")
+            raise ValueError(f"seeds: expected different integers of at least 0, got {self.seeds}")
         for name, task in self.tasks.items():
             own = ("local_epochs", "train_samples", "val_samples", *(() if task.auxiliary else ("min_clients",)))
             taken = [key for key in own if key in task.model_fields_set]
@@ -134,24 +156,24 @@ class Experiment(Section):
         for name, method in self.methods.items():
             self._require_method(name, method)
         for place, settings in self._all_settings():
-            _require_free(place, settings)
+            _require_not_reserved(place, settings)
         return self
 
     def _require_method(self, name: str, method: Method) -> None:
         places = list(self.places())
         for pattern in method.only or ():
             if not any(fnmatchcase(place.id, pattern) for place in places):
-                expected = f"it is SETTING/ENCODER/SEED, such as {places[0].id}"
-                raise ValueError(f"methods.{name}.only: nothing is like {pattern!r}; {expected}")
+                expected = f"a pattern is for SETTING/ENCODER/SEED, such as {places[0].id}"
+                raise ValueError(f"methods.{name}.only: {pattern!r} matches nothing; {expected}")
         for setting in dict.fromkeys(place.setting for place in places if method.several and method.is_for(place)):
             if len({one.clients for one in self.settings[setting].tasks.values()}) > 1:
-                raise ValueError(f"methods.{name}.several: needs as many clients of each task in {setting!r}")
+                raise ValueError(f"methods.{name}.several: all tasks of {setting!r} need the same number of clients")
         _require_known(f"methods.{name}.auxiliary", method.auxiliary, self.tasks)
         if others := [task for task in method.auxiliary if not self.tasks[task].auxiliary]:
-            raise ValueError(f"methods.{name}.auxiliary: tasks.{others[0]}.auxiliary isn't set")
+            raise ValueError(f"methods.{name}.auxiliary: tasks.{others[0]}.auxiliary is not set")
 
     def places(self) -> Iterator[Place]:
-        """Settings with each of their encoders and seeds, one seed's after the other's."""
+        """Yield each setting with each of its encoders and seeds, ordered by seed."""
         for seed in self.seeds:
             for name, setting in self.settings.items():
                 for encoder in setting.encoders or self.encoders:
@@ -165,11 +187,11 @@ class Experiment(Section):
 
 
 def load(path: Path) -> Experiment:
-    """Read an experiment's file.
+    """Load an experiment's configuration file.
 
     Raises:
-        ConfigError: it can't be read, or a key or value is wrong; the message gives the key's path, the value and what
-            is allowed.
+        ConfigError: the file can't be read, or a key or value is invalid. The message gives the key's path, the value
+            and the allowed values.
     """
     document = documents.read(path)
     try:
@@ -182,12 +204,12 @@ def load(path: Path) -> Experiment:
 
 
 def nested(settings: Mapping[str, object]) -> dict[str, object]:
-    """Settings as sections: `{"training.seed": 1}` is `{"training": {"seed": 1}}`."""
+    """Return settings as sections: `{"training.seed": 1}` becomes `{"training": {"seed": 1}}`."""
     return merged({}, settings)
 
 
 def merged(first: Mapping[str, object], *others: Mapping[str, object]) -> dict[str, object]:
-    """Settings on top of others, as sections; the later win, key by key."""
+    """Merge settings into sections; for each key, the last value takes precedence."""
     result = {key: merged({}, value) if isinstance(value, Mapping) else value for key, value in first.items()}
     for other in others:
         for dotted, value in other.items():
@@ -202,17 +224,19 @@ def merged(first: Mapping[str, object], *others: Mapping[str, object]) -> dict[s
 
 
 def flattened(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Sections as dotted keys."""
+    """Return sections as dotted keys."""
     flat: dict[str, object] = {}
     for key, value in settings.items():
         flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 
-def _require_free(place: str, settings: Settings) -> None:
+def _require_not_reserved(place: str, settings: Settings) -> None:
     for key in flattened(nested(settings)):
-        if any(f"{key}.".startswith(f"{own}.") for own in _THE_EXPERIMENTS_OWN):
-            raise ValueError(f"{place}: {key} isn't to be set here: it is the experiment's, or would make runs unequal")
+        if any(f"{key}.".startswith(f"{own}.") for own in _RESERVED_KEYS):
+            raise ValueError(
+                f"{place}: {key} can't be set here: the experiment sets it, or it would make runs incomparable"
+            )
 
 
 def _require_known(place: str, names: Iterable[str], known: Mapping[str, object]) -> None:
@@ -242,7 +266,7 @@ def _explain(error: ValidationError, path: Path, document: Document) -> Iterator
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    """Names of the keys allowed in the section that a location lies in."""
+    """Return the names of the allowed keys in the section of a location."""
     kind: object = Experiment
     for part in location[:-1]:
         kind = _kind_below(kind, str(part))
@@ -250,7 +274,7 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _kind_below(kind: object, part: str) -> object:
-    """The type of a section's field, or of a mapping's values."""
+    """Return the type of a section's field, or of a mapping's values."""
     if not _is_section(kind):
         return typing.get_args(kind)[1]
     annotation: object = kind.model_fields[part].annotation

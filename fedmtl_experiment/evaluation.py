@@ -1,4 +1,4 @@
-"""How good a model is on the rows for reporting."""
+"""Evaluate models on given rows of each task."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from fedmtl_core.errors import FedMTLError
 from fedmtl_core.model.modeling import MultiTaskModel, load_tokenizer
 
 UNDEFINED = 0.0
-"""What an undefined metric counts for in a comparison: a model that predicts the same for every row has found nothing.
-Without it, the method that fails would be favoured."""
+"""The value of an undefined metric in a comparison.
+
+A correlation is undefined if a model predicts the same value for every row. Leaving such models out would favor the
+methods that fail."""
 
 
 class Evaluator:
-    """Evaluates models of one configuration; texts are made into token ids once.
+    """Evaluates models of one configuration; texts are tokenized once.
 
     Args:
-        config: names the tokenizer, and how long inputs are.
-        rows: by task.
+        config: the configuration, with the tokenizer and the maximum input length.
+        rows: the rows of each task.
     """
 
     def __init__(self, config: Config, rows: Mapping[str, Rows]):
@@ -37,14 +39,14 @@ class Evaluator:
 
     @property
     def tasks(self) -> Collection[str]:
-        """Those that there are rows of."""
+        """The tasks with rows."""
         return self._rows.keys()
 
     def evaluate(self, model: MultiTaskModel, task: str) -> dict[str, float]:
-        """A task's metrics, and its `loss`; the model is unchanged, but on the configuration's device.
+        """Return a task's metrics, with its `loss`. The model moves to the configuration's device.
 
         Raises:
-            FedMTLError: its outputs aren't finite.
+            FedMTLError: the model's outputs are not finite.
         """
         measured = self._trainers[task].evaluate(model.to(self._device), self._rows[task])
         if "loss" in measured.undefined:

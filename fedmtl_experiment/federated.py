@@ -1,4 +1,4 @@
-"""One federation of a cell: a real server and its clients as processes, and what its final model is worth."""
+"""Run one federation of a cell, a real server and its clients as processes, and evaluate its models."""
 
 from __future__ import annotations
 
@@ -26,27 +26,31 @@ from fedmtl_server.storage.stored_reports import StoredReport
 
 @dataclass(frozen=True)
 class FederatedRun:
-    """What a run left behind."""
+    """The results of a finished run."""
 
     config: Config
     folder: Path
     by_round: Mapping[str, Mapping[int, float]]
-    """By task, its main metric on its clients' evaluation rows; 0 is before the first round."""
+    """For each task, its main metric on its clients' evaluation rows by round; round 0 is before the first."""
     best_rounds: Mapping[str, int]
+    """For each task, the round with the best main metric."""
     bytes_up: int
+    """Encoded bytes from clients to the server."""
     bytes_down: int
+    """Encoded bytes from the server to clients."""
     seconds: float
+    """Duration of the run with the start of its processes."""
 
 
 def run_federation(
     values: Mapping[str, object], run_dir: Path, on_round: Callable[[int], None] = lambda done: None
 ) -> FederatedRun:
-    """Run a federation to its end.
+    """Run a federation until it finishes.
 
     Args:
-        values: its configuration.
-        run_dir: its folder; beside it lie its configuration, `….yaml`, and what the launcher says, `….log`.
-        on_round: told the number of rounds that are done.
+        values: the configuration.
+        run_dir: the folder of the run. The configuration `….yaml` and the launcher's log `….log` are written beside.
+        on_round: called with the number of finished rounds.
 
     Raises:
         FedMTLError: a process failed, or a round went without one of its clients.
@@ -77,16 +81,16 @@ def run_federation(
 
 
 def curve_of(result: TaskResult) -> dict[int, float]:
-    """A task's main metric by round; `UNDEFINED` for models for which it is undefined."""
+    """Return a task's main metric by round; `UNDEFINED` where the metric is undefined."""
     values = {**dict.fromkeys(result.measured, UNDEFINED), **result.by_round}
     return dict(sorted(values.items()))
 
 
 def require_complete(reports: Sequence[StoredReport], config: Config) -> None:
-    """Check that every round had all of its clients: a comparison of fewer would be of something else.
+    """Check that every round had all of its clients. Runs with missing clients are not comparable.
 
     Raises:
-        FedMTLError: a round had not, or there are too few.
+        FedMTLError: a client was missing in a round, an update was rejected, or rounds are missing.
     """
     if len(reports) != config.training.num_rounds + 1:
         raise FedMTLError(f"expected {config.training.num_rounds} rounds and an evaluation, got {len(reports)}")
@@ -101,10 +105,10 @@ def require_complete(reports: Sequence[StoredReport], config: Config) -> None:
 def evaluate_checkpoints(
     run: FederatedRun, evaluator: Evaluator
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """By task that there are rows of, the metrics of the final model, and of the model of the task's best round.
+    """Return each evaluated task's metrics, of the final model and of the model of the task's best round.
 
-    Where clients keep parameters for themselves, the mean of their own models' metrics. These are there of the last
-    round alone, which then stands for the best one too.
+    If clients keep parameters for themselves, the metrics are means over the clients' own models. Only the last round's
+    local parameters exist, so that its metrics also stand for the best round.
     """
     kept = open_run(run.folder)
     last = run.config.training.num_rounds
@@ -125,13 +129,16 @@ def evaluate_checkpoints(
 
 
 def parameters_of(run: FederatedRun) -> tuple[int, int]:
-    """How many parameters one encoder has, and how many the server held in the end, wherever layers had moved."""
+    """Return the parameters of one encoder, and those that the server held after the last round.
+
+    Layers may have been regrouped since the first round.
+    """
     model = load_model(open_run(run.folder), run.config.training.num_rounds)
     return model.parts.encoder_elements(), sum(model.summary().scope_parameters.values())
 
 
 def _mean_of_clients(run: FederatedRun, model: MTLServerModel, task: str, evaluator: Evaluator) -> dict[str, float]:
-    """The metrics of a task's clients, each with what it keeps for itself, averaged."""
+    """Return the mean of the metrics of a task's clients, each evaluated with its local parameters."""
     measured = []
     for client in run.config.clients:
         if task in client.task_names:
@@ -141,5 +148,5 @@ def _mean_of_clients(run: FederatedRun, model: MTLServerModel, task: str, evalua
 
 
 def _state_dir(run_dir: Path) -> Path:
-    """Where a run's clients have what they keep for themselves."""
+    """Return the folder of the local parameters of a run's clients."""
     return run_dir.with_suffix(".state")

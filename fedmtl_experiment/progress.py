@@ -1,4 +1,4 @@
-"""How an experiment goes, for people: bars on a terminal, a line for each run and cell elsewhere."""
+"""Show an experiment's progress: bars on a terminal, otherwise a line for each run and cell."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fedmtl_experiment.results import CellResult
 
 
 class ConsoleProgress:
-    """Shows cells and rounds while it is entered.
+    """A context manager that shows finished cells and rounds.
 
     Args:
-        console: where.
-        finished: cells that are there already.
-        planned: cells in all.
+        console: the console to write to.
+        finished: the number of cells that are already finished.
+        planned: the number of all cells.
     """
 
     def __init__(self, console: Console, finished: int, planned: int):

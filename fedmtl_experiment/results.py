@@ -1,4 +1,4 @@
-"""What was measured: one file for each finished cell, by which an experiment goes on where it was stopped."""
+"""Store results: one file for each finished cell, so that an interrupted experiment can be resumed."""
 
 from __future__ import annotations
 
@@ -13,38 +13,43 @@ from fedmtl_core.errors import ConfigError, StoreError
 from fedmtl_experiment.cells import Cell, differences
 
 FORMAT = 2
-"""Of the files; another is refused. It goes up, too, where the same settings come to another model."""
+"""The version of the files' format; files of other versions are rejected.
+
+It also increases when the same settings yield a different model."""
 
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """One task in one cell. Where each client has a model of its own, numbers are means over the clients."""
+    """One task's results in one cell; means over the clients if each client has its own model."""
 
     metric: str
-    """Its main metric."""
+    """The name of the main metric."""
     report: Mapping[str, float]
-    """All its metrics, of the final model on the rows for reporting."""
+    """All metrics of the final model on the reported rows."""
     report_at_best: Mapping[str, float]
-    """Likewise of the model of the round that was best on the rows for choosing."""
+    """All metrics on the reported rows, of the model of the round that was best on the validation rows."""
     best_rounds: Sequence[int]
-    """That round, of each model."""
+    """The round that was best on the validation rows, for each model."""
     by_round: Mapping[int, float]
-    """The main metric on the rows for choosing; round 0 is before the first. With several clients, each has a share of
-    these rows, and it is what the server makes of their evaluations."""
+    """The main metric on the validation rows by round; round 0 is before the first.
+
+    With several clients, each evaluates on its share of the validation rows, and the server combines the results."""
     by_client: Mapping[str, float]
-    """The main metric of the final model, for each client that has its own. Empty otherwise."""
+    """The main metric of each client's own final model; empty if clients have no models of their own."""
     steps: int
-    """Optimiser steps of all its clients together."""
+    """Optimizer steps of all clients of the task together."""
     report_rows: int
     trivial: float | None
-    """What the metric comes to without reading a text."""
+    """The main metric of a trivial baseline; None for metrics without one."""
 
     @property
     def value(self) -> float:
+        """The main metric of the final model on the reported rows."""
         return self.report[self.metric]
 
     @property
     def value_at_best(self) -> float:
+        """The main metric on the reported rows, of the model of the best round."""
         return self.report_at_best[self.metric]
 
 
@@ -54,28 +59,31 @@ class CellResult:
 
     cell: Cell
     inputs: Mapping[str, object]
-    """`cells.inputs` of what was run."""
+    """The inputs that the cell was computed from; see `cells.inputs`."""
     tasks: Mapping[str, TaskOutcome]
     encoder_parameters: int
+    """Parameters of one encoder."""
     held_parameters: int
-    """Of all models together that servers hold: with data in one place, of the one model."""
+    """Parameters of all models that servers hold; of the one model in centralized training."""
     bytes_up: int | None
-    """Encoded bytes, over all runs of the cell; None where nothing is exchanged between clients."""
+    """Encoded bytes from clients to servers in all runs of the cell; None if clients exchange nothing."""
     bytes_down: int | None
+    """Encoded bytes from servers to clients in all runs of the cell; None if clients exchange nothing."""
     seconds: float
-    """From the start of the first process to the last one's end; without the reported evaluation."""
+    """Seconds from the start of the first process to the end of the last, without the evaluation on reported rows."""
     environment: Mapping[str, str]
-    """Versions, processors."""
+    """Package versions and the number of processors."""
 
     def to_json(self) -> str:
+        """Return the result as JSON text, with the format's version."""
         return json.dumps({"format": FORMAT} | asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> CellResult:
-        """Read what `to_json` wrote.
+        """Parse the text that `to_json` returns.
 
         Raises:
-            ValueError: it is anything else.
+            ValueError: the text is not a result, or has another format version.
         """
         try:
             values = json.loads(text)
@@ -91,30 +99,30 @@ class CellResult:
 
 
 class Folder:
-    """An experiment's folder.
+    """The folder of an experiment's results.
 
     ```
     cells/SETTING/ENCODER/METHOD-SEED.json   a finished cell
     work/                                    rows and runs of the cell in progress
-    results.md, results.json, *.png          what the cells say together
+    results.md, results.json, *.png          the report on all finished cells
     ```
 
     Args:
-        path: the folder; made when something is written.
+        path: the folder; created by the first write.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def finished(self, planned: Mapping[Cell, Mapping[str, object]]) -> dict[Cell, CellResult]:
-        """The results of the planned cells that are there.
+        """Return the stored results of the planned cells.
 
         Args:
-            planned: cells with their inputs.
+            planned: the inputs of each cell.
 
         Raises:
-            ConfigError: a cell was computed from other inputs.
-            StoreError: a file can't be read.
+            ConfigError: a stored cell was computed from other inputs.
+            StoreError: a stored cell can't be read.
         """
         found = {}
         for cell, wanted in planned.items():
@@ -131,23 +139,23 @@ class Folder:
         return found
 
     def save(self, result: CellResult) -> Path:
-        """Keep a cell's result: whole or not at all, whatever happens meanwhile."""
+        """Store a cell's result atomically, and return the file's path."""
         path = self._path(result.cell)
-        write_whole(path, result.to_json())
+        write_atomically(path, result.to_json())
         return path
 
     def begin_work(self, cell: Cell) -> Path:
-        """An empty folder for a cell's rows and runs."""
+        """Create an empty folder for a cell's rows and runs."""
         path = self.work(cell)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path
 
     def work(self, cell: Cell) -> Path:
-        """Where a cell's rows and runs are while it is computed."""
+        """Return the folder of a cell's rows and runs while the cell is computed."""
         return self.path / "work" / cell.id.replace("/", "-")
 
-    def end_work(self, cell: Cell) -> None:
+    def remove_work(self, cell: Cell) -> None:
         """Remove a cell's rows and runs."""
         shutil.rmtree(self.work(cell), ignore_errors=True)
 
@@ -161,11 +169,11 @@ class Folder:
             raise StoreError(f"{path} can't be read: {error}; remove it to compute the cell again") from None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file such that it is there whole or not at all.
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file atomically: after a crash, it is complete or unchanged.
 
     Raises:
-        StoreError: it can't be written.
+        StoreError: the file can't be written.
     """
     beside = path.with_suffix(path.suffix + ".new")
     try:

@@ -1,4 +1,4 @@
-"""The rows of a setting: for training, for choosing and for reporting, the same for every method."""
+"""Draw a setting's training, validation and reported rows, which are the same for every method."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fedmtl_core.tasks.spec import TaskSpec
 
 @dataclass(frozen=True)
 class TaskRows:
-    """One task's rows. No row is in two of the three."""
+    """One task's rows; the three parts are disjoint."""
 
     train: Rows
-    """Of all its clients together."""
+    """Training rows of all clients together."""
     validation: Rows
-    """Cut from the training file: what clients evaluate on in every round, and what a best round is chosen by."""
+    """Rows of the training file on which clients evaluate in every round, and by which best rounds are chosen."""
     report: Rows
-    """Of the evaluation file: only what is reported comes from them."""
+    """Rows of the evaluation file, used for reported metrics only."""
 
 
 def draw(
@@ -41,24 +41,24 @@ def draw(
 
     Args:
         spec: the task.
-        data: all its rows. Those for reporting are the first ones for evaluation, whatever the seed.
-        train_rows: how many to train on; all that are left if None.
-        validation_rows: how many to cut from the training rows before that.
-        report_rows: how many to report on; all if None.
-        seed: of the drawing. With the same seed, more training rows are the fewer and further ones.
+        data: all rows of the task. The reported rows are the first rows of its evaluation file for every seed.
+        train_rows: number of training rows; all remaining rows of the training file if None.
+        validation_rows: number of validation rows, drawn from the training file before the training rows.
+        report_rows: number of reported rows; all rows of the evaluation file if None.
+        seed: seed of the drawing. With the same seed, a larger number of training rows includes the smaller one's rows.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: the files have fewer rows than requested.
     """
     wanted = validation_rows + (train_rows or 1)
     if wanted > len(data.train):
         raise ConfigError(
-            f"{spec.name}: {train_rows or 1} training and {validation_rows} validation rows were asked for; "
-            f"there are {len(data.train)} to draw from"
+            f"{spec.name}: {train_rows or 1} training and {validation_rows} validation rows are requested, but the "
+            f"training file has {len(data.train)} rows"
         )
     if (report_rows or 0) > len(data.validation):
         raise ConfigError(
-            f"{spec.name}: {report_rows} rows for reporting were asked for; its evaluation file has "
+            f"{spec.name}: {report_rows} rows to report on are requested, but the evaluation file has "
             f"{len(data.validation)} rows"
         )
     random = np.random.RandomState((seed + zlib.crc32(spec.name.encode())) % 2**32)
@@ -72,9 +72,9 @@ def draw(
 
 
 def without_texts(data: TaskData, evaluated: Iterable[Rows]) -> TaskData:
-    """A task's data without the training rows that have a text of other tasks' rows in them.
+    """Return a task's data without the training rows that contain a text of the evaluated rows.
 
-    Texts are the same if their words are, whatever their case and punctuation.
+    Two texts are equal if their words are equal, ignoring case and punctuation.
     """
     known = {_words(text) for rows in evaluated for texts in rows.texts for text in texts} - {""}
     kept = [row for row, texts in enumerate(data.train.texts) if known.isdisjoint(map(_words, texts))]
@@ -86,7 +86,7 @@ def _words(text: str) -> str:
 
 
 def write_jsonl(path: Path, spec: TaskSpec, rows: Rows) -> None:
-    """Write rows as a client reads them: columns as the task names them, classes by their names."""
+    """Write rows in the format that clients read: the task's column names, and class names as labels."""
     with path.open("w", encoding="utf-8") as file:
         for texts, label in zip(rows.texts, rows.labels, strict=True):
             columns = dict(zip(spec.text_columns, texts, strict=True))
@@ -96,9 +96,9 @@ def write_jsonl(path: Path, spec: TaskSpec, rows: Rows) -> None:
 
 
 def trivial_baseline(spec: TaskSpec, labels: Sequence[float]) -> float | None:
-    """What the main metric comes to without reading a text: accuracy of the most frequent class, and no correlation.
+    """Return the main metric of the trivial baseline: the share of the most frequent class, or a correlation of 0.
 
-    None for metrics that have none.
+    None for other metrics.
     """
     if spec.main_metric == "accuracy":
         return float(np.bincount(np.asarray(labels, dtype=np.int64)).max() / len(labels))

@@ -1,4 +1,4 @@
-"""Computes cells, one after the other, and writes down what came of them."""
+"""Compute cells one after the other, store their results and write the report."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.model.modeling import load_tokenizer
 from fedmtl_core.tasks.spec import TaskSpec
-from fedmtl_experiment import report
-from fedmtl_experiment.cells import Cell, Federation, everybody, federations, inputs, run_values, steps_per_round
+from fedmtl_experiment import plots, report, tables
+from fedmtl_experiment.cells import (
+    Cell,
+    Federation,
+    federations,
+    inputs,
+    multi_task_federation,
+    run_values,
+    steps_per_round,
+)
 from fedmtl_experiment.central import train_central
 from fedmtl_experiment.config import Experiment, RowCounts, flattened
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_experiment.federated import FederatedRun, evaluate_checkpoints, parameters_of, run_federation
-from fedmtl_experiment.results import CellResult, Folder, TaskOutcome, write_whole
+from fedmtl_experiment.results import CellResult, Folder, TaskOutcome, write_atomically
 from fedmtl_experiment.rows import TaskRows, draw, trivial_baseline, without_texts, write_jsonl
 from fedmtl_local.processes import num_processors
 from fedmtl_server.model import MTLServerModel
@@ -31,15 +39,15 @@ from fedmtl_server.model import MTLServerModel
 _Key = TypeVar("_Key", str, int)
 
 
-class _OfReport(TypedDict):
-    """What an outcome says of the rows for reporting alone."""
+class _ReportFields(TypedDict):
+    """The fields of an outcome that depend on the reported rows only."""
 
     report_rows: int
     trivial: float | None
 
 
 class Progress(Protocol):
-    """Told how it goes."""
+    """Receives progress: the start of runs, finished rounds and finished cells."""
 
     def run_started(self, cell: Cell, name: str, rounds: int) -> None: ...
     def round_opened(self, done: int) -> None: ...
@@ -50,10 +58,10 @@ class Runner:
     """Computes the cells of one experiment.
 
     Args:
-        experiment: what to compute.
-        folder: where results go.
-        progress: told how it goes.
-        keep_runs: keep the cells' rows, runs and logs.
+        experiment: the experiment.
+        folder: the folder of the results.
+        progress: receives progress.
+        keep_runs: keep the rows, runs and logs of finished cells.
     """
 
     def __init__(self, experiment: Experiment, folder: Folder, progress: Progress, *, keep_runs: bool = False):
@@ -64,10 +72,10 @@ class Runner:
         self._data: dict[str, TaskData] = {}
 
     def require_possible(self, cells: Sequence[Cell]) -> None:
-        """Check configurations, rows and tokenizers of cells before the first is computed, which may be hours earlier.
+        """Check the configurations, rows and tokenizers of all cells before the first one is computed.
 
         Raises:
-            UserError: something is wrong or missing; the message names it.
+            UserError: a configuration, a file or a tokenizer is invalid or missing; the message names it.
         """
         kinds = {(cell.setting, cell.encoder, cell.method): cell for cell in cells}.values()
         configs = [_whole_config(self._experiment, cell) for cell in kinds]
@@ -77,10 +85,10 @@ class Runner:
             load_tokenizer(source)
 
     def compute(self, cell: Cell) -> CellResult:
-        """Compute one cell, and keep its result.
+        """Compute one cell and store its result.
 
         Raises:
-            FedMTLError: it can't be; its rows, runs and logs stay in the folder then.
+            FedMTLError: the cell failed. Its rows, runs and logs remain in the folder.
         """
         rows = self.rows(cell)
         if self._experiment.methods[cell.method].base == "central":
@@ -89,15 +97,17 @@ class Runner:
             result = self._federated(cell, rows)
         self._folder.save(result)
         if not self._keep_runs:
-            self._folder.end_work(cell)
+            self._folder.remove_work(cell)
         self._progress.cell_finished(result)
         return result
 
     def rows(self, cell: Cell) -> dict[str, TaskRows]:
-        """A cell's rows by task, auxiliary ones last: these have no text that others are evaluated on.
+        """Return a cell's rows by task, auxiliary tasks last.
+
+        Auxiliary rows that contain a text of the other tasks' validation or reported rows are excluded.
 
         Raises:
-            FedMTLError: they can't be had, or there are fewer than the experiment asks for.
+            FedMTLError: the rows can't be loaded, or are fewer than the experiment requests.
         """
         setting, method = self._experiment.settings[cell.setting], self._experiment.methods[cell.method]
         rows = {task: self._draw(cell, task, counts, self._all_rows(task)) for task, counts in setting.tasks.items()}
@@ -148,7 +158,7 @@ class Runner:
                 by_round=run.by_round[task],
                 by_client={},
                 steps=config.training.num_rounds * steps[task],
-                **self._of_report(task, one),
+                **self._report_fields(task, one),
             )
             for task, one in rows.items()
         }
@@ -196,7 +206,7 @@ class Runner:
                 if is_local
                 else {},
                 steps=config.training.num_rounds * steps[task],
-                **self._of_report(task, one),
+                **self._report_fields(task, one),
             )
         return CellResult(
             cell,
@@ -218,7 +228,7 @@ class Runner:
         return run_federation(values, run_dir, self._progress.round_opened)
 
     def _steps(self, cell: Cell, config: Config, rows: Mapping[str, TaskRows]) -> dict[str, int]:
-        """By task, the optimiser steps of a round."""
+        """Return the optimizer steps of each task in a round."""
         counts = self._experiment.settings[cell.setting].tasks
         plans = {task: config.plan(task) for task in rows}
         return {
@@ -228,42 +238,54 @@ class Runner:
             for task, plan in plans.items()
         }
 
-    def _of_report(self, task: str, rows: TaskRows) -> _OfReport:
+    def _report_fields(self, task: str, rows: TaskRows) -> _ReportFields:
         return {
             "report_rows": len(rows.report),
             "trivial": trivial_baseline(self._spec(task), rows.report.labels),
         }
 
 
+def comparisons_of(experiment: Experiment, results: Mapping[Cell, CellResult]) -> list[report.Comparison]:
+    """Return the comparisons of finished cells, in the order of the experiment's settings and encoders."""
+    settings, encoders = list(experiment.settings), list(experiment.encoders)
+    order = sorted(results, key=lambda cell: (settings.index(cell.setting), encoders.index(cell.encoder), cell.seed))
+    return report.compare(
+        [results[cell] for cell in order],
+        {name: method.base for name, method in experiment.methods.items()},
+        labels={name: method.label for name, method in experiment.methods.items() if method.label},
+        setting_labels={name: setting.label for name, setting in experiment.settings.items() if setting.label},
+    )
+
+
 def write_report(
     experiment: Experiment, folder: Folder, results: Mapping[Cell, CellResult], planned: int
 ) -> list[Path]:
-    """Write the tables and plots of what is finished; the files that were written are returned."""
-    settings, encoders = list(experiment.settings), list(experiment.encoders)
-    order = sorted(results, key=lambda cell: (settings.index(cell.setting), encoders.index(cell.encoder), cell.seed))
-    bases = {name: method.base for name, method in experiment.methods.items()}
-    comparisons = report.compare([results[cell] for cell in order], bases)
+    """Write tables and plots of the finished cells, and return the paths of the written files."""
+    comparisons = comparisons_of(experiment, results)
     counts = {"finished": len(results), "planned": planned}
     written = [folder.path / "results.md", folder.path / "results.json"]
-    write_whole(written[0], report.markdown(comparisons, **counts))
-    write_whole(written[1], json.dumps(report.to_json(comparisons, **counts), indent=1))
+    write_atomically(written[0], tables.markdown(comparisons, **counts))
+    write_atomically(written[1], json.dumps(report.to_json(comparisons, **counts), indent=1))
+    figures = {tables.DIFFERENCES_FILE: plots.differences(comparisons)}
     for comparison in comparisons:
-        for kind, draw_figure in (("curves", report.curves), ("bars", report.bars)):
-            path = folder.path / f"{comparison.setting}-{comparison.encoder}-{kind}.png"
-            draw_figure(comparison).savefig(path, dpi=150)
-            written.append(path)
+        figures[comparison.figure_name("curves")] = plots.curves(comparison)
+        figures[comparison.figure_name("bars")] = plots.bars(comparison)
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.savefig(folder.path / name, dpi=150)
+            written.append(folder.path / name)
     return written
 
 
 def environment() -> dict[str, str]:
-    """What the numbers were computed with."""
+    """Return the package versions, the Python version and the number of processors."""
     packages = {name: version(name) for name in ("fedmtl", "torch", "transformers", "numpy")}
     return packages | {"python": platform.python_version(), "processors": str(num_processors())}
 
 
 def _whole_config(experiment: Experiment, cell: Cell) -> Config:
-    """The configuration of a federation of all tasks and clients of a cell's setting."""
-    values = run_values(experiment, cell, everybody(experiment, cell), Path("data"), Path("run"))
+    """Return the configuration of the federation of all tasks and clients of a cell's setting."""
+    values = run_values(experiment, cell, multi_task_federation(experiment, cell), Path("data"), Path("run"))
     return configuration.validated(values, f"cell {cell.id}")
 
 

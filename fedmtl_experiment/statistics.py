@@ -1,4 +1,4 @@
-"""The few statistics that a comparison over seeds needs."""
+"""Statistics over seeds: means, paired differences and ratios."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Summary:
-    """Values of several seeds."""
+    """The mean and standard deviation of values of several seeds."""
 
     mean: float
     std: float | None
-    """Of the sample, with n - 1; None for a single seed."""
+    """The sample standard deviation, with n - 1 in the denominator; None for a single seed."""
     n: int
+    """The number of seeds."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods, seed by seed: both saw the same rows and began with the same values."""
+    """The paired difference of two methods: for each seed, both have the same rows and the same initial values."""
 
     mean: float
     standard_error: float | None
-    """Of that mean: the standard deviation of the differences over the root of their number; None for one seed."""
+    """The standard deviation of the differences divided by the square root of their number; None for one seed."""
     n: int
-    """Seeds that both have."""
+    """The number of seeds that both methods have."""
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Mean and standard deviation of at least one value."""
+    """Return the mean and standard deviation of at least one value."""
     return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
-    """Ours minus theirs over the seeds that both have; None if they share none.
+    """Return the paired difference, ours minus theirs, over the seeds that both have; None if they share no seed.
 
     Args:
-        ours: by seed.
-        theirs: by seed.
+        ours: a value for each seed.
+        theirs: a value for each seed.
     """
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if not differences:
@@ -50,7 +51,10 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
 
 
 def ratio_of_means(ours: Mapping[int, float], theirs: Mapping[int, float]) -> float | None:
-    """Mean of ours over mean of theirs, over the seeds that both have; None without any, or if theirs isn't above 0."""
+    """Return the mean of ours divided by the mean of theirs, over the seeds that both have.
+
+    None if they share no seed, or if the mean of theirs is not positive.
+    """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
         return None

@@ -60,7 +60,7 @@ def test_patterns_choose_cells_in_the_plans_order_and_one_that_fits_none_is_an_e
         "tiny/toy/local/2",
         "tiny/toy/mtl/2",
     ]
-    with pytest.raises(ConfigError, match=r"no cell is like 'mtl'; they are SETTING/.*such as tiny/toy/local/1"):
+    with pytest.raises(ConfigError, match=r"no cell matches 'mtl'; a cell is SETTING/.*such as tiny/toy/local/1"):
         plan(loaded, ["mtl"])
 
 
@@ -114,9 +114,9 @@ def test_a_cells_inputs_are_all_that_its_result_depends_on(tmp_path):
     }
     for key, change in changes.items():
         problems = differences(before, inputs(experiment(tmp_path, **change), cell))
-        assert any(problem.startswith(f"{key}: it has") for problem in problems)
+        assert any(problem.startswith(f"{key}: the file has") for problem in problems)
     assert differences(before, inputs(loaded, Cell("tiny", "toy", "mtl", 2))) == [
-        "set.training.seed: it has 1, the configuration 2"
+        "set.training.seed: the file has 1, the configuration 2"
     ]
 
 
@@ -177,7 +177,9 @@ def test_of_clients_of_several_tasks_those_that_have_one_at_a_time_have_differen
         chosen = choose_tasks(RoundRobin(), eligible, round_, dict.fromkeys(tasks, 3), {}, 1)
         for task in tasks:
             assert sorted(shards[one] for one, its in chosen.items() if its == task) == ["1/3", "2/3", "3/3"]
-    assert differences(inputs(loaded, plain), inputs(loaded, cell)) == ["several: it has None, the configuration True"]
+    assert differences(inputs(loaded, plain), inputs(loaded, cell)) == [
+        "several: the file has None, the configuration True"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -189,11 +191,11 @@ def test_of_clients_of_several_tasks_those_that_have_one_at_a_time_have_differen
         ),
         (
             {"methods": {"mtl": {"base": "mtl", "several": True}}},
-            r"methods\.mtl\.several: needs as many clients of each task in 'tiny'",
+            r"methods\.mtl\.several: all tasks of 'tiny' need the same number of clients",
         ),
         (
             {"methods": {"mtl": {"base": "mtl", "auxiliary": {"stsb": {}}}}},
-            r"methods\.mtl\.auxiliary: tasks\.stsb\.auxiliary isn't set",
+            r"methods\.mtl\.auxiliary: tasks\.stsb\.auxiliary is not set",
         ),
         (
             {"methods": {"mtl": {"base": "mtl", "auxiliary": {"words": {}}}}},

@@ -52,9 +52,9 @@ def test_report_only_writes_tables_and_plots_of_what_is_finished(tmp_path):
     save(tmp_path, "standard", 1, 0.6)
     output = call(write(tmp_path), "--results", str(tmp_path / "r"), "--report-only").output
     assert "2 of 8 cells are finished." in output
-    assert "| mtl − standard | +0.100 | +0.100 |" in output
+    assert "| whole encoder shared (`mtl`) | +0.100 | +0.100 | +0.100 |" in output
     names = {path.name for path in (tmp_path / "r").iterdir() if path.is_file()}
-    assert names == {"results.md", "results.json", "tiny-toy-curves.png", "tiny-toy-bars.png"}
+    assert names == {"results.md", "results.json", "differences.png", "tiny-toy-curves.png", "tiny-toy-bars.png"}
     assert (tmp_path / "r" / "tiny-toy-bars.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "r" / "results.json").read_text())["cells_finished"] == 2
 
@@ -67,7 +67,7 @@ def test_without_results_there_is_nothing_to_report(tmp_path):
 def test_results_of_another_configuration_are_not_mixed_with_these(tmp_path):
     save(tmp_path, "mtl", 1, 0.7)
     changed = write(tmp_path, common={"training": {**TOY["common"]["training"], "num_rounds": 9}})
-    with pytest.raises(ConfigError, match=r"set\.training\.num_rounds: it has 2, the configuration 9"):
+    with pytest.raises(ConfigError, match=r"set\.training\.num_rounds: the file has 2, the configuration 9"):
         call(changed, "--results", str(tmp_path / "r"))
 
 
@@ -91,7 +91,7 @@ def test_a_second_experiment_in_the_same_folder_is_refused(tmp_path):
         (
             {"settings": {"tiny": {"tasks": {"sst2": {"train_rows": 100_000}}}}},
             ConfigError,
-            "sst2: 100000 training and 400 validation rows were asked for",
+            "sst2: 100000 training and 400 validation rows are requested",
         ),
         ({"encoders": {"toy": {"model.server_model": "/no/model"}}}, ModelUnavailableError, "there is no such folder"),
         (

@@ -53,12 +53,12 @@ def test_a_methods_settings_win_over_the_settings_the_encoders_and_the_common_on
     ("changes", "message"),
     [
         ({"seed": [1]}, r"experiment\.yaml:\d+: seed: unknown key; did you mean 'seeds'\? Allowed: results_dir, seeds"),
-        ({"seeds": [1, 1]}, r"seeds: expected different numbers from 0 on, got \[1, 1\]"),
+        ({"seeds": [1, 1]}, r"seeds: expected different integers of at least 0, got \[1, 1\]"),
         ({"seeds": []}, r"seeds: list should have at least 1 item"),
         ({"methods": {"a": {"base": "fedavg"}}}, r"methods\.a\.base: input should be 'local', 'standard', 'mtl' or"),
         (
             {"methods": {"a": {"base": "mtl", "only": ["tiny/toy/1", "tiny/mtl/1"]}}},
-            r"methods\.a\.only: nothing is like 'tiny/mtl/1'; it is SETTING/ENCODER/SEED, such as tiny/toy/1",
+            r"methods\.a\.only: 'tiny/mtl/1' matches nothing; a pattern is for SETTING/ENCODER/SEED, such as t",
         ),
         ({"methods": {"a b": {"base": "mtl"}}}, r"methods: a name.*'a b'"),
         (
@@ -75,10 +75,10 @@ def test_a_methods_settings_win_over_the_settings_the_encoders_and_the_common_on
             r"settings\.s\.methods: expected some of local, standard, mtl, central, got 'mlt'",
         ),
         ({"tasks": {"sst2": {"train_samples": 3}}}, r"tasks\.sst2\.train_samples: the experiment sets it"),
-        ({"common": {"training.seed": 3}}, r"common: training\.seed isn't to be set here"),
+        ({"common": {"training.seed": 3}}, r"common: training\.seed can't be set here"),
         (
             {"methods": {"a": {"base": "mtl", "set": {"early_stopping": {"patience": 1}}}}},
-            r"methods\.a\.set: early_stopping\.patience isn't to be set here",
+            r"methods\.a\.set: early_stopping\.patience can't be set here",
         ),
     ],
 )

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from fedmtl_experiment.report import bars, compare, curves, markdown, to_json
+from fedmtl_experiment.plots import bars, curves, difference_points, differences
+from fedmtl_experiment.report import compare, to_json
+from fedmtl_experiment.tables import markdown
 from tests.experiment.support import outcome, result
 
 BASES = {"local": "local", "standard": "standard", "mtl": "mtl", "mtl_other": "mtl", "central": "central"}
@@ -21,25 +23,27 @@ RESULTS = [
 
 
 def test_a_table_has_means_deviations_differences_ratios_and_costs():
-    """mtl - standard is 0.05 and 0.07: mean 0.06, error sqrt(0.0002) / sqrt(2) = 0.01. 0.81 / 0.9 = 0.9."""
+    """The differences are 0.05 and 0.07: mean 0.06, error sqrt(0.0002) / sqrt(2) = 0.01. 0.81 / 0.9 = 0.9."""
     text = markdown(compare(RESULTS, BASES), finished=7, planned=10)
-    assert text.startswith("7 of 10 cells are finished.")
+    assert text.startswith("# Results by setting and encoder\n\n7 of 10 cells are finished.\n")
+    assert text.endswith("(tiny-toy-bars.png)\n")
     for line in (
         "## tiny, toy",
-        "| method | seeds | sst2 accuracy | mean | mean / central | validation mean |",
-        "| without reading |  | 0.500 |  |  |  |",
-        "| standard: a federation per task | 2 | 0.750 ± 0.071 | 0.750 ± 0.071 | 0.833 | 0.750 |",
-        "| mtl: one federation of all tasks | 2 | 0.810 ± 0.085 | 0.810 ± 0.085 | 0.900 | 0.810 |",
+        "| method | seeds | sst2 accuracy | mean | mean / centralized | validation mean |",
+        "| trivial baseline |  | 0.500 |  |  |  |",
+        "| single-task federations (`standard`) | 2 | 0.750 ± 0.071 | 0.750 ± 0.071 | 0.833 | 0.750 |",
+        "| whole encoder shared (`mtl`) | 2 | 0.810 ± 0.085 | 0.810 ± 0.085 | 0.900 | 0.810 |",
         "| mtl_other | 1 | 0.600 | 0.600 | 0.667 | 0.600 |",
-        "| mtl − standard | +0.060 (SE 0.010) | +0.060 (SE 0.010) |",
-        "| mtl_other − standard | -0.100 | -0.100 |",
-        "| standard | 2,020 | 2.02 | 4.0 | 8 | 10 |",
-        "| mtl | 1,010 | 1.01 | 4.0 | 8 | 10 |",
-        "| central | 1,010 | 1.01 | – | 8 | 1,234 |",
+        "| difference to single-task federations | sst2 | mean |",
+        "| whole encoder shared (`mtl`) | +0.060 (SE 0.010) | +0.060 (SE 0.010) |",
+        "| mtl_other | -0.100 | -0.100 |",
+        "| single-task federations (`standard`) | 2,020 | 2.02 | 4.0 | 8 | 10 |",
+        "| whole encoder shared (`mtl`) | 1,010 | 1.01 | 4.0 | 8 | 10 |",
+        "| centralized training (`central`) | 1,010 | 1.01 | – | 8 | 1,234 |",
     ):
         assert line in text.splitlines(), line
-    assert "standard − standard" not in text
-    assert "local" not in text
+    assert "| single-task federations (`standard`) | –" not in text  # they aren't compared with themselves
+    assert "`local`" not in text
 
 
 def test_the_mean_over_tasks_is_taken_seed_by_seed():
@@ -55,7 +59,7 @@ def test_the_mean_over_tasks_is_taken_seed_by_seed():
     assert mean.value.mean == pytest.approx(0.7)
     assert mean.to_standard.mean == pytest.approx(0.2)
     assert mean.to_standard.standard_error == pytest.approx(0.1)
-    assert "| mtl − standard | +0.200 (SE 0.100) | +0.200 (SE 0.100) | +0.200 (SE 0.100) |" in markdown(
+    assert "| whole encoder shared (`mtl`) | +0.200 (SE 0.100) | +0.200 (SE 0.100) | +0.200 (SE 0.100) |" in markdown(
         [comparison], finished=4, planned=4
     )
 
@@ -68,7 +72,7 @@ def test_a_federation_of_all_tasks_is_chosen_by_the_rows_for_choosing_alone():
     (comparison,) = compare([*results, seen("central", 1, 0.9, 0.95)], BASES)
     assert comparison.chosen == "mtl_other"
     lines = markdown([comparison], finished=5, planned=5).splitlines()
-    assert "Chosen on the validation rows: `mtl_other`." in lines
+    assert "Chosen on the validation rows: mtl_other." in lines
     assert "| mtl_other | 2 | 0.500 ± 0.000 | 0.500 ± 0.000 | 0.556 | 0.700 |" in lines
     assert compare(results[:3], BASES)[0].chosen == "mtl"  # the other has fewer seeds
     assert compare(results[:1], BASES)[0].chosen is None
@@ -84,12 +88,12 @@ def test_an_overview_has_of_each_comparison_the_chosen_federation_and_its_lowest
     results += [of_two("standard", 1, 0.8, 0.4), of_two("standard", 2, 0.8, 0.4)]
     results += [of_two("central", seed, 0.8, 0.8) for seed in (1, 2)]
     lines = markdown(compare(results, BASES), finished=6, planned=6).splitlines()
-    assert (
-        "| tiny, toy | mtl | 2 | sst2 -0.100 (SE 0.000) | stsb +0.200 (SE 0.100) | +0.050 (SE 0.050) | 0.812 | 1.01 |"
-        in lines
-    )
+    values = "sst2 -0.100 (SE 0.000) | stsb +0.200 (SE 0.100) | +0.050 (SE 0.050) | 0.812 | 1.01"
+    assert f"| tiny, toy | whole encoder shared (`mtl`) | 2 | {values} |" in lines
     without_standard = [one for one in results if one.cell.method != "standard"]
-    assert "minus a federation per task" not in markdown(compare(without_standard, BASES), finished=4, planned=6)
+    alone = compare(without_standard, BASES)
+    assert "minus single-task federations" not in markdown(alone, finished=4, planned=6)
+    assert differences(alone) is None
 
 
 def test_methods_are_compared_with_the_first_of_their_kind():
@@ -103,15 +107,15 @@ def test_methods_are_compared_with_the_first_of_their_kind():
 
 def test_without_a_federation_per_task_and_central_data_there_is_nothing_to_compare_with():
     text = markdown(compare([result("mtl", 1, 0.7)], BASES), finished=1, planned=1)
-    assert "−" not in text
-    assert "| mtl: one federation of all tasks | 1 | 0.700 | 0.700 | – | 0.700 |" in text
+    assert "difference to single-task federations" not in text
+    assert "| whole encoder shared (`mtl`) | 1 | 0.700 | 0.700 | – | 0.700 |" in text
 
 
 def test_the_model_of_the_best_round_is_reported_apart():
     best = [result(method, 1, 0.7, tasks={"sst2": outcome(0.7, 0.9)}) for method in ("mtl", "mtl_other")]
     lines = markdown(compare(best, BASES), finished=1, planned=1).splitlines()
-    assert "| mtl: one federation of all tasks | 1 | 0.700 | 0.700 | – | 0.700 |" in lines
-    assert "| mtl, best round | 1 | 0.900 |  |  |  |" in lines
+    assert "| whole encoder shared (`mtl`) | 1 | 0.700 | 0.700 | – | 0.700 |" in lines
+    assert "| whole encoder shared (`mtl`), best round | 1 | 0.900 |  |  |  |" in lines
     assert not any("mtl_other, best round" in line for line in lines)  # it isn't one of the main methods
 
 
@@ -134,19 +138,19 @@ def test_plots_show_every_method_once_for_each_task():
     (comparison,) = compare(RESULTS, BASES)
     axes = curves(comparison).axes[0]
     lines = {line.get_label(): line for line in axes.lines}
-    assert list(lines) == ["standard", "mtl", "central", "others"]
-    assert list(lines["mtl"].get_ydata()) == pytest.approx([0.5, 0.81, 0.81])
+    assert list(lines) == ["single-task federations", "whole encoder shared", "centralized training", "others"]
+    assert list(lines["whole encoder shared"].get_ydata()) == pytest.approx([0.5, 0.81, 0.81])
     assert list(lines["others"].get_ydata()) == pytest.approx([0.5, 0.6, 0.6])
     drawn = bars(comparison).axes[0]
     assert [bar.get_width() for bar in drawn.patches] == pytest.approx([0.75, 0.81, 0.6, 0.9])
     labels = [label.get_text() for label in drawn.get_yticklabels()]
-    assert labels == ["standard", "mtl", "mtl_other (1 seed)", "central"]
+    assert labels == ["single-task federations", "whole encoder shared", "mtl_other (1 seed)", "centralized training"]
 
 
-def test_a_bar_is_marked_with_what_a_federation_per_task_comes_to_with_the_same_seeds():
+def test_a_bar_is_marked_with_the_value_of_single_task_federations_with_the_same_seeds():
     (comparison,) = compare(RESULTS, BASES)
     drawn = bars(comparison).axes[0].collections
-    (marks,) = (one for one in drawn if one.get_label() == "a federation per task, same seeds")
+    (marks,) = (one for one in drawn if one.get_label() == "single-task federations, same seeds")
     at, places = marks.get_offsets().T
     assert list(at) == pytest.approx([0.75, 0.70, 0.75])
     assert list(places) == [1, 2, 3]
@@ -155,3 +159,25 @@ def test_a_bar_is_marked_with_what_a_federation_per_task_comes_to_with_the_same_
 def test_each_setting_and_encoder_has_tables_of_its_own():
     other = replace(RESULTS[0], cell=replace(RESULTS[0].cell, encoder="large"))
     assert [one.title for one in compare([*RESULTS, other], BASES)] == ["tiny, toy", "tiny, large"]
+
+
+def test_methods_and_settings_have_the_labels_that_are_given():
+    labels = {"standard": "one per task", "mtl_other": "another"}
+    (comparison,) = compare(RESULTS, BASES, labels=labels, setting_labels={"tiny": "few rows"})
+    assert comparison.title == "few rows (`tiny`), toy"
+    titles = [row.title for row in comparison.methods]
+    assert titles[:3] == ["one per task (`standard`)", "whole encoder shared (`mtl`)", "another (`mtl_other`)"]
+
+
+def test_the_chart_of_differences_has_the_chosen_federation_and_the_first_one():
+    other = [result("mtl_other", seed, 0.0, tasks={"sst2": outcome(0.95)}) for seed in (1, 2)]
+    comparisons = compare([one for one in RESULTS if one.cell.method != "mtl_other"] + other, BASES)
+    assert [(point.method, point.task, point.is_chosen) for point in difference_points(comparisons)] == [
+        ("mtl", "sst2", False),
+        ("mtl", "mean", False),
+        ("mtl_other", "sst2", True),
+        ("mtl_other", "mean", True),
+    ]
+    (axes,) = differences(comparisons).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["sst2", "mean"]
+    assert [text.get_text() for text in axes.texts] == ["tiny", "mtl_other"]

@@ -6,7 +6,7 @@ import pytest
 
 from fedmtl_core.errors import ConfigError, StoreError
 from fedmtl_experiment.cells import Cell
-from fedmtl_experiment.results import CellResult, Folder, write_whole
+from fedmtl_experiment.results import CellResult, Folder, write_atomically
 from tests.experiment.support import outcome, result
 
 
@@ -28,7 +28,7 @@ def test_a_cell_that_was_computed_otherwise_is_an_error_that_says_what_and_what_
     folder.save(done)
     with pytest.raises(
         ConfigError,
-        match=r"mtl-1\.json was computed with another configuration \(set\.training\.num_rounds: it has 5, the "
+        match=r"mtl-1\.json was computed with another configuration \(set\.training\.num_rounds: the file has 5, the "
         r"configuration 6\): choose another folder with --results, or remove",
     ):
         folder.finished({done.cell: {"set.training.num_rounds": 6}})
@@ -44,14 +44,14 @@ def test_a_file_that_is_no_result_is_named(content, tmp_path):
 
 def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "a" / "results.json"
-    write_whole(path, "old")
+    write_atomically(path, "old")
 
     def fail(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(StoreError, match=r"results\.json can't be written: No space left on device"):
-        write_whole(path, "new")
+        write_atomically(path, "new")
     assert path.read_text() == "old"
 
 
@@ -59,7 +59,7 @@ def test_work_that_was_left_is_not_taken_for_this_cells(tmp_path):
     folder, cell = Folder(tmp_path), Cell("tiny", "toy", "mtl", 1)
     (folder.begin_work(cell) / "half").write_text("")
     assert list(folder.begin_work(cell).iterdir()) == []
-    folder.end_work(cell)
+    folder.remove_work(cell)
     assert not folder.work(cell).exists()
 
 

@@ -48,9 +48,12 @@ def test_all_rows_are_those_that_choosing_leaves():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_rows": 41}, "sst2: 41 training and 10 validation rows were asked for; there are 50 to draw from"),
+        (
+            {"train_rows": 41},
+            "sst2: 41 training and 10 validation rows are requested, but the training file has 50 rows",
+        ),
         ({"train_rows": None, "validation_rows": 50}, "sst2: 1 training and 50 validation rows"),
-        ({"report_rows": 21}, "sst2: 21 rows for reporting were asked for; its evaluation file has 20 rows"),
+        ({"report_rows": 21}, "sst2: 21 rows to report on are requested, but the evaluation file has 20 rows"),
     ],
 )
 def test_more_rows_than_there_are_is_an_error_with_both_numbers(changes, message):
