@@ -1,1 +1,1 @@
-"""Who is told of a run: trackers, Prometheus and OpenTelemetry."""
+"""Monitoring: trackers, Prometheus metrics and traces."""

@@ -1,7 +1,7 @@
 """Metrics for Prometheus: `/metrics` over plain HTTP, in threads of its own.
 
-What is known anyway (bytes, clients, staged updates) is read when somebody asks, on the event loop. Counted as it
-happens is only what happens once a call or once a round.
+Values that the server has anyway (bytes, clients, staged updates) are read at each scrape, on the event loop. Only
+events that happen once per call or once per round are counted as they happen.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fedmtl_server.rpc.call_interceptor import AroundCalls, Call
 from fedmtl_server.status import TaskStatus
 
 UNKNOWN_TASK = "unknown"
-"""The task of an update that names none of the run's: anybody may name anything."""
+"""The label for an update's task that isn't one of the run's: callers may send any name."""
 
 SCRAPE_S = 5.0
 """How long a scrape waits for the event loop."""
@@ -50,58 +50,58 @@ _CALL_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 600)
 
 
 class Metrics(Listener):
-    """What is counted of a run from this server's start on.
+    """The metrics counted for a run since this server's start.
 
     Args:
-        tasks: the run's.
+        tasks: the run's tasks.
     """
 
     def __init__(self, tasks: Sequence[str]):
         self._tasks = tasks
         self.bytes_in = 0
-        """Of the rounds that have ended."""
+        """Bytes received in the rounds that have ended."""
         self.bytes_out = 0
-        """Likewise."""
+        """Bytes sent in the rounds that have ended."""
         self.registry = registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         self._rounds = Counter("fedmtl_rounds", "Rounds that ended", ["outcome"], registry=registry)
         self._updates = Counter(
             "fedmtl_updates",
-            "Updates: accepted and refused as they come, counted and discarded when their round has ended",
+            "Updates: accepted and refused as they arrive, counted and discarded when their round has ended",
             ["outcome", "task"],
             registry=registry,
         )
         self._discarded = Counter(
             "fedmtl_components_discarded",
-            "Components whose new value wasn't finite when their round ended, so that they stayed as they were",
+            "Components left unchanged because their new value wasn't finite",
             ["scope"],
             registry=registry,
         )
         self._warnings = Counter(
-            "fedmtl_round_warnings", "What made the results of rounds doubtful", ["kind"], registry=registry
+            "fedmtl_round_warnings", "Warnings about the results of rounds", ["kind"], registry=registry
         )
         self._missing = Counter(
             "fedmtl_updates_missing",
-            "Clients of a cohort that had sent nothing when their round ended",
+            "Clients of cohorts whose round ended without their update",
             registry=registry,
         )
         self._refused = Counter("fedmtl_updates_refused", "Refused updates", ["code"], registry=registry)
         self._round_s = Histogram(
-            "fedmtl_round_seconds", "Rounds, from opening to commit", buckets=_ROUND_S, registry=registry
+            "fedmtl_round_seconds", "Duration of rounds, from opening to commit", buckets=_ROUND_S, registry=registry
         )
         self._aggregation_s = Histogram(
             "fedmtl_aggregation_seconds",
-            "Rounds, from their last update to the average",
+            "Duration of rounds' aggregation, from the last update to the average",
             buckets=_AGGREGATION_S,
             registry=registry,
         )
         self._upload_s = Histogram(
-            "fedmtl_upload_seconds", "Uploads that were accepted", buckets=_UPLOAD_S, registry=registry
+            "fedmtl_upload_seconds", "Duration of accepted uploads", buckets=_UPLOAD_S, registry=registry
         )
         self._call_s = Histogram(
             "fedmtl_rpc_seconds",
-            "Calls, from their headers to their end; an event stream lasts as long as its client is there",
+            "Duration of calls, from headers to end; an event stream lasts while its client is connected",
             ["method", "code"],
             buckets=_CALL_S,
             registry=registry,
@@ -146,7 +146,7 @@ class Metrics(Listener):
         return task if task in self._tasks else UNKNOWN_TASK
 
     def _begin_at_zero(self) -> None:
-        """A counter that isn't there before it counts has no rate for its first."""
+        """Create all counters: one that first appears with its first event has no rate for that event."""
         for outcome in ("committed", "failed"):
             self._rounds.labels(outcome)
         for kind in get_args(WarningKind):
@@ -160,7 +160,7 @@ class Metrics(Listener):
 
 @dataclass(frozen=True)
 class _Moment:
-    """What is read of a run when somebody asks."""
+    """The values read from a run for one scrape."""
 
     round: int
     phase: Phase
@@ -172,10 +172,10 @@ class _Moment:
 
 
 class RunCollector(Collector):
-    """Reads a run when somebody asks. `collect` is called from another thread than the event loop's.
+    """Reads a run at each scrape. `collect` runs in another thread than the event loop.
 
     Args:
-        metrics: what the rounds before came to.
+        metrics: the metrics of the rounds that have ended.
         federation: the run.
         loop: its event loop.
     """
@@ -196,10 +196,10 @@ class RunCollector(Collector):
         for task in now.tasks:
             clients.add_metric([task.task], task.connected_clients)
         yield clients
-        yield CounterMetricFamily("fedmtl_received_bytes", "Bytes of updates that came", now.bytes_in)
-        yield CounterMetricFamily("fedmtl_sent_bytes", "Bytes of slices that were sent", now.bytes_out)
+        yield CounterMetricFamily("fedmtl_received_bytes", "Bytes of received updates", now.bytes_in)
+        yield CounterMetricFamily("fedmtl_sent_bytes", "Bytes of sent slices", now.bytes_out)
         yield GaugeMetricFamily("fedmtl_staged_bytes", "Bytes of updates in memory, not averaged yet", now.staged_bytes)
-        yield GaugeMetricFamily("fedmtl_updates_waiting", "Updates that wait for room", now.num_waiting)
+        yield GaugeMetricFamily("fedmtl_updates_waiting", "Updates that wait for space", now.num_waiting)
 
     async def _moment(self) -> _Moment:
         federation, metrics = self._federation, self._metrics
@@ -221,10 +221,10 @@ class MetricsServer:
     Args:
         host: address to listen on.
         port: port to listen on; 0 for any free one.
-        registry: what is served.
+        registry: the registry to serve.
 
     Raises:
-        FedMTLError: the address can't be listened on.
+        FedMTLError: the server can't listen on the address.
     """
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry):
@@ -241,14 +241,14 @@ class MetricsServer:
         self._thread = threading.Thread(target=self._http.serve_forever, name="metrics", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to answer scrapes."""
         self._thread.start()
         log = get_logger()
-        write = log.info if self._is_loopback else log.warning  # there, anybody reads them
+        write = log.info if self._is_loopback else log.warning  # on other addresses anybody can read the metrics
         write("metrics.started", url=f"http://{self.address}/metrics")
 
     def close(self) -> None:
-        """Stop answering."""
+        """Stop answering scrapes."""
         if self._thread.is_alive():
             self._http.shutdown()
         self._http.server_close()
@@ -256,7 +256,7 @@ class MetricsServer:
 
 class _HttpServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    allow_reuse_address = True  # connections that ended a moment ago don't keep a port
+    allow_reuse_address = True  # recently closed connections don't block the port
 
 
 class _HttpServer6(_HttpServer):
@@ -264,10 +264,10 @@ class _HttpServer6(_HttpServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 10  # seconds in which a request has to come
+    timeout = 10  # seconds until a request must have arrived
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing of every scrape."""
+        """Don't log scrapes."""
 
 
 def _at_metrics(registry: CollectorRegistry) -> WSGIApplication:

@@ -1,4 +1,4 @@
-"""Reports a run to MLflow: a tracking server, or a store that MLflow's client writes to by itself."""
+"""Reports a run to MLflow: to a tracking server, or to a store that MLflow's client writes directly."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-# Before the import, and only where the user hasn't chosen: a failure is ours to wait out, not the client's for minutes;
-# and what a server of private runs does is reported to nobody else.
+# Defaults before the import, if the user hasn't set them. The tracker's thread handles retries, so that MLflow's client
+# doesn't retry for minutes. The use of a server with private runs isn't reported to MLflow's makers.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -30,13 +30,13 @@ from fedmtl_server.monitoring.tracking import MARKS, Outcome, RoundPoint, Tracke
 _Item = TypeVar("_Item")
 
 RUN_TAG = "fedmtl.run_id"
-"""The tag by which a server that takes a run up finds it."""
+"""The tag by which a server that resumes a run finds it."""
 
 MAX_METRICS, MAX_PARAMS = 1000, 100
 """MLflow's limits for one batch."""
 
 MAX_PARAM_TEXT = 6000
-"""MLflow's limit for a parameter's value. Longer ones are cut."""
+"""MLflow's limit for a parameter's value, in characters. Longer values are cut."""
 
 _STATUS_OF: dict[Outcome, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -45,11 +45,11 @@ class MlflowTracker(Tracker):
     """Writes parameters and metrics.
 
     Args:
-        uri: of the server or store; as MLflow's environment variables say if None.
-        experiment: made if it isn't there.
+        uri: the URI of the server or store; from MLflow's environment variables if None.
+        experiment: the name of the experiment, which is created if it doesn't exist.
 
     Raises:
-        ConfigError: MLflow refuses such a store.
+        ConfigError: MLflow refuses this kind of store.
     """
 
     name = "mlflow"
@@ -60,9 +60,9 @@ class MlflowTracker(Tracker):
         self._uri = uri
         self._experiment = experiment
         self._client: MlflowClient
-        """From `begin` on."""
+        """Set by `begin`."""
         self._run_id = ""
-        """MLflow's own."""
+        """MLflow's own id of the run."""
 
     def begin(self, run: TrackedRun) -> None:
         self._client = MlflowClient(self._uri)
@@ -79,7 +79,7 @@ class MlflowTracker(Tracker):
         self._note_settings(run, runs[0].data.params if runs else {})
 
     def _note_settings(self, run: TrackedRun, held: dict[str, str]) -> None:
-        """Write the settings as parameters. Those have one value for good: another one that came later is a tag."""
+        """Write the settings as parameters. A parameter's value can't change, so a changed setting becomes a tag."""
         texts = {key: _text(value)[:MAX_PARAM_TEXT] for key, value in run.settings.items() if value is not None}
         new = [Param(key, text) for key, text in texts.items() if key not in held]
         for batch in _batches(new, MAX_PARAMS):
@@ -94,7 +94,7 @@ class MlflowTracker(Tracker):
         return [point for point in points if point.mark not in held]
 
     def round(self, point: RoundPoint) -> None:
-        """Write a round. Its time is the round's own, so that MLflow takes a second attempt for the same."""
+        """Write a round with its own time, so that MLflow identifies a second attempt with the first."""
         metrics = [Metric(name, value, point.ended_at_unix_ms, point.round) for name, value in point.metrics.items()]
         for batch in _batches(metrics, MAX_METRICS):
             self._client.log_batch(self._run_id, metrics=batch)
@@ -104,13 +104,13 @@ class MlflowTracker(Tracker):
 
 
 def require_store(uri: str | None) -> None:
-    """Check that MLflow takes a store of this kind. Nothing is connected to or written.
+    """Check that MLflow accepts this kind of store, without a connection and without writing.
 
     Args:
-        uri: of the server or store; as MLflow's environment variables say if None.
+        uri: the URI of the server or store; from MLflow's environment variables if None.
 
     Raises:
-        ConfigError: it doesn't, such as files with MLflow 3.17.
+        ConfigError: it doesn't accept the store, such as files with MLflow 3.17.
     """
     given, uri = uri, uri or mlflow.get_tracking_uri()
     scheme = urlsplit(uri).scheme
@@ -118,11 +118,11 @@ def require_store(uri: str | None) -> None:
         return
     is_of_files = scheme in ("", "file")
     try:
-        with TemporaryDirectory() as folder:  # to open a store of files makes its folder
+        with TemporaryDirectory() as folder:  # opening a store of files creates its folder
             MlflowClient(Path(folder).as_uri() if is_of_files else uri)
     except MlflowException as error:
         what = f"the store of files {uri}" if is_of_files else f"a store with the scheme {scheme!r}"
-        origin = "" if given else ", which it takes as none is given"
+        origin = "" if given else ", its default as no URI is given"
         reason = f". MLflow says: {' '.join(str(error).split())}" if is_of_files else ""
         raise ConfigError(
             f"tracking.mlflow_uri: MLflow {mlflow.__version__} refuses {what}{origin}; give a database, such as "

@@ -1,4 +1,4 @@
-"""What watches a server from outside, as it is configured: metrics and traces. Off, it imports nothing."""
+"""A server's configured monitoring: metrics and traces. If they are off, nothing is imported."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Monitoring:
     """A server's monitoring.
 
     Args:
-        tracing: where spans go.
-        metrics: what is counted, if it is.
-        host: where metrics are served.
-        port: likewise.
+        tracing: the destination of spans.
+        metrics: the metrics to serve; None if they are off.
+        host: address on which metrics are served.
+        port: port on which metrics are served.
     """
 
     def __init__(self, tracing: Tracing, metrics: Metrics | None, host: str, port: int):
@@ -40,10 +40,10 @@ class Monitoring:
 
     @classmethod
     def of(cls, config: Config) -> Monitoring:
-        """As a configuration has it.
+        """Return the monitoring that a configuration asks for.
 
         Raises:
-            ConfigError: a package that it takes isn't installed.
+            ConfigError: a package that it needs isn't installed.
         """
         host, port = config.server.metrics_host, config.server.metrics_port
         tracing = tracing_for(config.tracing, "fedmtl-server")
@@ -53,31 +53,31 @@ class Monitoring:
             from fedmtl_server.monitoring.metrics import Metrics
         except ImportError as error:
             raise ConfigError(
-                f"server.metrics_port: metrics can't be served: {error}. Install what they take: "
+                f"server.metrics_port: metrics can't be served: {error}. Install the extra: "
                 "pip install 'fedmtl[prometheus]'"
             ) from None
         return cls(tracing, Metrics(list(config.tasks)), host, port)
 
     @property
     def listeners(self) -> Sequence[Listener]:
-        """Those to tell what happens in the run."""
+        """The listeners for events of the run."""
         return [one for one in (self._metrics, self._spans) if one is not None]
 
     @property
     def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
-        """Those that go around all others."""
+        """The outermost interceptors."""
         return [one.interceptor for one in (self._metrics, self._spans) if one is not None]
 
     @property
     def metrics_address(self) -> str | None:
-        """Where metrics are served, if they are."""
+        """The address at which metrics are served; None if they aren't."""
         return self._server.address if self._server else None
 
     def listen(self) -> None:
-        """Take the address.
+        """Listen on the address.
 
         Raises:
-            FedMTLError: it can't be had.
+            FedMTLError: the server can't listen on it.
         """
         if self._metrics:
             from fedmtl_server.monitoring.metrics import MetricsServer
@@ -85,7 +85,7 @@ class Monitoring:
             self._server = MetricsServer(self._host, self._port, self._metrics.registry)
 
     def start(self, federation: Federation) -> None:
-        """Begin to answer, for a run on this event loop."""
+        """Start to answer scrapes, for a run on this event loop."""
         if self._metrics and self._server:
             from fedmtl_server.monitoring.metrics import RunCollector
 
@@ -93,7 +93,7 @@ class Monitoring:
             self._server.start()
 
     async def close(self) -> None:
-        """Stop answering, and have the last spans exported."""
+        """Stop answering scrapes, and export the last spans."""
         if self._server:
             await asyncio.to_thread(self._server.close)
         await asyncio.to_thread(self._tracing.close)

@@ -1,4 +1,4 @@
-"""The server's part of a client's trace: how it answered each call, and the commit of what the client sent."""
+"""The server's part of a client's trace: its answers to calls, and the commit of the client's update."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rpc.call_interceptor import OTHER, AroundCalls, Call
 
 _UNTRACED = ("WatchRounds", OTHER)
-"""An event stream lasts as long as its client is there; its span would come when all is over."""
+"""Methods without spans. An event stream lasts while its client is connected, so its span would end with the run."""
 
 
 class ServerSpans(Listener):
     """Records spans.
 
-    A round belongs to the traces of all its clients, so each of them gets a `commit` of its own. What the server before
-    this one acknowledged is in no trace.
+    A round belongs to the traces of all its clients, so each trace gets its own `commit`. Updates that an earlier
+    server acknowledged have no `commit`.
 
     Args:
-        tracing: where to.
+        tracing: the destination of the spans.
     """
 
     def __init__(self, tracing: OpenTelemetryTracing):

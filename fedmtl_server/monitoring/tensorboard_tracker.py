@@ -1,7 +1,7 @@
 """Reports a run to TensorBoard: event files in a folder, written without TensorFlow and without torch's threads.
 
-A folder holds one run. A server that takes the run up adds a file, whose first event takes back what earlier files say
-of the rounds from there on; TensorBoard shows each round once.
+A folder holds one run. A server that resumes the run adds a file. Its first event makes TensorBoard drop the rounds of
+earlier files from that round on, so each round is shown once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.tensorboard import summary as summaries
 
 from fedmtl_server.monitoring.tracking import MARKS, Outcome, RoundPoint, TrackedRun, Tracker
 
-# They are untyped there.
+# TensorBoard doesn't type these.
 _hparams: Callable[[Mapping[str, object], Mapping[str, float]], tuple[Summary, ...]] = summaries.hparams
 _text: Callable[[str, str], Summary] = summaries.text
 
@@ -32,7 +32,7 @@ class TensorBoardTracker(Tracker):
     """Writes event files.
 
     Args:
-        folder: gets a folder of the run's id; `tensorboard` in the run's folder if None.
+        folder: gets a folder named after the run's id; if None, `tensorboard` in the run's folder does.
     """
 
     name = "tensorboard"
@@ -44,19 +44,20 @@ class TensorBoardTracker(Tracker):
         self._writer: RecordWriter | None = None
 
     def begin(self, run: TrackedRun) -> None:
-        with suppress(OSError):  # what couldn't be written to a file is written to the next
+        with suppress(OSError):  # values that couldn't be written to this file are written to the next
             self._close()
         self._run = run
         self._run_folder = (self._folder or run.run_dir / "tensorboard") / run.run_id
         self._run_folder.mkdir(parents=True, exist_ok=True)
 
     def lacks(self, points: Sequence[RoundPoint]) -> Sequence[RoundPoint]:
-        """From the first round that isn't there on, all: to write one is to take back those after it."""
+        """Return all rounds from the first missing one on: writing a round makes TensorBoard drop the rounds after
+        it."""
         held = self._held()
         known = {point.mark for point in points}
         stray = min((round_ for round_, ended_at in held if (round_, ended_at) not in known), default=None)
         first = next((i for i, point in enumerate(points) if point.mark not in held), len(points))
-        if stray is not None:  # of a run that was rolled back
+        if stray is not None:  # written before the run was rolled back
             first = min(first, next((i for i, point in enumerate(points) if point.round >= stray), len(points)))
         return points[first:]
 
@@ -70,14 +71,14 @@ class TensorBoardTracker(Tracker):
         self._close()
 
     def _held(self) -> set[tuple[int, int]]:
-        """The marks of the rounds that are there."""
+        """Return the marks of the rounds in the folder."""
         events = EventAccumulator(str(self._run_folder), size_guidance={"scalars": 0})
         events.Reload()
         marks = (event for name in MARKS if name in events.Tags()["scalars"] for event in events.Scalars(name))
         return {(event.step, round(event.wall_time * 1000)) for event in marks}
 
     def _open(self, from_round: int) -> RecordWriter:
-        """Begin a file that goes on with a round."""
+        """Start a file that continues with a round."""
         assert self._run is not None
         # Files are read in the order of their names.
         name = f"events.out.tfevents.{time.time_ns() // 10**9:010}.{time.time_ns() % 10**9:09}"

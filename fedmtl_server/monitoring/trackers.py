@@ -8,7 +8,7 @@ from fedmtl_server.monitoring.tracking import Tracker
 
 
 def trackers_for(config: Config) -> list[Tracker]:
-    """The trackers that a configuration names. Only their packages are imported.
+    """Return the trackers that a configuration names. Only their packages are imported.
 
     Raises:
         ConfigError: a package isn't installed.

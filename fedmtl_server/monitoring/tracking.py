@@ -1,8 +1,8 @@
 """Reporting a run to experiment trackers such as TensorBoard and MLflow.
 
-Each tracker has a thread of its own, and is told there of what the history has and the tracker lacks: when the run
-begins or is taken up, after every round, and when the tracker works again after it didn't. So a tracker that fails or
-hangs costs a round nothing, and what it missed comes later.
+Each tracker has its own thread, which writes the rounds that the history has and the tracker lacks. It does so when the
+run begins or is resumed, after every round, and when the tracker works again after a failure. A tracker that fails or
+hangs therefore doesn't delay a round, and gets the missing rounds later.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ from fedmtl_server.events import Listener
 from fedmtl_server.rounds.report import ComponentReport, RoundReport
 
 MARKS = ("round/seconds", "evaluation/seconds")
-"""Metrics of which every round has one: the first if it was to train, the second if it was to evaluate alone. A tracker
-that has it for a round has the whole round: it is written last."""
+"""Every round has one of these metrics: a round of training the first, the final evaluation the second. It is written
+last, so a tracker that has it for a round has the whole round."""
 
 MAX_WAITING = 64
-"""Rounds that wait for a tracker's thread. Older ones are in the history, and fetched from there."""
+"""The largest number of rounds that wait for a tracker's thread. Older ones are read from the history."""
 
 RETRY_S = 30.0
-"""How long after a failure a tracker is tried again."""
+"""Seconds after a failure until a tracker is tried again."""
 
 FLUSH_S = 10.0
-"""How long a server that stops waits for its trackers."""
+"""Seconds that a stopping server waits for its trackers."""
 
 Outcome = Literal["finished", "stopped", "failed"]
-"""How a server left its run: it is over, or it can be taken up, after a signal or after an error."""
+"""How a server ended a run: `finished`, or resumable after a signal (`stopped`) or an error (`failed`)."""
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told of a run at its start."""
+    """A run's identity and settings, for trackers."""
 
     run_id: str
     run_dir: Path
     settings: Mapping[str, object]
-    """Every setting by its dotted key; a list, text, a number, a boolean or None each. No secrets."""
+    """Every setting by its dotted key; the values are lists, texts, numbers, booleans or None. No secrets."""
 
     @classmethod
     def of(cls, run_id: str, run_dir: Path, config: Config) -> TrackedRun:
-        """A run and its configuration, from which secrets have been removed."""
+        """Return a run and its configuration, which must be without secrets."""
         return cls(run_id, run_dir, dict(flattened(config.model_dump(mode="json"))))
 
 
 @dataclass(frozen=True)
 class RoundPoint:
-    """One round, as numbers."""
+    """The numbers of one round."""
 
     round: int
     ended_at_unix_ms: int
@@ -68,34 +68,34 @@ class RoundPoint:
 
     @property
     def mark(self) -> tuple[int, int]:
-        """Tells it from every other, also from the same round before a run was rolled back."""
+        """Identifies the round, and distinguishes it from the same round before a rollback."""
         return self.round, self.ended_at_unix_ms
 
 
 class Tracker(ABC):
-    """One tracker. Its methods are called from one thread, and may raise anything: then `begin` is called again."""
+    """One tracker. Its methods are called from one thread. After any exception, `begin` is called again."""
 
     name: str
 
     @abstractmethod
     def begin(self, run: TrackedRun) -> None:
-        """Open a run, or go on in it where it is there already."""
+        """Open a run, or continue it if the tracker already has it."""
 
     @abstractmethod
     def lacks(self, points: Sequence[RoundPoint]) -> Sequence[RoundPoint]:
-        """Those of a run's rounds, in their order, that it has to be told of."""
+        """Return the rounds of a run that the tracker lacks, in order."""
 
     @abstractmethod
     def round(self, point: RoundPoint) -> None:
-        """Take in one round."""
+        """Write one round."""
 
     @abstractmethod
     def end(self, outcome: Outcome) -> None:
-        """Note how the run was left, with everything written."""
+        """Record the outcome of the run, after everything is written."""
 
 
 def round_point(report: RoundReport) -> RoundPoint:
-    """The numbers of a round's report: of a round of evaluation alone, what was measured of the model."""
+    """Return the numbers of a round's report; for the final evaluation only the metrics of the model."""
     metrics = {
         f"received/{task.task}/{name}": value for task in report.tasks for name, value in task.received_metrics.items()
     }
@@ -136,7 +136,7 @@ def _of_training(report: RoundReport) -> dict[str, float]:
 
 
 def _norms(component: ComponentReport) -> dict[str, float]:
-    """The median and the largest norm of a component's updates, where they were measured."""
+    """Return the median and the largest norm of a component's updates, if norms were measured."""
     norms = [part.norm for part in component.contributions if part.norm is not None]
     task, group = task_of(component.scope), group_of(component.scope)
     name = f"norm/head/{task}" if task else f"norm/group/{group}" if group else "norm/encoder"
@@ -144,13 +144,13 @@ def _norms(component: ComponentReport) -> dict[str, float]:
 
 
 class Tracking(Listener):
-    """Tells trackers of a run.
+    """Reports a run to trackers.
 
     Args:
-        trackers: which.
+        trackers: the trackers.
         run: the run.
-        history: its rounds so far, in their order; called from the trackers' threads.
-        retry_s: how long after a failure a tracker is tried again; `RETRY_S` if None.
+        history: returns the run's rounds so far, in order; called from the trackers' threads.
+        retry_s: seconds after a failure until a tracker is tried again; `RETRY_S` if None.
     """
 
     def __init__(
@@ -164,19 +164,19 @@ class Tracking(Listener):
         self._workers = [_Worker(tracker, run, history, retry_s) for tracker in trackers]
 
     def start(self) -> None:
-        """Begin to report, with what the history has already."""
+        """Start to report, first the rounds that are already in the history."""
         for worker in self._workers:
             worker.start()
 
     def round_ended(self, report: RoundReport) -> None:
-        """Have a round reported."""
+        """Queue a round for all trackers."""
         if self._workers:
             point = round_point(report)
             for worker in self._workers:
                 worker.tell(point)
 
     async def close(self, outcome: Outcome, timeout_s: float = FLUSH_S) -> None:
-        """Have everything written, and end; a tracker that takes longer is left."""
+        """Wait until everything is written, and end. A tracker that takes longer is abandoned."""
         for worker in self._workers:
             worker.end(outcome)
         until = time.monotonic() + timeout_s
@@ -184,7 +184,7 @@ class Tracking(Listener):
 
 
 class _Worker:
-    """One tracker's thread, and what waits for it."""
+    """One tracker's thread, and the rounds that wait for it."""
 
     def __init__(self, tracker: Tracker, run: TrackedRun, history: Callable[[], Sequence[RoundPoint]], retry_s: float):
         self._tracker = tracker
@@ -195,10 +195,10 @@ class _Worker:
         self._waiting: deque[RoundPoint] = deque()
         self._outcome: Outcome | None = None
         self._is_current = False
-        """Whether the tracker is open and has all of the history. What is waiting is left to be told then."""
+        """Whether the tracker is open and has all of the history, except the waiting rounds."""
         self._has_failed = False
         self._is_left = False
-        # A daemon, so that one that hangs doesn't keep the process.
+        # A daemon, so that a hanging tracker doesn't keep the process alive.
         self._thread = threading.Thread(target=self._work, name=f"tracker-{tracker.name}", daemon=True)
         self._log = get_logger(tracker=tracker.name)
 
@@ -206,7 +206,7 @@ class _Worker:
         self._thread.start()
 
     def tell(self, point: RoundPoint) -> None:
-        """Have a round written, some time."""
+        """Queue a round for the thread."""
         with self._changed:
             self._waiting.append(point)
             if len(self._waiting) > MAX_WAITING:
@@ -215,7 +215,7 @@ class _Worker:
             self._changed.notify()
 
     def end(self, outcome: Outcome) -> None:
-        """Have the thread end when what waits is written, or can't be."""
+        """Let the thread end when the waiting rounds are written, or can't be."""
         with self._changed:
             self._outcome = outcome
             self._changed.notify()
@@ -228,7 +228,7 @@ class _Worker:
             self._log.warning("tracker.left_behind", reason="it takes too long", **self._hint())
 
     def _work(self) -> None:
-        patience_s: float | None = 0.0  # what the history has is written at once
+        patience_s: float | None = 0.0  # the history's rounds are written at once
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._outcome, patience_s)
@@ -260,9 +260,9 @@ class _Worker:
                 raise
 
     def _catch_up(self) -> None:
-        """Open the tracker and tell it of what it lacks."""
+        """Open the tracker, and write the rounds that it lacks."""
         with self._changed:
-            self._is_current = True  # unless it is too slow for what comes meanwhile
+            self._is_current = True  # `tell` resets it if too many rounds arrive meanwhile
         self._tracker.begin(self._run)
         known = {point.mark: point for point in self._history()}
         with self._changed:
@@ -276,10 +276,10 @@ class _Worker:
             return self._waiting.popleft() if self._waiting and self._is_current else None
 
     def _attempt(self, step: Callable[[], None]) -> bool:
-        """Do something with the tracker; of failures, tell the log once until it works again."""
+        """Run a step of the tracker; log the first failure, and when the tracker works again."""
         try:
             step()
-        except Exception as error:  # whatever a tracker's package raises: the run goes on
+        except Exception as error:  # whatever a tracker's package raises, the run continues
             self._is_current = False
             if not self._has_failed and not self._is_left:
                 self._has_failed = True
@@ -292,4 +292,4 @@ class _Worker:
         return True
 
     def _hint(self) -> dict[str, str]:
-        return {"hint": "what it lacks is in the run's history; a server that takes the run up writes it"}
+        return {"hint": "the missing rounds are in the run's history; a server that resumes the run writes them"}

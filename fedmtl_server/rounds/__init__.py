@@ -1,1 +1,1 @@
-"""The rounds of a run: their rules, the engine that decides their steps, and the reports written of them."""
+"""The rounds of a run: their rules, the engine that decides their steps, and their reports."""

@@ -1,4 +1,4 @@
-"""Which answers may count in a round: the checks of an update. Functions of a `RoundView`."""
+"""Checks of updates: which answers may count in a round. Functions of a `RoundView`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedmtl_server.rounds.view import RoundView
 
 
 def counted_in(view: RoundView, answer: Answer) -> int | None:
-    """The round in which this very answer already counts; None if it doesn't."""
+    """Return the round in which exactly this answer already counts; None if it doesn't."""
     member = _member(view, answer.client_id)
     if member is not None and member.has_answered:
         return view.round if any(one.update_id == answer.update_id for one in member.answers) else None
@@ -23,9 +23,9 @@ def check(view: RoundView, answer: Answer) -> None:
     """Check that an answer may count in the exchange in progress, or in an asynchronous run in the next round.
 
     Raises:
-        StaleRoundError: it belongs to another round, its client isn't in the cohort, or has answered; it or a later
-            one of its client counts already.
-        InvalidRequestError: its task or kind isn't the expected one, or it chooses a task that its client doesn't have.
+        StaleRoundError: it belongs to another round, its client isn't in the cohort or has answered, or this answer or
+            a later one of the same client already counts.
+        InvalidRequestError: its task or kind isn't the expected one, or it prefers a task that its client doesn't have.
     """
     _check_preference(view, answer)
     if view.is_asynchronous and view.phase in (Phase.WAITING, Phase.AGGREGATING):
@@ -53,7 +53,7 @@ def require_open(view: RoundView, answer: Answer) -> None:
     """Check that the round is open.
 
     Raises:
-        StaleRoundError: it isn't.
+        StaleRoundError: the round isn't open.
     """
     if view.phase is not Phase.OPEN:
         raise _stale(view, answer)
@@ -68,7 +68,7 @@ def _stale(view: RoundView, answer: Answer) -> StaleRoundError:
 
 
 def _member(view: RoundView, client_id: str) -> Member | None:
-    """A member of the cohort, also if it dropped out."""
+    """Return a member of the cohort, even if it dropped out."""
     return view.members.get(client_id) or view.dropped.get(client_id)
 
 
@@ -86,7 +86,7 @@ def _require_member(view: RoundView, answer: Answer) -> Member:
 
 
 def _tasks_of(view: RoundView, member: Member) -> tuple[str, ...]:
-    """The tasks that a member's answer may be for: an asynchronous member may have had another task when it began."""
+    """Return the tasks that a member's answer may be for: an asynchronous member may have started with another task."""
     client = view.clients.get(member.client_id) if view.is_asynchronous else None
     return client.tasks if client else (member.task,)
 
@@ -104,8 +104,8 @@ def _check_preference(view: RoundView, answer: Answer) -> None:
 def _check_base(view: RoundView, answer: Answer) -> None:
     if not view.oldest_base_round <= answer.base_round <= view.round:
         raise _stale(view, answer)
-    # A client that has been counted starts again from that round's model or a later one. So whatever started before
-    # has been counted already, or is overtaken, and only the last answer of each client has to be remembered.
+    # A client that has been counted starts again from that round's model or a later one. An answer that started earlier
+    # has been counted already or is outdated, so only the last answer of each client needs to be stored.
     last_round = _last_counted_round(view, answer.client_id)
     if counted_in(view, answer) is not None or answer.base_round < last_round:
         raise StaleRoundError(
@@ -117,7 +117,7 @@ def _check_base(view: RoundView, answer: Answer) -> None:
 
 
 def _last_counted_round(view: RoundView, client_id: str) -> int:
-    """The last round in which an answer of a client counts; 0 for none."""
+    """Return the last round in which an answer of a client counts; 0 for none."""
     member = _member(view, client_id)
     if member is not None and member.has_answered:
         return view.round

@@ -1,4 +1,4 @@
-"""The clients that a run is begun with: the first round waits for all of them, whatever its quorum."""
+"""The wait for the clients that a run starts with: the first round waits for all of them, whatever its quorum."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Arrivals:
-    """The clients that the first round waits for, and until when.
+    """The clients that the first round waits for, and the end of the wait.
 
-    Without it, the first round is of whichever clients were faster, and two runs of one configuration differ.
+    Without this wait, the fastest clients would form the first round, and two runs of one configuration would differ.
     """
 
     expected: frozenset[str]
-    """Client ids; nobody is awaited if empty."""
+    """Client ids; empty for no wait."""
     patience_s: float
-    """How long to wait after the last of them has arrived."""
+    """Seconds to wait after the latest arrival."""
     until: float
-    """The time, in seconds, at which the wait is given up if nobody else arrives."""
+    """The time, in seconds, at which the wait ends if no other client arrives."""
     seen: frozenset[str] = frozenset()
-    """Those that have arrived at least once."""
+    """The expected clients that have arrived at least once."""
 
     @classmethod
     def begin(cls, expected: Collection[str], patience_s: float, now: float) -> Arrivals:
-        """The wait at its beginning, before anybody has arrived."""
+        """Return the wait at its start, before any client has arrived."""
         return cls(frozenset(expected), patience_s, now + patience_s)
 
     def came(self, client_id: str, now: float) -> Arrivals:
-        """The wait after a client has connected. A client that connects again doesn't prolong it."""
+        """Return the wait after a client has connected. A client that connects again doesn't extend it."""
         if client_id not in self.expected or client_id in self.seen:
             return self
         return replace(self, seen=self.seen | {client_id}, until=now + self.patience_s)
 
     def missing(self, present: Collection[str]) -> list[str]:
-        """The expected clients that aren't connected, by name."""
+        """Return the expected clients that aren't connected, sorted by name."""
         return sorted(self.expected.difference(present))
 
     def are_awaited(self, present: Collection[str], now: float) -> bool:
-        """Whether an expected client is still to arrive."""
+        """Return whether an expected client has yet to arrive."""
         return now < self.until and not self.expected.issubset(present)
 
     def ended(self) -> Arrivals:
-        """The wait once it is over: nobody is expected any more."""
+        """Return the wait when it is over: no client is expected."""
         return replace(self, expected=frozenset())

@@ -1,4 +1,4 @@
-"""The cohort of a round: all connected clients, a random part of them, or more than are needed."""
+"""The cohort of a round: all connected clients, a random part of them, or more clients than are needed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ def choose_cohort(
     seed: int,
     attempt: int = 0,
 ) -> dict[str, str]:
-    """The cohort of a round, each task's part by itself, so that every head gets its updates.
+    """Choose the cohort of a round. Each task's part is chosen separately, so that every head gets updates.
 
     * `all`: every connected client.
-    * `fraction`: a random share of each task's clients, as FedAvg's C (McMahan et al. 2017, arXiv:1602.05629).
+    * `fraction`: a random share of each task's clients, like FedAvg's C (McMahan et al. 2017, arXiv:1602.05629).
     * `over_select`: `cohort_size + cohort_extra` random clients of each task; see `num_enough`.
 
     The same clients, seed, round and attempt give the same cohort.
 
     Args:
-        rounds: says which, by its keys that begin with `cohort`.
+        rounds: its keys that begin with `cohort` select the rule.
         present: task by client id, of the connected clients.
         round_: the round's number.
-        min_clients: by task, how many are chosen at least, if so many are connected.
-        seed: of the random draws.
-        attempt: how often the round was abandoned before. Other clients are drawn then: none of those answered.
+        min_clients: by task, the minimum number chosen, if so many clients are connected.
+        seed: the seed of the random draws.
+        attempt: how often the round was abandoned. Each attempt draws other clients, because none of the earlier
+            cohort answered.
 
     Returns:
         Task by client id, in the order of client ids.
@@ -51,12 +52,12 @@ def choose_cohort(
 
 
 def num_enough(rounds: RoundsConfig, num_members: int, min_clients: int) -> int:
-    """How many updates of a task are enough to close a round: all, or with `over_select` as many as `cohort_size`
-    (Bonawitz et al. 2019, arXiv:1902.01046, section 2.2) and the quorum.
+    """Return the number of a task's updates that is enough to close a round: all of them; with `over_select`,
+    `cohort_size` (Bonawitz et al. 2019, arXiv:1902.01046, section 2.2), but at least the quorum.
 
     Args:
-        rounds: says which cohort was chosen.
-        num_members: the task's part of the cohort.
+        rounds: its key `cohort` is the rule that was used.
+        num_members: the size of the task's part of the cohort.
         min_clients: the task's quorum.
     """
     if rounds.cohort != "over_select":

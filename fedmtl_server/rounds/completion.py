@@ -1,4 +1,5 @@
-"""How many answers an open exchange has and needs, and whose are still needed. Functions of a `RoundView`."""
+"""The answers that an open exchange has and needs, and the members that still have to answer. Functions of a
+`RoundView`."""
 
 from __future__ import annotations
 
@@ -9,16 +10,16 @@ from fedmtl_server.rounds.view import RoundView
 
 
 def has_enough(view: RoundView) -> bool:
-    """Whether the exchange can close, even if somebody may still answer."""
+    """Return whether the exchange can close, even if a member may still answer."""
     if view.is_asynchronous:
         return _num_counting(view, view.num_answers) >= view.rules.rounds.buffer_size
     return needed(view)[0] == 0
 
 
 def needed(view: RoundView) -> tuple[int, int]:
-    """How many answers the exchange still needs, and of how many.
+    """Return how many answers the exchange still needs, and how many it needs in total.
 
-    The buffer of an asynchronous round needs no more than there are members whose task isn't auxiliary.
+    The buffer of an asynchronous round needs at most one answer per member whose task isn't auxiliary.
     """
     answers = view.num_answers
     if view.is_asynchronous:
@@ -29,7 +30,7 @@ def needed(view: RoundView) -> tuple[int, int]:
 
 
 def awaited(view: RoundView) -> list[Member]:
-    """The members whose answers are still needed."""
+    """Return the members whose answers are still needed."""
     if view.is_asynchronous:
         return view.unreported
     answers, goals = view.num_answers, _goals(view)
@@ -37,7 +38,7 @@ def awaited(view: RoundView) -> list[Member]:
 
 
 def missing_quorum(view: RoundView) -> dict[str, int]:
-    """By task, how many answers the exchange lacks for the quorum, where its members could have given it."""
+    """Return, by task, how many answers the exchange lacks for a quorum that its members could have met."""
     members, answers = view.num_members, view.num_answers
     return {
         task: minimum - answers[task]
@@ -47,10 +48,10 @@ def missing_quorum(view: RoundView) -> dict[str, int]:
 
 
 def _goals(view: RoundView) -> Mapping[str, int]:
-    """By task, how many answers are enough."""
+    """Return, by task, how many answers are enough."""
     return view.exchange.enough(view.rules, view.num_members)
 
 
 def _num_counting(view: RoundView, by_task: Mapping[str, int]) -> int:
-    """The sum of numbers by task, over the tasks that aren't auxiliary."""
+    """Return the sum of numbers by task, over the tasks that aren't auxiliary."""
     return sum(count for task, count in by_task.items() if task not in view.rules.auxiliary)

@@ -1,4 +1,4 @@
-"""When an open exchange closes, with which step, and when there is next something to do. Functions of a `RoundView`."""
+"""The times at which an open exchange closes, and the step that closes it. Functions of a `RoundView`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from fedmtl_server.rounds.view import RoundView
 
 
 def deadline(view: RoundView) -> float:
-    """When the open exchange closes, unless an upload is moving."""
+    """Return the time at which the open exchange closes, unless an upload is in progress."""
     return max((_deadline_of(view, task) for task in view.tasks), default=_deadline_of(view, ""))
 
 
 def deadline_for(view: RoundView, client_id: str) -> float:
-    """When the open exchange no longer waits for a client."""
+    """Return the time until which the open exchange waits for a client."""
     member = view.members.get(client_id)
     return _deadline_of(view, member.task) if member else deadline(view)
 
 
 def closes_at(view: RoundView) -> float:
-    """When the open exchange closes, or is extended, if nothing more arrives."""
+    """Return the time at which the open exchange closes, or is extended, if nothing more arrives."""
     if _insists(view) and completion.missing_quorum(view):
         moments = [deadline(view), *(_moves_until(view, member) for member in view.unreported)]
     else:
@@ -30,12 +30,12 @@ def closes_at(view: RoundView) -> float:
 
 
 def may_close(view: RoundView, now: float) -> bool:
-    """Whether the open exchange closes, or is extended, now."""
+    """Return whether the open exchange closes, or is extended, now."""
     return completion.has_enough(view) or now >= closes_at(view)
 
 
 def closing_step(view: RoundView) -> Step:
-    """The step that an open exchange takes whose time to close has come."""
+    """Return the step with which an open exchange closes, once it is time to close."""
     if view.purpose == "train" and not completion.has_enough(view) and completion.missing_quorum(view):
         if _insists(view) and view.num_extensions < view.rules.rounds.max_extensions:
             return Step.EXTENDED
@@ -48,7 +48,7 @@ def closing_step(view: RoundView) -> Step:
 
 
 def next_wakeup(view: RoundView, now: float) -> float | None:
-    """Seconds until a step may be due without anything else happening; None for never."""
+    """Return the seconds until a step may be due without any other event; None for never."""
     moment = None
     if view.phase is Phase.WAITING:
         is_awaiting = view.arrivals.are_awaited(view.clients, now)
@@ -59,7 +59,7 @@ def next_wakeup(view: RoundView, now: float) -> float | None:
 
 
 def _insists(view: RoundView) -> bool:
-    """Whether a missing quorum is waited for until the last deadline, also for members that left."""
+    """Return whether the exchange waits for a missing quorum until the last deadline, and for members that left."""
     extends = view.rules.rounds.on_missing_quorum == "extend"
     return extends and view.purpose == "train" and not view.is_asynchronous
 
@@ -70,12 +70,12 @@ def _deadline_of(view: RoundView, task: str) -> float:
 
 
 def _last_deadline_of(view: RoundView, task: str) -> float:
-    """When a task's clients are no longer waited for, even if an upload is moving."""
+    """Return the time until which a task's clients are waited for at most, even if an upload is in progress."""
     return _deadline_of(view, task) + view.exchange.deadline_length_s(view.rules, task)
 
 
 def _awaited_until(view: RoundView, member: Member, due: float) -> float:
-    """When a member is no longer waited for: it is absent or late, and no upload of it is moving.
+    """Return the time until which a member is waited for: until it is absent or late without an upload in progress.
 
     Args:
         view: the round.
@@ -88,7 +88,7 @@ def _awaited_until(view: RoundView, member: Member, due: float) -> float:
 
 
 def _moves_until(view: RoundView, member: Member) -> float:
-    """Until when a member's upload counts as moving if it makes no more progress."""
+    """Return the time until which a member's upload counts as in progress if it receives nothing more."""
     if member.last_progress is None:
         return view.exchange_opened_at
     timeout_s = view.rules.rounds.transfer_timeout_s

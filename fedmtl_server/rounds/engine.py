@@ -1,8 +1,8 @@
-"""The engine of a run's rounds: it is told what happens and when, and decides which step comes next.
+"""The engine of a run's rounds: its caller reports events and times, and the engine decides the next step.
 
 A round waits for its quorum, opens, runs through its exchanges and closes; `transitions` has the phases and steps,
-`exchanges` the lists. The engine knows no network, no files and no clock: its caller passes the time in and carries
-out what it decides. Its decisions are pure functions of a `RoundView`: `opening`, `admission`, `completion`,
+`exchanges` the lists. The engine knows no network, no files and no clock: its caller passes the time in and executes
+the decisions. The decisions are pure functions of a `RoundView`: `opening`, `admission`, `completion`,
 `deadlines`, and `waiting` for the words.
 """
 
@@ -34,11 +34,11 @@ class RoundEngine:
     """One run's rounds: `rules.num_rounds` of training, then one that evaluates the final model.
 
     Args:
-        rules: when rounds open and close.
-        now: the time in seconds, as everywhere here.
-        round_: the first round to be held.
-        counted: by client id, the id of the update that counted last in rounds held before, and its round.
-        exchanges: those of a round of training, in order.
+        rules: the rules for opening and closing rounds.
+        now: the time in seconds, like all times in this module.
+        round_: the first round.
+        counted: by client id, the id of the update that counted last in earlier rounds, and its round.
+        exchanges: the exchanges of a round of training, in order.
 
     Raises:
         ValueError: asynchronous rounds of several exchanges.
@@ -56,7 +56,7 @@ class RoundEngine:
             raise ValueError("an asynchronous round has one exchange: clients join it at any time")
         self._clients: dict[str, ClientCapabilities] = {}
         self._members: dict[str, Member] = {}
-        """The mappings that the view shows; they are all that is changed in place."""
+        """This mapping and `_clients` are part of the view, and the only objects changed in place."""
         self._view = RoundView(
             rules=rules,
             training_exchanges=tuple(exchanges),
@@ -74,7 +74,7 @@ class RoundEngine:
 
     @property
     def view(self) -> RoundView:
-        """The round at this moment; it holds until the engine is next called."""
+        """The round at this moment, valid until the engine is next called."""
         return self._view
 
     @property
@@ -88,7 +88,7 @@ class RoundEngine:
 
     @property
     def purpose(self) -> Purpose:
-        """What the round asks for."""
+        """The purpose of the round: training or evaluation."""
         return self._view.purpose
 
     @property
@@ -102,13 +102,13 @@ class RoundEngine:
         """Note that a client has connected, or connected again.
 
         Args:
-            client_id: which.
+            client_id: the client.
             task: its only task, or the one that it prefers of several; empty if it leaves the choice to the server.
             now: the time.
             tasks: if it has examples of several tasks, all of them.
         """
         view, client = self._view, ClientCapabilities.of(task, tasks)
-        # After a time without anybody, all clients get the time to come back.
+        # After a time without clients, all clients get the full wait to return.
         is_first = view.phase is Phase.WAITING and not opening.has_counting_client(view)
         self._view = replace(
             view,
@@ -137,14 +137,14 @@ class RoundEngine:
             self._members[client_id] = replace(member, last_progress=now)
 
     def counted_in(self, answer: Answer) -> int | None:
-        """The round in which this very answer already counts; None if it doesn't."""
+        """Return the round in which exactly this answer already counts; None if it doesn't."""
         return admission.counted_in(self._view, answer)
 
     def check(self, answer: Answer) -> None:
         """Check that an answer may count in the exchange in progress, or in an asynchronous run in the next round.
 
         Raises:
-            StaleRoundError, InvalidRequestError: it may not; see `admission.check`.
+            StaleRoundError, InvalidRequestError: it may not count; see `admission.check`.
         """
         admission.check(self._view, answer)
 
@@ -162,17 +162,17 @@ class RoundEngine:
         if client and answer.next_task:
             self._clients[answer.client_id] = replace(client, preferred_task=answer.next_task)
 
-    # What the caller decides.
+    # Decisions of the caller.
 
     def reopen(self, cohort: Mapping[str, str], answers: Iterable[Answer], now: float) -> None:
         """Resume a round that was open when an earlier server ended, in its first exchange.
 
-        Nobody is connected yet; everybody gets as much time to come back as a quorum is waited for.
+        No client is connected yet. Each gets the longer of `quorum_timeout_s` and `rejoin_grace_s` to return.
 
         Args:
             cohort: task by client id, in the order of aggregation.
-            answers: those that counted by then.
-            now: the time; the round's deadline begins again.
+            answers: the answers that had counted.
+            now: the time; the round's deadline restarts.
 
         Raises:
             IllegalStepError: a round is in progress, or the run is finished.
@@ -189,15 +189,15 @@ class RoundEngine:
         self._start_exchange(resumed, members, now)
 
     def stop_training(self) -> None:
-        """Have no more rounds of training: the next round evaluates the final model. Only between two rounds."""
+        """Skip the remaining rounds of training: the next round evaluates the final model. Only between two rounds."""
         view = self._view
         self._view = replace(view, last_training_round=min(view.last_training_round, view.round - 1))
 
     def note_losses(self, losses: Mapping[str, TaskLoss]) -> None:
-        """Note the tasks' losses, which a task selection may go by.
+        """Note the tasks' losses, which a task selection may use.
 
         Args:
-            losses: by task, of those that were measured by now.
+            losses: by task, for tasks measured so far.
         """
         self._view = replace(self._view, losses=losses)
 
@@ -212,7 +212,7 @@ class RoundEngine:
     # Time.
 
     def next_wakeup(self, now: float) -> float | None:
-        """Seconds until `advance` may have something to do without anything else happening; None for never."""
+        """Return the seconds until `advance` may have work without any other event; None for never."""
         return deadlines.next_wakeup(self._view, now)
 
     def advance(self, now: float) -> Step | None:
@@ -224,7 +224,7 @@ class RoundEngine:
         return None
 
     def committed(self, now: float) -> None:
-        """Note that the closed round is dealt with; its result, if any, is the model now.
+        """Note that the closed round is complete. The model now includes its result, if it has one.
 
         Raises:
             IllegalStepError: no round is closed.
@@ -248,7 +248,7 @@ class RoundEngine:
             view,
             phase=phase_after(view.phase, Step.OPENED),
             opened_at=now,
-            # A task that was waited for in vain isn't waited for again until one of its clients comes.
+            # After an unsuccessful wait for a task, rounds don't wait for it until one of its clients connects.
             not_waited_for=view.not_waited_for.union(opening.lacking(view)),
             opened_without=view.arrivals.missing(view.clients),
             arrivals=view.arrivals.ended(),
@@ -272,7 +272,7 @@ class RoundEngine:
         return step
 
     def _start_next_exchange(self, view: RoundView, now: float) -> None:
-        """Go on to the next exchange with the members that have answered in this one."""
+        """Start the next exchange with the members that have answered in this one."""
         name = view.exchange.name
         stay = {one.client_id: in_next_exchange(one, name) for one in view.members.values() if one.reported}
         dropped = {**view.dropped, **{one.client_id: one for one in view.unreported}}
@@ -283,7 +283,7 @@ class RoundEngine:
         self._view = replace(view, members=members, exchange_opened_at=now, num_extensions=0)
 
     def _wait(self, view: RoundView, now: float) -> None:
-        """Forget the members of the round that is over, and wait for the quorum of the next."""
+        """Forget the members of the finished round, and wait for the quorum of the next."""
         self._members = {}
         self._view = replace(
             view, members=self._members, dropped={}, exchange_index=0, num_extensions=0, waiting_since=now

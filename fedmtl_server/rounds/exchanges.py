@@ -1,7 +1,7 @@
-"""A round as a list of exchanges: in each one, every member is asked once and answers once.
+"""A round as a list of exchanges: in each exchange, every member is asked once and answers once.
 
-Production knows two lists, `PLAIN` and `EVALUATION`, of one exchange each. A protocol that needs several (secure
-aggregation: keys, shares, masked updates, unmasking) is another list, which `RoundEngine` runs through unchanged.
+Production uses two lists, `PLAIN` and `EVALUATION`, of one exchange each. A protocol with several exchanges (secure
+aggregation: keys, shares, masked updates, unmasking) is another list for the same `RoundEngine`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from fedmtl_server.rounds.rules import RoundRules
 
 
 class Answer(Protocol):
-    """All that the engine reads of an answer. `Update` is one; what else an answer carries is opaque to the engine."""
+    """The properties of an answer that the engine reads. `Update` implements it; its other content is opaque here."""
 
     @property
     def client_id(self) -> str:
-        """The client that answers."""
+        """The id of the answering client."""
 
     @property
     def task(self) -> str:
-        """The task that it answers for."""
+        """The task of the answer."""
 
     @property
     def base_round(self) -> int:
-        """The round that it belongs to, or whose model it started from."""
+        """The answer's round, or the round whose model it started from."""
 
     @property
     def update_id(self) -> str:
-        """Names the answer for good: a retry repeats it."""
+        """The permanent id of the answer, which a retry repeats."""
 
     @property
     def kind(self) -> str:
@@ -39,11 +39,11 @@ class Answer(Protocol):
 
     @property
     def next_task(self) -> str:
-        """The task that its client prefers from the next round on; empty if its preference stays."""
+        """The client's preferred task from the next round on; empty if its preference stays."""
 
 
 Enough = Callable[[RoundRules, Mapping[str, int]], Mapping[str, int]]
-"""By task, how many answers are enough, given the rules and by task the number of members."""
+"""Returns, by task, how many answers are enough, given the rules and the number of members by task."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +52,27 @@ class Exchange:
 
     name: str
     kinds: frozenset[str]
-    """The kinds of answer that it takes."""
+    """The accepted kinds of answer."""
     expects: str
-    """The kinds in words, for error messages."""
+    """The accepted kinds as text, for error messages."""
     enough: Enough
     """By task, how many answers close the exchange before its deadline."""
     deadline_s: float | None = None
-    """Seconds from its opening to its deadline; None for those of the rules and of each task."""
+    """Seconds from its opening to its deadline; None for the deadlines of the rules and of each task."""
 
     def deadline_length_s(self, rules: RoundRules, task: str) -> float:
-        """How long a member of a task has for its answer, in seconds."""
+        """Return the seconds that a member of a task has for its answer."""
         return rules.deadline_length_s(task) if self.deadline_s is None else self.deadline_s
 
 
 def everybody(rules: RoundRules, num_members: Mapping[str, int]) -> Mapping[str, int]:
-    """The answers of all members."""
+    """Return the number of answers by task if all members are needed."""
     return num_members
 
 
 def over_selected(rules: RoundRules, num_members: Mapping[str, int]) -> Mapping[str, int]:
-    """The answers of all members, or with over-selection as many as are wanted of each task."""
+    """Return the number of answers needed by task: all members', or with over-selection the number wanted of each
+    task."""
     return {
         task: num_enough(rules.rounds, number, rules.min_clients.get(task, 0)) for task, number in num_members.items()
     }

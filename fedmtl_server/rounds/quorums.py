@@ -1,7 +1,7 @@
-"""Whether clients of several tasks can give every task its quorum, and which of them have to change task for it.
+"""Decides whether clients with several tasks can give every task its quorum, and which clients must change task for it.
 
-The clients of each task are a flow: whoever has several tasks can be moved from one to another. All functions are pure,
-and the same arguments give the same result.
+The clients of each task are a flow: a client with several tasks can be moved from one task to another. All functions
+are pure, and the same arguments give the same result.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from fedmtl_core.identifiers import name_some
 
 @dataclass(frozen=True)
 class _Edge:
-    """The cheapest way to have one more client of a task at the cost of another."""
+    """The cheapest way to give one task a client more and another task a client less."""
 
     cost: int
-    """How many clients more have another task than the one wanted for them: -1, 0 or 1 for each that moves."""
+    """The change in the number of clients with another task than the wanted one, per moved client: -1, 0 or 1."""
     movers: Sequence[str]
     """The clients that can be moved at that cost."""
 
 
 def lacking(eligible: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, int]:
-    """How many clients each task lacks for its quorum, however the clients' tasks are chosen.
+    """Return how many clients each task lacks for its quorum under the best choice of the clients' tasks.
 
     Args:
         eligible: by client, the tasks it can take; at least one.
         needs: by task, its quorum.
 
     Returns:
-        By task, above 0, in the order of `needs`. Their sum is the smallest that there can be; where several tasks
-        could be the one that lacks a client, it is the one that the order of tasks and clients makes it.
+        The missing clients by task, above 0, in the order of `needs`. Their sum is the smallest possible. If several
+        tasks could be the one that lacks a client, the order of tasks and clients decides.
     """
     have = Counter(_filling_most(eligible, needs).values())
     return {task: needed - have[task] for task, needed in needs.items() if have[task] < needed}
@@ -42,15 +42,15 @@ def lacking(eligible: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> 
 def lacking_text(
     eligible: Mapping[str, Sequence[str]], tasks: Mapping[str, Sequence[str]], needs: Mapping[str, int]
 ) -> str:
-    """The same for people: `1 more qqp client (x has it too, but is needed for sst2)`.
+    """Describe the clients that tasks lack: `1 more qqp client (x has it too, but is needed for sst2)`.
 
     Args:
         eligible: by client, the tasks it can take.
-        tasks: by client, all the tasks it has rows for; more than it can take where it has chosen one of them.
+        tasks: by client, all tasks that it has rows for; more than the eligible ones if it has chosen one of them.
         needs: by task, its quorum.
 
     Returns:
-        Empty if nothing is lacking.
+        The description; empty if no client is missing.
     """
     chosen = _filling_most(eligible, needs)
     texts = []
@@ -66,7 +66,7 @@ def lacking_text(
 
 
 def _filling_most(eligible: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, str]:
-    """A task for each client, such that as many places of quorums as possible are filled."""
+    """Choose a task for each client, so that as many places of quorums as possible are filled."""
     tasks = spread(eligible, needs)
     if any(len(mine) > 1 for mine in eligible.values()):
         tasks = meet(eligible, tasks, needs)
@@ -74,9 +74,10 @@ def _filling_most(eligible: Mapping[str, Sequence[str]], needs: Mapping[str, int
 
 
 def spread(eligible: Mapping[str, Sequence[str]], needs: Mapping[str, int]) -> dict[str, str]:
-    """A task for each client: of its own, the one that lacks most then, or has the fewest beyond its quorum.
+    """Choose for each client the one of its tasks that lacks most clients so far, or has the fewest beyond its quorum.
 
-    Clients of one task are dealt with first, the others in their order; of equal tasks the client's first is taken.
+    Clients with one task come first, and the others follow in their order. Among equal tasks, the client's first one
+    is chosen.
     """
     chosen = {client_id: tasks[0] for client_id, tasks in eligible.items() if len(tasks) == 1}
     have = Counter(chosen.values())
@@ -96,17 +97,17 @@ def meet(
 ) -> dict[str, str]:
     """Change the tasks of as few clients as possible, so that as many places of quorums as possible are filled.
 
-    From the tasks as wanted, one client after the other is moved along a cheapest path from a task that has a client to
-    spare to one that lacks one (successive shortest paths; the paths are over tasks, of which there are few).
+    Starting from the wanted tasks, clients are moved along a cheapest path from a task with a client to spare to a task
+    that lacks one (successive shortest paths). The nodes of a path are tasks, which are few.
 
     Args:
         eligible: by client, the tasks it can take.
-        wanted: by client, one of them, which it keeps if that costs no task a place.
+        wanted: by client, one of its tasks, which it keeps unless a quorum needs the client elsewhere.
         needs: by task, its quorum.
-        order: of the clients; of several that could be moved, the first are. That of `eligible` if None.
+        order: the order of the clients: if several could be moved, the first ones are. The order of `eligible` if None.
 
     Returns:
-        By client, its task; in the order of `wanted`.
+        The task by client, in the order of `wanted`.
     """
     chosen, in_order = dict(wanted), list(eligible if order is None else order)
     while path := _cheapest_path(eligible, chosen, wanted, needs, in_order):
@@ -127,14 +128,15 @@ def _cheapest_path(
     needs: Mapping[str, int],
     order: Sequence[str],
 ) -> tuple[list[str], list[_Edge]] | None:
-    """From a task with a client to spare to one that lacks one: its tasks, and the moves between them."""
+    """Find a path from a task with a client to spare to a task that lacks one: its tasks, and the moves between
+    them."""
     have = Counter(chosen.values())
     if all(have[task] >= needed for task, needed in needs.items()):
         return None
     edges = _edges(eligible, chosen, wanted, order)
     distance: dict[str, int] = {task: 0 for task in sorted(have) if have[task] > needs.get(task, 0)}
     before: dict[str, str] = {}
-    for _ in range(len(have.keys() | needs.keys())):  # Bellman-Ford: costs may be negative, cycles never are
+    for _ in range(len(have.keys() | needs.keys())):  # Bellman-Ford: edges may have negative costs, cycles can't
         for (source, target), edge in edges.items():
             if source in distance and distance[source] + edge.cost < distance.get(target, len(chosen) + 1):
                 distance[target] = distance[source] + edge.cost

@@ -1,4 +1,4 @@
-"""The round report: who counted, with what weight, what came of it, and what was refused."""
+"""The round report: contributions and their weights, the result, and refused updates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedmtl_server.rounds.warnings import RoundWarning
 
 @dataclass(frozen=True)
 class ComponentReport:
-    """Who counted in one component."""
+    """The contributions to one component."""
 
     scope: str
     num_tensors: int
@@ -26,16 +26,16 @@ class ComponentReport:
 
 @dataclass(frozen=True)
 class MetricReport:
-    """What a task's metric was taken over."""
+    """The clients and rows that a task's metric was computed over."""
 
     is_pooled: bool
-    """Whether it is the metric of all rows together; else it is the clients' mean, weighted by their rows."""
+    """Whether the metric is computed over all rows together; otherwise it is the clients' mean, weighted by rows."""
     num_clients: int
-    """Clients that it was taken over."""
+    """Clients that the metric was computed over."""
     num_eval_examples: int
-    """Their evaluation rows."""
+    """Evaluation rows of these clients."""
     num_undefined: int
-    """Clients for which it is undefined."""
+    """Clients for which the metric is undefined."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +46,23 @@ class TaskReport:
     num_updates: int
     num_examples: int
     encoder_share: float
-    """What its delta counts for in the encoder: its share of the average, or what a task weighting makes of it. Where
-    the encoder has several components, in the one that most tasks share."""
+    """The weight of the task's delta in the encoder: its share of the average, or the weight from a task weighting. If
+    the encoder has several components, the weight in the one that most tasks share."""
     received_metrics: Mapping[str, float]
-    """Of the model the round began with, over the evaluation rows of the task's clients. Those that have a value."""
+    """Metrics of the model that the round began with, over the evaluation rows of the task's clients. Metrics without a
+    value are absent."""
     trained_metrics: Mapping[str, float]
-    """Of the clients' own models after training; otherwise as `received_metrics`."""
+    """Metrics of the clients' own models after training, over the same rows. Metrics without a value are absent."""
     auxiliary_weight: float | None = None
-    """What an example of it counted for in the encoder, if the task is auxiliary; None if it isn't."""
+    """The weight of one example in the encoder if the task is auxiliary; None if it isn't."""
     received_reports: Mapping[str, MetricReport] = field(default_factory=dict)
-    """How each of `received_metrics` was taken, by name; also of those that are undefined."""
+    """By name, how each received metric was computed, including undefined metrics."""
     trained_reports: Mapping[str, MetricReport] = field(default_factory=dict)
-    """How each of `trained_metrics` was taken, by name; also of those that are undefined."""
+    """By name, how each trained metric was computed, including undefined metrics."""
 
     @classmethod
     def from_dict(cls, values: JsonObject) -> TaskReport:
-        """The report that `asdict` was made of; older ones don't say how metrics were taken."""
+        """Return the report that `asdict` was made of; older reports don't say how metrics were computed."""
         reports = {
             key: {name: MetricReport(**one) for name, one in values.get(key, {}).items()}
             for key in ("received_reports", "trained_reports")
@@ -71,13 +72,13 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class RefusedUpdate:
-    """An update that did not count, and why."""
+    """An update that did not count, and the reason."""
 
     client_id: str
     task: str
     code: str
     reason: str
-    # What it said of itself, as far as that could be read.
+    # The update's own header, as far as it could be read.
     update_id: str = ""
     base_round: int = 0
     kind: str = ""
@@ -86,7 +87,7 @@ class RefusedUpdate:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """How one round came about."""
+    """The course and result of one round."""
 
     round: int
     purpose: Purpose
@@ -96,24 +97,24 @@ class RoundReport:
     tasks: Sequence[TaskReport]
     missing_clients: Sequence[str]
     refused: Sequence[RefusedUpdate]
-    """The first of them."""
+    """The first refused updates."""
     num_refused: int
     bytes_received: int
     bytes_sent: int
     unchanged_tasks: Sequence[str]
-    """Tasks whose head nobody changed."""
+    """Tasks whose head no update changed."""
     aggregation_s: float = 0.0
-    """From the round's end to its average; part of `duration_s`."""
+    """Seconds from the end of the round's last exchange to its average; part of `duration_s`."""
     failed: bool = False
-    """Whether it lacked its quorum and was given up: nothing counts, the model is as it was."""
+    """Whether the round failed for lack of its quorum: no update counts, and the model is unchanged."""
     stages: Mapping[str, JsonObject] = field(default_factory=dict)
-    """By stage of the aggregation, what it remembers after the round, as JSON has it; see `StageState`."""
+    """By stage of the aggregation, its state after the round, as JSON; see `StageState`."""
     moved: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
-    """By part that moved in this round, the blocks that shared it before."""
+    """By part of the encoder that moved in this round, the blocks of tasks that shared it before."""
     discarded: Sequence[DiscardedComponent] = field(default_factory=list)
-    """The components that stay as they were, although updates of them counted."""
+    """The components left unchanged although updates of them counted."""
     warnings: Sequence[RoundWarning] = field(default_factory=list)
-    """What makes its result doubtful."""
+    """The warnings about the round's result."""
 
     @property
     def sharing(self) -> Mapping[str, Sequence[Sequence[str]]]:
@@ -122,23 +123,23 @@ class RoundReport:
         return blocks
 
     def to_dict(self) -> dict[str, Any]:
-        """What the history stores."""
+        """Return the report as the history stores it."""
         values = asdict(self)
         stages = values.pop("stages")
         return values | _stored(stages)
 
     @classmethod
     def from_dict(cls, values: JsonObject) -> RoundReport:
-        """The report that `to_dict` was made of, by this version or one before it."""
+        """Return the report that `to_dict` was made of, by this version or an earlier one."""
         components = [
             ComponentReport(**{**one, "contributions": [Contribution(**part) for part in one["contributions"]]})
             for one in values["components"]
         ]
         tasks = [TaskReport.from_dict(one) for one in values["tasks"]]
         refused = [RefusedUpdate(**one) for one in values["refused"]]
-        discarded = [DiscardedComponent(**one) for one in values.get("discarded", ())]  # older reports don't say
+        discarded = [DiscardedComponent(**one) for one in values.get("discarded", ())]  # older reports lack it
         parts = {"components": components, "tasks": tasks, "refused": refused, "discarded": discarded}
-        warnings = [RoundWarning(**one) for one in values.get("warnings", ())]  # nor of this
+        warnings = [RoundWarning(**one) for one in values.get("warnings", ())]  # older reports lack it too
         fields = {key: value for key, value in values.items() if key not in _STORED_KEYS}
         return cls(**{**fields, **parts, "warnings": warnings, "stages": _from_stored(values)})
 
@@ -149,32 +150,32 @@ _STORED_KEYS = {
     "sharing_state": ("sharing", "policy"),
     "control_variates": ("control_variates", ""),
 }
-"""By key of a stored report, the stage whose memory it has, and which part of that; with an empty name all of it. The
-memory of other stages is stored as `stages`."""
+"""By key of a stored report, the stage whose state it holds, and the part of that state; an empty name means the whole
+state. The state of other stages is stored under `stages`."""
 
 
 def _stored(stages: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
-    """What stages remember, by the keys under which a report has it."""
+    """Return the state of stages under the keys of a stored report."""
     values: dict[str, JsonObject] = {}
     for key, (stage, part) in _STORED_KEYS.items():
-        facts = stages.get(stage, {})
-        values[key] = facts.get(part, {}) if part else facts
+        state = stages.get(stage, {})
+        values[key] = state.get(part, {}) if part else state
     known = {stage for stage, _ in _STORED_KEYS.values()}
-    others = {stage: facts for stage, facts in stages.items() if stage not in known}
+    others = {stage: state for stage, state in stages.items() if stage not in known}
     return values | ({"stages": others} if others else {})
 
 
 def _from_stored(values: JsonObject) -> dict[str, JsonObject]:
-    """By stage, what it remembers, as a stored report has it; stages that remember nothing are absent."""
-    stages: dict[str, JsonObject] = {stage: dict(facts) for stage, facts in values.get("stages", {}).items()}
+    """Return, by stage, the state in a stored report; stages without state are absent."""
+    stages: dict[str, JsonObject] = {stage: dict(state) for stage, state in values.get("stages", {}).items()}
     for key, (stage, part) in _STORED_KEYS.items():
-        if facts := values.get(key):
-            stages[stage] = {**stages.get(stage, {}), part: facts} if part else dict(facts)
+        if state := values.get(key):
+            stages[stage] = {**stages.get(stage, {}), part: state} if part else dict(state)
     return stages
 
 
 def counted_norms(report: RoundReport) -> dict[str, list[float]]:
-    """By scope, the norms that updates counted with."""
+    """Return, by scope, the norms that updates counted with."""
     return {
         component.scope: [part.counted_norm for part in component.contributions if part.counted_norm is not None]
         for component in report.components
@@ -182,12 +183,13 @@ def counted_norms(report: RoundReport) -> dict[str, list[float]]:
 
 
 def round_record(report: RoundReport) -> RoundRecord:
-    """What the stages of the aggregation learn of a round that has ended."""
+    """Return the record of an ended round for the stages of the aggregation."""
     return RoundRecord(counted_norms(report), is_regrouped=bool(report.moved))
 
 
 def counted_examples(report: RoundReport) -> dict[str, float]:
-    """By task, the examples that its updates counted as in a component: the least of those that they are in."""
+    """Return, by task, the examples that its updates counted as: the smallest number over the components that they are
+    in."""
     counted = {task.task: [float(task.num_examples)] for task in report.tasks}
     for component in report.components:
         by_task: dict[str, float] = {}
@@ -200,7 +202,7 @@ def counted_examples(report: RoundReport) -> dict[str, float]:
 
 
 def component_reports(aggregate: Aggregate) -> list[ComponentReport]:
-    """What a round's average says of each component."""
+    """Return the reports of the components in a round's aggregate."""
     return [
         ComponentReport(scope, len(aggregate.components[scope].layout.tensors), contributions)
         for scope, contributions in aggregate.contributions.items()
@@ -214,14 +216,14 @@ def task_reports(
     round_: int,
     factors: Mapping[str, float] | None = None,
 ) -> list[TaskReport]:
-    """What a round's cohort reported, task by task. Who began with an older model says nothing of the round's own.
+    """Return the reports of a round's tasks. Updates from an older model don't contribute to its `received_metrics`.
 
     Args:
-        scopes: by task, those of its slice.
-        cohort: the round's.
-        aggregate: what came of it.
-        round_: its number.
-        factors: by auxiliary task, what an example of it counts for in the encoder; none are auxiliary if None.
+        scopes: by task, the scopes of its slice.
+        cohort: the round's members.
+        aggregate: the result of the round's aggregation.
+        round_: the round's number.
+        factors: by auxiliary task, the weight of one of its examples in the encoder; None if no task is auxiliary.
     """
     updates = [answer for member in cohort for answer in member.answers if isinstance(answer, Update)]
     reports = []
@@ -247,7 +249,7 @@ def task_reports(
 
 
 def _values(metrics: Mapping[str, TaskMetric]) -> dict[str, float]:
-    """Those that have a value."""
+    """Return the values of the metrics that have one."""
     return {name: one.value for name, one in metrics.items() if one.value is not None}
 
 

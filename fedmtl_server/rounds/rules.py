@@ -1,4 +1,4 @@
-"""The rules of a run's rounds: its `rounds` section, and what other sections of the configuration say about rounds."""
+"""The rules of a run's rounds: the section `rounds`, and other sections' keys about rounds."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from fedmtl_server.rounds.task_selection import RoundRobin, TaskSelection
 
 @dataclass(frozen=True)
 class RoundRules:
-    """When rounds open and close, and who takes part."""
+    """The times at which rounds open and close, and their participants."""
 
     num_rounds: int
     """Rounds of training."""
     min_clients: Mapping[str, int]
     """The quorum by task: clients needed for a round to open, and updates for it to be complete."""
     auxiliary: frozenset[str] = frozenset()
-    """Tasks whose clients neither open a round nor fill an asynchronous round's buffer. As members of a cohort they are
-    waited for like all others."""
+    """Tasks whose clients neither open a round nor fill an asynchronous round's buffer. A round waits for them like for
+    all other members of its cohort."""
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
-    """Deadlines and other times in seconds, how a cohort is chosen, and whether rounds are asynchronous."""
+    """The section `rounds`: times in seconds, the choice of cohorts, and the mode."""
     task_deadline_s: Mapping[str, float] = field(default_factory=dict)
-    """By task, the deadline that its clients have in place of `rounds.deadline_s`."""
+    """By task, the deadline of its clients instead of `rounds.deadline_s`."""
     selection: TaskSelection = field(default_factory=RoundRobin)
-    """Chooses the task of a client that has examples of several."""
+    """Chooses the task of a client that has examples of several tasks."""
     seed: int = 0
-    """Of the random draws of cohorts and tasks."""
+    """The seed of the random draws of cohorts and tasks."""
     max_examples: Mapping[str, int] = field(default_factory=dict)
-    """By task with a limit, the number of examples that an update counts as at most."""
+    """By task with a limit, the largest number of examples that an update counts as."""
     expected: frozenset[str] = frozenset()
-    """Client ids that the first round to be opened waits for in addition to the quorum, up to
-    `rounds.await_clients_s` after the last of them arrived."""
+    """Client ids that the first round waits for in addition to the quorum, up to `rounds.await_clients_s` after the
+    latest arrival."""
 
     @classmethod
     def from_config(cls, config: Config, selection: TaskSelection) -> RoundRules:
-        """The rules of a configuration.
+        """Return the rules of a configuration.
 
         Args:
-            config: the run's.
-            selection: what its `rounds.task_selection` names.
+            config: the run's configuration.
+            selection: the selection that its `rounds.task_selection` names.
         """
         rounds, tasks = config.rounds, config.tasks
         return cls(
@@ -65,13 +65,13 @@ class RoundRules:
         return self.rounds.mode == "async"
 
     def discount(self, staleness: int) -> float:
-        """The factor of an update's weight in an asynchronous round: (1 + s)^-a.
+        """Return the factor of an update's weight in an asynchronous round: (1 + s)^-a.
 
         Args:
-            staleness: commits since the model that the update started from.
+            staleness: number of commits since the model that the update started from.
         """
         return float((1 + staleness) ** -self.rounds.staleness_exponent)
 
     def deadline_length_s(self, task: str) -> float:
-        """How long a client of a task has for its answer."""
+        """Return the seconds that a client of a task has for its answer."""
         return self.task_deadline_s.get(task, self.rounds.deadline_s)

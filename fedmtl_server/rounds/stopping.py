@@ -1,4 +1,4 @@
-"""When a run's training ends before its last round: the metrics that it watches have stopped improving."""
+"""Early stopping: a run's training ends before its last round if the watched metrics have stopped improving."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from fedmtl_core.config import EarlyStoppingConfig
 
 
 def should_stop(section: EarlyStoppingConfig, by_round: Mapping[str, Mapping[int, float]]) -> bool:
-    """Whether training should end: none of the watched tasks has improved for `patience` rounds in a row.
+    """Return whether training should end: none of the watched tasks has improved for `patience` rounds in a row.
 
     As in `EarlyStoppingCallback` of transformers, only an increase by more than `threshold` is an improvement.
 
     Args:
-        section: says which tasks are watched, and for how long; without `patience` training never ends early.
-        by_round: by task, its main metric by the number of the model measured; more is better.
+        section: the watched tasks and the patience; without `patience` training never ends early.
+        by_round: by task, its main metric by the number of the model measured; higher is better.
     """
     if section.patience is None:
         return False
@@ -28,7 +28,7 @@ def should_stop(section: EarlyStoppingConfig, by_round: Mapping[str, Mapping[int
 
 
 def _best_round(measured: Mapping[int, float], threshold: float) -> int:
-    """The last round in which a metric improved; the first one if it never did."""
+    """Return the last round in which a metric improved; the first one if it never did."""
     best, best_round = float("-inf"), min(measured)
     for round_ in sorted(measured):
         if measured[round_] > best + threshold:

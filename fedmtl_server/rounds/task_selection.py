@@ -1,8 +1,8 @@
-"""Which of its tasks a client has in a round, where it has data for several and leaves the choice to the server.
+"""Task selection: which task a client has in a round, if it has data for several and leaves the choice to the server.
 
-A selection says what it wants for each such client; where that would cost a task its quorum, `choose_tasks` changes the
-tasks of as few clients as it takes. It knows no clock and remembers nothing: the same clients, round, losses and seed
-give the same tasks, also on a server that takes the run up.
+A selection proposes a task for each of these clients. If its proposal would leave a task without its quorum,
+`choose_tasks` changes the tasks of as few clients as possible. A selection has no clock and no state: the same clients,
+round, losses and seed give the same tasks, also on a server that resumes the run.
 """
 
 from __future__ import annotations
@@ -21,85 +21,86 @@ from fedmtl_server.rounds import quorums
 
 @dataclass(frozen=True)
 class TaskLoss:
-    """How one task has done: its `loss` among the metrics of received models, as the rounds' reports have it."""
+    """The course of one task: its `loss` among the metrics of received models, from the rounds' reports."""
 
     first: float
-    """Of the first model that was measured."""
+    """The loss of the first model that was measured."""
     last: float
-    """Of the newest."""
+    """The loss of the newest model that was measured."""
 
     @property
     def relative(self) -> float:
-        """The last relative to the first, so that losses of different scales compare; 1 for a first loss of 0."""
+        """The last loss relative to the first, which makes different scales comparable; 1 for a first loss of 0."""
         return self.last / self.first if self.first > 0 else 1.0
 
 
 @dataclass(frozen=True)
 class SelectionRound:
-    """One round, as a selection sees it."""
+    """One round, as input of a task selection."""
 
     round: int
     """Counted from 1."""
     clients: Mapping[str, Sequence[str]]
-    """The clients to choose for: by client id, in order, the tasks each has data for; at least two."""
+    """By client id, in order, the tasks that the client has data for; at least two each. A task is chosen for each of
+    these clients."""
     others: Mapping[str, str] = field(default_factory=dict)
-    """Task by client id, of the connected clients that have one task or have chosen themselves."""
+    """Task by client id, for the connected clients that have one task or have chosen one."""
     min_clients: Mapping[str, int] = field(default_factory=dict)
-    """The quorum by task, of all the run's tasks."""
+    """The quorum by task, for all tasks of the run."""
     losses: Mapping[str, TaskLoss] = field(default_factory=dict)
-    """By task, of those that were measured by now."""
+    """By task, for tasks measured so far."""
     seed: str = ""
-    """Another one in each round; the same when a round is planned again."""
+    """Differs from round to round, and is the same when a round is planned again."""
 
 
 class TaskSelection(ABC):
-    """What task each client of several has in a round; to be derived from in a file of one's own, which the
-    configuration names.
+    """Chooses the task of each client that has several. Derive a class from it in a file of your own, and name that
+    class in the configuration.
 
-    It is made without arguments. The same round must give the same answer: a run that is taken up plans again.
+    The class is constructed without arguments. The same round must give the same answer, because a resumed run plans
+    its round again.
     """
 
     @abstractmethod
     def select(self, round_: SelectionRound) -> Mapping[str, str]:
-        """A task for each of the round's `clients`, one of its own. Quorums are seen to afterwards."""
+        """Return a task for each of the round's `clients`, one of its own. Quorums are applied afterwards."""
 
 
 class RoundRobin(TaskSelection):
-    """One task after the other, by the round's number.
+    """Chooses one task after the other, by the round's number.
 
-    As long as the same clients are there, each has every one of its tasks once in as many rounds as it has tasks; and
-    among clients of the same tasks, each task has as many as another, or one more.
+    While the connected clients stay the same, each client with n tasks has each of them once in n rounds. Among clients
+    with the same tasks, the numbers of clients per task differ by at most one.
     """
 
     def select(self, round_: SelectionRound) -> Mapping[str, str]:
-        return {client_id: tasks[0] for client_id, tasks in in_turn(round_).items()}
+        return {client_id: tasks[0] for client_id, tasks in rotated_order(round_).items()}
 
 
 class HighestLoss(TaskSelection):
-    """The task whose loss is highest relative to its first: the one that has learned least. One that wasn't measured by
-    now comes before those that were; among equals, and only there, one after the other."""
+    """Chooses the task whose loss is highest relative to its first: the task that has learned least. Tasks without a
+    measured loss come first. Equal tasks take turns."""
 
     def select(self, round_: SelectionRound) -> Mapping[str, str]:
         def rank(task: str) -> float:
             loss = round_.losses.get(task)
             return math.inf if loss is None else loss.relative
 
-        return {client_id: max(tasks, key=rank) for client_id, tasks in in_turn(round_).items()}
+        return {client_id: max(tasks, key=rank) for client_id, tasks in rotated_order(round_).items()}
 
 
-class MostLacking(TaskSelection):
-    """The task that lacks most clients for its quorum, or has the fewest beyond it; among equals, one after the
-    other."""
+class LargestDeficit(TaskSelection):
+    """Chooses the task that lacks most clients for its quorum, or has the fewest beyond it. Equal tasks take turns."""
 
     def select(self, round_: SelectionRound) -> Mapping[str, str]:
         fixed = {client_id: (task,) for client_id, task in round_.others.items()}
-        tasks = quorums.spread({**fixed, **in_turn(round_)}, round_.min_clients)
+        tasks = quorums.spread({**fixed, **rotated_order(round_)}, round_.min_clients)
         return {client_id: tasks[client_id] for client_id in round_.clients}
 
 
-def in_turn(round_: SelectionRound) -> dict[str, list[str]]:
-    """Each client's tasks by name, beginning with the one whose turn it is. Clients of the same tasks begin with
-    different ones."""
+def rotated_order(round_: SelectionRound) -> dict[str, list[str]]:
+    """Return each client's tasks, sorted by name and rotated by the round's number. Clients with the same tasks start
+    with different ones."""
     seen: Counter[tuple[str, ...]] = Counter()
     turned = {}
     for client_id, offered in round_.clients.items():
@@ -113,12 +114,12 @@ def in_turn(round_: SelectionRound) -> dict[str, list[str]]:
 SELECTIONS = Registry(
     "rounds.task_selection",
     TaskSelection,  # type: ignore[type-abstract]
-    {"round_robin": RoundRobin, "loss": HighestLoss, "quorum": MostLacking},
+    {"round_robin": RoundRobin, "loss": HighestLoss, "quorum": LargestDeficit},
 )
 
 
 def make_selection(name: str) -> TaskSelection:
-    """The selection that a configuration names.
+    """Return the selection that a configuration names.
 
     Raises:
         ConfigError: a user's own class can't be loaded or constructed.
@@ -128,30 +129,29 @@ def make_selection(name: str) -> TaskSelection:
 
 def choose_tasks(
     selection: TaskSelection,
-    offers: Mapping[str, Sequence[str]],
+    eligible: Mapping[str, Sequence[str]],
     round_: int,
     min_clients: Mapping[str, int],
     losses: Mapping[str, TaskLoss],
     seed: int,
 ) -> dict[str, str]:
-    """A task for each client, such that quorums are met as far as they can be, and otherwise as the selection wants.
+    """Choose a task for each client, so that quorums are met as far as possible, and otherwise as the selection says.
 
     Args:
-        selection: what wants.
-        offers: by client id, the tasks that can be chosen for it.
+        selection: the selection.
+        eligible: by client id, the tasks that can be chosen for it.
         round_: the round's number.
         min_clients: the quorum by task.
-        losses: by task, of those that were measured by now.
-        seed: the run's. Of several clients that could be moved to another task for a quorum's sake, it and the round
-            draw who is.
+        losses: by task, for tasks measured so far.
+        seed: the run's seed. If several clients could change task for a quorum, seed and round draw one.
 
     Returns:
         Task by client id, in the order of client ids.
 
     Raises:
-        ConfigError: the selection, which may be a user's own, answers with something else than a client's task.
+        ConfigError: the selection, which may be a user's class, doesn't answer with one of the client's tasks.
     """
-    in_order = dict(sorted(offers.items()))
+    in_order = dict(sorted(eligible.items()))
     wanted = {client_id: tasks[0] for client_id, tasks in in_order.items()}
     several = {client_id: tuple(tasks) for client_id, tasks in in_order.items() if len(tasks) > 1}
     if not several:
@@ -164,12 +164,12 @@ def choose_tasks(
     for client_id, tasks in several.items():
         wanted[client_id] = _required(answer, client_id, tasks)
     order = list(several)
-    random.Random(drawn).shuffle(order)  # it isn't always the same ones that are moved
+    random.Random(drawn).shuffle(order)  # so that different clients are moved in each round
     return quorums.meet(in_order, wanted, min_clients, order)
 
 
 def _by_client(answer: object) -> Mapping[str, str]:
-    """A selection's answer, as a mapping."""
+    """Return a selection's answer as a mapping."""
     try:
         return dict(answer)  # type: ignore[call-overload,no-any-return]
     except (TypeError, ValueError) as error:

@@ -22,22 +22,22 @@ class Step(Enum):
     """A step of a round. `RoundEngine.advance` decides the first six, and its caller carries them out."""
 
     OPENED = "opened"
-    """Tell the cohort to begin with the first exchange."""
+    """Tell the cohort to begin the first exchange."""
     EXTENDED = "extended"
-    """A quorum is missing: the deadline is later now."""
+    """A quorum is missing: the deadline was extended."""
     NEXT_EXCHANGE = "moved to its next exchange"
-    """Ask the members that are left for the answer of the exchange that is open now. What they answered before is in
-    `Member.earlier`; members that didn't answer no longer take part. A round of one exchange never takes this step."""
+    """Ask the remaining members for their answers in the exchange that is now open. Their earlier answers are in
+    `Member.earlier`. Members that didn't answer have dropped out. A round of one exchange never takes this step."""
     CLOSED = "closed"
-    """Aggregate what was reported, if anything, then call `committed`."""
+    """Aggregate the answers, if there are any, then call `committed`."""
     FAILED = "failed"
-    """A quorum is missing: discard what was reported, then call `committed`; the model stays as it was."""
+    """A quorum is missing: discard the answers, then call `committed`; the model stays unchanged."""
     ABANDONED = "abandoned"
-    """Nobody answered: forget the round; it will be opened again."""
+    """No member answered: discard the round, which will be opened again."""
     RESUMED = "resumed"
     """The round was open when an earlier server ended; see `RoundEngine.reopen`."""
     COMMITTED = "committed"
-    """The round is dealt with; its result, if any, is the model now."""
+    """The round is complete. The model now includes its result, if it has one."""
     FINISHED = "finished"
     """No round follows."""
 
@@ -69,11 +69,11 @@ TRANSITIONS: Mapping[Phase, Mapping[Step, Phase]] = {
     },
     Phase.FINISHED: {},
 }
-"""By phase and step, the phase that follows. Every other step is illegal."""
+"""By phase and step, the next phase. Every other step is illegal."""
 
 
 def phase_after(phase: Phase, step: Step) -> Phase:
-    """The phase that a step leads to.
+    """Return the phase that a step leads to.
 
     Raises:
         IllegalStepError: the step doesn't follow from the phase.

@@ -19,8 +19,8 @@ from fedmtl_server.rounds.transitions import Phase
 class RoundView:
     """A round at one moment. Times are in seconds.
 
-    `clients` and `members` are the engine's own mappings, so that a view costs nothing: a view holds until the engine
-    is next called.
+    `clients` and `members` are the engine's own mappings, so that a view is free to make. A view is valid until the
+    engine is next called.
     """
 
     rules: RoundRules
@@ -36,33 +36,33 @@ class RoundView:
     clients: Mapping[str, ClientCapabilities]
     """By client id, the connected clients."""
     members: Mapping[str, Member]
-    """By client id, the members that take part in the exchange in progress, in the order of aggregation."""
+    """By client id, the participants of the exchange in progress, in the order of aggregation."""
     counted: Mapping[str, tuple[str, int]]
     """By client id, the id of the answer that counted last in earlier rounds, and its round."""
     waiting_since: float
     """When the wait for the round's quorum began."""
     opened_at: float
-    """When the round opened; for a waiting round, when the round before it did."""
+    """When the round opened; for a waiting round, when the previous round opened."""
     exchange_opened_at: float
     """When the exchange in progress opened."""
     dropped: Mapping[str, Member] = field(default_factory=dict)
-    """By client id, the members that didn't answer in an earlier exchange and no longer take part."""
+    """By client id, the members that dropped out because they didn't answer in an earlier exchange."""
     exchange_index: int = 0
-    """Of the exchange in progress in `exchanges`."""
+    """The index in `exchanges` of the exchange in progress."""
     num_extensions: int = 0
     """How often the deadline of the exchange in progress was extended."""
     num_abandoned: int = 0
     """How often the round was abandoned."""
     not_waited_for: frozenset[str] = frozenset()
-    """Tasks whose quorum was waited for in vain, and no client of which has come since."""
+    """Tasks whose quorum was waited for unsuccessfully, and without a new client since."""
     opened_without: Sequence[str] = ()
-    """The expected clients that the round in progress no longer waited for."""
+    """The expected clients that were missing when the round in progress opened."""
     losses: Mapping[str, TaskLoss] = field(default_factory=dict)
-    """By task, of those that were measured by now."""
+    """By task, for tasks measured so far."""
 
     @property
     def purpose(self) -> Purpose:
-        """What the round asks for."""
+        """The purpose of the round: training or evaluation."""
         return "train" if self.round <= self.last_training_round else "evaluate"
 
     @property
@@ -72,7 +72,7 @@ class RoundView:
 
     @property
     def exchange(self) -> Exchange:
-        """The exchange in progress, or before the round is open, its first."""
+        """The exchange in progress; the first one before the round is open."""
         return self.exchanges[self.exchange_index]
 
     @property
@@ -82,14 +82,14 @@ class RoundView:
 
     @property
     def oldest_base_round(self) -> int:
-        """Updates count that started from the slice of this round or a later one."""
+        """The oldest round whose slice an update may have started from to count."""
         if self.is_asynchronous:
             return max(1, self.round - self.rules.rounds.max_staleness)
         return self.round if self.phase in (Phase.WAITING, Phase.OPEN) else self.round + 1
 
     @property
     def cohort(self) -> Mapping[str, Member]:
-        """All members of the round by client id, those that dropped out last."""
+        """All members of the round by client id, with the dropped-out members at the end."""
         return {**self.members, **self.dropped} if self.dropped else self.members
 
     @property
@@ -118,9 +118,9 @@ class RoundView:
         return [member for member in self.members.values() if member.answer is None]
 
     def staleness(self, answer: Answer) -> int:
-        """Commits between the model that an answer started from and the model of the round in progress."""
+        """Return the commits between the model that an answer started from and the model of the round in progress."""
         return self.round - answer.base_round
 
     def discount(self, answer: Answer) -> float:
-        """The factor of an update's weight for its staleness; 1 in a synchronous round."""
+        """Return the factor of an update's weight for its staleness; 1 in a synchronous round."""
         return self.rules.discount(self.staleness(answer)) if self.is_asynchronous else 1.0

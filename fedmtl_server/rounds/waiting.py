@@ -1,4 +1,4 @@
-"""What a round waits for, in words for people. Functions of a `RoundView`."""
+"""The wait condition of a run as text. Functions of a `RoundView`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from fedmtl_server.rounds.view import RoundView
 
 
 def waiting_for(view: RoundView, now: float) -> str:
-    """What the run waits for, and how much longer: `1 more qqp client, 40 s left`. Empty when it waits for nothing."""
+    """Return the wait condition and the time left: `1 more qqp client, 40 s left`. Empty if the run doesn't wait."""
     text, until = _wait_condition(view, now)
     return f"{text}, {max(0, until - now):.0f} s left" if text and until is not None else text
 
 
 def awaits(view: RoundView, now: float) -> str:
-    """What the run waits for, without the time that is left."""
+    """Return the wait condition without the time left."""
     return _wait_condition(view, now)[0]
 
 
 def _wait_condition(view: RoundView, now: float) -> tuple[str, float | None]:
-    """What the run waits for, and until when; None for without end."""
+    """Return the wait condition and the time until which the run waits; None if it waits indefinitely."""
     if view.phase is Phase.WAITING and view.arrivals.are_awaited(view.clients, now):
         missing = view.arrivals.missing(view.clients)
         return f"{len(missing)} of the configured clients: {name_some(missing)}", view.arrivals.until

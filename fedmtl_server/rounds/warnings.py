@@ -1,4 +1,4 @@
-"""What makes the result of a round doubtful, told to people: nothing is refused for it."""
+"""Warnings about the result of a round. Nothing is refused because of them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from fedmtl_server.aggregation.values import Contribution
 WarningKind = Literal["dominant_client", "large_update", "damaged_model"]
 
 DOMINANT_SHARE = 0.9
-"""One of several clients that is more of a component's average is told of."""
+"""The largest share of a component's average that one of several clients may have without a warning."""
 LARGE_FACTOR = 1000.0
-"""An update that moved a component by more than so many times the model's own norm is told of."""
+"""The largest norm of an update, relative to the model's own norm, without a warning."""
 
 
 @dataclass(frozen=True)
 class RoundWarning:
-    """One doubt about a round."""
+    """One warning about a round."""
 
     kind: WarningKind
     message: str
-    """For people."""
+    """The warning as text."""
     scope: str = ""
-    """The component that it is about; empty for the whole model."""
+    """The affected component; empty for the whole model."""
     client_ids: Sequence[str] = field(default_factory=list)
 
 
 def warnings_of(
     contributions: Mapping[str, Sequence[Contribution]], model_norms: Mapping[str, float]
 ) -> list[RoundWarning]:
-    """What is doubtful about a round's average.
+    """Return the warnings about a round's average.
 
     Args:
-        contributions: by scope, who counted in it.
-        model_norms: by scope, the norm that the model had when the round began; empty where it isn't known.
+        contributions: by scope, the contributions to the component.
+        model_norms: by scope, the norm of the model that the round began with; scopes with unknown norms are absent.
     """
     return [
         warning
@@ -45,17 +45,17 @@ def warnings_of(
 
 
 def damaged_model(round_: int, reasons: Mapping[str, str]) -> RoundWarning:
-    """The warning that clients can't compute with the model that a round began with.
+    """Return the warning that clients can't compute with the model that a round began with.
 
     Args:
         round_: the round.
-        reasons: by client id, what it says.
+        reasons: by client id, the client's explanation.
     """
     client_id, reason = next(iter(reasons.items()))
     return RoundWarning(
         "damaged_model",
         f"the model that round {round_} began with gives values that aren't finite, as client {client_id} says "
-        f"({reason}); take the run back with: fedmtl-server runs rollback RUN --to-round N",
+        f"({reason}); roll the run back with: fedmtl-server runs rollback RUN --to-round N",
         client_ids=list(reasons),
     )
 

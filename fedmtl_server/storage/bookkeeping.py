@@ -19,7 +19,7 @@ MAX_REFUSALS_REPORTED = 100
 
 @dataclass
 class RoundStats:
-    """What is counted while a round is open."""
+    """The statistics of an open round."""
 
     opened_at_unix_ms: int = 0
     bytes_received: int = 0
@@ -32,7 +32,7 @@ class RoundStats:
     """By client id, the client's report that the model it received gives values that aren't finite."""
 
     def warnings(self, round_: int) -> list[RoundWarning]:
-        """The warnings about the round so far."""
+        """Return the warnings about the round so far."""
         return [damaged_model(round_, self.damaged)] if self.damaged else []
 
     def note_refusal(self, refusal: RefusedUpdate) -> None:
@@ -55,7 +55,7 @@ def round_report(
     aggregation_s: float,
     failed: bool,
 ) -> RoundReport:
-    """The report of a round that has closed.
+    """Return the report of a round that has closed.
 
     Args:
         stats: what was counted while the round was open.
@@ -63,11 +63,11 @@ def round_report(
         aggregate: the result of its aggregation.
         scopes: by task, the scopes of the task's slice.
         factors: by auxiliary task, the weight of one of its examples in the encoder.
-        stages: by stage of the aggregation, what it remembers after the round.
+        stages: by stage of the aggregation, its state after the round.
         model_norms: by scope, the norm of the model that the round began with; empty if norms aren't measured.
         duration_s: from the round's opening to now, in seconds.
         aggregation_s: the part of `duration_s` that the aggregation took.
-        failed: whether the round was given up.
+        failed: whether the round failed.
     """
     members = closed.cohort.values()
     return RoundReport(
@@ -93,7 +93,7 @@ def round_report(
 
 
 def update_records(report: RoundReport, reported: Iterable[Update]) -> list[UpdateRecord]:
-    """The history's records of all updates of a round, acknowledged and refused.
+    """Return the history's records of all updates of a round, acknowledged and refused.
 
     Args:
         report: the report of the round.

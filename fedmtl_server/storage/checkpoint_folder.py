@@ -52,7 +52,7 @@ class CheckpointFolder:
         self._sync = sync
 
     def has(self, round_: int) -> bool:
-        """Whether the model of a round is on disk, valid or not."""
+        """Return whether the model of a round is on disk, valid or not."""
         return checkpoint_path(self._run_dir, round_).exists()
 
     def write(
@@ -64,7 +64,7 @@ class CheckpointFolder:
             round_: the round.
             model: all components by scope.
             state: the server optimizer's state by `SCOPE/SLOT` and control variates by `control:SCOPE`; may be empty.
-            sharing: who shares the parts of the encoder that have moved.
+            sharing: the tasks that share the parts of the encoder that have moved.
         """
         metadata = self._metadata(round_, sharing)
         if state:
@@ -74,14 +74,14 @@ class CheckpointFolder:
     def read(
         self, record: RoundRecord, layouts: CheckpointLayouts
     ) -> tuple[dict[str, Component], dict[str, Component]]:
-        """The model after a round, and the state beside it, which is empty if the round has committed none.
+        """Read the model after a round and the state stored with it. The state is empty if the round committed none.
 
         Args:
             record: the round, with the digests of what it committed.
             layouts: the layouts that the checkpoint was written with.
 
         Raises:
-            CorruptCheckpointError: a file is missing, or isn't what was committed.
+            CorruptCheckpointError: a file is missing, or differs from what was committed.
         """
         model = self._read(checkpoint_path(self._run_dir, record.round), record, layouts.model)
         committed = record.checkpoint or {}

@@ -19,7 +19,7 @@ from fedmtl_core.wire.layout import Component, Layout
 
 _DTYPE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 _MAX_HEADER_BYTES = 100 * 2**20
-_WRITE_BYTES = 8 * 2**20  # at a time: one write call of the kernel's takes 2 GiB at most
+_WRITE_BYTES = 8 * 2**20  # at a time: one write system call takes at most 2 GiB
 
 
 def write_safetensors(file: RawIOBase, components: Iterable[Component], metadata: Mapping[str, str]) -> None:
@@ -34,7 +34,7 @@ def write_safetensors(file: RawIOBase, components: Iterable[Component], metadata
     _write(file, memoryview(_header([component.layout for component in components], metadata)))
     for component in components:
         memory = component.memory()
-        for run in component.layout.runs:  # the padding between them has no place in a checkpoint
+        for run in component.layout.runs:  # a checkpoint has no padding between them
             _write(file, memory[run.start : run.end])
 
 
@@ -56,7 +56,7 @@ def read_safetensors(path: Path, layouts: Iterable[Layout], metadata: Mapping[st
         New components by scope; the padding between their tensors is 0.
 
     Raises:
-        CorruptCheckpointError: the file isn't what would have been written.
+        CorruptCheckpointError: the file differs from what `write_safetensors` writes.
         OSError: it can't be read.
     """
     layouts = list(layouts)
@@ -85,17 +85,17 @@ def require_digests(path: Path, components: Mapping[str, Component], expected: M
         expected: SHA-256 in hexadecimal by scope.
 
     Raises:
-        CorruptCheckpointError: a component's bytes have another digest, or it was not committed.
+        CorruptCheckpointError: a component has another digest, or was not committed.
     """
     if damaged := [scope for scope, one in components.items() if one.digest().hex() != expected.get(scope)]:
         raise CorruptCheckpointError(f"{path}: {', '.join(damaged)}: the bytes aren't those that were written")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata in a file's header, not checked.
+    """Read the metadata in a file's header, without checking it.
 
     Raises:
-        CorruptCheckpointError: the file has no such header.
+        CorruptCheckpointError: the file has no header with metadata.
         OSError: it can't be read.
     """
     try:
@@ -107,7 +107,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _header(layouts: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
-    """The bytes before the tensors: the length of the JSON header, and the header."""
+    """Return the bytes before the tensors: the length of the JSON header, and the header."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     layouts = list(layouts)
@@ -123,7 +123,7 @@ def _header(layouts: Iterable[Layout], metadata: Mapping[str, str]) -> bytes:
 
 
 def _difference(path: Path, expected: bytes) -> str:
-    """The first tensor that isn't as expected, for people."""
+    """Describe the first tensor that isn't as expected."""
     try:
         with path.open("rb") as file:
             size = min(int.from_bytes(file.read(8), "little"), _MAX_HEADER_BYTES)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 _MIGRATING = threading.Lock()
-"""Alembic's environment is one for the whole process."""
+"""Alembic's environment is shared by the whole process."""
 _MIGRATION_LOCK = 0x_FED_317
-"""PostgreSQL's advisory lock of the process that migrates."""
+"""Key of the PostgreSQL advisory lock that the migrating process holds."""
 
 
 class Database:
@@ -67,7 +67,7 @@ class Database:
 
     @classmethod
     def schema_of(cls, database: str | Path) -> tuple[str | None, str]:
-        """The revision of a database's tables, None if it has none of FedMTL's yet, and the newest revision.
+        """Return the revision of a database's tables (None if it has none of FedMTL's) and the newest revision.
 
         Nothing is written.
 
@@ -88,16 +88,16 @@ class Database:
 
     @contextmanager
     def transaction(self, what: str) -> Iterator[sa.Connection]:
-        """A transaction that writes, committed at the end of the `with` block.
+        """Open a transaction for writing, committed at the end of the `with` block.
 
         Args:
-            what: what it does, for the message of an error, as in "can't {what}".
+            what: the action, for error messages such as "can't {what}".
         """
         with self._errors(what), self._writer.begin() as connection:
             yield connection
 
     def select(self, query: sa.Executable) -> list[sa.RowMapping]:
-        """The rows of a query."""
+        """Return the rows of a query."""
         with self._errors("read"), self._engine.connect() as connection:
             return list(connection.execute(query).mappings())
 
@@ -105,7 +105,7 @@ class Database:
     def _errors(self, what: str) -> Iterator[None]:
         try:
             yield
-        # ValueError: what is in a column isn't JSON; OverflowError: a number beyond 64 bits.
+        # ValueError: a column's value isn't JSON; OverflowError: a number beyond 64 bits.
         except (SQLAlchemyError, sqlite3.Error, OSError, OverflowError, ValueError) as error:
             raise StoreError(f"{self.name}: can't {what}: {explain(error)}") from error
 
@@ -125,10 +125,10 @@ class Database:
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")  # from what it finds: another process may have been faster
+            command.upgrade(config, "head")  # from the current revision: another process may have migrated first
 
     def _find_schema(self) -> tuple[str | None, list[str]]:
-        """The revision of the tables, None without any, and the revisions that are known, the newest first."""
+        """Return the revision of the tables (None without tables) and the known revisions, newest first."""
         logging.getLogger("alembic").setLevel(logging.WARNING)
         from alembic.script import ScriptDirectory
 
@@ -143,11 +143,11 @@ class Database:
             )
         strange = sorted(set(tables) & set(METADATA.tables))
         if schema is None and strange:
-            raise StoreError(f"{self.name} isn't a history: its tables {', '.join(strange)} are another program's")
+            raise StoreError(f"{self.name} isn't a history: its tables {', '.join(strange)} belong to another program")
         return schema, known
 
     def _use_write_ahead_log(self) -> None:
-        """On SQLite: readers don't block the writer. A file system that can't have it keeps the rollback journal."""
+        """Use SQLite's write-ahead log if the file system supports it, so that readers don't block the writer."""
         if self._engine.dialect.name == "sqlite":
             with self._errors("write"):
                 raw = self._engine.raw_connection()
@@ -166,7 +166,7 @@ def _alembic_config() -> AlembicConfig:
 
 
 def _schema(connection: sa.Connection) -> str | None:
-    """The revision of a database's tables; None if it has none of FedMTL's."""
+    """Return the revision of a database's tables; None if it has none of FedMTL's tables."""
     from alembic.migration import MigrationContext
 
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})

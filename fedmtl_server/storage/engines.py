@@ -25,13 +25,13 @@ _WAIT_S = 30.0
 
 
 def without_password(url: str) -> str:
-    """A database's URL without its password, so that it may be stored and shown.
+    """Return a database's URL without its password, so that it may be stored and shown.
 
     A process that connects with it leaves the password to PostgreSQL's client library, which reads PGPASSWORD and
     ~/.pgpass.
 
     Raises:
-        StoreError: it is no URL.
+        StoreError: the text isn't a URL.
     """
     parsed = _url(url)
     kept = parsed.difference_update_query(_SECRETS)
@@ -42,7 +42,7 @@ def without_password(url: str) -> str:
 
 
 def connect(database: str | Path, *, create: bool) -> tuple[sa.Engine, str]:
-    """An engine for a database, and the database's name for people, without its password.
+    """Return an engine for a database, and the database's display name, without its password.
 
     A transaction on SQLite begins with the statement in the execution option `sqlite_begin`, by default `BEGIN`.
 
@@ -62,7 +62,7 @@ def connect(database: str | Path, *, create: bool) -> tuple[sa.Engine, str]:
 
 
 def explain(error: Exception) -> str:
-    """What is wrong with a database, in one line; for a missing password also where to give it."""
+    """Describe a database error in one line; for a missing password also where to give it."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     needs_password = getattr(getattr(cause, "pgconn", None), "needs_password", False)
     return " ".join(str(cause).split()) + (f"; {_NEEDS_PASSWORD}" if needs_password else "")
@@ -75,26 +75,26 @@ def _parse(database: str | Path) -> sa.URL:
     if url.drivername in ("postgresql", "postgresql+psycopg"):
         return url.set(drivername="postgresql+psycopg")
     if url.drivername not in ("sqlite", "sqlite+pysqlite"):
-        raise StoreError(f"{url.drivername}: not a database that a history can be in: {_EXPECTED}")
+        raise StoreError(f"{url.drivername}: can't hold a history: {_EXPECTED}")
     if url.database in (None, "", ":memory:") or url.query or url.host:
-        raise StoreError(f"{url.render_as_string()}: a history on SQLite is in a file: expected sqlite:///PATH")
+        raise StoreError(f"{url.render_as_string()}: a history in SQLite must be a file: expected sqlite:///PATH")
     return url
 
 
 def _url(text: str) -> sa.URL:
     try:
         return sa.make_url(text)
-    except (SQLAlchemyError, ValueError):  # it isn't shown: there may be a password in it
-        raise StoreError(f"not a database's URL: {_EXPECTED}") from None
+    except (SQLAlchemyError, ValueError):  # the text isn't shown, because it may contain a password
+        raise StoreError(f"not a database URL: {_EXPECTED}") from None
 
 
 def _postgresql(url: sa.URL, name: str) -> sa.Engine:
-    # Prepared statements belong to a connection, and a pooler in transaction mode gives the next transaction another.
+    # Prepared statements belong to a connection, and a pooler in transaction mode changes it between transactions.
     options: dict[str, int | None] = {"prepare_threshold": None}
     if "connect_timeout" not in url.query:
         options["connect_timeout"] = int(_WAIT_S)
     try:
-        # pool_pre_ping: a connection that was lost between two rounds is made anew.
+        # pool_pre_ping: a connection that was lost between two rounds is replaced.
         return sa.create_engine(url, connect_args=options, pool_pre_ping=True, json_serializer=_to_json)
     except ImportError as error:
         raise StoreError(f"{name}: needs psycopg: pip install 'fedmtl[postgresql]' ({error})") from None
@@ -107,7 +107,7 @@ def _sqlite(url: sa.URL, path: Path, create: bool) -> sa.Engine:
         raise StoreError(f"{path}: there is no such file")
     mode = "rwc" if create else "rw"
     if not create and not os.access(path.parent, os.W_OK) and not _is_filled(path.with_name(path.name + "-wal")):
-        mode = "ro&immutable=1"  # SQLite would make files beside it, to share it with a writer that can't be
+        mode = "ro&immutable=1"  # without this mode SQLite would create files beside it, to coordinate with writers
 
     def connect() -> sqlite3.Connection:
         uri = f"file:{quote(os.path.abspath(path))}?mode={mode}"
@@ -119,7 +119,7 @@ def _sqlite(url: sa.URL, path: Path, create: bool) -> sa.Engine:
     engine = sa.create_engine(url, creator=connect, json_serializer=_to_json)
 
     @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:  # the driver by itself would do so too late, and not for tables
+    def begin(connection: sa.Connection) -> None:  # the driver would begin too late, and not for statements on tables
         connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
 
     return engine
@@ -136,4 +136,4 @@ def _to_json(value: object) -> str:
 def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} has no place in JSON")
+    raise TypeError(f"{type(value).__name__} can't be stored as JSON")

@@ -20,7 +20,7 @@ class WriteGate:
     could be closed while it writes.
 
     Args:
-        closed: the message of the error that is raised once it is closed.
+        closed: the error message after the gate is closed.
     """
 
     def __init__(self, closed: str):
@@ -48,7 +48,7 @@ class WriteGate:
                 self._idle.notify_all()
 
     def close(self) -> None:
-        """Admit nobody else, and wait until the last thread has left."""
+        """Admit no further thread, and wait until the last one has left."""
         with self._idle:
             self._closed = True
             self._idle.wait_for(lambda: self._num_writing == 0)
@@ -73,7 +73,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents where they are missing, and flush their names to disk.
+    """Make a folder and its missing parents, and flush their names to disk.
 
     Raises:
         StoreError: one can't be made.
@@ -86,17 +86,17 @@ def make_folder(folder: Path) -> None:
 
 
 def scratch_path(path: Path) -> Path:
-    """Where a file's bytes are written before `move_into_place` gives it its name."""
+    """Return the path under which a file is written before `move_into_place` renames it."""
     return path.with_suffix(".tmp")
 
 
 def move_into_place(scratch: Path, path: Path, *, sync: bool = True) -> None:
-    """Rename a finished file, so that under its name there is the whole file or none.
+    """Rename a finished file, so that its name refers to the whole file or to none.
 
     Args:
         scratch: the file, in the same folder.
         path: its name from now on.
-        sync: whether that holds after a power failure too.
+        sync: whether the file also survives a power failure.
 
     Raises:
         OSError: it can't be renamed or flushed.

@@ -23,7 +23,7 @@ _NEWEST = 8
 
 
 def held_run(run_dir: Path) -> tuple[str, Config] | None:
-    """The id and the configuration of the run in a folder; None if there is no run in it.
+    """Return the id and the configuration of the run in a folder; None if there is no run in it.
 
     Raises:
         StoreError: a file of the run can't be read.
@@ -38,7 +38,7 @@ def held_run(run_dir: Path) -> tuple[str, Config] | None:
 
 
 def state_of(run_dir: Path, config: Config) -> RunState | None:
-    """The state of the run in a folder; None if there is no run in it, or its history doesn't know the run.
+    """Return the state of the run in a folder; None if there is no run in it, or its history doesn't know the run.
 
     Args:
         run_dir: the folder.
@@ -60,13 +60,13 @@ def state_of(run_dir: Path, config: Config) -> RunState | None:
 
 
 def unfinished_run(config: Config) -> Path | None:
-    """The folder of the newest run in `server.runs_dir` that could be resumed with a configuration; None without one.
+    """Return the folder of the newest run in `server.runs_dir` that a configuration could resume; None without one.
 
-    Only the newest runs are looked at, and a folder that can't be read is passed over.
+    Only the newest runs are checked, and a folder that can't be read is skipped.
     """
     try:
         runs = sorted(config.server.runs_dir.glob(f"*/{RUN_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    except OSError:  # one went just now
+    except OSError:  # a folder was removed meanwhile
         return None
     return next((path.parent for path in runs[:_NEWEST] if _is_resumable(path.parent, config)), None)
 
@@ -81,7 +81,7 @@ def _is_resumable(run_dir: Path, config: Config) -> bool:
 
 
 def read_run_id(path: Path) -> str:
-    """The run's id in a JSON file of its folder, such as `run.json`.
+    """Read the run's id from a JSON file of its folder, such as `run.json`.
 
     Raises:
         StoreError: the file can't be read, or has no id.

@@ -47,7 +47,7 @@ class History:
         """Close the database."""
         self._database.close()
 
-    # What is written: each method is one transaction.
+    # Writing: each method is one transaction.
 
     def begin_run(self, run: RunRecord, checkpoint: Mapping[str, str]) -> None:
         """Insert a new run and its round 0.
@@ -63,7 +63,7 @@ class History:
         start = RoundRecord(run.run_id, 0, "train", "committed", created, created, checkpoint=checkpoint)
         with self._database.transaction(f"begin run {run.run_id}") as connection:
             if _has_run(connection, run.run_id):
-                raise StoreError(f"{self.name}: run {run.run_id} is there already")
+                raise StoreError(f"{self.name}: run {run.run_id} already exists")
             connection.execute(RUNS.insert(), [run.to_row()])
             connection.execute(ROUNDS.insert(), [start.to_row()])
 
@@ -87,7 +87,7 @@ class History:
             _require_run(connection, run_id, self.name)
             before = _find_round(connection, run_id, round_)
             if before is not None and before.outcome == "committed":
-                raise StoreError(f"{self.name}: round {round_} of run {run_id} is committed, and can't open anew")
+                raise StoreError(f"{self.name}: round {round_} of run {run_id} is committed, and can't open again")
             _replace_round(connection, record)
 
     def end_round(self, run_id: str, record: RoundRecord, updates: Sequence[UpdateRecord]) -> None:
@@ -147,49 +147,49 @@ class History:
         with self._database.transaction(f"delete run {run_id}") as connection:
             connection.execute(RUNS.delete().where(RUNS.c.run_id == run_id))
 
-    # What is read.
+    # Reading.
 
     def find_run(self, run_id: str) -> RunRecord | None:
-        """One run; None if the database doesn't know it."""
+        """Return one run; None if the database doesn't know it."""
         rows = self._database.select(RUNS.select().where(RUNS.c.run_id == run_id))
         return RunRecord.from_row(rows[0]) if rows else None
 
     def runs(self) -> list[RunRecord]:
-        """All runs, the newest first."""
+        """Return all runs, the newest first."""
         order = (RUNS.c.created_at_unix_ms.desc(), RUNS.c.run_id)
         return [RunRecord.from_row(row) for row in self._database.select(RUNS.select().order_by(*order))]
 
     def rounds(self, run_id: str) -> list[RoundRecord]:
-        """A run's rounds in order, from round 0 to the open one."""
+        """Return a run's rounds in order, from round 0 to the open one."""
         query = ROUNDS.select().where(ROUNDS.c.run_id == run_id).order_by(ROUNDS.c.round)
         return [RoundRecord.from_row(row) for row in self._database.select(query)]
 
     def num_committed(self, run_id: str) -> int:
-        """The number of a run's training rounds that are committed, without round 0."""
+        """Return the number of a run's training rounds that are committed, without round 0."""
         done = (ROUNDS.c.run_id == run_id, ROUNDS.c.round > 0, ROUNDS.c.purpose == "train")
         query = sa.select(sa.func.count().label("n")).where(*done, ROUNDS.c.outcome == "committed")
         return int(self._database.select(query)[0]["n"])
 
     def last_training_round(self, run_id: str) -> int | None:
-        """The last training round of a run; None until the final model has been evaluated."""
+        """Return the last training round of a run; None until the final model has been evaluated."""
         evaluated = (ROUNDS.c.run_id == run_id, ROUNDS.c.purpose == "evaluate", ROUNDS.c.outcome == "committed")
         query = sa.select(ROUNDS.c.round).where(*evaluated).order_by(ROUNDS.c.round.desc()).limit(1)
         rows = self._database.select(query)
         return int(rows[0]["round"]) - 1 if rows else None
 
     def updates(self, run_id: str) -> list[UpdateRecord]:
-        """A run's updates, in the order in which they were inserted."""
+        """Return a run's updates, in the order in which they were inserted."""
         query = UPDATES.select().where(UPDATES.c.run_id == run_id).order_by(UPDATES.c.id)
         return [UpdateRecord.from_row(row) for row in self._database.select(query)]
 
     def metrics(self, run_id: str) -> list[MetricRecord]:
-        """The metrics of a run's models, by round, task and name."""
+        """Return the metrics of a run's models, by round, task and name."""
         columns = [METRICS.c[one.name] for one in fields(MetricRecord)]
         query = sa.select(*columns).where(METRICS.c.run_id == run_id).order_by(*columns[:3])
         return [MetricRecord.from_row(row) for row in self._database.select(query)]
 
     def last_counted(self, run_id: str) -> dict[str, tuple[str, int]]:
-        """By client id, the id of its newest counted update and the round in which it counted."""
+        """Return, by client id, the id of its newest counted update and the round in which it counted."""
         mine = (UPDATES.c.run_id == run_id) & (UPDATES.c.outcome == "counted")
         newest = sa.select(sa.func.max(UPDATES.c.id)).where(mine).group_by(UPDATES.c.client_id)
         columns = (UPDATES.c.client_id, UPDATES.c.update_id, UPDATES.c.round)
@@ -197,7 +197,7 @@ class History:
         return {row["client_id"]: (row["update_id"], row["round"]) for row in self._database.select(query)}
 
     def has_counted(self, run_id: str, client_id: str, update_id: str) -> bool:
-        """Whether an update counted in any round."""
+        """Return whether an update counted in any round."""
         table = UPDATES.c
         this = (table.run_id == run_id) & (table.client_id == client_id) & (table.update_id == update_id)
         return bool(self._database.select(sa.select(table.id).where(this & (table.outcome == "counted")).limit(1)))
@@ -219,7 +219,7 @@ def _find_round(connection: sa.Connection, run_id: str, round_: int) -> RoundRec
 
 
 def _same_end(before: RoundRecord, record: RoundRecord) -> bool:
-    """Whether two records are of the same end of a round: a caller retries if it lost the answer to its first call."""
+    """Return whether two records describe the same end of a round: a caller retries if it lost the first answer."""
     when = (record.opened_at_unix_ms, record.ended_at_unix_ms)
     return before.outcome == record.outcome and (before.opened_at_unix_ms, before.ended_at_unix_ms) == when
 

@@ -10,7 +10,7 @@ from fedmtl_server.storage.paths import LOCK_FILE
 
 
 def is_held(run_dir: Path) -> bool:
-    """Whether a server holds the lock of a run's folder. To find out, the lock is acquired for a moment."""
+    """Return whether a server holds the lock of a run's folder. The check acquires the lock for a moment."""
     path = run_dir / LOCK_FILE
     try:
         if not path.is_file():
@@ -19,5 +19,5 @@ def is_held(run_dir: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # it can't be written: nor could a server
+    except OSError:  # it can't be written, so no server can hold it
         return False

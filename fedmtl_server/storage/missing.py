@@ -10,7 +10,7 @@ from fedmtl_server.storage.paths import CONFIG_FILE, HISTORY_FILE, RUN_FILE
 
 
 def lacks_history(run_dir: Path) -> bool:
-    """Whether a folder holds a run whose history should be in it, and isn't."""
+    """Return whether a folder holds a run whose history should be in the folder but is missing."""
     if not (run_dir / RUN_FILE).is_file() or (run_dir / HISTORY_FILE).is_file():
         return False
     try:
@@ -20,7 +20,7 @@ def lacks_history(run_dir: Path) -> bool:
 
 
 def missing_history(run_dir: Path) -> str:
-    """The error message for a run that lacks its history."""
+    """Return the error message for a run without its history."""
     path = run_dir / HISTORY_FILE
     return (
         f"{path} is missing: the history of the run in {run_dir}, which says which rounds are committed "

@@ -1,13 +1,13 @@
 """The files in a run's folder. Needs neither PyTorch nor SQLAlchemy.
 
 RUN_DIR/
-  run.json                 the run's id; a folder with this file holds a run
-  beginning.json           the same, until the history knows of the run
-  config.yaml              the configuration as used, without the password of `store.url`
+  run.json                 the run's id. A folder with this file holds a run
+  beginning.json           the run's id, until the history contains the run
+  config.yaml              the configuration in use, without the password of `store.url`
   lock                     held by the server that serves the run
-  server.json              address, process id and run id of the server that serves the run, or was the last to do so
+  server.json              address, process id and run id of the server that serves the run, or served it last
   history.sqlite           the run's history, unless `store.url` names another database
-  checkpoints/             round-0003.safetensors: the model after a round; the newest few, and each task's best;
+  checkpoints/             round-0003.safetensors: the model after a round; the newest few, and each task's best.
                            round-0003.state.safetensors: the state of the server optimizer and the server's control
                            variates after the round, if the run has any
   staging/                 acknowledged updates of the round in progress
@@ -31,16 +31,16 @@ STAGING = "staging"
 
 
 def checkpoint_path(run_dir: Path, round_: int) -> Path:
-    """The file of the model after a round."""
+    """Return the path of the model after a round."""
     return run_dir / CHECKPOINTS / f"round-{round_:04}.safetensors"
 
 
 def state_path(run_dir: Path, round_: int) -> Path:
-    """The file of the server optimizer's state and the server's control variates after a round."""
+    """Return the path of the server optimizer's state and the server's control variates after a round."""
     return checkpoint_path(run_dir, round_).with_suffix(".state.safetensors")
 
 
 def checkpoint_rounds(run_dir: Path) -> list[int]:
-    """The rounds whose model is in the folder, in order."""
+    """Return the rounds whose model is in the folder, in order."""
     numbers = (path.stem.removeprefix("round-") for path in (run_dir / CHECKPOINTS).glob("round-*.safetensors"))
     return sorted(int(number) for number in numbers if number.isdecimal())

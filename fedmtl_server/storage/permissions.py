@@ -1,4 +1,4 @@
-"""The mode of a run's folder, which says which users of this machine may read the run. Needs no PyTorch."""
+"""The mode of a run's folder: which users of this machine may read the run. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def make_run_folder(run_dir: Path, readable_by: Readers) -> None:
     """Make a run's folder with its mode, whatever the umask. A folder that exists keeps the mode that it has.
 
     Args:
-        run_dir: the folder. Missing folders above it are made as the umask says.
+        run_dir: the folder. Missing parent folders follow the umask.
         readable_by: the users who may read it.
 
     Raises:
@@ -22,7 +22,7 @@ def make_run_folder(run_dir: Path, readable_by: Readers) -> None:
     if not run_dir.parent.exists():
         run_dir.parent.mkdir(parents=True, exist_ok=True)
     try:
-        run_dir.mkdir(mode=0o700)  # never open to more users, not even for a moment
+        run_dir.mkdir(mode=0o700)  # so that it is never open to other users, even briefly
     except FileExistsError:
         if not run_dir.is_dir():
             raise

@@ -30,7 +30,7 @@ class RunRecord:
     num_rounds: int
     """The number of training rounds that are planned."""
     config: JsonObject
-    """The configuration as used, without passwords."""
+    """The configuration in use, without passwords."""
     state: RunState = "running"
     finished_at_unix_ms: int | None = None
 
@@ -41,11 +41,11 @@ class RunRecord:
 
     @classmethod
     def from_row(cls, row: sa.RowMapping) -> RunRecord:
-        """The record in a row of `RUNS`."""
+        """Return the record in a row of `RUNS`."""
         return cls(**{**row, "tasks": tuple(row["tasks"])})
 
     def to_row(self) -> dict[str, object]:
-        """The row of `RUNS`."""
+        """Return the row of `RUNS`."""
         return _columns(self)
 
 
@@ -88,15 +88,15 @@ class RoundRecord:
 
     @classmethod
     def from_row(cls, row: sa.RowMapping) -> RoundRecord:
-        """The record in a row of `ROUNDS`."""
+        """Return the record in a row of `ROUNDS`."""
         return cls(**row)
 
     def to_row(self) -> dict[str, object]:
-        """The row of `ROUNDS`."""
+        """Return the row of `ROUNDS`."""
         return _columns(self)
 
     def metrics(self) -> list[MetricRecord]:
-        """What the round's clients measured on the model they received, which is the one of the round before."""
+        """Return the metrics that the round's clients measured on the received model, made in the round before."""
         return [
             MetricRecord(self.round - 1, task["task"], storable(name), value, _num_clients(task, name))
             for task in (self.report.get("tasks", ()) if self.report else ())
@@ -121,17 +121,17 @@ class UpdateRecord:
     trained_metrics: Mapping[str, float]
     outcome: UpdateOutcome
     code: str = ""
-    """With `reason`: why it was refused or discarded."""
+    """Code and `reason` of a refused or discarded update; empty for others."""
     reason: str = ""
 
     @classmethod
     def from_row(cls, row: sa.RowMapping) -> UpdateRecord:
-        """The record in a row of `UPDATES`."""
+        """Return the record in a row of `UPDATES`."""
         values = {one.name: row[one.name] for one in fields(cls)}
         return cls(**values | {"code": row["code"] or "", "reason": row["reason"] or ""})
 
     def to_row(self, run_id: str) -> dict[str, object]:
-        """The row of `UPDATES`, for an update of this run."""
+        """Return the row of `UPDATES` for an update of this run."""
         row = {name: storable(value) if isinstance(value, str) else value for name, value in _columns(self).items()}
         return row | {"run_id": run_id, "code": row["code"] or None, "reason": row["reason"] or None}
 
@@ -149,21 +149,21 @@ class MetricRecord:
 
     @classmethod
     def from_row(cls, row: sa.RowMapping) -> MetricRecord:
-        """The record in a row of `METRICS`."""
+        """Return the record in a row of `METRICS`."""
         return cls(**{one.name: row[one.name] for one in fields(cls)})
 
     def to_row(self, run_id: str) -> dict[str, object]:
-        """The row of `METRICS`, for a metric of this run."""
+        """Return the row of `METRICS` for a metric of this run."""
         return _columns(self) | {"run_id": run_id}
 
 
 def storable(text: str) -> str:
-    """Text that every database accepts: PostgreSQL takes no NUL, and a refused client may have sent anything."""
+    """Return text that every database accepts: PostgreSQL rejects NUL, and a refused client may have sent anything."""
     return text.replace("\0", "\\x00")
 
 
 def _num_clients(task: StoredTask, name: str) -> int:
-    """The number of clients that measured a metric; all that sent an update, if the report doesn't say."""
+    """Return the number of clients that measured a metric; all that sent an update, if the report doesn't say."""
     report = task.get("received_reports", {}).get(name)
     return int(report["num_clients"] if report else task["num_updates"])
 

@@ -19,7 +19,7 @@ class TaskResult:
 
     metric: str
     by_round: Mapping[int, float]
-    """The value of the metric; a model for which it is undefined is in `measured` alone."""
+    """The value of the metric; a model for which it is undefined is only in `measured`."""
     auxiliary: bool = False
     measured: Mapping[int, MetricReport] = field(default_factory=dict)
     """For every model that clients have measured, the clients and examples that the metric was computed over."""
@@ -41,11 +41,11 @@ class TaskResult:
     @property
     def best_round(self) -> int | None:
         numbers = {round_: value for round_, value in self.by_round.items() if math.isfinite(value)}
-        return max(numbers, key=lambda round_: numbers[round_], default=None)  # NaN is no round's best
+        return max(numbers, key=lambda round_: numbers[round_], default=None)  # NaN is never the best
 
     @classmethod
     def from_dict(cls, values: JsonObject) -> TaskResult:
-        """The result that `to_dict` was made of."""
+        """Return the result that `to_dict` was made of."""
         by_round = {int(round_): value for round_, value in values["by_round"].items()}
         measured = {int(round_): MetricReport(**one) for round_, one in values.get("measured", {}).items()}
         return cls(values["metric"], by_round, values["auxiliary"], measured)
@@ -98,23 +98,23 @@ class Measurements:
                 self.measured[task.task][report.round - 1] = task.received_reports[metric]
 
     def results(self) -> dict[str, TaskResult]:
-        """Every task's main metric by round."""
+        """Return every task's main metric by round."""
         return {
             task: TaskResult(metric, dict(self.by_round[task]), task in self._auxiliary, dict(self.measured[task]))
             for task, metric in self._metric_of.items()
         }
 
     def that_may_stop(self) -> dict[str, dict[int, float]]:
-        """`by_round` without auxiliary tasks, for early stopping."""
+        """Return `by_round` without auxiliary tasks, for early stopping."""
         return {task: measured for task, measured in self.by_round.items() if task not in self._auxiliary}
 
     def best_rounds(self) -> set[int]:
-        """The rounds with the best model of some task."""
+        """Return the rounds with the best model of some task."""
         return {result.best_round for result in self.results().values() if result.best_round is not None}
 
 
 def _is_measured(task: TaskReport) -> bool:
-    """Whether clients evaluated the model that the round began with."""
+    """Return whether clients evaluated the model that the round began with."""
     return bool(task.received_metrics or task.received_reports)
 
 

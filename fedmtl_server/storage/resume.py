@@ -1,4 +1,4 @@
-"""Where a run resumes: at the newest round whose checkpoint is intact. Damaged checkpoints are set aside."""
+"""Finds where a run resumes: at the newest round whose checkpoint is intact. Damaged checkpoints are set aside."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LeftOff:
     last_clients: Collection[str]
     """The clients that reported in the round before."""
     reports: Sequence[RoundReport]
-    """Those of all rounds that have ended, in order."""
+    """The reports of all rounds that have ended, in order."""
     components: Mapping[str, Component]
     """The model by scope."""
     state: Mapping[str, Component] = field(default_factory=dict)
@@ -55,17 +55,17 @@ class _Restored:
 def find_left_off(
     run_dir: Path, run_id: str, history: History, checkpoints: CheckpointFolder, layouts_of: LayoutsOf
 ) -> LeftOff:
-    """The state that a run resumes with.
+    """Return the state that a run resumes with.
 
-    If the newest checkpoint isn't what was committed, the one before it is used, and the run is rolled back to its
-    round. A rollback that was interrupted is completed.
+    If the newest checkpoint differs from what was committed, the one before it is used, and the run is rolled back to
+    that checkpoint's round. A rollback that was interrupted is completed.
 
     Args:
         run_dir: the run's folder, locked.
         run_id: the run.
-        history: knows the run.
-        checkpoints: those of the run.
-        layouts_of: says what is in a checkpoint.
+        history: a history that contains the run.
+        checkpoints: the run's checkpoints.
+        layouts_of: returns the layouts of a checkpoint.
 
     Raises:
         StoreError: no checkpoint can be used, or the history or a file can't be read or written.
@@ -87,10 +87,10 @@ def find_left_off(
 
 
 def _restore(rounds: Sequence[RoundRecord], checkpoints: CheckpointFolder, layouts_of: LayoutsOf) -> _Restored:
-    """The newest checkpoint that is what was committed.
+    """Read the newest checkpoint whose content is what was committed.
 
     Raises:
-        StoreError: there is none.
+        StoreError: no checkpoint can be used.
     """
     with_model = [one for one in rounds if one.has_model]
     refused: list[int] = []
@@ -129,5 +129,5 @@ def _left_off(rounds: Sequence[RoundRecord], counted: Mapping[str, tuple[str, in
 
 
 def reports_of(rounds: Sequence[RoundRecord]) -> list[RoundReport]:
-    """The reports of the rounds that have ended, in order."""
+    """Return the reports of the rounds that have ended, in order."""
     return [RoundReport.from_dict(one.report) for one in rounds if one.has_ended and one.report is not None]

@@ -1,8 +1,8 @@
 """Rolling a run back to an earlier round. Needs no PyTorch.
 
 The transaction of the history is the commit point: before it the run is unchanged, and after it the run is at the
-earlier round. Files that the transaction makes superfluous are put away afterwards: here or, if this process ends in
-between, when a server resumes the run.
+earlier round. Files that the transaction makes superfluous are renamed or removed afterwards: here or, if this process
+ends in between, when a server resumes the run.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def roll_back(place: Place, to_round: int) -> list[int]:
 
     Raises:
         UserError: the run has no such round, its checkpoint is missing, or no later round has begun.
-        StoreError: a server has the run, or a file can't be read or written.
+        StoreError: a server is serving the run, or a file can't be read or written.
     """
     from filelock import FileLock, Timeout
 
@@ -78,11 +78,11 @@ def clear_rolled_back(run_dir: Path, rounds: Collection[int]) -> None:
 
 
 def set_aside(run_dir: Path, rounds: Iterable[int], suffix: str) -> None:
-    """Rename the checkpoints of some rounds, so that they are checkpoints no longer.
+    """Rename the checkpoints of some rounds, so that they no longer count as checkpoints.
 
     Args:
         run_dir: the run's folder.
-        rounds: the rounds; one without a checkpoint is passed over.
+        rounds: the rounds; those without a checkpoint are skipped.
         suffix: replaces `.safetensors`.
 
     Raises:
@@ -99,7 +99,7 @@ def _require_possible(place: Place, rounds: Sequence[RoundRecord], to_round: int
     """Check that a run can be rolled back to a round.
 
     Raises:
-        UserError: it can't; the message names the rounds that are possible.
+        UserError: it can't be rolled back; the message names the possible rounds.
     """
     ended = {one.round: one for one in rounds if one.outcome in ("committed", "failed")}
     kept = [one for one in sorted(ended) if _is_kept(place, rounds, one)]
@@ -107,16 +107,16 @@ def _require_possible(place: Place, rounds: Sequence[RoundRecord], to_round: int
     if to_round not in ended:
         raise UserError(f"--to-round: run {place.run.run_id} has no round {to_round}; {there_are}")
     if not later:
-        raise UserError(f"--to-round: run {place.run.run_id} is at round {to_round} already: nothing comes after it")
+        raise UserError(f"--to-round: run {place.run.run_id} is already at round {to_round}: no later round has begun")
     if to_round not in kept:
         raise UserError(
-            f"--to-round: the checkpoint of round {to_round} isn't in {place.folder} any more "
+            f"--to-round: the checkpoint of round {to_round} is no longer in {place.folder} "
             f"(store.keep_checkpoints); {there_are}"
         )
 
 
 def _is_kept(place: Place, rounds: Sequence[RoundRecord], round_: int) -> bool:
-    """Whether the model after a round is on disk; a round that made no model has the one of the round before."""
+    """Return whether the model after a round is on disk; a round that made no model has that of the round before."""
     made = [one for one in rounds if one.outcome == "committed" and one.checkpoint is not None and one.round <= round_]
     newest = max(made, key=lambda one: one.round)
     paths = [checkpoint_path(place.folder, newest.round)]
@@ -126,8 +126,8 @@ def _is_kept(place: Place, rounds: Sequence[RoundRecord], round_: int) -> bool:
 
 
 def _is_whole(path: Path, run_id: str, round_: int) -> bool:
-    """Whether a checkpoint is complete, and of the run and the round. Only the server can check its digests: that takes
-    the model's layout."""
+    """Return whether a checkpoint is complete, and belongs to the run and the round. Only the server can check its
+    digests, because that takes the model's layout."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -38,7 +38,7 @@ class Place:
 
     @property
     def state(self) -> str:
-        """`finished` or `running`; if no server has it, `stopped`, or `never began` if it can't be resumed."""
+        """`finished` or `running`; if no server is serving it, `stopped`, or `never began` if it can't be resumed."""
         if self.run.state == "finished":
             return "finished"
         if is_held(self.folder):
@@ -47,12 +47,12 @@ class Place:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether its training ended before its last round: no watched metric got better (`early_stopping`)."""
+        """Whether its training ended before its last round: no watched metric improved (`early_stopping`)."""
         return self.last_training_round is not None and self.last_training_round < self.run.num_rounds
 
 
 def databases_of(runs_dir: Path, url: str | None) -> list[str | Path]:
-    """The databases with runs: the one at a URL, or those in the run folders of `runs_dir`.
+    """Return the databases with runs: the one at a URL, or those in the run folders of `runs_dir`.
 
     Raises:
         UserError: `runs_dir` doesn't exist.
@@ -65,16 +65,16 @@ def databases_of(runs_dir: Path, url: str | None) -> list[str | Path]:
 
 
 def where_text(runs_dir: Path, url: str | None) -> str:
-    """Where runs were looked for, in words."""
+    """Describe where runs were looked for."""
     return str(runs_dir) if url is None else "the database"
 
 
 @contextlib.contextmanager
 def opened(database: str | Path) -> Iterator[History]:
-    """A history, open for the `with` block.
+    """Open a history for the `with` block.
 
     Raises:
-        StoreError: it can't be read.
+        StoreError: the history can't be read.
     """
     from fedmtl_server.storage.history import History
 
@@ -83,7 +83,7 @@ def opened(database: str | Path) -> Iterator[History]:
 
 
 def read_runs(databases: Iterable[str | Path]) -> tuple[list[Place], dict[Path, StoreError]]:
-    """The runs of some databases, the newest first, and the error of each file that can't be read."""
+    """Return the runs of some databases, the newest first, and the error of each file that can't be read."""
     places, unreadable = [], {}
     for database in databases:
         try:
@@ -102,11 +102,11 @@ def read_runs(databases: Iterable[str | Path]) -> tuple[list[Place], dict[Path, 
 
 
 def find_run(name: str, runs_dir: Path, url: str | None) -> Place:
-    """The run with an id, the beginning of an id, or a folder's path or name.
+    """Return the run with an id, the beginning of an id, or a folder's path or name.
 
     Raises:
-        UserError: there is no such run, or there are several.
-        StoreError: its history can't be read.
+        UserError: no run matches, or several do.
+        StoreError: the run's history can't be read.
     """
     here = Path(name) / HISTORY_FILE
     places, unreadable = read_runs([here] if url is None and here.is_file() else databases_of(runs_dir, url))
@@ -138,27 +138,28 @@ def _named(places: Sequence[Place]) -> str:
 
 
 def why_not_removed(place: Place) -> str | None:
-    """The reason why a run can't be removed; None if it can."""
+    """Return the reason why a run can't be removed; None if it can."""
     folder = place.folder
     if is_held(folder):
-        return "a server has it"
+        return "a server is serving it"
     if folder.is_symlink():
-        return "its folder is a link to another"
+        return "its folder is a symbolic link"
     if not folder.exists():
         if isinstance(place.database, Path):
             return "its folder is gone"
-        return None if place.run.state == "finished" else "its folder isn't here: a server elsewhere may have it"
+        is_finished = place.run.state == "finished"
+        return None if is_finished else "its folder isn't on this machine: a server elsewhere may be serving it"
     if Path.cwd().resolve().is_relative_to(folder.resolve()):
-        return "its folder holds the folder you are in"
+        return "its folder contains the working directory"
     if isinstance(place.database, Path) and place.num_others:
-        return f"its database holds {place.num_others} more runs"
+        return f"its database holds other runs ({place.num_others})"
     if not holds(folder, place):
         return "its folder doesn't hold this run"
     return None
 
 
 def holds(folder: Path, place: Place) -> bool:
-    """Whether the files in a folder show that it is the run's; symbolic links don't."""
+    """Return whether the files in a folder show that it belongs to the run; symbolic links don't count."""
     ids = []
     for name in _ID_FILES:
         path = folder / name
@@ -175,7 +176,7 @@ def remove_run(place: Place) -> None:
     """Remove a run. A removal that was interrupted can be repeated.
 
     Raises:
-        StoreError: a server has the run, or a file can't be removed.
+        StoreError: a server is serving the run, or a file can't be removed.
     """
     from filelock import FileLock, Timeout
 
@@ -189,13 +190,14 @@ def remove_run(place: Place) -> None:
             with opened(place.database) as history:
                 history.delete_run(place.run.run_id)
     except Timeout:
-        raise StoreError(f"{folder}: a server has just taken the run up") from None
+        raise StoreError(f"{folder}: a server has just resumed the run") from None
     except OSError as error:
         raise StoreError(f"can't remove {error.filename or folder}: {error.strerror or error}") from error
 
 
 def _empty(folder: Path) -> None:
-    """Remove everything in a folder, the files that show whose it is last. Links are removed, and not their targets."""
+    """Remove everything in a folder, and last the files that identify the run. Links are removed, but not their
+    targets."""
     last = [
         folder / name for name in (f"{HISTORY_FILE}-wal", f"{HISTORY_FILE}-shm", HISTORY_FILE, *_ID_FILES, LOCK_FILE)
     ]
@@ -207,7 +209,7 @@ def _empty(folder: Path) -> None:
 
 
 def num_bytes_in(folder: Path) -> int:
-    """The bytes of the files in a folder, without the targets of links."""
+    """Return the bytes of the files in a folder, without the targets of links."""
     size = 0
     for parent, _, names in os.walk(folder):
         for name in names:

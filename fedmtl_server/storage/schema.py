@@ -1,4 +1,4 @@
-"""The tables of the database, exactly as the revisions in `migrations` make them.
+"""The tables of the database, exactly as the revisions in `migrations` create them.
 
 A database has one schema and one chain of revisions, so the clients' table is declared here as well.
 """
@@ -15,7 +15,7 @@ METADATA = sa.MetaData(
     }
 )
 VERSION_TABLE = "fedmtl_version"
-"""Holds the schema's revision; named so that another program's migrations in the same database aren't ours."""
+"""The table with the schema's revision; its name avoids other programs' migrations in the same database."""
 
 
 def _json() -> sa.JSON:
@@ -86,7 +86,7 @@ COUNTED_ONCE = sa.Index(
     sqlite_where=UPDATES.c.outcome == "counted",
     postgresql_where=UPDATES.c.outcome == "counted",
 )
-"""No update counts twice: the database itself holds it."""
+"""Makes the database itself guarantee that no update counts twice."""
 
 METRICS = sa.Table(
     "metrics",

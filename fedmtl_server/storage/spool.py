@@ -8,7 +8,7 @@ file without one is incomplete, and a file with a wrong checksum is damaged. Bot
     8         bytes of the data
     4         CRC32C of header and data
     4         0
-    …         header (a serialised `UpdateHeader`), data (the components' encoded bytes, one after the other)
+    …         header (a serialized `UpdateHeader`), data (the components' encoded bytes, one after the other)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fedmtl_server.storage.files import sync_folder
 _PREAMBLE = struct.Struct("<8sQQII")
 _MAGIC = b"FEDMTLU1"
 _READ_BYTES = 4 * 2**20
-_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no such thing
+_sync_data = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class SpooledFile:
 
 
 class Spool:
-    """A folder of updates. Files are reused, since overwriting one is much faster than making one.
+    """A folder of updates. Files are reused, because overwriting a file is much faster than creating one.
 
     Args:
-        folder: the folder, which is made when first needed.
-        sync: whether an update is on disk, and not only with the operating system, before `write` returns.
+        folder: the folder, which is created when first needed.
+        sync: whether an update is on disk, and not only in the operating system's cache, before `write` returns.
     """
 
     def __init__(self, folder: Path, *, sync: bool = False):
@@ -64,8 +64,8 @@ class Spool:
         """Write an update to a file.
 
         Args:
-            header: a serialised `UpdateHeader`.
-            buffers: uint8, the data one after the other.
+            header: a serialized `UpdateHeader`.
+            buffers: uint8, the consecutive parts of the data.
 
         Raises:
             OSError: the file can't be written; it is removed.
@@ -99,7 +99,7 @@ class Spool:
         """Read an update's data into buffers of its size.
 
         Raises:
-            StoreError: the file can't be read, or isn't what was written.
+            StoreError: the file can't be read, or differs from what was written.
         """
         try:
             with path.open("rb", buffering=0) as file:
@@ -114,10 +114,10 @@ class Spool:
             raise StoreError(f"{path} isn't what was written to it: its checksum is wrong")
 
     def require_whole(self, path: Path) -> None:
-        """Check that a file is what was written to it: one pass over it, in little memory.
+        """Check that a file's content is what was written to it: one pass over it, in little memory.
 
         Raises:
-            StoreError: it can't be read, or isn't.
+            StoreError: it can't be read, or differs from what was written.
         """
         try:
             is_whole = _read_whole(path) is not None
@@ -128,10 +128,10 @@ class Spool:
 
     @contextlib.contextmanager
     def opened(self, path: Path) -> Iterator[Callable[[int, int], Tensor]]:
-        """Read stretches of an update's data, of a file that `require_whole` takes.
+        """Open the file of an update that `require_whole` accepts, to read ranges of its data.
 
         Yields:
-            What gives the bytes from one place in the data to another, uint8, in memory of their own.
+            A function that returns the bytes between two offsets in the data, uint8, in new memory.
 
         Raises:
             StoreError: the file can't be read.
@@ -157,7 +157,7 @@ class Spool:
             self._free.append(path)
 
     def scan(self) -> list[SpooledFile]:
-        """The complete updates in the folder, the oldest first; other files are discarded.
+        """Return the complete updates in the folder, the oldest first; other files are discarded.
 
         Raises:
             StoreError: the folder can't be read.
@@ -177,12 +177,12 @@ class Spool:
         """Remove the files without an update."""
         while self._free:
             self._free.pop().unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it isn't there, or holds what is still in use
+        with contextlib.suppress(OSError):  # it doesn't exist, or files in it are still in use
             self.folder.rmdir()
 
 
 def memory(buffer: Tensor) -> memoryview:
-    """A CPU tensor's bytes, without a copy."""
+    """Return a CPU tensor's bytes, without a copy."""
     return memoryview(buffer.numpy())  # type: ignore[arg-type]  # a ndarray is a Buffer
 
 
@@ -195,12 +195,12 @@ def _read_into(file: FileIO, data: memoryview) -> None:
     while data:
         num_bytes = file.readinto(data)
         if not num_bytes:
-            raise EOFError("it is shorter than what was written to it")
+            raise EOFError("the file is shorter than what was written to it")
         data = data[num_bytes:]
 
 
 def _read_whole(path: Path) -> SpooledFile | None:
-    """The update in a file; None if it is incomplete or damaged, and the latter is logged."""
+    """Return the update in a file; None if it is incomplete or damaged. Damage is logged."""
     with path.open("rb", buffering=0) as file:
         preamble = file.read(_PREAMBLE.size)
         if len(preamble) < _PREAMBLE.size:

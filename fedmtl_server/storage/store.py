@@ -1,8 +1,8 @@
-"""One run's folder and its history, as the server that serves the run writes them.
+"""Writes one run's folder and its history, as the server that serves the run.
 
 `paths` lists the files in the folder. A round's commit point is the transaction of the history that ends it. The
 checkpoint and the updates that it refers to are on disk before it, and files that it makes superfluous are removed
-after it; so the history says where the run stands, whenever a server ends.
+after it. The history therefore has the run's state, whenever a server ends.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from fedmtl_server.storage.spool import Spool
 from fedmtl_server.storage.stored_reports import stored_report
 
 _LOCK_WAIT_S = 2.0
-"""`runs list` takes a run's lock for a moment, to see whether it is served."""
+"""`runs list` holds a run's lock for a moment, to find out whether a server is serving the run."""
 
 
 class RunStore:
@@ -63,8 +63,8 @@ class RunStore:
     Args:
         run_dir: the folder.
         run_id: the run.
-        config: as the run is served now.
-        is_new: whether the run begins here; otherwise its history has to exist.
+        config: the configuration that the run is served with.
+        is_new: whether the run begins here; otherwise its history must exist.
 
     Raises:
         StoreError: from every method, when something can't be written or read.
@@ -103,13 +103,13 @@ class RunStore:
 
         Args:
             config: the configuration of the run.
-            run_id: the id of the run, unique for all time.
+            run_id: the id of the run, globally unique.
             components: the model before the first round, by scope.
-            summary: of that model.
+            summary: the summary of that model.
             run_dir: the folder; if None, one in `server.runs_dir` that is named after the time.
 
         Raises:
-            StoreError: another server has the folder, or a run is in it, or it can't be made.
+            StoreError: another server is using the folder, it holds a run, or it can't be created.
         """
         if run_dir is None:
             run_dir = config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}-{run_id[:8]}"
@@ -126,13 +126,13 @@ class RunStore:
         """Open the folder of a run that has begun.
 
         Args:
-            config: as the run is served now.
+            config: the configuration that the run is served with.
             run_id: the run.
             run_dir: the folder.
             finished: whether the run may be over.
 
         Raises:
-            StoreError: another server has the folder, the run is over, its history is missing, or the database
+            StoreError: another server is using the folder, the run is over, its history is missing, or the database
                 doesn't know it.
         """
         if config.store.url is None and not (run_dir / HISTORY_FILE).is_file():
@@ -146,15 +146,15 @@ class RunStore:
             raise StoreError(f"the database doesn't know run {run_id} of {run_dir}; was store.url changed?")
         url = f" --url {without_password(config.store.url)}" if config.store.url else ""
         raise StoreError(
-            f"the run in {run_dir} is over: see it with `fedmtl-server runs show {run_dir}{url}`, hand out its model "
+            f"the run in {run_dir} is over: see it with `fedmtl-server runs show {run_dir}{url}`, serve its model "
             "with --keep-serving, or choose another folder with --run-dir"
         )
 
     def left_off(self, layouts_of: LayoutsOf) -> LeftOff:
-        """The state that the run resumes with; see `find_left_off`.
+        """Return the state that the run resumes with; see `find_left_off`.
 
         Args:
-            layouts_of: says what is in a checkpoint.
+            layouts_of: returns the layouts of a checkpoint.
 
         Raises:
             StoreError: no checkpoint can be used.
@@ -162,7 +162,7 @@ class RunStore:
         return find_left_off(self.run_dir, self.run_id, self._history, self._checkpoints, layouts_of)
 
     def reports(self) -> list[RoundReport]:
-        """The reports of the rounds that have ended, in order."""
+        """Return the reports of the rounds that have ended, in order."""
         with self._gate.entered():
             return reports_of(self._history.rounds(self.run_id))
 
@@ -171,7 +171,7 @@ class RunStore:
         write_json(self.run_dir / SERVER_FILE, {"run_id": self.run_id, "address": address, "pid": os.getpid()})
 
     def open_round(self, round_: int, purpose: Purpose, opened_at_unix_ms: int, cohort: Mapping[str, str]) -> None:
-        """Record a round and its cohort, task by client id, before the clients hear of it."""
+        """Record a round and its cohort, task by client id, before the clients are notified."""
         with self._gate.entered():
             self._history.open_round(self.run_id, round_, purpose, opened_at_unix_ms, cohort)
 
@@ -189,7 +189,7 @@ class RunStore:
             round_: the round that made it.
             state: the server optimizer's state by `SCOPE/SLOT` and control variates by `control:SCOPE`, if the run has
                 any. It is written before the model.
-            sharing: who shares the parts of the encoder that have moved.
+            sharing: the tasks that share the parts of the encoder that have moved.
         """
         with self._gate.entered():
             self._checkpoints.write(round_, components, state or {}, sharing)
@@ -207,7 +207,7 @@ class RunStore:
             report: the report of the round.
             cohort: task by client id.
             updates: the outcome of each update.
-            digests: SHA-256 of what was written for it, the model by scope and the optimizer's state by `SCOPE/SLOT`;
+            digests: SHA-256 of the written components, the model's by scope and the optimizer state's by `SCOPE/SLOT`;
                 None if the model is unchanged.
         """
         record = RoundRecord(
@@ -225,7 +225,7 @@ class RunStore:
             self._history.end_round(self.run_id, record, updates)
 
     def has_counted(self, client_id: str, update_id: str) -> bool:
-        """Whether an update counted in any round."""
+        """Return whether an update counted in any round."""
         with self._gate.entered():
             return self._history.has_counted(self.run_id, client_id, update_id)
 
@@ -235,7 +235,7 @@ class RunStore:
             self._checkpoints.prune(best_rounds)
 
     def is_over(self) -> bool:
-        """Whether this server or one before it has called `finish`, and the run was not rolled back since."""
+        """Return whether this server or an earlier one has called `finish`, and the run was not rolled back since."""
         with self._gate.entered():
             record = self._history.find_run(self.run_id)
             return record is not None and record.is_finished
@@ -247,7 +247,7 @@ class RunStore:
                 write_json(self.run_dir / RESULTS_FILE, results)
 
     def finish(self) -> None:
-        """Record that the run is over and all clients know it, so that nobody resumes it.
+        """Record that the run is over and all clients know it, so that no server resumes it.
 
         The end of a run that was over already is kept.
         """
@@ -268,7 +268,7 @@ class RunStore:
         begins here finds the run's id in `beginning.json` and deletes it from the history.
         """
         if (self.run_dir / RUN_FILE).exists():
-            raise StoreError(f"{self.run_dir} holds a run already")
+            raise StoreError(f"{self.run_dir} already holds a run")
         beginning = self.run_dir / BEGINNING_FILE
         if beginning.exists():
             self._history.delete_run(read_run_id(beginning))
@@ -299,7 +299,7 @@ class RunStore:
 
 
 def without_secrets(config: Config) -> Config:
-    """A configuration without the password of `store.url`, so that others may read it."""
+    """Return a configuration without the password of `store.url`, so that others may read it."""
     if config.store.url is None:
         return config
     store = config.store.model_copy(update={"url": without_password(config.store.url)})

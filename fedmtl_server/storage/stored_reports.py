@@ -1,4 +1,4 @@
-"""What a round's report in the history holds, for those who read it there."""
+"""The types of a round's report as the history stores it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class StoredMetric(TypedDict):
 
 
 class StoredTask(TypedDict):
-    """`fedmtl_server.rounds.report.TaskReport`. Reports of older versions lack what isn't required."""
+    """`fedmtl_server.rounds.report.TaskReport`. Reports of older versions lack the fields that aren't required."""
 
     task: str
     num_updates: int
@@ -30,7 +30,7 @@ class StoredTask(TypedDict):
 
 
 class StoredContribution(TypedDict):
-    """`fedmtl_server.aggregation.values.Contribution`. Reports of older versions lack what isn't required."""
+    """`fedmtl_server.aggregation.values.Contribution`. Older reports lack the fields that aren't required."""
 
     client_id: str
     task: str
@@ -50,7 +50,7 @@ class StoredComponent(TypedDict):
 
 
 class StoredRefusal(TypedDict):
-    """`fedmtl_server.rounds.report.RefusedUpdate`, without what the update said of itself."""
+    """`fedmtl_server.rounds.report.RefusedUpdate`, without the fields that describe the update."""
 
     client_id: str
     task: str
@@ -67,14 +67,14 @@ class StoredDiscard(TypedDict):
 
 
 class StoredWarning(TypedDict):
-    """`fedmtl_server.rounds.warnings.RoundWarning`, as far as people are shown it."""
+    """The displayed part of `fedmtl_server.rounds.warnings.RoundWarning`."""
 
     message: str
 
 
 class StoredReport(TypedDict):
-    """`RoundReport.to_dict()`, as far as it is read from the history. Reports of older versions lack what isn't
-    required."""
+    """The fields of `RoundReport.to_dict()` that are read from the history. Reports of older versions lack the fields
+    that aren't required."""
 
     round: int
     duration_s: float
@@ -95,5 +95,5 @@ class StoredReport(TypedDict):
 
 
 def stored_report(values: Mapping[str, object]) -> StoredReport:
-    """`RoundReport.to_dict()` by its type. It isn't checked: a server made it, this one or an earlier one."""
+    """Return `RoundReport.to_dict()` with its type, unchecked: this server or an earlier one made it."""
     return cast("StoredReport", values)

@@ -488,7 +488,7 @@ def test_what_would_be_removed_is_said_and_nothing_is_removed_without_yes(runs_d
 def test_all_but_the_newest_are_removed_and_one_that_is_served_stays(runs_dir, served):
     text = shown("prune", "--keep", 1, "--yes", "--runs-dir", runs_dir)
     assert f"removed: run aaaa1111 of {time.strftime('%Y-%m-%d', time.gmtime(NOW_MS / 1000 - 9 * 86400))}" in text
-    assert f"(running), {served}: a server has it" in text
+    assert f"(running), {served}: a server is serving it" in text
     assert names(runs_dir) == {"second", "third"}
     assert (runs_dir / "notes.txt").exists()
     assert (served / "history.sqlite").exists()
@@ -524,7 +524,7 @@ def test_a_folder_that_is_a_link_is_left_alone(runs_dir, tmp_path):
     elsewhere = make_run(tmp_path / "elsewhere", "fourth", "dddd4444" * 4, age_days=20)
     (runs_dir / "link").symlink_to(elsewhere)
     text = shown("prune", "--keep", 3, "--yes", "--runs-dir", runs_dir)
-    assert "link: its folder is a link to another" in text
+    assert "link: its folder is a symbolic link" in text
     assert (elsewhere / "history.sqlite").exists()
 
 
@@ -539,8 +539,8 @@ def test_a_folder_of_another_run_is_left_alone(runs_dir, tmp_path, monkeypatch):
     text = shown("prune", "--keep", 0, "--yes", "--runs-dir", runs_dir)
     assert "first: its folder doesn't hold this run" in text
     assert "linked: its folder doesn't hold this run" in text
-    assert "second: its database holds 1 more runs" in text
-    assert "third: its folder holds the folder you are in" in text
+    assert "second: its database holds other runs (1)" in text
+    assert "third: its folder contains the working directory" in text
     assert tree(runs_dir) == before
 
 
@@ -593,7 +593,7 @@ def test_a_run_that_may_be_served_on_another_machine_is_not_removed(tmp_path):
         add_run(history, "aaaa", tmp_path / "elsewhere", rounds=1)
     text = shown("prune", "--keep", 0, "--yes", "--url", url)
     assert "left alone: run aaaa" in text
-    assert "its folder isn't here: a server elsewhere may have it" in text
+    assert "its folder isn't on this machine: a server elsewhere may be serving it" in text
     assert [run["run_id"] for run in json.loads(shown("list", "--url", url, "--json"))] == ["aaaa"]
 
 

@@ -285,7 +285,7 @@ def test_a_store_of_files_that_mlflow_refuses_is_told_before_a_run_begins(given,
     assert text.startswith("tracking.mlflow_uri: MLflow ")
     assert f"refuses the store of files {uri or f'file://{files}'}" in text
     assert "give a database, such as sqlite:///mlflow.db, or a tracking server" in text
-    assert ("which it takes as none is given" in text) == (given is None)
+    assert ("its default as no URI is given" in text) == (given is None)
     assert list(tmp_path.iterdir()) == []
     (finding,) = findings("trackers", lambda: doctor.trackers(config))
     assert (finding.level, finding.found) == (Level.fail, text)
@@ -303,7 +303,7 @@ def test_a_store_that_mlflow_takes_is_neither_written_to_nor_called_before_a_run
 
 def test_a_kind_of_store_that_mlflow_does_not_know_is_told_without_what_is_secret_in_it(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlit://me:hunter2@host/db")
-    with pytest.raises(ConfigError, match="refuses a store with the scheme 'sqlit', which it takes as none") as refused:
+    with pytest.raises(ConfigError, match="refuses a store with the scheme 'sqlit', its default as no URI") as refused:
         MlflowTracker(None, "e")
     assert "hunter2" not in str(refused.value)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedmtl_core.errors import ConfigError
 from fedmtl_server.rounds.task_selection import (
     HighestLoss,
-    MostLacking,
+    LargestDeficit,
     RoundRobin,
     SelectionRound,
     TaskLoss,
@@ -74,12 +74,12 @@ class TestHighestLoss:
         assert TaskLoss(0.0, 0.5).relative == 1.0
 
 
-class TestMostLacking:
+class TestLargestDeficit:
     def test_clients_go_where_most_are_lacking_and_then_where_fewest_are(self):
         """qqp lacks 2, sst2 1 less the client that has nothing else: x and y go to qqp, z to the task of fewer."""
         facts = {"others": {"s": "sst2"}, "min_clients": {"qqp": 2, "sst2": 1, "cola": 0}}
         clients = {"x": ("qqp", "sst2"), "y": ("qqp", "sst2"), "z": ("cola", "sst2")}
-        assert select(MostLacking(), 1, clients, **facts) == {"x": "qqp", "y": "qqp", "z": "cola"}
+        assert select(LargestDeficit(), 1, clients, **facts) == {"x": "qqp", "y": "qqp", "z": "cola"}
 
 
 class All(TaskSelection):

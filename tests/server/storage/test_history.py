@@ -96,7 +96,7 @@ class HistoryBehaviour:
 
     def test_a_run_is_begun_once(self, history):
         begun(history)
-        with pytest.raises(StoreError, match="run run-1 is there already"):
+        with pytest.raises(StoreError, match="run run-1 already exists"):
             begun(history)
 
     def test_runs_are_listed_newest_first(self, history):
@@ -116,7 +116,7 @@ class HistoryBehaviour:
     def test_a_committed_round_is_not_opened_anew(self, history):
         begun(history)
         end(history, 1)
-        with pytest.raises(StoreError, match="round 1 of run run-1 is committed, and can't open anew"):
+        with pytest.raises(StoreError, match="round 1 of run run-1 is committed, and can't open again"):
             history.open_round("run-1", 1, "train", 9_000, {})
         assert outcomes(history) == {0: "committed", 1: "committed"}
 
@@ -342,7 +342,8 @@ class HistoryBehaviour:
             connection.exec_driver_sql("DROP TABLE fedmtl_version")
         history.close()
         with pytest.raises(
-            StoreError, match="isn't a history: its tables known_clients, metrics, rounds, runs, updates are another"
+            StoreError,
+            match="isn't a history: its tables known_clients, metrics, rounds, runs, updates belong to another program",
         ):
             History.open(database)
 
@@ -474,13 +475,13 @@ def test_an_upgrade_that_fails_leaves_the_older_file_as_it_was(tmp_path, monkeyp
 
 
 WRONG = {
-    "no URL": ("history", "not a database's URL: expected sqlite:///PATH or postgresql"),
-    "a port that is none": ("postgresql://me:hunter2@host:port/db", "not a database's URL"),
-    "another kind of database": ("mysql://me:hunter2@host/db", "mysql: not a database that a history can be in"),
-    "another driver": ("postgresql+psycopg2://me:hunter2@host/db", r"postgresql\+psycopg2: not a database that"),
-    "memory": ("sqlite://", "a history on SQLite is in a file"),
-    "memory by name": ("sqlite:///:memory:", "a history on SQLite is in a file"),
-    "options": ("sqlite:///a?mode=memory", "a history on SQLite is in a file"),
+    "no URL": ("history", "not a database URL: expected sqlite:///PATH or postgresql"),
+    "a port that is none": ("postgresql://me:hunter2@host:port/db", "not a database URL"),
+    "another kind of database": ("mysql://me:hunter2@host/db", "mysql: can't hold a history"),
+    "another driver": ("postgresql+psycopg2://me:hunter2@host/db", r"postgresql\+psycopg2: can't hold a history"),
+    "memory": ("sqlite://", "a history in SQLite must be a file"),
+    "memory by name": ("sqlite:///:memory:", "a history in SQLite must be a file"),
+    "options": ("sqlite:///a?mode=memory", "a history in SQLite must be a file"),
     "a folder that isn't there": ("sqlite:////nowhere/a.sqlite", "^/nowhere/a.sqlite: can't read: unable to open"),
     "nobody there": (
         "postgresql+psycopg://me:hunter2@127.0.0.1:1/db?password=hunter2",

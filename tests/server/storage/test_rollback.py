@@ -108,9 +108,9 @@ def test_only_a_round_whose_checkpoint_is_kept_can_be_gone_back_to(tmp_path):
     before = (left_off(store_ := resume(tmp_path)), checkpoints(tmp_path))
     store_.close()
     for to_round, message in (
-        (1, r"the checkpoint of round 1 isn't in .* any more .*; there are checkpoints of the rounds 3, 4, 5$"),
+        (1, r"the checkpoint of round 1 is no longer in .* \(store.*\); there are checkpoints of the rounds 3, 4, 5$"),
         (6, r"run run has no round 6; there are checkpoints of the rounds 3, 4, 5$"),
-        (5, r"run run is at round 5 already: nothing comes after it$"),
+        (5, r"run run is already at round 5: no later round has begun$"),
     ):
         with pytest.raises(UserError, match=message):
             rolled_back(tmp_path, "--to-round", to_round)

@@ -226,7 +226,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"can't read .*0000\.update"):
         spool.read(tmp_path / "0000.update", data_of(b"abc"))
     (tmp_path / "0000.update").write_bytes(FILE[:-1])
-    with pytest.raises(StoreError, match=r"0000\.update: it is shorter than what was written to it"):
+    with pytest.raises(StoreError, match=r"0000\.update: the file is shorter than what was written to it"):
         spool.read(tmp_path / "0000.update", data_of(b"0123456789", b"abc"))
 
 

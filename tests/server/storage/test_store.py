@@ -596,7 +596,7 @@ def test_a_run_that_was_cut_short_in_its_beginning_leaves_no_other_in_the_histor
 def test_a_run_that_began_while_the_folder_was_waited_for_is_left_alone(tmp_path):
     create(tmp_path).close()
     model = model_of(1)
-    with pytest.raises(StoreError, match=f"{tmp_path} holds a run already"):
+    with pytest.raises(StoreError, match=f"{tmp_path} already holds a run"):
         RunStore.create(config(), "second", model.components, model.summary(), tmp_path)
     assert [run.run_id for run in known_runs(tmp_path)] == ["run"]
     resume(tmp_path).close()
