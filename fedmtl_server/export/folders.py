@@ -51,9 +51,9 @@ def export_task(run: SavedRun, task: str, folder: Path, which: Which = "last", *
         force: whether files in the folder may be replaced.
 
     Raises:
-        UserError: the run has no such task or round, the folder isn't empty, or the task type is a plug-in. Also if the
-            task's clients keep some parameters for themselves, if no class of `transformers` computes the same as a
-            `masked_lm` over this encoder, or if the model's parameters or logits aren't finite.
+        UserError: the run has no such task or round, the folder isn't empty, or the model's parameters or logits aren't
+            finite. Also if the task can't be exported: its type is a plug-in, its clients keep some parameters for
+            themselves, or it is a `masked_lm` over an encoder without a matching class in `transformers`.
         CorruptCheckpointError: the checkpoint's bytes have changed since they were written.
         ModelUnavailableError: the encoder's architecture or its tokenizer can't be loaded.
     """
