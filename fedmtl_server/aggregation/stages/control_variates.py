@@ -123,7 +123,7 @@ class ControlVariates(Stage):
             self._components = {scope: Component(one.layout) for scope, one in self._components.items()}
             self._known, self._since = {}, ending.round + 1
         self.begin(self._context)
-        return Outcome(Notice("control_variates.began_anew", reason) if reason else None)
+        return Outcome(Notice("control_variates.restarted", reason) if reason else None)
 
     def broadcast(self) -> Broadcast:
         """Return the server's variates by `control:SCOPE`. Clients' variates from rounds before `since` are invalid.

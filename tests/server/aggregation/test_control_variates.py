@@ -229,11 +229,11 @@ async def test_a_server_that_went_back_to_an_older_checkpoint_begins_its_variate
             header, data = await clients["a"].get_slice(round=3)
     assert header.control_since == 3
     assert not any(data["control:shared"] + data["control:task:sst2"])
-    (told,) = [line for line in logs if line["event"] == "control_variates.began_anew"]
+    (told,) = [line for line in logs if line["event"] == "control_variates.restarted"]
     assert told["reason"] == "client 'a' has a variate from round 2, expected one from round 1"
 
 
-async def test_variates_that_began_anew_are_0_also_for_the_server_that_takes_up_the_run(tmp_path):
+async def test_restarted_variates_are_0_also_on_the_server_that_resumes_the_run(tmp_path):
     async with serving(tmp_path, model(), sections=SECTIONS) as server:
         await play(server, (1,))
         async with watching(server, **TASKS) as clients:
