@@ -123,7 +123,7 @@ def _norms_in_float64(run: Tensor, origin: Tensor | None) -> list[float]:
         values = run[start : start + _BLOCK].numpy()
         base = None if origin is None else origin[start : start + _BLOCK].numpy()
         largest = float(np.max([np.abs(one).max() for one in (values, base) if one is not None]))
-        if not math.isfinite(largest):  # NaN isn't above 0 either
+        if not math.isfinite(largest):  # also NaN, which isn't above 0
             norms.append(largest)
         elif largest > 0:
             unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)  # dividing by a power of two is exact
