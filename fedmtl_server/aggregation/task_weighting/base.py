@@ -27,7 +27,7 @@ class TaskStats:
     num_examples: int | float
     """The counted examples of all the task's clients together; above 0."""
     received_loss: float | None = None
-    """Loss of the round's initial model on the clients' evaluation rows; None if no client reports it."""
+    """Loss of the round's initial model on the clients' evaluation data; None if no client reports it."""
     train_loss: float | None = None
     """Loss of the clients' models over the last epoch of the round; None if no client reports it."""
 
