@@ -1,11 +1,11 @@
 """The aggregation pipeline: the steps that turn a round's updates into the next model.
 
-    screen       each stage sees an update, in the cohort's order, and limits its examples or clips its norm
-    accumulate   each component is added with its weight to an accumulator: one running mean for all tasks, or one
-                 per task; an accumulator that needs all updates at once reads them again when the round closes
-    combine      the accumulators of a component are merged, by step counts and by task weights
-    release      each component takes the server optimizer's step
-    end          stages update their state: task weightings, control variates, and the sharing of layers
+    screen       Each stage sees an update, in the cohort's order, and limits its examples or clips its norm.
+    accumulate   Each component is added with its weight to an accumulator: one running mean for all tasks, or one
+                 per task. An accumulator that needs all updates at once reads them again when the round closes.
+    combine      The accumulators of a component are merged, by step counts and by task weights.
+    release      Each component takes the server optimizer's step.
+    end          Stages update their state: task weightings, control variates, and the sharing of layers.
 
 Without any stage, the pipeline is FedAvg (McMahan et al. 2017, arXiv:1602.05629) per component of MT-DNN (Liu et al.
 2019, arXiv:1901.11504). Within each step, stages run in the order of `fedmtl_core.config.stages.STAGES`.

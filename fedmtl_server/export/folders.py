@@ -52,8 +52,8 @@ def export_task(run: SavedRun, task: str, folder: Path, which: Which = "last", *
 
     Raises:
         UserError: the run has no such task or round, the folder isn't empty, or the model's parameters or logits aren't
-            finite. Also if the task can't be exported: its type is a plug-in, its clients keep some parameters for
-            themselves, or it is a `masked_lm` over an encoder without a matching class in `transformers`.
+            finite. Also if the task's type is a plug-in, or its clients keep some parameters for themselves. Also for a
+            `masked_lm` over an encoder without a class in `transformers` that computes the same.
         CorruptCheckpointError: the checkpoint's bytes have changed since they were written.
         ModelUnavailableError: the encoder's architecture or its tokenizer can't be loaded.
     """
