@@ -237,7 +237,7 @@ class Driver:
             aggregate,
             {task: model.scopes_for(task) for task in model.tasks},
             pipeline.factors(self.engine.round),
-            stages=pipeline.facts(),
+            stages=pipeline.metadata(),
             model_norms=self._commits.model_norms,
             duration_s=self._clock() - self.engine.view.opened_at,
             aggregation_s=aggregation_s,

@@ -136,9 +136,10 @@ _GPT_NEO = {
 }
 _ONE_KEY = {**_SMALL, "num_key_value_heads": 1}
 
-_SAME_LAYER = "all layers are one and the same: `sharing.layers` has no numbers for it"
-_MIXES = "padding goes into its tokens: beside a longer text, a text's output is another"
-_NO_DECODER = "the encoder alone; its decoder is neither loaded into the model nor sent"
+_SAME_LAYER = "all layers share their weights, so `sharing.layers` can't number them"
+_NO_ENCODER = "its encoder can't be used without the decoder"
+_MIXES = "mixes padding into the tokens: a text's output depends on longer texts in its batch"
+_NO_DECODER = "only the encoder is used; the decoder is neither loaded into the model nor sent"
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -148,13 +149,13 @@ FAMILIES: Mapping[str, Family] = {
         _roberta(
             "big_bird",
             {**_SMALL, "block_size": 4, "num_random_blocks": 1},
-            note="a batch of short texts changes its sparse attention to full attention for good",
+            note="a batch of short texts permanently switches its sparse attention to full attention",
         ),
         _roberta("camembert"),
         Family(
             "canine",
             {**_SMALL, "num_hash_buckets": 64, "num_hash_functions": 4},
-            note="reads characters, has no word embeddings: no `masked_lm` task",
+            note="reads characters and has no word embeddings, so it supports no `masked_lm` task",
         ),
         Family("convbert", {**_SMALL, "embedding_size": 32}, note=_MIXES),
         _roberta("data2vec-text"),
@@ -167,7 +168,7 @@ FAMILIES: Mapping[str, Family] = {
             {**_DECODER, **_EMBEDDING_GEMMA},
             "causal",
             cut="don't fit its configuration: expected ple.per_layer_model_projection.weight",
-            note="the output is as wide as `embedding_dim`",
+            note="the output width is `embedding_dim`",
         ),
         Family("ernie"),
         Family(
@@ -187,14 +188,12 @@ FAMILIES: Mapping[str, Family] = {
             "funnel", {**_FUNNEL, "architectures": ["FunnelModel"]}, cut="does not support the setting", note=_MIXES
         ),
         Family("gte", {**_SMALL, "type_vocab_size": 2}),
-        _roberta("ibert", note="sends the ranges of its activations too"),
+        _roberta("ibert", note="the ranges of its activations are sent too"),
         _roberta("jina_embeddings_v3"),
-        Family("layoutlm", note="texts without their places on a page"),
-        Family(
-            "lilt", {**_SMALL, "hidden_size": 24, "intermediate_size": 48}, note="texts without their places on a page"
-        ),
-        _roberta("longformer", {**_SMALL, "attention_window": [4] * LAYERS}, note="no token has global attention"),
-        _roberta("luke", {**_SMALL, "entity_vocab_size": 5, "entity_emb_size": 8}, note="texts without entities"),
+        Family("layoutlm", note="used without page layout"),
+        Family("lilt", {**_SMALL, "hidden_size": 24, "intermediate_size": 48}, note="used without page layout"),
+        _roberta("longformer", {**_SMALL, "attention_window": [4] * LAYERS}, note="used without global attention"),
+        _roberta("luke", {**_SMALL, "entity_vocab_size": 5, "entity_emb_size": 8}, note="used without entities"),
         Family("megatron-bert"),
         Family("mobilebert", {**_SMALL, **_MOBILE}),
         Family("modernbert", {**_SMALL, "local_attention": 8}),
@@ -203,7 +202,7 @@ FAMILIES: Mapping[str, Family] = {
             "mra",
             {**_SMALL, "block_per_row": 1},
             refused="computes no attention on this machine",
-            note="without code that is compiled for a GPU its attention gives zeros",
+            note="without code compiled for a GPU, its attention returns zeros",
         ),
         Family("nomic_bert"),
         Family("nystromformer", {**_SMALL, "segment_means_seq_len": 16, "num_landmarks": 16}, note=_MIXES),
@@ -211,7 +210,7 @@ FAMILIES: Mapping[str, Family] = {
             "reformer",
             _REFORMER,
             refused="can't be trained on texts of any length",
-            note="trains on texts of a multiple of its chunk length alone",
+            note="trains only on texts whose length is a multiple of its chunk length",
         ),
         Family("rembert", {**_SMALL, "input_embedding_size": 16, "output_embedding_size": 16}),
         _roberta("roberta"),
@@ -227,7 +226,7 @@ FAMILIES: Mapping[str, Family] = {
             {"d_model": 32, "n_layer": LAYERS, "n_head": 2, "d_inner": 64},
             "xlnet",
             pooling="`last`, `mean`",
-            note="its CLS token is the last one",
+            note="the CLS token is the last token",
         ),
         _roberta("xmod", {**_SMALL, "languages": ["en_XX"], "default_language": "en_XX"}),
         Family("yoso", {**_SMALL, "type_vocab_size": 2}, note=_MIXES),
@@ -239,6 +238,7 @@ FAMILIES: Mapping[str, Family] = {
             {**_BART, "langs": ["en", "de"], "src_vocab_size": 19, "tgt_vocab_size": 19},
             "roberta",
             refused="its encoder can't be taken alone",
+            note=_NO_ENCODER,
         ),
         _encoder_decoder("led", _LED, "roberta", note=_NO_DECODER),
         _encoder_decoder("longt5", {**_T5_SIZE, "local_radius": 7, "global_block_size": 4}, "t5", note=_NO_DECODER),
@@ -257,7 +257,7 @@ FAMILIES: Mapping[str, Family] = {
             pooling="`mean`",
             note="T5 saved without its decoder (`T5EncoderModel`), as in sentence-t5",
         ),
-        _encoder_decoder("t5gemma", {}, "causal", refused="its encoder can't be taken alone"),
+        _encoder_decoder("t5gemma", {}, "causal", refused="its encoder can't be taken alone", note=_NO_ENCODER),
         _encoder_decoder("umt5", _T5_SIZE, "t5", note=_NO_DECODER),
         _causal("biogpt", _SMALL),
         _causal("bloom", {"hidden_size": 32, "n_layer": LAYERS, "n_head": 2}),
@@ -280,7 +280,7 @@ FAMILIES: Mapping[str, Family] = {
         _causal(
             "opt",
             {**_SMALL, "ffn_dim": 64, "word_embed_proj_dim": 16},
-            note="the output is as wide as `word_embed_proj_dim`",
+            note="the output width is `word_embed_proj_dim`",
         ),
         _causal("phi", _SMALL),
         _causal("phi3", _ONE_KEY),

@@ -1,1 +1,1 @@
-"""How updates become the next model: a pipeline of stages, without gRPC, files or clocks."""
+"""Aggregation of a round's updates: a pipeline of stages, without gRPC, files or clocks."""

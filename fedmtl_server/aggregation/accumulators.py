@@ -1,4 +1,4 @@
-"""What makes one component of a round's updates: one by one as they come, or of all at once when the round ends."""
+"""Accumulators, which combine a round's updates of one component: one by one, or all at once when the round ends."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from fedmtl_core.wire.layout import Component, Layout, TensorSpec
 from fedmtl_server.aggregation.blocks import BlockReader
 
 Weight = int | Fraction
-"""What an update counts for beside the others: exact, so that sums don't depend on the order of addition."""
+"""An update's weight relative to the other updates. It is exact, so sums don't depend on the order of addition."""
 
 
 class Accumulator(ABC):
-    """Makes one component of several clients' updates of it.
+    """Combines several clients' updates of one component.
 
-    A component whose tasks are weighted has one accumulator for each task, any other component has one alone.
+    A component has one accumulator for each task if tasks are weighted, and otherwise a single accumulator.
 
     Args:
-        layout: of the component.
+        layout: the component's layout.
     """
 
     copies: ClassVar[int] = 1
-    """How many components it keeps in memory at most, its result among them. The buffer pool is sized by it."""
+    """The largest number of components in memory, including the result. It determines the size of the buffer pool."""
     reads_blocks: ClassVar[bool] = False
-    """Whether it reads all updates when it is closed. Their bytes have to stay as they are until then, so that it keeps
-    no component that is added."""
+    """Whether `close` reads all updates again. Their bytes must stay unchanged until then, so `add` never keeps a
+    component's memory."""
 
     def __init__(self, layout: Layout):
         self.layout = layout
@@ -45,51 +45,52 @@ class Accumulator(ABC):
         is_delta: bool = True,
         may_keep: bool = False,
     ) -> bool:
-        """Take in one update.
+        """Add one update.
 
         Args:
-            component: its parameters; or its delta, if `base` is given.
-            weight: at least 0, finite; what it counts for beside the others.
-            base: the parameters that the delta is to be added to.
-            scale: what the delta is multiplied with.
-            is_delta: False for parameters in spite of a base: what they differ from it by is the delta.
-            may_keep: whether the component's memory may be overwritten and used from now on.
+            component: the update's parameters; or its delta, if `base` is given.
+            weight: the update's weight, finite and at least 0.
+            base: the parameters to which the delta is added.
+            scale: the factor on the delta.
+            is_delta: False if `component` contains parameters although `base` is given; the delta is then the
+                difference between the two.
+            may_keep: whether the accumulator may overwrite the component's memory and keep it.
 
         Returns:
             Whether the component's memory is kept.
 
         Raises:
-            LayoutMismatchError: it is laid out otherwise.
+            LayoutMismatchError: the component has another layout.
         """
 
     @abstractmethod
     def merge(self, other: Self) -> None:
-        """Take in what another accumulator of the same kind and layout has taken in, which stays as it is.
+        """Add the updates of another accumulator of the same class and layout, which stays unchanged.
 
-        What reads blocks has to be given those of both when it is closed: its own first, then the other's.
+        If the class `reads_blocks`, `close` needs the updates of both accumulators: first its own, then the other's.
 
         Raises:
-            LayoutMismatchError: it is laid out otherwise.
+            LayoutMismatchError: the other accumulator has another layout.
         """
 
     def close(self, blocks: BlockReader | None = None) -> None:  # noqa: B027
-        """Note that all updates were added: `runs` is final from now on.
+        """Finish after the last update. `runs` is final afterwards.
 
         Args:
-            blocks: all updates again, in the order in which they were added, for an accumulator that `reads_blocks`;
-                None for others.
+            blocks: reads all updates again, in the order in which they were added, for an accumulator that
+                `reads_blocks`; None for other accumulators.
 
         Raises:
-            AggregationError: a class of the user's own answers with something else than it should.
+            AggregationError: a plug-in returned an invalid result.
             StoreError: an update can't be read.
         """
 
     @property
     @abstractmethod
     def runs(self) -> list[Tensor]:
-        """What the updates come to, as the flat vectors of the component's runs, in float32 (float64 for float64).
+        """The result as the flat vectors of the component's runs, in float32 (float64 for float64).
 
-        They are views: what is written to them becomes part of the result.
+        The vectors are views: values written to them become part of the result.
         """
 
     @property
@@ -99,10 +100,10 @@ class Accumulator(ABC):
 
     @abstractmethod
     def result(self) -> Component:
-        """What the updates come to, in the layout's own dtypes. The accumulator can't be used afterwards."""
+        """Return the result in the layout's own dtypes. The accumulator can't be used afterwards."""
 
     def vector(self, spec: TensorSpec) -> Tensor:
-        """One tensor of `runs`, flat; as a view."""
+        """Return one tensor of `runs` as a flat view."""
         for run, values in zip(self.layout.runs, self.runs, strict=True):
             if run.start <= spec.offset < run.end:
                 first = (spec.offset - run.start) // spec.dtype.itemsize

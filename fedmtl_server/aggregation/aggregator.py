@@ -1,4 +1,4 @@
-"""Averaging a round's updates that are all at hand, without a server: for programs that use FedMTL as a library."""
+"""Averaging of a round's updates in memory, without a server, for programs that use FedMTL as a library."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from fedmtl_server.aggregation.values import ScreenedUpdate
 
 
 class NamedTensors(TypedDict):
-    """Tensors by name, sorted by who shares them."""
+    """Tensors by name, grouped by the tasks that share them."""
 
     shared: dict[str, Tensor]
-    """What all tasks share."""
+    """The tensors that all tasks share."""
     groups: dict[str, dict[str, Tensor]]
-    """By group of tasks, what they share."""
+    """By group of tasks, the tensors that the group shares."""
     task_heads: dict[str, dict[str, Tensor]]
-    """By task, all that it has for itself."""
+    """By task, the tensors that only this task has."""
 
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What one client made of one round."""
+    """One client's update of one round."""
 
     client_id: str
     task: str
     num_examples: int
-    """Weight of this update: examples trained on."""
+    """Number of training examples, the weight of the update."""
     components: Mapping[str, Component]
-    """By scope; trained parameters, or with kind `delta` trained minus received ones."""
+    """By scope, the trained parameters, or with kind `delta` trained minus received parameters."""
     kind: UpdateKind = "parameters"
     extras: Extras = field(default_factory=dict)
-    """Numbers for single stages, such as `{"normalization": {"num_steps": 63}}`."""
+    """Numbers that stages need, by stage, such as `{"normalization": {"num_steps": 63}}`."""
 
     @classmethod
     def from_parameters(
@@ -60,17 +60,17 @@ class ClientUpdate:
         kind: UpdateKind = "parameters",
         scopes: Mapping[str, str] | None = None,
     ) -> ClientUpdate:
-        """An update of plain tensors, under their names in the multi-task model (`encoder.…`, `heads.TASK.…`).
+        """Create an update from tensors, under their names in the multi-task model (`encoder.…`, `heads.TASK.…`).
 
-        Its components are laid out by name, so that updates made like this go together.
+        Components are laid out in the order of names, so updates created by this method have compatible layouts.
 
         Args:
-            client_id: the client's.
-            task: the client's.
-            num_examples: examples trained on.
-            parameters: by name; trained parameters, or with kind `delta` trained minus received ones.
-            kind: which of the two.
-            scopes: by name, the scopes of tensors that are of another than `scope_of` says.
+            client_id: the client's id.
+            task: the client's task.
+            num_examples: the number of training examples.
+            parameters: by name, the trained parameters, or with kind `delta` trained minus received parameters.
+            kind: whether `parameters` are parameters or a delta.
+            scopes: by name, the scopes of tensors whose scope differs from the result of `scope_of`.
         """
         by_scope: dict[str, dict[str, Tensor]] = {}
         for name, tensor in sorted(parameters.items()):
@@ -79,7 +79,7 @@ class ClientUpdate:
         return cls(client_id, task, num_examples, components, kind)
 
     def screened(self, round_: int) -> ScreenedUpdate:
-        """The update as the stages of a round get it."""
+        """Return the update in the form that the stages of a round receive."""
         update = Update(
             self.client_id,
             self.task,
@@ -93,15 +93,15 @@ class ClientUpdate:
 
 
 class MTLAggregator:
-    """Task-aware averaging: who counts in a component is who sent it, weighted by `num_examples`.
+    """Task-aware averaging: each component is the mean over the updates that contain it, weighted by `num_examples`.
 
     Args:
-        norms: what becomes of updates by how far they move the model.
-        weighting: what each task counts for in what several share; None for its examples.
-        seed: the run's, for what the weighting leaves to chance.
-        auxiliary: by auxiliary task, what it counts for in what several share.
-        normalization: whether a client's delta counts by the steps that it took.
-        max_client_share: the most that one of several clients may be of a component; None for no limit.
+        norms: the treatment of updates by the norm of their delta.
+        weighting: the weighting of tasks in components that several tasks share; None to weight by examples.
+        seed: the run's seed, for weightings with a random choice.
+        auxiliary: by auxiliary task, its section of the configuration, with its weight and decay.
+        normalization: `fednova` to average deltas by optimizer step.
+        max_client_share: the largest share of one client in a component with several clients; None for no limit.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class MTLAggregator:
         stages += [TaskWeights(weighting, seed)] if weighting else []
         stages += [AuxiliaryTasks(auxiliary)] if auxiliary else []
         self.pipeline = Pipeline(stages)
-        """The stages that an update goes through."""
+        """The stages that process an update."""
 
     def aggregate_mtl_updates(
         self, client_updates: Iterable[ClientUpdate], base: Mapping[str, Component] | None = None, round_: int = 1
@@ -128,20 +128,20 @@ class MTLAggregator:
 
         Args:
             client_updates: in any order; the result is the same to the last bit.
-            base: the model's components by scope, if any update is a delta, or tasks are weighted, or deltas count by
-                step.
+            base: the model's components by scope; needed if an update is a delta, tasks are weighted, or deltas are
+                normalized by steps.
             round_: the round's number, counted from 1.
 
         Returns:
             `{"shared": {name: tensor}, "groups": {group: {name: tensor}}, "task_heads": {task: {name: tensor}}}` in
-            the updates' dtypes, where a task's are all those that it has for itself. A group or task without updates is
-            absent.
+            the updates' dtypes. `task_heads` contains all tensors that only one task has. A group or task without
+            updates is absent.
 
         Raises:
-            AggregationError: there are no updates, a client appears twice, or weights sum to zero.
+            AggregationError: there are no updates, a client occurs twice, or weights sum to zero.
         """
         updates = sorted(client_updates, key=lambda update: update.client_id)
-        CohortOrder([update.client_id for update in updates])  # nobody twice
+        CohortOrder([update.client_id for update in updates])  # checks that no client occurs twice
         return named_tensors(self._averaged([update.screened(round_) for update in updates], base or {}, round_))
 
     def _averaged(
@@ -157,7 +157,7 @@ class MTLAggregator:
 
 
 def named_tensors(components: Mapping[str, Component]) -> NamedTensors:
-    """What components consist of, by name, sorted by who shares it; see `MTLAggregator.aggregate_mtl_updates`."""
+    """Return the components' tensors as `MTLAggregator.aggregate_mtl_updates` returns them."""
     return {
         "shared": components[SHARED].views() if SHARED in components else {},
         "groups": {group: component.views() for scope, component in components.items() if (group := group_of(scope))},

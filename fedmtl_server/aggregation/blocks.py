@@ -1,4 +1,4 @@
-"""All updates of a component again when its round closes, a block of elements at a time."""
+"""Reads all updates of a component again when the round closes, one block of elements at a time."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from fedmtl_server.aggregation.wide import counted_values
 
 
 class UpdateBlocks(Protocol):
-    """Where the updates of a round lie until it is over."""
+    """The stored updates of a round."""
 
     def read(self, client_id: str, scope: str, run: int, start: int, stop: int) -> Tensor:
-        """Some elements of a component of an update, decoded: parameters or a delta, as they were sent.
+        """Read and decode some elements of an update's component: parameters or a delta, as they were sent.
 
         Args:
-            client_id: whose update.
-            scope: the component's.
+            client_id: the client that sent the update.
+            scope: the component's scope.
             run: the number of the flat vector in the component's layout (`Layout.runs`).
             start: its first element to read.
             stop: the element after the last one to read.
 
         Returns:
-            `(stop - start,)`, in the run's dtype; not to be written to.
+            `(stop - start,)`, in the run's dtype; callers must not write to it.
 
         Raises:
             StoreError: an update that isn't in memory can't be read.
@@ -36,29 +36,29 @@ class UpdateBlocks(Protocol):
 
 @dataclass(frozen=True)
 class BlockReader:
-    """The updates of one component, in the order in which they were accumulated.
+    """Reads the updates of one component, in the order in which they were accumulated.
 
-    What is read takes the memory of a block for each update that is kept, however large the component is.
+    Callers that keep the blocks of all updates need one block of memory per update, however large the component is.
     """
 
     scope: str
     updates: Sequence[ScreenedUpdate]
-    """Without their tensors."""
+    """The updates without their tensors."""
     base: Component | None
-    """The model's component; None if it has none, and no update is relative to it."""
+    """The model's component; None if the model doesn't have it, and no update is relative to it."""
     source: UpdateBlocks
 
     def read(self, number: int, run: int, start: int, stop: int) -> Tensor:
-        """Some elements of an update as a mean takes them: parameters, clipped and discounted.
+        """Read some elements of an update as parameters, with clipping and discount applied.
 
         Args:
-            number: the update's place among `updates`.
+            number: the update's index in `updates`.
             run: the number of the flat vector in the component's layout (`Layout.runs`).
             start: its first element to read.
             stop: the element after the last one to read.
 
         Returns:
-            `(stop - start,)`, float32 (float64 for float64); not to be written to.
+            `(stop - start,)`, float32 (float64 for float64); callers must not write to it.
 
         Raises:
             StoreError: an update that isn't in memory can't be read.
@@ -69,5 +69,5 @@ class BlockReader:
         return counted_values(sent, origin, update.scale_in(scope), update.kind == "delta")
 
     def base_values(self, run: int, start: int, stop: int) -> Tensor | None:
-        """The model's values of some elements, `(stop - start,)`, in the run's dtype; not to be written to."""
+        """Return the model's values of some elements, `(stop - start,)`, in the run's dtype, for reading only."""
         return None if self.base is None else self.base.runs()[run][start:stop]

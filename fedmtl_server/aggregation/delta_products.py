@@ -1,4 +1,4 @@
-"""Tasks' deltas: their inner products, and their weighted sum. One pass over them each, block by block in the cache.
+"""Inner products and weighted sums of tasks' deltas, each in one pass, block by block in the cache.
 
 The same bytes give the same result to the last bit, whatever the number of threads.
 """
@@ -15,19 +15,19 @@ from torch import Tensor
 from fedmtl_core.wire.layout import Component
 
 _BLOCK = 2**19
-"""Elements that are computed with at a time; a whole number of rows."""
+"""Number of elements per block; a multiple of `_ROW`."""
 _ROW = 2**12
-"""Elements whose products are summed up in float32. BLAS does so few without threads, so always in the same order."""
+"""Number of products that are summed in float32. BLAS sums so few without threads, hence always in the same order."""
 _LEAST, _MOST = 1e-24, 1e30
-"""Squared norms that float32 can be trusted with; blocks with others are taken again in float64."""
+"""Range of squared norms for which float32 is accurate; blocks outside it are computed again in float64."""
 
 
 def inner_products(base: Component, means: Sequence[Sequence[Tensor]]) -> NDArray[np.float64]:
-    """The inner products of deltas, each a mean minus the base.
+    """Return the inner products of deltas, each a mean minus the base.
 
     Args:
         base: the model's component.
-        means: each a component's runs, in float32 or float64.
+        means: for each mean, a component's runs in float32 or float64.
 
     Returns:
         Float64 `(means, means)`, symmetric.
@@ -38,18 +38,18 @@ def inner_products(base: Component, means: Sequence[Sequence[Tensor]]) -> NDArra
     return total
 
 
-def inner_products_of(moves: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> NDArray[np.float64]:
-    """The inner products of deltas that don't begin in the same place.
+def inner_products_of(deltas: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> NDArray[np.float64]:
+    """Return the inner products of deltas with different base values.
 
     Args:
-        moves: for each delta the flat vectors that it consists of, where each began and where it ended; of the same
-            lengths for all of them.
+        deltas: for each delta its flat vectors, as pairs of base values and new values; all deltas have vectors of the
+            same lengths.
 
     Returns:
-        Float64 `(moves, moves)`, symmetric.
+        Float64 `(deltas, deltas)`, symmetric.
     """
-    total = np.zeros((len(moves), len(moves)))
-    for vectors in zip(*moves, strict=True):
+    total = np.zeros((len(deltas), len(deltas)))
+    for vectors in zip(*deltas, strict=True):
         for start in range(0, len(vectors[0][0]), _BLOCK):
             block = slice(start, start + _BLOCK)
             ends = [end[block] for _, end in vectors]
@@ -59,12 +59,12 @@ def inner_products_of(moves: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> NDArr
 
 
 def combine(base: Component, means: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
-    """Make the first of several means base + Σ c (mean - base).
+    """Overwrite the first of several means with base + Σ c (mean - base).
 
     Args:
         base: the model's component.
-        means: each a component's runs, in float32 or float64; the first is overwritten.
-        coefficients: one for each.
+        means: for each mean, a component's runs in float32 or float64; the first mean is overwritten.
+        coefficients: one coefficient for each mean.
     """
     for target, origin, values in _blocks(base, means):
         moved = origin.clone()
@@ -74,7 +74,7 @@ def combine(base: Component, means: Sequence[Sequence[Tensor]], coefficients: Se
 
 
 def _blocks(base: Component, means: Sequence[Sequence[Tensor]]) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-    """Block by block: the first mean's, to be written to; the base's, in the means' dtype; and all means'."""
+    """Yield for each block: the first mean's values, writable; the base's, in the means' dtype; and all means'."""
     for run, *values in zip(base.runs(), *means, strict=True):
         for start in range(0, len(run), _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -83,7 +83,7 @@ def _blocks(base: Component, means: Sequence[Sequence[Tensor]]) -> Iterator[tupl
 
 
 def _block_products(origins: Sequence[Tensor], values: Sequence[Tensor]) -> NDArray[np.float64]:
-    """Of what values differ from their origins by; in float32 where that can be trusted."""
+    """Return the inner products of the values minus their origins, in float32 where that is accurate."""
     narrow = [value.sub(origin).to(torch.float32).numpy() for origin, value in zip(origins, values, strict=True)]
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         products = _products(narrow)

@@ -1,4 +1,4 @@
-"""The running weighted mean of a component. The updates come back unchanged, unless they may be kept."""
+"""The running weighted mean of a component. Updates stay unchanged unless their memory may be kept."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fedmtl_server.aggregation.accumulators import Accumulator, Weight
 from fedmtl_server.aggregation.wide import WideComponent, counted_values
 
 _BLOCK = 2**19
-"""Elements that are computed with at a time where there is a copy to make."""
+"""Number of elements per block where values must be copied."""
 
 
 class ComponentMean(Accumulator):
     """A running weighted mean of one component, in float32 (float64 for float64 tensors).
 
     Each update moves the mean towards itself by its share of the weight so far (West 1979,
-    doi:10.1145/359146.359153): one pass at memory bandwidth, nothing to divide at the end, and equal updates
-    average to exactly themselves.
+    doi:10.1145/359146.359153). This takes one pass at memory bandwidth and no division at the end, and the mean of
+    equal updates is exactly that update.
 
-    The first component that may be kept becomes the mean's own memory, without a copy.
+    If the first component may be kept, its memory becomes the mean's, without a copy.
     """
 
     def __init__(self, layout: Layout):
@@ -74,16 +74,19 @@ class ComponentMean(Accumulator):
         return self._mean.buffer
 
     def result(self) -> Component:
-        """The mean of at least one update with a weight, in the layout's own dtypes. Nothing can be added after."""
+        """Return the mean of at least one update with a weight, in the layout's own dtypes.
+
+        The mean can't be changed afterwards.
+        """
         assert self._mean is not None
         return self._mean.narrowed()
 
     def _placed_in(self, component: Component | None) -> WideComponent:
-        """Begin in a component's memory, whose bytes may hold anything; in new memory if None."""
+        """Return a mean in a component's memory, whose bytes are arbitrary; in new memory if None."""
         return WideComponent(component or Component(self.layout, torch.empty(self.layout.num_bytes, dtype=torch.uint8)))
 
     def _shares(self, weight: Weight) -> tuple[float, float]:
-        """Of the weight with what is new: the share of what is new, and the share of what was there before."""
+        """Add a weight to the total; return its share and the old total's share of the new total."""
         before, self._total = self._total, self._total + weight
         return float(weight / self._total), float(before / self._total)
 
@@ -97,25 +100,25 @@ def _add_run(
     scale: float,
     is_delta: bool,
 ) -> None:
-    """Take one flat vector, and what it is relative to, into a mean, in place; shares as of `_move_towards`."""
+    """Add one flat vector, relative to a base if given, to a mean in place; shares as in `_move_towards`."""
     if origin is None and run.dtype == mean.dtype:
         _move_towards(mean, run, share, rest)
         return
-    for start in range(0, len(mean), _BLOCK):  # what has to be computed first stays in the cache
+    for start in range(0, len(mean), _BLOCK):  # intermediate values stay in the cache
         block = slice(start, start + _BLOCK)
         value = counted_values(run[block], None if origin is None else origin[block], scale, is_delta)
         _move_towards(mean[block], value, share, rest)
 
 
 def _move_towards(mean: Tensor, value: Tensor, share: float, rest: float) -> None:
-    """Take one value into a mean, in place.
+    """Add one value to a mean in place.
 
-    The step is taken from whichever of the two weighs more: the smaller share is the one that keeps its precision
-    when it is rounded to the tensors' dtype.
+    The interpolation starts from the operand with the larger share, because the smaller share keeps its precision when
+    it is rounded to the tensors' dtype.
 
     Args:
-        share: the value's, in 0 to 1.
-        rest: what was in the mean before; where it is 0 the mean may hold anything.
+        share: the value's share, from 0 to 1.
+        rest: the mean's share; if it is 0, the mean's content is arbitrary.
     """
     if rest == 0:
         mean.copy_(value)

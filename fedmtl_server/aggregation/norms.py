@@ -1,6 +1,6 @@
-"""How far an update moves the model, component by component: the L2 norm of its delta, trained minus base parameters.
+"""The L2 norm of an update's delta, trained minus base parameters, for each component.
 
-Functions of their arguments: the same bytes have the same norm to the last bit, whatever the number of threads.
+The same bytes have the same norm to the last bit, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -22,32 +22,34 @@ from fedmtl_core.tasks.plan import UpdateKind
 from fedmtl_core.wire.layout import Component
 
 _BLOCK = 2**17
-"""Elements that are looked at together: their difference from the base stays in the cache."""
+"""Number of elements per block, whose difference from the base stays in the cache."""
 _PIECE = 8 * _BLOCK
-"""Elements that one thread takes at a time."""
+"""Number of elements that one thread processes at a time."""
 _THREADS = ThreadPoolExecutor(os.cpu_count(), "norms")
 _ROW = 2**12
-"""Elements whose squares are summed up in float32. BLAS does so few without threads, so always in the same order."""
+"""Number of squares that are summed in float32. BLAS sums so few without threads, hence always in the same order."""
 _WITHOUT_WARNINGS = partial(np.errstate, over="ignore", under="ignore", invalid="ignore")
-"""What they would be of is looked at more closely."""
+"""Suppresses NumPy's warnings; the values concerned are computed again in float64."""
 _LEAST, _MOST = 1e-24, 1e30
-"""Sums of squares that float32 can be trusted with; others are taken again in float64."""
+"""Range of sums of squares for which float32 is accurate; others are computed again in float64."""
 
 
 def reference_norm(component: Component) -> float:
-    """What the norms of updates are held against: the model's own in a component, or what that would be with elements
-    of 1 if it is less, such as that of a bias that begins at 0."""
+    """Return the norm with which updates' norms are compared: the norm of the model's component.
+
+    The norm of the same component with all elements 1 is the minimum, for example for a bias that starts at 0.
+    """
     return max(norm_of(component), math.sqrt(component.layout.num_elements))
 
 
 def update_norms(
     kind: UpdateKind, components: Mapping[str, Component], base: Mapping[str, Component]
 ) -> dict[str, float]:
-    """By scope, how far an update moves the model. Parameters of what the base hasn't got tell nothing.
+    """Return the norm of an update's delta by scope. Scopes of parameters that the base doesn't contain are left out.
 
     Args:
-        kind: whether the components are a delta, or parameters that are taken to have started from the base.
-        components: finite.
+        kind: whether the components are a delta, or parameters whose training is assumed to have started from `base`.
+        components: the update's components, finite.
         base: the model's components.
     """
     if kind == "delta":
@@ -56,21 +58,21 @@ def update_norms(
 
 
 def are_ordinary(norms: Mapping[str, float]) -> bool:
-    """Whether norms of float32 numbers are such that all of these are finite. Others need a closer look."""
-    return all(norm < _MOST for norm in norms.values())  # of a NaN the norm is one, of an infinity the largest number
+    """Return whether the norms show that all float32 numbers are finite. Otherwise the numbers must be checked."""
+    return all(norm < _MOST for norm in norms.values())  # the norm of a NaN is NaN, of an infinity the largest number
 
 
 def norm_of(component: Component, base: Component | None = None) -> float:
-    """The L2 norm of a component's numbers, all of its dtypes together; of their difference from a base if given.
+    """Return the L2 norm of all numbers of a component, or of their difference from a base.
 
-    One pass. It never overflows: what is beyond float64's largest number is that number.
+    The norm takes one pass and never overflows: it is capped at float64's largest number.
 
     Args:
-        component: finite.
-        base: of the same layout, finite.
+        component: the component, finite.
+        base: a component of the same layout, finite; None for the norm of the component itself.
 
     Raises:
-        LayoutMismatchError: it is laid out otherwise.
+        LayoutMismatchError: the base has another layout.
     """
     if base is not None:
         component.layout.require_same(base.layout)
@@ -85,9 +87,9 @@ def norm_of(component: Component, base: Component | None = None) -> float:
 
 
 def _norms_in_float32(run: Tensor, origin: Tensor | None) -> list[float]:
-    """The norm of one block after the other of a float32 vector, or of one of two bytes an element.
+    """Return the norm of each block of a float32 vector, or of a vector with two bytes per element.
 
-    The blocks are shared among threads: their norms don't depend on who took them.
+    Threads share the blocks; the norms don't depend on which thread computes a block.
     """
     pieces = range(0, len(run), _PIECE)
 
@@ -115,16 +117,16 @@ def _norm_in_float32(
 
 
 def _norms_in_float64(run: Tensor, origin: Tensor | None) -> list[float]:
-    """The norm of one block after the other of a float64 vector, brought to a size at which nothing overflows."""
+    """Return the norm of each block of a float64 vector, scaled so that nothing overflows."""
     norms = []
     for start in range(0, len(run), _BLOCK):
         values = run[start : start + _BLOCK].numpy()
         base = None if origin is None else origin[start : start + _BLOCK].numpy()
         largest = float(np.max([np.abs(one).max() for one in (values, base) if one is not None]))
-        if not math.isfinite(largest):  # NaN isn't above 0, and not nothing either
+        if not math.isfinite(largest):  # also NaN, which isn't above 0
             norms.append(largest)
         elif largest > 0:
-            unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)  # a power of two rounds nothing
+            unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)  # dividing by a power of two is exact
             delta = values / unit if base is None else values / unit - base / unit
             norms.append(unit * math.sqrt(_sum_of_squares(delta)))
     return norms
@@ -137,7 +139,7 @@ def _sum_of_squares(values: NDArray[Any]) -> float:
 
 
 def _as_float32(values: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = values.to(torch.float32).numpy()  # a view where it is float32 already
+    array: NDArray[np.float32] = values.to(torch.float32).numpy()  # a view if it is float32 already
     return array
 
 

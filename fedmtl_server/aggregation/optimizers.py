@@ -1,10 +1,10 @@
-"""Server optimisers: how far, and where, the model moves along what a round's updates come to.
+"""Server optimizers, which turn a round's average into a step of the model.
 
 FedAvgM (Hsu et al. 2019, arXiv:1909.06335); FedAdagrad, FedAdam and FedYogi (Reddi et al. 2021, arXiv:2003.00295,
-algorithm 2). The average minus the model is the pseudo-gradient Δ, which the optimiser makes a step of. As in the
-papers there is no correction of the moments' bias.
+algorithm 2). The average minus the model is the pseudo-gradient Δ, from which the optimizer computes its step. As in
+the papers, the moments have no bias correction.
 
-Every number is dealt with by itself, so an optimiser is a function of flat vectors: it knows neither layouts nor files.
+Optimizers work element by element on flat vectors, and depend on neither layouts nor files.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MOMENTUM, SECOND_MOMENT = "momentum", "second_moment"
 
 
 class ServerOptimizer(ABC):
-    """What moves the model; to be derived from in a file of one's own, which the configuration names.
+    """Base class of server optimizers. To add one, derive a class in your own module and name it in the configuration.
 
-    The same arguments must give the same result to the last bit: a run that is taken up computes a round again.
+    The same arguments must give the same result to the last bit, because a resumed run computes a round again.
 
     Args:
-        settings: the configuration's section `server_optimizer`, with the defaults of its optimiser filled in.
+        settings: the configuration's section `server_optimizer`, with the optimizer's defaults filled in.
     """
 
     def __init__(self, settings: ResolvedServerOptimizer):
@@ -38,18 +38,18 @@ class ServerOptimizer(ABC):
     @property
     @abstractmethod
     def slots(self) -> Mapping[str, float]:
-        """What it remembers of each of the model's numbers, by name, and the value that each begins with."""
+        """The names of the state vectors, each with its initial value; a vector has one number per model parameter."""
 
     @abstractmethod
     def step(self, delta: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Take one round's step, for a part of a component.
+        """Compute one round's step for a part of a component.
 
         Args:
-            delta: float32 `(n,)`, the average minus the model. Neither this nor the state may be changed.
-            state: by slot, float32 `(n,)`, what the last step returned.
+            delta: float32 `(n,)`, the average minus the model. The step must change neither `delta` nor `state`.
+            state: by slot, float32 `(n,)`, the state that the last step returned.
 
         Returns:
-            What is to be added to the model, and the state for the next step; each float32 `(n,)`.
+            The values to add to the model, and the state for the next step; each float32 `(n,)`.
         """
 
 
@@ -66,7 +66,7 @@ class FedAvgM(ServerOptimizer):
 class _Adaptive(ServerOptimizer):
     """m = β₁ m + (1 - β₁) Δ, x += η m / (√v + τ), v₀ = τ² (Reddi et al. 2021, arXiv:2003.00295, algorithm 2).
 
-    What v becomes is each subclass's.
+    Each subclass defines the update of v.
     """
 
     @property
@@ -82,10 +82,10 @@ class _Adaptive(ServerOptimizer):
 
     @abstractmethod
     def _second_moment(self, second: Tensor, square: Tensor) -> Tensor:
-        """v after a round.
+        """Return v after a round.
 
         Args:
-            second: v before it.
+            second: v before the round.
             square: Δ².
         """
 
@@ -119,10 +119,10 @@ OPTIMIZERS = Registry(
 
 
 def make_optimizer(section: ServerOptimizerConfig) -> ServerOptimizer | None:
-    """The optimiser that a configuration names; None for `fedavg`: the average is the model.
+    """Return the optimizer that a configuration names; None for `fedavg`, where the average becomes the model.
 
     Raises:
-        ConfigError: a user's own class can't be loaded or constructed, or its `slots` aren't numbers by name.
+        ConfigError: a custom class can't be loaded or constructed, or its `slots` aren't numbers by name.
     """
     if section.name == "fedavg":
         return None
@@ -132,10 +132,10 @@ def make_optimizer(section: ServerOptimizerConfig) -> ServerOptimizer | None:
 
 
 def _require_slots(name: str, slots: Mapping[str, float]) -> None:
-    """Check what an optimiser remembers, which may be a user's own.
+    """Check the slots of an optimizer, which may be a plug-in.
 
     Raises:
-        ConfigError: it isn't a number for each of several names.
+        ConfigError: the slots aren't a mapping of identifiers to numbers.
     """
     with attribute_errors(OPTIMIZERS.key, name):
         values = {str(slot): float(value) for slot, value in slots.items()}

@@ -1,14 +1,14 @@
-"""How a round's updates become the next model: the page that shows the order.
+"""The aggregation pipeline: the steps that turn a round's updates into the next model.
 
-    screen       each stage looks at an update, in the cohort's order: its examples are limited, its norm is clipped
-    accumulate   each component goes into its accumulator, weighed: a running mean for all tasks, or one for each;
-                 an accumulator that needs all updates at once reads them again when the round closes
-    combine      the accumulators of a component become one: by steps, by tasks' weights
-    release      what came out becomes what the model moves to: the server optimiser's step
-    end          stages take up what the round changed: control variates, and who shares which layers
+    screen       Each stage sees an update, in the cohort's order, and limits its examples or clips its norm.
+    accumulate   Each component is added with its weight to an accumulator: one running mean for all tasks, or one
+                 per task. An accumulator that needs all updates at once reads them again when the round closes.
+    combine      The accumulators of a component are merged, by step counts and by task weights.
+    release      Each component takes the server optimizer's step.
+    end          Stages update their state: task weightings, control variates, and the sharing of layers.
 
-FedAvg (McMahan et al. 2017, arXiv:1602.05629) per component of MT-DNN (Liu et al. 2019, arXiv:1901.11504) is what
-remains without any stage. Within each step the stages come in the order of `fedmtl_core.config.stages.STAGES`.
+Without any stage, the pipeline is FedAvg (McMahan et al. 2017, arXiv:1602.05629) per component of MT-DNN (Liu et al.
+2019, arXiv:1901.11504). Within each step, stages run in the order of `fedmtl_core.config.stages.STAGES`.
 """
 
 from __future__ import annotations
@@ -46,38 +46,38 @@ from fedmtl_server.aggregation.values import (
 _S = TypeVar("_S", bound=Stage)
 
 STEPS = ("screen", "accumulate", "combine", "release", "end")
-"""What happens to a round's updates, in this order."""
+"""The steps of a round's aggregation, in order."""
 
 
 class Pipeline:
-    """The stages of one run. They remember what goes from round to round; the pipeline itself remembers nothing.
+    """The stages of one run. Stages keep state from round to round; the pipeline itself has no state.
 
     Args:
-        stages: in any order.
+        stages: the stages, in any order.
     """
 
     def __init__(self, stages: Iterable[Stage] = ()):
         order = {rule.name: place for place, rule in enumerate(STAGES)}
         self.stages = tuple(sorted(stages, key=lambda stage: order.get(stage.name, len(order))))
-        """In the order in which they see an update."""
+        """The stages in the order in which they see an update."""
 
     def find(self, kind: type[_S]) -> _S | None:
-        """The stage of a class; None if the run has none."""
+        """Return the stage of a class; None if the run has no such stage."""
         return next((stage for stage in self.stages if isinstance(stage, kind)), None)
 
     # A round.
 
     def admit(self, update: Update) -> None:
-        """Check that an update says what is needed to aggregate it.
+        """Check that an update contains the values that the stages need.
 
         Raises:
-            InvalidRequestError: it doesn't.
+            InvalidRequestError: a value is missing or invalid.
         """
         for stage in self.stages:
             stage.admit(update)
 
     def factors(self, round_: int) -> dict[str, float]:
-        """By auxiliary task, what an example of it counts for in a round, counted from 1."""
+        """Return, by auxiliary task, the factor of its examples in a round; rounds count from 1."""
         return {task: factor for stage in self.stages for task, factor in stage.factors(round_).items()}
 
     def begin(
@@ -86,12 +86,12 @@ class Pipeline:
         round_: int = 1,
         contributors: Mapping[str, Collection[str]] | None = None,
     ) -> RoundAggregation:
-        """Begin a round, whose updates then come one after the other.
+        """Begin a round. Its updates are then added one by one.
 
         Args:
-            base: the model that its deltas are added to, by scope.
-            round_: its number.
-            contributors: by client id, the scopes of those who may contribute; None if anybody may.
+            base: by scope, the model that the round's deltas are added to.
+            round_: the round's number.
+            contributors: by client id, the scopes to which the client may contribute; None if any client may.
         """
         context = RoundContext(round_, base, TaskFactors(self.factors(round_)), contributors)
         for stage in self.stages:
@@ -99,79 +99,79 @@ class Pipeline:
         return RoundAggregation(self.stages, context)
 
     def count(self, update: Update, scopes: Collection[str]) -> None:
-        """Note an update that counts, with the scopes of its components. It can't be added to the round before."""
+        """Register a counted update with the scopes of its components, before the update is added to the round."""
         for stage in self.stages:
             stage.count(update, scopes)
 
     def is_settled(self, client_id: str) -> bool:
-        """Whether an update that counts can be added to the round, whoever may still come."""
+        """Return whether a counted update can be added now, whatever updates still arrive."""
         return all(stage.is_settled(client_id) for stage in self.stages)
 
     def complete(self) -> None:
-        """Note that no more updates come in this round: all that count are settled."""
+        """Register that no more updates arrive in this round: every counted update is now settled."""
         for stage in self.stages:
             stage.complete()
 
     def record(self, record: RoundRecord) -> None:
-        """Learn of a round that has ended."""
+        """Record a round that has ended."""
         for stage in self.stages:
             stage.record(record)
 
     def regroup(self, regrouping: Regrouping) -> None:
-        """Have all components that are remembered follow a model whose parts go to other scopes."""
+        """Regroup the stages' saved components after parts of the model changed their scopes."""
         for stage in self.stages:
             stage.regroup(regrouping)
 
     @property
     def table(self) -> SharingTable | None:
-        """Who shares what by what was decided in the run; None where the configuration alone says so."""
+        """The sharing table as decided during the run; None if only the configuration determines it."""
         return _table(self.stages)
 
-    # What is sent, remembered and kept in memory.
+    # Components to send, saved state, and memory.
 
     def broadcast(self) -> Broadcast:
-        """What clients get beside the model."""
+        """Return the components that clients receive in addition to the model."""
         sent = [stage.broadcast() for stage in self.stages]
         components = {scope: component for one in sent for scope, component in one.components.items()}
         return Broadcast(components, max((one.since for one in sent), default=0))
 
     def state_layouts(self, layouts: Sequence[Layout]) -> list[Layout]:
-        """The layouts of all components that are remembered of a model of some layouts."""
+        """Return the layouts of all saved components, for a model with the given layouts."""
         return [layout for stage in self.stages for layout in stage.state_layouts(layouts)]
 
     def components(self) -> dict[str, Component]:
-        """The components that are remembered, by scope, for the checkpoint's state file."""
+        """Return the saved components by scope, for the checkpoint's state file."""
         return {scope: one for stage in self.stages for scope, one in stage.state().components.items()}
 
-    def facts(self) -> dict[str, JsonObject]:
-        """By stage, what else is remembered, as JSON has it; stages that remember nothing are absent."""
-        return {stage.name: facts for stage in self.stages if (facts := stage.state().facts)}
+    def metadata(self) -> dict[str, JsonObject]:
+        """Return, by stage, the JSON part of the saved state, without stages that have none."""
+        return {stage.name: metadata for stage in self.stages if (metadata := stage.state().metadata)}
 
     def restore(
         self,
         components: Mapping[str, Component],
-        facts: Mapping[str, JsonObject],
+        metadata: Mapping[str, JsonObject],
         layouts: Sequence[Layout],
     ) -> None:
-        """Remember what was remembered when a run was left.
+        """Restore the state that was saved when a run stopped.
 
         Args:
-            components: as `components` gave them; none before a run's first commit.
-            facts: as `facts` gave them.
-            layouts: of the model that the run goes on with.
+            components: the result of `components`; empty before a run's first commit.
+            metadata: the result of `metadata`.
+            layouts: the layouts of the model with which the run continues.
 
         Raises:
-            LayoutMismatchError: a component is laid out otherwise.
+            LayoutMismatchError: a component has another layout.
         """
         for stage in self.stages:
-            stage.restore(StageState(components, facts.get(stage.name, {})), layouts)
+            stage.restore(StageState(components, metadata.get(stage.name, {})), layouts)
 
     def kept_bytes(self, layouts: Iterable[Layout], members: Callable[[str], Collection[str]]) -> int:
-        """The memory that a round needs beside its updates at its height; the buffer pool is to keep so much.
+        """Return the peak memory of a round in bytes, without its updates; the buffer pool keeps that much.
 
         Args:
-            layouts: of the model.
-            members: the tasks that share a scope.
+            layouts: the model's layouts.
+            members: returns the tasks that share a scope.
         """
         kept = 0
         for layout in layouts:
@@ -184,11 +184,11 @@ class Pipeline:
 
 
 class RoundAggregation:
-    """One round's updates on their way to the next model. Not for two threads at once.
+    """The aggregation of one round's updates. Not thread-safe.
 
     Args:
-        stages: in their order; each has begun the round.
-        context: the round's.
+        stages: the stages in order; each has begun the round.
+        context: the round's context.
     """
 
     def __init__(self, stages: Sequence[Stage], context: RoundContext):
@@ -199,19 +199,19 @@ class RoundAggregation:
         self._spare: list[Tensor] = []
 
     def add(self, update: ScreenedUpdate, *, may_keep: bool = False) -> set[str]:
-        """Screen and accumulate the update whose turn it is.
+        """Screen and accumulate the next update.
 
         Args:
-            update: it comes back unchanged, unless it may be kept.
-            may_keep: whether its components may be overwritten: the first of a scope then becomes the mean, without a
-                copy, unless any of them is read again; see `reads_again`.
+            update: the update; it stays unchanged unless `may_keep` is true.
+            may_keep: whether the update's components may be overwritten. The first component of a scope then becomes
+                the mean without a copy, unless a component is read again; see `reads_again`.
 
         Returns:
-            The scopes of the components that were kept.
+            The scopes of the components whose memory was kept.
 
         Raises:
-            AggregationError: its weight is negative, or it is a delta of what the model hasn't, or its task is to be
-                weighted in what the model hasn't, or it is to count by step and says no steps.
+            AggregationError: the update's weight is negative, it is normalized by steps and reports none, or the model
+                lacks a component that a delta or a task weighting needs.
         """
         self._require_known(update)
         screened = self._screen(update)
@@ -219,18 +219,18 @@ class RoundAggregation:
         return {scope for scope in screened.components if self._accumulate(scope, screened, may_keep)}
 
     def reads_again(self, update: ScreenedUpdate) -> bool:
-        """Whether an update with its tensors, as it was sent, is read once more when the round closes."""
+        """Return whether an update's tensors, as they were sent, are read again when the round closes."""
         layouts = [component.layout for component in update.components.values()]
         return any(_accumulator(self._stages, layout).reads_blocks for layout in layouts)
 
     def close(self, blocks: UpdateBlocks | None = None) -> Aggregate:
-        """What the updates came to: a component that isn't finite stays what it was.
+        """Close the round and return its result. A component with a non-finite result keeps its old value.
 
         Args:
             blocks: the updates that are read again; see `reads_again`.
 
         Raises:
-            AggregationError: see `combine`; or a class of the user's own answers with something else than it should.
+            AggregationError: see `combine`; or a plug-in returned an invalid result.
             StoreError: an update can't be read again.
         """
         components, contributions = self.combine(blocks)
@@ -243,7 +243,7 @@ class RoundAggregation:
         return update
 
     def _accumulate(self, scope: str, update: ScreenedUpdate, may_keep: bool) -> bool:
-        """Take one component of an update in, and say whether it was kept."""
+        """Add one component of an update to its accumulator, and return whether its memory was kept."""
         component, weight = update.components[scope], self._weight(scope, update)
         accumulators = self._accumulators.setdefault(scope, {})
         key = update.task if _is_by_task(self._stages, scope) else ""
@@ -258,18 +258,18 @@ class RoundAggregation:
         return kept
 
     def combine(self, blocks: UpdateBlocks | None = None) -> tuple[dict[str, Component], dict[str, list[Contribution]]]:
-        """Make one component of each scope's accumulators.
+        """Merge each scope's accumulators into one component.
 
         Args:
-            blocks: as for `close`.
+            blocks: the updates that are read again; see `reads_again`.
 
         Returns:
-            The components by scope, and who counted in them. A component is absent if only tasks that count for
-            nothing sent it.
+            The components by scope, and the contributions to them. A component is absent if all its updates are from
+            tasks with a weight of 0.
 
         Raises:
-            AggregationError: there are no updates, or a component's weights sum to zero, or a weighting of the user's
-                own answers with something else than it should.
+            AggregationError: there are no updates, a component's weights sum to zero, or a plug-in returned an invalid
+                result.
         """
         if not self._updates:
             raise AggregationError("there are no updates to average")
@@ -282,7 +282,7 @@ class RoundAggregation:
         components, contributions = {}, {}
         for scope, group in groups.items():
             if not group.counts():
-                continue  # only auxiliary tasks that count for nothing: it stays as it is
+                continue  # only auxiliary tasks with a weight of 0: the component stays as it is
             combination = Combination.plain(group)
             for stage in self._stages:
                 combination = stage.combine(group, combination)
@@ -293,7 +293,7 @@ class RoundAggregation:
     def _release(
         self, components: Mapping[str, Component], contributions: Mapping[str, Sequence[Contribution]]
     ) -> tuple[dict[str, Component], list[DiscardedComponent]]:
-        """Have every component become what the model moves to, from what most share to the heads."""
+        """Apply the stages' release step to every component, from the most widely shared to the heads."""
         released, discarded = {}, []
         for scope, base in self._context.base.items():
             if (component := components.get(scope)) is None:
@@ -342,7 +342,7 @@ class RoundAggregation:
             )
 
     def _weight(self, scope: str, update: ScreenedUpdate) -> Weight:
-        """What an update weighs in its accumulator; where that is its task's alone, the factor is for `combine`."""
+        """Return an update's weight in its accumulator. With one accumulator per task, `combine` applies the factor."""
         factor = 1 if _is_by_task(self._stages, scope) else self._context.factors.of(scope, update.task)
         weight = update.examples_in(scope) * factor
         for stage in self._stages:
@@ -360,7 +360,7 @@ class RoundAggregation:
         )
 
     def _combined(self, group: Group, combination: Combination) -> Component:
-        """A component of the base, moved by its accumulators' differences from it times their coefficients."""
+        """Return the base's component plus the accumulators' differences from it, each times its coefficient."""
         coefficients = {key: combination.shares[key] * combination.multipliers[key] for key in group.keys}
         first, *others = [group.accumulators[key] for key in coefficients]
         if not group.is_by_task and coefficients[""] == 1.0:
@@ -376,29 +376,29 @@ def _table(stages: Sequence[Stage]) -> SharingTable | None:
 
 
 def _is_by_task(stages: Sequence[Stage], scope: str) -> bool:
-    """Whether a component is accumulated for each task by itself."""
+    """Return whether a component has one accumulator per task."""
     return task_of(scope) is None and any(stage.needs_task_means for stage in stages)
 
 
 def _accumulator(stages: Sequence[Stage], layout: Layout) -> Accumulator:
-    """What a component's updates are accumulated in: a running mean, unless a stage says otherwise."""
+    """Return a new accumulator for a component: a running mean, unless a stage provides another."""
     return next((one for stage in stages if (one := stage.accumulator(layout)) is not None), ComponentMean(layout))
 
 
 def _reader(group: Group, key: str, blocks: UpdateBlocks | None) -> BlockReader:
-    """The updates that one of a component's accumulators has taken in.
+    """Return a reader of the updates in one of a component's accumulators.
 
     Raises:
-        AggregationError: nothing is known of where they lie.
+        AggregationError: the updates weren't kept.
     """
     if blocks is None:
-        raise AggregationError(f"{group.scope}: its updates have to be read again, and aren't kept")
+        raise AggregationError(f"{group.scope}: its updates must be read again, but weren't kept")
     updates = [one for one in group.updates if not group.is_by_task or one.task == key]
     return BlockReader(group.scope, updates, group.base, blocks)
 
 
 def _contributions(group: Group, combination: Combination) -> list[Contribution]:
-    """Who counted in a component, and with what weight."""
+    """Return the clients' contributions to a component, with their weights."""
     if group.is_by_task:
         weights = [
             combination.shares.get(one.task, 0.0) * one.examples_in(group.scope) / (group.examples[one.task] or 1)

@@ -1,7 +1,7 @@
-"""Moving parameters between scopes: the same numbers in other components.
+"""Regrouping of parameters when the sharing of layers changes.
 
-Where tasks part, each gets a copy of what they shared. Where they come together, what they share from now on is the
-mean of what each block of them had, weighted by the examples that its clients trained on in the round.
+In a split, each block of tasks gets a copy of the shared parameters. In a merge, the shared parameters become the mean
+of the blocks' parameters, weighted by the examples that each block's clients trained on in the round.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ def rearranged(
     num_examples: Mapping[str, float],
     prefix: str = "",
 ) -> dict[str, Component]:
-    """Components by one table, made of those by another.
+    """Return the components of a new sharing table, made from the components of an old one.
 
     Args:
-        components: those there are, by scope; they stay as they are.
-        before: by which they are laid out.
-        after: by which the new ones are to be.
-        num_examples: by task, what its clients trained on, as far as it counts. Where none of a parameter's tasks has
-            any, all count alike.
-        prefix: what the components have before the parameters' names.
+        components: the old components by scope; they stay unchanged.
+        before: the old table.
+        after: the new table.
+        num_examples: by task, the counted examples of its clients. If none of a parameter's tasks has any, all tasks
+            have the same weight.
+        prefix: the prefix of the parameters' names in the components.
 
     Returns:
-        All of the new table's, in its order; those whose tensors are the same are the very components given.
+        All components of the new table, in its order. A component with unchanged tensors is the given object itself.
     """
     result = {}
-    there = {scope: components[scope].views() for scope in before.scopes}
+    views = {scope: components[scope].views() for scope in before.scopes}
     for scope in after.scopes:
         names = after.tensors(scope)
         if scope in before.scopes and before.tensors(scope) == names:
@@ -45,7 +45,7 @@ def rearranged(
         tensors = {
             prefix + name: _mean(
                 [
-                    (weight, there[source][prefix + name])
+                    (weight, views[source][prefix + name])
                     for source, weight in _sources(name, after.members(scope), before, num_examples).items()
                 ]
             )
@@ -58,7 +58,7 @@ def rearranged(
 def _sources(
     name: str, members: Sequence[str], before: SharingTable, num_examples: Mapping[str, float]
 ) -> dict[str, float]:
-    """By scope that a parameter of some tasks is in, what it counts for; above 0."""
+    """Return the weight of each old scope in the mean of a parameter that some tasks share; weights are above 0."""
     weights: dict[str, float] = {}
     is_any = any(num_examples.get(task, 0) for task in members)
     for task in members:
@@ -69,7 +69,7 @@ def _sources(
 
 
 def _mean(values: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """The mean of tensors by their weights, which sum to 1; of a single one itself."""
+    """Return the mean of tensors with weights that add up to 1; a single tensor is returned itself."""
     if len(values) == 1:
         return values[0][1]
     total = torch.zeros(values[0][1].shape, dtype=torch.float64)

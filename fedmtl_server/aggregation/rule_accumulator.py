@@ -1,4 +1,4 @@
-"""Has a rule make a component of all its updates, a block of elements at a time, when the round closes."""
+"""An accumulator that applies a rule to all updates of a component, block by block, when the round closes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fedmtl_server.aggregation.rules import BlockContext, BlockRule
 from fedmtl_server.aggregation.wide import WideComponent, wide
 
 MAX_ELEMENTS = 2**22
-"""Elements of all updates together that are in memory at a time: 16 MiB of float32, however many updates there are."""
+"""Number of elements of all updates that are in memory at a time: 16 MiB of float32, whatever the number of updates."""
 
 
 class RuleAccumulator(Accumulator):
-    """Has a rule make a component of all its updates when the round closes; until then it keeps their weights alone.
+    """Applies a rule to all updates of a component when the round closes. Until then it stores only their weights.
 
     Args:
-        layout: of the component.
-        rule: what they come to.
+        layout: the component's layout.
+        rule: the aggregation rule.
         round_: the number of the round.
     """
 
@@ -90,10 +90,10 @@ class RuleAccumulator(Accumulator):
         return self._result.narrowed()
 
     def _values(self, blocks: BlockReader, rows: Sequence[int]) -> Iterator[tuple[int, int, Tensor]]:
-        """The component's blocks, one after the other, in the same memory.
+        """Read the component's blocks one by one, into the same memory.
 
         Yields:
-            The number of the block's run, its first element there, and what each update has: `(rows, block)`.
+            The number of the block's run, the block's first element in it, and the updates' values: `(rows, block)`.
         """
         size = max(1, MAX_ELEMENTS // len(rows))
         for number, run in enumerate(self.layout.runs):
@@ -108,10 +108,10 @@ class RuleAccumulator(Accumulator):
 
 
 def _require_block(scope: str, answer: object, values: Tensor) -> None:
-    """Check what a rule, which may be a user's own, answers with.
+    """Check the result of a rule, which may be a plug-in.
 
     Raises:
-        AggregationError: it isn't one value for each element.
+        AggregationError: the result isn't one value for each element.
     """
     expected = _described(values[0])
     got = _described(answer) if isinstance(answer, Tensor) else type(answer).__name__

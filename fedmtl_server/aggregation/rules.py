@@ -1,4 +1,4 @@
-"""Rules that make a component of all its updates at once, where that isn't their mean."""
+"""Aggregation rules that compute a component from all of its updates at once, in place of their mean."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from fedmtl_core.plugins import Registry
 
 @dataclass(frozen=True)
 class BlockContext:
-    """Which updates a rule is given, and of what."""
+    """The round, component and clients of the updates that a rule receives."""
 
     round: int
-    """Counted from 1."""
+    """The round's number, counted from 1."""
     scope: str
-    """The component: `shared`, `group:NAME`, or `task:NAME` for what one task has for itself."""
+    """The component's scope: `shared`, `group:NAME`, or `task:NAME` for the parameters of one task."""
     client_ids: Sequence[str]
-    """By row, whose update it is; in the cohort's order, whoever was faster."""
+    """By row, the client that sent the update. Rows are in cohort order, not in order of arrival."""
     tasks: Sequence[str]
-    """By row, the client's task."""
+    """By row, the task of the client."""
     base: Tensor | None
-    """The model's own values, `(block,)`, in the dtype of the updates'; None if it has no such component."""
+    """The model's values, `(block,)`, in the dtype of the updates' values; None if the model has no such component."""
 
 
 class BlockRule(ABC):
-    """What a round's updates come to; to be derived from in a file of one's own, which the configuration names.
+    """Base class of aggregation rules. To add one, derive a class in your own module and name it in the configuration.
 
-    It is called for one block of a component after the other. Where blocks begin and end follows from the component and
-    the number of updates. The same arguments must give the same result to the last bit: a run that is taken up computes
+    `aggregate` is called for one block of a component after another. The component and the number of updates determine
+    the blocks' boundaries. The same arguments must give the same result to the last bit, because a resumed run computes
     a round again.
 
     Args:
@@ -44,18 +44,18 @@ class BlockRule(ABC):
 
     @abstractmethod
     def aggregate(self, values: Tensor, weights: Tensor, context: BlockContext) -> Tensor:
-        """Make one value of those that the updates have, for each element of a block.
+        """Compute one value from the updates' values, for each element of a block.
 
         Args:
-            values: float32 (float64 for parameters in float64), `(updates, block)`: the parameters that each update
-                comes to. Those of a delta are added to the model's; a norm that is clipped and a discount for staleness
-                are in them. Its memory is used again after the call; until then it may be overwritten.
-            weights: float64 `(updates,)`, above 0: the examples that each update counts as, times the weight of its
-                task if that is auxiliary. Updates that count for nothing aren't there.
-            context: which updates they are.
+            values: float32 (float64 for parameters in float64), `(updates, block)`: the parameters of each update.
+                Deltas are already added to the model; norm clipping and staleness discounts are included. The rule may
+                overwrite `values` until it returns; the memory is reused afterwards.
+            weights: float64 `(updates,)`, above 0: the number of examples of each update, times the weight of its task
+                if the task is auxiliary. Updates with a weight of 0 are left out.
+            context: the round, component and clients of the updates.
 
         Returns:
-            `(block,)`, in the dtype of `values`. A component that isn't finite stays what it was.
+            `(block,)`, in the dtype of `values`. A component with a non-finite result keeps its old value.
         """
 
 
@@ -63,9 +63,9 @@ RULES = Registry("aggregation.rule", BlockRule, {})  # type: ignore[type-abstrac
 
 
 def make_rule(section: AggregationConfig) -> BlockRule | None:
-    """The rule that a configuration names; None for the running mean, which needs one update at a time.
+    """Return the rule that a configuration names; None for the running mean.
 
     Raises:
-        ConfigError: a user's own class can't be loaded or constructed.
+        ConfigError: a custom class can't be loaded or constructed.
     """
     return None if section.rule == "mean" else RULES.make(section.rule, section)

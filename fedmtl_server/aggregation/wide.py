@@ -1,4 +1,4 @@
-"""Components as they are computed with: in float32, or float64 where their tensors are."""
+"""Components in the dtype of computation: float32, or float64 for float64 tensors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fedmtl_core.wire.layout import Component
 
 
 class WideComponent:
-    """A component whose numbers are written in the dtype that is computed in.
+    """A component whose values are written in the dtype of computation.
 
     Args:
-        component: in whose memory it is, as far as that has the same dtype; its bytes may hold anything.
+        component: provides the memory for tensors that already have that dtype; its bytes are arbitrary.
     """
 
     def __init__(self, component: Component):
@@ -21,7 +21,7 @@ class WideComponent:
             run if run.dtype == wide(run.dtype) else torch.empty(run.shape, dtype=wide(run.dtype))
             for run in component.runs()
         ]
-        """The flat vectors of the component's runs; what is written to them is the result."""
+        """The flat vectors of the component's runs; the values written to them are the result."""
 
     @property
     def buffer(self) -> Tensor:
@@ -29,30 +29,30 @@ class WideComponent:
         return self._component.buffer
 
     def narrowed(self) -> Component:
-        """The component, in its layout's own dtypes, its padding 0."""
+        """Return the component in its layout's own dtypes, with its padding set to 0."""
         for target, values in zip(self._component.runs(), self.runs, strict=True):
             if target.dtype != values.dtype:
                 target.copy_(values)
-        self._component.clear_padding()  # what a client sent there is of no meaning
+        self._component.clear_padding()  # clients may send arbitrary bytes there
         return self._component
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """What is computed in, for tensors of a dtype."""
+    """Return the dtype of computation for tensors of a dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def counted_values(sent: Tensor, origin: Tensor | None, scale: float, is_delta: bool) -> Tensor:
-    """What an update counts as, as parameters.
+    """Return an update's values as parameters, with its difference from the model scaled.
 
     Args:
         sent: `(n,)`, parameters or a delta.
-        origin: `(n,)`, the model's values; None if `sent` are parameters that count as they are.
-        scale: what their difference from the model is multiplied with.
+        origin: `(n,)`, the model's values; None if `sent` are parameters that are used unchanged.
+        scale: the factor on the difference from the model.
         is_delta: whether `sent` is that difference.
 
     Returns:
-        `(n,)`, in the dtype that is computed in.
+        `(n,)`, in the dtype of computation.
     """
     value = sent.to(wide(sent.dtype))
     if origin is None:
@@ -60,5 +60,5 @@ def counted_values(sent: Tensor, origin: Tensor | None, scale: float, is_delta: 
     start_value = origin.to(value.dtype)
     if is_delta:
         return torch.add(start_value, value, alpha=scale)
-    # Both are scaled before they are subtracted, so that nothing overflows.
+    # Both operands are scaled before the subtraction, so that nothing overflows.
     return torch.mul(value, scale).sub_(start_value, alpha=scale).add_(start_value)

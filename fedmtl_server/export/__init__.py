@@ -1,1 +1,1 @@
-"""Models for Hugging Face's libraries."""
+"""Export of trained models to Hugging Face libraries."""

@@ -1,4 +1,4 @@
-"""One task's model as a class of `transformers`, or as the class in `modeling_fedmtl.py`, and whether they agree."""
+"""Conversion of a task's model to a class of `transformers` or `modeling_fedmtl.py`, and comparison of the logits."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_server.export.modeling_fedmtl import FedMTLConfig, FedMTLForSequenceClassification
 
 TOLERANCE = 1e-5
-"""The largest difference of logits, absolute or relative to the largest logit, that counts as equal."""
+"""The largest difference between equal logits: absolute, or relative to the largest logit if that exceeds 1."""
 
 _PROBES = (("a", "b"), ("the film was great", "the film was not dull at all, was it?"), ("one two three", "four"))
-"""Texts, alone or as pairs, on which logits are compared."""
+"""Texts on which logits are compared, as single texts or as pairs."""
 
 
 def native_model(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreTrainedModel | None:
-    """The model as the class of `transformers` that has the same parameters; None if no class has.
+    """Return the model as the class of `transformers` with the same parameters; None if no class has them.
 
     Args:
         module: the task's model.
@@ -37,13 +37,13 @@ def native_model(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreT
         config: the configuration of the run.
     """
     if config.model.pooling != "cls":
-        return None  # none of them takes a mean
+        return None  # no class of transformers pools differently
     settings = copy.deepcopy(module.encoder.config)
     _describe(settings, spec, config)
     try:
         with drawing_from(0):
             model = AutoModelForSequenceClassification.from_config(settings)
-    except (ValueError, AttributeError):  # it has no such class
+    except (ValueError, AttributeError):  # the encoder has no class for classification
         return None
     state = _native_state(module, spec.name, model)
     if state is None:
@@ -53,10 +53,10 @@ def native_model(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreT
 
 
 def _native_state(module: MultiTaskModel, task: str, model: PreTrainedModel) -> dict[str, Tensor] | None:
-    """The parameters under the names of a class of `transformers`; None if it has other parameters.
+    """Return the parameters under the names of a class of `transformers`; None if the class has other parameters.
 
-    BERT and its like keep the encoder's pooler and put a linear layer on it. RoBERTa and its like have no pooler, but
-    the same two layers in what they call the classifier.
+    BERT and similar models put a linear layer on the encoder's pooler. RoBERTa and similar models have no pooler; their
+    classifier contains the same two layers.
     """
     encoder = {f"{model.base_model_prefix}.{name}": value for name, value in module.encoder.state_dict().items()}
     head = module.heads[task].state_dict()
@@ -75,7 +75,7 @@ def _native_state(module: MultiTaskModel, task: str, model: PreTrainedModel) -> 
 
 
 def fedmtl_model(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreTrainedModel:
-    """The model as the class in `modeling_fedmtl.py`, which `save_pretrained` copies beside it.
+    """Return the model as the class in `modeling_fedmtl.py`; `save_pretrained` copies that file into the folder.
 
     Args:
         module: the task's model.
@@ -99,7 +99,7 @@ def fedmtl_model(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreT
 
 
 def _describe(settings: PretrainedConfig, spec: TaskSpec, config: Config) -> None:
-    """Set a task's outputs and labels in a configuration of `transformers`."""
+    """Write a task's outputs and labels into a configuration of `transformers`."""
     settings.num_labels = spec.num_outputs
     if spec.labels:
         settings.id2label = dict(enumerate(spec.labels))
@@ -112,24 +112,24 @@ def _describe(settings: PretrainedConfig, spec: TaskSpec, config: Config) -> Non
 def have_same_logits(
     module: MultiTaskModel, spec: TaskSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> bool:
-    """Whether two models compute the same logits, up to rounding; logits of padding tokens aren't compared.
+    """Return whether two models compute the same logits, up to rounding. Logits of padding tokens aren't compared.
 
-    The probes are texts or pairs of texts, as in the task: not every encoder takes both.
+    The compared inputs are texts or pairs of texts, like the task's, because not every encoder accepts both.
 
     Raises:
-        UserError: the run's own model computes NaN or infinite logits, which can't be compared with anything.
+        UserError: the run's own model computes NaN or infinite logits.
     """
     columns = [list(texts) for texts in zip(*_PROBES, strict=True)][: len(spec.text_columns)]
-    for texts in (columns, [column[1:2] for column in columns]):  # together, and one alone
+    for texts in (columns, [column[1:2] for column in columns]):  # all in one batch, then one alone
         inputs = tokenizer(*texts, padding=True, truncation=True, return_tensors="pt")
         ours, theirs = module(spec.name, inputs), model(**inputs).logits
         theirs = theirs[inputs["attention_mask"].bool()] if theirs.ndim == 3 else theirs
         if not ours.isfinite().all():
             raise UserError(
-                f"--task: {spec.name}: the model computes logits that aren't finite, although its parameters are: it "
-                "is damaged; export an earlier round"
+                f"--task: {spec.name}: the model computes logits that aren't finite, although its parameters are: the "
+                "model is damaged; export an earlier round"
             )
         bound = TOLERANCE * max(1.0, float(ours.abs().max()))
-        if ours.shape != theirs.shape or not float((ours - theirs).abs().max()) <= bound:  # NaN is no small difference
+        if ours.shape != theirs.shape or not float((ours - theirs).abs().max()) <= bound:  # NaN fails too
             return False
     return True

@@ -1,7 +1,7 @@
-"""A run's models as folders that Hugging Face's libraries read.
+"""Export of a run's models as folders that Hugging Face libraries load.
 
-A task's model becomes a class of `transformers` where one computes the same logits, and otherwise the class in
-`modeling_fedmtl.py`, which is copied beside it. The logits are compared before anything is written.
+A task's model becomes a class of `transformers` if one computes the same logits. Otherwise it becomes the class in
+`modeling_fedmtl.py`, and that file is copied into the folder. The logits are compared before anything is written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedmtl_core.model.modeling import load_tokenizer
 from fedmtl_core.tasks.spec import METRICS_OF, TaskSpec
 from fedmtl_server.export.conversion import fedmtl_model, have_same_logits, native_model
 from fedmtl_server.export.masked_lm import masked_lm
-from fedmtl_server.export.model_card import CardFacts, SharingFacts, card_of_all, card_of_task
+from fedmtl_server.export.model_card import CardMetadata, SharingMetadata, card_of_all, card_of_task
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.saved_runs import SavedRun, Which, choose_round, load_model
 from fedmtl_server.storage.checkpoints import write_safetensors
@@ -28,33 +28,34 @@ from fedmtl_server.storage.checkpoints import write_safetensors
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written to a folder."""
+    """An exported folder and the model in it."""
 
     folder: Path
     round: int
     architecture: str
     """The class that loads the model."""
     is_native: bool
-    """Whether that is a class of `transformers`; the other one needs `trust_remote_code=True`."""
+    """Whether `architecture` is a class of `transformers`; FedMTL's own class needs `trust_remote_code=True`."""
 
 
 def export_task(run: SavedRun, task: str, folder: Path, which: Which = "last", *, force: bool = False) -> Exported:
-    """Write one task's model for `AutoModelForSequenceClassification.from_pretrained`, or a `masked_lm` for
-    `AutoModelForMaskedLM.from_pretrained`.
+    """Write one task's model for `AutoModelForSequenceClassification.from_pretrained`.
+
+    A `masked_lm` is written for `AutoModelForMaskedLM.from_pretrained`.
 
     Args:
         run: the run.
         task: the task.
-        folder: the folder to write; without `force` it has to be new or empty.
+        folder: the folder to write; without `force` it must be new or empty.
         which: the round whose model is written.
         force: whether files in the folder may be replaced.
 
     Raises:
-        UserError: there is no such task or round, the folder is in use, the task type is a plug-in, the task's clients
-            keep some parameters for themselves, no class of `transformers` computes the same as a `masked_lm` over this
-            encoder, or the model has or computes values that aren't finite.
-        CorruptCheckpointError: the checkpoint isn't what was written.
-        ModelUnavailableError: the encoder's architecture or its tokenizer can't be had.
+        UserError: the run has no such task or round, the folder isn't empty, or the model's parameters or logits aren't
+            finite. Also if the task's type is a plug-in, or its clients keep some parameters for themselves. Also for a
+            `masked_lm` over an encoder without a class in `transformers` that computes the same.
+        CorruptCheckpointError: the checkpoint's bytes have changed since they were written.
+        ModelUnavailableError: the encoder's architecture or its tokenizer can't be loaded.
     """
     spec = _spec(run, task)
     round_ = choose_round(run, which, task)
@@ -67,14 +68,16 @@ def export_task(run: SavedRun, task: str, folder: Path, which: Which = "last", *
     if spec.type == "masked_lm" and not is_native:
         raise UserError(
             f"--task: {task} is a masked_lm, and no class of transformers is known to compute the same over this "
-            f"encoder ({type(module.encoder).__name__}); --all writes it as it is"
+            f"encoder ({type(module.encoder).__name__}); --all writes the head as it is"
         )
     if model is None or not is_native:
         model = fedmtl_model(module, spec, run.config)
         if not have_same_logits(module, spec, model, tokenizer):
-            raise FedMTLError(f"{task}: the exported model doesn't compute the same as the run's; nothing is written")
+            raise FedMTLError(
+                f"{task}: the exported model doesn't compute the same as the run's model; nothing is written"
+            )
     architecture = type(model).__name__
-    card = card_of_task(_facts(run, round_, server_model), spec, architecture, is_native=is_native)
+    card = card_of_task(_metadata(run, round_, server_model), spec, architecture, is_native=is_native)
 
     def write(scratch: Path) -> None:
         model.save_pretrained(scratch)
@@ -86,10 +89,10 @@ def export_task(run: SavedRun, task: str, folder: Path, which: Which = "last", *
 
 
 def export_all(run: SavedRun, folder: Path, which: Which = "last", *, force: bool = False) -> Exported:
-    """Write the whole model of the server to `fedmtl.safetensors`, and its encoders for `AutoModel.from_pretrained`.
+    """Write the server's whole model to `fedmtl.safetensors`, and its encoders for `AutoModel.from_pretrained`.
 
-    The encoder is in `encoder/`, or in `encoders/TASK/` for each task if the tasks don't share one. An encoder that
-    clients keep parts of for themselves is left out.
+    The encoder is written to `encoder/`, or to `encoders/TASK/` for each task if the tasks don't share one encoder. An
+    encoder is left out if clients keep parts of it for themselves.
 
     Arguments and errors are those of `export_task`.
     """
@@ -101,7 +104,7 @@ def export_all(run: SavedRun, folder: Path, which: Which = "last", *, force: boo
     if model.sharing.has_one_encoder:
         encoders = {"encoder": model.tasks[0]}
     part = bool(encoders) and is_of_encoder_decoder(model.encoder_for(next(iter(encoders.values()))))
-    card = card_of_all(_facts(run, round_, model), run.config, list(encoders), of_encoder_decoder=part)
+    card = card_of_all(_metadata(run, round_, model), run.config, list(encoders), of_encoder_decoder=part)
 
     def write(scratch: Path) -> None:
         for name, task in encoders.items():
@@ -121,27 +124,27 @@ def _spec(run: SavedRun, task: str) -> TaskSpec:
     spec = run.config.tasks[task].spec(task)
     if spec.type not in METRICS_OF:
         raise UserError(
-            f"--task: {task} is of a kind of its own ({spec.type}), whose head transformers has no class for; "
-            "--all writes it as it is"
+            f"--task: {task} has a custom task type ({spec.type}), and transformers has no class for its head; "
+            "--all writes the head as it is"
         )
     return spec
 
 
 def _tokenizer(run: SavedRun) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(run.config.model.client_model or run.config.model.server_model)
-    tokenizer.model_max_length = run.config.training.max_length  # what the model was trained with
+    tokenizer.model_max_length = run.config.training.max_length  # the length in training
     tokenizer.padding_side = "right"  # as in training; BERT's pooler takes the first column
     return tokenizer
 
 
-def _facts(run: SavedRun, round_: int, model: MTLServerModel) -> CardFacts:
+def _metadata(run: SavedRun, round_: int, model: MTLServerModel) -> CardMetadata:
     clients: dict[str, set[str]] | None = None
     if run.contributors is not None:
         clients = {task: set() for task in run.config.tasks}
         for number, tasks in run.contributors.items():
             for client_id, task in tasks.items() if number <= round_ else ():
                 clients.setdefault(task, set()).add(client_id)
-    return CardFacts(
+    return CardMetadata(
         run_id=run.run_id,
         base_model=run.config.model.server_model,
         round=round_,
@@ -151,17 +154,17 @@ def _facts(run: SavedRun, round_: int, model: MTLServerModel) -> CardFacts:
         max_length=run.config.training.max_length,
         metrics={task: by_round.get(round_, {}) for task, by_round in run.metrics.items()},
         num_clients=None if clients is None else {task: len(ids) for task, ids in clients.items()},
-        sharing=_sharing_facts(model),
+        sharing=_sharing_metadata(model),
         auxiliary=run.config.auxiliary_tasks(),
     )
 
 
-def _sharing_facts(model: MTLServerModel) -> SharingFacts | None:
-    """Which tasks share which scopes; None if all share one encoder and each has a head."""
+def _sharing_metadata(model: MTLServerModel) -> SharingMetadata | None:
+    """Return the tasks that share each scope; None if all tasks share one encoder and each has its own head."""
     if model.sharing.is_one_model:
         return None
     sizes = model.summary().scope_parameters
-    return SharingFacts(
+    return SharingMetadata(
         {scope: (model.sharing.members(scope), size) for scope, size in sizes.items()},
         {task: len(local) for task in model.tasks if (local := model.sharing.local_for(task))},
     )
@@ -171,11 +174,11 @@ def _require_free(folder: Path, force: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"DIR: {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise UserError(f"DIR: {folder} isn't empty; --force writes over what is there")
+        raise UserError(f"DIR: {folder} isn't empty; --force overwrites its files")
 
 
 def _fill(folder: Path, write: Callable[[Path], None]) -> None:
-    """Have a folder written under another name first, so that a failure leaves no half of it."""
+    """Write a folder under a temporary name and then move its files, so that a failure leaves no partial export."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:

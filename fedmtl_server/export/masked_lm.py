@@ -1,4 +1,4 @@
-"""A masked-language model as a class of `transformers`, which all have BERT's output layer under names of their own."""
+"""Conversion of masked-language models to classes of `transformers`, which name BERT's output layer differently."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _NAMES: Mapping[str, Mapping[str, str]] = {
         "decoder": "vocab_projector",
     },
 }
-"""By the encoder's type, what the parts of our head are called; `decoder` is the layer that is tied."""
+"""By encoder type, the names of the head's parts; `decoder` is the layer that is tied to the word embeddings."""
 
 
 def masked_lm(module: MultiTaskModel, task: str) -> PreTrainedModel | None:
-    """The class of `transformers` that has these parameters, with them in it; None if none is known."""
+    """Return the task's model as a class of `transformers`; None if no class with these parameters is known."""
     settings = copy.deepcopy(getattr(module.encoder, "config", None))
     names = _NAMES.get(getattr(settings, "model_type", ""))
     if settings is None or names is None:
@@ -45,7 +45,7 @@ def masked_lm(module: MultiTaskModel, task: str) -> PreTrainedModel | None:
 
 
 def _state(module: MultiTaskModel, task: str, model: PreTrainedModel, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The parameters under the class's names. It has no pooler, and ours of the encoder is of no use to it."""
+    """Return the parameters under the class's names, without the encoder's pooler, which the class doesn't have."""
     wanted = model.state_dict().keys()
     encoder = {f"{model.base_model_prefix}.{name}": value for name, value in module.encoder.state_dict().items()}
     state = {name: value for name, value in encoder.items() if ".pooler." not in name}

@@ -1,4 +1,4 @@
-"""Model cards: what a model's reader has to know, as Markdown with the hub's front matter."""
+"""Model cards for exported models: Markdown with the front matter of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -14,75 +14,82 @@ from fedmtl_core.tasks.plan import Pooling
 from fedmtl_core.tasks.spec import TaskSpec
 
 _METRIC_IDS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
-"""Names that the hub has for metrics, where they differ."""
-_SEES = {"cls": "the encoder's pooled first token", "mean": "the mean over all tokens", "last": "the last token"}
+"""The hub's names of metrics, where they differ from FedMTL's."""
+_HEAD_INPUTS = {
+    "cls": "the encoder's pooled first token",
+    "mean": "the mean over all tokens",
+    "last": "the last token",
+}
+"""By pooling, the input of a head."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class SharingFacts:
-    """Who shares what, where it isn't an encoder that all share and a head for each task."""
+class SharingMetadata:
+    """The sharing of layers in a run that isn't one shared encoder with a head for each task."""
 
     scopes: Mapping[str, tuple[Sequence[str], int]]
-    """By scope, the tasks that share it, and how many parameters it has."""
+    """By scope, the tasks that share the scope, and its number of parameters."""
     local: Mapping[str, int]
-    """By task, how many tensors its clients keep for themselves."""
+    """By task, the number of tensors that stay on the task's clients."""
 
 
 @dataclass(frozen=True)
-class CardFacts:
-    """What is said of a run. Clients are counted, not named."""
+class CardMetadata:
+    """The facts about a run on its model cards. Clients are counted, not named."""
 
     run_id: str
     base_model: str
     round: int
-    """Whose model it is."""
+    """The round whose model is exported."""
     num_rounds: int
-    """Of training, planned."""
+    """The planned number of training rounds."""
     tasks: Sequence[TaskSpec]
     pooling: Pooling
     max_length: int
     metrics: Mapping[str, Mapping[str, float]]
-    """Of this model, by task."""
+    """By task, the metrics of the exported model."""
     num_clients: Mapping[str, int] | None
-    """By task, the clients whose updates are in this model; None if it isn't known."""
-    sharing: SharingFacts | None = None
-    """None where all share the encoder, and each task has its head."""
+    """By task, the number of clients whose updates are in the exported model; None if unknown."""
+    sharing: SharingMetadata | None = None
+    """None if all tasks share the encoder, and each task has its own head."""
     auxiliary: Collection[str] = ()
-    """The tasks that were there for the others' sake."""
+    """The auxiliary tasks."""
 
 
-def card_of_task(facts: CardFacts, spec: TaskSpec, architecture: str, *, is_native: bool) -> str:
-    """The card of one task's model."""
+def card_of_task(metadata: CardMetadata, spec: TaskSpec, architecture: str, *, is_native: bool) -> str:
+    """Return the model card of one task's model."""
     if spec.kind == "masked_lm":
-        return _card_of_masked_lm(facts, spec, architecture)
+        return _card_of_masked_lm(metadata, spec, architecture)
     remote = "" if is_native else ", trust_remote_code=True"
     pair = len(spec.text_columns) == 2
     of, texts = ("pairs of texts", '"a text", "another"') if pair else ("texts", '"a text"')
     outputs = (
-        "The outputs are the labels " + ", ".join(f"`{label}`" for label in spec.labels)
+        "The outputs are the logits of the labels " + ", ".join(f"`{label}`" for label in spec.labels)
         if spec.labels
         else "The only output is the predicted number"
     )
     own = (
         ""
         if is_native
-        else "\nNo class of `transformers` computes this model, so that `modeling_fedmtl.py` beside it does. Read it "
-        "before you trust it.\n"
+        else "\nNo class of `transformers` computes this model. `trust_remote_code=True` therefore runs the file "
+        "`modeling_fedmtl.py` in this folder. Read the file before you trust it.\n"
     )
     return _card(
-        facts,
+        metadata,
         f"{spec.name}, trained with FedMTL",
         [spec],
-        f"""The encoder of a federated multi-task run with the head of its task {spec.name}: {spec.kind} of {of}.
-{outputs}. The head sees {_SEES[facts.pooling]}; inputs are cut after {facts.max_length} tokens.
+        f"""This model consists of the encoder of a federated multi-task training run and the head of its
+task `{spec.name}`: {spec.kind} of {of}. {outputs}.
+The head's input is {_HEAD_INPUTS[metadata.pooling]}.
+Inputs are truncated to {metadata.max_length} tokens, as in training.
 
 ## Use
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-folder = "."  # this one
+folder = "."  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder{remote})
 model = AutoModelForSequenceClassification.from_pretrained(folder{remote})  # {architecture}
 logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logits
@@ -92,20 +99,21 @@ logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logit
     )
 
 
-def _card_of_masked_lm(facts: CardFacts, spec: TaskSpec, architecture: str) -> str:
+def _card_of_masked_lm(metadata: CardMetadata, spec: TaskSpec, architecture: str) -> str:
     return _card(
-        facts,
+        metadata,
         f"{spec.name}, trained with FedMTL",
         [spec],
-        f"""The encoder of a federated multi-task run with the head of its task {spec.name}, which finds masked words
-again (Devlin et al. 2019, arXiv:1810.04805). Inputs are cut after {facts.max_length} tokens.
+        f"""This model consists of the encoder of a federated multi-task training run and the head of its
+task `{spec.name}`, which predicts masked words (Devlin et al. 2019, arXiv:1810.04805).
+Inputs are truncated to {metadata.max_length} tokens, as in training.
 
 ## Use
 
 ```python
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-folder = "."  # this one
+folder = "."  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForMaskedLM.from_pretrained(folder)  # {architecture}
 inputs = tokenizer(f"a {{tokenizer.mask_token}} text", truncation=True, return_tensors="pt")
@@ -116,30 +124,40 @@ logits = model(**inputs).logits[inputs["input_ids"] == tokenizer.mask_token_id]
     )
 
 
-def card_of_all(facts: CardFacts, config: Config, encoders: Sequence[str], *, of_encoder_decoder: bool = False) -> str:
-    """The card of a whole model, with the folders of the encoders in it.
+def card_of_all(
+    metadata: CardMetadata, config: Config, encoders: Sequence[str], *, of_encoder_decoder: bool = False
+) -> str:
+    """Return the model card of a run's whole model.
 
     Args:
-        of_encoder_decoder: whether the library's class for the encoder's folder has a decoder too.
+        metadata: the facts about the run.
+        config: the run's configuration.
+        encoders: the folders that contain the encoders.
+        of_encoder_decoder: whether the class of `transformers` for an encoder's folder also has a decoder.
     """
-    opening = "The shared encoder of a federated multi-task run, and the heads of all its tasks."
-    names = "encoder and heads: `encoder.…`, and a `heads.TASK.…` for each task"
-    if facts.sharing is not None:
-        opening = "What the server has of a federated multi-task run, whose tasks share parts of the model (see below)."
-        names = "`encoder.…` and `heads.TASK.…`, or `SCOPE/encoder.…` where several scopes have one"
+    opening = (
+        "This folder contains the shared encoder of a federated multi-task training run and the heads of all its tasks."
+    )
+    names = "the parameters of the encoder (`encoder.…`) and of each task's head (`heads.TASK.…`)"
+    if metadata.sharing is not None:
+        opening = (
+            "This folder contains the parameters of a federated multi-task training run that its server has. The tasks "
+            "share only parts of the model; the table under Training lists them."
+        )
+        names = "parameters as `encoder.…` and `heads.TASK.…`, or as `SCOPE/encoder.…` if several scopes have one"
     folders = "".join(
         f"| `{name}/` | the encoder{'' if name == 'encoder' else ' of ' + name.rpartition('/')[2]} with its tokenizer, "
         "for `AutoModel.from_pretrained` |\n"
         for name in encoders
     )
     return _card(
-        facts,
+        metadata,
         "A multi-task model trained with FedMTL",
-        facts.tasks,
-        f"""{opening} A head sees
-{_SEES[facts.pooling]}.
+        metadata.tasks,
+        f"""{opening}
+The input of a head is {_HEAD_INPUTS[metadata.pooling]}.
 
-| file | what |
+| file | contents |
 | --- | --- |
 {folders}| `fedmtl.safetensors` | {names} |
 
@@ -148,14 +166,14 @@ def card_of_all(facts: CardFacts, config: Config, encoders: Sequence[str], *, of
 ```python
 from safetensors.torch import load_file
 {_use_of_encoder(encoders, of_encoder_decoder)}tensors = load_file("fedmtl.safetensors")
-{_use_of_head(facts, next(iter(config.tasks)))}```
+{_use_of_head(metadata, next(iter(config.tasks)))}```
 """,
         pipeline_tag="feature-extraction",
     )
 
 
-def _use_of_head(facts: CardFacts, task: str) -> str:
-    if facts.sharing is not None and task in facts.sharing.local:
+def _use_of_head(metadata: CardMetadata, task: str) -> str:
+    if metadata.sharing is not None and task in metadata.sharing.local:
         return ""
     return f"""head = {{name: tensor for name, tensor in tensors.items() if name.startswith("heads.{task}.")}}
 """
@@ -164,7 +182,7 @@ def _use_of_head(facts: CardFacts, task: str) -> str:
 def _use_of_encoder(encoders: Sequence[str], of_encoder_decoder: bool) -> str:
     if not encoders:
         return "\n"
-    alone = ".get_encoder()  # the decoder isn't part of the run, and random" if of_encoder_decoder else ""
+    alone = ".get_encoder()  # the decoder is untrained and has random values" if of_encoder_decoder else ""
     return f"""from transformers import AutoModel, AutoTokenizer
 
 encoder = AutoModel.from_pretrained("{encoders[0]}"){alone}
@@ -172,14 +190,14 @@ tokenizer = AutoTokenizer.from_pretrained("{encoders[0]}")
 """
 
 
-def _card(facts: CardFacts, title: str, specs: Sequence[TaskSpec], text: str, *, pipeline_tag: str) -> str:
-    """Front matter, title, a text, and what every card says."""
+def _card(metadata: CardMetadata, title: str, specs: Sequence[TaskSpec], text: str, *, pipeline_tag: str) -> str:
+    """Return a card of front matter, title, the given text, and the sections of every card."""
     front_matter = ModelCardData(
         library_name="transformers",
-        base_model=facts.base_model if _HUB_NAME.fullmatch(facts.base_model) else None,
+        base_model=metadata.base_model if _HUB_NAME.fullmatch(metadata.base_model) else None,
         tags=["federated-learning", "multi-task-learning", "fedmtl"],
         model_name=title,
-        eval_results=[result for spec in specs for result in _eval_results(facts, spec)] or None,
+        eval_results=[result for spec in specs for result in _eval_results(metadata, spec)] or None,
         pipeline_tag=pipeline_tag,
     )
     return f"""---
@@ -191,30 +209,31 @@ def _card(facts: CardFacts, title: str, specs: Sequence[TaskSpec], text: str, *,
 {text}
 ## Training
 
-Round {facts.round} of {facts.num_rounds} of the run `{facts.run_id}`, begun from `{facts.base_model}`.
-{_sharing(facts.sharing)}
+The model is from round {metadata.round} of {metadata.num_rounds} of the run `{metadata.run_id}`. Training started
+from `{metadata.base_model}`. {_sharing(metadata.sharing)}
 
-{_table(facts)}
+{_table(metadata)}
 
-The metrics are of this very model, measured by the clients on evaluation rows of their own: each task's over those of
-all of its clients. Metrics that are undefined are left out.
+The clients measured the metrics of this model on their own evaluation data. The metrics of a task cover the data of
+all clients of the task. Undefined metrics are omitted.
 
 ## Limitations
 
-- Nobody but the clients has seen the rows that it was trained and measured on: neither is checked here.
-- It is only as good on other texts as these are like the clients'.
-- Averaging hides no single client's influence: there is neither differential privacy nor secure aggregation in it.
+- Only the clients have seen the training and evaluation data. Nobody else has verified the data or the metrics.
+- The model's quality on other texts depends on how similar they are to the clients' texts.
+- Averaging doesn't hide the influence of a single client: training used neither differential privacy nor secure
+  aggregation.
 """
 
 
-def _sharing(sharing: SharingFacts | None) -> str:
-    """What is the average over whose clients."""
-    opening = "In each round clients trained encoder and head on rows of their own; "
+def _sharing(sharing: SharingMetadata | None) -> str:
+    """Return the sentences that explain which clients' models were averaged."""
+    opening = "In each round, clients trained the encoder and\ntheir task's head on their own data."
     if sharing is None:
-        return f"""{opening}the encoder is the average over the clients of all
-tasks, a head that over its task's."""
+        return f"""{opening} The encoder is the average over the clients of all tasks.
+Each head is the average over the clients of its task."""
     lines = [
-        f"{opening}each part is the average over the clients of the tasks that share it:",
+        f"{opening} Each part of the model (scope) is the average over the clients of\nthe tasks that share it:",
         "",
         "| scope | tasks | parameters |",
         "| --- | --- | ---: |",
@@ -222,28 +241,28 @@ tasks, a head that over its task's."""
     ]
     if sharing.local:
         of = ", ".join(f"{count} tensors of {task}'s model" for task, count in sharing.local.items())
-        lines += ["", f"Not here are {of}: each client keeps its own."]
+        lines += ["", f"This folder doesn't contain {of}: each client keeps its own copy."]
     return "\n".join(lines)
 
 
-def _table(facts: CardFacts) -> str:
-    lines = ["| task | kind | clients that contributed | metrics |", "| --- | --- | ---: | --- |"]
-    for spec in facts.tasks:
-        clients = "not known" if facts.num_clients is None else str(facts.num_clients.get(spec.name, 0))
-        values = facts.metrics.get(spec.name, {})
+def _table(metadata: CardMetadata) -> str:
+    lines = ["| task | type | contributing clients | metrics |", "| --- | --- | ---: | --- |"]
+    for spec in metadata.tasks:
+        clients = "not known" if metadata.num_clients is None else str(metadata.num_clients.get(spec.name, 0))
+        values = metadata.metrics.get(spec.name, {})
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in values.items()) or "not measured"
-        name = name_task(spec.name, auxiliary=spec.name in facts.auxiliary)
+        name = name_task(spec.name, auxiliary=spec.name in metadata.auxiliary)
         lines.append(f"| {name} | {spec.kind} | {clients} | {metrics} |")
     return "\n".join(lines)
 
 
-def _eval_results(facts: CardFacts, spec: TaskSpec) -> list[EvalResult]:
-    values = facts.metrics.get(spec.name, {})
+def _eval_results(metadata: CardMetadata, spec: TaskSpec) -> list[EvalResult]:
+    values = metadata.metrics.get(spec.name, {})
     return [
         EvalResult(
             task_type="fill-mask" if spec.kind == "masked_lm" else "text-classification",
             dataset_type="private",
-            dataset_name=f"{spec.name}: the clients' own evaluation rows",
+            dataset_name=f"{spec.name}: the clients' own evaluation data",
             metric_type=_METRIC_IDS.get(name, name),
             metric_name=name,
             metric_value=round(values[name], 6),

@@ -1,7 +1,7 @@
-"""A FedMTL task's model for `transformers`: an encoder, its pooling, and one linear head.
+"""A FedMTL task's model for `transformers`: an encoder, pooling, and one linear head.
 
-`fedmtl-server export` copies this file beside a model that no class of `transformers` computes; it needs nothing else
-of FedMTL.
+`fedmtl-server export` copies this file into the folder of a model that no class of `transformers` computes. The file
+needs no other part of FedMTL.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class FedMTLConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Configuration.
+    """Configuration of `FedMTLForSequenceClassification`.
 
     Args:
         encoder: the encoder's own configuration, with its `model_type`.
-        of_encoder_decoder: whether that is an encoder-decoder's, of which this model has the encoder alone.
-        hidden_size: width of the encoder's output; what its configuration calls so if None.
-        pooling: what the head sees, padding left out: `cls`, the encoder's pooled first token, or its hidden state
-            where there is no pooler; `mean`, the mean of all tokens' hidden states; or `last`, that of the last token.
-        classifier_dropout: before the head, in training.
+        of_encoder_decoder: whether `encoder` describes an encoder-decoder; this model has only its encoder.
+        hidden_size: width of the encoder's output; None for the `hidden_size` of the encoder's configuration.
+        pooling: the head's input, without padding. `cls` is the encoder's pooled first token, or the first token's
+            hidden state if the encoder has no pooler. `mean` is the mean of all tokens' hidden states. `last` is the
+            last token's hidden state.
+        classifier_dropout: dropout rate before the head in training.
     """
 
     model_type = "fedmtl"
@@ -47,7 +48,7 @@ class FedMTLConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 class FedMTLForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
-    """The model of one task."""
+    """The model of one FedMTL task: encoder, pooling and linear head."""
 
     config_class = FedMTLConfig
     base_model_prefix = "encoder"
@@ -67,7 +68,7 @@ class FedMTLForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         labels: Tensor | None = None,
         **inputs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits `(batch, num_labels)`, and the loss if there are labels."""
+        """Return logits `(batch, num_labels)`, and the loss if `labels` are given."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
         batch = {name: one for name, one in given.items() if one is not None}
         batch = _padded_behind(batch, self._is_token(batch))
@@ -81,7 +82,7 @@ class FedMTLForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def _is_token(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """Which positions hold a token and not padding, `(batch, tokens)`; None where it isn't known."""
+        """Return a mask `(batch, tokens)` of the positions that aren't padding; None if padding is unknown."""
         if "attention_mask" in inputs:
             mask: Tensor = inputs["attention_mask"]
             return mask.bool()
@@ -103,7 +104,7 @@ class FedMTLForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
 
 
 def _padded_behind(inputs: dict[str, Any], tokens: Tensor | None) -> dict[str, Any]:
-    """Inputs whose rows all begin with their first token, as in training, where some are padded in front."""
+    """Return the inputs with padding moved from the front of each row to its end, as in training."""
     if tokens is None or not tokens.numel() or not (shifts := tokens.int().argmax(dim=1)).any():
         return inputs
     batch, length = tokens.shape

@@ -1,1 +1,1 @@
-"""Layers that move from one scope to another while a run goes on."""
+"""Adaptive sharing: layers change their scope during a run."""

@@ -1,12 +1,12 @@
-"""Which layers tasks share, decided while they train, by how alike the tasks' updates are.
+"""Policies that decide during a run which tasks share a layer, by the similarity of the tasks' updates.
 
-Tasks whose updates of a layer point apart pull it to and fro, and are better off with one each; those that agree are
-better off together. A policy sees the inner products of the tasks' deltas, layer by layer, and says which tasks share a
-layer from now on. It sees no tensors, and is a function of its arguments.
+Tasks with conflicting updates of a layer should each have a copy of it; tasks with similar updates should share one. A
+policy receives the inner products of the tasks' deltas, layer by layer, and decides which tasks share a layer from then
+on. A policy receives no tensors, and is a function of its arguments.
 
-The built-in one, `cosine`, goes by cosine similarities, as clustered federated learning does for whole models (Sattler
-et al. 2019, arXiv:1910.01991). It is not that paper's algorithm: layers are looked at one by one, tasks are what is put
-into clusters, and what has parted may come together again.
+The built-in policy `cosine` uses cosine similarities, as clustered federated learning does for whole models (Sattler et
+al. 2019, arXiv:1910.01991). The algorithm differs from that paper's: it clusters tasks instead of clients, treats each
+layer separately, and can merge clusters again.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ from fedmtl_core.plugins import Registry
 
 
 @dataclass(frozen=True)
-class PartFacts:
-    """One part of the encoder that may move, in one round."""
+class PartStats:
+    """One round's statistics of a part of the encoder whose sharing may change."""
 
     part: str
-    """A layer's number, or `embeddings`, `pooler` or `rest`."""
+    """The part's name: a layer's number, `embeddings`, `pooler` or `rest`."""
     num_parameters: int
-    """That one task's model has of it."""
+    """The number of the part's parameters in one task's model."""
     blocks: Partition
-    """Who shares it now."""
+    """The blocks of tasks that share the part now."""
     products: NDArray[np.float64]
-    """Inner products of what each task's clients changed in it, `(tasks, tasks)`; 0 for tasks without an update."""
+    """Inner products of the tasks' deltas of the part, `(tasks, tasks)`; 0 for tasks without an update."""
 
 
 @dataclass(frozen=True)
 class SharingRound:
-    """One round, as a policy sees it."""
+    """The input of a policy: one round."""
 
     round: int
     tasks: Sequence[str]
-    """All of the run's, in its order, which is that of `products`."""
-    parts: Sequence[PartFacts]
-    """Those that may move; the others are the configuration's."""
+    """All tasks of the run, in the order of `PartStats.products`."""
+    parts: Sequence[PartStats]
+    """The parts whose sharing may change; the configuration fixes all others."""
     room: int
-    """How many more parameters the server may keep than it does now; below 0 if it keeps too many."""
+    """How many more parameters the server may keep; below 0 if it already keeps too many."""
     state: Mapping[str, Any] = field(default_factory=dict)
-    """What the policy remembered in the round before; empty in the first."""
+    """The policy's state from the previous round; empty in the first."""
 
 
 @dataclass(frozen=True)
 class Decided:
-    """Who shares what from now on."""
+    """A policy's decision: the sharing of parts after a round."""
 
     blocks: Mapping[str, Partition] = field(default_factory=dict)
-    """By part, for those that change: every task in one block."""
+    """By part that changes, its new blocks; every task must be in exactly one block."""
     state: Mapping[str, Any] = field(default_factory=dict)
-    """For the next round: what JSON can carry, without NaN."""
+    """The policy's state for the next round: JSON values without NaN."""
 
 
 class SharingPolicy(ABC):
-    """Who shares which layer; to be derived from in a file of one's own, which the configuration names.
+    """Base class of policies. To add a policy, derive a class in your own module and name it in the configuration.
 
-    The same arguments must give the same result: a run that is taken up computes a round again.
+    The same arguments must give the same result, because a resumed run computes a round again.
 
     Args:
         settings: the configuration's section `sharing.adaptive`.
@@ -81,22 +81,22 @@ class SharingPolicy(ABC):
 
     @abstractmethod
     def decide(self, round_: SharingRound) -> Decided:
-        """Who shares what after this round."""
+        """Decide which tasks share which parts after a round."""
 
 
 class Cosine(SharingPolicy):
-    """Parts tasks whose updates disagree, and brings together those that agree, with hysteresis.
+    """Splits blocks of tasks whose updates disagree and merges blocks whose updates agree, with hysteresis.
 
-    For each pair of tasks the cosine of their deltas is smoothed over the rounds in which both took part. A block is to
-    be split where the least of its pairs is below `split_below`, into clusters within which none is; two blocks are to
-    become one where no pair across them is below `merge_above`, which is larger. What is to be done is done when it was
-    to be done, and the same, `patience` times in a row. Blocks come together first, then those with the least cosines
-    part, as long as there is room.
+    For each pair of tasks, the cosine of their deltas is smoothed over the rounds in which both took part. A block
+    should split if its lowest cosine is below `split_below`, into clusters without a pair below `split_below`. Two
+    blocks should merge if no pair across them is below `merge_above`, which is larger than `split_below`. A change
+    happens once the policy has wanted the same change `patience` times in a row. Merges come first, then splits, lowest
+    cosine first, while `room` allows them.
     """
 
     def decide(self, round_: SharingRound) -> Decided:
         cosines, wishes, decided = {}, {}, {}
-        due: list[tuple[float, PartFacts, Partition]] = []
+        due: list[tuple[float, PartStats, Partition]] = []
         known = round_.state.get("cosines", {})
         before = round_.state.get("wishes", {})
         for one in round_.parts:
@@ -118,8 +118,8 @@ class Cosine(SharingPolicy):
                 del wishes[one.part]
         return Decided(decided, {"cosines": cosines, "wishes": wishes})
 
-    def _smoothed(self, known: Mapping[str, float], one: PartFacts, tasks: Sequence[str]) -> dict[str, float]:
-        """By pair of tasks, `first second`, the cosine so far; pairs that were never there together are absent."""
+    def _smoothed(self, known: Mapping[str, float], one: PartStats, tasks: Sequence[str]) -> dict[str, float]:
+        """Return the smoothed cosine by pair of tasks, `first second`, without pairs that never took part together."""
         result = dict(known)
         for (i, first), (j, second) in combinations(enumerate(tasks), 2):
             norms = math.sqrt(one.products[i, i]) * math.sqrt(one.products[j, j])
@@ -148,7 +148,10 @@ class Cosine(SharingPolicy):
 
 
 def _clusters(blocks: Sequence[Block], cosines: Mapping[str, float], least: float, unknown: float) -> list[Block]:
-    """Bring blocks together, the most alike first, while all pairs across are at least so alike (complete linkage)."""
+    """Merge the most similar blocks first, while all pairs across two blocks have a cosine of at least `least`.
+
+    This is complete linkage. `unknown` is the cosine of pairs that never took part together.
+    """
     clusters = list(blocks)
     while len(clusters) > 1:
         pairs = list(combinations(range(len(clusters)), 2))
@@ -165,7 +168,7 @@ def _clusters(blocks: Sequence[Block], cosines: Mapping[str, float], least: floa
 
 
 def _least(blocks: Sequence[Block], cosines: Mapping[str, float]) -> float:
-    """The least cosine of a pair that shares a block; infinite where none is known."""
+    """Return the lowest cosine of a pair within a block; infinite if no cosine is known."""
     pairs = [_pair(a, b) for block in blocks for a, b in combinations(block, 2)]
     return min((cosines[pair] for pair in pairs if pair in cosines), default=math.inf)
 
@@ -178,19 +181,19 @@ POLICIES = Registry("sharing.adaptive.policy", SharingPolicy, {"cosine": Cosine}
 
 
 def make_policy(section: AdaptiveConfig) -> SharingPolicy | None:
-    """The policy that a configuration names; None for none.
+    """Return the policy that a configuration names; None if it names none.
 
     Raises:
-        ConfigError: a user's own class can't be loaded or constructed.
+        ConfigError: a custom class can't be loaded or constructed.
     """
     return None if section.policy is None else POLICIES.make(section.policy, section)
 
 
 def checked(decided: Decided, round_: SharingRound) -> Decided:
-    """What a policy, which may be a user's own, has decided, as JSON gives it back.
+    """Validate the decision of a policy, which may be a plug-in, and return it with the state as JSON restores it.
 
     Raises:
-        AggregationError: it is something else than it should be.
+        AggregationError: the decision isn't valid.
     """
     movable = [one.part for one in round_.parts]
     blocks = {}
@@ -203,11 +206,11 @@ def checked(decided: Decided, round_: SharingRound) -> Decided:
     for part, partition in blocks.items():
         if part not in movable:
             raise AggregationError(
-                f"{POLICIES.key}: it moves {part!r}; only {', '.join(movable) or 'nothing'} may move"
+                f"{POLICIES.key}: the policy moves {part!r}; only {', '.join(movable) or 'nothing'} may move"
             )
         if sorted(task for block in partition for task in block) != sorted(round_.tasks) or not all(partition):
             raise AggregationError(
-                f"{POLICIES.key}: {part}: expected every task of {', '.join(round_.tasks)} in one block, "
+                f"{POLICIES.key}: {part}: expected each of the tasks {', '.join(round_.tasks)} in one block, "
                 f"got {partition}"
             )
     return Decided(blocks, state)

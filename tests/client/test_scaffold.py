@@ -139,7 +139,7 @@ def test_a_client_that_has_lost_its_variate_is_noticed_and_all_begin_anew():
     federation = Federation()
     federation.hold_round("abc")
     federation.clients["b"] = ControlVariates()
-    with pytest.raises(AssertionError, match="client 'b' has its variate of round 0, expected 1"):
+    with pytest.raises(AssertionError, match="client 'b' has a variate from round 0, expected one from round 1"):
         federation.hold_round("abc")
     server = federation.server.broadcast().components["control:shared"]
     assert server.views()["control/encoder.w"].tolist() == [0.0, 0.0]

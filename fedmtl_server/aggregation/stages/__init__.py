@@ -1,1 +1,1 @@
-"""The stages of the aggregation: one file for each; `fedmtl_server.aggregation.pipeline` has their order."""
+"""The stages of the aggregation, one module each. `fedmtl_server.aggregation.pipeline` documents their order."""

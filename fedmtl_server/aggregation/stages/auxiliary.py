@@ -1,8 +1,8 @@
-"""Auxiliary tasks: they shape the encoder for the sake of the others (Caruana 1997, doi:10.1023/A:1007379606734; Ruder
-2017, arXiv:1706.05098).
+"""Auxiliary tasks, which train the encoder only to improve other tasks.
 
-How well they do themselves is nobody's goal, so that no round needs them and no run ends with them. What they count for
-in the encoder may be less than what they train on, and less from round to round, until the others have it alone.
+See Caruana 1997, doi:10.1023/A:1007379606734, and Ruder 2017, arXiv:1706.05098. The metrics of auxiliary tasks don't
+matter, so no round waits for them and no run ends because of them. Their weight in the encoder can be lower than their
+number of examples, and can decay from round to round.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fedmtl_server.aggregation.stages.base import Combination, Group, Stage
 
 
 class AuxiliaryTasks(Stage):
-    """Has auxiliary tasks count for less, or more, than their examples in what several tasks share.
+    """Scales the weights of auxiliary tasks in components that several tasks share.
 
     Args:
         sections: by auxiliary task, its section of the configuration.
@@ -31,7 +31,7 @@ class AuxiliaryTasks(Stage):
         return {task: factor(section, round_) for task, section in self._sections.items()}
 
     def combine(self, group: Group, combination: Combination) -> Combination:
-        """Where tasks have a mean each, their weight isn't in it yet."""
+        """Scale the tasks' shares if each task has a mean of its own; other means already include the factors."""
         if not group.is_by_task:
             return combination
         shares = scaled(combination.shares, group.factors.by_task, are_shares=combination.are_shares)
@@ -39,21 +39,23 @@ class AuxiliaryTasks(Stage):
 
 
 def factor(section: AuxiliaryConfig, round_: int) -> float:
-    """What an example of an auxiliary task counts for in a round, counted from 1: weight · decay^(round - 1). 0 once it
-    is too small to be told from it."""
+    """Return the factor of an auxiliary task's examples in a round, counted from 1: weight · decay^(round - 1).
+
+    The factor is 0 once it is too small for a float.
+    """
     return section.weight * section.decay ** (round_ - 1)
 
 
 def scaled(coefficients: Mapping[str, float], factors: Mapping[str, float], *, are_shares: bool) -> dict[str, float]:
-    """What tasks count for by a task weighting, with what is taken from the auxiliary ones.
+    """Return a task weighting's coefficients after multiplication by the factors of auxiliary tasks.
 
     Args:
-        coefficients: by task, the weighting's.
-        factors: by auxiliary task, what each is multiplied with; not all of the tasks' are 0.
-        are_shares: whether they are shares of what they add up to, and are to add up to the same afterwards.
+        coefficients: by task, the weighting's coefficients.
+        factors: by auxiliary task, its factor; at least one task has a factor other than 0.
+        are_shares: whether the coefficients are shares, whose sum must stay the same.
 
     Returns:
-        By task. The coefficients themselves, to the last bit, if no task among them has another factor than 1.
+        The coefficients by task; unchanged to the last bit if all tasks have the factor 1.
     """
     if all(factors.get(task, 1.0) == 1 for task in coefficients):
         return dict(coefficients)

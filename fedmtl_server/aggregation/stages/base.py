@@ -1,4 +1,4 @@
-"""What a stage of the aggregation may do: screen updates, weigh and accumulate them, combine, release, and remember."""
+"""Base class of aggregation stages, which screen, weight, accumulate, combine and release, and keep state."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from fedmtl_server.aggregation.values import (
 
 @dataclass(frozen=True)
 class Group:
-    """One component at the end of a round: the updates that count in it, and what they were accumulated to."""
+    """One component at the end of a round: its counted updates and its accumulators."""
 
     scope: str
     base: Component | None
-    """The model's; None if the model hasn't got it, and nothing needs it."""
+    """The model's component; None if the model doesn't have it and no stage needs it."""
     updates: Sequence[ScreenedUpdate]
-    """Without their tensors, in the order of accumulation."""
+    """The updates without their tensors, in the order of accumulation."""
     accumulators: Mapping[str, Accumulator]
-    """By task if `is_by_task`; else one alone, under an empty name."""
+    """The accumulators by task if `is_by_task`; otherwise a single accumulator under an empty name."""
     is_by_task: bool = False
     factors: TaskFactors = field(default_factory=TaskFactors)
 
     @cached_property
     def examples(self) -> Mapping[str, Weight]:
-        """By task, the examples that its updates count as; not all of them 0.
+        """The counted examples by task; at least one number is above 0.
 
         Raises:
-            AggregationError: they are.
+            AggregationError: all numbers are 0.
         """
         by_task: dict[str, Weight] = {}
         for update in self.updates:
@@ -58,7 +58,7 @@ class Group:
         return by_task
 
     def counts(self) -> bool:
-        """Whether anything counts in it: not so if all its examples are of auxiliary tasks without a weight.
+        """Return whether the component has weight: not if all its examples are of auxiliary tasks with a weight of 0.
 
         Raises:
             AggregationError: see `examples`.
@@ -67,57 +67,57 @@ class Group:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks that count for anything, sorted by name: whoever was faster."""
+        """The tasks with counted examples, sorted by name, so that their order doesn't depend on arrival."""
         return sorted(task for task, examples in self.examples.items() if examples)
 
     @property
     def keys(self) -> list[str]:
-        """The accumulators that something counts in, in the order in which they are combined."""
+        """The keys of the accumulators with counted examples, in the order in which they are combined."""
         return self.tasks if self.is_by_task else [""]
 
     @cached_property
     def weights(self) -> list[Weight]:
-        """What each update counts for beside the others: its examples, times the factor of its task."""
+        """Each update's weight: its counted examples times the factor of its task."""
         return [one.examples_in(self.scope) * self.factors.of(self.scope, one.task) for one in self.updates]
 
-    def moves(self, task: str, names: Collection[str]) -> list[tuple[Tensor, Tensor]] | None:
-        """How a task's clients moved some tensors of the component, on average.
+    def base_and_mean(self, task: str, names: Collection[str]) -> list[tuple[Tensor, Tensor]] | None:
+        """Return the base and the task's mean of some tensors of the component; their difference is the task's delta.
 
         Returns:
-            For each tensor where they began and where they ended, as flat vectors; None if nothing of the task counted,
-            or it has no mean of its own.
+            For each tensor, the base's and the mean's values as flat vectors; None if the task has no counted examples
+            or no mean of its own.
         """
         examples = sum(update.num_examples for update in self.updates if update.task == task)
         mean = self.accumulators.get("" if task_of(self.scope) else task)
         if mean is None or not examples or self.base is None:
             return None
-        begins = self.base.views()
+        views = self.base.views()
         specs = [spec for spec in self.base.layout.tensors if spec.name in names]
-        return [(begins[spec.name].flatten(), mean.vector(spec)) for spec in specs]
+        return [(views[spec.name].flatten(), mean.vector(spec)) for spec in specs]
 
 
 @dataclass(frozen=True)
 class Combination:
-    """How the accumulators of a component become one: base + Σ shares · multipliers · (accumulator - base)."""
+    """How a component's accumulators are merged: base + Σ shares · multipliers · (accumulator - base)."""
 
     multipliers: Mapping[str, float]
-    """By accumulator, what its difference from the base is multiplied with to be its delta."""
+    """By accumulator, the factor that turns its difference from the base into its delta."""
     shares: Mapping[str, float]
-    """By accumulator, what its delta counts for."""
+    """By accumulator, the coefficient of its delta."""
     scales: Sequence[float]
-    """By update, what its own delta counts for within its accumulator's, beside its weight."""
+    """By update, the factor on its own delta within its accumulator, in addition to its weight."""
     are_shares: bool = True
-    """Whether `shares` are parts of a whole, so that what is taken from one of them goes to the others."""
+    """Whether the sum of `shares` is fixed, so that a reduction of one share increases the others."""
 
     @classmethod
     def plain(cls, group: Group) -> Combination:
-        """The accumulators as they are."""
+        """Return a combination that leaves the accumulators unchanged."""
         return cls(dict.fromkeys(group.keys, 1.0), dict.fromkeys(group.keys, 1.0), [1.0] * len(group.updates))
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a round, as a stage is told of it."""
+    """The end of a round, as a stage receives it."""
 
     round: int
     committed: Collection[str]
@@ -126,147 +126,146 @@ class Ending:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a round in one stage."""
+    """The result of a round in one stage."""
 
     notice: Notice | None = None
-    """What is to be said of it in the log."""
+    """A warning for the log."""
     moved: Mapping[str, Partition] = field(default_factory=dict)
-    """By part of the encoder that other tasks share from now on, the blocks of tasks that shared it before."""
+    """By part of the encoder whose sharing changes, the blocks of tasks that shared it before."""
 
 
 class Stage:
-    """One step between a round's updates and the next model. It does nothing but what a class derived from it says.
+    """Base class of stages. By default, a stage changes nothing; derived classes override single methods.
 
-    A stage is a function of its arguments and of what it remembers: the same arguments give the same result to the last
-    bit, since a run that is resumed computes a round again. It has no clock, no lock and no socket. Its methods are
-    called in the order in which they stand here, once for each stage in the order of the pipeline.
+    A stage is a function of its arguments and its state. The same arguments and state give the same result to the last
+    bit, because a resumed run computes a round again. A stage uses no clock, no lock and no socket. The pipeline calls
+    the methods in the order of this class, each method for all stages in the pipeline's order.
     """
 
     rule: ClassVar[StageRule]
-    """Its name, what it requires of a run, and what it takes from other stages."""
+    """The stage's name, the properties that it requires of a run, and those that it takes from other stages."""
     needs_task_means: bool = False
-    """Whether what several tasks share is to be accumulated for each task by itself."""
+    """Whether components that several tasks share need one accumulator per task."""
     growth: float = 1.0
-    """How many times the model that the run begins with the server may come to keep, because of this stage."""
+    """The largest size of the server's model that this stage may cause, as a multiple of its initial size."""
 
     @property
     def name(self) -> str:
-        """The key of its state, of its numbers among an update's extras, and of its part in the report."""
+        """The key of the stage's state, of its numbers in an update's extras, and of its part of the report."""
         return self.rule.name
 
     # Before an update counts.
 
     def admit(self, update: Update) -> None:
-        """Check that an update says what this stage needs to know of it.
+        """Check that an update contains the values that this stage needs.
 
         Raises:
-            InvalidRequestError: it doesn't.
+            InvalidRequestError: a value is missing or invalid.
         """
 
-    # While a round takes updates.
+    # While a round accepts updates.
 
     def factors(self, round_: int) -> Mapping[str, float]:
-        """By task, what an example of it counts for in what several tasks share, if that isn't 1."""
+        """Return, by task, the factor of its examples in components that several tasks share, if it isn't 1."""
         return {}
 
     def begin(self, context: RoundContext) -> None:
-        """Begin a round; what one before it that came to nothing has left is forgotten."""
+        """Begin a round, and discard all data of an earlier round that failed."""
 
     def count(self, update: Update, scopes: Collection[str]) -> None:
-        """Note an update that counts, with the scopes of its components, before it is screened."""
+        """Register a counted update with the scopes of its components, before it is screened."""
 
     def is_settled(self, client_id: str) -> bool:
-        """Whether screening an update that counts doesn't depend on those that may still come."""
+        """Return whether the screening of a counted update is independent of updates that may still arrive."""
         return True
 
     def complete(self) -> None:
-        """Note that no more updates come."""
+        """Register that no more updates arrive."""
 
-    # Screen, then accumulate; in the cohort's order.
+    # Screen, then accumulate, in cohort order.
 
     def screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
-        """Look at an update, and say what is to be done with it. Its tensors stay as they are.
+        """Return an update with this stage's limits and measurements. Its tensors stay unchanged.
 
         Raises:
-            AggregationError: it can't be aggregated.
+            AggregationError: the update can't be aggregated.
         """
         return update
 
     def weigh(self, scope: str, update: ScreenedUpdate, weight: Weight) -> Weight:
-        """What an update weighs in its accumulator.
+        """Return an update's weight in its accumulator.
 
         Raises:
-            AggregationError: it can't be weighed.
+            AggregationError: the update has no valid weight.
         """
         return weight
 
     def accumulator(self, layout: Layout) -> Accumulator | None:
-        """What a component's updates are accumulated in, if this stage has a say in that; else the running mean."""
+        """Return a new accumulator for a component; None for the running mean."""
         return None
 
     # Combine, release and end, when the round has closed.
 
     def inspect(self, groups: Mapping[str, Group]) -> None:
-        """Look at what all components were accumulated to, by scope, before they are combined."""
+        """Read the accumulators of all components, by scope, before they are combined."""
 
     def combine(self, group: Group, combination: Combination) -> Combination:
-        """How the accumulators of one component become one.
+        """Return how the accumulators of one component are merged.
 
         Raises:
-            AggregationError: a class of the user's own answers with something else than it should.
+            AggregationError: a plug-in returned an invalid result.
         """
         return combination
 
     def release(self, base: Component, combined: Component) -> None:
-        """Make the combined component what the model's becomes, in place.
+        """Turn the combined component into the model's next component, in place.
 
         Raises:
-            NonFiniteError: that isn't finite; the stage remembers what it did before.
+            NonFiniteError: the result isn't finite; the stage's state is unchanged.
         """
 
     def end(self, ending: Ending) -> Outcome:
-        """Take up what the round has changed.
+        """Update the stage's state at the end of a round.
 
         Raises:
-            AggregationError: a class of the user's own answers with something else than it should.
+            AggregationError: a plug-in returned an invalid result.
         """
         return Outcome()
 
     def table(self) -> SharingTable | None:
-        """Who shares what from now on, if this stage decides it."""
+        """Return the new sharing table if this stage decides it; None otherwise."""
         return None
 
     def keep(self, scopes: Collection[str]) -> None:
-        """Drop the facts of components that are no more, when parts go to other scopes; `regroup` follows."""
+        """Drop the metadata of components that no longer exist after a change of scopes; `regroup` follows."""
 
     def regroup(self, regrouping: Regrouping) -> None:
-        """Have the components that are remembered follow a model whose parts go to other scopes."""
+        """Regroup the saved components after parts of the model changed their scopes."""
 
     def record(self, record: RoundRecord) -> None:
-        """Learn of a round that has ended, whether it changed the model or not; of all of them when resumed."""
+        """Record an ended round, whether or not it changed the model. A resumed run records all earlier rounds."""
 
-    # What it sends and remembers.
+    # Components to send, and saved state.
 
     def broadcast(self) -> Broadcast:
-        """What clients get beside the model."""
+        """Return the components that clients receive in addition to the model."""
         return Broadcast()
 
     def state_layouts(self, layouts: Sequence[Layout]) -> list[Layout]:
-        """The layouts of the components that it remembers of a model of some layouts."""
+        """Return the layouts of the saved components, for a model with the given layouts."""
         return []
 
     def state(self) -> StageState:
-        """What it remembers; empty if it has nothing to remember."""
+        """Return the state to save; empty if the stage has none."""
         return StageState()
 
     def restore(self, state: StageState, layouts: Sequence[Layout]) -> None:
-        """Remember what was remembered when a run was left.
+        """Restore the state that was saved when a run stopped.
 
         Args:
-            state: as `state` gave it, with components of other stages beside its own; empty for a run that has just
-                begun.
-            layouts: of the model that the run goes on with.
+            state: the result of `state`, which may also contain components of other stages; empty for a new run.
+            layouts: the layouts of the model with which the run continues.
 
         Raises:
-            LayoutMismatchError: a component is laid out otherwise; nothing has changed then.
+            LayoutMismatchError: a component has another layout; the stage is then unchanged.
         """

@@ -1,12 +1,12 @@
-"""How much of a component one of several clients may be.
+"""A limit on one client's share of a component.
 
-Clients say how many examples they have trained on, and nobody can check it: one that says 2^53 would be the average
-by itself. So an update counts for no more than a share of each component that several clients contribute to:
+Clients report their number of examples, and nobody can verify it: a client that reports 2^53 would determine the
+average alone. The stage therefore limits an update's share of each component to which several clients contribute:
 
-    w_i <= s / (1 - s) * (sum of the others' w),    w = examples * what an example of the task counts for
+    w_i <= s / (1 - s) * (sum of the other clients' w),    w = examples * the factor of the client's task
 
-That is a function of what the round's updates say, whoever was faster. While a round is open the sums only grow: an
-update that is within the limit by what is known already stays within it, and may be accumulated; another one waits.
+The result depends only on the round's updates, not on their order of arrival. While a round is open, the sums only
+grow. An update that is within the limit of the sums so far stays within it and can be accumulated; others wait.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedmtl_server.aggregation.values import RoundContext, ScreenedUpdate
 
 @dataclass(frozen=True)
 class _Claim:
-    """What one update says."""
+    """The values that one update reports."""
 
     task: str
     num_examples: int
@@ -32,10 +32,10 @@ class _Claim:
 
 
 class ClientShares(Stage):
-    """Limits what each update of a round counts as, in each of its components.
+    """Limits the counted examples of each update of a round, in each of its components.
 
     Args:
-        max_share: the most that one of several clients may be of a component, at least a half and below 1.
+        max_share: the largest share of one client in a component with several clients; at least 0.5 and below 1.
     """
 
     rule = CLIENT_SHARES
@@ -61,7 +61,7 @@ class ClientShares(Stage):
         self._is_complete = True
 
     def is_settled(self, client_id: str) -> bool:
-        """Whether what an update counts as doesn't depend on those that may still come."""
+        """Return whether an update's counted examples are independent of updates that may still arrive."""
         if self._is_complete:
             return True
         claim = self._claims[client_id]
@@ -71,7 +71,7 @@ class ClientShares(Stage):
         return replace(update, counted_examples=self.counted(update.client_id))
 
     def counted(self, client_id: str) -> dict[str, Fraction]:
-        """By scope, the examples that a settled update counts as, where these are less than it says."""
+        """Return a settled update's counted examples by scope, for scopes in which its client reported more."""
         claim = self._claims[client_id]
         counted = {}
         for scope in claim.scopes:
@@ -85,7 +85,7 @@ class ClientShares(Stage):
         return self._weight(claim, scope) <= self._most * self._totals[scope]
 
     def _is_alone(self, client_id: str, scope: str) -> bool:
-        """Whether no other client can contribute to a component."""
+        """Return whether no other client can contribute to a component."""
         if self._contributors is None:
             return False
         return not any(scope in scopes for other, scopes in self._contributors.items() if other != client_id)

@@ -1,23 +1,23 @@
-"""The server's side of SCAFFOLD (Karimireddy et al. 2020, arXiv:1910.06378), with the paper's option II.
+"""The server's part of SCAFFOLD (Karimireddy et al. 2020, arXiv:1910.06378), with the paper's option II.
 
-A client's control variate c_i is the mean gradient of its last training, and the server's c the mean of theirs. A
-client steps against g - c_i + c, in place of its own gradient g alone, so that all go about the same way. After steps
-of learning rates that sum up to s (K η in the paper) from x to y_i its variate is
+A client's control variate c_i is the mean gradient of its last training, and the server's c is the mean of the clients'
+variates. A client steps along g - c_i + c instead of its own gradient g, so all clients go in similar directions. After
+steps from x to y_i with learning rates that add up to s (K η in the paper), the client's variate is
 
     c_i⁺ = c_i - c + (x - y_i) / s
 
-so that what it changed by, -c - Δ_i / s, follows from the update: nothing of its size travels beside it.
+The change of the variate, -c - Δ_i / s, follows from the update, so the client uploads nothing else of that size.
 
-c is the mean over all clients that are known, weighted by their examples n_i as the model's average is. Known is whose
-update has counted since the variates began; the paper's N are all clients there are, which a server can't know. With S
-those of a round and N those known after it,
+c is the mean over all known clients, weighted by their examples n_i like the model's average. A client is known if an
+update of it has counted since the variates started. In the paper, N is the number of all clients, which a server can't
+know. With S the clients of a round and N the clients known after it,
 
     c⁺ = (c Σ_{known before} n_i + Σ_S n_i (-c - Δ_i / s_i)) / Σ_N n_i
 
-That c is the mean of all c_i is what leads the model to the right place. As c only follows changes, it would never be
-so again once a client's variate was lost. So clients say which of their updates theirs is of; if that isn't the last
-that counted (its process is another, the server went back to an older checkpoint, a round failed), all variates begin
-anew at 0.
+The model reaches the optimum because c is the mean of all c_i. c is updated only by changes, so it would never be that
+mean again after a client's variate was lost. Clients therefore report which of their updates their variate is from. If
+that isn't the last counted update, all variates restart at 0. This happens if the client's process is new, the server
+returned to an older checkpoint, or a round failed.
 """
 
 from __future__ import annotations
@@ -39,26 +39,27 @@ from fedmtl_server.aggregation.stages.base import Ending, Outcome, Stage
 from fedmtl_server.aggregation.values import Broadcast, Notice, RoundContext, ScreenedUpdate, StageState
 
 _BLOCK = 2**19
-"""Elements that are computed with at a time: their difference from the base stays in the cache."""
+"""Number of elements per block, whose difference from the base stays in the cache."""
 
 
 @dataclass(frozen=True)
 class KnownClient:
-    """A client whose variate is in the mean."""
+    """A client whose variate is part of the mean."""
 
     task: str
     round: int
-    """Of its last update that is in it."""
+    """The round of the client's last update in the mean."""
     num_examples: int
-    """As it said first: what its variate weighs in the mean can't change without the variate at hand."""
+    """The number that the client reported first. Its weight can't change later, because the server doesn't have c_i."""
 
 
 class ControlVariates(Stage):
-    """One run's variates: they go out with the model, and move by what a round's updates say of their clients'.
+    """The server's variates of one run, which are sent with the model and updated from each round's updates.
 
     Args:
-        layouts: of the whole model.
-        members: by scope, the tasks that share it; of a scope that isn't there all, or the task that it is named after.
+        layouts: the layouts of the whole model.
+        members: by scope, the tasks that share it. A missing scope belongs to all tasks if it is the shared scope, and
+            otherwise to the task in its name.
     """
 
     rule = CONTROL_VARIATES
@@ -80,9 +81,9 @@ class ControlVariates(Stage):
         self._new, self._sums, self._lost = {}, {}, ""
 
     def screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
-        """Take in what an update says of its client's variate. It comes back as it is.
+        """Add the change of a client's variate that follows from its update, and return the update unchanged.
 
-        With learning rates that sum up to 0 it says nothing of gradients, and is passed over.
+        An update whose learning rates add up to 0 contains no information on gradients and is skipped.
         """
         learning_rate_sum = update.update.extra_of(self.name, "learning_rate_sum")
         if not learning_rate_sum:
@@ -100,10 +101,10 @@ class ControlVariates(Stage):
         return update
 
     def end(self, ending: Ending) -> Outcome:
-        """Move the variates by what the round's updates say.
+        """Update the variates from the round's updates.
 
         Returns:
-            Why they begin anew, if they do.
+            A notice with the reason if the variates restart at 0.
         """
         if not self._lost and (discarded := self._sums.keys() - set(ending.committed)):
             self._lost = f"the round's {min(discarded)!r} was discarded"
@@ -122,12 +123,12 @@ class ControlVariates(Stage):
             self._components = {scope: Component(one.layout) for scope, one in self._components.items()}
             self._known, self._since = {}, ending.round + 1
         self.begin(self._context)
-        return Outcome(Notice("control_variates.began_anew", reason) if reason else None)
+        return Outcome(Notice("control_variates.restarted", reason) if reason else None)
 
     def broadcast(self) -> Broadcast:
-        """The server's variates by `control:SCOPE`; clients' variates of rounds before `since` are void.
+        """Return the server's variates by `control:SCOPE`. Clients' variates from rounds before `since` are invalid.
 
-        A component's bytes never change; others take its place.
+        A component's bytes never change; an updated variate is a new component.
         """
         return Broadcast(self._components, self._since)
 
@@ -139,26 +140,26 @@ class ControlVariates(Stage):
         return StageState(self._components, {"since": self._since, "known": known})
 
     def restore(self, state: StageState, layouts: Sequence[Layout]) -> None:
-        if not state.facts:
+        if not state.metadata:
             return
-        self._since = state.facts["since"]
-        self._known = {name: KnownClient(**one) for name, one in state.facts["known"].items()}
+        self._since = state.metadata["since"]
+        self._known = {name: KnownClient(**one) for name, one in state.metadata["known"].items()}
         for scope in self._components.keys() & state.components.keys() if self._known else ():
             self._components[scope].layout.require_same(state.components[scope].layout)
             self._components[scope] = state.components[scope]
 
     def _contradiction(self, update: ScreenedUpdate, known: KnownClient | None) -> str:
-        """Why an update's client can't have the variate that is in the mean; empty if it can."""
+        """Return why a client's variate can't be the one in the mean; empty if it can be."""
         if known is not None and known.task != update.task:
-            return f"was one of task {known.task!r}, and is one of {update.task!r}"
+            return f"had the task {known.task!r} before, and now has {update.task!r}"
         expected = known.round if known is not None else 0
         control_round = update.update.extra_of(self.name, "control_round")
         if control_round != expected:
-            return f"has its variate of round {control_round}, expected {expected}"
+            return f"has a variate from round {control_round}, expected one from round {expected}"
         return ""
 
     def _moved(self, scope: str) -> Component:
-        """A scope's variate after the round."""
+        """Return a scope's variate after the round."""
         before = self._components[control_scope(scope)]
         examples = self._examples(self._known, scope)
         reported, known = self._examples(self._new, scope), self._examples(self._known | self._new, scope)
@@ -168,7 +169,7 @@ class ControlVariates(Stage):
         return after
 
     def _examples(self, clients: Mapping[str, KnownClient], scope: str) -> int:
-        """The examples of those who share a component."""
+        """Return the number of examples of the clients that share a component."""
         tasks = self._members.get(scope)
         return sum(
             one.num_examples
@@ -178,14 +179,14 @@ class ControlVariates(Stage):
 
 
 def _add_delta(total: Tensor, component: Component, base: Component | None, weight: float) -> None:
-    """Add a delta times its weight to float32 `(num_elements,)`.
+    """Add a delta times its weight to `total`, float32 `(num_elements,)`.
 
     Args:
-        component: a delta, or parameters if there is a base.
+        component: a delta, or parameters if `base` is given.
     """
     first = 0
     if not weight <= torch.finfo(torch.float32).max:
-        weight = math.nan  # shows at the close
+        weight = math.nan  # makes the sum non-finite, which `end` detects
     for run, origin in zip(component.runs(), base.runs() if base else component.runs(), strict=True):
         for start in range(0, len(run), _BLOCK):
             block = slice(start, min(start + _BLOCK, len(run)))

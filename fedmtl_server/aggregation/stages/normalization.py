@@ -1,15 +1,15 @@
-"""Normalised averaging (FedNova; Wang et al. 2020, arXiv:2007.07481): a client's delta counts for each step it took.
+"""Normalized averaging (FedNova; Wang et al. 2020, arXiv:2007.07481): deltas are averaged per optimizer step.
 
-Clients that take more local steps move further, and the plain average of their deltas ends nearer to their minima than
-to the one of the weighted mean of all losses. FedNova averages deltas by step, and gives the average back the round's
-effective number of steps:
+Clients that take more local steps move further. The plain average of the deltas therefore ends nearer to these clients'
+minima than to the minimum of the weighted mean loss. FedNova averages deltas per step and multiplies the average by the
+round's effective number of steps:
 
     x += τ_eff Σ p_i Δ_i / τ_i,    τ_eff = Σ p_i τ_i
 
-with p_i client i's share of the examples and τ_i its steps. Nothing of that is known before the round's last update is
-there but p_i / τ_i up to a scale, which is enough: the deltas are averaged with the weights n_i / τ_i as they come, and
-at the close that mean is multiplied with τ_eff Σ p_i / τ_i. The factor is at least 1, and 1 where all take the same
-number of steps. Both are fractions, so that FedNova then is the plain average to the last bit.
+with p_i client i's share of the examples and τ_i its steps. Before the round's last update, p_i / τ_i is known only up
+to a scale. That is enough: deltas are averaged with the weights n_i / τ_i as they arrive, and when the round closes the
+mean is multiplied by τ_eff Σ p_i / τ_i. This factor is at least 1, and exactly 1 if all clients take the same number of
+steps. Weights and factor are fractions, so FedNova then equals the plain average to the last bit.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from fedmtl_server.aggregation.values import RoundContext, ScreenedUpdate
 
 @dataclass(frozen=True)
 class Steps:
-    """One client's part in a component."""
+    """One client's examples and steps in a component."""
 
     task: str
     num_examples: int | Fraction
     num_steps: int
     factor: int | Fraction = 1
-    """What an example of its task counts for."""
+    """The factor of the examples of the client's task."""
 
     @property
     def weight(self) -> int | Fraction:
-        """n, as much as it counts for beside other tasks'."""
+        """The number of examples n, times the factor of the client's task."""
         return self.num_examples * self.factor
 
 
 def step_weight(client_id: str, weight: int | Fraction, num_steps: int) -> Fraction:
-    """What a delta weighs in the running mean: n / τ.
+    """Return a delta's weight in the running mean: n / τ.
 
     Raises:
-        AggregationError: there are no steps.
+        AggregationError: the client reports no steps.
     """
     if num_steps < 1:
         raise AggregationError(f"{client_id}: expected num_steps of at least 1, got {num_steps}")
@@ -56,24 +56,24 @@ def step_weight(client_id: str, weight: int | Fraction, num_steps: int) -> Fract
 
 @dataclass(frozen=True)
 class RoundSteps:
-    """The steps of all who share a component in a round.
+    """The steps of all clients of a component in a round.
 
     Args:
-        parts: theirs; their weights are not all 0.
+        parts: the clients' examples and steps; at least one weight is above 0.
     """
 
     parts: tuple[Steps, ...]
 
     @cached_property
     def effective(self) -> Fraction:
-        """τ_eff, by the examples of all of them: also where tasks are weighted, it is one for all tasks."""
+        """τ_eff, computed from the examples of all clients; a task weighting uses the same τ_eff for all tasks."""
         return _mean((Fraction(part.num_steps), part.weight) for part in self.parts)
 
     def factor(self, task: str | None = None) -> Fraction:
-        """What the mean of weights n / τ is multiplied with: τ_eff Σ p / τ, with p the shares within that mean.
+        """Return the factor on the mean with weights n / τ: τ_eff Σ p / τ, with p the shares within that mean.
 
         Args:
-            task: whose mean it is; None for all tasks'. Its examples are not all 0.
+            task: the task of the mean, with examples above 0; None for the mean over all tasks.
         """
         weighted = [(part, part.weight) for part in self.parts]
         if task is not None:
@@ -81,12 +81,12 @@ class RoundSteps:
         return self.effective * _mean((Fraction(1, part.num_steps), weight) for part, weight in weighted)
 
     def scale(self, num_steps: int) -> float:
-        """What a delta of so many steps counts for against one of τ_eff steps."""
+        """Return the factor on a delta of `num_steps` steps relative to a delta of τ_eff steps."""
         return float(self.effective / num_steps)
 
 
 class FedNova(Stage):
-    """Has deltas count by step. Every update says how many optimiser steps it took: its number `num_steps`."""
+    """Averages deltas per step. Every update must report its number of optimizer steps as `num_steps`."""
 
     rule = NORMALIZATION
 
@@ -96,7 +96,8 @@ class FedNova(Stage):
     def admit(self, update: Update) -> None:
         if update.kind != "metrics" and self._steps(update) < 1:
             raise InvalidRequestError(
-                "num_steps: this server counts deltas by step (aggregation.normalization), expected at least 1, got 0",
+                "num_steps: this server averages deltas per step (aggregation.normalization), expected at least 1, "
+                "got 0",
                 field="num_steps",
             )
 
@@ -104,7 +105,7 @@ class FedNova(Stage):
         self._context = context
 
     def screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
-        self._context.require_base(update, update.components, "counting by step")
+        self._context.require_base(update, update.components, "averaging per step")
         return update
 
     def weigh(self, scope: str, update: ScreenedUpdate, weight: Weight) -> Weight:
@@ -125,7 +126,7 @@ class FedNova(Stage):
         )
 
     def _steps(self, update: Update) -> int:
-        """The optimiser steps that an update took; 0 if it doesn't say."""
+        """Return the number of optimizer steps of an update; 0 if it reports none."""
         return int(update.extra_of(self.name, "num_steps"))
 
 

@@ -1,4 +1,4 @@
-"""A rule in place of the mean: what a component's updates come to is made of all of them at once (`rule`)."""
+"""The stage that replaces the mean by an aggregation rule over all updates of a component (`aggregation.rule`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fedmtl_server.aggregation.values import RoundContext
 
 
 class RuleInsteadOfMean(Stage):
-    """Has every component made by a rule.
+    """Replaces the mean of every component by a rule.
 
     Args:
-        rule: a user's own.
+        rule: the rule, a plug-in.
     """
 
     rule = RULE

@@ -1,4 +1,4 @@
-"""The server optimiser's steps, block by block, component by component, and what it remembers of a run."""
+"""The stage that applies the server optimizer to each component, block by block, and keeps its state."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from fedmtl_server.aggregation.stages.base import Stage
 from fedmtl_server.aggregation.values import Regrouping, StageState
 
 _BLOCK = 2**19
-"""Elements that are computed with at a time: everything that a step makes of them stays in the cache."""
+"""Number of elements per block; all intermediate values of a step stay in the cache."""
 
 
 def state_scope(scope: str, slot: str) -> str:
-    """The name of what is remembered of a component: `shared/momentum`."""
+    """Return the scope of a state vector of a component, such as `shared/momentum`."""
     return f"{scope}/{slot}"
 
 
 def state_layout(layout: Layout, slot: str) -> Layout:
-    """The layout of what is remembered of a component: the same tensors, all float32, without padding."""
+    """Return the layout of a state vector of a component: the same tensors, all float32, without padding."""
     tensors = {f"{slot}/{spec.name}": torch.empty(spec.shape, device="meta") for spec in layout.tensors}
     return Layout.of(state_scope(layout.scope, slot), tensors)
 
 
 class OptimizerSteps(Stage):
-    """One run's optimiser and what it remembers: it makes of the average what the model moves to.
+    """Applies a server optimizer to the averages, and keeps its state during a run.
 
     Args:
-        optimizer: whose steps.
-        layouts: of the whole model.
+        optimizer: the server optimizer.
+        layouts: the layouts of the whole model.
     """
 
     rule = SERVER_OPTIMIZER
@@ -47,15 +47,15 @@ class OptimizerSteps(Stage):
         self._spare: dict[str, Tensor] = {}
 
     def release(self, base: Component, combined: Component) -> None:
-        """Make the average of a component the component that the optimiser moves the model to.
+        """Overwrite a component's average with the model's component after the optimizer's step.
 
         Args:
             base: the model's component.
             combined: the average; overwritten.
 
         Raises:
-            NonFiniteError: what it came to isn't finite; what is remembered is as it was then.
-            AggregationError: a user's own optimiser returned something else than it should.
+            NonFiniteError: the result isn't finite; the state is then unchanged.
+            AggregationError: the optimizer, which may be a plug-in, returned an invalid result.
         """
         now = {slot: self._components[state_scope(base.scope, slot)] for slot in self._slots}
         new = {slot: self._take_spare(component.layout) for slot, component in now.items()}
@@ -78,7 +78,7 @@ class OptimizerSteps(Stage):
         self._components |= {component.scope: component for component in new.values()}
 
     def regroup(self, regrouping: Regrouping) -> None:
-        """Move what is remembered with the parameters that it is of; see `rearranging.rearranged`."""
+        """Regroup the state together with its parameters; see `rearranging.rearranged`."""
         before, after = regrouping.before, regrouping.after
         components: dict[str, Component] = {}
         for slot in self._slots:
@@ -95,8 +95,7 @@ class OptimizerSteps(Stage):
         return [state_layout(layout, slot) for layout in layouts for slot in self._slots]
 
     def state(self) -> StageState:
-        """All that is remembered, by `SCOPE/SLOT`. The components' bytes stay as they are until the next step but one
-        of the same scope."""
+        """Return the state by `SCOPE/SLOT`. The components' bytes stay unchanged through the next step of the scope."""
         return StageState(self._components)
 
     def restore(self, state: StageState, layouts: Sequence[Layout]) -> None:
@@ -107,7 +106,7 @@ class OptimizerSteps(Stage):
         self._components = components | mine
 
     def _begun(self, layouts: Iterable[Layout]) -> dict[str, Component]:
-        """What is remembered before the first step, of a model of some layouts."""
+        """Return the initial state for a model with the given layouts."""
         components = {}
         for layout in layouts:
             for slot, value in self._slots.items():
@@ -119,26 +118,26 @@ class OptimizerSteps(Stage):
     def _step_block(
         self, origin: Tensor, value: Tensor, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
     ) -> None:
-        """Move `value` to where the step leads from `origin`, and note the state that it leaves."""
+        """Overwrite `value` with `origin` plus the optimizer's step, and `after` with the new state."""
         wide = torch.float64 if value.dtype == torch.float64 else torch.float32
         delta = value.to(wide).sub(origin.to(wide)).to(torch.float32)
         move, state = self._optimizer.step(delta, before)
-        _require(move, delta, "the move")
+        _require(move, delta, "the step")
         value.copy_(origin.to(wide).add(move))
         for slot, target in after.items():
             if slot not in state:
-                raise AggregationError(f"server_optimizer: the step returned no {slot!r} for the next one")
+                raise AggregationError(f"server_optimizer: the step returned no state {slot!r}")
             _require(state[slot], delta, f"the state {slot!r}")
             target.copy_(state[slot])
 
     def _take_spare(self, layout: Layout) -> Component:
-        """Where a new state may be written: what the one before the last lay in."""
+        """Return memory for a new state; it reuses the memory of the state before the last."""
         buffer = self._spare.pop(layout.scope, None)
         return Component(layout, torch.empty(layout.num_bytes, dtype=torch.uint8) if buffer is None else buffer)
 
 
 def _vector(component: Component) -> Tensor:
-    """A state's numbers, float32 `(num_elements,)`: as it has no padding, its buffer."""
+    """Return a state's numbers, float32 `(num_elements,)`. A state has no padding, so this is a view of its buffer."""
     return component.buffer.view(torch.float32)
 
 
@@ -147,7 +146,7 @@ def _cut(vectors: Mapping[str, Tensor], there: slice) -> dict[str, Tensor]:
 
 
 def _require(result: object, delta: Tensor, what: str) -> None:
-    """Check what a step returned, which may be a user's own."""
+    """Check the result of an optimizer's step; the optimizer may be a plug-in."""
     if not isinstance(result, Tensor) or result.shape != delta.shape or result.dtype != delta.dtype:
         got = f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise AggregationError(f"server_optimizer: {what}: expected float32 {list(delta.shape)}, got {got}")

@@ -1,4 +1,4 @@
-"""What each task counts for in what several share: as a weighting says, which sees no tensors (`task_weighting`)."""
+"""The stage that weights tasks in shared components (`aggregation.task_weighting`)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from fedmtl_core.wire.layout import Layout
 from fedmtl_server.aggregation.accumulators import Weight
 from fedmtl_server.aggregation.delta_products import inner_products
 from fedmtl_server.aggregation.stages.base import Combination, Ending, Group, Outcome, Stage
-from fedmtl_server.aggregation.task_weighting.base import RoundWeighting, TaskFacts, TaskWeighting
+from fedmtl_server.aggregation.task_weighting.base import RoundWeighting, TaskStats, TaskWeighting
 from fedmtl_server.aggregation.values import RoundContext, ScreenedUpdate, StageState
 
 
 class TaskWeights(Stage):
-    """Has what several tasks share accumulated for each of them, and moves it by the sum of their weighted deltas.
+    """Accumulates shared components separately for each task, and adds the weighted sum of the tasks' deltas.
 
     Args:
-        weighting: what each task counts for.
-        seed: the run's, for what the weighting leaves to chance.
+        weighting: computes the tasks' coefficients.
+        seed: the run's seed, for weightings with a random choice.
     """
 
     rule = TASK_WEIGHTING
@@ -55,7 +55,7 @@ class TaskWeights(Stage):
             factors = [combination.multipliers[task] for task in group.tasks]
             products *= np.outer(factors, factors)
         weighting = RoundWeighting(self._weighting, self._context.round, self._seed, self._states)
-        weighed = weighting.weigh(group.scope, _facts(group), products)
+        weighed = weighting.weigh(group.scope, _task_stats(group), products)
         self._new[group.scope] = weighed.state
         shares = dict(zip(group.tasks, weighed.coefficients, strict=True))
         return replace(combination, shares=shares, are_shares=self._weighting.gives_shares)
@@ -68,16 +68,16 @@ class TaskWeights(Stage):
         self._states = {scope: state for scope, state in self._states.items() if scope in scopes}
 
     def state(self) -> StageState:
-        """By scope, what the weighting remembers of it."""
-        return StageState(facts=dict(self._states))
+        """Return the weighting's state by scope."""
+        return StageState(metadata=dict(self._states))
 
     def restore(self, state: StageState, layouts: Sequence[Layout]) -> None:
-        self._states = dict(state.facts)
+        self._states = dict(state.metadata)
 
 
-def _facts(group: Group) -> list[TaskFacts]:
-    """What a round's updates say of their tasks. Who started from an older model says nothing of the round's own."""
-    facts = []
+def _task_stats(group: Group) -> list[TaskStats]:
+    """Return each task's examples and losses. Stale updates don't contribute to the loss of the round's model."""
+    stats = []
     for task in group.tasks:
         mine = [one for one in group.updates if one.task == task]
         received = [
@@ -90,8 +90,8 @@ def _facts(group: Group) -> list[TaskFacts]:
             for one in mine
             if "train_loss" in one.update.trained.metrics
         ]
-        facts.append(TaskFacts(task, _plain(group.examples[task]), _mean_of(received), _mean_of(trained)))
-    return facts
+        stats.append(TaskStats(task, _plain(group.examples[task]), _mean_of(received), _mean_of(trained)))
+    return stats
 
 
 def _plain(number: Weight) -> int | float:
@@ -99,6 +99,6 @@ def _plain(number: Weight) -> int | float:
 
 
 def _mean_of(weighted: Sequence[tuple[Weight, float]]) -> float | None:
-    """The mean of values with their weights; None if they have none."""
+    """Return the weighted mean of values; None if the weights sum to 0."""
     total = sum(weight for weight, _ in weighted)
     return math.fsum(weight / total * value for weight, value in weighted) if total else None

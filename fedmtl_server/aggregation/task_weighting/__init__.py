@@ -1,4 +1,4 @@
-"""What each task counts for in the encoder: one short module for each method, behind `base.TaskWeighting`."""
+"""Task weightings: one module for each method, all derived from `base.TaskWeighting`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ TASK_WEIGHTINGS = Registry(
 
 
 def make_weighting(section: AggregationConfig) -> TaskWeighting | None:
-    """The weighting that a configuration names; None for plain `examples`, which need no more than one running mean.
+    """Return the weighting that a configuration names; None for plain `examples`, which needs only one running mean.
 
     Raises:
-        ConfigError: a user's own class can't be loaded or constructed.
+        ConfigError: a custom class can't be loaded or constructed.
     """
     if section.task_weighting == "examples" and section.scaling == 1:
         return None

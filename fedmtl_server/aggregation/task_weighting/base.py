@@ -1,4 +1,4 @@
-"""What a task weighting is given, and what it answers with. It sees no tensors, and is a function of its arguments."""
+"""Base class of task weightings, with its inputs and results. A weighting receives no tensors."""
 
 from __future__ import annotations
 
@@ -16,109 +16,108 @@ from fedmtl_core.config import AggregationConfig
 from fedmtl_core.errors import AggregationError
 
 LEAST_LOSS = 1e-8
-"""Losses are taken as at least that, where they are divided by or their logarithm is wanted."""
+"""Lower limit of losses where a weighting divides by them or takes their logarithm."""
 
 
 @dataclass(frozen=True)
-class TaskFacts:
-    """What is known of one task whose clients count in a round."""
+class TaskStats:
+    """One round's statistics of a task with counted examples."""
 
     task: str
     num_examples: int | float
-    """That its clients trained on, all together, as far as they count; above 0."""
+    """The counted examples of all the task's clients together; above 0."""
     received_loss: float | None = None
-    """Of the model that the round began with, on the clients' evaluation rows; None if no client says."""
+    """Loss of the round's initial model on the clients' evaluation data; None if no client reports it."""
     train_loss: float | None = None
-    """Of their own models, over the last of the round's epochs; likewise."""
+    """Loss of the clients' models over the last epoch of the round; None if no client reports it."""
 
 
 @dataclass(frozen=True)
 class TaskRound:
-    """One round, as a weighting sees it. A task without updates isn't in it."""
+    """The input of a weighting: one round. Tasks without updates are left out."""
 
-    tasks: Sequence[TaskFacts]
-    """By name; at least one."""
+    tasks: Sequence[TaskStats]
+    """The tasks, sorted by name; at least one."""
     products: NDArray[np.float64] | None = None
-    """Inner products of the tasks' deltas, `(tasks, tasks)`, in that order; only for weightings that need them."""
+    """Inner products of the tasks' deltas, `(tasks, tasks)`, in the order of `tasks`; None unless `needs_products`."""
     state: Mapping[str, Any] = field(default_factory=dict)
-    """What the weighting remembered in the round before; empty in the first."""
+    """The weighting's state from the previous round; empty in the first."""
     seed: str = ""
-    """Another one in each round; the same when a round is computed again."""
+    """A seed that differs in each round; it is the same when a round is computed again."""
 
 
 @dataclass(frozen=True)
 class Weighed:
-    """What each task counts for."""
+    """The result of a weighting."""
 
     coefficients: Sequence[float]
-    """What each task's delta is multiplied with before they are added to the model; in the round's order, finite."""
+    """The factors on the tasks' deltas before the deltas are added to the model; finite, in the order of `tasks`."""
     state: Mapping[str, Any] = field(default_factory=dict)
-    """For the next round: what JSON can carry, without NaN."""
+    """The weighting's state for the next round: JSON values without NaN."""
 
 
 class TaskWeighting(ABC):
-    """What each task counts for in the encoder; to be derived from in a file of one's own, which the configuration
-    names.
+    """Base class of task weightings. To add one, derive a class in your own module and name it in the configuration.
 
-    The same arguments must give the same result to the last bit: a run that is taken up computes a round again.
+    The same arguments must give the same result to the last bit, because a resumed run computes a round again.
 
     Args:
         settings: the configuration's section `aggregation`.
     """
 
     needs_products: bool = False
-    """Whether it looks at the deltas: `TaskRound.products` cost a pass over them."""
+    """Whether the weighting needs `TaskRound.products`, which cost one pass over the deltas."""
     gives_shares: bool = False
-    """Whether its coefficients always add up to 1, before `scaling`. What an auxiliary task's weight takes from it then
-    goes to the others, in proportion; else its coefficient is multiplied, and theirs stay as they are."""
+    """Whether the coefficients always add up to 1, before `scaling`. The share that an auxiliary task loses through its
+    weight then goes to the other tasks in proportion. Otherwise only the auxiliary task's coefficient changes."""
 
     def __init__(self, settings: AggregationConfig):
         self.settings = settings
 
     @abstractmethod
     def weigh(self, round_: TaskRound) -> Weighed:
-        """What each task's delta, the mean over its clients, counts for in this round; `scaling` comes on top of it."""
+        """Return the coefficients of the tasks' mean deltas in a round, before `scaling`."""
 
 
 @dataclass(frozen=True)
 class RoundWeighting:
-    """What each task counts for in one round."""
+    """A task weighting in one round, with its states."""
 
     weighting: TaskWeighting
     round: int = 0
     seed: int = 0
-    """The run's."""
+    """The run's seed."""
     states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """By scope, what the weighting remembered in the round before."""
+    """By scope, the weighting's state from the previous round."""
 
-    def weigh(self, scope: str, facts: Sequence[TaskFacts], products: NDArray[np.float64] | None) -> Weighed:
-        """What the tasks of a round count for in a component.
+    def weigh(self, scope: str, tasks: Sequence[TaskStats], products: NDArray[np.float64] | None) -> Weighed:
+        """Return the scaled coefficients of a round's tasks in a component, and the new state.
 
         Raises:
-            AggregationError: the weighting, which may be a user's own, answers with something else.
+            AggregationError: the weighting, which may be a plug-in, returned an invalid result.
         """
         seed = f"{self.seed}/{self.round}/{scope}"
-        weighed = self.weighting.weigh(TaskRound(facts, products, self.states.get(scope, {}), seed))
+        weighed = self.weighting.weigh(TaskRound(tasks, products, self.states.get(scope, {}), seed))
         try:
             coefficients = [float(one) for one in weighed.coefficients]
             state = json.loads(json.dumps(dict(weighed.state), allow_nan=False))
         except (TypeError, ValueError, AttributeError) as error:
             raise AggregationError(f"aggregation.task_weighting: expected numbers and a JSON state: {error}") from None
-        if len(coefficients) != len(facts) or not all(map(math.isfinite, coefficients)):
+        if len(coefficients) != len(tasks) or not all(map(math.isfinite, coefficients)):
             raise AggregationError(
-                f"aggregation.task_weighting: expected {len(facts)} finite coefficients, got {coefficients}"
+                f"aggregation.task_weighting: expected {len(tasks)} finite coefficients, got {coefficients}"
             )
-        scaling = min(self.weighting.settings.scaling, len(facts))
+        scaling = min(self.weighting.settings.scaling, len(tasks))
         return Weighed([scaling * one for one in coefficients], state)
 
 
 def shares(weights: Sequence[float]) -> list[float]:
-    """Positive weights, scaled to a sum of 1."""
+    """Return positive weights scaled to a sum of 1."""
     total = math.fsum(weights)
     return [weight / total for weight in weights]
 
 
 def softmax(logits: Sequence[float]) -> list[float]:
-    """Positive shares that sum to 1, whose logarithms differ as the logits do."""
+    """Return the softmax of logits: positive shares that add up to 1."""
     largest = max(logits)
     return shares([math.exp(logit - largest) for logit in logits])

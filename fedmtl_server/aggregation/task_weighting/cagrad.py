@@ -1,8 +1,8 @@
-"""The tasks' mean, bent towards the task that it serves worst: CAGrad, Liu et al. 2021, arXiv:2110.14048.
+"""CAGrad, Liu et al. 2021, arXiv:2110.14048: the mean of the tasks, moved towards the task that it serves worst.
 
-What its gradients are there, the deltas are here. With g₀ the deltas' mean and g_w = Σ w_i Δ_i, the w on the simplex is
-taken that minimises g_w · g₀ + c ‖g₀‖ ‖g_w‖; the direction is g₀ + c ‖g₀‖ g_w / ‖g_w‖. It is divided by 1 + c, as the
-authors' code can do too, so that tasks that agree come to their mean and not beyond it.
+Task deltas take the place of the paper's gradients. With g₀ the mean of the deltas and g_w = Σ w_i Δ_i, w is the point
+on the simplex that minimizes g_w · g₀ + c ‖g₀‖ ‖g_w‖. The direction is g₀ + c ‖g₀‖ g_w / ‖g_w‖. It is divided by 1 + c,
+an option of the authors' code, so that tasks that agree move by their mean and not further.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedmtl_server.aggregation.task_weighting.base import TaskRound, TaskWeighting, Weighed
 
 _NONE = 1e-12
-"""Squared norms, relative to the deltas' own, that are nothing but rounding."""
+"""Squared norms below this, relative to those of the deltas, are rounding errors."""
 
 
 class CAGrad(TaskWeighting):
@@ -34,13 +34,13 @@ class CAGrad(TaskWeighting):
         length = c * math.sqrt(max(float(mean @ products @ mean), 0.0))
         w = worst_mixture(products, length)
         square = float(w @ products @ w)
-        if square < _NONE:  # the tasks cancel out: there is nowhere to bend to
+        if square < _NONE:  # the tasks cancel out, so g_w has no direction
             return Weighed(mean.tolist())
         return Weighed(((mean + length / math.sqrt(square) * w) / (1 + c)).tolist())
 
 
 def worst_mixture(products: NDArray[np.float64], length: float) -> NDArray[np.float64]:
-    """The w that minimises g_w · g₀ + length ‖g_w‖, w >= 0 and of sum 1: a convex problem of a few numbers.
+    """Return the w that minimizes g_w · g₀ + length ‖g_w‖ with w >= 0 and sum 1: a small convex problem.
 
     Args:
         products: inner products of the deltas, `(tasks, tasks)`, of the order of 1.

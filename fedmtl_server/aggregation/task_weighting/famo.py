@@ -1,8 +1,8 @@
-"""All losses fall at the same rate: FAMO, Liu et al. 2023, arXiv:2306.03792.
+"""FAMO, Liu et al. 2023, arXiv:2306.03792: all losses fall at the same rate.
 
 Each task has a logit ξ, and z = softmax(ξ). A round's weights are z / ℓ, scaled to a sum of 1, with ℓ the loss of the
-model that the round began with. The clients of the next round measure what came of it: ξ -= β (Jᵀ δ + γ ξ), where δ is
-log ℓ before minus log ℓ after and J the softmax's Jacobian, so that who gained more than the others counts for less.
+round's initial model. The clients of the next round measure the result: ξ -= β (Jᵀ δ + γ ξ), where δ is log ℓ before
+minus log ℓ after, and J the softmax's Jacobian. A task that gained more than the others therefore gets a lower weight.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FAMO(TaskWeighting):
         }
         logits |= self._stepped({task: logits.get(task, 0.0) for task in now if task in before}, before, now)
         z = softmax([logits.get(one.task, 0.0) for one in round_.tasks])
-        usual = math.fsum(now.values()) / len(now) if now else 0.0  # for a task that reports no loss
+        usual = math.fsum(now.values()) / len(now) if now else 0.0  # for tasks without a reported loss
         log_losses = [now.get(one.task, usual) for one in round_.tasks]
         least = min(log_losses)
         weights = [share * math.exp(least - log_loss) for share, log_loss in zip(z, log_losses, strict=True)]
@@ -35,7 +35,7 @@ class FAMO(TaskWeighting):
         return Weighed(shares(weights), {"logits": logits, "log_losses": now})
 
     def _stepped(self, logits: dict[str, float], before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
-        """The logits of the tasks whose losses are known before and after the last step."""
+        """Return the updated logits of tasks whose losses before and after the last step are known."""
         if not logits:
             return {}
         z = dict(zip(logits, softmax(list(logits.values())), strict=True))

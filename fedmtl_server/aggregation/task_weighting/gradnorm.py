@@ -1,9 +1,10 @@
-"""Tasks that train more slowly count for more: GradNorm, Chen et al. 2018, arXiv:1711.02257.
+"""GradNorm, Chen et al. 2018, arXiv:1711.02257: tasks that train more slowly get higher weights.
 
-What its gradients are there, the deltas are here. A task's delta, multiplied with its weight w, is to have the norm
-Ḡ r^α, where Ḡ is the tasks' mean of those norms and r its inverse training rate: its training loss relative to its
-first, relative to the tasks' mean of that. One step of gradient descent a round on Σ |w ‖Δ‖ - Ḡ r^α|, the target taken
-as constant; then the weights of the round's tasks are scaled to a mean of 1, with which they begin.
+Task deltas take the place of the paper's gradients. The target for the norm of a task's delta, times its weight w, is
+Ḡ r^α. Ḡ is the mean of these norms over the tasks. r is the task's inverse training rate: its training loss relative to
+its first training loss, divided by the tasks' mean of that ratio. Each round takes one step of gradient descent on
+Σ |w ‖Δ‖ - Ḡ r^α|, with the target as a constant. The weights of the round's tasks are then scaled to a mean of 1, which
+is also their initial value.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from fedmtl_server.aggregation.task_weighting.base import LEAST_LOSS, TaskRound, TaskWeighting, Weighed, shares
 
 LEAST_WEIGHT = 1e-3
-"""Of a mean of 1; one of 0 could count for something again, but a negative one would be meant otherwise."""
+"""Lower limit of a weight, relative to a mean of 1. It keeps weights positive after a step."""
 
 
 class GradNorm(TaskWeighting):
@@ -54,7 +55,7 @@ class GradNorm(TaskWeighting):
 
 
 def _inverse_rates(round_: TaskRound, first: dict[str, float]) -> list[float]:
-    """How slowly each task trains, relative to the mean; 1 for one that reports no loss."""
+    """Return each task's inverse training rate relative to the mean; 1 for a task without a reported loss."""
     ratios = [
         None if one.train_loss is None else max(one.train_loss, LEAST_LOSS) / max(first[one.task], LEAST_LOSS)
         for one in round_.tasks

@@ -1,7 +1,8 @@
-"""Tasks don't pull against one another: PCGrad, "gradient surgery", Yu et al. 2020, arXiv:2001.06782.
+"""PCGrad ("gradient surgery"), Yu et al. 2020, arXiv:2001.06782: conflicting parts of task deltas are removed.
 
-What its gradients are there, the deltas are here. From each task's delta is taken, for the other tasks in random order,
-what conflicts with theirs: where the inner product is negative, its projection onto theirs. What is left is averaged.
+Task deltas take the place of the paper's gradients. For each task, the other tasks are visited in random order. If the
+inner product of the task's delta and the other task's delta is negative, its projection onto the other delta is
+subtracted. The results are averaged.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class PCGrad(TaskWeighting):
         products = round_.products
         assert products is not None
         num_tasks, draw = len(round_.tasks), random.Random(round_.seed)
-        parts = np.eye(num_tasks)  # row i: g_i in terms of the deltas, so that no delta has to be looked at
+        parts = np.eye(num_tasks)  # row i: g_i as a combination of the deltas, so no tensor is needed
         for i in range(num_tasks):
             others = [j for j in range(num_tasks) if j != i]
             draw.shuffle(others)

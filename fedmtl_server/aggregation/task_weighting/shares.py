@@ -1,6 +1,6 @@
-"""Weights that no loss and no delta changes.
+"""Weightings that use neither losses nor deltas.
 
-`temperature` samples tasks as multilingual models do languages: in proportion to n^(1/T) (Arivazhagan et al. 2019,
+`temperature` weights tasks like languages in multilingual models: in proportion to n^(1/T) (Arivazhagan et al. 2019,
 arXiv:1907.05019, section 3.2).
 """
 
@@ -12,7 +12,7 @@ from fedmtl_server.aggregation.task_weighting.base import TaskRound, TaskWeighti
 
 
 class Examples(TaskWeighting):
-    """What its clients have trained on: FedAvg, by way of a mean for each task, where these are wanted too."""
+    """Each task's share of the examples: FedAvg, but with a mean for each task."""
 
     gives_shares = True
 
@@ -21,7 +21,7 @@ class Examples(TaskWeighting):
 
 
 class Uniform(TaskWeighting):
-    """Every task the same: p = 1/T of the T tasks that take part in the round."""
+    """The same share for every task: p = 1/T for the T tasks in the round."""
 
     gives_shares = True
 
@@ -30,7 +30,7 @@ class Uniform(TaskWeighting):
 
 
 class Fixed(TaskWeighting):
-    """As the configuration says, in proportion among the tasks that take part in the round."""
+    """The configured `task_weights`, scaled to a sum of 1 over the tasks in the round."""
 
     gives_shares = True
 
@@ -39,7 +39,7 @@ class Fixed(TaskWeighting):
 
 
 class Temperature(TaskWeighting):
-    """p ∝ n^(1/T): at T = 1 a task counts as its examples do, and the higher T, the more alike all are."""
+    """p ∝ n^(1/T): T = 1 weights by examples, and a higher T makes the shares more equal."""
 
     gives_shares = True
 

@@ -1,8 +1,8 @@
-"""Each task counts by how certain it is: Kendall et al. 2018, arXiv:1705.07115.
+"""Uncertainty weighting, Kendall et al. 2018, arXiv:1705.07115: each task's weight is its inverse variance.
 
-The total loss is the sum over tasks of ½ exp(-s) L + ½ s, where s = log σ² is a task's log-variance. The server takes
-one step of gradient descent on s a round, at the clients' training losses; s begins at 0. For a classification the
-paper has exp(-s) L + ½ s, which is the same with s shifted by log 2: such a constant the steps find by themselves.
+The total loss is the sum over tasks of ½ exp(-s) L + ½ s, where s = log σ² is a task's log-variance. In each round, the
+server takes one step of gradient descent on s with the clients' training losses; s starts at 0. For classification,
+the paper uses exp(-s) L + ½ s. That is the same with s shifted by log 2, and the steps find this constant themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from fedmtl_server.aggregation.task_weighting.base import TaskRound, TaskWeighting, Weighed, softmax
 
 MOST_RATIO = 10.0
-"""L / σ² counts as no more than that: with one report of a huge loss a client could end its task's part for good."""
+"""Upper limit of L / σ². Otherwise a single report of a huge loss could permanently exclude the task."""
 
 
 class Uncertainty(TaskWeighting):

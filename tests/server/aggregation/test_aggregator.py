@@ -81,7 +81,7 @@ def test_a_negative_weight_is_refused():
 
 
 def test_a_client_cannot_count_twice():
-    with pytest.raises(AggregationError, match="client 'a' is there twice"):
+    with pytest.raises(AggregationError, match="client 'a' occurs twice"):
         aggregate(update("a", "sst2", 1, [1.0]), update("a", "sst2", 1, [2.0]))
 
 

@@ -39,7 +39,7 @@ def value(variates, scope="shared"):
 
 
 def facts(variates):
-    return variates.state().facts
+    return variates.state().metadata
 
 
 def held_round(variates, round_, *updates, base=None, committed=None):
@@ -95,8 +95,8 @@ def test_an_update_without_learning_rates_is_passed_over():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"control_round": 0}, "client 'a' has its variate of round 0, expected 1"),
-        ({"task": "y"}, "client 'a' was one of task 'x', and is one of 'y'"),
+        ({"control_round": 0}, "client 'a' has a variate from round 0, expected one from round 1"),
+        ({"task": "y"}, "client 'a' had the task 'x' before, and now has 'y'"),
         ({"learning_rate_sum": 1e-39}, "control/shared.w has 1 of 1 values NaN or infinite"),
     ],
 )
@@ -229,11 +229,11 @@ async def test_a_server_that_went_back_to_an_older_checkpoint_begins_its_variate
             header, data = await clients["a"].get_slice(round=3)
     assert header.control_since == 3
     assert not any(data["control:shared"] + data["control:task:sst2"])
-    (told,) = [line for line in logs if line["event"] == "control_variates.began_anew"]
-    assert told["reason"] == "client 'a' has its variate of round 2, expected 1"
+    (told,) = [line for line in logs if line["event"] == "control_variates.restarted"]
+    assert told["reason"] == "client 'a' has a variate from round 2, expected one from round 1"
 
 
-async def test_variates_that_began_anew_are_0_also_for_the_server_that_takes_up_the_run(tmp_path):
+async def test_restarted_variates_are_0_also_on_the_server_that_resumes_the_run(tmp_path):
     async with serving(tmp_path, model(), sections=SECTIONS) as server:
         await play(server, (1,))
         async with watching(server, **TASKS) as clients:

@@ -190,7 +190,9 @@ def test_an_update_without_steps_is_not_averaged_by_step():
 
 
 def test_parameters_of_what_the_model_has_not_cannot_count_by_step():
-    with pytest.raises(AggregationError, match="counting by step in 'shared' needs the parameters that they start"):
+    with pytest.raises(
+        AggregationError, match="averaging per step in 'shared' needs the parameters from which training started"
+    ):
         fold(FEDNOVA, update("a", "sst2", 1, 2, [5.0], kind="parameters"), base={})
 
 
@@ -246,7 +248,9 @@ async def test_an_update_that_does_not_say_its_steps_is_refused_by_name_where_th
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await push(client, 1)
             assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-            assert "num_steps: this server counts deltas by step (aggregation.normalization)" in caught.value.details()
+            assert (
+                "num_steps: this server averages deltas per step (aggregation.normalization)" in caught.value.details()
+            )
             await push(client, 1, num_steps=1)
 
 

@@ -355,8 +355,8 @@ def test_a_class_that_cannot_be_had_is_named_with_its_key(name, message):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("WithoutState", "the step returned no 'longest' for the next one"),
-        ("Short", r"the move: expected float32 \[3\], got torch.float32 \[2\]"),
+        ("WithoutState", "the step returned no state 'longest'"),
+        ("Short", r"the step: expected float32 \[3\], got torch.float32 \[2\]"),
         ("Raises", "server_optimizer.name: .*:Raises raised KeyError: 'no such'"),
     ],
 )

@@ -56,7 +56,7 @@ def layouts(*scopes, width=4):
 
 def test_the_documentation_quotes_the_steps_and_the_stages_in_their_order():
     text = (Path(__file__).parents[3] / "docs" / "aggregation.md").read_text(encoding="utf-8")
-    section = text.partition("## The order")[2].partition("\n## ")[0]
+    section = text.partition("## Order of the steps")[2].partition("\n## ")[0]
     assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == STEPS
     quoted = re.findall(r"^\d\. `(\w+)`: `([\w.]+)`$", section, re.MULTILINE)
     assert quoted == [(stage.name, stage.key) for stage in STAGES]
@@ -191,7 +191,7 @@ def test_updates_that_nobody_kept_cannot_be_read_again():
     updates = [update("a", [1.0, 9.0, 5.0])]
     aggregation = begun(Pipeline([Medians()]), updates, BASE)
     aggregation.add(updates[0])
-    with pytest.raises(AggregationError, match="shared: its updates have to be read again, and aren't kept"):
+    with pytest.raises(AggregationError, match="shared: its updates must be read again, but weren't kept"):
         aggregation.close()
 
 
@@ -231,14 +231,14 @@ def test_all_that_stages_remember_is_written_and_restored_in_one_loop():
     run = made()
     run.restore({}, {}, model)
     run.stages[1].release(Component(model[0]), Component.pack("shared", {"shared.w": torch.ones(4)}))
-    components, facts = run.components(), run.facts()
+    components, metadata = run.components(), run.metadata()
     assert list(components) == [layout.scope for layout in run.state_layouts(model)]
     assert list(components) == ["shared/momentum", "control:shared"]
-    assert facts == {"control_variates": {"since": 1, "known": {}}}
+    assert metadata == {"control_variates": {"since": 1, "known": {}}}
     again = made()
-    again.restore(components, facts, model)
+    again.restore(components, metadata, model)
     assert torch.equal(again.components()["shared/momentum"].buffer, components["shared/momentum"].buffer)
-    assert again.facts() == facts
+    assert again.metadata() == metadata
 
 
 def test_a_pipeline_finds_a_stage_by_its_class():

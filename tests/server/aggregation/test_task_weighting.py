@@ -19,7 +19,7 @@ from fedmtl_server.aggregation.pipeline import Pipeline
 from fedmtl_server.aggregation.stages.norms import NO_NORMS, NormScreening
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation.task_weighting import make_weighting
-from fedmtl_server.aggregation.task_weighting.base import RoundWeighting, TaskFacts, TaskRound, TaskWeighting, Weighed
+from fedmtl_server.aggregation.task_weighting.base import RoundWeighting, TaskRound, TaskStats, TaskWeighting, Weighed
 from fedmtl_server.aggregation.values import StageState
 from tests.server.aggregation.updates import begun, changed, combined, evaluation, update_of
 from tests.support import OddEncoder
@@ -59,12 +59,12 @@ def folded(updates, name="examples", *, state=None, round_=1, bound=None, seed=7
     norms = NO_NORMS if bound is None else NormsConfig(action="clip", bound=bound)
     pipeline = Pipeline([NormScreening(norms), *([weights] if weights else [])])
     if weights and state is not None:
-        weights.restore(StageState(facts={"shared": state}), [])
+        weights.restore(StageState(metadata={"shared": state}), [])
     aggregation = begun(pipeline, updates, base_of("qqp", "sst2", "stsb", base=base), round_)
     for one in updates:
         aggregation.add(one)
     aggregate = aggregation.close()
-    return Result(aggregate.components, aggregate.contributions, weights.state().facts if weights else {})
+    return Result(aggregate.components, aggregate.contributions, weights.state().metadata if weights else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +145,7 @@ def test_a_temperature_of_1_is_examples_and_an_infinite_one_uniform():
 
 
 def facts(**losses):
-    return [TaskFacts(task, 10, received, trained) for task, (received, trained) in sorted(losses.items())]
+    return [TaskStats(task, 10, received, trained) for task, (received, trained) in sorted(losses.items())]
 
 
 def test_uncertainty_by_hand():
@@ -237,7 +237,7 @@ def test_losses_come_from_the_updates(name):
         update("d", "qqp", [0.0, 1.0], 5),
     ]
     folded(updates, Seeing(weighting(name).settings))
-    assert seen == [[TaskFacts("qqp", 5, None, None), TaskFacts("sst2", 8, 2.5, 3.0)]]
+    assert seen == [[TaskStats("qqp", 5, None, None), TaskStats("sst2", 8, 2.5, 3.0)]]
 
 
 @pytest.mark.parametrize("name", ["uncertainty", "gradnorm", "famo"])
@@ -652,4 +652,4 @@ def test_what_is_remembered_is_as_json_gives_it_back():
             return Weighed([1.0], {"pair": (1, 0.1)})
 
     one = RoundWeighting(Tuples(weighting("uniform").settings))
-    assert one.weigh("shared", [TaskFacts("sst2", 1)], None).state == {"pair": [1, 0.1]}
+    assert one.weigh("shared", [TaskStats("sst2", 1)], None).state == {"pair": [1, 0.1]}

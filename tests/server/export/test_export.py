@@ -233,7 +233,7 @@ def test_each_task_is_exported_with_the_layers_that_it_has(tmp_path):
             assert torch.equal(value, expected[f"encoder.{name}"])
     card = (tmp_path / "qqp" / "README.md").read_text()
     assert "| `group:pairs` | qqp, stsb | 49,984 |" in card  # 64 wide: 4 (64² + 64) + 2 * 64 * 256 + 320 + 4 * 64
-    assert "a head that over its task's" not in card
+    assert "Each head is the average" not in card
 
 
 def test_encoders_that_differ_are_exported_one_by_one(tmp_path):
@@ -262,7 +262,9 @@ def test_what_clients_keep_for_themselves_is_not_the_servers_to_export(tmp_path)
     names = load_file(tmp_path / "out" / "fedmtl.safetensors").keys()
     assert not [name for name in names if "LayerNorm" in name or name.startswith("heads.")]
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Not here are 12 tensors of sst2's model" in card  # two of the head, two of each of five norms
+    assert (
+        "This folder doesn't contain 12 tensors of sst2's model" in card
+    )  # two of the head, two of each of five norms
     assert "heads of all its tasks" not in card
 
 
@@ -307,7 +309,7 @@ def test_the_card_says_what_is_known_and_names_no_client(trained, tmp_path):
     value = results["sst2"]["by_round"]["2"]
     assert f"| sst2 | classification | 2 | accuracy {value:.3f}" in text
     assert "| stsb | regression | 1 | " in text
-    assert "Round 2 of 2 of the run" in text
+    assert "The model is from round 2 of 2 of the run" in text
     assert "secret" not in text
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.library_name == "transformers"
@@ -410,7 +412,7 @@ def test_a_task_of_its_own_kind_is_exported_with_the_rest_alone(tmp_path, monkey
     tasks = yaml.safe_load(Path("examples/own_task/config.yaml").read_text())["tasks"]
     begun(tmp_path / "run", TOY_MODEL, tasks=tasks)
     run = open_run(tmp_path / "run")
-    with pytest.raises(UserError, match=r"stars is of a kind of its own .*; --all writes it as it is"):
+    with pytest.raises(UserError, match=r"stars has a custom task type .*; --all writes the head as it is"):
         export_task(run, "stars", tmp_path / "out")
     export_task(run, "sst2", tmp_path / "sst2")
     export_all(run, tmp_path / "out")
@@ -420,7 +422,7 @@ def test_a_task_of_its_own_kind_is_exported_with_the_rest_alone(tmp_path, monkey
 def test_a_model_that_would_compute_something_else_is_not_written(tmp_path, monkeypatch):
     begun(tmp_path / "run", TOY_MODEL)
     monkeypatch.setattr("fedmtl_server.export.folders.have_same_logits", lambda *_: False)
-    with pytest.raises(FedMTLError, match="doesn't compute the same as the run's; nothing is written"):
+    with pytest.raises(FedMTLError, match="doesn't compute the same as the run's model; nothing is written"):
         export_task(open_run(tmp_path / "run"), "sst2", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -475,7 +477,7 @@ def test_a_mistake_is_told(trained, tmp_path, arguments, error, message):
 def test_a_folder_in_use_is_left_alone_unless_forced(trained, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     options = ("--task", "stsb", "--run-dir", str(trained))
-    with pytest.raises(UserError, match=r"DIR: .* isn't empty; --force writes over what is there"):
+    with pytest.raises(UserError, match=r"DIR: .* isn't empty; --force overwrites its files"):
         export(str(tmp_path), *options)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     export(str(tmp_path), *options, "--force")
@@ -517,7 +519,9 @@ def test_an_exported_masked_lm_has_the_runs_logits_of_every_token(tmp_path, kind
 
 def test_a_masked_lm_over_an_encoder_of_another_kind_is_refused_in_words(tmp_path):
     begun(tmp_path / "run", tiny(tmp_path / "source", ElectraConfig), tasks=MASKED)
-    with pytest.raises(UserError, match=r"texts is a masked_lm, and no class .* \(ElectraModel\); --all writes it"):
+    with pytest.raises(
+        UserError, match=r"texts is a masked_lm, and no class .* \(ElectraModel\); --all writes the head"
+    ):
         export_task(open_run(tmp_path / "run"), "texts", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export_all(open_run(tmp_path / "run"), tmp_path / "all")

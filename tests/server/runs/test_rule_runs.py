@@ -168,7 +168,7 @@ async def test_what_a_rule_raises_ends_the_run_with_the_setting_in_the_error(tmp
 async def test_the_rule_that_the_documentation_shows_holds_a_run(tmp_path, monkeypatch):
     expected = await played(tmp_path / "example", (1,))
     page = (Path("docs") / "aggregation.md").read_text(encoding="utf-8")
-    text = page.partition("## A rule of your own")[2]
+    text = page.partition("## Write an aggregation rule")[2]
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (section,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "medians.py").write_text(code)

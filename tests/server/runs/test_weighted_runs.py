@@ -130,7 +130,7 @@ async def test_large_encoders_memory_goes_round(tmp_path):
 
 async def test_the_classes_that_the_documentation_shows_hold_a_run(tmp_path, monkeypatch):
     page = (Path(__file__).parents[3] / "docs" / "aggregation.md").read_text(encoding="utf-8")
-    text = page.partition("## A class of your own")[2].partition("\n## ")[0]
+    text = page.partition("## Write a server optimizer or a task weighting")[2].partition("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (sections,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "mine.py").write_text(code)

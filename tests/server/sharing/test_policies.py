@@ -35,7 +35,7 @@ from fedmtl_server.saved_runs import load_model, open_run
 from fedmtl_server.sharing.policies import (
     Cosine,
     Decided,
-    PartFacts,
+    PartStats,
     SharingRound,
     checked,
     make_policy,
@@ -54,7 +54,7 @@ def facts(cosines, blocks=TOGETHER, part="0", size=10, tasks=ABC):
     for pair, cosine in cosines.items():
         i, j = (tasks.index(task) for task in pair)
         products[i, j] = products[j, i] = 4 * cosine
-    return PartFacts(part, size, blocks, products)
+    return PartStats(part, size, blocks, products)
 
 
 def settings(**given):
@@ -254,9 +254,9 @@ def test_asynchronous_rounds_are_refused():
 @pytest.mark.parametrize(
     ("decided", "expected"),
     [
-        (Decided({"5": TOGETHER}), "it moves '5'; only 0 may move"),
-        (Decided({"0": (("a", "b"),)}), "0: expected every task of a, b, c in one block"),
-        (Decided({"0": (("a", "b", "c"), ())}), "expected every task of a, b, c in one block"),
+        (Decided({"5": TOGETHER}), "the policy moves '5'; only 0 may move"),
+        (Decided({"0": (("a", "b"),)}), "0: expected each of the tasks a, b, c in one block"),
+        (Decided({"0": (("a", "b", "c"), ())}), "expected each of the tasks a, b, c in one block"),
         (Decided({}, {"x": float("nan")}), "expected blocks of tasks and a JSON state"),
     ],
 )
