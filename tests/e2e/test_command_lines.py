@@ -43,13 +43,16 @@ def test_help_names_the_options_on_one_page(module):
 
 
 @pytest.mark.parametrize("module", ["fedmtl_server", "fedmtl_client", "fedmtl_local"])
-def test_help_config_names_every_configuration_key_with_its_default_and_what_it_means(module):
+def test_help_config_names_every_configuration_key_with_its_default_meaning_and_readers(module):
     shown = run(module, "--help-config")
     assert shown.returncode == 0
     lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
     for setting in config.reference():
         line = lines.index(f"{setting.key} = {setting.default}" if setting.default else setting.key)
         assert setting.description.startswith(lines[line + 1].strip())
+        readers = lines.index(f"    Read by: {', '.join(setting.read_by)}.", line)
+        assert " ".join(text.strip() for text in lines[line + 1 : readers]) == setting.description
 
 
 HELP = """
