@@ -63,6 +63,10 @@ lint: $(STAMP) ## Run ruff, mypy and bandit; with FEDMTL_AUDIT=1 the audit too.
 	@if [ -n "$$FEDMTL_AUDIT" ]; then $(BIN)/python -m tools.audit; \
 	  else echo "audit: skipped: 'make audit' asks the registry about every dependency; FEDMTL_AUDIT=1 has lint do so"; fi
 
+prose: $(STAMP) ## Check spelling, and that phrases which slow readers down do not come back.
+	@$(BIN)/codespell
+	@$(BIN)/python -m tools.prose
+
 audit: $(STAMP) ## Ask whether the pinned dependencies have known vulnerabilities; needs the network.
 	$(BIN)/python -m tools.audit
 
