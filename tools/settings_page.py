@@ -36,6 +36,11 @@ QUESTIONS = (
         ),
         ("data", "tutorial"),
     ),
+    Question(
+        "I want my own code in a run",
+        ("tasks.NAME.data.plugin", "training.trainer", "tasks.NAME.type", "aggregation.rule"),
+        ("plugins",),
+    ),
     Question("I have texts without labels", ("tasks.NAME.type", "tasks.NAME.auxiliary.weight"), ("auxiliary",)),
     Question(
         "I want another encoder",
@@ -82,7 +87,7 @@ QUESTIONS = (
     Question(
         "Uploads or downloads are too large",
         ("wire.upload", "wire.download", "wire.compression", "wire.topk_density"),
-        ("wire", "performance"),
+        ("traffic", "performance"),
     ),
     Question(
         "A client is slow",
@@ -94,7 +99,7 @@ QUESTIONS = (
             "rounds.mode",
             "rounds.buffer_size",
         ),
-        (),
+        ("rounds",),
     ),
     Question(
         "Training takes too long on a client",
@@ -116,12 +121,12 @@ QUESTIONS = (
             "server_optimizer.name",
             "early_stopping.patience",
         ),
-        ("aggregation",),
+        ("aggregation", "rounds"),
     ),
     Question(
         "I want fewer clients in each round",
         ("rounds.cohort", "rounds.cohort_fraction", "rounds.cohort_size"),
-        (),
+        ("rounds",),
     ),
     Question(
         "A client may fail or leave",
@@ -133,7 +138,7 @@ QUESTIONS = (
             "client.reconnect_s",
             "client.state_dir",
         ),
-        ("durability",),
+        ("rounds", "durability"),
     ),
     Question(
         "I want to resume after a crash",
@@ -233,13 +238,7 @@ def _questions() -> Iterator[str]:
     for one in QUESTIONS:
         keys = ", ".join(f"`{key}`" for key in one.keys)
         pages = ", ".join(f"[{page}](../{page}.md)" for page in one.pages)
-        yield f"| {one.question} | {keys} | {pages or _own_sections(one.keys)} |"
-
-
-def _own_sections(keys: Sequence[str]) -> str:
-    """Links to the sections of this page, for keys that no other page explains."""
-    names = dict.fromkeys(key.split(".")[0] for key in keys if not key.startswith("tasks."))
-    return ", ".join(f"[{name}](#{name})" for name in names)
+        yield f"| {one.question} | {keys} | {pages} |"
 
 
 def _section_of(setting: Setting) -> str:

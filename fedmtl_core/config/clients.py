@@ -79,7 +79,7 @@ class ClientConfig(Section):
 
 
 class WireConfig(Section):
-    """Encodings of tensors on the network, which each client chooses for itself. docs/wire.md specifies them."""
+    """Encodings of tensors on the network, which each client chooses for itself. docs/traffic.md compares them."""
 
     read_by = ("client",)
 

@@ -14,7 +14,7 @@ TASK_SELECTIONS = ("round_robin", "loss", "quorum")
 
 
 class RoundsConfig(Section):
-    """Participants of a round, and the conditions under which a round opens and closes."""
+    """Participants of a round, and the conditions for opening and closing a round. docs/rounds.md explains them."""
 
     read_by = ("server",)
 

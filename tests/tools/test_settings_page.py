@@ -30,6 +30,7 @@ def test_every_key_has_a_row_with_its_default_and_readers_and_a_page_without_one
 def test_a_question_names_keys_and_pages_that_exist(question):
     assert question.keys
     assert set(question.keys) <= {setting.key for setting in reference()}
+    assert question.pages
     for page in question.pages:
         assert (PAGE.parents[1] / f"{page}.md").is_file()
 
