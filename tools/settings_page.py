@@ -207,7 +207,7 @@ list in a terminal.
 - Every key is optional unless its default is `required`. An unknown key is an error that names the key.
 - Relative paths are resolved against the working directory, not the configuration file.
 - The column *read by* names the programs that use a key: `fedmtl-server`, `fedmtl-client` or the launcher
-  `fedmtl-local`. Every program validates the whole file, and `doctor` reads the keys of its program.
+  `fedmtl-local`. Every program validates the whole file, and `doctor` may check more keys.
 - The server sends its training settings to clients in each slice's header. A client's own value of a key that only the
   server reads has no effect. If a client's own file gives `model.server_model`, `model.client_model`,
   `tasks.NAME.train_samples` or `tasks.NAME.val_samples`, the client uses its own value.

@@ -60,8 +60,8 @@ class StoreConfig(Section):
     url: Annotated[str | None, SERVER_AND_LAUNCHER] = Field(
         None,
         description="Database of the run's history and of the known clients, such as "
-        "`postgresql+psycopg://user@host/name`; give the password in `PGPASSWORD` or `~/.pgpass`. If not given, SQLite "
-        "files in the run's folder and in `server.runs_dir`.",
+        "`postgresql+psycopg://user@host/name`; the password is best given in `PGPASSWORD` or `~/.pgpass`. If not "
+        "given, SQLite files in the run's folder and in `server.runs_dir`.",
     )
     durability: Durability = Field(
         "power",
@@ -119,8 +119,9 @@ class SecurityConfig(Section):
     tls: TlsConfig = TlsConfig()
     authentication: bool | None = Field(
         None,
-        description="Whether callers must be clients that `fedmtl-server clients` has added. If not given, they must "
-        "be with `security.tls.client_ca`, and on any address but loopback unless `security.insecure` is true.",
+        description="Whether callers must be clients that `fedmtl-server clients` has added. If not given, "
+        "authentication is required with `security.tls.client_ca`, and on any address but loopback unless "
+        "`security.insecure` is true.",
     )
     insecure: Annotated[bool, EVERY_PROGRAM] = Field(
         False,
