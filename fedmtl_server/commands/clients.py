@@ -29,9 +29,11 @@ ConfigFile = Annotated[
 ]
 RunsDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of the file clients.sqlite; server.runs_dir of the server. If not given, runs."),
+    typer.Option(
+        help="Folder of the file clients.sqlite, the server's server.runs_dir. If not given, the folder runs."
+    ),
 ]
-Url = Annotated[str | None, typer.Option(help="Database of the clients; store.url of the server.")]
+Url = Annotated[str | None, typer.Option(help="Database of the clients, the server's store.url.")]
 
 
 @clients_app.command()

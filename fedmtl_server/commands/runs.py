@@ -48,8 +48,8 @@ runs_app = new_app("List, show, export, roll back and remove runs.")
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="Id of the run or a prefix of the id, or the path or name of its folder.")
 ]
-RunsDir = Annotated[Path, typer.Option(help="Folder that contains the runs' folders; server.runs_dir of the server.")]
-Url = Annotated[str | None, typer.Option(help="Database of the runs, in place of --runs-dir; store.url of the server.")]
+RunsDir = Annotated[Path, typer.Option(help="Folder that contains the runs' folders, the server's server.runs_dir.")]
+Url = Annotated[str | None, typer.Option(help="Database of the runs, the server's store.url; replaces --runs-dir.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
