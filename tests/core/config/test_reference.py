@@ -12,7 +12,7 @@ import fedmtl_core
 import fedmtl_local
 import fedmtl_server
 from fedmtl_core import config
-from fedmtl_core.config import READERS, Config
+from fedmtl_core.config import READERS
 
 SETTINGS = {setting.key: setting for setting in config.reference()}
 
@@ -66,9 +66,6 @@ SHARED = {
 NOT_READERS = {"doctor.py", "doctor_cli.py"}
 """A doctor reads keys of other programs, too."""
 
-SECTIONS = "|".join(Config.model_fields)
-CHAIN = re.compile(rf"\bconfig\.((?:{SECTIONS})(?:\.[a-z_0-9]+)+)$")
-
 BY_THE_LAUNCHER_FOR_ITS_PROCESSES = {
     "clients[].client_id",
     "clients[].task",
@@ -93,17 +90,45 @@ def attributes(reader):
     return {ast.unparse(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
+def chain(node, aliases):
+    """A node as text from `config` on, with local names for sections resolved; empty for other nodes."""
+    if isinstance(node, ast.Name):
+        return "config" if node.id in ("config", "settled") else aliases.get(node.id, "")
+    if isinstance(node, ast.Attribute):
+        if node.attr == "_config":
+            return "config"
+        outer = chain(node.value, aliases)
+        return f"{outer}.{node.attr}" if outer else ""
+    return ""
+
+
+def aliases_in(function):
+    """Local names of sections in a function, such as `security` after `security = config.security`."""
+    aliases = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            names, values = [getattr(one, "elts", [one]) for one in (node.targets[0], node.value)]
+            pairs = zip(names, values, strict=False)
+            aliases |= {name.id: chain(value, {}) for name, value in pairs if isinstance(name, ast.Name)}
+    return aliases
+
+
+@functools.cache
 def keys_read(reader):
-    """The keys that a package reads in full from a configuration, such as `config.training.seed`."""
-    chains = {text.replace("self._config", "config") for text in attributes(reader)}
-    found = {match[1] for text in chains if (match := CHAIN.search(text))}
-    return {key for key in found if key in SETTINGS}
+    """The keys that a program reads, such as `config.training.seed`, directly or through a local name."""
+    found = set()
+    for path in sources(reader):
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                aliases = aliases_in(function)
+                found |= {chain(node, aliases).removeprefix("config.") for node in ast.walk(function)}
+    return found & SETTINGS.keys()
 
 
 @pytest.mark.parametrize("reader", READERS)
 def test_a_program_that_reads_a_key_is_among_its_readers(reader):
     found = keys_read(reader)
-    assert len(found) > 2
+    assert len(found) >= 10
     assert [key for key in sorted(found) if reader not in SETTINGS[key].read_by] == []
 
 
