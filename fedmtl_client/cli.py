@@ -1,4 +1,4 @@
-"""The command line of the client."""
+"""The command line `fedmtl-client`."""
 
 from __future__ import annotations
 
@@ -25,35 +25,40 @@ from fedmtl_client.options import (
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.runtime.cli import HelpConfig, LogFormat, LogLevel, new_app
+from fedmtl_core.runtime.help_text import reflowed
 
 app = new_app()
 
 
 @app.command()
+@reflowed
 def take_part(
     client_id: ClientId,
     task: TaskNames = None,
     server: ServerAddress = DEFAULT_ADDRESS,
     config: ConfigFile = None,
     shard: Shard = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; training.device.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="PyTorch device: auto, cpu, cuda, cuda:N or mps. Overrides training.device.")
+    ] = None,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,
     token_file: TokenFile = None,
     insecure: Insecure = False,
     set_: Overrides = None,
-    log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.console,
-    log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.info,
+    log_format: Annotated[LogFormat, typer.Option(help="Format of log lines.")] = LogFormat.console,
+    log_level: Annotated[LogLevel, typer.Option(help="Lowest level to log.")] = LogLevel.info,
     help_config: HelpConfig = False,
 ) -> None:
-    """Take part in a run with this machine's rows of one task or several, until the run is over.
+    """Train one or more tasks on this machine's rows, round by round, until the run is over.
 
-    Without a configuration the rows are the GLUE task's on the model hub, and the rest is what the server plans. Where
-    the configuration's `clients` have this client id, what they say of its tasks, shard, partition, token and
-    certificate is taken; options win. Every key of the configuration has a default: see --help-config.
+    Without --config, a GLUE task's rows come from the Hugging Face Hub, and the server's plan sets everything else.
+    If `clients` in the configuration lists this client id, its tasks, shard, partition, token and certificate apply.
+    Options take precedence over the configuration.
 
-    `fedmtl-client doctor` with the same options looks at what is needed, and takes no part.
+    --help-config lists all configuration keys. `fedmtl-client doctor` with the same options checks everything that the
+    client needs, without joining the run.
     """
     logs.configure(log_format.value, log_level.value)
     overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])
@@ -67,5 +72,5 @@ def take_part(
     try:
         client.run()
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command comes back to the run, which counts what was accepted", err=True)
+        typer.echo("stopped; repeat the command to rejoin the run, where accepted updates still count", err=True)
         raise

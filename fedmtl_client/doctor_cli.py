@@ -1,4 +1,4 @@
-"""`fedmtl-client doctor`: look at everything a client needs, without taking part."""
+"""`fedmtl-client doctor`: checks everything that a client needs, without joining the run."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ from fedmtl_core.config import WHOLE, parse_shard
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.runtime import doctor
 from fedmtl_core.runtime.cli import EXIT_FAILURE, new_app
+from fedmtl_core.runtime.help_text import reflowed
 
 doctor_app = new_app()
 
 
 @doctor_app.command("doctor")
+@reflowed
 def examine(
     client_id: ClientId,
     task: TaskNames = None,
@@ -55,15 +57,15 @@ def examine(
     set_: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look at what a client with these options needs, and say what is missing. It takes no part in the run.
+    """Check everything that a client with these options needs, and explain how to fix each problem.
 
-    The exit code is 1 if the client wouldn't work.
+    It doesn't join the run. The exit code is 1 if the client would fail.
     """
-    logs.configure(level="critical")  # what there is to say are the findings
+    logs.configure(level="critical")  # the findings are the output
     connection = Connection(tls_ca, tls_certificate, tls_key, token_file, insecure)
     overrides = [*(set_ or []), *connection.overrides()]
     if not as_json:
-        typer.echo("looking at what a client needs; it takes some seconds", err=True)
+        typer.echo("checking what a client needs; this takes some seconds", err=True)
     found = doctor.findings("environment", doctor.environment)
     try:
         settled = with_options_first(configuration.load(config, overrides), client_id, overrides)

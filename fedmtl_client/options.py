@@ -40,42 +40,49 @@ def address(value: str) -> str:
         raise typer.BadParameter(str(error)) from None
 
 
-ClientId = Annotated[str, typer.Option(help="This client's name; no other client may have it.", callback=identifier)]
+ClientId = Annotated[str, typer.Option(help="Id of this client, unique in the run.", callback=identifier)]
 TaskNames = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
         "--tasks",
-        help="The task this client has data for; again for each further one. Without it, those that the configuration "
-        "names for this client.",
+        help="Task that this client has rows for; repeatable. If not given, the tasks that the configuration names for "
+        "this client.",
         show_default=False,
     ),
 ]
 ServerAddress = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=address)]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option(help="The configuration, a YAML file: where this client's rows are.", show_default=False),
+    typer.Option(help="Configuration file (YAML), which names this client's rows.", show_default=False),
 ]
 Shard = Annotated[
     str | None,
     typer.Option(
-        metavar="K/N", help="Use the K-th of N disjoint parts of the rows; clients[].shard.", callback=shard_name
+        metavar="K/N",
+        help="Use the K-th of N disjoint parts of the rows. Overrides clients[].shard.",
+        callback=shard_name,
     ),
 ]
 TlsCa = Annotated[
-    Path | None, typer.Option(help="The CA of the server's certificate, PEM; with it, TLS is on; client.tls_ca.")
+    Path | None,
+    typer.Option(help="CA of the server's certificate (PEM file); turns TLS on. Overrides client.tls_ca."),
 ]
 TlsCertificate = Annotated[
-    Path | None, typer.Option(help="This client's certificate, for mutual TLS; client.tls_certificate.")
+    Path | None, typer.Option(help="Client certificate for mutual TLS (PEM file). Overrides client.tls_certificate.")
 ]
-TlsKey = Annotated[Path | None, typer.Option(help="Its private key; client.tls_key.")]
+TlsKey = Annotated[
+    Path | None, typer.Option(help="Private key of the client certificate (PEM file). Overrides client.tls_key.")
+]
 TokenFile = Annotated[
     Path | None,
-    typer.Option(help="File with this client's token, or the variable FEDMTL_TOKEN; client.token_file."),
+    typer.Option(help="File with this client's token. Overrides client.token_file and the variable FEDMTL_TOKEN."),
 ]
-Insecure = Annotated[bool, typer.Option("--insecure", help="Connect to other machines without TLS; security.insecure.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Allow connections to other machines without TLS. Sets security.insecure.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
 ]
 
 

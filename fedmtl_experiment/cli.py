@@ -1,4 +1,4 @@
-"""The command line of an experiment."""
+"""The command line `fedmtl-experiment`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from fedmtl_core import logs
 from fedmtl_core.errors import FedMTLError, StoreError, UserError
 from fedmtl_core.runtime.cli import LogLevel, new_app
+from fedmtl_core.runtime.help_text import reflowed
 from fedmtl_experiment import cells as grid
 from fedmtl_experiment import config as configuration
 from fedmtl_experiment.config import Experiment
@@ -23,30 +24,35 @@ app = new_app()
 
 
 @app.command()
+@reflowed
 def run(
-    config: Annotated[Path, typer.Option(help="The experiment, a YAML file.", show_default=False)],
+    config: Annotated[Path, typer.Option(help="Experiment file (YAML).", show_default=False)],
     results: Annotated[
-        Path | None, typer.Option(help="Folder of the results; the file's results_dir if not given.")
+        Path | None, typer.Option(help="Folder of the results. If not given, the file's results_dir.")
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Only cells like this: SETTING/ENCODER/METHOD/SEED with * and ?; may be repeated."
+            metavar="PATTERN",
+            help="Select cells by a pattern SETTING/ENCODER/METHOD/SEED with * and ?; repeatable.",
         ),
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Say which cells there are and which are finished.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List the cells with their states, finished or to do, and exit.")
+    ] = False,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Write tables and plots of what is finished, and compute nothing.")
+        bool,
+        typer.Option("--report-only", help="Write tables and plots of the finished cells without computing others."),
     ] = False,
     keep_runs: Annotated[
-        bool, typer.Option("--keep-runs", help="Keep every cell's rows, runs and logs under work/.")
+        bool, typer.Option("--keep-runs", help="Keep each cell's rows, runs and logs in the results' folder work/.")
     ] = False,
-    log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.warning,
+    log_level: Annotated[LogLevel, typer.Option(help="Lowest level to log.")] = LogLevel.warning,
 ) -> None:
-    """Compare clients alone, a federation per task, one of all tasks, and all data in one place.
+    """Compare clients alone, single-task federations, one federation of all tasks, and centralized training.
 
-    Federations are real servers and clients, processes on this machine. A cell that is finished is not computed
-    again: after Ctrl-C the same command goes on.
+    Federations are real servers and clients, as processes on this machine. Finished cells are not computed again: after
+    Ctrl-C, the same command continues with the remaining cells.
     """
     logs.configure(level=log_level.value)
     experiment = configuration.load(config)
@@ -61,13 +67,13 @@ def run(
     console.print(f"{config}: {len(done)} of {len(cells)} cells are finished", soft_wrap=True, highlight=False)
     if not report_only:
         try:
-            with interruptible(), _held(folder.path):
+            with interruptible(), _locked(folder.path):
                 _compute(
                     experiment, folder, [cell for cell in cells if cell not in done], len(cells), console, keep_runs
                 )
         except KeyboardInterrupt:
             left = len(cells) - len(folder.finished({cell: grid.inputs(experiment, cell) for cell in cells}))
-            typer.echo(f"stopped with {left} of {len(cells)} cells to do; the same command goes on", err=True)
+            typer.echo(f"stopped with {left} of {len(cells)} cells to do; repeat the command to continue", err=True)
             raise
     _report(experiment, folder, console)
 
@@ -92,20 +98,20 @@ def _compute(
 
 
 def _report(experiment: Experiment, folder: Folder, console: Console) -> None:
-    """Of all the cells that are finished, whichever this command was to compute."""
+    """Report on all finished cells, including those that `--only` excludes."""
     from fedmtl_experiment.runner import write_report
 
     cells = grid.plan(experiment)
     done = folder.finished({cell: grid.inputs(experiment, cell) for cell in cells})
     if not done:
-        raise StoreError(f"no cell is finished in {folder.path}: there is nothing to report")
+        raise StoreError(f"no cell is finished in {folder.path}, so there is nothing to report")
     written = write_report(experiment, folder, done, len(cells))
     console.print(written[0].read_text(encoding="utf-8"), soft_wrap=True, highlight=False, markup=False)
     console.print("Written: " + ", ".join(str(path) for path in written), soft_wrap=True, highlight=False)
 
 
-def _held(folder: Path) -> AbstractContextManager[object]:
-    """A lock on the results, so that no second experiment computes the same cells; released when it is left."""
+def _locked(folder: Path) -> AbstractContextManager[object]:
+    """Lock the results against a second experiment; the context manager releases the lock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(folder / "lock", timeout=0).acquire()

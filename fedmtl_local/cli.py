@@ -1,4 +1,4 @@
-"""The command line of a local federation."""
+"""The command line `fedmtl-local`."""
 
 from __future__ import annotations
 
@@ -10,40 +10,47 @@ import typer
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.runtime.cli import HelpConfig, LogLevel, new_app
+from fedmtl_core.runtime.help_text import reflowed
 from fedmtl_local.interrupts import interruptible
 
 app = new_app()
 
 
 @app.command()
+@reflowed
 def run(
-    config: Annotated[Path, typer.Option(help="The configuration, a YAML file with `clients`.", show_default=False)],
+    config: Annotated[Path, typer.Option(help="Configuration file (YAML) with a list `clients`.", show_default=False)],
     run_dir: Annotated[
         Path | None,
-        typer.Option(help="The run's folder; a new one in server.runs_dir if not given. A run in it is taken up."),
+        typer.Option(
+            help="Folder of the run. A run that is already in the folder is resumed. If not given, a new folder in "
+            "server.runs_dir."
+        ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Use other addresses than loopback without TLS; security.insecure.")
+        bool,
+        typer.Option("--insecure", help="Allow addresses other than loopback without TLS. Sets security.insecure."),
     ] = False,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
     ] = None,
     log_level: Annotated[
-        LogLevel, typer.Option(help="The least that is shown of the processes' logs; their files have all of it.")
+        LogLevel,
+        typer.Option(help="Lowest level of the processes' log lines to show. The log files contain all lines."),
     ] = LogLevel.warning,
     help_config: HelpConfig = False,
 ) -> None:
-    """Run a whole federation on this machine: a server and the configuration's clients, each its own process.
+    """Run a whole federation on this machine: a server and the configuration's clients, each as a process.
 
-    Ctrl-C stops them. With the same configuration and --run-dir the run is taken up where it was. Every key of the
-    configuration has a default: see --help-config.
+    Ctrl-C stops all processes. The same configuration with --run-dir resumes the run. --help-config lists all
+    configuration keys.
     """
     logs.configure(level=log_level.value)
     overrides = list(set_ or []) + (["security.insecure=true"] if insecure else [])
     settled = configuration.load(config, overrides)
 
     typer.echo(f"starting {config}: a server and {len(settled.clients)} clients")
-    from fedmtl_local.launcher import LocalRun  # it imports for a while
+    from fedmtl_local.launcher import LocalRun  # its imports take a while
 
     run = LocalRun(settled, config, overrides, run_dir, log_level=log_level.value)
     try:

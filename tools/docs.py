@@ -1,4 +1,4 @@
-"""What the documentation has of the code: MkDocs calls this (`hooks` in `mkdocs.yml`)."""
+"""MkDocs hooks that add generated content to the documentation (`hooks` in `mkdocs.yml`)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fedmtl_server.commands.app import app as server
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page that nobody writes."""
+    """Add the page of commands, which is generated."""
     files.append(File.generated(config, "reference/commands.md", content=commands()))
     return files
 
 
 def commands() -> str:
-    """Every command line's options and commands."""
+    """Return the page with the options and commands of every command line."""
     pages = [_command(app, name) for name, app in _APPS.items()]
     return "\n\n".join(["# Command lines", *pages])
 
@@ -34,9 +34,17 @@ _APPS = {"fedmtl-server": server, "fedmtl-client": client, "fedmtl-client doctor
 def _command(app: typer.Typer, name: str) -> str:
     command = typer.main.get_command(app)
     command.epilog = None  # the configuration has a page of its own
+    _keep_summaries(command)
     return get_docs_for_click(obj=command, ctx=typer.Context(command), name=name, indent=1).strip()
 
 
+def _keep_summaries(command: object) -> None:
+    """Set the first sentence of each command's help as its summary, which click would cut after a few words."""
+    for inner in getattr(command, "commands", {}).values():
+        inner.short_help = (inner.help or "").partition("\n\n")[0].partition(". ")[0].rstrip(".") + "."
+        _keep_summaries(inner)
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leave the names of files beside `docs/`, to which the site has no links."""
+    """Replace links to files outside `docs/` with their names, because the site doesn't contain them."""
     return re.sub(r"\[([^]]+)\]\(\.\./(?:\.\./)?(?:protos|tests|fedmtl_|examples|configs)[^)]*\)", r"\1", markdown)

@@ -1,7 +1,7 @@
-"""The configuration: one YAML file, read by the server, by clients and by `fedmtl-local` alike.
+"""The configuration: one YAML file for the server, the clients and `fedmtl-local`.
 
-Every key has a default, an unknown key is an error that names it, and `reference()` is the documentation. The sections
-are in modules of their own; `root` puts them together, and `loading` reads them.
+Every key except a few has a default, and an unknown key is an error that names the key. `reference()` lists all keys.
+Each section has a module; `root` combines the sections, and `loading` reads files.
 """
 
 from fedmtl_core.config.aggregation import (
@@ -26,7 +26,7 @@ from fedmtl_core.config.clients import (
     parse_shard,
 )
 from fedmtl_core.config.loading import dump, load, resolve, validated
-from fedmtl_core.config.reference import Setting, reference
+from fedmtl_core.config.reference import Setting, reference, section_purposes
 from fedmtl_core.config.root import Config, contradictions, flattened
 from fedmtl_core.config.rounds import (
     TASK_SELECTIONS,
@@ -35,6 +35,7 @@ from fedmtl_core.config.rounds import (
     MissingQuorum,
     RoundsConfig,
 )
+from fedmtl_core.config.section import READERS, Reader
 from fedmtl_core.config.server import (
     Durability,
     LimitsConfig,
@@ -53,6 +54,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "MAX_LABELS",
     "OPTIMIZERS",
+    "READERS",
     "TASK_SELECTIONS",
     "TASK_WEIGHTINGS",
     "WHOLE",
@@ -74,6 +76,7 @@ __all__ = [
     "Normalization",
     "NormsConfig",
     "PartitionConfig",
+    "Reader",
     "Readers",
     "ResolvedServerOptimizer",
     "RobustnessConfig",
@@ -99,5 +102,6 @@ __all__ = [
     "parse_shard",
     "reference",
     "resolve",
+    "section_purposes",
     "validated",
 ]

@@ -1,4 +1,4 @@
-"""How updates become the next model: what is left of each, what each counts for, and how the model moves."""
+"""Aggregation settings: screening of updates, their combination, task weights and the server optimizer."""
 
 from __future__ import annotations
 
@@ -27,27 +27,40 @@ TASK_WEIGHTINGS = (
 
 
 class NormsConfig(Section):
-    """What becomes of updates by how far they move the model."""
+    """Treatment of updates by the L2 norm of their changes."""
+
+    read_by = ("server",)
 
     action: NormAction = Field(
         "report",
-        description="The L2 norm of what an update changes is measured for each component, to `report` it, to `clip` "
-        "(scale down) what is beyond a bound before it is averaged, or to `refuse` such an update; or it isn't: `none`",
+        description="Treatment of an update by the L2 norm of each component's delta: `none`, `report`, `clip` or "
+        "`refuse`. `clip` scales a delta down to the bound before averaging; `refuse` rejects an update above the "
+        "bound.",
     )
-    bound: float | None = Field(None, gt=0, description="For `clip` and `refuse`: the largest norm of a component")
+    bound: float | None = Field(
+        None,
+        gt=0,
+        description="Largest L2 norm of a component's delta for `action: clip` and `action: refuse`. If not given, "
+        "`median_factor` alone sets the bound.",
+    )
     median_factor: float | None = Field(
         None,
         gt=1,
-        description="Likewise, as so many times the median of the norms that counted in recent rounds; of both the "
-        "smaller one holds",
+        description="Bound for `action: clip` and `action: refuse` as a multiple of the median norm of recent rounds, "
+        "above 1. The smaller bound applies if `bound` is given too. If not given, `bound` alone applies.",
     )
-    window: int = Field(5, ge=1, description="For `median_factor`: over so many rounds, the last that changed it")
+    window: int = Field(
+        5,
+        ge=1,
+        description="Number of rounds whose norms enter the median for `median_factor`: the most recent rounds that "
+        "changed the component.",
+    )
     model_factor: float | None = Field(
         1e6,
         gt=1,
-        description="With any `action` but `none`, an update whose delta has a norm above so many times the model's "
-        "own (of the same component, its elements taken as 1 on average if they are smaller) is refused; `null` for no "
-        "limit",
+        description="Largest norm of a component's delta as a multiple of the model's norm in that component, whose "
+        "elements count as at least 1 on average. An update above it is refused unless `action` is `none`; `null` "
+        "removes this limit.",
     )
 
     @model_validator(mode="after")
@@ -62,59 +75,91 @@ class NormsConfig(Section):
 
 
 class RobustnessConfig(Section):
-    """What protects the model from updates that would harm it."""
+    """Protection of the model from harmful updates."""
+
+    read_by = ("server",)
 
     norms: NormsConfig = NormsConfig()
     max_client_share: float | None = Field(
         0.99,
         ge=0.5,
         lt=1,
-        description="The largest share of a component's examples that one client counts for, where several contribute "
-        "to it: what it says beyond that is cut; `null` for no limit",
+        description="Largest share of a component's examples that one client counts for, from 0.5 to below 1, where "
+        "several clients contribute. Examples beyond that share aren't counted; `null` removes this limit.",
     )
 
 
 class AggregationConfig(Section):
-    """What updates come to, what each task counts for in the encoder, and each client's steps. docs/aggregation.md has
-    the formulas."""
+    """Combination of updates, weights of the tasks in the encoder, and normalization by client steps.
+
+    docs/aggregation.md has the formulas.
+    """
+
+    read_by = ("server",)
 
     rule: str = Field(
         "mean",
-        description="What a component becomes of its updates: their weighted `mean`, or what a class of your own makes "
-        "of all of them at once, as `module:Name`",
+        description="Rule that combines the updates of a component: `mean` (weighted mean), or your own class as "
+        "`module:Name`, which gets all updates at once.",
     )
     task_weighting: str = Field(
         "examples",
-        description=f"Each task's weight in the encoder's average: {', '.join(TASK_WEIGHTINGS)}, or a class of your "
-        "own as `module:Name`; with `examples` a task weighs what its clients have trained on",
+        description=f"Method for each task's weight in the encoder's average: {', '.join(TASK_WEIGHTINGS)}, or your "
+        "own class as `module:Name`. With `examples`, a task's weight is the number of examples that its clients "
+        "trained on.",
     )
-    task_weights: dict[str, float] | None = Field(None, description="For `fixed`: every task's weight")
+    task_weights: dict[str, float] | None = Field(
+        None,
+        description="Weight of every task by name, above 0. Required with `task_weighting: fixed`, refused with other "
+        "weightings.",
+    )
     scaling: float = Field(
         1.0,
         gt=0,
-        description="What the tasks' weighted deltas are multiplied with before the encoder moves by them, but with no "
-        "more than the number of tasks that share in the round: then each moves it as far as it would alone",
+        description="Factor that multiplies the weighted sum of the tasks' deltas before the encoder moves. It is "
+        "limited to the number of tasks that share the component in the round; at that limit each task moves the "
+        "encoder as far as it would alone.",
     )
     temperature: float = Field(
-        2.0, gt=0, description="For `temperature`: its T; 1 is `examples`, and the larger, the closer to `uniform`"
+        2.0,
+        gt=0,
+        description="Temperature of `task_weighting: temperature`: 1 gives the weights of `examples`, and larger "
+        "values approach those of `uniform`.",
     )
     conflict_aversion: float = Field(
-        0.5, ge=0, lt=1, description="For `cagrad`: its c, how far from the tasks' mean it may go; 0 is the mean"
+        0.5,
+        ge=0,
+        lt=1,
+        description="Parameter c of `task_weighting: cagrad`, from 0 to below 1: the distance from the tasks' mean "
+        "delta that the result may have. With 0 the result is that mean.",
     )
-    asymmetry: float = Field(1.5, ge=0, description="For `gradnorm`: its alpha, how much slow tasks are favoured")
+    asymmetry: float = Field(
+        1.5,
+        ge=0,
+        description="Parameter alpha of `task_weighting: gradnorm`: the larger the value, the more weight slowly "
+        "learning tasks get.",
+    )
     learning_rate: float = Field(
-        0.025, gt=0, description="For `uncertainty`, `gradnorm` and `famo`: how fast the weights follow the losses"
+        0.025,
+        gt=0,
+        description="Step size of the task weights, which take one step per round with `task_weighting: uncertainty`, "
+        "`gradnorm` and `famo`.",
     )
-    decay: float = Field(0.001, ge=0, description="For `famo`: its gamma, how fast the weights forget")
+    decay: float = Field(
+        0.001,
+        ge=0,
+        description="Parameter gamma of `task_weighting: famo`: the rate at which the task weights forget earlier "
+        "rounds.",
+    )
     normalization: Normalization = Field(
         "none",
-        description="With `fednova` deltas are averaged by optimiser step, so that clients who take more of them "
-        "don't pull the model to themselves",
+        description="Normalization of deltas before averaging: `none`, or `fednova` to average deltas per optimizer "
+        "step, so that clients with more steps don't dominate the model.",
     )
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Every task's weight for `fixed`; empty for other weightings."""
+        """The weight of every task for `task_weighting: fixed`; empty for other weightings."""
         return self.task_weights or {}
 
     @field_validator("rule")
@@ -141,22 +186,40 @@ class AggregationConfig(Section):
 
 
 class ServerOptimizerConfig(Section):
-    """How the model moves, once it is known where the updates' average lies. docs/aggregation.md has the formulas."""
+    """Optimizer step from the current model along the averaged update. docs/aggregation.md has the formulas."""
+
+    read_by = ("server",)
 
     name: str = Field(
         "fedavg",
-        description=f"What the average is to the model: {', '.join(OPTIMIZERS)}, or a class of your own as "
-        "`module:Name`; with `fedavg` the average is the model",
+        description=f"Server optimizer applied to the averaged update: {', '.join(OPTIMIZERS)}, or your own class as "
+        "`module:Name`. With `fedavg` the average replaces the model.",
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="The server's; if not given, 1 for `fedavgm` and 0.01 for the others"
+        None,
+        gt=0,
+        description="Learning rate of the server optimizer; `fedavg` doesn't use one. If not given, it is 1 for "
+        "`fedavgm` and 0.01 for the other optimizers.",
     )
     beta_1: float | None = Field(
-        None, ge=0, lt=1, description="Momentum; if not given, 0 for `fedadagrad` and 0.9 for the others"
+        None,
+        ge=0,
+        lt=1,
+        description="Momentum of the server optimizer, from 0 to below 1; `fedavg` doesn't use it. If not given, it is "
+        "0 for `fedadagrad` and 0.9 for the other optimizers.",
     )
-    beta_2: float = Field(0.99, ge=0, lt=1, description="For `fedadam` and `fedyogi`: decay of the second moment")
+    beta_2: float = Field(
+        0.99,
+        ge=0,
+        lt=1,
+        description="Decay rate of the second moment in the server optimizers `fedadam` and `fedyogi`, from 0 to "
+        "below 1.",
+    )
     tau: float = Field(
-        1e-3, gt=0, description="For all but `fedavgm`: degree of adaptivity, added to the second moment's root"
+        1e-3,
+        gt=0,
+        description="Degree of adaptivity of the server optimizers `fedadagrad`, `fedadam` and `fedyogi`, added to the "
+        "square root of the second moment.",
     )
 
     @field_validator("name")
@@ -165,18 +228,18 @@ class ServerOptimizerConfig(Section):
         return require_known_or_reference(name, OPTIMIZERS)
 
     def resolved(self) -> ResolvedServerOptimizer:
-        """The section with the defaults of its optimiser in place of the values that weren't given."""
+        """The section with the optimizer's own defaults for values that weren't given."""
         learning_rate, beta_1 = _DEFAULTS.get(self.name, (0.01, 0.9))
         values = {"learning_rate": learning_rate, "beta_1": beta_1} | self.model_dump(exclude_none=True)
         return ResolvedServerOptimizer.model_validate(values)
 
 
 class ResolvedServerOptimizer(ServerOptimizerConfig):
-    """The section `server_optimizer` as an optimiser is constructed with it: every value is there."""
+    """The section `server_optimizer` with all values set, as an optimizer's constructor takes it."""
 
     learning_rate: float
     beta_1: float
 
 
 _DEFAULTS = {"fedavgm": (1.0, 0.9), "fedadagrad": (0.01, 0.0)}
-"""The default learning rate and momentum of optimisers that have others than 0.01 and 0.9."""
+"""The default learning rate and momentum of the optimizers whose defaults aren't 0.01 and 0.9."""

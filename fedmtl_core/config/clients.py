@@ -1,47 +1,76 @@
-"""Clients: what is all of theirs, and what is one's own."""
+"""Client settings: the sections `client` and `wire`, and the entries of `clients`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fedmtl_core.config.section import UINT32, Section, require_each_once, require_identified
+from fedmtl_core.config.section import (
+    CLIENT_AND_LAUNCHER,
+    EVERY_PROGRAM,
+    SERVER_AND_CLIENT,
+    UINT32,
+    Section,
+    require_each_once,
+    require_identified,
+)
 from fedmtl_core.wire.formats import DEFAULT_DENSITY, ENCODINGS, Compression, Encoding
 
 WHOLE = "1/1"
-"""The shard that is all rows."""
+"""The shard that contains all rows."""
 
 ClientSelection = Literal["server", "round_robin", "random"]
 
 
 class ClientConfig(Section):
-    """How a client behaves on its own machine."""
+    """A client's behavior on its own machine."""
+
+    read_by = ("client",)
 
     tasks: list[str] | None = Field(
-        None, description="The tasks it has rows for, where neither `--task` nor its entry in `clients` says"
+        None,
+        description="Names of the tasks that the client has rows for. The option `--task` and the client's entry in "
+        "`clients` take precedence; one of the three is required.",
     )
-    selection: ClientSelection = Field(
+    selection: Annotated[ClientSelection, CLIENT_AND_LAUNCHER] = Field(
         "server",
-        description="With several tasks, who says which it has in a round: the `server` (`rounds.task_selection`), or "
-        "the client itself, one after the other (`round_robin`) or at `random`",
+        description="Choice of the round's task for a client with several tasks: `server` leaves it to "
+        "`rounds.task_selection`, `round_robin` takes the client's tasks in turn, and `random` draws one.",
     )
-    reconnect_s: float = Field(300.0, ge=0, description="How long to try to reach a server that is away")
-    num_threads: int | None = Field(None, ge=1, description="Threads PyTorch may use; its own choice if not given")
+    reconnect_s: float = Field(
+        300.0, ge=0, description="Seconds for which a client keeps trying to reach an unavailable server."
+    )
+    num_threads: int | None = Field(
+        None, ge=1, description="Number of threads that PyTorch uses in the client. If not given, PyTorch chooses."
+    )
     state_dir: Path | None = Field(
         None,
-        description="Folder for the parameters that a client keeps for itself (`sharing`), so that they outlast it; in "
-        "memory alone if not given",
+        description="Folder in which a client keeps its local parameters (`sharing`) across restarts. If not given, "
+        "they are kept in memory only.",
     )
-    token_file: Path | None = Field(
-        None, description="File with this client's token; the environment variable FEDMTL_TOKEN if not given"
+    token_file: Annotated[Path | None, CLIENT_AND_LAUNCHER] = Field(
+        None,
+        description="File with the client's token. If not given, the token comes from the environment variable "
+        "FEDMTL_TOKEN.",
     )
-    tls_ca: Path | None = Field(None, description="The CA of the server's certificate, a PEM file; with it, TLS is on")
-    tls_certificate: Path | None = Field(None, description="This client's certificate, for mutual TLS")
-    tls_key: Path | None = Field(None, description="Its private key")
+    tls_ca: Annotated[Path | None, CLIENT_AND_LAUNCHER] = Field(
+        None,
+        description="CA of the server's certificate, a PEM file that turns TLS on. If not given, the client connects "
+        "without TLS.",
+    )
+    tls_certificate: Annotated[Path | None, CLIENT_AND_LAUNCHER] = Field(
+        None,
+        description="Client certificate for mutual TLS, a PEM file; requires `client.tls_key` and `client.tls_ca`. If "
+        "not given, the client presents no certificate.",
+    )
+    tls_key: Annotated[Path | None, CLIENT_AND_LAUNCHER] = Field(
+        None,
+        description="Private key of the client's certificate, a PEM file; required with `client.tls_certificate`.",
+    )
 
     @field_validator("tasks")
     @classmethod
@@ -50,42 +79,81 @@ class ClientConfig(Section):
 
 
 class WireConfig(Section):
-    """How tensors travel; a client's own choice, uploads and downloads apart. docs/wire.md has the encodings."""
+    """Encodings of tensors on the network, which each client chooses for itself. docs/traffic.md compares them."""
 
-    upload: Encoding = Field("float32", description=f"Encoding of updates: {', '.join(ENCODINGS)}")
-    download: Encoding = Field("float32", description="Encoding of slices, likewise")
-    compression: Compression = Field("none", description="`none`, or `zstd` for the chunks that it shrinks")
-    topk_density: float = Field(
+    read_by = ("client",)
+
+    upload: Encoding = Field(
+        "float32",
+        description=f"Encoding of the updates that a client sends: {', '.join(ENCODINGS)}. Only `float32` is exact.",
+    )
+    download: Encoding = Field(
+        "float32",
+        description=f"Encoding of the slices that a client receives: {', '.join(ENCODINGS)}. Only `float32` is exact.",
+    )
+    compression: Compression = Field(
+        "none",
+        description="Compression of uploaded and downloaded chunks: `none`, or `zstd` for the chunks that get smaller.",
+    )
+    topk_density: Annotated[float, SERVER_AND_CLIENT] = Field(
         DEFAULT_DENSITY,
         gt=0,
         le=0.5,
-        description="Share of the elements that `topk` keeps, in what this side sends",
+        description="Share of the elements that the encoding `topk` keeps, at most 0.5. A client's value applies to "
+        "its uploads, the server's value to downloads.",
     )
 
 
 class PartitionConfig(Section):
-    """How the parts of a task's training rows differ in their labels, instead of not at all."""
+    """Parts of a task's training rows with different label distributions. Without it the parts are alike."""
+
+    read_by = ("client",)
 
     dirichlet: float = Field(
         gt=0,
-        description="`shard` then takes parts of unequal label distributions, drawn from a Dirichlet distribution of "
-        "this concentration (Hsu et al. 2019): the smaller, the fewer labels a part has. For training rows only; "
-        "values count by the fifth of the rows that they lie in",
+        description="Concentration, above 0, of the Dirichlet distribution that draws the label distribution of each "
+        "part in `shard` (Hsu et al. 2019): the smaller, the fewer labels a part has. It applies to training rows "
+        "only; a regression's scores count as five labels, by quintile.",
     )
-    seed: int = Field(0, ge=0, le=UINT32, description="Its seed; a task's clients need the same for disjoint parts")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=UINT32,
+        description="Seed of the partition into parts. All clients of a task need the same seed for disjoint parts.",
+    )
 
 
 class LocalClient(Section):
-    """One client: `fedmtl-local` starts it, and `fedmtl-client` with its id takes from here what isn't the others'."""
+    """One client. `fedmtl-local` starts it, and `fedmtl-client` with this id takes its own settings from the entry."""
 
-    client_id: str = Field(description="Its name")
-    task: str | None = Field(None, description="Its task")
-    tasks: list[str] | None = Field(None, description="Instead, if it has rows for several: its tasks")
-    shard: str = Field(WHOLE, description="`K/N`: the K-th of N disjoint parts of the task's rows")
+    read_by = ("client", "launcher")
+
+    client_id: Annotated[str, EVERY_PROGRAM] = Field(
+        description="Id of the client, unique in the run: 1 to 64 letters, digits, `.`, `_` or `-`."
+    )
+    task: str | None = Field(
+        None, description="Name of the task that the client has rows for; either `task` or `tasks` is required."
+    )
+    tasks: list[str] | None = Field(
+        None,
+        description="Names of the tasks that the client has rows for; either `task` or `tasks` is required. The client "
+        "works on one of the tasks in each round.",
+    )
+    shard: str = Field(
+        WHOLE,
+        description="Rows that the client uses, as `K/N`: the K-th of N disjoint parts of each task's rows.",
+    )
     partition: PartitionConfig | None = None
-    token_file: Path | None = Field(None, description="Its token, instead of `client.token_file`")
-    tls_certificate: Path | None = Field(None, description="Its certificate, instead of `client.tls_certificate`")
-    tls_key: Path | None = Field(None, description="Its key, instead of `client.tls_key`")
+    token_file: Path | None = Field(
+        None, description="File with this client's token. If not given, `client.token_file` applies."
+    )
+    tls_certificate: Path | None = Field(
+        None, description="Certificate of this client, a PEM file. If not given, `client.tls_certificate` applies."
+    )
+    tls_key: Path | None = Field(
+        None,
+        description="Private key of this client's certificate, a PEM file. If not given, `client.tls_key` applies.",
+    )
 
     @field_validator("client_id")
     @classmethod
@@ -113,28 +181,32 @@ class LocalClient(Section):
 
     @property
     def task_names(self) -> tuple[str, ...]:
-        """Its tasks, one or several, in the file's order."""
+        """The client's tasks, in the file's order."""
         return tuple(self.tasks) if self.tasks is not None else (self.task or "",)
 
 
 def require_one_partition(task: str, clients: Sequence[LocalClient]) -> None:
-    """Check that a task's clients take their shards of the same parts, without which they'd share rows unawares."""
+    """Check that a task's clients cut their shards from the same partition, so that no two clients share rows.
+
+    Raises:
+        ValueError: two clients of the task differ in `partition` or in the N of `shard: K/N`.
+    """
     if not any(client.partition for client in clients):
         return
     first = clients[0]
     for client in clients[1:]:
         if (client.partition, parse_shard(client.shard)[1]) != (first.partition, parse_shard(first.shard)[1]):
             raise ValueError(
-                f"clients: those of {task!r} need the same `partition` and the same N in `shard: K/N`, or their rows "
-                f"would overlap; {first.client_id!r} and {client.client_id!r} differ"
+                f"clients: all clients of {task!r} need the same `partition` and the same N in `shard: K/N`, or their "
+                f"rows would overlap; {first.client_id!r} and {client.client_id!r} differ"
             )
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """`K/N` as `(K, N)`, with 1 <= K <= N.
+    """Return `K/N` as `(K, N)`, with 1 <= K <= N.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: the text isn't such a shard.
     """
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -143,10 +215,10 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def parse_address(text: str) -> str:
-    """`HOST:PORT`, as it is.
+    """Return `HOST:PORT`, unchanged.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: the text isn't an address with a port from 1 to 65535.
     """
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):([0-9]{1,5})", text)
     if not match or not 1 <= int(match[2]) <= 65535:

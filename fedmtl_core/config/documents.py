@@ -1,4 +1,4 @@
-"""YAML documents: their values, and where in the text each of them stands."""
+"""YAML documents: their values, and the line of each value."""
 
 from __future__ import annotations
 
@@ -23,39 +23,41 @@ _MOST_LEVELS, _MOST_ITEMS, _MOST_CHARACTERS = 3, 6, 100
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands."""
+    """The place of a value in a document."""
 
     line: int | None
-    """Counted from 1; None for the whole document."""
+    """The line's number from 1; None for the whole document."""
     text: str
-    """The value as it stands there, cut where it is long: `no`, and not what YAML makes of it."""
+    """The value as written in the document, such as `no` instead of YAML's false; shortened if it is long."""
     is_scalar: bool
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document."""
+    """A YAML document."""
 
     values: object
     root: yaml.Node | None
-    """None where there is nothing in it."""
+    """None for an empty document."""
 
     @property
     def sections(self) -> dict[str, object]:
-        """The values of a document that `read` gave; empty where there is nothing in it."""
+        """The values of a document that `read` returned; empty for an empty document."""
         return self.values if isinstance(self.values, dict) else {}
 
     def find(self, location: tuple[object, ...]) -> Place | None:
-        """Where the value stands that pydantic's location leads to, or the last section on the way there."""
+        """The place of the value at one of pydantic's locations, or of the last section on the path to the value."""
         node, line = self.root, None
         for part in location:
-            if (found := _below(node, part)) is not None:  # else it names one of several types, or what is missing
+            if (
+                found := _below(node, part)
+            ) is not None:  # otherwise the part names one of several types, or a missing key
                 key, node = found
                 line = key.start_mark.line + 1
         return None if node is None else _place(line, node)
 
     def find_key(self, location: tuple[object, ...]) -> Place | None:
-        """Where the key stands that a location leads to."""
+        """The place of the key at a location."""
         node = self.root
         for part in location[:-1]:
             node = found[1] if (found := _below(node, part)) else None
@@ -64,10 +66,10 @@ class Document:
 
 
 def parse(text: str) -> Document:
-    """A YAML document.
+    """Parse a YAML document.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: the text isn't valid YAML, or is YAML that FedMTL refuses.
     """
     try:
         loader = _Loader(text)
@@ -85,10 +87,10 @@ def parse(text: str) -> Document:
 
 
 def read(path: Path) -> Document:
-    """A YAML file of sections.
+    """Read a YAML file of sections.
 
     Raises:
-        ConfigError: it can't be read, or holds no sections.
+        ConfigError: the file can't be read or isn't valid, or its top level isn't a mapping of sections.
     """
     try:
         document = parse(path.read_text(encoding="utf-8"))
@@ -99,14 +101,14 @@ def read(path: Path) -> Document:
     except ValueError as error:  # such as a NUL in the path
         raise ConfigError(f"{shown_path(path)}: can't read the configuration: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(_told(path, error)) from None
+        raise ConfigError(_yaml_message(path, error)) from None
     if document.values is not None and not isinstance(document.values, dict):
         raise ConfigError(f"{path}: expected sections such as `training:`, got {type(document.values).__name__}")
     return document
 
 
 def shown_path(path: Path) -> str:
-    """A path in a message: cut where it is longer than any that there can be, and printable."""
+    """Return a printable path for a message; a path of more than 300 characters is shortened in the middle."""
     text = str(path)
     text = text if len(text) <= 300 else f"{text[:140]}…{text[-140:]}"
     return "".join(
@@ -116,28 +118,28 @@ def shown_path(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Explained:
-    """What is wrong with a value, in words."""
+    """The explanation of an invalid value."""
 
     line: int | None
-    """Where it stands, if it was read from a document."""
+    """The value's line; None if the value doesn't come from a document."""
     text: str
-    """What was expected, and what stands there."""
+    """The expectation and the value found."""
 
 
 def explained(problem: ErrorDetails, document: Document, location: tuple[int | str, ...]) -> Explained:
-    """One of pydantic's problems.
+    """Explain one of pydantic's problems.
 
     Args:
-        problem: which.
-        document: what the values were read from.
-        location: where it is in that.
+        problem: the problem.
+        document: the document that the values were read from.
+        location: the problem's location in the document.
     """
     place = document.find(location)
     line = place.line if place else None
     message, value = problem["msg"].removeprefix("Value error, "), problem["input"]
     message = message[:1].lower() + message[1:]
     if problem["type"] == "missing":
-        return Explained(line, "needed, and not given")
+        return Explained(line, "required, but not given")
     if problem["type"] == NOT_TEXT:
         context = problem["ctx"]
         find = document.find_key if context["is_key"] else document.find
@@ -154,29 +156,32 @@ def explained(problem: ErrorDetails, document: Document, location: tuple[int | s
 
 
 def place_text(name: str, line: int | None, key: str) -> str:
-    """Where a value stands, for the beginning of a message: `FILE:LINE: KEY`, as far as it is known."""
+    """Return the place of a value for the start of a message: `FILE:LINE: KEY`, without unknown parts."""
     place = name if line is None else f"{name}:{line}"
     return f"{place}: {key}" if key else place
 
 
 class _Refused(yaml.constructor.ConstructorError):
-    """A text that is YAML, and that we don't take."""
+    """Text that is valid YAML but that FedMTL refuses."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but these are errors: a key given twice, which would be the loss of the first; a text that
-    has the form of a date or a number and is none; a number that hardly anybody reads as YAML 1.1 does."""
+    """YAML's safe loader with additional errors.
+
+    It refuses a repeated key, whose first value would be lost, and text in the form of an invalid date or number.
+    Numbers in base 60 and base 8 are refused, because few people read them as YAML 1.1 does.
+    """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError):
-            text = shown(node.value) if isinstance(node, yaml.ScalarNode) else "what is there"
+            text = shown(node.value) if isinstance(node, yaml.ScalarNode) else "the value"
             kind = node.tag.removeprefix(_TAG)
             raise _refused(f"{text} can't be read as YAML's {kind}; put quotes around text", node) from None
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """A mapping as it stands there, before others are merged into it."""
+        """Compose a mapping as written, before other mappings are merged into it."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -186,19 +191,19 @@ class _Loader(yaml.SafeLoader):
             if value in lines:
                 first = lines[value]
                 where = f"twice on line {line}" if first == line else f"twice, on lines {first} and {line}"
-                raise _refused(f"the key {_as_it_stands(key, 1)} is there {where}", key)
+                raise _refused(f"the key {_as_written(key, 1)} is given {where}", key)
             lines[value] = line
         return node
 
     def construct_plain_number(self, node: yaml.ScalarNode) -> int | float:
-        """A number, unless it is in base 60 or has the form of an octal one."""
+        """Construct a number; refuse numbers in base 60 and numbers with the leading zero of base 8."""
         is_integer = node.tag == f"{_TAG}int"
         value = self.construct_yaml_int(node) if is_integer else self.construct_yaml_float(node)
         text = shown(node.value).strip("'\"")
         base = "in base 60" if ":" in node.value else "in base 8" if is_integer and _OCTAL.fullmatch(node.value) else ""
         if base:
             raise _refused(
-                f"YAML reads {text} as a number {base}, {shown(value)}; write {shown(value)} if that is meant, or put "
+                f"YAML reads {text} as a number {base}, {shown(value)}; write {shown(value)} for that number, or put "
                 "quotes around text",
                 node,
             )
@@ -213,8 +218,8 @@ def _refused(reason: str, node: yaml.Node) -> _Refused:
     return _Refused(None, None, reason, node.start_mark)
 
 
-def _told(path: Path, error: yaml.YAMLError) -> str:
-    """What is wrong with a file, and in which line."""
+def _yaml_message(path: Path, error: yaml.YAMLError) -> str:
+    """Return a message with the file, the line and the YAML error."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = f"{path}:{mark.line + 1}" if mark else str(path)
     if isinstance(error, _Refused):
@@ -226,9 +231,9 @@ def _told(path: Path, error: yaml.YAMLError) -> str:
 
 
 def _below(node: yaml.Node | None, part: object) -> tuple[yaml.Node, yaml.Node] | None:
-    """What a key or a number leads to from a node: the key's node, or the item's, and the value's."""
+    """Return the nodes of a key and its value in a mapping, or an item's node twice; None without such a part."""
     if isinstance(node, yaml.MappingNode):
-        for key, value in reversed(node.value):  # what was merged into it comes first
+        for key, value in reversed(node.value):  # merged keys come first
             if isinstance(key, yaml.ScalarNode) and (key.value == str(part) or _is(key, part)):
                 return key, value
     elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
@@ -237,15 +242,15 @@ def _below(node: yaml.Node | None, part: object) -> tuple[yaml.Node, yaml.Node] 
 
 
 def _is(key: yaml.ScalarNode, part: object) -> bool:
-    """Whether a key that isn't text, such as `no`, is read as this."""
+    """Whether a key that isn't text, such as `no`, has this value."""
     return key.tag != f"{_TAG}str" and parse(key.value).values is part
 
 
 def _place(line: int | None, node: yaml.Node) -> Place:
-    return Place(line, _as_it_stands(node, _MOST_LEVELS) or "nothing", isinstance(node, yaml.ScalarNode))
+    return Place(line, _as_written(node, _MOST_LEVELS) or "nothing", isinstance(node, yaml.ScalarNode))
 
 
-def _as_it_stands(node: yaml.Node, levels: int) -> str:
+def _as_written(node: yaml.Node, levels: int) -> str:
     if isinstance(node, yaml.ScalarNode):
         if node.tag == f"{_TAG}str":
             return shown(node.value)
@@ -253,8 +258,8 @@ def _as_it_stands(node: yaml.Node, levels: int) -> str:
     if levels == 0:
         return "…"
     if isinstance(node, yaml.SequenceNode):
-        return f"[{', '.join(_cut(node.value, (_as_it_stands(one, levels - 1) for one in node.value)))}]"
-    pairs = (f"{_as_it_stands(key, levels - 1)}: {_as_it_stands(value, levels - 1)}" for key, value in node.value)
+        return f"[{', '.join(_cut(node.value, (_as_written(one, levels - 1) for one in node.value)))}]"
+    pairs = (f"{_as_written(key, levels - 1)}: {_as_written(value, levels - 1)}" for key, value in node.value)
     return f"{{{', '.join(_cut(node.value, pairs))}}}"
 
 

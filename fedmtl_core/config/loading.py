@@ -1,4 +1,4 @@
-"""Configurations from files, command lines and programs, and in words what is wrong with them."""
+"""Loading of configurations from files, command lines and programs, with messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from fedmtl_core.config.tasks import AuxiliaryConfig, DataConfig, TaskConfig
 from fedmtl_core.errors import ConfigError
 
 _RENAMED = {"batch_size": "per_device_train_batch_size"}
-"""Keys that other names are given for, in the hints of errors alone."""
+"""Common wrong names of keys with the right key, for hints in error messages."""
 
 
 def load(path: Path | None, overrides: Sequence[str] = (), named: Mapping[str, str] = MappingProxyType({})) -> Config:
     """Read a configuration file.
 
     Args:
-        path: a YAML file, or None for defaults alone.
-        overrides: `KEY=VALUE` each, where KEY is a dotted path such as `training.num_rounds`; they win.
-        named: by KEY, the command line's option that an override came from where it isn't `--set`, for messages.
+        path: a YAML file; None loads the defaults.
+        overrides: `KEY=VALUE` texts, with a dotted path such as `training.num_rounds` as KEY. They take precedence over
+            the file.
+        named: for overrides that come from another option than `--set`, the option by KEY, for messages.
 
     Raises:
-        ConfigError: the file can't be read, or a key or value is wrong; the message gives the key's path,
-            the value and what is allowed.
+        ConfigError: the file can't be read, or a key or value is invalid. The message gives the key's path, the value
+            and the allowed values.
     """
     document = documents.read(path) if path else Document({}, None)
     values = document.sections
@@ -44,7 +45,7 @@ def load(path: Path | None, overrides: Sequence[str] = (), named: Mapping[str, s
 
 
 def resolve(given: Config | Mapping[str, object] | Path | str | None) -> Config:
-    """A configuration however a program gives it: as it is, as nested dictionaries, or as a YAML file's path.
+    """Return the configuration for a `Config`, nested dictionaries, a YAML file's path, or None for the defaults.
 
     Raises:
         ConfigError: as for `load`.
@@ -60,44 +61,44 @@ def resolve(given: Config | Mapping[str, object] | Path | str | None) -> Config:
 
 
 def validated(values: Mapping[str, object], source: str) -> Config:
-    """A configuration of sections that are at hand.
+    """Validate a configuration that is given as sections.
 
     Args:
         values: the sections.
-        source: where they come from, for messages.
+        source: the origin of the sections, for messages.
 
     Raises:
-        ConfigError: a key or value is wrong, as for `load`.
+        ConfigError: a key or value is invalid, as for `load`.
     """
     return _validated(values, [_Source("", source, Document(values, None))])
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a part of a configuration comes from."""
+    """The origin of a part of a configuration."""
 
     key: str
-    """The key that it sets; empty for all of them."""
+    """The key that this source sets; empty for a source of all keys."""
     name: str
-    """For messages: a file, or an option."""
+    """The file or option, for messages."""
     document: Document
 
     def has(self, path: str, *, unknown: bool) -> bool:
-        """Whether a key is set by this; an unknown one may also be a section above the key that is."""
+        """Whether this source sets a key. An unknown key may also be a section above the source's key."""
         return self.is_above(path) or (unknown and self.key.startswith(f"{path}."))
 
     def is_above(self, path: str) -> bool:
-        """Whether a key is the one that this sets, or lies below it."""
+        """Whether a key is the source's key or lies below it."""
         return not self.key or path == self.key or path.startswith((f"{self.key}.", f"{self.key}["))
 
     def place(self, path: str, line: int | None) -> str:
-        """Where the value of a key was given, for messages."""
+        """Return the place of a key's value, for messages."""
         if self.key:
             return self.name + (path.removeprefix(self.key) if self.is_above(path) else "")
         return documents.place_text(self.name, line, path)
 
     def below(self, location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-        """A location as it is within the document."""
+        """Return a location relative to the source's document."""
         return location[len(self.key.split(".")) :] if self.key else location
 
 
@@ -111,12 +112,12 @@ def _validated(values: Mapping[str, object], sources: Sequence[_Source]) -> Conf
 
 
 def dump(config: Config) -> str:
-    """The configuration as YAML, defaults written out, such that `load` gives the same again."""
+    """Return the configuration as YAML with all defaults. `load` reads it back to an equal configuration."""
     return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False)
 
 
 def _apply(values: dict[str, object], override: str) -> Document:
-    """Set what an override says; returns its value."""
+    """Apply an override to the values; return the override's value as a document."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set: expected KEY=VALUE, such as training.num_rounds=5, got {override!r}")
@@ -135,11 +136,11 @@ def _apply(values: dict[str, object], override: str) -> Document:
 
 
 def _explain(error: ValidationError, sources: Sequence[_Source]) -> Iterator[str]:
-    """Each problem with where it stands.
+    """Yield a message with its place for each problem.
 
     Args:
         error: the problems.
-        sources: where the values came from; the later ones win.
+        sources: the origins of the values; later sources take precedence.
     """
     for problem in error.errors():
         path = _path(problem["loc"])
@@ -158,7 +159,7 @@ def _suggest(location: tuple[int | str, ...]) -> str:
 
 
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    """Names of the keys allowed in the section that a location lies in."""
+    """Return the keys that are allowed in the section of a location."""
     path = _path(location[:-1])
     if not path:
         return list(Config.model_fields)

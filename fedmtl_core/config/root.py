@@ -1,4 +1,4 @@
-"""A whole configuration: its sections, and what they have to agree on."""
+"""The whole configuration: its sections, and the conditions that hold between sections."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _FREE_TO_CHANGE = re.compile(
     r"|rounds\.await_clients_s$"
     r"|tasks\.[^.]+\.deadline_s$"
 )
-"""Settings that a run may be taken up with another value of: they don't change what it computes."""
+"""Settings that may change when a run is resumed, because they don't affect its results."""
 _QUORUM = re.compile(r"tasks\.[^.]+\.min_clients$")
-"""As free, unless cohorts are drawn: so many of a task's clients are drawn at least."""
+"""Settings that may change when a run is resumed, unless cohorts are drawn: a draw takes at least `min_clients`."""
 
 
 class Config(Section):
@@ -53,9 +53,9 @@ class Config(Section):
     tracing: TracingConfig = TracingConfig()
     client: ClientConfig = ClientConfig()
     wire: WireConfig = WireConfig()
-    tasks: dict[str, TaskConfig] = Field(default_factory=dict, description="The run's tasks by name")
+    tasks: dict[str, TaskConfig] = Field(default_factory=dict, description="Tasks of the run by name.")
     clients: list[LocalClient] = Field(
-        default_factory=list, description="What `fedmtl-local` starts, and what each client has for itself"
+        default_factory=list, description="Clients that `fedmtl-local` starts, with each client's own settings."
     )
 
     @field_validator("tasks", mode="before")
@@ -65,13 +65,13 @@ class Config(Section):
             return tasks
         for name in tasks:
             if not isinstance(name, str):
-                raise not_text("a task's name is text", name, name, is_key=True)
+                raise not_text("a task's name must be text", name, name, is_key=True)
         return {name: {} if task is None else task for name, task in tasks.items()}
 
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, values: object) -> object:
-        """`training:` with nothing under it is a section of defaults."""
+        """Read a section without keys, such as `training:` alone, as a section of defaults."""
         return (
             {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
         )
@@ -90,12 +90,14 @@ class Config(Section):
             if task not in self.tasks:
                 raise ValueError(f"early_stopping.watch: {task!r} isn't in `tasks`")
             if task in self.auxiliary_tasks():
-                raise ValueError(f"early_stopping.watch: {task!r} is auxiliary, and ends no run")
+                raise ValueError(
+                    f"early_stopping.watch: {task!r} is auxiliary, and auxiliary tasks don't count for early stopping"
+                )
         self._require_task_weights()
         self._require_sharing()
         require_compatible(self._stages(), self._breaches())
         if self.rounds.mode == "async" and self.rounds.cohort != "all":
-            raise ValueError(f"rounds.cohort: asynchronous rounds are for all clients, got {self.rounds.cohort!r}")
+            raise ValueError(f"rounds.cohort: `mode: async` needs `cohort: all`, got {self.rounds.cohort!r}")
         ids = [client.client_id for client in self.clients]
         if len(set(ids)) != len(ids):
             raise ValueError(f"client ids must differ, got {', '.join(ids)}")
@@ -123,7 +125,7 @@ class Config(Section):
                 raise ValueError(f"sharing.{error}") from None
 
     def _stages(self) -> Iterator[StageRule]:
-        """The stages of the aggregation that require something, as far as they are asked for."""
+        """The configured aggregation stages that have requirements."""
         if self.aggregation.normalization != "none":
             yield stages.NORMALIZATION
         if self.aggregation.rule != "mean":
@@ -134,7 +136,7 @@ class Config(Section):
             yield stages.SHARING
 
     def _breaches(self) -> Iterator[Breach]:
-        """The settings that take from the stages of the aggregation what some of them require."""
+        """The settings that remove a property that some aggregation stages require."""
         aggregation, by_examples, together = self.aggregation, Property.EXAMPLE_WEIGHTS, Property.TASKS_TOGETHER
         policy = self.sharing.adaptive.policy
         for property_, key, got, needed, stage in (
@@ -166,15 +168,15 @@ class Config(Section):
         return [task.spec(name) for name, task in self.tasks.items()]
 
     def auxiliary_tasks(self) -> frozenset[str]:
-        """The tasks that no round needs and that end no run."""
+        """The tasks that count neither for quorums nor for early stopping."""
         return frozenset(name for name, task in self.tasks.items() if task.auxiliary is not None)
 
     def max_examples(self) -> dict[str, int]:
-        """By task with a limit, the examples that an update of it counts as at most."""
+        """The largest number of examples that an update counts for, by task; tasks without a limit are absent."""
         return {name: task.max_examples for name, task in self.tasks.items() if task.max_examples is not None}
 
     def plan(self, task: str) -> TrainingPlan:
-        """What a client of this task is asked to do."""
+        """The training plan for clients of a task."""
         training, section = self.training, self.tasks[task]
         spec = section.spec(task)
         return TrainingPlan(
@@ -204,7 +206,7 @@ class Config(Section):
 
 
 def contradictions(stored: Config, given: Config) -> list[str]:
-    """What keeps a run from being taken up with another configuration: for each key `key: the run has X, got Y`."""
+    """Return why a run can't be resumed with another configuration: `key: the run has X, got Y` for each such key."""
     problems = []
     if stored.tasks.keys() != given.tasks.keys():
         problems.append(f"tasks: the run has {', '.join(stored.tasks)}, got {', '.join(given.tasks)}")
@@ -218,7 +220,7 @@ def contradictions(stored: Config, given: Config) -> list[str]:
 
 
 def flattened(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The values of nested sections by dotted key. Lists are values."""
+    """Yield the values of nested sections by dotted key. A list is one value."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from flattened(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""What a section of the configuration is, and checks that several have."""
+"""The base class of configuration sections, and checks that several sections use."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import types
 import typing
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -18,13 +20,13 @@ from fedmtl_core import plugins
 from fedmtl_core.errors import InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 
-UINT32 = 2**32 - 1  # what the contract can carry
+UINT32 = 2**32 - 1  # the largest number in the contract's uint32 fields
 
 SECRET = "secret"  # nosec B105
-"""The type of an error whose value isn't shown."""
+"""The type of an error whose message doesn't show the value."""
 
 NOT_TEXT = "not_text"
-"""The type of an error of a value that was to be text, and that YAML reads otherwise for want of quotes."""
+"""The type of an error for text without quotes that YAML reads as another type."""
 
 _LEADING_ZEROS = re.compile(r"\s*[-+]?0[0-9_]+\s*")
 
@@ -32,15 +34,40 @@ _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
 
 
+Reader = Literal["server", "client", "launcher"]
+"""A program that reads the configuration: `fedmtl-server`, `fedmtl-client` or `fedmtl-local`."""
+
+READERS: tuple[Reader, ...] = typing.get_args(Reader)
+
+
+@dataclass(frozen=True)
+class ReadBy:
+    """The programs that use a key, as `Annotated` metadata of its field; overrides `Section.read_by`."""
+
+    readers: tuple[Reader, ...]
+
+
+SERVER_AND_CLIENT = ReadBy(("server", "client"))
+SERVER_AND_LAUNCHER = ReadBy(("server", "launcher"))
+CLIENT_AND_LAUNCHER = ReadBy(("client", "launcher"))
+EVERY_PROGRAM = ReadBy(READERS)
+
+
 class Section(BaseModel):
-    """One section: it doesn't change, and has no other keys than its own. Its checks raise `ValueError`, in words."""
+    """An immutable section that refuses unknown keys. Its checks raise `ValueError` with a message for the user."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    read_by: ClassVar[tuple[Reader, ...]] = ()
+    """The programs that use the section's keys, for keys without a `ReadBy` of their own.
+
+    A key counts for the program whose behavior its value changes. Every program validates the whole file.
+    """
 
     @field_validator("*", mode="before")
     @classmethod
     def _taken_as_meant(cls, value: object, info: ValidationInfo) -> object:
-        """Where numbers are expected pydantic takes `true` for 1, and the text `0777` for 777. Nothing takes a NUL."""
+        """Refuse NUL characters, and values that pydantic would convert to a wrong number, such as `true` or `0777`."""
         if isinstance(value, str) and "\0" in value:
             raise ValueError("expected text without a NUL character")
         _require_numbers(cls.model_fields[info.field_name or ""].annotation, value)
@@ -48,10 +75,10 @@ class Section(BaseModel):
 
 
 def _require_numbers(annotation: object, value: object) -> None:
-    """Check that what is to be a number, in itself or as an item, is none that could be meant otherwise.
+    """Check that a number, or each number in a list or dictionary, has only one reading.
 
     Raises:
-        ValueError: it is true or false, or a text with leading zeros.
+        ValueError: a value is true or false, or a text with leading zeros.
     """
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     kinds = typing.get_args(annotation) if is_union else (annotation,)
@@ -67,23 +94,23 @@ def _require_numbers(annotation: object, value: object) -> None:
 
 
 def not_text(expected: str, value: object, *at: int | str, is_key: bool = False) -> PydanticCustomError:
-    """An error for a value that YAML took for none; its message quotes it as it stands in the file.
+    """An error for a value that should be text but that YAML reads as another type. Its message quotes the file's text.
 
     Args:
-        expected: what was.
-        value: what YAML made of it.
-        at: where it lies below the field that is checked.
-        is_key: whether it is the key there, and not its value.
+        expected: the expectation, for the message.
+        value: the value that YAML read.
+        at: the path from the checked field to the value.
+        is_key: whether the path leads to a mapping's key instead of its value.
     """
-    facts = {"expected": expected, "text": shown(value), "at": at, "is_key": is_key}
-    return PydanticCustomError(NOT_TEXT, "{expected}; put quotes around {text}", facts)
+    context = {"expected": expected, "text": shown(value), "at": at, "is_key": is_key}
+    return PydanticCustomError(NOT_TEXT, "{expected}; put quotes around {text}", context)
 
 
-def require_reference(value: str, expected: str = f"a class of your own as {plugins.FORM}") -> str:
-    """A class of the user's own, as it is.
+def require_reference(value: str, expected: str = f"your own class as {plugins.FORM}") -> str:
+    """Return a reference to a user's class, unchanged.
 
     Raises:
-        ValueError: it isn't `module:Name`.
+        ValueError: the reference doesn't have the form `module:Name`.
     """
     if not plugins.is_reference(value):
         raise ValueError(f"expected {expected}")
@@ -91,36 +118,36 @@ def require_reference(value: str, expected: str = f"a class of your own as {plug
 
 
 def require_known_or_reference(name: str, known: Sequence[str]) -> str:
-    """One of the names that there are, or a class of the user's own, as it is.
+    """Return a known name or a reference to a user's class, unchanged.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the name is neither known nor a reference.
     """
     if name not in known and not plugins.is_reference(name):
         close = difflib.get_close_matches(name[:100], known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"{hint}expected {', '.join(known)}, or module:Name for a class of your own")
+        raise ValueError(f"{hint}expected {', '.join(known)}, or module:Name for your own class")
     return name
 
 
 def require_each_once(tasks: list[str]) -> list[str]:
-    """Names of tasks, as they are.
+    """Return the names of tasks, unchanged.
 
     Raises:
-        ValueError: there is none, or one is there twice.
+        ValueError: the list is empty or names a task twice.
     """
     if not tasks:
-        raise ValueError("expected the name of one task at least")
+        raise ValueError("expected the name of at least one task")
     if twice := [task for task, count in Counter(tasks).items() if count > 1]:
-        raise ValueError(f"expected each task once; {twice[0]!r} is there twice")
+        raise ValueError(f"expected each task once, got {twice[0]!r} twice")
     return tasks
 
 
 def require_identified(value: str, what: str = "a client id") -> str:
-    """An identifier, as it is.
+    """Return an identifier, unchanged.
 
     Raises:
-        ValueError: it can't be one.
+        ValueError: the value isn't a valid identifier.
     """
     try:
         return require_identifier(what, value)
@@ -129,22 +156,28 @@ def require_identified(value: str, what: str = "a client id") -> str:
 
 
 def require_no_password(url: str, instead: str) -> str:
-    """A URL that is shown, and kept in the run's folder.
+    """Return a URL without a password, unchanged. The run's folder stores the URL, and messages show it.
+
+    Args:
+        url: the URL.
+        instead: the place where the user can give the password, for the message.
 
     Raises:
-        PydanticCustomError: it has a password.
+        PydanticCustomError: the URL contains a password.
     """
     try:
         has_password = urlsplit(url).password is not None
-    except ValueError:  # such as a bracket that isn't closed
+    except ValueError:  # such as an unclosed bracket
         has_password = False
     if has_password:
-        raise PydanticCustomError(SECRET, f"a password in it would be kept where others read it; give it in {instead}")
+        raise PydanticCustomError(
+            SECRET, f"a password in the URL would be stored where others can read it; give the password in {instead}"
+        )
     return url
 
 
 def shown(value: object) -> str:
-    """A value in a message: short, however large or deep it is."""
+    """Return a short text for a value in a message, however large or deeply nested the value is."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # an integer of too many digits

@@ -1,4 +1,4 @@
-"""Which tasks share what."""
+"""Sharing settings: the parts of the model that tasks share, and changes of the sharing during a run."""
 
 from __future__ import annotations
 
@@ -11,28 +11,51 @@ from fedmtl_core.model.sharing import NAMED_PARTS, SharingRules
 
 
 class AdaptiveConfig(Section):
-    """Whether, and how, what tasks share changes while they train."""
+    """Changes of the sharing during a run."""
+
+    read_by = ("server",)
 
     policy: str | None = Field(
         None,
-        description="What says when layers change hands: `cosine`, how alike the tasks' updates are, or a "
-        "class of your own as `module:Name`; never if not given",
+        description="Policy that regroups layers among tasks during the run: `cosine` (similarity of the tasks' "
+        "updates), or your own class as `module:Name`. If not given, the sharing never changes.",
     )
     split_below: float = Field(
-        -0.2, ge=-1, le=1, description="For `cosine`: tasks part where the cosine of their updates is below this"
+        -0.2,
+        ge=-1,
+        le=1,
+        description="Cosine of two tasks' updates, from -1 to 1, below which `policy: cosine` separates the tasks in a "
+        "layer.",
     )
     merge_above: float = Field(
-        0.1, ge=-1, le=1, description="Likewise: and come together again where it is no longer below this"
+        0.1,
+        ge=-1,
+        le=1,
+        description="Cosine of tasks' updates, from -1 to 1, from which on `policy: cosine` merges a layer of "
+        "separate tasks; must be above `split_below`.",
     )
-    patience: int = Field(3, ge=1, description="Likewise: after so many rounds in a row that say the same")
+    patience: int = Field(
+        3,
+        ge=1,
+        description="Number of consecutive rounds with the same decision before `policy: cosine` regroups a layer.",
+    )
     smoothing: float = Field(
-        0.5, ge=0, lt=1, description="Likewise: what the cosine of the rounds before counts for, 0 for nothing"
+        0.5,
+        ge=0,
+        lt=1,
+        description="Weight of the previous rounds' cosines in the moving average of `policy: cosine`, from 0 (the "
+        "last round only) to below 1.",
     )
     max_parameters: float = Field(
-        2.0, ge=1, description="The most parameters of encoders that the server keeps, as a multiple of one encoder's"
+        2.0,
+        ge=1,
+        description="Largest number of encoder parameters that the server keeps, as a multiple of one encoder's "
+        "parameters.",
     )
     layers: list[str] | None = Field(
-        None, description="What may move, as in `sharing.layers`; if not given, all that isn't named there"
+        None,
+        description="Parts of the encoder that a policy may regroup, named as in `sharing.layers`. If not given, all "
+        "parts that `sharing.layers` doesn't name.",
     )
 
     @field_validator("policy")
@@ -43,43 +66,52 @@ class AdaptiveConfig(Section):
     @field_validator("layers", mode="before")
     @classmethod
     def _text(cls, layers: object) -> object:
-        """YAML has a layer's number as a number."""
+        """Convert layer numbers, which YAML reads as integers, to text."""
         return [str(one) for one in layers] if isinstance(layers, list) else layers
 
     @model_validator(mode="after")
     def _apart(self) -> AdaptiveConfig:
         if self.split_below >= self.merge_above:
             raise ValueError(
-                f"`merge_above` has to be above `split_below`, or layers would move to and fro; got {self.merge_above} "
-                f"and {self.split_below}"
+                "`merge_above` must be above `split_below`, or layers would move back and forth; got "
+                f"{self.merge_above} and {self.split_below}"
             )
         return self
 
 
 class SharingConfig(Section):
-    """Which tasks share which part of the model. docs/sharing.md says what is worth what."""
+    """Tasks that share each part of the model. docs/sharing.md compares the choices."""
+
+    read_by = ("server",)
 
     groups: dict[str, list[str]] = Field(
-        {}, description="Groups of tasks by name: each a list of tasks and of other groups; a task or group is in one"
+        {},
+        description="Groups of tasks by name, each a list of tasks and other groups. A task or a group belongs to at "
+        "most one group.",
     )
     layers: dict[str, str] = Field(
         {},
-        description=f"Who shares a part of the encoder, by a layer's number, a range such as `2-5`, or "
-        f"{', '.join(f'`{part}`' for part in NAMED_PARTS)}: `shared`, all tasks; `group`, those of the same innermost "
-        "group; a group's name, all within it; `task`, each for itself; `local`, each client. What isn't named, all do",
+        description="Sharing of parts of the encoder, by a layer's number, a range such as `2-5`, or "
+        f"{', '.join(f'`{part}`' for part in NAMED_PARTS)}. Values: `shared` (all tasks), `group` (tasks of the same "
+        "innermost group), a group's name (all tasks in that group), `task` (each task alone) or `local` (each client "
+        "alone). All tasks share the parts that aren't named.",
     )
     head: Literal["task", "local"] = Field(
-        "task", description="Who shares a head: the clients of its `task`; with `local` each client keeps its own"
+        "task",
+        description="Sharing of a head: with `task` all clients of the task share the head; with `local` each client "
+        "keeps its own.",
     )
     norms: str | None = Field(
-        None, description="Who shares the encoder's normalisation layers, if not those who share what they are in"
+        None,
+        description="Sharing of the encoder's normalization layers, with the values of `sharing.layers`. If not given, "
+        "a normalization layer is shared like the part that contains it.",
     )
     adaptive: AdaptiveConfig = AdaptiveConfig()
 
     @field_validator("layers", mode="before")
     @classmethod
     def _text_keys(cls, layers: object) -> object:
-        """YAML has a layer's number as a number."""
+        """Convert layer numbers, which YAML reads as integers, to text."""
         return {str(key): level for key, level in layers.items()} if isinstance(layers, dict) else layers
 
     @field_validator("groups")
@@ -90,5 +122,5 @@ class SharingConfig(Section):
         return groups
 
     def rules(self) -> SharingRules:
-        """What the table of scopes is made by."""
+        """The rules from which the table of scopes follows."""
         return SharingRules(self.groups, self.layers, self.head, self.norms)

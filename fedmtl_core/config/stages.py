@@ -1,7 +1,7 @@
-"""The stages of the aggregation, in their order: what each requires of a run, and what it takes from the others.
+"""The aggregation stages in their order: the properties that each stage requires, and those that it may break.
 
-The server's stage classes take their rule from here; a configuration is checked by the same rules, so that what can't
-go together is stated once.
+The server's stage classes and the validation of a configuration use the same rules, so that each incompatibility is
+stated once.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from types import MappingProxyType
 
 
 class Property(Enum):
-    """What a stage may rely on, unless a setting or another stage takes it away."""
+    """An assumption that a stage may make, unless a setting or another stage breaks it."""
 
     SYNCHRONOUS = "all updates of a round start from the same model"
     ONE_TASK_PER_CLIENT = "a client has one task for the whole run"
-    WHOLE_UPDATES = "an update counts as it was sent"
-    EXAMPLE_WEIGHTS = "a client weighs as many examples as it was trained on, whatever its task"
+    WHOLE_UPDATES = "an update counts as sent, without clipping"
+    EXAMPLE_WEIGHTS = "a client's weight is the number of examples it trained on, whatever its task"
     FIXED_SCOPES = "a parameter stays in its component"
-    SGD_STEPS = "an update is a sum of gradients, each times a learning rate"
-    TASKS_TOGETHER = "a component's updates are taken together, whatever their tasks"
+    SGD_STEPS = "an update is a sum of gradients, each multiplied by a learning rate"
+    TASKS_TOGETHER = "a component's updates are combined together, whatever their tasks"
     MEAN = "a component becomes the weighted mean of its updates"
-    WHOLE_STEPS = "each of a client's steps moves all parameters"
+    WHOLE_STEPS = "each step of a client changes all parameters"
 
 
 @dataclass(frozen=True)
 class StageRule:
-    """One stage, as far as a configuration has to know it."""
+    """One aggregation stage, described for the validation of a configuration."""
 
     name: str
-    """The key of the stage's state, of its numbers among an update's extras, and of its part in the report."""
+    """The key of the stage's state, of its numbers in an update's extras, and of its part in the report."""
     key: str
-    """The setting that asks for the stage."""
+    """The configuration key that enables the stage."""
     requires: Mapping[Property, str] = field(default_factory=lambda: MappingProxyType({}))
-    """What the stage relies on, each with the reason."""
+    """The properties that the stage requires, each with the reason."""
     breaks: frozenset[Property] = frozenset()
-    """What the stage may take from the others, with some of its settings; see `Breach`."""
+    """The properties that some settings of the stage break for other stages; see `Breach`."""
 
 
 CLIENT_SHARES = StageRule("client_shares", "robustness.max_client_share")
@@ -45,12 +45,12 @@ NORMS = StageRule("norms", "robustness.norms", breaks=frozenset({Property.WHOLE_
 NORMALIZATION = StageRule(
     "normalization",
     "aggregation.normalization",
-    requires=MappingProxyType({Property.MEAN: "deltas are averaged by step"}),
+    requires=MappingProxyType({Property.MEAN: "fednova averages deltas per step"}),
 )
 RULE = StageRule(
     "rule",
     "aggregation.rule",
-    requires=MappingProxyType({Property.TASKS_TOGETHER: "it takes the updates of all tasks together"}),
+    requires=MappingProxyType({Property.TASKS_TOGETHER: "a rule combines the updates of all tasks together"}),
     breaks=frozenset({Property.MEAN}),
 )
 TASK_WEIGHTING = StageRule(
@@ -65,21 +65,23 @@ CONTROL_VARIATES = StageRule(
     "training.control_variates",
     requires=MappingProxyType(
         {
-            Property.SGD_STEPS: "they are sums of its steps",
-            Property.SYNCHRONOUS: "all clients have to start from the same ones",
-            Property.EXAMPLE_WEIGHTS: "they weigh clients by their examples",
-            Property.MEAN: "they correct clients towards the mean of all",
-            Property.WHOLE_STEPS: "every step has to be of all parameters",
-            Property.FIXED_SCOPES: "they are of components that stay",
-            Property.ONE_TASK_PER_CLIENT: "a client's is of one task",
-            Property.WHOLE_UPDATES: "they are of whole updates",
+            Property.SGD_STEPS: "control variates are sums of SGD steps",
+            Property.SYNCHRONOUS: "all clients must start from the same control variates",
+            Property.EXAMPLE_WEIGHTS: "control variates weight clients by their examples",
+            Property.MEAN: "control variates correct clients towards the mean of all clients",
+            Property.WHOLE_STEPS: "every step must change all parameters",
+            Property.FIXED_SCOPES: "control variates belong to components that don't change",
+            Property.ONE_TASK_PER_CLIENT: "a client's control variate belongs to one task",
+            Property.WHOLE_UPDATES: "control variates need unclipped updates",
         }
     ),
 )
 SHARING = StageRule(
     "sharing",
     "sharing.adaptive",
-    requires=MappingProxyType({Property.SYNCHRONOUS: "layers can't move under updates that start from older models"}),
+    requires=MappingProxyType(
+        {Property.SYNCHRONOUS: "layers can't be regrouped for updates that start from older models"}
+    ),
     breaks=frozenset({Property.FIXED_SCOPES, Property.TASKS_TOGETHER}),
 )
 
@@ -94,35 +96,36 @@ STAGES = (
     CONTROL_VARIATES,
     SHARING,
 )
-"""All stages there are, in the order in which they see an update, and what becomes of it."""
+"""All stages, in the order in which they process an update and its results."""
 
 
 @dataclass(frozen=True)
 class Breach:
-    """A setting that takes a property away."""
+    """A setting that breaks a property."""
 
     property: Property
     needed: str
-    """The setting with which the property would be there."""
+    """The setting that would keep the property."""
     got: str = ""
-    """What the setting is instead."""
+    """The setting's actual value; empty if the message doesn't show it."""
     stage: StageRule | None = None
-    """Whose setting it is, if it is a stage's."""
+    """The stage that the setting belongs to; None for a setting of another part."""
 
     def __post_init__(self) -> None:
         if self.stage is not None and self.property not in self.stage.breaks:
-            raise ValueError(f"{self.stage.name} isn't said to break {self.property.name}")
+            raise ValueError(f"the stage {self.stage.name} doesn't list {self.property.name} in `breaks`")
 
 
 def require_compatible(wanted: Iterable[StageRule], breaches: Iterable[Breach]) -> None:
-    """Check that no stage lacks what it requires.
+    """Check that the properties that stages require hold.
 
     Args:
-        wanted: the stages of a configuration.
-        breaches: what in that configuration takes properties away.
+        wanted: the stages that a configuration enables.
+        breaches: the configuration's settings that break properties.
 
     Raises:
-        ValueError: a stage does; with the setting that asks for the stage, and the one that is in its way.
+        ValueError: a required property is broken. The message names the setting that enables the stage, and the
+            setting that breaks the property.
     """
     all_breaches = list(breaches)
     for stage in wanted:

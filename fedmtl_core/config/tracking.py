@@ -1,4 +1,4 @@
-"""Who is told of a run: trackers, and OpenTelemetry."""
+"""Settings of trackers and OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -14,22 +14,28 @@ TrackerName = Literal["tensorboard", "mlflow"]
 
 
 class TrackingConfig(Section):
-    """Where the server reports its rounds to. docs/trackers.md says what is there."""
+    """Trackers to which the server reports its rounds. docs/trackers.md lists the reported values."""
+
+    read_by = ("server",)
 
     report_to: list[TrackerName] = Field(
         [],
-        description="Trackers that are told of every round: `tensorboard`, `mlflow`, a list of them, or `none`; each "
-        "is an extra of its name",
+        description="Trackers that record every round: `tensorboard`, `mlflow`, a list of trackers, or `none`. Each "
+        "needs the extra of its name, such as `fedmtl[mlflow]`.",
     )
     tensorboard_dir: Path | None = Field(
-        None, description="Folder that gets one of each run's id; `tensorboard` in the run's folder if not given"
+        None,
+        description="Folder for TensorBoard, in which each run gets a folder named by its id. If not given, the folder "
+        "`tensorboard` in the run's folder.",
     )
     mlflow_uri: str | None = Field(
         None,
-        description="MLflow's tracking server or database, such as `http://127.0.0.1:5000` or `sqlite:///mlflow.db`; "
-        "if not given, as MLFLOW_TRACKING_URI says",
+        description="Tracking server or database of MLflow, such as `http://127.0.0.1:5000` or `sqlite:///mlflow.db`. "
+        "If not given, the environment variable MLFLOW_TRACKING_URI applies.",
     )
-    mlflow_experiment: str = Field("fedmtl", min_length=1, description="MLflow's experiment that the run is in")
+    mlflow_experiment: str = Field(
+        "fedmtl", min_length=1, description="Name of the MLflow experiment that gets the run."
+    )
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -54,13 +60,17 @@ class TrackingConfig(Section):
 
 
 class TracingConfig(Section):
-    """OpenTelemetry's traces, on both sides. Its own OTEL_… variables say what isn't said here."""
+    """OpenTelemetry traces of server and clients. The OTEL_… environment variables configure everything else."""
 
-    enabled: bool = Field(False, description="Whether spans are recorded and exported; takes the extra `otel`")
+    read_by = ("server", "client")
+
+    enabled: bool = Field(
+        False, description="Whether OpenTelemetry spans are recorded and exported; needs the extra `otel`."
+    )
     endpoint: str | None = Field(
         None,
-        description="Where they go, by OTLP over gRPC, such as `http://127.0.0.1:4317`; if not given, as "
-        "OTEL_EXPORTER_OTLP_ENDPOINT says",
+        description="Address of the OTLP receiver (gRPC) that gets the spans, such as `http://127.0.0.1:4317`. If not "
+        "given, the environment variable OTEL_EXPORTER_OTLP_ENDPOINT applies.",
     )
 
     @field_validator("endpoint")

@@ -1,84 +1,132 @@
-"""The model, and how clients train it."""
+"""Settings of the model and of the clients' training."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from fedmtl_core.config.section import UINT32, Section, require_reference
+from fedmtl_core.config.section import (
+    EVERY_PROGRAM,
+    SERVER_AND_CLIENT,
+    SERVER_AND_LAUNCHER,
+    UINT32,
+    ReadBy,
+    Section,
+    require_reference,
+)
 from fedmtl_core.tasks.plan import LocalOptimizer, Pooling
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
 
 
 class ModelConfig(Section):
-    """The shared encoder and what sits on it."""
+    """The encoder that tasks share, and the input of the heads."""
 
-    server_model: str = Field(
-        DEFAULT_MODEL, description="Encoder: a hub name, a local folder, `python:PACKAGE/FOLDER`, or `builtin:toy`"
+    read_by = ("server",)
+
+    server_model: Annotated[str, SERVER_AND_CLIENT] = Field(
+        DEFAULT_MODEL,
+        description="Encoder: a name on the Hugging Face Hub, a local folder, `python:PACKAGE/FOLDER`, or "
+        "`builtin:toy`.",
     )
-    client_model: str | None = Field(
-        None, description="Where clients take architecture and tokenizer from; `server_model` if not given"
+    client_model: Annotated[str | None, SERVER_AND_CLIENT] = Field(
+        None,
+        description="Source of the encoder's architecture and tokenizer for clients, in the form of "
+        "`model.server_model`. If not given, `model.server_model` applies.",
     )
-    num_hidden_layers: int | None = Field(None, ge=1, le=UINT32, description="Keep only the encoder's first layers")
+    num_hidden_layers: int | None = Field(
+        None, ge=1, le=UINT32, description="Number of first encoder layers to keep. If not given, all layers are kept."
+    )
     pooling: Pooling = Field(
         "cls",
-        description="What a head sees: `cls`, the pooled first token; `mean`, the mean over all tokens; or `last`, the "
-        "last token, for causal models and XLNet",
+        description="Input of a head: `cls`, the pooled first token; `mean`, the mean over all tokens; or `last`, the "
+        "last token, for causal models and XLNet.",
     )
-    head_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout before each head")
-    random_init: bool = Field(False, description="Start from random values, where a folder has no weights")
+    head_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability before each head, from 0 to below 1.")
+    random_init: Annotated[bool, SERVER_AND_CLIENT] = Field(
+        False,
+        description="Whether the encoder starts from random values; weights in its folder are then ignored. Required "
+        "for a folder without weights.",
+    )
 
 
 class TrainingConfig(Section):
-    """How the run goes, and what clients do in a round; it reaches them in the slice's header.
+    """Length of the run, and each client's training in a round. The server sends these settings in the slice's header.
 
-    What `transformers.TrainingArguments` has with the same meaning has its name. `local_epochs` isn't its
-    `num_train_epochs`, which are those of a whole run.
+    Keys with a counterpart of the same meaning in `transformers.TrainingArguments` have its name. `local_epochs` counts
+    passes in a round, `num_train_epochs` in a whole run.
     """
 
-    num_rounds: int = Field(10, ge=1, le=UINT32, description="Rounds of training")
-    local_epochs: int = Field(3, ge=1, le=UINT32, description="Passes over a client's rows in one round")
+    read_by = ("server",)
+
+    num_rounds: Annotated[int, SERVER_AND_LAUNCHER] = Field(
+        10, ge=1, le=UINT32, description="Number of training rounds in the run."
+    )
+    local_epochs: int = Field(
+        3, ge=1, le=UINT32, description="Number of passes over a client's training rows in one round."
+    )
     head_epochs: int = Field(
         0,
         ge=0,
         le=UINT32,
-        description="Passes over them before that with the head alone, which then stays as it is in `local_epochs` "
-        "(FedRep); 0 to train all together",
+        description="Number of passes over the training rows that train the head alone, before `training.local_epochs` "
+        "with the head frozen (FedRep). With 0 the head and the encoder train together.",
     )
     optimizer: LocalOptimizer = Field(
-        "adamw", description="What clients take their steps with: `adamw`, or `sgd`, plain and without momentum"
+        "adamw", description="Optimizer of the clients: `adamw`, or `sgd` (plain, without momentum)."
     )
     control_variates: bool = Field(
         False,
-        description="SCAFFOLD: clients correct their gradients by how theirs have differed from all clients'; with "
-        "`optimizer: sgd`",
+        description="Whether clients correct their gradients with SCAFFOLD's control variates, for the difference "
+        "between their own gradients and those of all clients. Requires `training.optimizer: sgd`.",
     )
-    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of the clients' optimiser")
+    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate of the clients' optimizer, above 0.")
     train_sampling_strategy: Literal["random", "group_by_length"] = Field(
         "random",
-        description="Which rows come in a batch: any, or those of like length, which on short texts takes half the "
-        "time on a CPU",
+        description="Sampling of training batches: `random`, or `group_by_length` for texts of similar length, which "
+        "takes about half the time with short texts on a CPU.",
     )
-    per_device_train_batch_size: int = Field(32, ge=1, le=UINT32, description="Rows in one optimiser step")
-    weight_decay: float = Field(0.01, ge=0, description="The clients' optimiser's weight decay")
-    warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the run's steps with a rising learning rate")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm; 0 for no clipping")
+    per_device_train_batch_size: int = Field(32, ge=1, le=UINT32, description="Number of rows in one optimizer step.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay of the clients' optimizer; 0 turns it off.")
+    warmup_ratio: float = Field(
+        0.1, ge=0, le=1, description="Share of the run's optimizer steps in which the learning rate rises to its peak."
+    )
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="Norm to which clients clip their gradients; 0 turns clipping off."
+    )
     proximal_mu: float = Field(
         0.0,
         ge=0,
-        description="FedProx's mu: the loss has half the squared distance to the received model in it, times this",
+        description="Parameter mu of FedProx: the loss includes mu/2 times the squared distance to the received model. "
+        "With 0 the term is absent.",
     )
-    max_length: int = Field(128, ge=8, le=UINT32, description="Longest input in tokens")
-    seed: int = Field(42, ge=0, lt=2**63, description="Seed of everything random")
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; a client's own setting")
-    update: Literal["parameters", "delta"] = Field("parameters", description="What clients send back")
-    trainer: str | None = Field(
-        None, description="`module:Name`, a trainer of your own, a subclass of `fedmtl_client.trainer.Trainer`"
+    max_length: int = Field(
+        128, ge=8, le=UINT32, description="Longest input in tokens, at least 8; longer texts are cut."
     )
-    trainer_options: dict[str, object] | None = Field(None, description="What it is made with, besides")
+    seed: Annotated[int, EVERY_PROGRAM] = Field(
+        42, ge=0, lt=2**63, description="Seed of all random choices in the run."
+    )
+    device: Annotated[str, ReadBy(("client",))] = Field(
+        "auto",
+        description="PyTorch device of a client: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Each client uses the value "
+        "in its own file.",
+    )
+    update: Literal["parameters", "delta"] = Field(
+        "parameters",
+        description="Content of an update: the trained `parameters`, or the `delta` to the received model. "
+        "Asynchronous rounds and control variates always use `delta`.",
+    )
+    trainer: Annotated[str | None, ReadBy(("client",))] = Field(
+        None,
+        description="Your own trainer as `module:Name`, a subclass of `fedmtl_client.trainer.Trainer`. If not given, "
+        "FedMTL's own trainer runs.",
+    )
+    trainer_options: Annotated[dict[str, object] | None, ReadBy(("client",))] = Field(
+        None,
+        description="Keyword arguments for the class that `training.trainer` names. If not given, the class gets none.",
+    )
 
     @field_validator("trainer")
     @classmethod

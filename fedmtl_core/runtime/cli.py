@@ -73,13 +73,14 @@ def new_app(several: str = "") -> typer.Typer:
 
 
 def _show_settings(is_wanted: bool) -> None:
-    """Print every configuration key with its default and what it means, and end."""
+    """Print every configuration key with its default, its meaning and the programs that read it, and exit."""
     if not is_wanted:
         return
     for setting in config.reference():
         typer.echo(f"{setting.key} = {setting.default}" if setting.default else setting.key)
-        for line in textwrap.wrap(setting.description, 100):
+        for line in textwrap.wrap(setting.description, 76, break_on_hyphens=False):
             typer.echo(f"    {line}")
+        typer.echo(f"    Read by: {', '.join(setting.read_by)}.")
     raise typer.Exit
 
 
@@ -89,7 +90,7 @@ HelpConfig = Annotated[
         "--help-config",
         is_eager=True,
         callback=_show_settings,
-        help="Show every key of the configuration with its default and what it means, and exit.",
+        help="Show every configuration key with its default, meaning and readers, and exit.",
     ),
 ]
 """The option for what `--help` has no room for."""

@@ -1,4 +1,4 @@
-"""The command line of the server."""
+"""The command line `fedmtl-server`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fedmtl_core import logs
 from fedmtl_core.errors import ConfigError, RunStoppedError
 from fedmtl_core.runtime.allocator import keep_what_is_there
 from fedmtl_core.runtime.cli import HelpConfig, LogFormat, LogLevel, new_app
+from fedmtl_core.runtime.help_text import reflowed
 from fedmtl_server.commands.certs import certs_app
 from fedmtl_server.commands.clients import clients_app
 from fedmtl_server.commands.doctor import examine as doctor
@@ -34,29 +35,41 @@ app.add_typer(certs_app, name="certs")
 app.command()(export)
 app.command("doctor")(doctor)
 
-_Config = Annotated[Path | None, typer.Option(help="The configuration, a YAML file.", show_default=False)]
-_Host = Annotated[str | None, typer.Option(help="Address to listen on; server.host.")]
-_Port = Annotated[int | None, typer.Option(help="Port to listen on, 0 for any; server.port.")]
+_Config = Annotated[
+    Path | None, typer.Option(help="Configuration file (YAML). Required without --resume.", show_default=False)
+]
+_Host = Annotated[str | None, typer.Option(help="Address on which the server listens. Overrides server.host.")]
+_Port = Annotated[
+    int | None, typer.Option(help="Port on which the server listens; 0 chooses any free port. Overrides server.port.")
+]
 _RunDir = Annotated[
     Path | None,
-    typer.Option(help="The run's folder; a new one in server.runs_dir if not given. A run in it is taken up."),
+    typer.Option(
+        help="Folder of the run. A run that is already in the folder is resumed. If not given, a new folder in "
+        "server.runs_dir."
+    ),
 ]
 _Resume = Annotated[
     Path | None,
-    typer.Option(metavar="RUN_DIR", help="Take up the run in this folder, with the configuration it has there."),
+    typer.Option(
+        metavar="RUN_DIR",
+        help="Resume the run in this folder. Its stored configuration applies unless --config is given.",
+    ),
 ]
 _Insecure = Annotated[
     bool,
     typer.Option(
-        "--insecure", help="Listen on other addresses than loopback without TLS, or for anybody; security.insecure."
+        "--insecure",
+        help="Allow addresses other than loopback without TLS or authentication. Sets security.insecure.",
     ),
 ]
 _Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
 ]
 
 
 @app.callback(invoke_without_command=True)
+@reflowed
 def serve(
     context: typer.Context,
     config: _Config = None,
@@ -65,17 +78,18 @@ def serve(
     run_dir: _RunDir = None,
     resume: _Resume = None,
     insecure: _Insecure = False,
-    keep_serving: Annotated[bool, typer.Option(help="Stay after the last round, until Ctrl-C.")] = False,
+    keep_serving: Annotated[bool, typer.Option(help="Keep serving after the last round, until Ctrl-C.")] = False,
     set_: _Overrides = None,
-    log_format: Annotated[LogFormat, typer.Option(help="How log lines look.")] = LogFormat.console,
-    log_level: Annotated[LogLevel, typer.Option(help="The least that is logged.")] = LogLevel.info,
+    log_format: Annotated[LogFormat, typer.Option(help="Format of log lines.")] = LogFormat.console,
+    log_level: Annotated[LogLevel, typer.Option(help="Lowest level to log.")] = LogLevel.info,
     help_config: HelpConfig = False,
 ) -> None:
     """Serve one federated multi-task run, write its results and exit.
 
-    A run that isn't over is taken up with --resume and its folder, or with the same command if that has --run-dir: the
-    server goes on in the round where it was, with every update that was acknowledged. Without either of the two a new
-    run begins. Every key of the configuration has a default: see --help-config.
+    To resume an unfinished run, use --resume with its folder, or repeat the command that had --run-dir. The server
+    continues in the interrupted round with every acknowledged update. Without --resume and --run-dir, a new run begins.
+
+    --help-config lists all configuration keys.
     """
     if context.invoked_subcommand is not None:
         return
@@ -83,7 +97,7 @@ def serve(
     if resume is not None:
         config, run_dir = _resumed(resume, config, run_dir)
     if config is None:
-        raise ConfigError("--config: needed, a YAML file; or --resume RUN_DIR to take up a run. See --help")
+        raise ConfigError("--config: required, a YAML file; or --resume RUN_DIR to resume a run. See --help")
     overrides = list(set_ or [])
     overrides += [f"server.host={host}"] if host is not None else []
     overrides += [f"server.port={port}"] if port is not None else []
@@ -93,7 +107,7 @@ def serve(
     settled = configuration.load(config, overrides, named)
 
     logs.get_logger().info("server.starting", config=str(config))
-    from fedmtl_server.api import Server  # PyTorch takes seconds to import; --help needn't wait for it
+    from fedmtl_server.api import Server  # imports PyTorch, which takes seconds; --help doesn't need it
 
     server = Server(settled, run_dir, keep_serving=keep_serving)
     with _stopped_by_signals(server) as signals:
@@ -105,7 +119,7 @@ def serve(
         except RunStoppedError:
             typer.echo(
                 f"stopped by {signals[0].name} before the run was over; "
-                f"take it up with: fedmtl-server --resume {server.run_dir}",
+                f"resume it with: fedmtl-server --resume {server.run_dir}",
                 err=True,
             )
             raise typer.Exit(128 + signals[0]) from None
@@ -113,27 +127,27 @@ def serve(
 
 @contextmanager
 def _stopped_by_signals(server: Server) -> Iterator[list[signal.Signals]]:
-    """Have Ctrl-C and SIGTERM stop a server in order; yields those that came."""
-    came: list[signal.Signals] = []
+    """Stop the server gracefully on Ctrl-C and SIGTERM; yield the list of signals received."""
+    received: list[signal.Signals] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
-        came.append(signal.Signals(number))
+        received.append(signal.Signals(number))
         server.ask_to_stop()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _resumed(folder: Path, config: Path | None, run_dir: Path | None) -> tuple[Path, Path]:
-    """The configuration and the folder of a run that is to be taken up."""
+    """Return the configuration file and the folder of the run to resume."""
     if run_dir is not None and run_dir.resolve() != folder.resolve():
-        raise ConfigError(f"--resume and --run-dir name two folders: {folder} and {run_dir}")
+        raise ConfigError(f"--resume and --run-dir name different folders: {folder} and {run_dir}")
     if not (folder / RUN_FILE).exists():
-        raise ConfigError(f"--resume: {folder} holds no run; see `fedmtl-server runs list`")
+        raise ConfigError(f"--resume: {folder} contains no run; list runs with `fedmtl-server runs list`")
     return config or folder / CONFIG_FILE, folder
 
 

@@ -1,7 +1,7 @@
 """`fedmtl-server certs`: certificates for trials, in a folder.
 
 DIR/
-  ca.pem, ca.key                 the CA; its key signs, and belongs on no server
+  ca.pem, ca.key                 the CA; keep its signing key off the server
   server.pem, server.key         for security.tls.certificate and security.tls.key
   clients/NAME.pem, NAME.key     for --tls-certificate and --tls-key
 """
@@ -16,31 +16,32 @@ import typer
 
 from fedmtl_core.errors import ConfigError, StoreError, UserError
 from fedmtl_core.runtime.cli import new_app
+from fedmtl_core.runtime.help_text import reflowed
 
 if TYPE_CHECKING:
     from fedmtl_server.access.certs import KeyPair
 
-certs_app = new_app("Make certificates for a trial: a CA, a server's, and clients'.")
+certs_app = new_app("Create a CA and certificates for a server and clients, for trials.")
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the certificates.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the certificates.")]
 Clients = Annotated[
-    list[str] | None, typer.Option("--client", metavar="NAME", help="A client to make one for; as often as needed.")
+    list[str] | None, typer.Option("--client", metavar="NAME", help="Client that gets a certificate; repeatable.")
 ]
 Hosts = Annotated[
     list[str] | None,
-    typer.Option("--host", help="A name or IP address of the server, besides localhost; as often as needed."),
+    typer.Option("--host", help="Host name or IP address of the server, in addition to localhost; repeatable."),
 ]
-Days = Annotated[float, typer.Option(min=0.001, help="How long servers' and clients' certificates are valid.")]
+Days = Annotated[float, typer.Option(min=0.001, help="Validity of server and client certificates in days.")]
 CA_DAYS = 3650.0
 
 
 @certs_app.command()
 def init(folder: Folder, client: Clients = None, host: Hosts = None, days: Days = 365) -> None:
-    """Make a CA, a certificate for the server, and one for each client. Nothing that is there is replaced."""
+    """Create a CA and certificates for the server and each client. A folder that contains a CA is left unchanged."""
     from fedmtl_server.access.certs import make_authority, make_client, make_server
 
     if (folder / "ca.pem").exists() or (folder / "ca.key").exists():
-        raise UserError(f"{folder} holds a CA already; renew or add certificates with `fedmtl-server certs issue`")
+        raise UserError(f"{folder} already contains a CA; renew or add certificates with `fedmtl-server certs issue`")
     authority = make_authority("FedMTL trial CA", days=max(days, CA_DAYS))
     pairs = {"server": make_server(authority, host or [], days=days)}
     pairs |= {f"clients/{name}": make_client(authority, name, days=days) for name in client or ()}
@@ -51,23 +52,26 @@ def init(folder: Folder, client: Clients = None, host: Hosts = None, days: Days 
 
 
 @certs_app.command()
+@reflowed
 def issue(
     folder: Folder,
     client: Clients = None,
-    server: Annotated[bool, typer.Option("--server", help="Renew the server's, for the hosts that it has.")] = False,
+    server: Annotated[
+        bool, typer.Option("--server", help="Renew the server's certificate, for its hosts and those of --host.")
+    ] = False,
     host: Hosts = None,
     days: Days = 365,
 ) -> None:
-    """Make further certificates with the CA of a folder, or renew those that are there, with new keys.
+    """Create more certificates with the folder's CA, or renew existing certificates with new keys.
 
-    A running server takes its own up by itself.
+    A running server loads its renewed certificate without a restart.
     """
     from fedmtl_server.access.certs import make_client, make_server
 
     if host and not server:
-        raise UserError("--host: hosts are for --server")
+        raise UserError("--host: requires --server")
     if not server and not client:
-        raise UserError("say what to make: --client NAME, as often as needed, or --server")
+        raise UserError("expected --client NAME (repeatable) or --server")
     authority = _authority(folder)
     pairs = {}
     if server:
@@ -84,7 +88,7 @@ def _authority(folder: Path) -> KeyPair:
     try:
         certificate, key = (folder / "ca.pem").read_bytes(), (folder / "ca.key").read_bytes()
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}; make a CA with `fedmtl-server certs init`") from None
+        raise UserError(f"{error.filename}: {error.strerror}; create a CA with `fedmtl-server certs init`") from None
     try:
         return KeyPair.from_pem(certificate, key)
     except ConfigError as error:
@@ -100,7 +104,7 @@ def _hosts(folder: Path) -> list[str]:
 
 
 def _write(stem: Path, pair: KeyPair) -> None:
-    """Write the key and then the certificate, each whole or not at all; a server waits until they fit."""
+    """Write the key, then the certificate, each atomically; a running server waits until the two match."""
     try:
         stem.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _replace(stem.with_name(stem.name + ".key"), pair.key_pem, 0o600)
@@ -120,4 +124,4 @@ def _replace(path: Path, data: bytes, mode: int) -> None:
 def _tell(folder: Path, names: list[str]) -> None:
     for name in names:
         typer.echo(f"{folder / name}.pem, {folder / name}.key")
-    typer.echo(f"the CA that vouches for them: {folder / 'ca.pem'}; keep {folder / 'ca.key'} to yourself", err=True)
+    typer.echo(f"signed by the CA {folder / 'ca.pem'}; keep {folder / 'ca.key'} secret", err=True)

@@ -1,4 +1,4 @@
-"""`fedmtl-server clients`: who may take part."""
+"""`fedmtl-server clients`: the registered clients."""
 
 from __future__ import annotations
 
@@ -14,48 +14,54 @@ import typer
 from fedmtl_core import config as configuration
 from fedmtl_core.errors import ConfigError, UserError
 from fedmtl_core.runtime.cli import new_app
+from fedmtl_core.runtime.help_text import reflowed
 from fedmtl_server.commands.printing import time_text
 
 if TYPE_CHECKING:
     from fedmtl_server.access.clients import ClientRecord, ClientRegistry
 
-clients_app = new_app("Add, list and revoke the clients that a server lets in.")
+clients_app = new_app("Add, list and revoke the clients that may connect to a server.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The client's id.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Id of the client.")]
 ConfigFile = Annotated[
-    Path | None, typer.Option(help="The server's configuration, which says where its clients are kept and its tasks.")
+    Path | None,
+    typer.Option(help="Configuration file of the server, which names its tasks and its database of clients."),
 ]
 RunsDir = Annotated[
-    Path | None, typer.Option(help="The folder that they are in, if not in a database; server.runs_dir.")
+    Path | None,
+    typer.Option(
+        help="Folder of the file clients.sqlite, the server's server.runs_dir. If not given, the folder runs."
+    ),
 ]
-Url = Annotated[str | None, typer.Option(help="The database that they are in; store.url.")]
+Url = Annotated[str | None, typer.Option(help="Database of the clients, the server's store.url.")]
 
 
 @clients_app.command()
+@reflowed
 def add(
     name: Name,
-    task: Annotated[list[str] | None, typer.Option(help="A task that it may take part in; as often as needed.")] = None,
-    all_tasks: Annotated[bool, typer.Option("--all-tasks", help="It may take part in every task.")] = False,
+    task: Annotated[list[str] | None, typer.Option(help="Task that the client may train; repeatable.")] = None,
+    all_tasks: Annotated[bool, typer.Option("--all-tasks", help="Allow the client every task.")] = False,
     observer: Annotated[
-        bool, typer.Option("--observer", help="It may watch the run, and take part in no task.")
+        bool, typer.Option("--observer", help="Allow the client to watch the run only, without any task.")
     ] = False,
     certificate: Annotated[
-        bool, typer.Option("--certificate", help="It comes with a certificate of this name, and gets no token.")
+        bool, typer.Option("--certificate", help="The client has a certificate with this name, and gets no token.")
     ] = False,
     token_file: Annotated[
-        Path | None, typer.Option(help="Write the token to this new file; to standard output if not given.")
+        Path | None, typer.Option(help="New file for the token. If not given, the token is printed.")
     ] = None,
     config: ConfigFile = None,
     runs_dir: RunsDir = None,
     url: Url = None,
 ) -> None:
-    """Let a client in, and print its token, which isn't kept and can't be shown again.
+    """Add a client and print its token. The token isn't stored and can't be shown again.
 
-    A running server knows it within a second.
+    A running server accepts the client within a second, unless security.refresh_s is longer.
     """
     if sum((bool(task), all_tasks, observer)) != 1:
         raise UserError(
-            "say what the client may take part in: --task TASK (as often as needed), --all-tasks or --observer"
+            "expected one of --task TASK (repeatable), --all-tasks and --observer: the client's permissions"
         )
     if certificate and token_file:
         raise UserError("--token-file: a client with --certificate has no token")
@@ -65,8 +71,8 @@ def add(
         token = registry.add(name, tasks, with_token=not certificate)
         if token:
             write(token)
-        where = f"; its token is in {token_file}" if token_file else "; its token, shown this once:" if token else ""
-        typer.echo(f"client {name} may take part in {_tasks_text(tasks)}{where}", err=True)
+        where = f"; its token is in {token_file}" if token_file else "; its token, shown only once:" if token else ""
+        typer.echo(f"client {name} may train {_tasks_text(tasks)}{where}", err=True)
         if token and not token_file:
             typer.echo(token)
 
@@ -78,7 +84,7 @@ def list_clients(
     url: Url = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the clients by name, those that were revoked among them."""
+    """List all clients by name, including revoked clients."""
     with _registry(config, runs_dir, url) as registry:
         records = registry.records()
         where = registry.name
@@ -105,10 +111,10 @@ def list_clients(
 
 @clients_app.command()
 def revoke(name: Name, config: ConfigFile = None, runs_dir: RunsDir = None, url: Url = None) -> None:
-    """Let a client in no more. A running server ends its calls within a second; what it has counted stays."""
+    """Revoke a client. A running server ends its calls within a second. Updates that have counted remain counted."""
     with _registry(config, runs_dir, url) as registry:
         was_in = registry.revoke(name)
-    typer.echo(f"client {name} {'is revoked' if was_in else 'was revoked before'}", err=True)
+    typer.echo(f"client {name} {'is revoked' if was_in else 'was already revoked'}", err=True)
 
 
 @contextlib.contextmanager
@@ -118,12 +124,10 @@ def _registry(
     from fedmtl_server.access.clients import FILE_NAME, ClientRegistry, database_of
 
     if config and (runs_dir or url):
-        raise UserError("--config says where the clients are; leave out --runs-dir and --url")
+        raise UserError("--config names the database of clients; omit --runs-dir and --url")
     database = database_of(configuration.load(config)) if config else url or (runs_dir or Path("runs")) / FILE_NAME
     if isinstance(database, Path) and not create and not database.exists():
-        raise UserError(
-            f"{database}: there is no such file; say where the clients are with --config, --runs-dir or --url"
-        )
+        raise UserError(f"{database}: no such file; name the database of clients with --config, --runs-dir or --url")
     with contextlib.closing(ClientRegistry.open(database, create=create)) as registry:
         yield registry
 
@@ -139,14 +143,14 @@ def _require_tasks(tasks: list[str], config: Path | None) -> None:
 
 @contextlib.contextmanager
 def _new_file(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """Writes to a file that nobody else can read, and that wasn't there; it is gone again if anything fails."""
+    """Yield a function that writes to a new file with mode 0600. The file is removed if anything fails."""
     if path is None:
         yield lambda text: None
         return
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        raise UserError(f"--token-file: can't make {path}: {error.strerror or error}") from None
+        raise UserError(f"--token-file: can't create {path}: {error.strerror or error}") from None
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             yield lambda text: print(text, file=file)
@@ -156,7 +160,7 @@ def _new_file(path: Path | None) -> Iterator[Callable[[str], None]]:
 
 
 def _tasks_text(tasks: tuple[str, ...] | list[str] | None) -> str:
-    return "every task" if tasks is None else ", ".join(tasks) or "no task (it may watch)"
+    return "every task" if tasks is None else ", ".join(tasks) or "no task (observer)"
 
 
 def _facts(record: ClientRecord) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`fedmtl-server doctor`: look at everything a server needs, without starting it."""
+"""`fedmtl-server doctor`: checks everything that a server needs, without starting one."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from fedmtl_core import logs
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.runtime import doctor
 from fedmtl_core.runtime.cli import EXIT_FAILURE
+from fedmtl_core.runtime.help_text import reflowed
 
 
+@reflowed
 def examine(
-    config: Annotated[Path | None, typer.Option(help="The configuration, a YAML file.", show_default=False)] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="The run's folder, if it isn't to be a new one.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration file (YAML).", show_default=False)] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run. If not given, a new run is assumed.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Look at what a server with this configuration needs, and say what is missing. Nothing is started or changed.
+    """Check everything that a server with this configuration needs, and explain how to fix each problem.
 
-    The exit code is 1 if the server wouldn't work.
+    It starts and changes nothing. The exit code is 1 if the server would fail.
     """
-    logs.configure(level="critical")  # what there is to say are the findings
+    logs.configure(level="critical")  # the findings are the output
     if not as_json:
-        typer.echo("looking at what a server needs; it takes some seconds", err=True)
+        typer.echo("checking what a server needs; this takes some seconds", err=True)
     found = doctor.findings("environment", doctor.environment)
     try:
         settled = configuration.load(config, list(set_ or []))

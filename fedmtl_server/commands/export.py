@@ -1,4 +1,4 @@
-"""`fedmtl-server export`: a run's model as a folder for Hugging Face's libraries."""
+"""`fedmtl-server export`: writes a run's model as a folder for Hugging Face's libraries."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ from fedmtl_server.storage.runs import find_run
 
 
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.", show_default=False)],
-    task: Annotated[str | None, typer.Option(help="The task whose model is wanted.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="The encoder and all heads instead.")] = False,
-    run_dir: Annotated[Path | None, typer.Option(help="The run's folder.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.", show_default=False)],
+    task: Annotated[str | None, typer.Option(help="Task whose model is written.")] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Write the encoder and all heads instead of one task's model.")
+    ] = False,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     run: Annotated[
         str | None,
-        typer.Option(help="Instead of --run-dir: the run's id or the beginning of it, or its folder's name."),
+        typer.Option(help="Id of the run or a prefix of the id, or its folder's name; replaces --run-dir."),
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     url: Url = None,
     round_: Annotated[
         str,
         typer.Option(
-            "--round", metavar="N|best|last", help="Whose model: a round's, the last, or the task's best by its metric."
+            "--round",
+            metavar="N|best|last",
+            help="Model to write: that of a round, the last, or the best by the task's main metric.",
         ),
     ] = "last",
-    force: Annotated[bool, typer.Option("--force", help="Write over what is in the folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files in the folder.")] = False,
 ) -> None:
-    """Write a task's model such that AutoModelForSequenceClassification loads it, with tokenizer and model card."""
+    """Write a task's model for AutoModelForSequenceClassification, with its tokenizer and a model card."""
     logs.configure(level="warning")
     if (task is None) == (not all_):
-        raise UserError("say what is to be written: --task TASK, or --all for the encoder and all heads")
+        raise UserError("expected either --task TASK, or --all for the encoder and all heads")
     if (run_dir is None) == (run is None):
-        raise UserError("say which run: --run-dir DIR, or --run with an id from `fedmtl-server runs list`")
+        raise UserError("expected either --run-dir DIR, or --run with an id from `fedmtl-server runs list`")
     which = _round(round_)
     place = run_dir if run_dir is not None else find_run(run or "", runs_dir, url).folder
 
     from transformers.utils.logging import disable_progress_bar
 
-    from fedmtl_server.export.folders import export_all, export_task  # they need PyTorch
+    from fedmtl_server.export.folders import export_all, export_task  # imports PyTorch
     from fedmtl_server.saved_runs import open_run
 
     disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What the commands print: tables and values that may hold anything."""
+"""Output of the commands: tables and values with arbitrary text."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _LEAST = 24
-"""Width that columns of several lines keep."""
+"""Minimum width of columns whose cells may wrap."""
 _WIDTH = 160
-"""Columns of a table that isn't for a terminal."""
+"""Width in characters of a table that isn't printed to a terminal."""
 
 
 class Table:
-    """A table for people, as wide as the terminal; of cells that may hold anything.
+    """A table as wide as the terminal, whose cells may contain any text.
 
     Args:
-        title: above it.
-        columns: their names.
-        wrapped: those that take several lines where the table is too wide.
+        title: the title above the table.
+        columns: the columns' names.
+        wrapped: the columns whose cells wrap if the table is too wide.
     """
 
     def __init__(self, title: str, *columns: str, wrapped: Collection[str] = ()):
@@ -38,7 +38,7 @@ class Table:
         self._rows.append([_text(cell) for cell in cells])
 
     def show(self) -> None:
-        """Print it; if it has no rows, that."""
+        """Print the table, or a line that says that it has no rows."""
         from rich import box
         from rich.console import Console
         from rich.table import Table
@@ -55,11 +55,11 @@ class Table:
         console = Console()
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console.width = _WIDTH
-        console.width = max(console.width, sum(widths) + 3 * len(widths))  # nothing is cut off
+        console.width = max(console.width, sum(widths) + 3 * len(widths))  # no cell is truncated
         console.print(table)
 
     def _width(self, number: int) -> int:
-        """What a column needs: all of its cells, or where they are long some of it."""
+        """Return the minimum width of a column: its longest cell, or less if the column wraps."""
         from rich.cells import cell_len
 
         name = self._columns[number]
@@ -68,13 +68,13 @@ class Table:
 
 
 def print_facts(**facts: object) -> None:
-    """Print values under their names, a line each."""
+    """Print each value with its name on a line."""
     for name, value in facts.items():
         typer.echo(f"{name:<10} {_printable(value)}")
 
 
 def json_text(value: object) -> str:
-    """A value as JSON, on lines of its own."""
+    """Return a value as indented JSON with a final line break."""
     return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
@@ -90,17 +90,17 @@ def _text(value: object) -> Text:
 
 
 def _printable(value: object) -> str:
-    """Text as a terminal may see it: no control characters, which a client may have sent."""
+    """Return text that is safe for a terminal: control characters, which a client may have sent, are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value))
 
 
 def time_text(unix_ms: int) -> str:
-    """Local time to the second."""
+    """Return the local time to the second."""
     return datetime.fromtimestamp(unix_ms / 1000).isoformat(" ", "seconds")
 
 
 def bytes_text(num_bytes: int) -> str:
-    """So many bytes, in a unit that suits them."""
+    """Return a number of bytes in a suitable decimal unit."""
     from rich.filesize import decimal
 
     return decimal(num_bytes)

@@ -1,4 +1,4 @@
-"""`fedmtl-server runs`: what runs there are and what became of them, read from their histories."""
+"""`fedmtl-server runs`: lists and shows runs, read from their histories."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 
 from fedmtl_core.errors import UserError
 from fedmtl_core.runtime.cli import new_app
+from fedmtl_core.runtime.help_text import reflowed
 from fedmtl_server.commands.printing import Table, bytes_text, json_text, print_json, time_text
 from fedmtl_server.commands.runs_exported import csv_text, flat_round, flat_update
 from fedmtl_server.commands.runs_shown import (
@@ -45,15 +46,15 @@ if TYPE_CHECKING:
 runs_app = new_app("List, show, export, roll back and remove runs.")
 
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's id or the beginning of it, or its folder's path or name.")
+    str, typer.Argument(metavar="RUN", help="Id of the run or a prefix of the id, or the path or name of its folder.")
 ]
-RunsDir = Annotated[Path, typer.Option(help="The folder of the runs' folders; server.runs_dir.")]
-Url = Annotated[str | None, typer.Option(help="The database that holds the runs, instead of --runs-dir; store.url.")]
+RunsDir = Annotated[Path, typer.Option(help="Folder that contains the runs' folders, the server's server.runs_dir.")]
+Url = Annotated[str | None, typer.Option(help="Database of the runs, the server's store.url; replaces --runs-dir.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class What(StrEnum):
-    """What there is to export."""
+    """The kind of records to export."""
 
     updates = "updates"
     rounds = "rounds"
@@ -61,7 +62,7 @@ class What(StrEnum):
 
 
 class Format(StrEnum):
-    """How it is written."""
+    """The format of an export."""
 
     csv = "csv"
     json = "json"
@@ -69,7 +70,7 @@ class Format(StrEnum):
 
 @runs_app.command("list")
 def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json = False) -> None:
-    """List the runs, the newest first, with the last metrics of their models."""
+    """List the runs, newest first, with the latest metrics of their models."""
     for folder in sorted(path.parent for path in runs_dir.glob(f"*/{RUN_FILE}")) if url is None else ():
         if lacks_history(folder):
             typer.echo(f"warning: {missing_history(folder)}", err=True)
@@ -103,12 +104,12 @@ def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json =
 @runs_app.command()
 def show(
     run: RunName,
-    round_: Annotated[int | None, typer.Option("--round", help="This round alone, and all of it.")] = None,
+    round_: Annotated[int | None, typer.Option("--round", help="Show the whole report of this round only.")] = None,
     runs_dir: RunsDir = Path("runs"),
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show a run and its rounds, or one round's whole report."""
+    """Show a run and its rounds, or the whole report of one round."""
     place = find_run(run, runs_dir, url)
     run_id = place.run.run_id
     with opened(place.database) as history:
@@ -126,9 +127,9 @@ def show(
 @runs_app.command()
 def export(
     run: RunName,
-    what: Annotated[What, typer.Option(help="What to write, one row for each.")],
-    format_: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.csv,
-    output: Annotated[Path | None, typer.Option(help="The file to write; standard output if not given.")] = None,
+    what: Annotated[What, typer.Option(help="Records to write, one row each.")],
+    format_: Annotated[Format, typer.Option("--format", help="Format of the records.")] = Format.csv,
+    output: Annotated[Path | None, typer.Option(help="File to write. If not given, the records are printed.")] = None,
     runs_dir: RunsDir = Path("runs"),
     url: Url = None,
 ) -> None:
@@ -162,18 +163,19 @@ def export(
 
 
 @runs_app.command()
+@reflowed
 def rollback(
     run: RunName,
     to_round: Annotated[
-        int, typer.Option(min=0, metavar="N", help="The round whose model is the run's again; 0 is the first model.")
+        int, typer.Option(min=0, metavar="N", help="Round whose model becomes current again; 0 is the initial model.")
     ],
     runs_dir: RunsDir = Path("runs"),
     url: Url = None,
 ) -> None:
-    """Take a run that no server serves back to an earlier round, whose checkpoint is kept.
+    """Roll a run back to an earlier round whose checkpoint is kept. No server may be serving the run.
 
-    Model, optimiser state, control variates and shared layers are those after that round again, and the rounds after it
-    are held anew when a server resumes the run.
+    Model, optimizer state, control variates and shared layers return to their values after that round. A server that
+    resumes the run repeats the later rounds.
     """
     place = find_run(run, runs_dir, url)
     rounds = roll_back(place, to_round)
@@ -185,17 +187,20 @@ def rollback(
 
 @runs_app.command()
 def prune(
-    keep: Annotated[int | None, typer.Option(min=0, help="Keep this many of the newest runs.")] = None,
+    keep: Annotated[int | None, typer.Option(min=0, help="Number of newest runs to keep.")] = None,
     older_than: Annotated[
-        float | None, typer.Option(min=0, metavar="DAYS", help="Only runs that began more than this many days ago.")
+        float | None,
+        typer.Option(min=0, metavar="DAYS", help="Remove only runs that began more than this many days ago."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them, instead of saying what would be removed.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove the runs. Without it, the runs that would be removed are listed.")
+    ] = False,
     runs_dir: RunsDir = Path("runs"),
     url: Url = None,
 ) -> None:
-    """Remove old runs that no server has: their folders, and what the database knows of them."""
+    """Remove the folders and database records of old runs that no server is serving."""
     if keep is None and older_than is None:
-        raise UserError("say which runs may go: --keep N for all but the newest, --older-than DAYS, or both")
+        raise UserError("expected --keep N (removes all but the N newest runs), --older-than DAYS, or both")
     old = _places(databases_of(runs_dir, url))[keep or 0 :]
     if older_than is not None:
         latest_ms = time.time() * 1000 - older_than * 86_400_000
@@ -207,7 +212,7 @@ def prune(
         run = place.run
         title = f"run {run.run_id[:8]} of {time_text(run.created_at_unix_ms)} ({place.state}), {place.folder}"
         if reason := why_not_removed(place):
-            typer.echo(f"left alone: {title}: {reason}")
+            typer.echo(f"kept: {title}: {reason}")
             continue
         removed += 1
         size = bytes_text(num_bytes_in(place.folder))
@@ -215,11 +220,11 @@ def prune(
             remove_run(place)
         typer.echo(f"{'removed' if yes else 'would remove'}: {title}, {size}")
     if removed and not yes:
-        typer.echo("Nothing was removed; --yes does it.")
+        typer.echo("Nothing was removed. Add --yes to remove these runs.")
 
 
 def _places(databases: Iterable[str | Path]) -> list[Place]:
-    """The runs of some databases, the newest first. A file that can't be read is a warning: others may be."""
+    """Return the runs of some databases, newest first, with a warning for each file that can't be read."""
     places, unreadable = read_runs(databases)
     for error in unreadable.values():
         typer.echo(f"warning: {error}", err=True)

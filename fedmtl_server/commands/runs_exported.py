@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def flat_update(update: UpdateRecord) -> dict[str, object]:
-    """An update, a column for each metric."""
+    """Return an update as a row, with a column for each metric."""
     row = asdict(update)
     received, trained = row.pop("received_metrics"), row.pop("trained_metrics")
     return row | _prefixed("received.", received) | _prefixed("trained.", trained)
 
 
 def flat_round(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, object]:
-    """A round, columns for each task."""
+    """Return a round as a row, with columns for each task."""
     summary = round_summary(record, updates)
     report = record.report
     row = {
@@ -52,7 +52,7 @@ def _prefixed(prefix: str, values: Mapping[str, object]) -> dict[str, object]:
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows under the columns of all of them; nothing where a row has none."""
+    """Return CSV with the columns of all rows; a cell is empty if its row lacks the column."""
     columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")

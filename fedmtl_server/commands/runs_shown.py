@@ -1,4 +1,4 @@
-"""A run, or a round, as `fedmtl-server runs` shows it."""
+"""The display of a run or a round by `fedmtl-server runs`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
     main = _main_metrics(run)
     columns = ["round", "outcome", "opened", "seconds", "counted", "refused", "missing", "in", "out"]
     table = Table(
-        "Metrics are of the model that the round began with; beside them, each task's share of the encoder",
+        "Each task's metric of the model that the round began with, and the task's share of the encoder",
         *columns,
         *(f"{name_task(task, auxiliary=task in _auxiliary(run))}\n{main.get(task, '')}" for task in run.tasks),
     )
@@ -72,22 +72,22 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
 
 
 def _outcome_text(record: RoundRecord) -> str:
-    """What became of a round, and of how many components nothing did."""
+    """Return a round's outcome and its number of discarded components."""
     text = record.outcome.replace("_", " ")
     num_discarded = len(record.report.get("discarded") or ()) if record.report else 0
     return text + (f", {num_discarded} component{'s' * (num_discarded > 1)} discarded" if num_discarded else "")
 
 
 def _why_early(place: Place) -> str:
-    """Why a run's training ended before its last round, if it did."""
+    """Return the reason why training ended before the last round; empty if it didn't."""
     if not place.stopped_early:
         return ""
     patience = (place.run.config.get("early_stopping") or {}).get("patience")
-    return f": early stopping after round {place.last_training_round}, no better for {patience} rounds"
+    return f": early stopping after round {place.last_training_round}, no improvement for {patience} rounds"
 
 
 def _metric_and_share(name: str | None, task: StoredTask | None) -> str:
-    """A task's main metric in one round, its first where the main one isn't known; and its share of the encoder."""
+    """Return a task's main metric in a round (its first if the main one is unknown) and its share of the encoder."""
     if task is None:
         return "-"
     values = task.get("received_metrics", {})
@@ -103,23 +103,23 @@ def _auxiliary(run: RunRecord) -> set[str]:
 
 
 def tasks_text(run: RunRecord) -> str:
-    """The names of a run's tasks."""
+    """Return the names of a run's tasks, with a mark for auxiliary tasks."""
     return ", ".join(name_task(task, auxiliary=task in _auxiliary(run)) for task in run.tasks)
 
 
 def _main_metrics(run: RunRecord) -> dict[str, str]:
-    """Main metric by task, as the run's configuration has it."""
+    """Return the main metric by task from the run's configuration; empty if this version can't read it."""
     from fedmtl_core.config import Config
 
     try:
         config = Config.model_validate(_given(run.config))
         return {spec.name: spec.main_metric for spec in config.task_specs()}
-    except (ValueError, ConfigError):  # another FedMTL's
+    except (ValueError, ConfigError):  # another version wrote it
         return {}
 
 
 def _shown_config(run: RunRecord) -> dict[str, object]:
-    """A run's configuration, without a password that is in it."""
+    """Return a run's configuration without the database's password."""
     from fedmtl_server.storage.engines import without_password
 
     store = run.config.get("store") or {}
@@ -129,7 +129,7 @@ def _shown_config(run: RunRecord) -> dict[str, object]:
 
 
 def _given(values: JsonObject) -> dict[str, object]:
-    """A configuration without the keys that it leaves open."""
+    """Return a configuration without the keys whose value is None."""
     return {
         key: _given(value) if isinstance(value, Mapping) else value
         for key, value in values.items()
@@ -139,17 +139,17 @@ def _given(values: JsonObject) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class LastMetric:
-    """A task's main metric for the newest model that the task's clients measured."""
+    """A task's main metric of the newest model that the task's clients evaluated."""
 
     metric: str
     value: float | None
-    """None if it is undefined for that model."""
+    """None if the metric is undefined for that model."""
     round: int
-    """The round whose model it is."""
+    """The round of the evaluated model."""
 
 
 def last_metrics(run: RunRecord, metrics: Sequence[MetricRecord]) -> dict[str, LastMetric]:
-    """The last main metric of each task that was measured; the first metric, if the main one isn't known."""
+    """Return the latest main metric of each evaluated task; its first metric if the main one is unknown."""
     main = _main_metrics(run)
     last: dict[str, LastMetric] = {}
     for task in run.tasks:
@@ -163,13 +163,13 @@ def last_metrics(run: RunRecord, metrics: Sequence[MetricRecord]) -> dict[str, L
 
 
 def last_metrics_text(last: Mapping[str, LastMetric]) -> str:
-    """The result of `last_metrics` on one line."""
+    """Return the result of `last_metrics` on one line."""
     values = {task: "undefined" if one.value is None else f"{one.value:.3f}" for task, one in last.items()}
     return ", ".join(f"{task} {last[task].metric} {value}" for task, value in values.items())
 
 
 def summary(place: Place, rounds_done: int) -> dict[str, object]:
-    """What `runs list --json` prints of a run, without its metrics."""
+    """Return the values that `runs list --json` prints for a run, without its metrics."""
     run = place.run
     return {
         "run_id": run.run_id,
@@ -190,7 +190,7 @@ def summary(place: Place, rounds_done: int) -> dict[str, object]:
 
 
 def updates_by_round(records: Sequence[RoundRecord], updates: Iterable[UpdateRecord]) -> dict[int, list[UpdateRecord]]:
-    """Each round's updates, without those of an earlier play of it that was rolled back."""
+    """Return each round's updates, without updates of an earlier, rolled back run of the round."""
     by_round: dict[int, list[UpdateRecord]] = {record.round: [] for record in records}
     rolled_back = {record.round for record in records if record.outcome == "rolled_back"}
     for one in updates:
@@ -200,14 +200,14 @@ def updates_by_round(records: Sequence[RoundRecord], updates: Iterable[UpdateRec
 
 
 def round_summary(record: RoundRecord, updates: Sequence[UpdateRecord]) -> dict[str, object]:
-    """A round's record, with the number of updates that counted and that were refused in it."""
+    """Return a round's record with its numbers of counted and refused updates."""
     outcomes = Counter(one.outcome for one in updates)
     num_refused = record.report["num_refused"] if record.report else outcomes["refused"]
     return asdict(record) | {"num_counted": outcomes["counted"], "num_refused": num_refused}
 
 
 def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bool) -> None:
-    """Print a round: who took part, and what came of it."""
+    """Print a round: its participants and its outcome."""
     if as_json:
         print_json({"round": round_summary(record, updates), "updates": [asdict(one) for one in updates]})
         return
@@ -218,15 +218,15 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
         round=f"{record.round}, to {record.purpose}" if record.round else "0, the model before the first round",
         outcome=record.outcome.replace("_", " "),
         opened=time_text(record.opened_at_unix_ms) + seconds,
-        cohort=", ".join(f"{client} ({task})" for client, task in record.cohort.items()) or "nobody",
+        cohort=", ".join(f"{client} ({task})" for client, task in record.cohort.items()) or "no client",
     )
     if report is None:
         if record.round:
-            typer.echo("It has no report: it hasn't ended.")
+            typer.echo("The round has no report, because it hasn't ended.")
         return
     print_facts(
         bytes=f"{bytes_text(report['bytes_received'])} in, {bytes_text(report['bytes_sent'])} out",
-        missing=", ".join(report["missing_clients"]) or "nobody",
+        missing=", ".join(report["missing_clients"]) or "no client",
         unchanged=", ".join(f"head {task}" for task in report["unchanged_tasks"]) or "no head",
         **_moves(report),
         **_discarded(report),
@@ -238,21 +238,21 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
 
 
 def _moves(report: StoredReport) -> dict[str, str]:
-    """Which layers moved, from whom to whom; older reports don't say."""
+    """Return the regrouped layers with their old and new groups; empty for older reports, which lack them."""
     moved = report.get("moved") or {}
     texts = (f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}" for part, old in moved.items())
     return {"moved": "; ".join(texts)} if moved else {}
 
 
 def _discarded(report: StoredReport) -> dict[str, str]:
-    """Which components stayed as they were although updates counted, and why; older reports don't say."""
+    """Return the components that kept their values although updates counted, with reasons; older reports lack them."""
     found = report.get("discarded") or ()
     texts = [f"{one['scope']}: {one['reason']} (updates of {', '.join(one['contributors'])})" for one in found]
     return {"discarded": "; ".join(texts)} if texts else {}
 
 
 def _warnings(report: StoredReport) -> dict[str, str]:
-    """What makes a round's result doubtful; older reports don't say."""
+    """Return the warnings about a round's result; older reports lack them."""
     texts = [one["message"] for one in report.get("warnings", ())]
     return {"warnings": "; ".join(texts)} if texts else {}
 
@@ -264,14 +264,14 @@ def _tasks_table(report: StoredReport) -> Table:
         received = _metrics_text(task["received_metrics"], task.get("received_reports", {}))
         trained = _metrics_text(task["trained_metrics"], task.get("trained_reports", {}))
         share = f"{task['encoder_share']:.1%}"
-        weight = task.get("auxiliary_weight")  # older reports don't say
-        name = task["task"] if weight is None else f"{task['task']} (auxiliary, {weight:.3g} an example)"
+        weight = task.get("auxiliary_weight")  # older reports lack it
+        name = task["task"] if weight is None else f"{task['task']} (auxiliary, weight {weight:.3g} per example)"
         table.add(name, task["num_updates"], task["num_examples"], share, received, trained)
     return table
 
 
 def _updates_table(report: StoredReport, updates: Sequence[UpdateRecord]) -> Table:
-    """Who sent what became of it, and with what weight it counts in which component."""
+    """Return the table of updates: client, outcome, and weight in each component."""
     weights: dict[str, dict[str, float]] = {}
     for component in report["components"]:
         for part in component["contributions"]:
@@ -297,7 +297,7 @@ def _updates_table(report: StoredReport, updates: Sequence[UpdateRecord]) -> Tab
 
 
 def _counted_examples(report: StoredReport) -> dict[str, str]:
-    """By client whose examples count for less than it says, the least that they count as; older reports don't say."""
+    """Return by client, if fewer examples count than it reported, the smallest number; older reports lack it."""
     least: dict[str, float] = {}
     for component in report["components"]:
         for part in component["contributions"]:
@@ -312,7 +312,7 @@ def _encoder_parts(report: StoredReport) -> list[StoredContribution]:
 
 
 def _norm_text(part: StoredContribution) -> str:
-    """How far a client moved a component; older reports don't say."""
+    """Return the norm of a client's delta in a component; older reports lack it."""
     norm, clipped_to = part.get("norm"), part.get("clipped_to")
     return "-" if norm is None else f"{norm:.3g}" + ("" if clipped_to is None else f", clipped to {clipped_to:.3g}")
 
@@ -327,7 +327,7 @@ def _refusals_table(report: StoredReport) -> Table:
 
 
 def _metrics_text(metrics: Mapping[str, float], reports: Mapping[str, StoredMetric]) -> str:
-    """Metrics, and in brackets what they were taken over; older reports don't say."""
+    """Return metrics with their numbers of rows and clients in brackets; older reports lack the numbers."""
     texts: dict[str, list[str]] = {}
     for name in dict.fromkeys([*metrics, *reports]):
         value = f"{metrics[name]:.3f}" if name in metrics else "undefined"

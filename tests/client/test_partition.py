@@ -137,7 +137,7 @@ def test_clients_of_a_task_that_would_not_take_parts_of_the_same_whole_are_refus
     path = tmp_path / "c.yaml"
     path.write_text(CLIENTS.format(second=second))
     with pytest.raises(
-        ConfigError, match=r"those of 'sst2' need the same `partition` and the same N.*'a' and 'b' differ"
+        ConfigError, match=r"all clients of 'sst2' need the same `partition` and the same N.*'a' and 'b' differ"
     ):
         configuration.load(path)
 
@@ -150,7 +150,7 @@ def test_a_partition_that_is_none_is_an_error_that_names_its_key(tmp_path):
             r"clients\[1\]\.partition\.dirichlet: input should be greater than 0",
         ),
         ("shard: 2/2, partition: {dirichlett: 1}", r"unknown key; did you mean 'dirichlet'"),
-        ("shard: 2/2, partition: {seed: 1}", r"clients\[1\]\.partition\.dirichlet: needed, and not given"),
+        ("shard: 2/2, partition: {seed: 1}", r"clients\[1\]\.partition\.dirichlet: required, but not given"),
     ):
         path.write_text(CLIENTS.format(second=second))
         with pytest.raises(ConfigError, match=message):

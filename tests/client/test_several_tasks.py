@@ -78,8 +78,8 @@ class TestWhichTasks:
     [
         ({"clients": [{"client_id": "a"}]}, "clients[0]: expected `task`, or `tasks` for several, got neither"),
         ({"clients": [{"client_id": "a", "task": "sst2", "tasks": ["stsb"]}]}, "got both"),
-        ({"clients": [{"client_id": "a", "tasks": []}]}, "clients[0].tasks: expected the name of one task at least"),
-        ({"clients": [{"client_id": "a", "tasks": ["sst2", "sst2"]}]}, "each task once; 'sst2' is there twice"),
+        ({"clients": [{"client_id": "a", "tasks": []}]}, "clients[0].tasks: expected the name of at least one task"),
+        ({"clients": [{"client_id": "a", "tasks": ["sst2", "sst2"]}]}, "each task once, got 'sst2' twice"),
         ({"clients": [{"client_id": "a", "tasks": ["sst2", "qqp"]}]}, "'a' has the task 'qqp', which isn't in `tasks`"),
         ({"client": {"tasks": ["sst2", "sst2"]}}, "client.tasks: expected each task once"),
         ({"client": {"selection": "mine"}}, "client.selection: input should be 'server', 'round_robin' or 'random'"),

@@ -108,15 +108,15 @@ def test_what_is_no_plugin_is_told_with_the_setting_and_what_was_expected(module
     [
         (
             "tasks: {sst2: {type: grading}}",
-            r"tasks\.sst2\.type: expected classification, regression, masked_lm, or a class .*gr",
+            r"tasks\.sst2\.type: expected classification, regression, masked_lm, or your own class .*gr",
         ),
         ("tasks: {sst2: {type: 'a b:C'}}", r"tasks\.sst2\.type: expected classification"),
         (
             "tasks: {sst2: {data: {plugin: rows}}}",
-            r"tasks\.sst2\.data\.plugin: expected a class of your own as mod",
+            r"tasks\.sst2\.data\.plugin: expected your own class as mod",
         ),
-        ("training: {trainer: proximal.py}", r"training\.trainer: expected a class of your own as module:Name"),
-        ("tasks: {sst2: {data: {plugin: 'a:B', builtin: sst2}}}", "`plugin` takes no other key but `options`"),
+        ("training: {trainer: proximal.py}", r"training\.trainer: expected your own class as module:Name"),
+        ("tasks: {sst2: {data: {plugin: 'a:B', builtin: sst2}}}", "`plugin` can't be combined with `builtin`"),
         (
             "tasks: {sst2: {data: {builtin: sst2, options: {a: 1}}}}",
             "`options` needs `plugin`|`builtin` takes no",

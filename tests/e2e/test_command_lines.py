@@ -43,13 +43,16 @@ def test_help_names_the_options_on_one_page(module):
 
 
 @pytest.mark.parametrize("module", ["fedmtl_server", "fedmtl_client", "fedmtl_local"])
-def test_help_config_names_every_configuration_key_with_its_default_and_what_it_means(module):
+def test_help_config_names_every_configuration_key_with_its_default_meaning_and_readers(module):
     shown = run(module, "--help-config")
     assert shown.returncode == 0
     lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
     for setting in config.reference():
         line = lines.index(f"{setting.key} = {setting.default}" if setting.default else setting.key)
         assert setting.description.startswith(lines[line + 1].strip())
+        readers = lines.index(f"    Read by: {', '.join(setting.read_by)}.", line)
+        assert " ".join(text.strip() for text in lines[line + 1 : readers]) == setting.description
 
 
 HELP = """
@@ -100,8 +103,8 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
         ),
         ("fedmtl_local", ["--config", "configs/demo.yaml"], "starting configs/demo.yaml: a server and 3 clients"),
         ("fedmtl_experiment", ["--config", "configs/experiment-small.yaml"], "small.yaml: 0 of 9 cells are finished"),
-        ("fedmtl_server", ["doctor", "--config", "configs/demo.yaml"], "looking at what a server needs"),
-        ("fedmtl_client", ["doctor", "--client-id", "a", "--task", "sst2"], "looking at what a client needs"),
+        ("fedmtl_server", ["doctor", "--config", "configs/demo.yaml"], "checking what a server needs"),
+        ("fedmtl_client", ["doctor", "--client-id", "a", "--task", "sst2"], "checking what a client needs"),
     ],
 )
 def test_something_is_said_before_what_takes_seconds_to_import(module, arguments, said, tmp_path):
@@ -130,7 +133,7 @@ def test_log_level_leaves_out_what_is_below_it():
 
 DEMO = ("--config", str(CONFIGS / "demo.yaml"))
 WRONG = {
-    "no configuration": ("fedmtl_server", (), "error: --config: needed, a YAML file; or --resume RUN_DIR"),
+    "no configuration": ("fedmtl_server", (), "error: --config: required, a YAML file; or --resume RUN_DIR"),
     "a missing file": ("fedmtl_server", ("--config", "nope.yaml"), "nope.yaml: can't read the configuration: No such"),
     "an unknown key": ("fedmtl_server", (*DEMO, "--set", "training.epochs=3"), "training.epochs: unknown key"),
     "a wrong value": (
@@ -264,7 +267,7 @@ def test_a_port_that_is_taken_is_named(tmp_path):
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     result = run("fedmtl_server", "--resume", str(tmp_path))
     assert (result.returncode, result.stdout) == (2, "")
-    assert f"error: --resume: {tmp_path} holds no run; see `fedmtl-server runs list`" in result.stderr
+    assert f"error: --resume: {tmp_path} contains no run; list runs with `fedmtl-server runs list`" in result.stderr
 
 
 def test_the_runs_of_a_folder_are_listed_in_words_when_there_are_none(tmp_path):

@@ -156,7 +156,7 @@ def test_a_server_told_to_stop_leaves_its_last_commit_on_disk_and_no_traceback(n
     assert last >= 1
     assert f"round-{last:04}.safetensors" in checkpoints
     log = run.log("server")
-    assert f"before the run was over; take it up with: fedmtl-server --resume {run.run_dir}" in log
+    assert f"before the run was over; resume it with: fedmtl-server --resume {run.run_dir}" in log
     assert "Traceback" not in log
     for client in clients:
         assert client.wait(60) == 1  # the server stayed away

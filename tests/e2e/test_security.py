@@ -234,12 +234,12 @@ MISTAKES = {
         ("fedmtl_client", "--client-id", "a", "--task", "sst2", "--config", "c.yaml", "--tls-ca", "ca.pem"),
         "error: client.tls_ca: can't read ca.pem: No such file",
     ),
-    "a client without tasks": (("fedmtl_server", "clients", "add", "a"), "error: say what the client may take part in"),
+    "a client without tasks": (("fedmtl_server", "clients", "add", "a"), "error: expected one of --task TASK"),
     "a task that the server hasn't": (
         ("fedmtl_server", "clients", "add", "a", "--task", "rte", "--config", "c.yaml"),
         "error: --task: c.yaml has the tasks sst2, stsb, got 'rte'",
     ),
-    "a list of nothing": (("fedmtl_server", "clients", "list"), "clients.sqlite: there is no such file"),
+    "a list of nothing": (("fedmtl_server", "clients", "list"), "clients.sqlite: no such file"),
     "a key of TLS that doesn't exist": (
         ("fedmtl_server", "--config", "c.yaml", "--set", "security.tls.certficate=x"),
         "security.tls.certficate: unknown key; did you mean 'certificate'?",
@@ -265,6 +265,6 @@ def test_a_token_file_that_is_there_is_not_overwritten_and_the_client_not_added(
     site = Site(tmp_path, stack)
     (tmp_path / "a.token").write_text("mine")
     said = site.run("fedmtl_server", "clients", "add", "a", "--task", "sst2", "--token-file", "a.token", code=2)
-    assert "error: --token-file: can't make a.token: File exists" in said
+    assert "error: --token-file: can't create a.token: File exists" in said
     assert (tmp_path / "a.token").read_text() == "mine"
     assert site.run("fedmtl_server", "clients", "list").startswith("There are no clients in ")

@@ -60,7 +60,7 @@ def test_report_only_writes_tables_and_plots_of_what_is_finished(tmp_path):
 
 
 def test_without_results_there_is_nothing_to_report(tmp_path):
-    with pytest.raises(StoreError, match=r"no cell is finished in .*r: there is nothing to report"):
+    with pytest.raises(StoreError, match=r"no cell is finished in .*r, so there is nothing to report"):
         call(write(tmp_path), "--results", str(tmp_path / "r"), "--report-only")
 
 

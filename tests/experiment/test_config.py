@@ -90,7 +90,7 @@ def test_what_is_wrong_is_named_with_its_place_and_what_is_allowed(changes, mess
 def test_what_is_missing_is_named(tmp_path):
     path = tmp_path / "empty.yaml"
     path.write_text("seeds: [1]\n")
-    with pytest.raises(ConfigError, match=r"empty\.yaml: results_dir: needed, and not given"):
+    with pytest.raises(ConfigError, match=r"empty\.yaml: results_dir: required, but not given"):
         load(path)
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: can't read the configuration"):
         load(tmp_path / "nowhere.yaml")

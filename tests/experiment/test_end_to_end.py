@@ -46,7 +46,7 @@ def test_all_four_methods_run_go_on_after_ctrl_c_and_begin_alike(tmp_path):
         first.send_signal(signal.SIGINT)
         _, errors = first.communicate(timeout=120)
     assert first.returncode == 130, errors
-    assert "stopped with 4 of 5 cells to do; the same command goes on" in errors
+    assert "stopped with 4 of 5 cells to do; repeat the command to continue" in errors
     computed = first_cell.read_text()
     of_this_run = str(tmp_path / "r").encode()
     assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if of_this_run in _read(path)] == []

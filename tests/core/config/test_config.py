@@ -48,22 +48,22 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
         ("training: {learning_rate: .inf}", r"training\.learning_rate: .*finite.* \(got \.inf\)"),
         ("training: {device: gpu}", r"training\.device: expected auto, cpu, cuda, cuda:N or mps \(got 'gpu'\)"),
         ("server: {port: 70000}", r"server\.port: .*65535 \(got 70000\)"),
-        ("tasks: {sst2: {data: {train: a.tsv}}}", r"tasks\.sst2\.data: expected `builtin`, or `hub`"),
-        ("tasks: {sst2: {data: {builtin: sst2, hub: x}}}", "`builtin` takes no other key"),
-        ("tasks: {sst2: {data: {hub: x, header: none}}}", "`header` is for the files `train` and `validation`"),
-        ("tasks: {sst2: {data: {builtin: sst2, quoting: none}}}", "`quoting` is for the files"),
+        ("tasks: {sst2: {data: {train: a.tsv}}}", r"tasks\.sst2\.data: expected `builtin`, `hub`"),
+        ("tasks: {sst2: {data: {builtin: sst2, hub: x}}}", "`builtin` can't be combined with `hub`"),
+        ("tasks: {sst2: {data: {hub: x, header: none}}}", "`header` applies only to the files `train` and `val"),
+        ("tasks: {sst2: {data: {builtin: sst2, quoting: none}}}", "`quoting` applies only to the files"),
         (
             "tasks: {sst2: {data: {train: 'https://me:hidden@x/a.csv', validation: b.csv}}}",
-            r"tasks\.sst2\.data\.train: a password in it would be kept .*; give it in ~/\.netrc[^(]*$",
+            r"tasks\.sst2\.data\.train: a password in the URL would be stored .*; give the password in ~/\.netrc[^(]*$",
         ),
         ("tasks: {sst2: {text_columns: [true]}}", r"tasks\.sst2\.text_columns\[0\]: "),
         ("tasks: {sst2: {min_client: 2}}", r"tasks\.sst2\.min_client: unknown key; did you mean 'min_clients'\?"),
-        ("tasks: {mine: {}}", r"tasks\.mine\.type: needed, since 'mine' is not one of the GLUE tasks"),
+        ("tasks: {mine: {}}", r"tasks\.mine\.type: required, since 'mine' is not one of the GLUE tasks"),
         ("tasks: {sst2: {metrics: [pearson]}}", "metric 'pearson' doesn't fit a classification"),
         ("tasks: {a.b: {}}", "can't have a '.'"),
         (
             "server_optimizer: {name: fedadm}",
-            r"server_optimizer\.name: did you mean 'fedadam'\? expected .*module:Name for a class of your own "
+            r"server_optimizer\.name: did you mean 'fedadam'\? expected .*module:Name for your own class "
             r"\(got 'fedadm'\)",
         ),
         ("server_optimizer: {beta_1: 1}", r"server_optimizer\.beta_1: .*less than 1 \(got 1\)"),
@@ -99,12 +99,12 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
         ("tasks: {sst2: {}}\nclients: [{client_id: c, task: sst2, shard: 3/2}]", r"clients\[0\]\.shard: .*K/N"),
         ("training: {local_epochs: 99999999999}", r"training\.local_epochs: .*4294967295"),
         ("training: {device: 'cuda:'}", r"training\.device: expected auto"),
-        ("training: {}\ntraining: {}", "the key 'training' is there twice"),
-        ("tasks: {1: {}}", "a task's name is text; put quotes around 1"),
+        ("training: {}\ntraining: {}", "the key 'training' is given twice"),
+        ("tasks: {1: {}}", "a task's name must be text; put quotes around 1"),
         ("tasks: {sst2: {labels: [no, yes]}}", r"tasks\.sst2\.labels: expected names; put quotes around no$"),
         ("tasks: {sst2: {labels: ['no', Yes]}}", r"tasks\.sst2\.labels: expected names; put quotes around Yes$"),
         ("tasks: {sst2: {labels: [1.0, 2.0]}}", r"tasks\.sst2\.labels: expected names; put quotes around 1\.0$"),
-        ("tasks: {off: {}}", "a task's name is text; put quotes around off$"),
+        ("tasks: {off: {}}", "a task's name must be text; put quotes around off$"),
         ("clients: [{client_id: 17, task: a}]", r"client_id: .*valid string \(got 17\); put quotes around text"),
         ("client: {token_file: off}", r"client\.token_file: .* \(got off\)"),
         ('server: {runs_dir: "a\\0b"}', r"server\.runs_dir: expected text without a NUL character"),
@@ -201,14 +201,14 @@ def test_what_stands_in_a_list_or_a_mapping_of_numbers_is_a_number_too():
         ("training:\n  seed: 1\n  sed: 2\n", r"c\.yaml:3: training\.sed: unknown key"),
         (
             "training: {}\nserver: {}\n\ntraining: {}\n",
-            r"c\.yaml:4: the key 'training' is there twice, on lines 1 and 4$",
+            r"c\.yaml:4: the key 'training' is given twice, on lines 1 and 4$",
         ),
-        ("tasks:\n  a: {b: 1, b: 2}\n", r"c\.yaml:2: the key 'b' is there twice on line 2$"),
+        ("tasks:\n  a: {b: 1, b: 2}\n", r"c\.yaml:2: the key 'b' is given twice on line 2$"),
         ("server:\n  host: a\n  port: 12:30\n", r"c\.yaml:3: YAML reads 12:30 as a number in base 60, 750; write 750 "),
         ("server:\n  port: 0777\n", r"c\.yaml:2: YAML reads 0777 as a number in base 8, 511; write 511 "),
         ("x:\n- 2024-13-45\n", r"c\.yaml:2: '2024-13-45' can't be read as YAML's timestamp; put quotes around text$"),
-        ("tasks:\n\n  no: {}\n", r"c\.yaml:3: tasks: a task's name is text; put quotes around no$"),
-        ("clients:\n- client_id: a\n  task: b\n- task: b\n", r"c\.yaml:4: clients\[1\]\.client_id: needed, and not"),
+        ("tasks:\n\n  no: {}\n", r"c\.yaml:3: tasks: a task's name must be text; put quotes around no$"),
+        ("clients:\n- client_id: a\n  task: b\n- task: b\n", r"c\.yaml:4: clients\[1\]\.client_id: required, but not"),
         ("a: b\nc: {d\n", r"c\.yaml:3: not valid YAML: while parsing a flow mapping: expected ',' or '}'"),
         ("a: b\nc: \x01\n", r"c\.yaml:2: not valid YAML: the character '\\x01'$"),
         (
@@ -339,7 +339,7 @@ tasks: {sst2: {deadline_s: 90}}
 
 @pytest.mark.parametrize("cohort", ["fraction", "over_select"])
 def test_asynchronous_rounds_are_for_all_clients(cohort):
-    message = f"rounds\\.cohort: asynchronous rounds are for all clients, got '{cohort}'"
+    message = f"rounds\\.cohort: `mode: async` needs `cohort: all`, got '{cohort}'"
     with pytest.raises(ConfigError, match=message):
         config.load(None, ["rounds.mode=async", f"rounds.cohort={cohort}"])
     assert config.load(None, ["rounds.mode=async", "rounds.cohort=all"]).rounds.mode == "async"

@@ -25,7 +25,7 @@ def test_a_stage_goes_with_a_breach_of_what_it_does_not_require():
 
 def test_a_breach_by_a_stage_is_one_that_the_stage_is_said_to_make():
     Breach(Property.WHOLE_UPDATES, "another", stage=NORMS)
-    with pytest.raises(ValueError, match="norms isn't said to break SYNCHRONOUS"):
+    with pytest.raises(ValueError, match="the stage norms doesn't list SYNCHRONOUS in `breaks`"):
         Breach(Property.SYNCHRONOUS, "another", stage=NORMS)
 
 
@@ -41,18 +41,18 @@ def test_stages_have_names_of_their_own_and_require_nothing_that_they_break():
             {"aggregation": {"task_weighting": "uniform"}},
             "aggregation.rule: needs `aggregation.task_weighting: exam",
         ),
-        ({"aggregation": {"scaling": 2}}, "aggregation.rule: needs `aggregation.scaling: 1.0`, got 2.0: it takes the"),
+        ({"aggregation": {"scaling": 2}}, "aggregation.rule: needs `aggregation.scaling: 1.0`, got 2.0: a rule"),
         (
             {"aggregation": {"normalization": "fednova"}},
             "aggregation.normalization: needs `aggregation.rule: mean`",
         ),
         (
             {"training": {"control_variates": True, "optimizer": "sgd"}},
-            "training.control_variates: needs `aggregation.rule: mean`, got 'mine:Median': they correct",
+            "training.control_variates: needs `aggregation.rule: mean`, got 'mine:Median': control variates correct",
         ),
         (
             {"sharing": {"adaptive": {"policy": "cosine", "layers": [0]}}},
-            "aggregation.rule: needs `sharing.adaptive.policy: None`, got 'cosine': it takes the updates of all",
+            "aggregation.rule: needs `sharing.adaptive.policy: None`, got 'cosine': a rule combines the updates of all",
         ),
     ],
 )

@@ -96,7 +96,7 @@ def test_keys_are_for_their_owner_alone(folder):
 
 def test_a_ca_that_is_there_is_not_replaced(folder):
     before = {path: path.read_bytes() for path in folder.rglob("*.pem")}
-    with pytest.raises(FedMTLError, match="holds a CA already; renew or add"):
+    with pytest.raises(FedMTLError, match="already contains a CA; renew or add"):
         run("init", folder)
     assert {path: path.read_bytes() for path in folder.rglob("*.pem")} == before
 
@@ -127,9 +127,9 @@ def test_a_later_client_is_of_the_same_ca(folder):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("issue", "nowhere", "--server"), "make a CA with `fedmtl-server certs init`"),
-        (("issue", "nowhere"), "say what to make"),
-        (("issue", "nowhere", "--client", "a", "--host", "b"), "hosts are for --server"),
+        (("issue", "nowhere", "--server"), "create a CA with `fedmtl-server certs init`"),
+        (("issue", "nowhere"), "expected --client NAME"),
+        (("issue", "nowhere", "--client", "a", "--host", "b"), "--host: requires --server"),
         (("init", "new", "--client", "../a"), "a client's name: expected 1 to 64 letters"),
         (("init", "new", "--host", "http://x"), "expected a host's name or IP address, got 'http://x'"),
         (("init", "new", "--host", ""), "expected a host's name or IP address, got ''"),

@@ -389,13 +389,13 @@ def test_auxiliary_is_yes_no_or_what_it_counts_for():
 @pytest.mark.parametrize(
     ("qqp", "message"),
     [
-        ({"auxiliary": True, "min_clients": 2}, r"`min_clients` and `auxiliary` don't go together: .* min_clients: 2"),
+        ({"auxiliary": True, "min_clients": 2}, r"`min_clients` can't be combined with `auxiliary`: .* min_clients: 2"),
         ({"auxiliary": {"weight": -1}}, r"auxiliary\.weight: input should be greater than or equal to 0"),
         ({"auxiliary": {"weight": 1e300}}, r"auxiliary\.weight: input should be less than or equal to 1000000"),
         ({"auxiliary": {"decay": 0}}, r"auxiliary\.decay: input should be greater than 0"),
         ({"auxiliary": {"decay": 1.5}}, r"auxiliary\.decay: input should be less than or equal to 1"),
         ({"auxiliary": {"wieght": 1}}, r"auxiliary\.wieght: unknown key; did you mean 'weight'\?"),
-        ({"auxiliary": "often"}, r"auxiliary: expected true, false, or what it counts for.*'often'"),
+        ({"auxiliary": "often"}, r"auxiliary: expected true, false, or a weight and a decay.*'often'"),
     ],
 )
 def test_what_cannot_be_meant_by_auxiliary_is_refused_in_words(qqp, message):
@@ -404,7 +404,7 @@ def test_what_cannot_be_meant_by_auxiliary_is_refused_in_words(qqp, message):
 
 
 def test_early_stopping_cannot_watch_an_auxiliary_task():
-    with pytest.raises(ConfigError, match=r"early_stopping\.watch: 'qqp' is auxiliary, and ends no run"):
+    with pytest.raises(ConfigError, match=r"early_stopping\.watch: 'qqp' is auxiliary, and auxiliary tasks"):
         validated(AUXILIARY | {"early_stopping": {"patience": 1, "watch": ["qqp"]}}, "c.yaml")
 
 

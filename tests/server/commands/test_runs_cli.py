@@ -268,7 +268,7 @@ def test_a_run_that_ended_before_its_last_round_says_why(tmp_path):
         assert "early" not in shown("show", "aaaa", "--runs-dir", tmp_path).partition("folder")[0]
         history.end_round("aaaa", RoundRecord("aaaa", 2, "evaluate", "committed", 1, 2), [])
         history.finish_run("aaaa", NOW_MS)
-    told = "finished, 1 of 9 rounds: early stopping after round 1, no better for 3 rounds"
+    told = "finished, 1 of 9 rounds: early stopping after round 1, no improvement for 3 rounds"
     assert told in shown("show", "aaaa", "--runs-dir", tmp_path)
     assert "finished (early stopping)" in shown("list", "--runs-dir", tmp_path)
     assert json.loads(shown("list", "--runs-dir", tmp_path, "--json"))[0]["stopped_early"] is True
@@ -364,7 +364,7 @@ def test_a_round_that_has_not_ended_and_round_0_are_shown(runs_dir):
         history.open_round("bbbb3333" * 4, 1, "train", 86_400_000, COHORT)
     text = shown("show", "third", "--round", 1, "--runs-dir", runs_dir)
     assert "outcome    open" in text
-    assert "It has no report: it hasn't ended." in text
+    assert "The round has no report, because it hasn't ended." in text
     assert "0 of 3" in shown("show", "third", "--runs-dir", runs_dir)
     assert "0, the model before the first round" in shown("show", "third", "--round", 0, "--runs-dir", runs_dir)
     assert refused("show", "third", "--round", 7, "--runs-dir", runs_dir).endswith("has rounds 0 to 1, got 7")
@@ -481,7 +481,7 @@ def test_what_would_be_removed_is_said_and_nothing_is_removed_without_yes(runs_d
     text = shown("prune", "--keep", 1, "--runs-dir", runs_dir)
     assert text.count("would remove: run ") == 2
     assert f"(finished), {runs_dir / 'first'}, 5.1 MB" in text
-    assert text.endswith("Nothing was removed; --yes does it.\n")
+    assert text.endswith("Nothing was removed. Add --yes to remove these runs.\n")
     assert names(runs_dir) == {"first", "second", "third"}
 
 
@@ -504,7 +504,7 @@ def test_only_those_that_are_old_enough_are_removed(runs_dir):
 
 
 def test_pruning_everything_must_be_asked_for(runs_dir):
-    assert refused("prune", "--yes", "--runs-dir", runs_dir).startswith("say which runs may go: --keep N")
+    assert refused("prune", "--yes", "--runs-dir", runs_dir).startswith("expected --keep N")
     shown("prune", "--keep", 0, "--yes", "--runs-dir", runs_dir)
     assert names(runs_dir) == set()
 
@@ -592,7 +592,7 @@ def test_a_run_that_may_be_served_on_another_machine_is_not_removed(tmp_path):
     with contextlib.closing(History.open(url)) as history:
         add_run(history, "aaaa", tmp_path / "elsewhere", rounds=1)
     text = shown("prune", "--keep", 0, "--yes", "--url", url)
-    assert "left alone: run aaaa" in text
+    assert "kept: run aaaa" in text
     assert "its folder isn't on this machine: a server elsewhere may be serving it" in text
     assert [run["run_id"] for run in json.loads(shown("list", "--url", url, "--json"))] == ["aaaa"]
 

@@ -451,7 +451,7 @@ def test_the_command_line_finds_the_run_and_says_what_it_wrote(trained, tmp_path
     [
         (("--run-dir", "RUN"), UserError, "--task TASK, or --all"),
         (("--task", "sst2", "--all", "--run-dir", "RUN"), UserError, "--task TASK, or --all"),
-        (("--task", "sst2"), UserError, "say which run: --run-dir DIR, or --run"),
+        (("--task", "sst2"), UserError, "expected either --run-dir DIR, or --run"),
         (("--task", "rte", "--run-dir", "RUN"), UserError, "--task: the run has the tasks sst2, stsb, got 'rte'"),
         (
             ("--task", "sst2", "--run-dir", "RUN", "--round", "first"),

@@ -228,7 +228,7 @@ def test_what_parts_is_copied_and_what_comes_together_is_the_mean_by_examples():
     ("sections", "expected"),
     [
         ({"adaptive": {"policy": "cosin"}}, "did you mean 'cosine'?"),
-        ({"adaptive": {"split_below": 0.5, "merge_above": 0.5}}, "`merge_above` has to be above `split_below`"),
+        ({"adaptive": {"split_below": 0.5, "merge_above": 0.5}}, "`merge_above` must be above `split_below`"),
         (
             {"adaptive": {"policy": "cosine", "layers": [7]}, "layers": {"6-8": "task"}},
             "layer 7 is in `layers`, and sta",
