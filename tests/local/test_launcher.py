@@ -146,7 +146,7 @@ def test_a_client_that_comes_too_late_for_the_run_is_named_and_no_failure(tmp_pa
         os.kill(slow[0], signal.SIGSTOP)
         output, errors = local.communicate(timeout=120)
     assert local.returncode == 0, errors
-    assert "round.opens_without" in output
+    assert "round.clients_missing" in output
     assert "client-b never joined: the run was over" in output
     assert "after the last" in output
     assert "exit code" not in errors
