@@ -1,4 +1,4 @@
-"""What the documentation has of the code: MkDocs calls this (`hooks` in `mkdocs.yml`)."""
+"""Generates documentation pages from the code. MkDocs calls this module (`hooks` in `mkdocs.yml`)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fedmtl_server.commands.app import app as server
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page that nobody writes."""
+    """Add the generated page of the command lines."""
     files.append(File.generated(config, "reference/commands.md", content=commands()))
     return files
 
 
 def commands() -> str:
-    """Every command line's options and commands."""
+    """Return the page with the options and subcommands of every command."""
     pages = [_command(app, name) for name, app in _APPS.items()]
     return "\n\n".join(["# Command lines", *pages])
 
@@ -33,10 +33,10 @@ _APPS = {"fedmtl-server": server, "fedmtl-client": client, "fedmtl-client doctor
 
 def _command(app: typer.Typer, name: str) -> str:
     command = typer.main.get_command(app)
-    command.epilog = None  # the configuration has a page of its own
+    command.epilog = None  # the configuration has its own page
     return get_docs_for_click(obj=command, ctx=typer.Context(command), name=name, indent=1).strip()
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Leave the names of files beside `docs/`, to which the site has no links."""
+    """Replace links to files outside `docs/` by their text, because the site does not contain these files."""
     return re.sub(r"\[([^]]+)\]\(\.\./(?:\.\./)?(?:protos|tests|fedmtl_|examples|configs)[^)]*\)", r"\1", markdown)

@@ -1,4 +1,4 @@
-"""`python -m tools.settings_page`: write docs/reference/configuration.md from the configuration, or check it."""
+"""`python -m tools.settings_page`: generate docs/reference/configuration.md from the configuration, or check it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ there. `1e-3`, `1_000`, `0x1F` and numbers in quotes are numbers.
 
 
 def render(settings: Sequence[Setting]) -> str:
-    """Every key with its default and meaning, a table for each section."""
+    """Return the page: a table for each section, with the default and meaning of every key."""
     sections = (
         "\n".join([f"## {section}", "", "| key | default | meaning |", "| --- | --- | --- |", *_rows(group)])
         for section, group in groupby(settings, key=lambda setting: setting.key.rpartition(".")[0] or "The run")
