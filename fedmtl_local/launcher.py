@@ -148,7 +148,7 @@ class LocalRun:
         results: dict[str, dict[str, object]] = json.loads((self.run_dir / RESULTS_FILE).read_text(encoding="utf-8"))
         results_table(results, self.run_dir, self._console)
         if failed:
-            raise _failure(failed)  # the run finished without this client, but the user should know
+            raise _failure(failed, "the run finished, but ")
         return results
 
     def complete(self) -> None:
@@ -338,7 +338,10 @@ def _attributed_to(setting: str) -> Iterator[None]:
         yield
     except OSError as error:
         path = documents.shown_path(Path(error.filename or ""))
-        raise StoreError(f"{setting}: {path}: {error.strerror or error}") from None
+        raise StoreError(
+            f"{setting}: can't use {path} as a run folder: {error.strerror or error}; choose a folder that you can "
+            "write to"
+        ) from None
 
 
 def _require_free(run_dir: Path, config: Config) -> None:
@@ -393,10 +396,13 @@ def _line(event: pb.WatchRoundsResponse, config: Config) -> str:
     return f"{_title(event):>16}  {report.duration_seconds:6.1f} s  {clients}  {'  '.join(metrics)}{missing}"
 
 
-def _failure(failed: list[LoggedProcess]) -> FedMTLError:
+def _failure(failed: list[LoggedProcess], prefix: str = "") -> FedMTLError:
     described = []
     for process in failed:
-        state = f"ended with exit code {process.returncode}" if process.returncode is not None else "did not end"
+        code = process.returncode
+        state = "did not end" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            state += f" (signal {-code})"
         lines = "\n".join(f"    {line}" for line in process.tail)
         described.append(f"{process.name} {state}; the last lines of its log, {process.log_path}:\n{lines}")
-    return FedMTLError("\n".join(described))
+    return FedMTLError(prefix + "\n".join(described))

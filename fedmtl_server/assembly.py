@@ -162,7 +162,7 @@ def _held_run_id(run_dir: Path, config: Config) -> str | None:
     run_id, stored = held
     if problems := contradictions(stored, config):
         raise ConfigError(
-            f"{run_dir} has a run with a different configuration: {'; '.join(problems)}. Start a new run with another "
-            f"--run-dir, or remove that folder if you no longer need its run"
+            f"{run_dir} has a run with a different configuration: {'; '.join(problems)}. Resume that run with its own "
+            f"configuration (`fedmtl-server --resume {run_dir}`), or start a new run with another --run-dir"
         )
     return run_id
