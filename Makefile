@@ -52,7 +52,7 @@ proto-breaking: ## Fail if protos/ breaks the contract of the last release. Need
 	  || { echo "protos/ breaks the contract of the last release ($(RELEASED)): v1 only takes additions" >&2; exit 1; }
 	@echo "protos/ keeps the contract of the last release"
 
-proto-release: ## Save protos/ as the released contract that proto-breaking compares with. Needs npm.
+proto-release: ## For a release, save protos/ as the contract that proto-breaking compares with. Needs npm.
 	$(BUF) build --exclude-source-info --output $(RELEASED)
 
 lint: $(STAMP) ## Run ruff, mypy and bandit, and with FEDMTL_AUDIT=1 also the audit.

@@ -34,7 +34,7 @@ class MTLServerModel:
     Their parameters are views into the components, so that a commit replaces components without a copy.
 
     Args:
-        encoder: an encoder on CPU (see `MultiTaskModel`), which only this model may use from now on.
+        encoder: an encoder on CPU (see `MultiTaskModel`); the model owns it from now on.
         tasks: the run's tasks.
         hidden_size: the width of the encoder's output.
         pooling: the pooling of the encoder's output for the heads.
@@ -174,7 +174,10 @@ class MTLServerModel:
         """
         scopes = self.scopes_for(task)
         if not self.sharing.has_encoder(task):
-            raise UserError(f"sharing: the clients of {task} keep parts of the encoder for themselves (`local`)")
+            raise UserError(
+                f"sharing: the clients of {task} keep parts of the encoder for themselves (`local`), and the server "
+                "does not have the whole encoder"
+            )
         return self._module(scopes).encoder
 
     @property
@@ -274,7 +277,7 @@ class MTLServerModel:
 
         Args:
             table: the new table.
-            components: all components of the new table by scope; only this model may use them from now on.
+            components: all components of the new table by scope; the model owns them from now on.
 
         Raises:
             LayoutMismatchError: a layout differs; nothing has changed.
@@ -289,7 +292,7 @@ class MTLServerModel:
         """Replace whole components without a copy. Components not given stay bitwise unchanged.
 
         Args:
-            components: the new components by scope; only this model may use them from now on.
+            components: the new components by scope; the model owns them from now on.
 
         Raises:
             LayoutMismatchError: a layout differs; nothing has changed.

@@ -16,7 +16,7 @@ class Skeleton:
     """Modules whose tensors take no memory after they are packed. `filled` makes copies with values.
 
     Args:
-        model: a model on CPU, which only the skeleton may use from now on.
+        model: a model on CPU; the skeleton owns it from now on.
     """
 
     def __init__(self, model: MultiTaskModel):

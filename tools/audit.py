@@ -38,12 +38,12 @@ class Report(TypedDict, total=False):
     dependencies: list[Dependency]
 
 
-def verdict(report: Report | None, said: str, *, required: bool) -> tuple[int, str]:
+def verdict(report: Report | None, stderr: str, *, required: bool) -> tuple[int, str]:
     """Return an exit code and a message for the result of pip-audit.
 
     Args:
         report: the JSON report; None if pip-audit wrote none.
-        said: the standard error of pip-audit.
+        stderr: the standard error of pip-audit.
         required: whether unchecked dependencies are an error.
     """
     dependencies = report.get("dependencies", []) if report else []
@@ -61,7 +61,7 @@ def verdict(report: Report | None, said: str, *, required: bool) -> tuple[int, s
             f"audit: {len(skipped)} of {len(dependencies)} dependencies not checked: {', '.join(skipped)}; no known "
             "vulnerabilities in the others"
         )
-    reason = said.strip().splitlines()[-1:] or ["the service knows none of the dependencies"]
+    reason = stderr.strip().splitlines()[-1:] or ["the service knows none of the dependencies"]
     return code, f"audit: skipped: no network or no vulnerability service: {reason[0]}"
 
 

@@ -69,7 +69,7 @@ class Examination:
             require_within(transfer.norms, reference.limits, ": robustness.norms.model_factor times the model's own")
 
     async def _may_exceed(self, transfer: Transfer, reference: NormReference) -> bool:
-        """Whether an update that was not measured could exceed a limit, estimated without decoding it."""
+        """Whether an update that was not measured could exceed a limit, by a bound that needs no decoding."""
         limits = reference.limits
         if not limits or not transfer.staged.parts:
             return False

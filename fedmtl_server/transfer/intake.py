@@ -136,7 +136,7 @@ class Intake:
         staging: the storage of the updates' bytes.
         transfers: the uploads in progress.
         examination: the checks of complete updates.
-        history: the updates that have counted in earlier rounds.
+        history: the updates that have counted.
         max_examples: the maximum weight of an update in examples, by task; only tasks with a limit.
     """
 
@@ -266,7 +266,7 @@ class Intake:
     async def _receive_rest(self, transfer: Transfer, stream: UploadStream) -> int:
         """Receive the messages after the header.
 
-        If the history already has the update, that error takes precedence over errors in the bytes.
+        An error of the history check takes precedence over errors in the bytes.
 
         Returns:
             The number of encoded bytes received.

@@ -238,7 +238,7 @@ class MessageCache:
     """Caches the messages sent last, for clients that download the same slice a little later.
 
     Args:
-        max_bytes: the maximum size of the cache; at least the size of one message.
+        max_bytes: the maximum size of the cache in bytes; at least the size of one message.
     """
 
     def __init__(self, max_bytes: int):

@@ -145,5 +145,5 @@ class Federation:
                 raise FederationError(f"the run was over before {what}\n{self._servers[-1].tail()}")
             if time.monotonic() > self._give_up:
                 tails = "\n".join(child.tail() for child in self._children)
-                raise FederationError(f"after {LIMIT_S:.0f} s the federation still waited until {what}\n{tails}")
+                raise FederationError(f"timed out after {LIMIT_S:.0f} s, before {what}\n{tails}")
             time.sleep(0.05)
