@@ -339,8 +339,7 @@ def _attributed_to(setting: str) -> Iterator[None]:
     except OSError as error:
         path = documents.shown_path(Path(error.filename or ""))
         raise StoreError(
-            f"{setting}: can't use {path} as a run folder: {error.strerror or error}; choose a folder that you can "
-            "write to"
+            f"{setting}: expected a folder that you can write to, can't use {path}: {error.strerror or error}"
         ) from None
 
 

@@ -179,7 +179,7 @@ WRONG = {
     "no clients to start": (
         "fedmtl_local",
         ("--config", str(CONFIGS / "federated_config.yaml")),
-        "clients: name those",
+        "clients: expected at least one client to start, got none",
     ),
 }
 
