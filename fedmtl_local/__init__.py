@@ -1,4 +1,4 @@
-"""A whole federation on one machine: a server and its clients as separate processes, from one configuration."""
+"""Runs a whole federation on one machine: a server and its clients as separate processes, from one configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["run_local"]
 
 
 def __getattr__(name: str) -> object:
-    """`fedmtl_local.run_local`, imported when it is asked for: PyTorch takes seconds, and `--help` needs none."""
+    """Import `fedmtl_local.run_local` on first use: importing PyTorch takes seconds, and `--help` does not need it."""
     if name in __all__:
         from fedmtl_local import launcher
 

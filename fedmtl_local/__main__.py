@@ -1,4 +1,4 @@
-"""`python -m fedmtl_local`, and the command `fedmtl-local`."""
+"""The entry point of `python -m fedmtl_local` and of the command `fedmtl-local`."""
 
 from fedmtl_core.runtime.starting import end_at_once_on_ctrl_c
 

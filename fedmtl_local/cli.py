@@ -57,5 +57,5 @@ def run(
         with interruptible():
             run.run()
     except KeyboardInterrupt:
-        typer.echo(run.how_to_go_on(), err=True)
+        typer.echo(run.stop_message(), err=True)
         raise

@@ -1,8 +1,7 @@
-"""Processes that start at once, for many runs in turn: forked off one that has imported PyTorch and the rest.
+"""Starts processes without import time, for many runs in sequence: forks them off a process that has imported PyTorch.
 
-The imports of a server and its clients take some seconds of a processor each, half of a run where the model is small.
-The caller's main module must be one that can be imported again, for this is the forkserver of Python's
-`multiprocessing`.
+The imports of a server or a client take several CPU seconds, which is half of a run with a small model. This uses the
+forkserver of Python's `multiprocessing`, so the caller's main module must be importable a second time.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _THREADS = "OMP_NUM_THREADS"
 
 
 class ForkedProcess:
-    """A Python module run as a process of its own, as `python -m` does, but without waiting for its imports.
+    """A Python module that runs as its own process, like `python -m`, but without waiting for its imports.
 
-    It has what `LoggedProcess` needs of a `subprocess.Popen`.
+    The class has the part of the interface of `subprocess.Popen` that `LoggedProcess` needs.
 
     Args:
-        module: what to run.
-        arguments: its command line.
-        environment: added to this process's own.
+        module: the module to run.
+        arguments: the module's command line.
+        environment: variables added to this process's environment.
     """
 
     def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]):
@@ -43,8 +42,8 @@ class ForkedProcess:
         self._process: BaseProcess = context.Process(
             target=_run, args=(module, [*arguments], {**os.environ, **environment}, writer)
         )
-        resource_tracker.ensure_running()  # it would unblock what is blocked here
-        # Ctrl-C is for this process: the one that others are forked off inherits that it is deaf, and ends with it.
+        resource_tracker.ensure_running()  # starting it later would unblock the signals that are blocked here
+        # Only this process handles Ctrl-C. The forkserver inherits the blocked signals, and ends with this process.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         try:
             self._process.start()
@@ -57,14 +56,14 @@ class ForkedProcess:
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
-        """Its exit code; None while it runs."""
+        """Return the exit code; None while the process runs."""
         return self._process.exitcode
 
     def wait(self, timeout: float) -> int:
-        """Its exit code, once it has ended.
+        """Wait for the process to end and return its exit code.
 
         Raises:
-            subprocess.TimeoutExpired: it runs on.
+            subprocess.TimeoutExpired: the process is still running after `timeout` seconds.
         """
         self._process.join(timeout)
         if self._process.exitcode is None:
@@ -72,23 +71,23 @@ class ForkedProcess:
         return self._process.exitcode
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send the process a signal."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Stop it."""
+        """Stop the process with SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
 
 def _run(module: str, arguments: list[str], environment: dict[str, str], stderr: Connection) -> None:
-    """In the new process: become what `python -m module` would be."""
+    """Run a module in the new process as `python -m module` would."""
     import torch
     from setproctitle import setproctitle
 
-    os.setsid()  # Ctrl-C reaches it through who started it, in order
-    multiprocessing.current_process().name = "MainProcess"  # to transformers, others are a data loader's
-    setproctitle(shlex.join([sys.executable, "-m", module, *arguments]))  # what `ps` shows
+    os.setsid()  # Ctrl-C reaches the process that started this one, which stops its processes in order
+    multiprocessing.current_process().name = "MainProcess"  # transformers takes other names for a data loader's worker
+    setproctitle(shlex.join([sys.executable, "-m", module, *arguments]))  # the name that `ps` shows
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     os.dup2(stderr.fileno(), 2)
@@ -96,7 +95,7 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], stderr:
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
-    if _THREADS in environment:  # it was read when PyTorch was imported
+    if _THREADS in environment:  # PyTorch reads the variable on import, which has happened already
         torch.set_num_threads(int(environment[_THREADS]))
     sys.argv[1:] = arguments
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)

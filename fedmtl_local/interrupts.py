@@ -1,4 +1,4 @@
-"""What asks a program to stop, and when it may be stopped."""
+"""Handles the signals that ask a program to stop, and defers them where an interrupt would do harm."""
 
 from __future__ import annotations
 
@@ -16,66 +16,65 @@ _Handler = Callable[[int, FrameType | None], object] | int | None
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Have what asks the main thread to stop raise `KeyboardInterrupt`, as Ctrl-C does, and none of it be lost.
+    """Raise `KeyboardInterrupt` in the main thread for every signal that asks to stop, and lose none of them.
 
-    Python drops what is raised while an object is finalised, or in the callback of a weak reference, and a signal may
-    come at any time. What was dropped is raised again a moment later. A signal that is ignored, as with
-    `nohup`, stays so.
+    Python drops exceptions raised in a finalizer or in the callback of a weak reference, and a signal may arrive at any
+    time. A dropped interrupt is raised again a moment later. An ignored signal, as with `nohup`, stays ignored.
     """
-    heard = _heard()
-    hook, before = sys.unraisablehook, {number: signal.signal(number, _interrupt) for number in heard}
-    sys.unraisablehook = _Again(hook, heard)
+    signals = _stop_signals()
+    hook, before = sys.unraisablehook, {number: signal.signal(number, _interrupt) for number in signals}
+    sys.unraisablehook = _InterruptRetry(hook, signals)
     try:
         yield
     finally:
         sys.unraisablehook = hook
-        _set(before)
+        _restore(before)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Put an interrupt off until the end, so that a process that is being started isn't lost sight of.
+    """Defer interrupts until the end of the block, so that a process that is being started is always recorded.
 
-    A signal that is ignored stays so, also in that process.
+    An ignored signal stays ignored, also in a process started in the block.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # nothing interrupts it
+        yield  # signals interrupt the main thread alone
         return
     arrived: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in _heard()}
+    before = {number: signal.signal(number, lambda number, _: arrived.append(number)) for number in _stop_signals()}
     try:
         yield
     finally:
-        _set(before)
+        _restore(before)
     for first in arrived[:1]:
         signal.raise_signal(first)
 
 
-class _Again:
-    """In the place of `sys.unraisablehook`: raises a dropped interrupt again, and leaves the rest to another hook.
+class _InterruptRetry:
+    """A replacement of `sys.unraisablehook` that raises a dropped interrupt again and passes on other exceptions.
 
     Args:
-        others: that hook.
-        heard: signals that interrupt; any of them will do.
+        others: the hook for all other exceptions.
+        signals: the signals that interrupt; the first is sent again.
     """
 
-    def __init__(self, others: Callable[[sys.UnraisableHookArgs], object], heard: Sequence[signal.Signals]):
+    def __init__(self, others: Callable[[sys.UnraisableHookArgs], object], signals: Sequence[signal.Signals]):
         self._others = others
-        self._heard = heard
+        self._signals = signals
 
     def __call__(self, dropped: sys.UnraisableHookArgs) -> None:
-        if not self._heard or not issubclass(dropped.exc_type, KeyboardInterrupt):
+        if not self._signals or not issubclass(dropped.exc_type, KeyboardInterrupt):
             self._others(dropped)
             return
         main = threading.main_thread().ident
         assert main is not None
-        later = threading.Timer(_AGAIN_AFTER_S, signal.pthread_kill, (main, self._heard[0]))
+        later = threading.Timer(_AGAIN_AFTER_S, signal.pthread_kill, (main, self._signals[0]))
         later.daemon = True
         later.start()
 
 
-def _heard() -> list[signal.Signals]:
-    """Of the signals that ask to stop, those that aren't ignored."""
+def _stop_signals() -> list[signal.Signals]:
+    """Return the signals that ask to stop and are not ignored."""
     return [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
@@ -83,6 +82,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _set(handlers: Mapping[signal.Signals, _Handler]) -> None:
+def _restore(handlers: Mapping[signal.Signals, _Handler]) -> None:
     for number, handler in handlers.items():
         signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,4 +1,4 @@
-"""Runs one configuration as a server and its clients on this machine, and shows how the rounds go."""
+"""Runs one configuration as a server and its clients on this machine, and shows the progress of the rounds."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ from fedmtl_server.storage.permissions import make_run_folder
 from fedmtl_server.storage.results import TaskResult
 
 START_TIMEOUT_S = 180.0
-"""How long the server may take to start, and the first round waits after the last client that has come, unless
-`rounds.await_clients_s` says otherwise."""
+"""The longest that the server may take to start, in seconds. It is also this launcher's default of
+`rounds.await_clients_s`: how long the first round waits after the last client that has joined."""
 END_TIMEOUT_S = 15.0
-"""Clients that know that the run is over have so long to end."""
+"""The time that clients have to end after they learned that the run is over, in seconds."""
 
 
 def run_local(
     config: Config | Mapping[str, object] | Path | str, run_dir: Path | str | None = None
 ) -> dict[str, TaskResult]:
-    """Run a whole federation on this machine, a server and the configuration's `clients`, each a process of its own.
+    """Run a whole federation on this machine: a server and the configuration's `clients`, each in its own process.
 
-    Nothing is printed; what the processes log is in the run's folder, under `logs`.
+    Nothing is printed. The processes write their logs to `logs` in the run folder.
 
     Args:
-        config: what to run: a `Config`, nested dictionaries, or a YAML file's path.
-        run_dir: the run's folder; a new one in `server.runs_dir` if None. A run that it holds is taken up.
+        config: a `Config`, nested dictionaries, or the path of a YAML file.
+        run_dir: the run folder; a new one in `server.runs_dir` if None. A run in it is resumed.
 
     Returns:
         Every task's main metric by round.
 
     Raises:
         ConfigError: the configuration is wrong or names no clients.
-        StoreError: the run that the folder holds is over or served, or it holds something else.
-        FedMTLError: a process failed; the message says which, and how.
+        StoreError: the run in the folder is over or being served, or the folder holds something else.
+        FedMTLError: a process failed; the message names the process and the failure.
     """
     logs.be_quiet_unless_configured()
     settled, folder = configuration.resolve(config), None if run_dir is None else Path(run_dir)
@@ -75,21 +75,21 @@ def run_local(
 
 
 class LocalRun:
-    """One run.
+    """One run of a local federation.
 
     Args:
-        config: what to run; its `clients` say which clients to start.
-        config_path: the same as a file, for the processes.
-        overrides: `KEY=VALUE` each, for the processes likewise.
-        run_dir: the run's folder; a new one in `server.runs_dir` if None. A run that it holds is taken up.
-        console: where to say how it goes; standard output if None.
-        on_round: told the number of rounds that are done, whenever one opens.
-        start: how to start the processes.
-        log_level: the least that is said of what the processes log.
+        config: the configuration; its `clients` lists the clients to start.
+        config_path: the file with the same configuration, which the processes read.
+        overrides: `KEY=VALUE` overrides of the configuration, which the processes get as well.
+        run_dir: the run folder; a new one in `server.runs_dir` if None. A run in it is resumed.
+        console: where progress is printed; standard output if None.
+        on_round: called with the number of finished rounds whenever a round opens.
+        start: starts a process.
+        log_level: the lowest level of the processes' log lines to print.
 
     Raises:
-        ConfigError: the configuration names no clients, or credentials that can't be used.
-        StoreError: the run that the folder holds is over or served, or it holds something else.
+        ConfigError: the configuration names no clients, or its credentials can't be used.
+        StoreError: the run in the folder is over or being served, or the folder holds something else.
     """
 
     def __init__(
@@ -106,13 +106,14 @@ class LocalRun:
     ):
         if not config.clients:
             raise ConfigError(
-                f"{config_path}: clients: name those to start, such as `clients: [{{client_id: a, task: sst2}}]`"
+                f"{config_path}: clients: expected at least one client to start, got none; for example "
+                "`clients: [{client_id: a, task: sst2}]`"
             )
         self.run_dir = run_dir or config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}"
-        with _blamed_on("--run-dir" if run_dir else "server.runs_dir"):
+        with _attributed_to("--run-dir" if run_dir else "server.runs_dir"):
             _require_free(self.run_dir, config)
         self._config = config
-        self._begins_anew = run_dir is None
+        self._is_new = run_dir is None
         self._command = ["fedmtl-local", "--config", str(config_path)]
         self._command += [part for text in overrides for part in ("--set", text)]
         self._credentials = credentials.load(config)
@@ -135,32 +136,32 @@ class LocalRun:
         self._first_round_opened = threading.Event()
 
     def run(self) -> dict[str, dict[str, object]]:
-        """Start everything, wait for the end, and print what came of it.
+        """Start all processes, wait for the end of the run, and print the results.
 
         Returns:
-            What is in the run's `results.json`.
+            The content of the run's `results.json`.
 
         Raises:
-            FedMTLError: a process failed; the message says which, and how.
+            FedMTLError: a process failed; the message names the process and the failure.
         """
-        failed = self._to_the_end()
+        failed = self._run_to_end()
         results: dict[str, dict[str, object]] = json.loads((self.run_dir / RESULTS_FILE).read_text(encoding="utf-8"))
         results_table(results, self.run_dir, self._console)
         if failed:
-            raise _failure(failed)  # the run got over it, but the user should know
+            raise _failure(failed, "the run finished, but ")
         return results
 
     def complete(self) -> None:
-        """As `run`, without a table, and over as soon as a process fails, which the run might get over.
+        """Run like `run`, but print no table, and stop as soon as any process fails.
 
         Raises:
-            FedMTLError: a process failed; the message says which, and how.
+            FedMTLError: a process failed; the message names the process and the failure.
         """
-        if failed := self._to_the_end(gets_over=False):
+        if failed := self._run_to_end(tolerates_failures=False):
             raise _failure(failed)
 
-    def how_to_go_on(self) -> str:
-        """What to say when it was stopped: whether the run is over, and how it is taken up if it isn't."""
+    def stop_message(self) -> str:
+        """Return the message for a user who interrupted the run: its state, and the command that resumes it."""
         try:
             state = state_of(self.run_dir, self._config)
         except StoreError as error:
@@ -168,29 +169,30 @@ class LocalRun:
         if state is None:
             return "stopped before the run began"
         if state == "finished":
-            return f"stopped, but the run was over: its results are in {self.run_dir}"
-        return f"stopped before the run was over; take it up with: {self._take_up(self.run_dir)}"
+            return f"stopped after the end of the run: its results are in {self.run_dir}"
+        return f"stopped before the run was over; resume it with: {self._resume_command(self.run_dir)}"
 
-    def _to_the_end(self, *, gets_over: bool = True) -> list[LoggedProcess]:
-        """The clients that failed in a run that came to its end; nothing runs any more."""
+    def _run_to_end(self, *, tolerates_failures: bool = True) -> list[LoggedProcess]:
+        """Run to the end, stop all processes, and return the clients that failed."""
         try:
             with self._progress:
-                return self._run(gets_over)
+                return self._run(tolerates_failures)
         finally:
             if self._observer:
                 self._observer.close()
             stop_all(self._processes)
 
-    def _take_up(self, run_dir: Path) -> str:
+    def _resume_command(self, run_dir: Path) -> str:
         return shlex.join([*self._command, "--run-dir", str(run_dir)])
 
-    def _run(self, gets_over: bool) -> list[LoggedProcess]:
-        """The clients that failed in a run that came to its end."""
-        if self._begins_anew and (earlier := unfinished_run(self._config)):
+    def _run(self, tolerates_failures: bool) -> list[LoggedProcess]:
+        """Run to the end and return the clients that failed."""
+        if self._is_new and (earlier := unfinished_run(self._config)):
             self._say(
-                f"a new run begins; one of the same configuration isn't over: {self._take_up(earlier)} goes on with it"
+                "starting a new run, although an earlier run of the same configuration isn't over; resume the earlier "
+                f"run with: {self._resume_command(earlier)}"
             )
-        with _blamed_on("server.runs_dir" if self._begins_anew else "--run-dir"):
+        with _attributed_to("server.runs_dir" if self._is_new else "--run-dir"):
             make_run_folder(self.run_dir, self._config.store.readable_by)
             (self.run_dir / "logs").mkdir(exist_ok=True)
         server = self._start_server()
@@ -198,7 +200,7 @@ class LocalRun:
         names = ", ".join(f"{client.client_id} ({', '.join(client.task_names)})" for client in self._config.clients)
         self._say(f"server at {address}, clients {names}; logs and results in {self.run_dir}")
         if lacking := self._lacking():
-            self._say(f"the first round waits for clients that `clients` hasn't: {lacking}")
+            self._say(f"the first round waits for clients that are not in `clients`: {lacking}")
         bar = self._progress.add_task("starting the clients", total=self._config.training.num_rounds)
         self._observer = FederationApi(
             address,
@@ -210,25 +212,25 @@ class LocalRun:
         watcher = threading.Thread(target=self._watch, args=(self._observer, bar), daemon=True)
         watcher.start()
         clients = [self._start_client(address, client) for client in self._config.clients]
-        self._await_end(server, clients, gets_over)
+        self._await_end(server, clients, tolerates_failures)
         watcher.join(timeout=5)
         return self._end(clients)
 
     def _lacking(self) -> str:
-        """What the first round's quorum lacks when all the clients that are started here have come."""
+        """Return what the first round's quorum lacks once all clients that this launcher starts have joined."""
         config = self._config
         tasks = {client.client_id: client.task_names for client in config.clients}
-        firsts = {
+        preferred = {
             client_id: TaskSchedule(names, config.client.selection, config.training.seed, client_id).first
             for client_id, names in tasks.items()
         }
-        offers = {client_id: (firsts[client_id],) if firsts[client_id] else names for client_id, names in tasks.items()}
-        return lacking_text(offers, tasks, {name: task.min_clients for name, task in config.tasks.items()})
+        able = {client_id: (first,) if (first := preferred[client_id]) else names for client_id, names in tasks.items()}
+        return lacking_text(able, tasks, {name: task.min_clients for name, task in config.tasks.items()})
 
     def _end(self, clients: list[LoggedProcess]) -> list[LoggedProcess]:
-        """Have the clients end, now that the server has ended well; those that failed before are returned.
+        """Wait for the clients to end after the server ended without an error, and return the clients that failed.
 
-        One that still looks for the server, such as one that came too late for the run, would do so in vain.
+        Clients that are still looking for the server, for example because they started late, are stopped.
         """
         failed = [client for client in clients if client.returncode not in (None, 0)]
         late = [client for client in clients if client.returncode is None and not client.has_reached]
@@ -245,7 +247,7 @@ class LocalRun:
         return failed
 
     def _start_server(self) -> LoggedProcess:
-        """Start the server such that the first round is of all the clients, and not of those that start faster."""
+        """Start the server so that the first round waits for all clients, not only for the fastest to start."""
         options = ["--port", "0", "--run-dir", str(self.run_dir)]
         if self._config.rounds.await_clients_s is None:
             options += ["--set", f"rounds.await_clients_s={START_TIMEOUT_S:.0f}"]
@@ -263,7 +265,7 @@ class LocalRun:
         return self._start(f"client-{client.client_id}", program, milestone=JOINED)
 
     def _start(self, name: str, program: Program, milestone: str = "") -> LoggedProcess:
-        with uninterrupted():  # else it could be running without anybody to stop it
+        with uninterrupted():  # an interrupt here could leave a process that nothing stops
             process = LoggedProcess(
                 name,
                 program,
@@ -282,35 +284,40 @@ class LocalRun:
             if server.wait(0.1) is not None:
                 raise _failure([server])
             if time.monotonic() > give_up:
-                raise FedMTLError(f"the server didn't start within {START_TIMEOUT_S:.0f} s; see {server.log_path}")
+                raise FedMTLError(
+                    f"the server did not start within {START_TIMEOUT_S:.0f} s; its log is {server.log_path}"
+                )
         return address
 
     def _announced(self, pid: int) -> str:
-        """Where a server process listens; empty if it hasn't said so yet: what is there may be an earlier one's."""
+        """Return the address of a server process; empty until the server has written it.
+
+        The file may still have the address of an earlier server, so the process id is compared.
+        """
         try:
             announcement = json.loads((self.run_dir / SERVER_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return ""
         return str(announcement["address"]) if announcement["pid"] == pid else ""
 
-    def _await_end(self, server: LoggedProcess, clients: list[LoggedProcess], gets_over: bool) -> None:
+    def _await_end(self, server: LoggedProcess, clients: list[LoggedProcess], tolerates_failures: bool) -> None:
         while server.wait(0.2) is None:
             failed = [client for client in clients if client.returncode not in (None, 0)]
-            may_go_on = gets_over and self._first_round_opened.is_set() and len(failed) < len(clients)
-            if failed and not may_go_on:
+            may_continue = tolerates_failures and self._first_round_opened.is_set() and len(failed) < len(clients)
+            if failed and not may_continue:
                 raise _failure(failed)
         if server.returncode != 0:
             raise _failure([server])
 
     def _watch(self, observer: FederationApi, bar: TaskID) -> None:
-        """Follow the rounds as an observer, and say how they go."""
+        """Follow the rounds as an observer and print their progress."""
         try:
             for event in observer.observe():
                 self._show(event, bar)
                 if event.kind == pb.ROUND_EVENT_KIND_FINISHED:
                     break
         except FedMTLError as error:
-            self._say(f"no longer watching the rounds: {error}")
+            self._say(f"the progress of the rounds is no longer shown: {error}")
 
     def _show(self, event: pb.WatchRoundsResponse, bar: TaskID) -> None:
         if event.kind == pb.ROUND_EVENT_KIND_OPENED:
@@ -325,36 +332,41 @@ class LocalRun:
 
 
 @contextmanager
-def _blamed_on(setting: str) -> Iterator[None]:
-    """Have a folder that can't be used told with the option or the key that names it."""
+def _attributed_to(setting: str) -> Iterator[None]:
+    """Attribute the errors of an unusable folder to the option or key that names the folder."""
     try:
         yield
     except OSError as error:
         path = documents.shown_path(Path(error.filename or ""))
-        raise StoreError(f"{setting}: {path}: {error.strerror or error}") from None
+        raise StoreError(
+            f"{setting}: expected a folder that you can write to, can't use {path}: {error.strerror or error}"
+        ) from None
 
 
 def _require_free(run_dir: Path, config: Config) -> None:
-    """Check that a run can begin or go on in a folder, before anything in it is touched.
+    """Check that a run can start or continue in a folder, before any file in the folder changes.
 
     Raises:
-        StoreError: it can't; the message says why and what to do.
+        StoreError: a run can't; the message has the reason and advice.
     """
     elsewhere = "choose another folder with --run-dir"
     state = state_of(run_dir, config)
     if state == "finished":
         raise StoreError(
-            f"the run in {run_dir} is over: see it with `fedmtl-server runs show {run_dir}`, hand out its model with "
+            f"the run in {run_dir} is over: see it with `fedmtl-server runs show {run_dir}`, serve its model with "
             f"`fedmtl-server --resume {run_dir} --keep-serving`, or {elsewhere}"
         )
     if is_held(run_dir):
         raise StoreError(f"another server is serving the run in {run_dir}; stop it first, or {elsewhere}")
     if state is None and any((run_dir / name).exists() for name in (CONFIG_FILE, SERVER_FILE, "logs")):
-        raise StoreError(f"{run_dir} holds what another run left, and no run that could be taken up; {elsewhere}")
+        raise StoreError(
+            f"{run_dir} has files of another run ({CONFIG_FILE}, {SERVER_FILE} or logs), but no run to resume; "
+            f"{elsewhere}"
+        )
 
 
 def _own_credentials(client: LocalClient) -> list[str]:
-    """The options for what a client shows that others don't."""
+    """Return the command line options for the credentials that belong to one client alone."""
     files = {
         "--token-file": client.token_file,
         "--tls-certificate": client.tls_certificate,
@@ -368,7 +380,7 @@ def _title(event: pb.WatchRoundsResponse) -> str:
 
 
 def _line(event: pb.WatchRoundsResponse, config: Config) -> str:
-    """One committed round: how long it took, who counted, and how good the model was that it began with."""
+    """Return an ended round's line: its duration, the clients counted, and the metrics of the model it began with."""
     report = event.report
     metrics = []
     for task in report.tasks:
@@ -378,15 +390,18 @@ def _line(event: pb.WatchRoundsResponse, config: Config) -> str:
         metrics.append(f"{name_task(task.task, auxiliary=task.HasField('auxiliary_weight'))} {value}")
     clients = f"{sum(task.num_updates for task in report.tasks)} of {event.cohort_size} clients"
     if report.failed:
-        clients += ": not enough, and given up"
+        clients += ": not enough; the round failed"
     missing = f"; missing: {', '.join(report.missing_clients)}" if report.missing_clients else ""
     return f"{_title(event):>16}  {report.duration_seconds:6.1f} s  {clients}  {'  '.join(metrics)}{missing}"
 
 
-def _failure(failed: list[LoggedProcess]) -> FedMTLError:
+def _failure(failed: list[LoggedProcess], prefix: str = "") -> FedMTLError:
     described = []
     for process in failed:
-        state = f"ended with exit code {process.returncode}" if process.returncode is not None else "didn't end"
+        code = process.returncode
+        state = "did not end" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            state += f" (signal {-code})"
         lines = "\n".join(f"    {line}" for line in process.tail)
-        described.append(f"{process.name} {state}; its last lines, from {process.log_path}:\n{lines}")
-    return FedMTLError("\n".join(described))
+        described.append(f"{process.name} {state}; the last lines of its log, {process.log_path}:\n{lines}")
+    return FedMTLError(prefix + "\n".join(described))

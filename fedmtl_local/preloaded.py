@@ -1,6 +1,6 @@
-"""Imports what servers and clients have in common, in the process that they are forked off (`fedmtl_local.forked`).
+"""Imports the modules that servers and clients have in common, in the forkserver of `fedmtl_local.forked`.
 
-An encoder's own module is imported by each of them.
+Each process imports its encoder's module itself.
 """
 
 import threading
@@ -22,5 +22,5 @@ for _name in (
     "transformers.modeling_utils",
 ):
     import_module(_name)
-tqdm.set_lock(threading.RLock())  # by default a semaphore, which a process that is ended by a signal leaves behind
-keep_what_is_there()  # a forked process's garbage collector would copy it by looking at it
+tqdm.set_lock(threading.RLock())  # the default is a semaphore, which leaks when a signal ends the process
+keep_what_is_there()  # else the garbage collector of a forked process would touch, and so copy, the shared memory

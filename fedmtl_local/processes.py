@@ -1,4 +1,4 @@
-"""The processes of a local federation: started together, watched, and stopped together."""
+"""Starts, watches and stops the processes of a local federation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TAIL_LINES = 12
 
 
 class Child(Protocol):
-    """A process that was started: the part of `subprocess.Popen` that is needed here."""
+    """A started process, with the part of the interface of `subprocess.Popen` that this module uses."""
 
     @property
     def pid(self) -> int: ...
@@ -33,11 +33,11 @@ class Child(Protocol):
 
 
 Start = Callable[[str, Sequence[str], Mapping[str, str]], Child]
-"""Starts a Python module with a command line, and with variables added to this process's environment."""
+"""A function that starts a Python module with a command line and with variables added to this process's environment."""
 
 
 def start_module(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Child:
-    """Run a module as `python -m` does, in a session of its own: Ctrl-C reaches it through us, in order."""
+    """Run a module like `python -m`, in its own session, so that Ctrl-C reaches only this process."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
@@ -51,32 +51,32 @@ def start_module(module: str, arguments: Sequence[str], environment: Mapping[str
 
 
 def num_processors() -> int:
-    """How many processors this process and its children may use, which may be fewer than there are."""
+    """Return the number of CPUs that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class Program:
-    """A Python module to run, as `python -m` does."""
+    """A Python module to run like `python -m`."""
 
     module: str
     arguments: Sequence[str] = ()
-    """Its command line."""
+    """The command line."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables that are added to this process's own."""
+    """The variables to add to this process's environment."""
 
 
 class LoggedProcess:
-    """A program run as a process of its own, whose log goes to a file.
+    """A program that runs as its own process and logs to a file.
 
     Args:
-        name: for messages.
-        program: what to run.
-        log_path: the file that its output is appended to.
-        on_line: called with `name` and each line that it logs at `log_level` or above.
-        log_level: the least that `on_line` is told of.
-        milestone: `has_reached` says whether a line has had this.
-        start: how to start it.
+        name: the process's name in messages.
+        program: the program to run.
+        log_path: the file that the log is appended to.
+        on_line: called with `name` and each log line at `log_level` or above.
+        log_level: the lowest level of the lines passed to `on_line`.
+        milestone: the text whose first appearance in the log sets `has_reached`.
+        start: starts the process.
     """
 
     def __init__(
@@ -106,21 +106,21 @@ class LoggedProcess:
 
     @property
     def has_reached(self) -> bool:
-        """Whether it has logged its milestone."""
+        """Whether the process has logged its milestone."""
         return self._has_reached
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs."""
+        """The exit code; None while the process runs."""
         return self._process.poll()
 
     @property
     def tail(self) -> Sequence[str]:
-        """The last lines it wrote."""
+        """The last lines of the log."""
         return list(self._tail)
 
     def wait(self, timeout_s: float) -> int | None:
-        """Its exit code, or None if it runs on."""
+        """Wait for the process to end; return its exit code, or None if it is still running after `timeout_s`."""
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -129,36 +129,36 @@ class LoggedProcess:
         return code
 
     def terminate(self) -> None:
-        """Ask it to stop."""
+        """Ask the process to stop, with SIGTERM."""
         if self.returncode is None:
             self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Stop it."""
+        """Stop the process with SIGKILL."""
         if self.returncode is None:
             self._process.kill()
 
     def _read(self) -> None:
         assert self._process.stderr is not None
-        with self.log_path.open("a", encoding="utf-8") as log:  # what an earlier process of the run wrote stays
+        with self.log_path.open("a", encoding="utf-8") as log:  # keeps the log of an earlier process of the run
             for line in self._process.stderr:
                 self._tail.append(line.rstrip())
                 self._has_reached = self._has_reached or self._milestone in line
                 self._pass_on(line, log)
 
     def _pass_on(self, line: str, log: IO[str]) -> None:
-        """Whatever becomes of the log or the console, the process must not block on a full pipe."""
+        """Write a line to the log and the console. Failures are noted: the process must not block on a full pipe."""
         try:
             log.write(line)
             log.flush()
             if level_of(line) in self._shown:
                 self._on_line(self.name, line.rstrip())
         except (OSError, SystemExit) as error:
-            self._tail.append(f"(its log can't be passed on: {error})")
+            self._tail.append(f"(can't write this log line to the file or the console: {error})")
 
 
 def stop_all(processes: Sequence[LoggedProcess], patience_s: float = 10.0) -> None:
-    """Ask every process to stop, and make those that don't."""
+    """Ask every process to stop, and kill the processes still running after `patience_s`."""
     for process in processes:
         process.terminate()
     give_up = time.monotonic() + patience_s

@@ -1,4 +1,4 @@
-"""The FedMTL server: the model, who takes part in a round, how updates are averaged, and what survives."""
+"""The FedMTL server: the model, rounds and their participants, aggregation, and durable storage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Server"]
 
 
 def __getattr__(name: str) -> object:
-    """`fedmtl_server.Server`, imported when it is asked for: PyTorch takes seconds, which `--help` needn't wait for."""
+    """Import `fedmtl_server.Server` on first use: importing PyTorch takes seconds, and `--help` does not need it."""
     if name in __all__:
         from fedmtl_server import api
 

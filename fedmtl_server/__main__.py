@@ -1,4 +1,4 @@
-"""`python -m fedmtl_server`, and the command `fedmtl-server`."""
+"""The entry point of `python -m fedmtl_server` and of the command `fedmtl-server`."""
 
 from fedmtl_core.runtime.starting import end_at_once_on_ctrl_c
 

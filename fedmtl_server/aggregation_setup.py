@@ -1,4 +1,4 @@
-"""The stages of the aggregation that a configuration asks for."""
+"""Builds the stages of the aggregation from the configuration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedmtl_server.sharing.policies import SharingPolicy, make_policy
 
 @dataclass(frozen=True)
 class AggregationRules:
-    """The rules that stages apply, some of which are classes of the user's own; None where the run has none."""
+    """The rules that the stages apply; None for a stage that the run does not use. Some rules are user classes."""
 
     weighting: TaskWeighting | None = None
     optimizer: ServerOptimizer | None = None
@@ -37,29 +37,29 @@ class AggregationRules:
 
     @classmethod
     def of(cls, config: Config) -> AggregationRules:
-        """The rules that a configuration names. It takes no time, so that a name that can't be had is told at once.
+        """Create the rules that a configuration names. This is fast, so that a wrong name fails at once.
 
         Raises:
-            ConfigError: a class of the user's own can't be had or made.
+            ConfigError: a user class can't be imported or created.
         """
         optimizer = make_optimizer(config.server_optimizer)
         policy = make_policy(config.sharing.adaptive)
         weighting = make_weighting(config.aggregation)
-        if policy and not weighting:  # it looks at every task's mean
+        if policy and not weighting:  # a sharing policy needs the mean update of every task
             weighting = Examples(config.aggregation)
         return cls(weighting, optimizer, policy, make_rule(config.aggregation))
 
 
 def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules) -> Pipeline:
-    """The stages of a run.
+    """Create the aggregation pipeline of a run.
 
     Args:
-        config: the run's.
-        model: the server's.
-        rules: what `AggregationRules.of` made of the configuration.
+        config: the run's configuration.
+        model: the server's model.
+        rules: the rules from `AggregationRules.of`.
 
     Raises:
-        ConfigError: the encoder hasn't got a layer that is to move.
+        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have.
     """
     layouts = model.layouts_for(None)
     stages: list[Stage] = [NormScreening(config.robustness.norms)]

@@ -1,4 +1,4 @@
-"""A server for programs and notebooks: it runs in a thread of its own, with an event loop of its own."""
+"""The server for programs and notebooks. It runs in its own thread with its own event loop."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from fedmtl_server.storage.results import TaskResult
 
 
 class Server:
-    """One run, served: `Server(config).run()`, or in the background with `with Server(config) as server:`.
+    """Serves one run: `Server(config).run()`, or in the background with `with Server(config) as server:`.
 
-    It is no concern of an event loop that the caller may have, handles no signal and prints nothing; its log is
-    structlog's. A run that the folder holds already is taken up where it was left.
+    The server is independent of the caller's event loop, handles no signals and prints nothing. It logs with structlog.
+    If the run folder already has a run, the server resumes it.
 
     Args:
-        config: what to run: a `Config`, nested dictionaries, or a YAML file's path.
-        run_dir: the run's folder; a new one in `server.runs_dir` if None.
-        keep_serving: go on handing out the final model when the run is over, until `stop`.
+        config: a `Config`, nested dictionaries, or the path of a YAML file.
+        run_dir: the run folder; a new one in `server.runs_dir` if None.
+        keep_serving: whether to keep serving the final model after the end of the run, until `stop`.
 
     Raises:
-        ConfigError: the configuration is wrong, contradicts the run that the folder holds, or would let anybody in by
+        ConfigError: the configuration is wrong, contradicts the run in the folder, or would admit any client by
             accident.
-        ModelUnavailableError: the encoder can't be had.
+        ModelUnavailableError: the encoder can't be loaded.
         StoreError: the folder can't be read.
     """
 
@@ -48,7 +48,7 @@ class Server:
         logs.be_quiet_unless_configured()
         folder = None if run_dir is None else Path(run_dir)
         self._server = server.Server(configuration.resolve(config), folder, finished=keep_serving)
-        give_back_freed_blocks()  # of the model as it was loaded
+        give_back_freed_blocks()  # loading the model has freed large blocks
         self._keep_serving = keep_serving
         self._thread = threading.Thread(target=self._serve, name="fedmtl-server", daemon=True)
         self._started: Future[None] = Future()
@@ -59,23 +59,23 @@ class Server:
 
     @property
     def address(self) -> str:
-        """`HOST:PORT` where clients find it; empty before it has started."""
+        """The server's address, `HOST:PORT`; empty before the server has started."""
         return self._server.address
 
     @property
     def run_dir(self) -> Path:
-        """The run's folder, once the server has started."""
+        """The run folder, available after the server has started."""
         return self._server.store.run_dir
 
     def run(self) -> dict[str, TaskResult]:
-        """Serve until the run is over and its clients know; with `keep_serving` until `stop`.
+        """Serve until the run is over and its clients are notified; with `keep_serving`, until `stop`.
 
         Returns:
             Every task's main metric by round.
 
         Raises:
             RunStoppedError: `stop` was called before the run was over.
-            FedMTLError: as for `start`, or the run's folder can't be written.
+            FedMTLError: the server can't start (see `start`), or the run folder can't be written.
         """
         with self:
             results = self.wait()
@@ -83,24 +83,24 @@ class Server:
         return results
 
     def start(self) -> None:
-        """Begin to serve in the background, and return when clients can come.
+        """Start serving in the background, and return when clients can connect.
 
         Raises:
-            FedMTLError: the address can't be listened on, or the run's folder not be used; the message says why.
-            RuntimeError: it was started before.
+            FedMTLError: the server can't listen on the address or can't use the run folder; the message says why.
+            RuntimeError: the server was started before.
         """
         self._thread.start()
         self._started.result()
 
     def wait(self) -> dict[str, TaskResult]:
-        """Wait for the run's end. The server still tells its clients of it then, and ends by itself; see `join`.
+        """Wait for the end of the run. The server then notifies its clients and ends by itself; see `join`.
 
         Returns:
             Every task's main metric by round.
 
         Raises:
-            RunStoppedError: `stop` was called before.
-            FedMTLError: the run's folder can't be written.
+            RunStoppedError: `stop` was called before the end of the run.
+            FedMTLError: the run folder can't be written.
         """
         return self._results.result()
 
@@ -108,24 +108,24 @@ class Server:
         """Wait until the server has ended.
 
         Raises:
-            FedMTLError: it didn't end well.
+            FedMTLError: the server ended with this error.
         """
         self._thread.join()
         if self._failure is not None:
             raise self._failure
 
     def stop(self) -> None:
-        """Stop in order, and wait for it. A run that isn't over can be taken up from its folder."""
+        """Shut down in order and wait for the end. An unfinished run can be resumed from its folder."""
         self.ask_to_stop()
-        with contextlib.suppress(RunStoppedError):  # as asked
+        with contextlib.suppress(RunStoppedError):  # the caller asked for the stop
             self.join()
 
     def ask_to_stop(self) -> None:
-        """The same without waiting; a signal's handler may call it."""
+        """Ask the server to shut down without waiting for its end. A signal handler may call this."""
         self._is_to_stop = True
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-                self._loop.call_soon_threadsafe(self._told_to_stop.set)
+                self._loop.call_soon_threadsafe(self._stop_requested.set)
 
     def __enter__(self) -> Server:
         self.start()
@@ -143,20 +143,20 @@ class Server:
     def _serve(self) -> None:
         try:
             asyncio.run(self._main())
-        except BaseException as error:  # whatever it is, it is the caller's to raise
+        except BaseException as error:  # any error is raised in the caller's thread
             self._failure = error
             for future in (self._started, self._results):
                 if not future.done():
                     future.set_exception(error)
 
     async def _main(self) -> None:
-        self._told_to_stop = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        if self._is_to_stop:  # before there was a loop to tell it
-            self._told_to_stop.set()
+        if self._is_to_stop:  # `ask_to_stop` was called before the loop existed
+            self._stop_requested.set()
         await server.serve(
             self._server,
-            self._told_to_stop,
+            self._stop_requested,
             keep_serving=self._keep_serving,
             on_started=lambda: self._started.set_result(None),
             on_finished=self._results.set_result,

@@ -1,4 +1,4 @@
-"""Builds the parts of a server from its configuration. Nothing else knows all of them."""
+"""Builds the parts of a server from its configuration. This is the only module that knows all parts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from fedmtl_server.transfer.staging import MIN_UPDATES_IN_MEMORY, StagingArea
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run that is ready to be held."""
+    """An opened run, ready to start its rounds."""
 
     store: RunStore
     federation: Federation
@@ -43,27 +43,30 @@ class OpenedRun:
 
 
 class Assembly:
-    """The parts of one server. What a configuration names is made at once, and what takes files or time on demand.
+    """The parts of one server. The constructor builds the model and plug-ins; `open` opens the run folder.
 
     Args:
-        config: what to run.
-        run_dir: the run's folder; one in `server.runs_dir` if None.
-        model: the model to train; the one that the configuration names if None.
-        finished: whether the run may be over; its model is handed out then.
+        config: the configuration of the run.
+        run_dir: the run folder; a new one in `server.runs_dir` if None.
+        model: the model to train; if None, the model that the configuration names.
+        finished: whether the run may be over already; the server then serves its final model.
 
     Raises:
-        ConfigError: the configuration names no task, contradicts the run that the folder holds, would let anybody in
-            by accident, or names a class that can't be had.
-        ModelUnavailableError: the encoder can't be had.
+        ConfigError: the configuration names no task, contradicts the run in the folder, would admit any client by
+            accident, or names a class that can't be loaded.
+        ModelUnavailableError: the encoder can't be loaded.
         StoreError: the folder can't be read.
     """
 
     def __init__(self, config: Config, run_dir: Path | None, model: MTLServerModel | None, *, finished: bool):
         require_safe(config)
         if not config.tasks:
-            raise ConfigError("tasks: name at least one task, such as `tasks: {sst2: {}}`")
+            raise ConfigError("tasks: expected at least one task, got none; for example `tasks: {sst2: {}}`")
         if not config.tasks.keys() - config.auxiliary_tasks():
-            raise ConfigError(f"tasks: {', '.join(config.tasks)}: at least one has to be another than auxiliary")
+            raise ConfigError(
+                f"tasks: expected at least one task that isn't auxiliary, got only auxiliary ones: "
+                f"{', '.join(config.tasks)}"
+            )
         self.config = config
         self._run_dir = run_dir
         self._may_be_over = finished
@@ -72,7 +75,7 @@ class Assembly:
         self.gate = Gate(config) if is_authenticating(config) else None
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self.run_id = self._held_id or uuid.uuid4().hex
-        rules = AggregationRules.of(config)  # before anything that takes long
+        rules = AggregationRules.of(config)  # errors in the configuration come before the slow steps
         self._selection = make_selection(config.rounds.task_selection)
         if model is None:
             get_logger().info("model.loading", source=config.model.server_model)
@@ -81,10 +84,10 @@ class Assembly:
         self._pipeline = make_pipeline(config, model, rules)
 
     def open(self) -> OpenedRun:
-        """Begin the run, or resume it. Reads and writes files.
+        """Start or resume the run. Reads and writes files.
 
         Raises:
-            StoreError: the run's folder can't be made, read or locked.
+            StoreError: the run folder can't be made, read or locked.
         """
         config, model = self.config, self.model
         if self._held_id is None or self._run_dir is None:
@@ -101,22 +104,22 @@ class Assembly:
         return opened
 
     def _checkpoint_layouts(self, report: RoundReport | None) -> CheckpointLayouts:
-        """The layouts of the checkpoint of the round that a report is of; None for round 0."""
+        """Return the checkpoint layouts of the round that a report describes; None stands for round 0."""
         layouts: Sequence[Layout] = self.model.layouts_for(None)
-        if report is not None and report.sharing:  # layers have moved
+        if report is not None and report.sharing:  # layers were regrouped
             moved = {part: blocks_of(blocks) for part, blocks in report.sharing.items()}
             layouts = self.model.parts.moved(moved).layouts()
         return CheckpointLayouts(layouts, self._pipeline.state_layouts(layouts))
 
     def _warn_of_unfinished(self) -> None:
-        """Say it if the run that begins could have been an earlier one's going on."""
+        """Log a warning if an earlier, unfinished run of the same configuration could be resumed instead."""
         earlier = unfinished_run(self.config)
         if earlier is not None:
             get_logger().warning(
-                "run.begins_anew",
+                "run.not_resumed",
                 unfinished=str(earlier),
-                reason="a run of the same configuration is there, and isn't over",
-                take_it_up_with=f"fedmtl-server --resume {earlier}",
+                reason="starting a new run, although an earlier run of the same configuration isn't over",
+                resume_with=f"fedmtl-server --resume {earlier}",
             )
 
     def _opened(self, store: RunStore) -> OpenedRun:
@@ -138,7 +141,7 @@ class Assembly:
         return OpenedRun(store, Federation(spec, RunParts(commits, store, staging, listeners)), tracking)
 
     def _make_staging(self, store: RunStore) -> StagingArea:
-        """Room for updates; the pool keeps what a round uses at its height."""
+        """Create the staging area; its buffer pool is as large as the peak use of a round."""
         config, model = self.config, self.model
         budget = config.server.staging_memory_mb * 2**20
         largest = max(sum(layout.num_bytes for layout in model.layouts_for(task)) for task in model.tasks)
@@ -148,14 +151,18 @@ class Assembly:
 
 
 def _held_run_id(run_dir: Path, config: Config) -> str | None:
-    """The id of the run that a folder holds, whose configuration this must not contradict."""
+    """Return the id of the run in a folder; None if the folder has no run.
+
+    Raises:
+        ConfigError: the configuration contradicts the configuration of the stored run.
+    """
     held = held_run(run_dir)
     if held is None:
         return None
     run_id, stored = held
     if problems := contradictions(stored, config):
         raise ConfigError(
-            f"{run_dir} holds a run of another configuration: {'; '.join(problems)}. Begin a new run with another "
-            f"--run-dir, or remove that folder if its run isn't wanted"
+            f"{run_dir} has a run with a different configuration: {'; '.join(problems)}. Resume that run with its own "
+            f"configuration (`fedmtl-server --resume {run_dir}`), or start a new run with another --run-dir"
         )
     return run_id

@@ -1,4 +1,4 @@
-"""Who watches a run, what each of them is told, and who has still to hear that it is over."""
+"""The watchers of a run, the events sent to them, and the clients not yet notified of the end of the run."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _KIND_IN = {
 
 
 class Audience:
-    """The watchers of one run. A watcher with a client id is its client's presence.
+    """The watchers of one run. A client counts as connected while a watcher has its client id.
 
     Args:
-        engine: the run's rounds.
-        clock: seconds, monotonic.
-        on_change: called when a watcher has come or gone.
+        engine: the state machine of the run's rounds.
+        clock: a monotonic clock in seconds.
+        on_change: called after a watcher has joined or left.
     """
 
     def __init__(self, engine: RoundEngine, clock: Callable[[], float], on_change: Callable[[], None]):
@@ -39,7 +39,7 @@ class Audience:
         self._is_opening = False
         self._unnotified: dict[str, float] = {}
         self._announced_waiting: str | None = ""
-        """What everybody was last told that the run waits for; None if that is still to be announced."""
+        """The wait condition last announced to all watchers; None if the current one is still to be announced."""
         self._log = get_logger()
 
     def __len__(self) -> int:
@@ -57,15 +57,15 @@ class Audience:
             self._watchers.remove(watcher)
 
     def opening(self) -> None:
-        """The round that the engine has opened is being written down: who comes now is told with the others."""
+        """Note that the opened round is being written: a watcher that joins now gets the event with all others."""
         self._is_opening = True
 
     def publish(self, kind: EventKind, report: RoundReport | None = None) -> None:
-        """Tell every watcher what has happened.
+        """Send an event to every watcher.
 
         Args:
-            kind: what it is.
-            report: the round's, where one has ended.
+            kind: the kind of event.
+            report: the report of the round, if a round has ended.
         """
         self._is_opening = False
         self._announced_waiting = awaits(self.engine.view, self._clock()) if kind is EventKind.WAITING else ""
@@ -73,14 +73,14 @@ class Audience:
             self._watchers.send(watcher, self._event(kind, watcher, report))
 
     def round_ended(self) -> None:
-        """The run waits for its next round: that is announced once."""
+        """Note that a round has ended, so that the wait for the next round is announced once."""
         self._announced_waiting = None
 
     def announce_waiting(self, *, again: bool = False) -> None:
-        """Tell every watcher whom the run waits for, if it does and they haven't been told.
+        """Send the wait condition to every watcher, if the run waits and the condition was not announced yet.
 
         Args:
-            again: also if they have been told of others, as clients that came early were.
+            again: whether to announce a condition that has changed since, for example because clients joined.
         """
         if self.engine.phase is not Phase.WAITING:
             return
@@ -92,20 +92,23 @@ class Audience:
         """End every watcher's stream with an error."""
         self._watchers.end(error)
 
-    # Who has still to hear that the run is over.
+    # Clients not yet notified of the end of the run.
 
     def expect(self, until: Mapping[str, float]) -> None:
-        """Note the clients that are to hear that the run is over, and until when each is waited for if it is away."""
+        """Set the clients to notify of the end of the run, each with the time until which to wait if it is absent."""
         self._unnotified = dict(until)
 
     @property
     def is_notified(self) -> bool:
-        """Whether every client that was expected has heard that the run is over."""
+        """Whether every expected client was notified of the end of the run."""
         return not self._unnotified
 
     def patience(self) -> float | None:
-        """How much longer to wait for clients that haven't heard it, in seconds, 0 or less for no longer; None for as
-        long as they are here: who is away is waited for no longer than a round would wait for it."""
+        """Return how much longer to wait for clients that are not yet notified, in seconds; 0 or less to stop waiting.
+
+        None means to wait without a limit, because one of these clients is connected. An absent client is waited for
+        no longer than a round would wait for it.
+        """
         if self._unnotified.keys() & self.engine.view.present.keys():
             return None
         return max(self._unnotified.values()) - self._clock()
@@ -133,7 +136,7 @@ class Audience:
         round_, now = self.engine.view, self._clock()
         member = round_.members.get(watcher.client_id)
         if member is not None and member.task not in (watcher.tasks or (watcher.task,)):
-            member = None  # it came back with other tasks: its turn is the next round
+            member = None  # the client returned with other tasks, and can join the next round
         return RoundEvent(
             kind=kind,
             round=round_.round,

@@ -1,4 +1,4 @@
-"""The model from commit to commit: what a round makes of it, how that is written, and how it goes out."""
+"""The model from commit to commit: computing the next model, writing it, and publishing it to clients."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from fedmtl_server.transfer.slices import PublishedModel
 from fedmtl_server.transfer.staging import StagingArea
 
 EndRound = Callable[[Mapping[str, bytes] | None], None]
-"""Writes a round's end to the history, with its checkpoint's digests if it has one; see `RunStore.end_round`."""
+"""Writes a round's end to the history, with the digests of its checkpoint if there is one; see `RunStore.end_round`."""
 
 
 class Commits:
-    """A run's model, with what the stages of the aggregation remember beside it.
+    """Commits the model of a run together with the state of the aggregation stages.
 
     Args:
-        model: the server's model; it is this object's alone from now on.
-        pipeline: how updates become the next model.
-        store: where commits go.
-        staging: where the buffers come from that updates lie in.
+        model: the server's model, which only this object may change from now on.
+        pipeline: the aggregation pipeline.
+        store: the storage for commits.
+        staging: the owner of the buffers that hold updates.
     """
 
     def __init__(self, model: MTLServerModel, pipeline: Pipeline, store: RunStore, staging: StagingArea):
@@ -47,19 +47,19 @@ class Commits:
         self._writing: asyncio.Task[None] | None = None
         self._log = get_logger()
         self.model_norms: Mapping[str, float] = {}
-        """By scope, what the norms of updates are held against; see `reference_norm`. Empty if they aren't."""
+        """The model's norm by scope, to compare the norms of updates with (`reference_norm`). Empty without limits."""
         self.model_norms = self._norms_of(model.components)
         self.published = self._publish(1)
-        """The model as it goes out."""
+        """The model that clients download."""
         self.on_written: Callable[[], None] = lambda: None
-        """Told when a commit is on disk, or has failed to get there; `require_written` knows which."""
+        """Called after a commit was written or its write has failed; `require_written` raises the failure."""
 
     def resume(self, round_: int) -> None:
-        """Go on with a round, which is the next one. What a checkpoint has was restored before; see `recovery`."""
+        """Continue with the given round as the next one. `recovery` has restored the checkpoint before."""
         self.published = self.published.for_round(round_)
 
     def control_scopes_for(self, task: str) -> Sequence[str]:
-        """The scopes of what goes out beside a task's slice in a round of training; none in a slice of all tasks."""
+        """Return the scopes sent in addition to a task's slice in a training round; none for a slice of all tasks."""
         sent = self.pipeline.broadcast().components
         if not sent or not task:
             return ()
@@ -68,12 +68,12 @@ class Commits:
     def finish(
         self, aggregation: RoundAggregation, title: Mapping[str, str], blocks: UpdateBlocks | None = None
     ) -> Aggregate:
-        """What the model becomes, without components that left the range of their dtype; those stay as they were.
+        """Compute the next model. A component that left the range of its dtype is discarded and stays unchanged.
 
         Args:
-            aggregation: with all of the round's updates.
-            title: names the round in the log.
-            blocks: the updates that are read again; see `RoundAggregation.reads_again`.
+            aggregation: the aggregation, with all updates of the round.
+            title: the fields that name the round in the log.
+            blocks: the updates that the aggregation reads a second time; see `RoundAggregation.reads_again`.
 
         Raises:
             AggregationError, StoreError: see `RoundAggregation.close`.
@@ -88,32 +88,32 @@ class Commits:
             self._log.warning(notice.event, **title, reason=notice.reason)
         return aggregate
 
-    # A commit.
+    # Commits.
 
     async def commit(
         self, changed: Mapping[str, Component], report: RoundReport, end_round: EndRound, best: Collection[int]
     ) -> None:
-        """Make the average the model, on disk first; what was the model goes when nobody downloads it any more.
+        """Write the new model to disk, then install it. The old model is freed after its last download.
 
-        With a store that writes behind, the disk follows while the next round is held already.
+        With a store that writes behind, the write continues while the next round is in progress.
 
         Args:
-            changed: by scope, what is new; empty where the model stays.
-            report: of the round.
-            end_round: writes the round's end.
-            best: rounds whose checkpoints are kept.
+            changed: the new components by scope; empty if the model does not change.
+            report: the report of the round.
+            end_round: writes the round's end to the history.
+            best: the rounds whose checkpoints are kept.
 
         Raises:
-            StoreError: it can't be written; the model is what it was.
+            StoreError: the commit can't be written; the model is unchanged.
         """
         await self.until_written()
         if not changed:
             await asyncio.to_thread(end_round, None)
-            await self._follow(report)
+            await self._republish(report)
             return
         components, table = {**self.model.components, **changed}, self.model.sharing
         if report.moved:
-            components, table = await asyncio.to_thread(self._moved, components, report)
+            components, table = await asyncio.to_thread(self._regrouped, components, report)
         published, norms = await self._begin_writing(components, report, end_round, best)
         if not self._store.writes_behind:
             await self.until_written()
@@ -125,32 +125,32 @@ class Commits:
         self._replace(published)
 
     async def until_written(self) -> None:
-        """Wait for the last commit to be on disk. Whoever waits may be cancelled, the commit isn't.
+        """Wait until the last commit is on disk. Canceling the wait does not cancel the commit.
 
         Raises:
-            StoreError: it couldn't be written.
+            StoreError: the commit couldn't be written.
         """
         if self._writing is not None:
             await asyncio.shield(self._writing)
 
     def require_written(self) -> None:
-        """Check that no commit has failed to get to the disk.
+        """Check that the last commit has not failed.
 
         Raises:
-            StoreError: the last one has.
+            StoreError: the last commit couldn't be written.
         """
         if self._writing is not None and self._writing.done():
             self._writing.result()
 
     async def settle(self) -> BaseException | None:
-        """Wait for the last commit to be on disk, and say why it isn't if it can't be."""
+        """Wait until the last commit is on disk or has failed, and return the error; None if it succeeded."""
         if self._writing is None:
             return None
         await asyncio.wait([self._writing])
         return self._writing.exception()
 
-    async def _follow(self, report: RoundReport) -> None:
-        """Have the model that stays go out in the next round."""
+    async def _republish(self, report: RoundReport) -> None:
+        """Publish the unchanged model for the next round."""
         if self.published.control_since != self.pipeline.broadcast().since:
             self._replace(await asyncio.to_thread(self._publish, report.round + 1, self.model.components))
         elif report.purpose == "train":
@@ -159,16 +159,16 @@ class Commits:
     async def _begin_writing(
         self, components: Mapping[str, Component], report: RoundReport, end_round: EndRound, best: Collection[int]
     ) -> tuple[PublishedModel, Mapping[str, float]]:
-        """Write a model while it is made ready to go out.
+        """Start writing a model, and prepare it for publication meanwhile.
 
         Returns:
-            What goes out, and the model's norms.
+            The published model, and the model's norms.
         """
         state = self.pipeline.components()
         model = asyncio.create_task(
             asyncio.to_thread(self._store.write_model, components, report.round, state, report.sharing)
         )
-        published, norms = await asyncio.gather(  # both need as long as the slower one
+        published, norms = await asyncio.gather(
             asyncio.to_thread(self._publish, report.round + 1, components),
             asyncio.to_thread(self._norms_of, components),
         )
@@ -181,7 +181,7 @@ class Commits:
         return published, norms
 
     def _norms_of(self, components: Mapping[str, Component]) -> dict[str, float]:
-        """A model's norms by scope, where updates are held against them; those that didn't change aren't measured."""
+        """Return a model's norms by scope; empty without norm limits. Unchanged components are not measured again."""
         if not self._measures_model:
             return {}
         known = self.model.components
@@ -197,10 +197,10 @@ class Commits:
         await asyncio.to_thread(end_round)
         await asyncio.to_thread(self._store.prune, best)
 
-    def _moved(
+    def _regrouped(
         self, components: Mapping[str, Component], report: RoundReport
     ) -> tuple[dict[str, Component], SharingTable]:
-        """The model, and what the stages remember, by the table in which what moves has moved."""
+        """Regroup the model and the state of the stages after a sharing update; return the components and new table."""
         before, after = self.model.sharing, self.pipeline.table
         assert after is not None
         factors = self.pipeline.factors(report.round)
@@ -211,12 +211,12 @@ class Commits:
 
     def _replace(self, published: PublishedModel) -> None:
         before, self.published = self.published, published
-        before.let_go()
+        before.release()
 
     def _publish(self, round_: int, components: Mapping[str, Component] | None = None) -> PublishedModel:
         before = self.published if components else None
         sent = self.pipeline.broadcast()
         whole = {**(components or self.model.components), **sent.components}
         published = PublishedModel.publish(round_, whole, before, self._staging.take_back, sent.since)
-        published.hold()
+        published.acquire()
         return published

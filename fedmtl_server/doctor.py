@@ -1,4 +1,4 @@
-"""What a server needs, looked at before it starts: its address, certificates, clients, folder, database and model."""
+"""Checks the requirements of a server before it starts: address, certificates, clients, folder, database and model."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 
     from fedmtl_core.model.sharing import SharingTable
 
-# What a configuration may say; nothing listens on it here.
+# These addresses may appear in a configuration. This module does not listen on them.
 _EVERYWHERE = ("0.0.0.0", "::")  # nosec B104
+_USE_TLS = "set security.tls.certificate and security.tls.key"
 
 
 def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
-    """Everything that a server with this configuration needs.
+    """Check everything that a server with this configuration needs.
 
     Args:
-        config: the server's.
-        run_dir: the run's folder, if it isn't to be a new one in `server.runs_dir`.
+        config: the server's configuration.
+        run_dir: the run folder; a new one in `server.runs_dir` if None.
     """
     place = run_dir or config.server.runs_dir
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
@@ -42,7 +43,7 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
     }
     found = [finding for name, check in checks.items() for finding in doctor.findings(name, check)]
     found += (of_model := doctor.findings("model", lambda: doctor.model(config)))
-    if doctor.has_failed(one for one in of_model if one.check == "model"):  # nothing that needs it can be known
+    if doctor.has_failed(one for one in of_model if one.check == "model"):  # the other checks need the model
         return found
     found += doctor.findings("tokenizer", lambda: clients_tokenizer(config))
     found += (of_sharing := doctor.findings("sharing", lambda: sharing(config)))
@@ -53,7 +54,7 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
 
 
 def address(config: Config) -> Iterator[Finding]:
-    """Whether the address may be served as it is configured, and is free."""
+    """Check that the configuration permits serving on the address, and that the port is free."""
     from fedmtl_server.access.tls import require_safe
 
     require_safe(config)
@@ -61,50 +62,55 @@ def address(config: Config) -> Iterator[Finding]:
     try:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: one just closed is free
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: a port just closed is free
             listener.bind(place)
             listener.listen(1)
     except OSError as error:
         reasons = {
-            errno.EADDRINUSE: f"port {port} is taken",
-            errno.EADDRNOTAVAIL: f"{host} isn't an address of this machine",
-            errno.EACCES: f"this user may not have port {port}",
+            errno.EADDRINUSE: f"port {port} is in use by another process",
+            errno.EADDRNOTAVAIL: f"{host} is not an address of this machine",
+            errno.EACCES: f"this user has no permission to use port {port}",
         }
         reason = reasons.get(error.errno or 0, error.strerror or str(error))
         yield fail(
             "address",
             f"can't listen on {join_address(host, port)}: {reason}",
-            "choose another: server.host, server.port",
+            "choose another address with server.host or another port with server.port",
         )
         return
     free = "any free port" if port == 0 else f"port {port} is free"
     if not is_loopback(host) and config.security.insecure:
-        yield warn("address", f"{host}: {free}, and security.insecure lets others read all that goes over the network")
+        yield warn(
+            "address", f"{host}: {free}; with security.insecure, others can read all traffic on the network", _USE_TLS
+        )
     else:
         yield ok("address", f"{host}: {free}")
 
 
 def certificates(config: Config) -> Iterator[Finding]:
-    """Whether the files of `security.tls` are good, and name the address that is listened on."""
+    """Check that the files of `security.tls` are valid, and that the certificate names the server's address."""
     from fedmtl_core.runtime import pem
     from fedmtl_server.access.tls import is_readable_by_others, read
 
     tls, host = config.security.tls, config.server.host
     if tls.certificate is None or tls.key is None:
-        yield (ok if is_loopback(host) else warn)("tls", "off: what is sent can be read on the network")
+        if is_loopback(host):
+            yield ok("tls", "off: the server listens on this machine only")
+        else:
+            yield warn("tls", "off: others can read all traffic on the network", _USE_TLS)
         return
     loaded = read(tls.certificate, tls.key, tls.client_ca)
     yield from doctor.expiry("tls", tls.certificate, loaded.certificate)
     yield from names(host, loaded.certificate)
     if is_readable_by_others(tls.key):
-        yield warn("tls", f"{tls.key} can be read by others on this machine", f"chmod 600 {tls.key}")
+        yield warn("tls", f"other users of this machine can read {tls.key}", f"chmod 600 {tls.key}")
     if tls.client_ca and loaded.client_ca:
         pem.require_valid_now("security.tls.client_ca", tls.client_ca, loaded.client_ca)
         yield from doctor.expiry("tls", tls.client_ca, loaded.client_ca)
 
 
 def names(host: str, certificate: Certificate) -> Iterator[Finding]:
-    """Which hosts a certificate names. Under any other, clients don't trust the server."""
+    """Check which hosts a certificate names. Clients trust the server only under these names."""
     from cryptography.x509 import ExtensionNotFound
 
     from fedmtl_server.access.certs import hosts_of
@@ -115,63 +121,66 @@ def names(host: str, certificate: Certificate) -> Iterator[Finding]:
         named = []
     if not named:
         yield fail(
-            "tls", "the certificate names no host, so no client will trust it", "issue one with the server's name"
+            "tls",
+            "the certificate names no host, so no client will trust it",
+            "issue a certificate with the server's name",
         )
     elif host in _EVERYWHERE or host in named:
-        yield ok("tls", f"clients may reach it as {', '.join(named)}")
+        yield ok("tls", f"clients can connect to the server as {', '.join(named)}")
     else:
         yield warn(
             "tls",
-            f"it names {', '.join(named)}, and not {host}, which is listened on",
-            "clients must give one of these names as --server",
+            f"the certificate names {', '.join(named)}, but not the server's address {host}",
+            "give clients one of the certificate's names as --server",
         )
 
 
 def clients(config: Config) -> Iterator[Finding]:
-    """Whether callers have to be known, and whether each task has somebody who may take part."""
+    """Check whether authentication is on, and whether each task has a registered client."""
     from fedmtl_server.access.clients import ClientRegistry, database_of
     from fedmtl_server.access.tls import is_authenticating
     from fedmtl_server.storage.database import Database
 
     if not is_authenticating(config):
         level = ok if is_loopback(config.server.host) else warn
-        yield level("clients", "anybody who reaches the server may take part")
+        yield level("clients", "authentication is off: any client that reaches the server is admitted")
         return
     place, advice = database_of(config), "fedmtl-server clients add NAME --task TASK"
     if (file := _file_of(place)) and not file.is_file():
-        yield warn("clients", f"{file} isn't there: nobody may take part yet", advice)
+        yield warn("clients", f"{file} does not exist, so no client is registered yet", advice)
         return
     schema, newest = Database.schema_of(place)
-    if schema != newest:  # to read it would bring it up to date
-        yield warn("clients", f"not known: the tables of {_name_of(place)} are of another version, or none", advice)
+    if schema != newest:  # opening the registry would migrate it
+        yield warn("clients", f"{_name_of(place)} has no client registry, or one of another schema version", advice)
         return
     with closing(ClientRegistry.open(place, create=False)) as registry:
         live = [one for one in registry.records() if one.revoked_at_unix_ms is None]
-    alone = [task for task in config.tasks if not any(one.tasks is None or task in one.tasks for one in live)]
-    found = f"{len(live)} may take part, as {_name_of(place)} has them"
-    if alone:
-        yield warn("clients", f"{found}; none of them has {', '.join(alone)}", advice)
+    unserved = [task for task in config.tasks if not any(one.tasks is None or task in one.tasks for one in live)]
+    found = f"{len(live)} active in {_name_of(place)}"
+    if unserved:
+        yield warn("clients", f"{found}; no client has {', '.join(unserved)}", advice)
     else:
         yield ok("clients", found)
 
 
 def tasks(config: Config) -> Iterator[Finding]:
-    """Whether there are tasks, and how many clients a round waits for."""
+    """Check that there are tasks, and report the number of clients that a round needs."""
     if not config.tasks:
-        yield fail("tasks", "there are none", "name at least one, such as `tasks: {sst2: {}}`")
+        yield fail("tasks", "the configuration has no tasks", "add at least one, for example `tasks: {sst2: {}}`")
         return
     if not config.tasks.keys() - config.auxiliary_tasks():
-        yield fail("tasks", "all of them are auxiliary", "at least one has to be another, or no round ever opens")
+        yield fail(
+            "tasks", "all tasks are auxiliary, so no round ever opens", "add at least one task that isn't auxiliary"
+        )
         return
     needed = ", ".join(
-        f"{name} {'none, it is auxiliary' if task.auxiliary else task.min_clients}"
-        for name, task in config.tasks.items()
+        f"{name} {'0 (auxiliary)' if task.auxiliary else task.min_clients}" for name, task in config.tasks.items()
     )
-    yield ok("tasks", f"clients that a round needs: {needed}")
+    yield ok("tasks", f"clients needed per round: {needed}")
 
 
 def trackers(config: Config) -> Iterator[Finding]:
-    """Whether the trackers that are named are installed, and take what is given. None of them is connected to."""
+    """Check that the configured trackers are installed and accept their settings. This makes no connections."""
     from fedmtl_server.monitoring.trackers import trackers_for
 
     if names := [one.name for one in trackers_for(config)]:
@@ -179,50 +188,52 @@ def trackers(config: Config) -> Iterator[Finding]:
 
 
 def clients_tokenizer(config: Config) -> Iterator[Finding]:
-    """The tokenizer that clients take unless they name a model: their machines need it, this one doesn't."""
+    """Check the tokenizer that clients use by default. The clients' machines need it; the server does not."""
     from fedmtl_core.errors import ModelUnavailableError
 
     source = config.model.client_model or config.model.server_model
     try:
         yield from doctor.tokenizer(source, config.task_specs())
     except ModelUnavailableError as error:
-        yield warn("tokenizer", str(error), "clients need it on their machines, or a model of their own there")
+        yield warn(
+            "tokenizer", str(error), "clients need it on their machines, or their own model in model.client_model there"
+        )
 
 
 def disk(config: Config, place: Path) -> Iterator[Finding]:
-    """Whether the disk of a folder holds what a run keeps there: checkpoints, and updates that are staged."""
+    """Check that a folder's disk has room for the run's checkpoints and staged updates."""
     slices = slice_bytes(config)
     whole = slices.pop("")
-    kept = config.store.keep_checkpoints + len(config.tasks) + 1  # each task's best, and the one being written
+    kept = config.store.keep_checkpoints + len(config.tasks) + 1  # the best of each task, and the one being written
     staged = 0
     if config.store.durability != "memory":
         staged = sum(slices[name] * max(task.min_clients, 1) for name, task in config.tasks.items())
     what = f"{kept} checkpoints of {doctor.megabytes(whole)}"
-    what += f", and the updates of a round's fewest clients, {doctor.megabytes(staged)}" if staged else ""
+    what += f", and {doctor.megabytes(staged)} for the updates of min_clients clients per task" if staged else ""
     yield from doctor.room("disk", place, kept * whole + staged, what)
 
 
 def sharing(config: Config) -> Iterator[Finding]:
-    """What tasks share, in bytes, and whether the encoder has the layers that the configuration names."""
+    """Report the size of each scope, and check that the encoder has the layers that the configuration names."""
     table, sizes = sizes_of(config)
     yield ok("sharing", ", ".join(f"{scope} {doctor.megabytes(size)}" for scope, size in sizes.items()))
     if local := {task: table.local_for(task) for task in table.tasks if table.local_for(task)}:
         kept = ", ".join(f"{len(names)} tensors of {task}" for task, names in local.items())
-        yield ok("sharing", f"each client keeps {kept} for itself; clients need weights for those of the encoder")
+        yield ok("sharing", f"each client keeps {kept} for itself, and needs weights for those of the encoder")
 
 
 def slice_bytes(config: Config) -> dict[str, int]:
-    """Bytes of each task's slice, and under the empty name those of the whole model."""
+    """Return the size of each task's slice in bytes by task, and of the whole model under the empty name."""
     table, sizes = sizes_of(config)
     slices = {task: sum(sizes[scope] for scope in table.scopes_for(task)) for task in config.tasks}
     return {"": sum(sizes.values())} | slices
 
 
 def sizes_of(config: Config) -> tuple[SharingTable, dict[str, int]]:
-    """Who shares what, and bytes by scope. The model is built without memory.
+    """Return the sharing table, and the bytes of each scope. The model is built without memory.
 
     Raises:
-        ConfigError: the encoder hasn't got what `sharing` names.
+        ConfigError: `sharing` names a part that the encoder does not have.
     """
     import torch
 
@@ -240,34 +251,36 @@ def sizes_of(config: Config) -> tuple[SharingTable, dict[str, int]]:
 
 
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
-    """Whether the run's history can be reached, and is of this version. Nothing is brought up to date."""
+    """Check that the run's history is reachable and has the current schema. The history is not migrated."""
     from fedmtl_server.storage.database import Database
     from fedmtl_server.storage.paths import HISTORY_FILE, RUN_FILE
 
     url = config.store.url
     place: str | Path = url or (run_dir or config.server.runs_dir) / HISTORY_FILE
     if url is None and run_dir and (run_dir / RUN_FILE).is_file() and not (run_dir / HISTORY_FILE).is_file():
-        yield fail(
-            "database", f"{run_dir / HISTORY_FILE} is missing, although {run_dir} holds a run", "restore the file"
-        )
+        yield fail("database", f"{run_dir / HISTORY_FILE} is missing, although {run_dir} has a run", "restore the file")
         return
     if url is None and not (run_dir and (run_dir / HISTORY_FILE).is_file()):
-        yield ok("database", "SQLite in the run's folder, made at the start")
+        yield ok("database", "SQLite in the run folder, created when the run starts")
         return
     if (file := _file_of(place)) and not file.exists():
         yield from doctor.writable("database", file.parent)
         return
     schema, newest = Database.schema_of(place)
     if schema is None:
-        yield ok("database", f"{_name_of(place)} can be reached, and holds no history yet")
+        yield ok("database", f"{_name_of(place)} is reachable, and has no history yet")
     elif schema != newest:
-        yield warn("database", f"{_name_of(place)} has schema {schema}", f"the server brings it up to {newest}")
+        yield warn(
+            "database",
+            f"{_name_of(place)} has schema {schema}",
+            f"no action needed: the server migrates it to schema {newest} when it starts",
+        )
     else:
-        yield ok("database", f"{_name_of(place)} has schema {schema}, which is the newest")
+        yield ok("database", f"{_name_of(place)} has the newest schema, {schema}")
 
 
 def _file_of(database: str | Path) -> Path | None:
-    """The file of an SQLite database; None if it is another."""
+    """Return the file of an SQLite database; None for another database."""
     if isinstance(database, Path):
         return database
     path = database.removeprefix("sqlite:///")

@@ -1,6 +1,7 @@
-"""Drives one run: tells the round engine of time and events, and carries out what it decides.
+"""Drives one run: passes time and events to the round engine, and carries out the engine's decisions.
 
-Everything here happens on one event loop; tensor arithmetic and file I/O run in threads. It knows no gRPC.
+Everything here runs on one event loop, except tensor arithmetic and file I/O, which run in threads. This module does
+not use gRPC.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ from fedmtl_server.transfer.staging import StagedUpdate
 
 
 class Driver:
-    """Holds the rounds of one run.
+    """Drives the rounds of one run.
 
     Args:
-        spec: what the run is to do.
-        parts: what it is driven with.
+        spec: the specification of the run.
+        parts: the objects that carry out the run.
     """
 
     def __init__(self, spec: RunSpec, parts: RunParts):
         self.rules = rules = spec.rules
         self.engine = RoundEngine(rules, parts.clock())
         self.last_report: RoundReport | None = None
-        """Of the round before."""
+        """The report of the previous round; None before the first round has ended."""
         self.measured = Measurements(spec.specs, rules.auxiliary)
         self.log = RunLog()
         self._commits, self._store, self._staging = parts.commits, parts.store, parts.staging
@@ -53,18 +54,18 @@ class Driver:
         self._wake = asyncio.Event()
         self.audience = Audience(self.engine, parts.clock, self._wake.set)
         self.open_round = OpenRound(self.engine, parts, rules.rounds.transfer_timeout_s, self._wake.set)
-        """What updates are taken for."""
+        """The round in progress, which accepts updates."""
         self._updates = self.open_round.updates
-        parts.commits.on_written = self._wake.set  # `_step` looks what came of it
+        parts.commits.on_written = self._wake.set  # `_step` checks whether the write succeeded
 
     # The run.
 
     async def run(self) -> None:
-        """Hold the run's rounds until it is finished.
+        """Drive the run's rounds until the run is finished.
 
         Raises:
-            StoreError: a commit can't be written; the model is then still that of the last commit, or with a store
-                that writes behind, ahead of it.
+            StoreError: a commit can't be written. The model is then still the model of the last commit; with a store
+                that writes behind, it may be newer.
         """
         reporter = asyncio.create_task(self._report_waiting())
         try:
@@ -73,14 +74,14 @@ class Driver:
             await self._commits.until_written()
         finally:
             reporter.cancel()
-            if self.engine.phase is not Phase.FINISHED:  # interrupted, or failed: nothing can count any more
+            if self.engine.phase is not Phase.FINISHED:  # interrupted or failed: no update can count from now on
                 self.open_round.stopped = UnavailableError("the server is stopping")
-            self.open_round.is_open.set()  # for those who wait to hear of it
+            self.open_round.is_open.set()  # wakes the uploads that wait for the round to open
         self.log.finished(self.rules.num_rounds)
         self.audience.publish(EventKind.FINISHED)
 
     async def drain(self) -> None:
-        """Wait until the clients that reported in the last round have heard that the run is over."""
+        """Wait until the clients that reported in the last round were notified of the end of the run."""
         while not self.audience.is_notified:
             self._wake.clear()
             timeout_s = self.audience.patience()
@@ -89,7 +90,7 @@ class Driver:
             await self._until_woken(timeout_s)
 
     async def stop(self, reason: str, patience_s: float = 0.0) -> None:
-        """End every watcher's stream, after waiting for them to leave by themselves."""
+        """Wait up to `patience_s` for the watchers to leave, then end their streams."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while len(self.audience):
@@ -103,17 +104,17 @@ class Driver:
         self._staging.close()
 
     def resume(self, left_off: LeftOff, updates: Sequence[tuple[Update, StagedUpdate]]) -> None:
-        """Resume the run where a server before this one left it. Before anything else is done.
+        """Resume the run from the state that an earlier server left. This must be called before anything else.
 
         Args:
-            left_off: where that was; its model and what the stages remembered are restored already.
-            updates: what was acknowledged in the round that was open, in any order.
+            left_off: the state of the run; the model and the state of the aggregation stages are restored already.
+            updates: the acknowledged updates of the round that was open, in any order.
         """
         for report in left_off.reports:
             self._learn(report)
             self.last_report = report
         is_over = self.last_report is not None and self.last_report.purpose == "evaluate"
-        round_ = self.last_report.round if self.last_report and is_over else left_off.round  # it was the last one
+        round_ = self.last_report.round if self.last_report and is_over else left_off.round  # the evaluation was last
         self.engine = self.audience.engine = self.open_round.engine = RoundEngine(
             self.rules, self._clock(), round_, left_off.counted
         )
@@ -133,7 +134,7 @@ class Driver:
                 self._updates.take(Transfer(update, staged, stream=None))
         self.log.resumed(self.engine.view, [update for update, _ in updates])
 
-    # A step of it.
+    # The steps of a round.
 
     async def _step(self) -> None:
         self._wake.clear()
@@ -170,21 +171,21 @@ class Driver:
         self.audience.opening()
         cohort = {member.client_id: member.task for member in self.engine.cohort.values()}
         opened_at_unix_ms = self.open_round.stats.opened_at_unix_ms = now_ms()
-        self.log.opens_without(self.engine.view)
+        self.log.clients_missing(self.engine.view)
         await asyncio.to_thread(
             self._store.open_round, self.engine.round, self.engine.purpose, opened_at_unix_ms, cohort
         )
         self._begin_round()
 
     def _begin_round(self) -> None:
-        """Take updates for the round that the engine has opened."""
+        """Accept updates for the round that the engine has opened."""
         self._updates.begin(self.engine.view)
         self.log.opened(self.engine.view)
         self.open_round.is_open.set()
         self.audience.publish(EventKind.OPENED)
 
     def _end_round(self, round_: int) -> None:
-        """Take no more updates, and drop what is on its way. With asynchronous rounds the next one takes it."""
+        """Stop accepting updates and drop uploads in progress, which asynchronous rounds keep for the next round."""
         self.open_round.is_open.clear()
         if not self.engine.view.is_asynchronous:
             self.open_round.transfers.end(StaleRoundError(f"round {round_} has closed"))
@@ -214,11 +215,11 @@ class Driver:
         self.engine.committed(self._clock())
         self._stop_training_if_due()
         if not self.engine.view.is_asynchronous:
-            self._end_round(round_)  # what was on its way to one more round of training
+            self._end_round(round_)  # after the last round of training, drops uploads for another one
         self.audience.round_ended()
 
     def _expect_reported(self) -> None:
-        """Note who is to hear that the run is over, if it is, and until when, if it is away."""
+        """Record which clients to notify if the run is over, and how long to wait for absent clients."""
         now = self._clock()
         self.audience.expect(
             {
@@ -267,4 +268,4 @@ class Driver:
         while True:
             await asyncio.sleep(self._report_interval_s)
             self.log.waiting(self.engine.view, self._clock())
-            self.audience.announce_waiting(again=True)  # clients that came early were told of others that are here now
+            self.audience.announce_waiting(again=True)  # the missing clients may have changed since the last event

@@ -1,4 +1,4 @@
-"""The run's events, the watchers they go to, and the listeners within the server."""
+"""The events of a run, the watchers that receive them, and the listeners within the server."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fedmtl_core.wire.updates import Update
 from fedmtl_server.rounds.report import RefusedUpdate, RoundReport
 
 MAX_UNREAD_EVENTS = 256
-"""A watcher that leaves more events than this unread is no longer watching."""
+"""The maximum number of unread events; a watcher with more is dropped."""
 
 
 class EventKind(Enum):
-    """What happened to the run."""
+    """The kind of a run's event."""
 
     WAITING = "waiting"
     OPENED = "opened"
@@ -29,7 +29,7 @@ class EventKind(Enum):
 
 @dataclass(frozen=True)
 class RoundEvent:
-    """One event, as one watcher gets it."""
+    """One event, as sent to one watcher."""
 
     kind: EventKind
     round: int
@@ -37,7 +37,7 @@ class RoundEvent:
     cohort_size: int = 0
     in_cohort: bool = False
     task: str = ""
-    """That the watcher has in the round; empty if it isn't in its cohort."""
+    """The watcher's task in the round; empty if the watcher is not in the round's cohort."""
     reported: bool = False
     oldest_base_round: int = 0
     deadline_s: float = 0.0
@@ -46,19 +46,19 @@ class RoundEvent:
 
 
 class Listener:
-    """Told of what happens in a run, at once and on its event loop: what it does is quick, and raises nothing."""
+    """Observes a run. Its methods are called at once on the run's event loop; they must be fast and raise nothing."""
 
     def update_counted(self, update: Update) -> None:
-        """An update counts in the round in progress; told in the task of the call that brought it."""
+        """Observe an update that counts in the round in progress. Called in the asyncio task of the upload call."""
 
     def update_refused(self, refusal: RefusedUpdate) -> None:
-        """An update doesn't count."""
+        """Observe a refused update."""
 
     def round_closing(self) -> None:
-        """The round in progress has what it gets, and is averaged."""
+        """Observe that the round in progress accepts no more updates and is being aggregated."""
 
     def round_ended(self, report: RoundReport) -> None:
-        """A round was committed, or given up."""
+        """Observe that a round was committed or has failed."""
 
 
 @dataclass(eq=False)
@@ -66,20 +66,20 @@ class Watcher:
     """One open stream of events."""
 
     client_id: str
-    """Empty for an observer."""
+    """The id of the watching client; empty for an observer."""
     task: str
-    """Its only one, or the one that it has chosen of `tasks`; empty if it leaves that to the server."""
+    """The client's only task, or its preferred task among `tasks`; empty to let the server choose."""
     tasks: Sequence[str] = ()
-    """If it has data for several, all of them."""
+    """All tasks that the client has data for, if there are several."""
     _queue: asyncio.Queue[RoundEvent | RequestError] = field(default_factory=asyncio.Queue)
 
     @property
     def names(self) -> str:
-        """Its tasks, for people."""
+        """The client's tasks as text."""
         return ", ".join(self.tasks) or self.task
 
     async def events(self) -> AsyncGenerator[RoundEvent, None]:
-        """What was sent, until an error was."""
+        """Yield the events that are sent, until an error is sent, which is raised."""
         while True:
             item = await self._queue.get()
             if isinstance(item, RequestError):
@@ -88,10 +88,10 @@ class Watcher:
 
 
 class Watchers:
-    """Who watches. A client id has one watcher; a new one takes its place.
+    """The current watchers. A client id has at most one watcher; a new watcher replaces it.
 
     Args:
-        on_leave: told of a watcher that no longer watches, and isn't replaced by one of the same client.
+        on_leave: called with a watcher that left without being replaced.
     """
 
     def __init__(self, on_leave: Callable[[Watcher], None]):
@@ -106,14 +106,14 @@ class Watchers:
         return iter(list(self._current))  # a copy: sending may drop a watcher
 
     def add(self, watcher: Watcher) -> None:
-        """Begin to send events; another watcher of the same client ends."""
+        """Add a watcher. An earlier watcher of the same client is ended."""
         before = self._by_client.get(watcher.client_id) if watcher.client_id else None
         if before is not None:
             del self._current[before]
             before._queue.put_nowait(
                 ClientReplacedError(
-                    f"another process watches as client {watcher.client_id!r}: it has taken this one's place. Is "
-                    "another one running under that name? Each client needs a --client-id of its own"
+                    f"another process has connected as client {watcher.client_id!r} and replaced this one; give each "
+                    "client its own --client-id"
                 )
             )
         self._current[watcher] = None
@@ -121,7 +121,7 @@ class Watchers:
             self._by_client[watcher.client_id] = watcher
 
     def remove(self, watcher: Watcher) -> None:
-        """Stop sending events. More than once, or after a replacement, does nothing."""
+        """Remove a watcher. Removing it again, or after its replacement, has no effect."""
         if watcher not in self._current:
             return
         del self._current[watcher]
@@ -130,15 +130,18 @@ class Watchers:
         self._on_leave(watcher)
 
     def send(self, watcher: Watcher, event: RoundEvent) -> None:
-        """Send one event; a watcher that doesn't read its events is dropped."""
+        """Send one event to a watcher. A watcher that does not read its events is dropped."""
         watcher._queue.put_nowait(event)
         if watcher._queue.qsize() > MAX_UNREAD_EVENTS:
             watcher._queue.put_nowait(
-                LimitExceededError(f"{MAX_UNREAD_EVENTS} events are unread; watch again", retry_after_s=1.0)
+                LimitExceededError(
+                    f"the watcher left more than {MAX_UNREAD_EVENTS} events unread; call WatchRounds again",
+                    retry_after_s=1.0,
+                )
             )
             self.remove(watcher)
 
     def end(self, error: RequestError) -> None:
-        """End every stream with an error."""
+        """End every watcher's stream with an error."""
         for watcher in self._current:
             watcher._queue.put_nowait(error)

@@ -1,4 +1,4 @@
-"""One run, as the servicer, the monitoring and the server's own process see it. It knows no gRPC."""
+"""The interface of one run for the servicer, the monitoring and the server process. It does not use gRPC."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from fedmtl_server.transfer.staging import StagedUpdate
 
 
 class Federation:
-    """One run over one model.
+    """One run that trains one model.
 
     Args:
-        spec: what it is to do.
-        parts: what it is driven with.
+        spec: the specification of the run.
+        parts: the objects that carry out the run.
     """
 
     def __init__(self, spec: RunSpec, parts: RunParts):
@@ -57,22 +57,22 @@ class Federation:
     # The run.
 
     async def run(self) -> None:
-        """Hold the run's rounds until it is over; see `Driver.run`."""
+        """Drive the run's rounds until the run is over; see `Driver.run`."""
         await self._driver.run()
 
     def resume(self, left_off: LeftOff, updates: Sequence[tuple[Update, StagedUpdate]]) -> None:
-        """Resume the run where a server before this one left it; see `Driver.resume`."""
+        """Resume the run from the state that an earlier server left; see `Driver.resume`."""
         self._driver.resume(left_off, updates)
 
     async def drain(self) -> None:
-        """Wait until the clients that reported in the last round have heard that the run is over."""
+        """Wait until the clients that reported in the last round were notified of the end of the run."""
         await self._driver.drain()
 
     async def stop(self, reason: str, patience_s: float = 0.0) -> None:
-        """End every watcher's stream, after waiting for them to leave by themselves."""
+        """Wait up to `patience_s` for the watchers to leave, then end their streams."""
         await self._driver.stop(reason, patience_s)
 
-    # Where it stands.
+    # The state of the run.
 
     @property
     def model(self) -> MTLServerModel:
@@ -80,22 +80,22 @@ class Federation:
 
     @property
     def published(self) -> PublishedModel:
-        """The model as it goes out."""
+        """The model that clients download."""
         return self._commits.published
 
     @property
     def purpose(self) -> Purpose:
-        """What the round in progress, or the next, asks for."""
+        """The purpose of the round in progress, or of the next round if none is open."""
         return self._driver.engine.purpose
 
     @property
     def stats(self) -> RoundStats:
-        """What was gathered of the round in progress."""
+        """The statistics of the round in progress."""
         return self._round.stats
 
     @property
     def last_report(self) -> RoundReport | None:
-        """Of the round before."""
+        """The report of the previous round; None before the first round has ended."""
         return self._driver.last_report
 
     def status(self) -> Status:
@@ -115,26 +115,26 @@ class Federation:
         """Every task's main metric by round."""
         return self._driver.measured.results()
 
-    # What requests ask.
+    # Requests.
 
     def require_run(self, run_id: str) -> None:
-        """Check that a request means this run; an empty id means whichever it is.
+        """Check that a request names this run; an empty id matches any run.
 
         Raises:
-            WrongRunError: it means another.
+            WrongRunError: the request names another run.
         """
         if run_id not in ("", self.run_id):
             raise WrongRunError(
-                f"this server's run is {self.run_id!r}, the request is for {quoted(run_id)}",
+                f"run_id: expected this server's run {self.run_id!r}, got {quoted(run_id)}",
                 expected=self.run_id,
                 got=run_id,
             )
 
     def require_task(self, task: str) -> None:
-        """Check that a task is one of the run's.
+        """Check that a task belongs to the run.
 
         Raises:
-            UnknownTaskError: it isn't.
+            UnknownTaskError: the run has no task of this name.
         """
         if task not in self.model.tasks:
             raise UnknownTaskError(
@@ -142,70 +142,73 @@ class Federation:
             )
 
     def require_round(self, round_: int) -> None:
-        """Check that a slice is wanted for the current round; 0 means whichever it is.
+        """Check that a slice is requested for the current round; 0 matches any round.
 
         Raises:
-            StaleRoundError: it is wanted for another.
+            StaleRoundError: the slice is requested for another round.
         """
         if round_ not in (0, self.published.round):
             raise StaleRoundError(
-                f"the slice is wanted for round {round_}, but the run is at round {self.published.round}",
+                f"the slice was requested for round {round_}, but the run is at round {self.published.round}",
                 round=self.published.round,
                 got=round_,
             )
 
     def control_scopes_for(self, task: str) -> Sequence[str]:
-        """The scopes of the control variates in a task's slice; none in one of all tasks, or that isn't trained on."""
+        """Return the scopes of the control variates in a task's slice.
+
+        There are none in a slice for all tasks, nor in a round that does not train.
+        """
         return self._commits.control_scopes_for(task) if self.purpose == "train" else ()
 
     async def prepare(self, published: PublishedModel, scopes: Sequence[str], encoding: Encoding) -> None:
-        """Make what clients of an encoding get, once for all of them."""
+        """Encode components for the clients that use an encoding, once for all of them."""
         for scope in scopes:
             component = published.components[scope]
             if not component.is_ready(encoding):
                 await asyncio.to_thread(component.prepare, encoding, self._topk_density)
 
     def watch(self, client_id: str, task: str, tasks: Sequence[str] = ()) -> AsyncGenerator[RoundEvent, None]:
-        """The run's events from now on; with a client id, this is the client's presence.
+        """Yield the run's events from now on. A client counts as connected while it watches.
 
         Args:
-            client_id: who watches; empty for an observer.
-            task: its only task, or the one that it has chosen of several; empty if it leaves that to the server.
-            tasks: if it has data for several, all of them.
+            client_id: the id of the watching client; empty for an observer.
+            task: the client's only task, or its preferred task of several; empty to let the server choose.
+            tasks: all tasks that the client has data for, if there are several.
 
         Raises:
-            ClientReplacedError: another watcher has taken the client id.
-            LimitExceededError: the events aren't read.
+            ClientReplacedError: another watcher has the same client id now.
+            LimitExceededError: the watcher does not read its events.
             UnavailableError: the server is stopping.
         """
         self._round.require_serving()
         return self._driver.audience.watch(client_id, task, tasks)
 
     async def receive(self, stream: UploadStream) -> Receipt:
-        """Take in an update, and count it; see `Intake.receive`."""
+        """Receive and count an update; see `Intake.receive`."""
         header = await stream.header()
         self.require_run(header.run_id)
         self.require_task(header.task)
         return await self._intake.receive(stream, header)
 
     def upload_offsets(self, client_id: str, update_id: str) -> Mapping[str, int]:
-        """By scope, how much has arrived of an upload that broke; it is the caller's to go on with from here."""
+        """Return the received bytes of a broken upload by scope. From now on the upload belongs to the caller."""
         return self._round.transfers.offsets(client_id, update_id)
 
-    # What is noted of them.
+    # Records of requests.
 
     def note_sent(self, num_bytes: int) -> None:
-        """Note bytes of a slice that were sent."""
+        """Record the number of slice bytes sent."""
         self.stats.bytes_sent += num_bytes
 
     def note_refusal(self, refusal: RefusedUpdate) -> None:
-        """Note a refused update for the round's report."""
+        """Record a refused update for the round's report."""
         self.stats.note_refusal(refusal)
         for listener in self._listeners:
             listener.update_refused(refusal)
 
     def note_damaged_model(self, client_id: str, base_round: int, reason: str) -> None:
-        """Note that a client of the round's cohort can't compute with the model that the round began with."""
+        """Record that a client of the round's cohort can't compute with the model that the round began with."""
         engine = self._driver.engine
         if client_id not in engine.cohort or base_round != engine.round:
             return

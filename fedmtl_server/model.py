@@ -23,28 +23,28 @@ from fedmtl_server.model_parts import ModelParts, ModelSummary
 from fedmtl_server.skeleton import Skeleton
 
 PLAIN = SharingRules()
-"""All share the encoder, and each task has its head."""
+"""The default sharing: all tasks share the encoder, and each task has its own head."""
 
 
 class MTLServerModel:
-    """An encoder and a head for every task (MT-DNN; Liu et al. 2019, arXiv:1901.11504), as far as tasks share them.
+    """An encoder and a head for every task (MT-DNN; Liu et al. 2019, arXiv:1901.11504), stored by sharing scope.
 
-    The model is its `components`, one for each scope of the sharing table. Of an encoder's layer that groups of tasks
-    share there is one for each group, in components of its own. PyTorch modules are made when they are asked for, their
-    parameters views into the components, so that a commit replaces components without a copy.
+    The model's state is its `components`, one for each scope of the sharing table. If groups of tasks share a layer of
+    the encoder, each group has its own copy of the layer, in its own component. PyTorch modules are created on request.
+    Their parameters are views into the components, so that a commit replaces components without a copy.
 
     Args:
-        encoder: on CPU; see `MultiTaskModel`. It is the model's own from now on.
+        encoder: an encoder on CPU (see `MultiTaskModel`); the model owns it from now on.
         tasks: the run's tasks.
-        hidden_size: width of the encoder's output.
-        pooling: what a head sees of the encoder.
-        dropout: before each head.
-        seed: of the heads' first values.
-        base_model: where the encoder comes from, for people.
-        sharing: who shares which part.
+        hidden_size: the width of the encoder's output.
+        pooling: the pooling of the encoder's output for the heads.
+        dropout: the dropout probability before each head.
+        seed: the seed of the heads' initial values.
+        base_model: the source of the encoder, for display.
+        sharing: the rules that assign parameters to scopes.
 
     Raises:
-        ConfigError: `sharing` names what the encoder hasn't.
+        ConfigError: `sharing` names a part that the encoder does not have.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class MTLServerModel:
 
         Args:
             config: the configuration.
-            weights: whether the encoder's weights are wanted, and the encoder is to be checked for a new run; or only
-                its architecture, for a model that a run has already.
+            weights: whether to load the encoder's weights and check the encoder, as a new run needs. If False, only
+                the architecture is built, for the model of an existing run.
 
         Raises:
-            ModelUnavailableError: the encoder can't be had.
-            ConfigError: it can't be trained as it is asked for (see `encoder_check`), or a task's name is taken.
+            ModelUnavailableError: the encoder can't be loaded.
+            ConfigError: the encoder can't be trained as configured (see `encoder_check`), or a task's name is taken.
         """
         loaded: list[LoadedWeights] = []
         encoder, hidden_size = load_encoder(
@@ -113,10 +113,10 @@ class MTLServerModel:
         return self._parts.tasks
 
     def spec_of(self, task: str) -> TaskSpec:
-        """What a task is.
+        """Return the specification of a task.
 
         Raises:
-            UnknownTaskError: there is no such task.
+            UnknownTaskError: the run has no task of this name.
         """
         if task not in self._specs:
             raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {task!r}")
@@ -124,41 +124,41 @@ class MTLServerModel:
 
     @property
     def parts(self) -> ModelParts:
-        """What the model is made of now, and which tasks share what."""
+        """The current parts of the model and their sharing."""
         return self._parts
 
     @property
     def sharing(self) -> SharingTable:
-        """Which tasks share which parameter now."""
+        """The current assignment of each task's parameters to scopes."""
         return self._parts.table
 
     @property
     def module(self) -> MultiTaskModel:
-        """The encoder with every head on it, as the model is now; its parameters are views into the components.
+        """The current model as an encoder with every head. Its parameters are views into the components.
 
         Raises:
-            UserError: tasks have encoder layers of their own, or clients keep parameters for themselves.
+            UserError: tasks have their own encoder layers, or clients keep parameters for themselves.
         """
         if not self.sharing.is_one_model:
-            raise UserError("sharing: tasks don't share one encoder: there is a model for each task alone")
+            raise UserError("sharing: the tasks do not share one encoder; each task has its own model")
         return self._module(self.sharing.scopes)
 
     def module_for(self, task: str, local: Mapping[str, Tensor] = MappingProxyType({})) -> MultiTaskModel:
-        """The encoder as one task's clients have it, with its head alone, as the model is now; likewise views.
+        """Return the current encoder and head of one task. Their parameters are views into the components.
 
         Args:
             task: the task.
-            local: what one of its clients keeps for itself, by name.
+            local: the parameters that one of the task's clients keeps for itself, by name.
 
         Raises:
-            UnknownTaskError: there is no such task.
-            UserError: clients keep parameters for themselves that aren't given, so that it isn't whole.
+            UnknownTaskError: the run has no task of this name.
+            UserError: clients keep parameters for themselves that are not in `local`, so the model is incomplete.
         """
         scopes = self.scopes_for(task)
         if missing := [name for name in self.sharing.local_for(task) if name not in local]:
             raise UserError(
-                f"sharing: the clients of {task} keep {name_some(missing, 2)} for themselves (`local`): the server "
-                "hasn't got them, and the rest computes nothing"
+                f"sharing: the clients of {task} keep {name_some(missing, 2)} for themselves (`local`); the server "
+                "does not have these parameters, and the model is incomplete without them"
             )
         module = self._module(scopes, local)
         for other in set(self.tasks) - {task}:
@@ -166,24 +166,27 @@ class MTLServerModel:
         return module
 
     def encoder_for(self, task: str) -> nn.Module:
-        """The encoder as one task's clients have it, as the model is now; likewise views.
+        """Return the current encoder of one task. Its parameters are views into the components.
 
         Raises:
-            UnknownTaskError: there is no such task.
-            UserError: clients keep some of its parameters for themselves.
+            UnknownTaskError: the run has no task of this name.
+            UserError: clients keep some of the encoder's parameters for themselves.
         """
         scopes = self.scopes_for(task)
         if not self.sharing.has_encoder(task):
-            raise UserError(f"sharing: the clients of {task} keep parts of the encoder for themselves (`local`)")
+            raise UserError(
+                f"sharing: the clients of {task} keep parts of the encoder for themselves (`local`), and the server "
+                "does not have the whole encoder"
+            )
         return self._module(scopes).encoder
 
     @property
     def architecture(self) -> str:
-        """The encoder's class."""
+        """The name of the encoder's class."""
         return self._skeleton.architecture
 
     def _module(self, scopes: Sequence[str], local: Mapping[str, Tensor] = MappingProxyType({})) -> MultiTaskModel:
-        """A module that lives in some components' memory, and in what a client keeps for itself."""
+        """Return a module whose tensors are views into the components of some scopes, and the given local tensors."""
         views = dict(local)
         for scope in scopes:
             views |= self._components[scope].views()
@@ -191,14 +194,14 @@ class MTLServerModel:
 
     @property
     def components(self) -> Mapping[str, Component]:
-        """The model's bytes by scope, the encoder's first."""
+        """The model's components by scope, the encoder's first."""
         return self._components
 
     def scopes_for(self, task: str | None) -> tuple[str, ...]:
-        """The scopes of one task's slice, or with None those of all tasks; what most share first, heads last.
+        """Return the scopes of one task's slice, or with None of all tasks. The most widely shared come first.
 
         Raises:
-            UnknownTaskError: there is no such task.
+            UnknownTaskError: the run has no task of this name.
         """
         if task is None:
             return tuple(self._components)
@@ -207,18 +210,19 @@ class MTLServerModel:
         return self.sharing.scopes_for(task)
 
     def layouts_for(self, task: str | None) -> tuple[Layout, ...]:
-        """The layouts of one task's slice, or with None those of all tasks."""
+        """Return the layouts of one task's slice, or with None the layouts of all components."""
         return tuple(self._components[scope].layout for scope in self.scopes_for(task))
 
     def add_task(self, spec: TaskSpec) -> None:
-        """Add a head to an encoder that all share. Every other parameter stays bitwise as it was.
+        """Add a head to an encoder that all tasks share. Every other parameter stays bitwise unchanged.
 
         Raises:
-            ConfigError: the name is taken, or tasks don't share the whole encoder.
+            ConfigError: the name is taken, or the tasks do not share the whole encoder.
         """
         if self._parts.rules != PLAIN or not self.sharing.is_one_model:
             raise ConfigError(
-                f"sharing: nothing says which layers {spec.name!r} would share; name it in the run's tasks"
+                f"sharing: the layers that task {spec.name!r} shares are not defined; add the task to the run's "
+                "configuration"
             )
         self._skeleton.model.add_head(spec)
         self._specs[spec.name] = spec
@@ -228,40 +232,40 @@ class MTLServerModel:
         self._skeleton.empty()
 
     def get_shared_parameters(self) -> dict[str, Tensor]:
-        """The tensors that all tasks share, the encoder's, by name, as copies."""
+        """Return copies of the encoder tensors that all tasks share, by name."""
         return _copies(one for scope, one in self._components.items() if scope == SHARED)
 
     def get_task_head_parameters(self, task: str) -> dict[str, Tensor]:
-        """One head's tensors by name, as copies; none if its clients keep it for themselves.
+        """Return copies of one head's tensors by name; empty if the task's clients keep the head for themselves.
 
         Raises:
-            UnknownTaskError: there is no such task.
+            UnknownTaskError: the run has no task of this name.
         """
         whole = self.get_model_slice_for_task(task)
         return {name: tensor for name, tensor in whole.items() if scope_of(name) != SHARED}
 
     def get_model_slice_for_task(self, task: str) -> dict[str, Tensor]:
-        """What a client of this task gets: the encoder's and its head's tensors by name, as copies.
+        """Return copies of the tensors that a client of the task gets, encoder and head, by name.
 
         Raises:
-            UnknownTaskError: there is no such task.
+            UnknownTaskError: the run has no task of this name.
         """
         return _copies(self._components[scope] for scope in self.scopes_for(task))
 
     def set_shared_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        """Overwrite what all tasks share, whole or not at all.
+        """Overwrite the parameters that all tasks share. On an error, nothing changes.
 
         Raises:
-            LayoutMismatchError: a tensor is missing, unknown, or of another shape or dtype.
+            LayoutMismatchError: a tensor is missing or unknown, or has another shape or dtype.
         """
         self._component(SHARED).copy_from(parameters)
 
     def set_task_head_parameters(self, task: str, parameters: Mapping[str, Tensor]) -> None:
-        """Overwrite one head, whole or not at all; what else the task has for itself stays as it is.
+        """Overwrite one head. The task's own encoder layers stay unchanged. On an error, nothing changes.
 
         Raises:
-            UnknownTaskError: there is no such task.
-            LayoutMismatchError: a tensor is missing, unknown, or of another shape or dtype.
+            UnknownTaskError: the run has no task of this name.
+            LayoutMismatchError: a tensor is missing or unknown, or has another shape or dtype.
         """
         self.scopes_for(task)
         component = self._component(task_scope(task))
@@ -269,14 +273,14 @@ class MTLServerModel:
         component.copy_from({**others, **parameters})
 
     def rearrange(self, table: SharingTable, components: Mapping[str, Component]) -> None:
-        """Go over to another table.
+        """Switch to another sharing table.
 
         Args:
-            table: it.
-            components: all of its, by scope; they are the model's from now on.
+            table: the new table.
+            components: all components of the new table by scope; the model owns them from now on.
 
         Raises:
-            LayoutMismatchError: a layout differs; nothing has changed then.
+            LayoutMismatchError: a layout differs; nothing has changed.
         """
         parts = self._parts.shared_by(table)
         for layout in parts.layouts():
@@ -285,25 +289,25 @@ class MTLServerModel:
         self._components = {scope: components[scope] for scope in table.scopes}
 
     def install(self, components: Mapping[str, Component]) -> None:
-        """Replace whole components, without a copy; those not given stay bitwise as they are.
+        """Replace whole components without a copy. Components not given stay bitwise unchanged.
 
         Args:
-            components: by scope; they are the model's from now on.
+            components: the new components by scope; the model owns them from now on.
 
         Raises:
-            LayoutMismatchError: a layout differs; nothing has changed then.
+            LayoutMismatchError: a layout differs; nothing has changed.
         """
         for scope, component in components.items():
             self._components[scope].layout.require_same(component.layout)
         self._components |= components
 
     def summary(self) -> ModelSummary:
-        """How many parameters all share, how many each head has, and how many there are in each scope."""
+        """Return the number of parameters that all tasks share, of each head, and of each scope."""
         return self._parts.summary(self.base_model)
 
     def _component(self, scope: str) -> Component:
         if scope not in self._components:
-            raise UserError(f"sharing: the run has no {scope!r}; it has {', '.join(self._components)}")
+            raise UserError(f"sharing: the run has no scope {scope!r}; it has {', '.join(self._components)}")
         return self._components[scope]
 
 

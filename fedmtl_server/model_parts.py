@@ -1,4 +1,4 @@
-"""What the server's model is made of, and which tasks share what: names, shapes and counts, without values."""
+"""The parts of the server's model and their sharing among tasks: names, shapes and counts, without values."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from fedmtl_core.wire.layout import Layout
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """True parameter counts of what the server keeps."""
+    """The parameter counts of the server's model."""
 
     base_model: str
     shared_parameters: int
-    """That all tasks share."""
+    """The number of parameters that all tasks share."""
     head_parameters: Mapping[str, int]
-    """By task, in the run's order; 0 where clients keep it for themselves."""
+    """The number of parameters of each head, by task in the run's order; 0 if clients keep the head for themselves."""
     scope_parameters: Mapping[str, int] = field(default_factory=dict)
-    """By scope, encoder and heads."""
+    """The number of parameters of each scope, encoder and heads."""
 
     @property
     def total_parameters(self) -> int:
@@ -33,26 +33,26 @@ class ModelSummary:
 
 @dataclass(frozen=True)
 class ModelParts:
-    """The parameters of a multi-task model, the part of it that each is in, and the tasks that share it.
+    """The parameters of a multi-task model, the model part of each parameter, and the tasks that share it.
 
-    It does not change: when layers move, or a task is added, the model gets another.
+    The object is immutable. When layers are regrouped or a task is added, the model gets a new one.
     """
 
     shape: ModelShape
-    """The parameters' names, by where in the model they are."""
+    """The parameters' names by their place in the model."""
     tensors: Mapping[str, Tensor]
-    """By name, a tensor of the parameter's shape and dtype, whose values mean nothing."""
+    """A tensor for each parameter name, with the parameter's shape and dtype; the values have no meaning."""
     rules: SharingRules
-    """The configuration's."""
+    """The sharing rules of the configuration."""
     table: SharingTable
-    """Which scope each task's parameters are in."""
+    """The assignment of each task's parameters to scopes."""
 
     @classmethod
     def of(cls, model: MultiTaskModel, rules: SharingRules) -> ModelParts:
-        """The parts of a model whose tasks share what the rules say.
+        """Return the parts of a model whose tasks share parameters by these rules.
 
         Raises:
-            ConfigError: the rules name what the encoder hasn't, or leave a task nothing to send.
+            ConfigError: the rules name a part that the encoder does not have, or leave a task nothing to send.
         """
         shape = model.shape()
         return cls(shape, model.exchanged(), rules, make_table(model.tasks, shape, rules))
@@ -64,22 +64,22 @@ class ModelParts:
 
     @property
     def encoder(self) -> dict[str, tuple[str, ...]]:
-        """The encoder's parameters by the part that they are in: a layer's number or one of `NAMED_PARTS`."""
+        """The encoder's parameters by encoder part: a layer's number or one of `NAMED_PARTS`."""
         parts: dict[str, list[str]] = {}
         for name, part in self.shape.parts.items():
             parts.setdefault(part, []).append(name)
         return {part: tuple(names) for part, names in parts.items()}
 
-    # Who shares what.
+    # Sharing.
 
     def movable(self, layers: Collection[str] | None) -> dict[str, tuple[str, ...]]:
-        """By part that may move to other scopes, the parameters that move with it.
+        """Return the parts that adaptive sharing may regroup, with the parameters of each part.
 
         Args:
-            layers: the parts; None for all that the configuration leaves to what all share.
+            layers: the parts; None for all parts that `sharing.layers` does not name.
 
         Raises:
-            ConfigError: the encoder hasn't got one of them.
+            ConfigError: the encoder does not have one of the parts.
         """
         norms = self.shape.norms if self.rules.norms is not None else ()
         parts = {part: tuple(name for name in names if name not in norms) for part, names in self.encoder.items()}
@@ -90,51 +90,51 @@ class ModelParts:
         return {part: parts[part] for part in chosen if parts[part]}
 
     def moved(self, moved: Mapping[str, Partition]) -> ModelParts:
-        """The same parts where some of them are shared otherwise than the configuration says.
+        """Return a copy in which some parts are shared differently from the configuration.
 
         Args:
-            moved: by part of the encoder, the blocks of tasks that share it. The other parts are shared as configured.
+            moved: the blocks of tasks that share each regrouped encoder part. Other parts are shared as configured.
         """
         return self.shared_by(make_table(self.tasks, self.shape, self.rules, moved))
 
     def shared_by(self, table: SharingTable) -> ModelParts:
-        """The same parts, shared as another table says."""
+        """Return a copy with another sharing table."""
         return replace(self, table=table)
 
     def blocks(self, name: str) -> Partition:
-        """The blocks of tasks that share a parameter of the encoder; each task is in one of them."""
+        """Return the blocks of tasks that share an encoder parameter; each task is in exactly one block."""
         scopes = {task: self.table.by_task[task][name] for task in self.tasks}
         return tuple(
             tuple(task for task in self.tasks if scopes[task] == scope) for scope in dict.fromkeys(scopes.values())
         )
 
     def layouts(self) -> list[Layout]:
-        """The layout of each component, in the order of the table's scopes."""
+        """Return the layout of each component, in the order of the table's scopes."""
         return [
             Layout.of(scope, {name: self.tensors[name] for name in self.table.tensors(scope)})
             for scope in self.table.scopes
         ]
 
-    # How many numbers they have.
+    # Parameter counts.
 
     def num_elements(self, names: Iterable[str]) -> int:
-        """The number of elements of some parameters, in one task's model."""
+        """Return the number of elements of some parameters in one task's model."""
         return sum(self.tensors[name].numel() for name in names)
 
     def encoder_elements(self) -> int:
-        """The number of elements of one encoder."""
+        """Return the number of elements of one encoder."""
         return self.num_elements(self.shape.parts)
 
     def kept_encoder_elements(self) -> int:
-        """The number of encoder elements that the server keeps, in all scopes together."""
+        """Return the number of encoder elements that the server keeps in all scopes."""
         kept = (name for scope in self.table.scopes for name in self.table.tensors(scope))
         return self.num_elements(name for name in kept if name in self.shape.parts)
 
     def summary(self, base_model: str) -> ModelSummary:
-        """How many parameters all tasks share, how many each head has, and how many there are in each scope.
+        """Return the number of parameters that all tasks share, of each head, and of each scope.
 
         Args:
-            base_model: where the encoder comes from, for people.
+            base_model: the source of the encoder, for display.
         """
         names = {scope: self.table.tensors(scope) for scope in self.table.scopes}
         heads = {

@@ -1,4 +1,4 @@
-"""The round in progress, as the intake of updates sees it: what may count, what it waits for, and what counts."""
+"""The round in progress, for the intake of updates: admission, progress and counting."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from fedmtl_server.transfer.incoming import Transfer, Transfers
 
 
 class OpenRound:
-    """What updates are taken for.
+    """The round in progress, which accepts updates.
 
     Args:
-        engine: the run's rounds.
-        parts: what the run is driven with.
-        transfer_timeout_s: how long an upload may make no progress before its round no longer waits for it.
+        engine: the state machine of the run's rounds.
+        parts: the objects that carry out the run.
+        transfer_timeout_s: how long an upload may make no progress before its round stops waiting for it, in seconds.
         on_counted: called when an update counts.
     """
 
     def __init__(self, engine: RoundEngine, parts: RunParts, transfer_timeout_s: float, on_counted: Callable[[], None]):
         self.engine = engine
         self.updates = RoundUpdates(parts.commits, parts.staging)
-        """Those that count."""
+        """The updates that count."""
         self.transfers = Transfers(parts.staging, transfer_timeout_s / 2, self.progress)
-        """Those on their way."""
+        """The uploads in progress."""
         self.stats = RoundStats()
-        """What was gathered of the round."""
+        """The statistics of the round."""
         self.is_open = asyncio.Event()
-        """Set while it takes updates, and when the run has ended."""
+        """Set while the round accepts updates, and after the end of the run."""
         self.stopped: UnavailableError | None = None
-        """Why the server takes no updates any more, if it doesn't."""
+        """The error for every request once the server is stopping; None before."""
         self._commits = parts.commits
         self._norms = parts.commits.pipeline.find(NormScreening) or NormScreening(NO_NORMS)
         self.examination = Examination(self._norms, parts.staging)
-        """Checks updates that are whole, before they count."""
+        """Checks complete updates before they count."""
         self._listeners = parts.listeners
         self._clock = parts.clock
         self._on_counted = on_counted
@@ -50,7 +50,7 @@ class OpenRound:
         """Check that the server isn't stopping.
 
         Raises:
-            UnavailableError: it is.
+            UnavailableError: the server is stopping.
         """
         if self.stopped:
             raise self.stopped
@@ -59,7 +59,7 @@ class OpenRound:
         """Check that an update may count.
 
         Returns:
-            None if it may, or the round in which it already does.
+            None if the update may count, or the round in which it already counts.
 
         Raises:
             StaleRoundError, InvalidRequestError: see `RoundEngine.check` and `Pipeline.admit`.
@@ -73,32 +73,32 @@ class OpenRound:
         return counted_in
 
     def place_of(self, client_id: str) -> int:
-        """How many updates are accumulated before a client's."""
+        """Return how many updates are accumulated before the client's update."""
         return self.updates.place_of(client_id)
 
     def received(self, num_bytes: int) -> None:
-        """Note bytes of an upload."""
+        """Record the number of bytes received from an upload."""
         self.stats.bytes_received += num_bytes
 
     def take_stats(self) -> RoundStats:
-        """What was gathered of the round; what comes from now on belongs to the next one."""
+        """Return the statistics of the round, and start new statistics for the next round."""
         stats, self.stats = self.stats, RoundStats()
         return stats
 
     def progress(self, client_id: str) -> None:
-        """Note that a client's upload moves: its round waits for it."""
+        """Record that a client's upload makes progress, so that its round keeps waiting for it."""
         self.engine.progress(client_id, self._clock())
 
     def norm_reference(self) -> NormReference:
-        """What the norms of the round's updates are held against."""
+        """Return the reference values for the norms of the round's updates."""
         base, norms = self._commits.model.components, self._commits.model_norms
         return NormReference(base, norms, self._norms.refusal_bounds, self._norms.limits(norms))
 
     async def until_open(self, update: Update) -> None:
-        """Wait for the round to be taking updates: while it opens, or with asynchronous rounds while one is averaged.
+        """Wait until the round accepts updates: while it opens or, in asynchronous mode, during an aggregation.
 
         Raises:
-            StaleRoundError, InvalidRequestError, UnavailableError: as `admit`.
+            StaleRoundError, InvalidRequestError, UnavailableError: see `admit`.
         """
         while not self.is_open.is_set():
             if self.admit(update) is not None:
@@ -106,7 +106,7 @@ class OpenRound:
             await self.is_open.wait()
 
     def count(self, transfer: Transfer) -> None:
-        """Count an update whose bytes, if it has any, are complete and checked.
+        """Count an update. Its bytes, if it has any, are complete and checked.
 
         Raises:
             StaleRoundError, InvalidRequestError: see `RoundEngine.count`.

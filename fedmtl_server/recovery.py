@@ -1,4 +1,4 @@
-"""What a server that ended has left: the model, what stages remember, and updates that are in no commit yet."""
+"""Restores the state of an ended server: the model, the aggregation state, and updates that no commit contains yet."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from fedmtl_server.transfer.staging import StagedUpdate
 
 
 def restore(left_off: LeftOff, model: MTLServerModel, pipeline: Pipeline) -> None:
-    """Take up the model of the last commit, and what the stages of the aggregation remembered then.
+    """Restore the model of the last commit and the state of the aggregation stages at that commit.
 
     Raises:
-        LayoutMismatchError: a component is laid out otherwise.
+        LayoutMismatchError: a component has a different layout.
     """
     for report in left_off.reports:
         pipeline.record(round_record(report))
-    facts = left_off.reports[-1].stages if left_off.reports else {}
-    pipeline.restore(left_off.state, facts, [component.layout for component in left_off.components.values()])
+    stages = left_off.reports[-1].stages if left_off.reports else {}
+    pipeline.restore(left_off.state, stages, [component.layout for component in left_off.components.values()])
     model.rearrange(pipeline.table or model.sharing, left_off.components)
 
 
 def recovered_updates(
     store: RunStore, left_off: LeftOff, model: MTLServerModel, config: Config
 ) -> list[tuple[Update, StagedUpdate]]:
-    """The updates of the round that was open, one of each client; every other file is discarded.
+    """Return the staged updates of the open round, one per client, and discard every other file.
 
     Args:
-        store: where they are.
-        left_off: where the run stands.
-        model: whose layouts they have.
-        config: as the run is served now.
+        store: the store with the files.
+        left_off: the state of the run at its last commit.
+        model: the model whose layouts the updates have.
+        config: the current configuration of the run.
 
     Raises:
         StoreError: the files or the history can't be read.
@@ -54,11 +54,11 @@ def recovered_updates(
             continue
         of_another_round = left_off.cohort is None or not oldest <= update.base_round <= left_off.round
         _, last_round = left_off.counted.get(update.client_id, ("", 0))
-        is_overtaken = update.base_round < last_round  # an update that was given up before a later one counted
+        is_overtaken = update.base_round < last_round  # a later update of this client has counted
         if of_another_round or is_overtaken or store.has_counted(update.client_id, update.update_id):
             store.spool.discard(file.path)
             continue
-        # Of two, the older one was given up: while it counts, no other is taken.
+        # Of two files of one client, the older update was dropped: a client has at most one update that counts.
         if update.client_id in updates and (path := updates[update.client_id][1].path):
             store.spool.discard(path)
         update = update.limited_to(limits.get(update.task))

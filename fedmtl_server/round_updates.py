@@ -1,4 +1,4 @@
-"""The updates of the round in progress, from the moment they count until the model has moved."""
+"""The counted updates of the round in progress, until the next model is computed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fedmtl_server.transfer.staging import StagedUpdate, StagingArea
 
 
 class RoundUpdates:
-    """Has the updates of a round accumulated in the cohort's order, each as soon as its turn has come.
+    """Accumulates the updates of a round in the order of the cohort, each as early as that order permits.
 
     Args:
-        commits: the model, and the pipeline that makes the next one.
-        staging: where the updates' bytes are.
+        commits: the model, and the pipeline that computes the next one.
+        staging: the storage of the updates' bytes.
     """
 
     def __init__(self, commits: Commits, staging: StagingArea):
@@ -38,10 +38,10 @@ class RoundUpdates:
         self._reported: list[Transfer] = []
 
     def begin(self, view: RoundView) -> None:
-        """Take updates for a round that has opened.
+        """Start accepting updates for a round that has opened.
 
         Args:
-            view: the round as it opens.
+            view: the state of the round at its opening.
         """
         model, self._view = self._commits.model, view
         contributors = {member.client_id: model.scopes_for(member.task) for member in view.cohort.values()}
@@ -51,12 +51,15 @@ class RoundUpdates:
         self._order = CohortOrder(list(view.cohort), self._pipeline.is_settled)
 
     def place_of(self, client_id: str) -> int:
-        """How many updates are accumulated before a client's; in an asynchronous round it may join here."""
+        """Return how many updates are accumulated before the client's update.
+
+        In an asynchronous round, this adds a new client to the order.
+        """
         self._order.append(client_id)
         return self._order.place(client_id)
 
     def take(self, transfer: Transfer) -> None:
-        """Have an update that counts accumulated when its turn comes."""
+        """Accept a counted update, to be accumulated in its turn."""
         client_id = transfer.update.client_id
         self._reported.append(transfer)
         if transfer.staged.parts:
@@ -67,25 +70,25 @@ class RoundUpdates:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether there are updates that `accumulate_arrived` hasn't looked at."""
+        """Whether updates have arrived since the last call of `accumulate_arrived`."""
         return bool(self._arrived)
 
     @property
     def reported(self) -> list[Update]:
-        """The updates that count, in the order they came."""
+        """The counted updates in order of arrival."""
         return [transfer.update for transfer in self._reported]
 
     async def accumulate_arrived(self) -> None:
-        """Accumulate the updates whose turn has come."""
+        """Accumulate the arrived updates whose turn has come."""
         arrived, self._arrived = self._arrived, []
         for client_id in arrived:
             await self._accumulate(self._order.arrive(client_id))
 
     async def aggregate(self, title: Mapping[str, str]) -> Aggregate:
-        """Accumulate what is left, and say what the model becomes.
+        """Accumulate the remaining updates, and compute the next model.
 
         Args:
-            title: names the round in the log.
+            title: the fields that name the round in the log.
 
         Raises:
             AggregationError, StoreError: see `RoundAggregation.close`.
@@ -101,7 +104,7 @@ class RoundUpdates:
         return aggregate
 
     def forget(self) -> None:
-        """Give up the room of the round's updates: what became of them is in the history."""
+        """Free the memory and files of the round's updates, which the history has recorded."""
         for transfer in self._reported:
             self._staging.release(transfer.staged)
             self._staging.forget(transfer.staged)
@@ -113,18 +116,18 @@ class RoundUpdates:
             transfer = self._complete.pop(client_id)
             components = await self._staging.load(transfer.staged)
             update = self._with_tensors(transfer, components)
-            kept = await asyncio.to_thread(self._aggregation.add, update, may_keep=True)
+            kept_scopes = await asyncio.to_thread(self._aggregation.add, update, may_keep=True)
             if self._aggregation.reads_again(update):
                 self._retained[client_id] = transfer.staged
                 self._staging.retain(transfer.staged, components)
             else:
-                self._staging.release(transfer.staged, components, kept)
+                self._staging.release(transfer.staged, components, kept_scopes)
 
     async def _blocks(self) -> StagedBlocks | None:
-        """The updates that are read again; None if none are."""
+        """Return the updates that the aggregation reads a second time; None if there are none."""
         if not self._retained:
             return None
-        await self._staging.hold(self._retained.values())
+        await self._staging.pin(self._retained.values())
         blocks = StagedBlocks(self._retained, self._staging.spool)
         await asyncio.to_thread(blocks.require_whole)
         return blocks

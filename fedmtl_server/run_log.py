@@ -1,4 +1,4 @@
-"""What the log says of a run and its rounds."""
+"""Logs the events of a run and its rounds."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.rounds.waiting import waiting_for
 
 MAX_METRICS_LOGGED = 16
-"""Metrics of one task in one log line; the report has all of them."""
+"""The maximum number of a task's metrics in one log line; the report has all of them."""
 
 
 def title(view: RoundView) -> dict[str, str]:
-    """The fields that name the round in progress in each line about it."""
+    """Return the fields that name the round in progress in each of its log lines."""
     return {"progress": round_title(view.purpose, view.round, view.rules.num_rounds)}
 
 
 class RunLog:
-    """Writes the log of one run: a method for each event, which is given the round in progress as a view."""
+    """Writes the log of one run. Each event has a method, most of which take a view of the round in progress."""
 
     def __init__(self) -> None:
         self._log = get_logger()
@@ -33,7 +33,7 @@ class RunLog:
     # The run.
 
     def resumed(self, view: RoundView, acknowledged: Sequence[Update]) -> None:
-        """Say where a run goes on, and which updates of the open round are there already."""
+        """Log the round at which a run resumes, and the open round's acknowledged updates."""
         self._log.info(
             "run.resumed",
             **title(view),
@@ -43,32 +43,32 @@ class RunLog:
         )
 
     def finished(self, num_rounds: int) -> None:
-        """Say that the run is over, and how many rounds of training were planned."""
+        """Log the end of the run, with the number of planned training rounds."""
         self._log.info("run.finished", rounds=num_rounds)
 
     def training_stopped(self, patience: int | None) -> None:
-        """Say that training ends early, because no task got better for `patience` rounds."""
-        self._log.warning("training.stopped", reason=f"no better for {patience} rounds")
+        """Log that training stops early, because no task improved for `patience` rounds."""
+        self._log.warning("training.stopped", reason=f"no improvement for {patience} rounds")
 
     def commit_failed(self, error: BaseException) -> None:
-        """Say that the last commit couldn't be written."""
+        """Log that the last commit couldn't be written."""
         self._log.error("commit.failed", reason=str(error))
 
     # A round.
 
     def waiting(self, view: RoundView, now: float) -> None:
-        """Say what the round waits for, if it waits for anything."""
+        """Log the wait condition of the round; nothing if it does not wait."""
         if text := waiting_for(view, now):
             self._log.info("round.waiting", **title(view), waiting_for=text)
 
-    def opens_without(self, view: RoundView) -> None:
-        """Warn of the expected clients that the round no longer waited for, if there are any."""
+    def clients_missing(self, view: RoundView) -> None:
+        """Warn that the round opens without some of the expected clients; nothing if all have joined."""
         if view.opened_without:
             missing, waited_s = name_some(view.opened_without), view.rules.rounds.await_clients_s
-            self._log.warning("round.opens_without", **title(view), missing=missing, waited_s=waited_s)
+            self._log.warning("round.clients_missing", **title(view), missing=missing, waited_s=waited_s)
 
     def opened(self, view: RoundView) -> None:
-        """Say who takes part in a round."""
+        """Log the opening of a round, with its cohort."""
         self._log.info(
             "round.opened",
             **title(view),
@@ -78,29 +78,29 @@ class RunLog:
         )
 
     def extended(self, view: RoundView) -> None:
-        """Warn that the round lacks its quorum, and gets more time."""
+        """Warn that the round is extended, because its quorum is missing."""
         self._log.warning("round.extended", **title(view), missing=missing_quorum(view))
 
     def failed(self, view: RoundView) -> None:
-        """Say that the round lacks its quorum, and is given up."""
+        """Log that the round failed, because its quorum is missing."""
         self._log.error("round.failed", **title(view), missing=missing_quorum(view))
 
     def abandoned(self, view: RoundView) -> None:
-        """Warn that the round is given up because nobody sent an update."""
+        """Warn that the round is abandoned, because no client sent an update."""
         self._log.warning("round.abandoned", **title(view), reason="no update arrived")
 
     def damaged_model(self, view: RoundView, client_id: str, reason: str) -> None:
-        """Say that a client can't compute with the model that the round began with."""
+        """Log that a client can't compute with the model that the round began with."""
         self._log.error(
             "model.damaged",
             **title(view),
             client_id=client_id,
             reason=reason,
-            hint="take the run back: fedmtl-server runs rollback RUN --to-round N",
+            hint="roll the run back: fedmtl-server runs rollback RUN --to-round N",
         )
 
     def committed(self, view: RoundView, report: RoundReport) -> None:
-        """Say what came of a round: component by component, task by task, and in all."""
+        """Log the result of a round: each component, task, warning and regrouped layer, then the totals."""
         names = title(view)
         for component in report.components:
             self._component(names, component)
@@ -131,7 +131,7 @@ class RunLog:
             scope=component.scope,
             tensors=component.num_tensors,
             clients=len(component.contributions),
-            **_norm_facts(component),
+            **_norm_fields(component),
         )
         for part in component.contributions:
             if part.clipped_to is not None:
@@ -155,25 +155,25 @@ class RunLog:
             **({} if task.auxiliary_weight is None else {"auxiliary_weight": task.auxiliary_weight}),
             received=_shown_metrics(task.received_metrics),
             trained=_shown_metrics(task.trained_metrics),
-            **_undefined_facts(task),
+            **_undefined_fields(task),
         )
 
 
 def _shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The first metrics of a task, under names fit for a log line: each of its clients may send 64 of its own."""
+    """Return a task's first metrics, with names cleaned for the log: each client may send 64 metrics of its own."""
     return {shown(name): value for name, value in list(metrics.items())[:MAX_METRICS_LOGGED]}
 
 
-def _undefined_facts(task: TaskReport) -> dict[str, list[str]]:
-    """Which metrics are undefined for a task, if any."""
-    facts = {
+def _undefined_fields(task: TaskReport) -> dict[str, list[str]]:
+    """Return the log fields that name a task's undefined metrics; empty if there are none."""
+    fields = {
         "received_undefined": [shown(name) for name in task.received_reports if name not in task.received_metrics],
         "trained_undefined": [shown(name) for name in task.trained_reports if name not in task.trained_metrics],
     }
-    return {key: names[:MAX_METRICS_LOGGED] for key, names in facts.items() if names}
+    return {key: names[:MAX_METRICS_LOGGED] for key, names in fields.items() if names}
 
 
-def _norm_facts(component: ComponentReport) -> dict[str, float]:
-    """The norms that updates had in a component, in short."""
+def _norm_fields(component: ComponentReport) -> dict[str, float]:
+    """Return the median and maximum of the update norms in a component; empty if none was measured."""
     norms = sorted(part.norm for part in component.contributions if part.norm is not None)
     return {"norm_median": median(norms), "norm_max": norms[-1]} if norms else {}

@@ -1,4 +1,4 @@
-"""One run, before it is held: what it is to do, and what it is driven with."""
+"""The specification of a run, and the objects that carry it out."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from fedmtl_server.transfer.staging import StagingArea
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is to do."""
+    """The specification of a run."""
 
     run_id: str
-    """Names it for good."""
+    """The permanent id of the run."""
     specs: Sequence[TaskSpec]
-    """Its tasks."""
+    """The run's tasks."""
     rules: RoundRules
-    """When its rounds open and close."""
+    """The conditions for opening and closing rounds."""
     plans: Mapping[str, TrainingPlan] = field(default_factory=dict)
-    """What clients are asked to do, by task."""
+    """The training plan sent to the clients of each task."""
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
-    """When training ends before its last round."""
+    """The conditions for ending training before the last round."""
     topk_density: float = DEFAULT_DENSITY
-    """Share of a component's elements in a `topk` slice."""
+    """The share of a component's elements in a `topk` slice."""
     report_interval_s: float = 10.0
-    """How often the log says what the run waits for."""
+    """The interval between log lines with the missing clients or updates, in seconds."""
 
 
 @dataclass(frozen=True)
 class RunParts:
-    """What a run is driven with."""
+    """The objects that carry out a run."""
 
     commits: Commits
-    """Its model, and the pipeline that makes the next one."""
+    """The run's model, and the pipeline that computes the next one."""
     store: RunStore
-    """Where commits go."""
+    """The storage for commits."""
     staging: StagingArea
-    """Where updates lie until they are averaged."""
+    """The storage for updates until they are averaged."""
     listeners: Sequence[Listener] = ()
-    """Told of what happens."""
+    """The objects notified of updates and rounds."""
     clock: Callable[[], float] = time.monotonic
-    """Seconds, monotonic."""
+    """A monotonic clock in seconds."""

@@ -1,6 +1,6 @@
-"""Runs in their folders, for programs that read them: configuration, metrics, reports and models.
+"""Reads runs from their folders: configuration, metrics, reports and models.
 
-No server needs to run, and a run that is served can be read too.
+This needs no running server. A run that is being served can be read as well.
 """
 
 from __future__ import annotations
@@ -34,45 +34,45 @@ from fedmtl_server.storage.paths import (
 from fedmtl_server.storage.stored_reports import StoredReport
 
 Which = int | Literal["best", "last"]
-"""A round: its number, the newest, or the one with the best value of a task's main metric."""
+"""A round: its number, `last` for the newest, or `best` for the best value of a task's main metric."""
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run in its folder, with what its history knows of it, if it has one."""
+    """A run in its folder, with the data from its history if there is one."""
 
     folder: Path
     run_id: str
     config: Config
     digests: Mapping[int, Mapping[str, str]] | None = None
-    """By committed round, the SHA-256 of each component in hexadecimal by scope; None without a history."""
+    """The SHA-256 of each component in hexadecimal, by committed round and scope; None without a history."""
     metrics: Mapping[str, Mapping[int, Mapping[str, float]]] = field(default_factory=dict)
-    """By task, by the round of the model that was measured, the value of each metric by name."""
+    """The metrics by task, by the round of the measured model, and by name."""
     contributors: Mapping[int, Mapping[str, str]] | None = None
-    """By round, the task by client id of the clients whose updates counted; None without a history."""
+    """The tasks of the clients whose updates counted, by round and client id; None without a history."""
 
     reports: Sequence[StoredReport] = ()
     """`RoundReport.to_dict()` of each round that has ended, in order; empty without a history."""
 
     def rounds(self) -> list[int]:
-        """The rounds whose model is there, in order."""
-        there = checkpoint_rounds(self.folder)
-        return there if self.digests is None else [round_ for round_ in there if round_ in self.digests]
+        """Return the rounds that have a checkpoint, in order."""
+        stored = checkpoint_rounds(self.folder)
+        return stored if self.digests is None else [round_ for round_ in stored if round_ in self.digests]
 
 
 def open_run(folder: Path) -> SavedRun:
-    """The run in a folder. `config.yaml`, `run.json` and a checkpoint are enough.
+    """Open the run in a folder. The folder needs only `config.yaml`, `run.json` and a checkpoint.
 
     Raises:
-        StoreError: the folder holds no run, or none that can be read.
+        StoreError: the folder has no run, or the run can't be read.
     """
     if not (folder / RUN_FILE).is_file():
-        raise StoreError(f"{folder} holds no run; see `fedmtl-server runs list`")
+        raise StoreError(f"{folder} has no run: expected the file {RUN_FILE}; `fedmtl-server runs list` lists the runs")
     run_id = read_run_id(folder / RUN_FILE)
     try:
         config = configuration.load(folder / CONFIG_FILE)
     except ConfigError as error:
-        raise StoreError(f"{folder} holds a run that can't be read: {error}") from None
+        raise StoreError(f"the run in {folder} can't be read: {error}") from None
     run = SavedRun(folder, run_id, config)
     if config.store.url is None and not (folder / HISTORY_FILE).is_file():
         return _with_results(run)
@@ -84,48 +84,49 @@ def open_run(folder: Path) -> SavedRun:
 
 
 def choose_round(run: SavedRun, which: Which, task: str | None) -> int:
-    """The number of a round whose model is there.
+    """Return the number of a round that has a checkpoint.
 
     Args:
         run: the run.
         which: the round.
-        task: the task whose metric decides which round is the best.
+        task: the task whose main metric determines the best round.
 
     Raises:
-        UserError: there is no such model; the message names the rounds that there are.
+        UserError: the round has no checkpoint; the message names the rounds with checkpoints.
     """
-    there = run.rounds()
-    if not there:
-        raise UserError(f"--round: {run.folder} holds no checkpoint")
-    round_ = there[-1] if which == "last" else _best(run, task) if which == "best" else which
-    if round_ not in there:
+    stored = run.rounds()
+    if not stored:
+        raise UserError(f"--round: {run.folder} has no checkpoint")
+    round_ = stored[-1] if which == "last" else _best(run, task) if which == "best" else which
+    if round_ not in stored:
         raise UserError(
-            f"--round: {run.folder} has no checkpoint of round {round_}; there are {', '.join(map(str, there))}"
+            f"--round: {run.folder} has no checkpoint of round {round_}; it has checkpoints of rounds "
+            f"{', '.join(map(str, stored))}"
         )
     return round_
 
 
 def _best(run: SavedRun, task: str | None) -> int:
-    """The first of the rounds whose model has the best value of a task's main metric."""
+    """Return the first of the rounds whose model has the best value of a task's main metric."""
     if task is None:
-        raise UserError("--round: `best` is one task's best: name it with --task, or give the round's number")
+        raise UserError("--round: `best` needs a task: name it with --task, or give the number of the round")
     metric = run.config.tasks[task].spec(task).main_metric
     values = {round_: one[metric] for round_, one in run.metrics.get(task, {}).items() if metric in one}
-    measured = {round_: value for round_, value in values.items() if math.isfinite(value)}  # NaN is no round's best
+    measured = {round_: value for round_, value in values.items() if math.isfinite(value)}  # NaN is never the best
     if not measured:
         raise UserError(
-            f"--round: nobody has measured {task}'s {metric} in {run.folder}, or it is undefined; try --round last"
+            f"--round: {run.folder} has no measured or defined value of {task}'s metric {metric}; try --round last"
         )
     return max(sorted(measured), key=lambda round_: measured[round_])
 
 
 def load_model(run: SavedRun, round_: int) -> MTLServerModel:
-    """The model after a round, with its digests checked where there is a history.
+    """Load the model after a round. If the run has a history, the digests are checked.
 
     Raises:
-        StoreError: its checkpoint can't be read, or isn't what was written.
+        StoreError: the checkpoint can't be read, or differs from what was written.
         UserError: a parameter is NaN or infinite.
-        ModelUnavailableError: the encoder's architecture can't be had.
+        ModelUnavailableError: the encoder's architecture can't be loaded.
     """
     model = MTLServerModel.from_config(run.config, weights=False)
     path = checkpoint_path(run.folder, round_)
@@ -137,7 +138,7 @@ def load_model(run: SavedRun, round_: int) -> MTLServerModel:
         parts = model.parts.moved(moved)
         components = read_safetensors(path, parts.layouts(), metadata)
     except (ValueError, AttributeError, KeyError) as error:
-        raise CorruptCheckpointError(f"{path}: what it says of moved layers can't be read: {error}") from None
+        raise CorruptCheckpointError(f"{path}: the metadata about regrouped layers can't be read: {error}") from None
     except OSError as error:
         raise StoreError(f"can't read {path}: {error.strerror or error}") from None
     if run.digests is not None:
@@ -151,7 +152,7 @@ def _require_finite(run: SavedRun, round_: int, components: Mapping[str, Compone
     """Check that all parameters of a round's model are finite.
 
     Raises:
-        UserError: a tensor, which the message names, has NaN or infinite values.
+        UserError: a tensor has NaN or infinite values; the message names it.
     """
     try:
         for component in components.values():
@@ -163,7 +164,7 @@ def _require_finite(run: SavedRun, round_: int, components: Mapping[str, Compone
 
 
 def _with_history(run: SavedRun) -> SavedRun:
-    """A run with the digests, metrics, contributors and reports in its history."""
+    """Add the digests, metrics, contributors and reports from the run's history."""
     with closing(History.open(run.config.store.url or run.folder / HISTORY_FILE, create=False)) as history:
         rounds = history.rounds(run.run_id)
         metrics, updates = history.metrics(run.run_id), history.updates(run.run_id)
@@ -180,7 +181,7 @@ def _with_history(run: SavedRun) -> SavedRun:
 
 
 def _with_results(run: SavedRun) -> SavedRun:
-    """A run with the metrics in its `results.json`, where there is no history."""
+    """Add the metrics from the run's `results.json`, if it exists."""
     try:
         results = json.loads((run.folder / RESULTS_FILE).read_text(encoding="utf-8"))
         metrics = {
@@ -190,5 +191,5 @@ def _with_results(run: SavedRun) -> SavedRun:
     except FileNotFoundError:
         return run
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{run.folder} holds a run that can't be read: results.json: {error}") from None
+        raise StoreError(f"the run in {run.folder} can't be read: {RESULTS_FILE}: {error}") from None
     return replace(run, metrics=metrics)

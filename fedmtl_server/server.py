@@ -1,4 +1,4 @@
-"""A whole server: model, run folder, federation and gRPC put together, started and stopped."""
+"""Starts and stops a whole server: the model, the run folder, the federation and gRPC."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from fedmtl_server.storage.results import TaskResult, plot
 from fedmtl_server.storage.store import RunStore
 
 GRACE_S = 5.0
-"""How long calls in progress may take to end when the server stops."""
+"""The time that calls in progress have to end when the server stops, in seconds."""
 
 _OPTIONS = {
-    # gRPC keeps what a connection read into; with hundreds of them that is most of the memory.
+    # gRPC keeps the read buffer of every connection; with hundreds of connections the buffers take most of the memory.
     "grpc.experimental.tcp_max_read_buffer_size": 128 * 1024,
-    "grpc.so_reuseport": 0,  # a port in use is an error, not a second server behind it
-    **keepalive(20.0, 10.0),  # a client that vanished without a word is noticed, and gone, within half a minute
+    "grpc.so_reuseport": 0,  # a port in use is an error; the port must not be shared with another server
+    **keepalive(20.0, 10.0),  # a client that vanished silently is detected and removed within half a minute
     "grpc.http2.min_ping_interval_without_data_ms": 10_000,
     "grpc.http2.max_ping_strikes": 0,
 }
 
 
 class Server:
-    """One run, served. A run that the folder holds already is resumed where it was left.
+    """Serves one run. If the run folder already has a run, the server resumes it.
 
     Args:
-        config: what to run.
-        run_dir: the run's folder; one in `server.runs_dir` if None.
-        model: the model to train; the one that the configuration names if None.
-        finished: whether the run may be over; its model is handed out then.
+        config: the configuration of the run.
+        run_dir: the run folder; a new one in `server.runs_dir` if None.
+        model: the model to train; if None, the model that the configuration names.
+        finished: whether the run may be over already; the server then serves its final model.
 
     Raises:
-        ConfigError: the configuration names no task, contradicts the run that the folder holds, would let anybody in
-            by accident, or names a class that can't be had.
-        ModelUnavailableError: the encoder can't be had.
+        ConfigError: the configuration names no task, contradicts the run in the folder, would admit any client by
+            accident, or names a class that can't be loaded.
+        ModelUnavailableError: the encoder can't be loaded.
         StoreError: the folder can't be read.
     """
 
@@ -74,12 +74,12 @@ class Server:
         self._log_model()
 
     async def start(self) -> None:
-        """Begin to serve; `address` says where.
+        """Start serving, and set `address`.
 
         Raises:
-            FedMTLError: the address can't be listened on; nothing is left behind then.
-            ConfigError: the certificate can't be used; likewise.
-            StoreError: the run's folder can't be made, read or locked, or the clients not be read.
+            FedMTLError: the server can't listen on the address; no file was written.
+            ConfigError: the certificate can't be used; no file was written.
+            StoreError: the run folder can't be made, read or locked, or the client registry can't be read.
         """
         options = [*_OPTIONS.items(), *grpc_options(self._config.limits)]
         self._server = grpc.aio.server(interceptors=self._interceptors(), options=options)
@@ -104,10 +104,10 @@ class Server:
         self._monitoring.start(self.federation)
 
     async def run(self) -> dict[str, TaskResult]:
-        """Hold the rounds until the run is over, and write its results.
+        """Drive the rounds to the end of the run, and write its results.
 
         Returns:
-            Every task's metric by round.
+            Every task's main metric by round.
         """
         try:
             await self.federation.run()
@@ -120,7 +120,7 @@ class Server:
         return results
 
     async def stop(self, reason: str, patience_s: float = 0.0) -> None:
-        """Stop serving: first let clients leave by themselves for a while, then end their streams."""
+        """Stop serving: wait up to `patience_s` for the clients to leave, then end their streams."""
         await self._set_health(serving=False)
         await self.federation.stop(reason, patience_s)
         await self._server.stop(GRACE_S)
@@ -146,12 +146,12 @@ class Server:
             self.address = join_address(host, bound)
         except RuntimeError:
             raise FedMTLError(
-                f"can't listen on {address}: the port is taken or the address isn't this machine's; "
+                f"can't listen on {address}: the port is in use, or the address does not belong to this machine; "
                 "choose another with --port or --host"
             ) from None
 
     def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
-        """What a call passes before the servicer, in this order."""
+        """Return the interceptors that a call passes before the servicer, in order."""
         config = self._config
         inner = [self._gate.interceptor] if self._gate else []
         limited = with_limits(config.limits, config.rounds.transfer_timeout_s, inner)
@@ -173,14 +173,14 @@ class Server:
     def _log_security(self) -> None:
         tls = self._config.security.tls
         transport = "mutual TLS" if tls.client_ca else "TLS" if tls.certificate else "plaintext"
-        facts = {"transport": transport, "authentication": "on" if self._gate else "off"}
+        settings = {"transport": transport, "authentication": "on" if self._gate else "off"}
         if is_loopback(self._config.server.host) or (tls.certificate and self._gate):
-            self._log.info("server.secured", **facts)
+            self._log.info("server.secured", **settings)
         else:
-            self._log.warning("server.insecure", **facts, host=self._config.server.host)
+            self._log.warning("server.insecure", **settings, host=self._config.server.host)
 
     def _write_results(self, results: dict[str, TaskResult]) -> None:
-        if self.store.is_over():  # they are there
+        if self.store.is_over():  # the results were written before
             return
         plot(results, self.store.run_dir / "metrics.png")
         self.store.write_results({task: result.to_dict() for task, result in results.items()})
@@ -193,7 +193,7 @@ class Server:
 
 
 async def _either(work: Coroutine[Any, Any, None], other: asyncio.Future[Any], timeout_s: float) -> None:
-    """Wait for one of two, but only so long."""
+    """Wait until the work or the other future is done, at most `timeout_s` seconds, and cancel the work."""
     task = asyncio.create_task(work)
     await asyncio.wait((task, other), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     task.cancel()
@@ -201,28 +201,28 @@ async def _either(work: Coroutine[Any, Any, None], other: asyncio.Future[Any], t
 
 async def serve(
     server: Server,
-    told_to_stop: asyncio.Event,
+    stop_requested: asyncio.Event,
     *,
     keep_serving: bool = False,
     on_started: Callable[[], None] = lambda: None,
     on_finished: Callable[[dict[str, TaskResult]], None] = lambda results: None,
 ) -> None:
-    """Run a server until its run is over, or with `keep_serving` until it is told to stop.
+    """Run a server until its run is over, or with `keep_serving` until a stop is requested.
 
     Args:
-        server: not started yet.
-        told_to_stop: set to have it stop in order.
-        keep_serving: go on handing out the final model.
-        on_started: called when clients can come.
-        on_finished: told the results, once they are in the run's folder.
+        server: a server that has not been started.
+        stop_requested: an event that, once set, makes the server shut down in order.
+        keep_serving: whether to keep serving the final model after the end of the run.
+        on_started: called when clients can connect.
+        on_finished: called with the results after they were written to the run folder.
 
     Raises:
-        RunStoppedError: it was told to stop before the run was over. What was acknowledged is kept for the server that
-            takes the run up.
+        RunStoppedError: a stop was requested before the run was over. Acknowledged updates are kept for the server
+            that resumes the run.
     """
     await server.start()
     on_started()
-    stop = asyncio.create_task(told_to_stop.wait())
+    stop = asyncio.create_task(stop_requested.wait())
     run = asyncio.create_task(server.run())
     try:
         await asyncio.wait((run, stop), return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""A multi-task model's PyTorch modules without memory for their values, which live in components."""
+"""The PyTorch modules of a multi-task model without memory for their values, which are stored in components."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fedmtl_core.wire.layout import Component
 
 
 class Skeleton:
-    """Modules that take no memory for their tensors once these are packed, and of which filled copies are made.
+    """Modules whose tensors take no memory after they are packed. `filled` makes copies with values.
 
     Args:
-        model: on CPU. It is the skeleton's own from now on.
+        model: a model on CPU; the skeleton owns it from now on.
     """
 
     def __init__(self, model: MultiTaskModel):
         self.model = model
-        """Its names, shapes and dtypes mean something; its values don't, once it is emptied."""
+        """The modules. After `empty`, only the names, shapes and dtypes of their tensors have a meaning."""
 
     @property
     def architecture(self) -> str:
@@ -29,20 +29,20 @@ class Skeleton:
         return type(self.model.encoder).__name__
 
     def pack(self, scope: str, names: Iterable[str]) -> Component:
-        """Copy the values of some tensors into a new component, as long as the skeleton has them."""
+        """Copy the values of some tensors into a new component. This must happen before `empty`."""
         values = self.model.exchanged()
         return Component.pack(scope, {name: values[name].detach() for name in names})
 
     def empty(self) -> None:
-        """Leave the tensors their shapes and dtypes, without the memory for their values."""
+        """Free the memory of the tensors' values, and keep their shapes and dtypes."""
         for tensor in self.model.exchanged().values():
             tensor.data = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
     def filled(self, views: Mapping[str, Tensor]) -> MultiTaskModel:
-        """A copy of the modules whose parameters and buffers are the given tensors, and not copies of these.
+        """Copy the modules, with the given tensors themselves as parameters and buffers.
 
         Args:
-            views: by name, of the same shapes and dtypes. What isn't given stays empty.
+            views: tensors by name, of the skeleton's shapes and dtypes. Tensors not given stay empty.
         """
         empty = self.model.exchanged()
         lent: dict[int, object] = {

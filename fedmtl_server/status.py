@@ -1,4 +1,4 @@
-"""Where the run stands: what a person asks first."""
+"""The status of a run at a given moment."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedmtl_server.rounds.warnings import RoundWarning
 
 @dataclass(frozen=True)
 class TaskStatus:
-    """One task at this moment."""
+    """The status of one task."""
 
     task: str
     min_clients: int
@@ -28,21 +28,23 @@ class TaskStatus:
 
 @dataclass(frozen=True)
 class ClientStatus:
-    """One client at this moment."""
+    """The status of one client."""
 
     client_id: str
     task: str
-    """The one it has in the round, or has chosen for the next; empty if it has several, and none of them now."""
+    """The client's task in the round, or its preferred task for the next round.
+
+    It is empty for a client of several tasks that has neither."""
     connected: bool
     in_cohort: bool
     reported: bool
     tasks: Sequence[str] = ()
-    """All that it has data for, if it is connected."""
+    """All tasks that the client has data for, if it is connected."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where the run stands."""
+    """The status of a run."""
 
     run_id: str
     phase: Phase
@@ -55,7 +57,7 @@ class Status:
     model: ModelSummary
     uptime_s: float
     warnings: Sequence[RoundWarning] = ()
-    """Of the round in progress and the one before."""
+    """The warnings of the round in progress and of the previous round."""
 
     @classmethod
     def of(
@@ -70,17 +72,17 @@ class Status:
         warnings: Sequence[RoundWarning],
         uptime_s: float,
     ) -> Status:
-        """Where a run stands at this moment.
+        """Return the current status of a run.
 
         Args:
-            run_id: the run.
-            view: its round in progress.
-            now: of the clock that the view's times are of, in seconds.
-            model: how large its model is.
-            last_metrics: by task, those of the newest model that was measured.
-            last_report: of the round before, if there was one.
-            warnings: of the round in progress.
-            uptime_s: how long the server has been there, in seconds.
+            run_id: the id of the run.
+            view: the round in progress.
+            now: the current time of the clock that the view uses, in seconds.
+            model: the size of the model.
+            last_metrics: the metrics of the newest measured model, by task.
+            last_report: the report of the previous round; None if there was none.
+            warnings: the warnings of the round in progress.
+            uptime_s: how long the server has been running, in seconds.
         """
         return cls(
             run_id=run_id,
@@ -116,7 +118,7 @@ def _task_statuses(
 
 
 def _client_statuses(view: RoundView) -> list[ClientStatus]:
-    """Every client that is connected or in the cohort, at this moment."""
+    """Return the status of every client that is connected or in the cohort."""
     members, present, clients = view.cohort, view.present, view.clients
     return [
         ClientStatus(

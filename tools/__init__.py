@@ -1,1 +1,1 @@
-"""What development needs beside the packages."""
+"""Development tools, which are not part of the packages."""

@@ -1,7 +1,7 @@
-"""`python -m tools.audit`: ask whether the pinned dependencies have known vulnerabilities; say so if nobody answers.
+"""`python -m tools.audit`: check the pinned dependencies for known vulnerabilities, and report an unanswered check.
 
-pip-audit passes over what its service doesn't know and calls the rest fine; with a registry that is a mirror without
-vulnerabilities, or with none at all, that would be a green light for nothing.
+pip-audit skips packages that its service does not know, and reports no vulnerabilities for them. With a mirror that has
+no vulnerability data, or without a registry, its success would mean nothing.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ TIMEOUT_S = 300
 
 
 class Vulnerability(TypedDict):
-    """One that is known."""
+    """A known vulnerability."""
 
     id: str
 
 
 class Dependency(TypedDict, total=False):
-    """What pip-audit says of one."""
+    """The report of pip-audit on one dependency."""
 
     name: str
     version: str
     vulns: list[Vulnerability]
     skip_reason: str
-    """Why it wasn't looked at."""
+    """The reason why pip-audit did not check the dependency."""
 
 
 class Report(TypedDict, total=False):
-    """pip-audit's JSON, as far as it is read."""
+    """The fields of pip-audit's JSON report that this module reads."""
 
     dependencies: list[Dependency]
 
 
-def verdict(report: Report | None, said: str, *, required: bool) -> tuple[int, str]:
-    """An exit code and a line, of what pip-audit found.
+def verdict(report: Report | None, stderr: str, *, required: bool) -> tuple[int, str]:
+    """Return an exit code and a message for the result of pip-audit.
 
     Args:
-        report: its JSON; None if it wrote none.
-        said: what it wrote to standard error.
-        required: whether it is an error that dependencies weren't looked at.
+        report: the JSON report; None if pip-audit wrote none.
+        stderr: the standard error of pip-audit.
+        required: whether unchecked dependencies are an error.
     """
     dependencies = report.get("dependencies", []) if report else []
     skipped = [one["name"] for one in dependencies if "skip_reason" in one]
@@ -57,9 +57,12 @@ def verdict(report: Report | None, said: str, *, required: bool) -> tuple[int, s
         return 0, f"audit: no known vulnerabilities in {looked_at} dependencies"
     code = 1 if required else 0
     if looked_at:
-        return code, f"audit: {len(skipped)} of {len(dependencies)} not looked at: {', '.join(skipped)}; rest fine"
-    reason = said.strip().splitlines()[-1:] or ["the service knows none of the dependencies"]
-    return code, f"audit: skipped: no network, or no vulnerability service there: {reason[0]}"
+        return code, (
+            f"audit: {len(skipped)} of {len(dependencies)} dependencies not checked: {', '.join(skipped)}; no known "
+            "vulnerabilities in the others"
+        )
+    reason = stderr.strip().splitlines()[-1:] or ["the service knows none of the dependencies"]
+    return code, f"audit: skipped: no network or no vulnerability service: {reason[0]}"
 
 
 def main() -> int:

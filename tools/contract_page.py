@@ -1,6 +1,6 @@
-"""Writes the contract's reference page from the proto's own comments: every RPC, message, field and enum.
+"""Generates the contract's reference page from the comments of the proto: every RPC, message, field and enum.
 
-`python -m tools.contract_page` writes it, with `--check` it says whether the page is what the proto gives.
+`python -m tools.contract_page` writes the page. With `--check` it checks that the page matches the proto.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ PAGE = ROOT / "docs" / "reference" / "contract.md"
 
 _NOTE = "<!-- Written by `make proto` from protos/{proto}. Change that, not this. -->"
 _MAINTENANCE = re.compile(r"\s*The next available field number is \d+\.")
-"""Of no interest to who reads the contract."""
+"""A comment for maintainers, which the page leaves out."""
 
 _Path: TypeAlias = tuple[int, ...]
 _SYNTAX, _MESSAGE, _ENUM, _SERVICE, _FIELD, _VALUE, _METHOD = 12, 4, 5, 6, 2, 2, 2
-"""Field numbers in a descriptor's path: of a file's syntax, messages, enums and services, and of their parts."""
+"""The field numbers in a descriptor's path for a file's syntax, messages, enums and services, and for their parts."""
 
 _SCALARS = {number: name.removeprefix("TYPE_").lower() for name, number in FieldDescriptorProto.Type.items()}
 
 
 def describe(protos: Path, proto: Path = PROTO) -> FileDescriptorProto:
-    """A proto file as protoc reads it, comments included.
+    """Return the descriptor of a proto file, with its comments.
 
     Args:
         protos: the import root.
-        proto: the file, relative to it.
+        proto: the file, relative to the import root.
 
     Raises:
-        ValueError: protoc doesn't take it, and has said why.
+        ValueError: protoc rejects the file; protoc has printed the reason.
     """
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "contract.binpb"
@@ -60,7 +60,7 @@ def describe(protos: Path, proto: Path = PROTO) -> FileDescriptorProto:
 
 
 def render(file: FileDescriptorProto) -> str:
-    """The page, in Markdown."""
+    """Return the page in Markdown."""
     return _Page(file).text()
 
 
@@ -149,7 +149,7 @@ class _Page:
         return [f"### {enum.name}", self._prose(path), _table(("number", "value", ""), rows)]
 
     def _prose(self, path: _Path) -> str:
-        """A comment as paragraphs and lists. Markdown wants a blank line before a list."""
+        """Return a comment as paragraphs and lists. Markdown needs a blank line before a list."""
         lines: list[str] = []
         for line in _unindented(self._comments.get(path, "")):
             is_item = line.startswith("* ") or bool(re.match(r"\d+\. ", line))
@@ -159,7 +159,7 @@ class _Page:
         return self._linked(_MAINTENANCE.sub("", "\n".join(lines)).strip())
 
     def _cell(self, path: _Path) -> str:
-        """A comment as one line of a table."""
+        """Return a comment as a single line for a table."""
         joined = " ".join(line.strip() for line in _unindented(self._comments.get(path, "")))
         return self._linked(joined.replace("|", "\\|").strip())
 
@@ -171,7 +171,7 @@ class _Page:
 
 
 def _unindented(comment: str) -> list[str]:
-    """A comment's lines without the blank between the slashes and the text."""
+    """Return a comment's lines without the space between the slashes and the text."""
     return [line.removeprefix(" ").rstrip() for line in comment.splitlines()]
 
 

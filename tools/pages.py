@@ -1,4 +1,4 @@
-"""What the tools share that write a page of the documentation from the code, or check whether it is stale."""
+"""The common command line of the tools that generate a documentation page from the code or check that it is current."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 def write_or_check(
     arguments: Sequence[str] | None, *, module: str, purpose: str, page: Path, render: Callable[[], str], target: str
 ) -> int:
-    """The command line of such a tool.
+    """Run the command line of a tool that generates a page.
 
     Args:
-        arguments: its options; those of the process if None.
-        module: its name, for `python -m`.
-        purpose: what it does.
-        page: what it writes, unless `--page` names another file.
-        render: gives the page's text.
-        target: the `make` target that writes it.
+        arguments: the tool's options; the options of the process if None.
+        module: the tool's module name, for `python -m`.
+        purpose: the description of the tool.
+        page: the page's file, unless `--page` names another one.
+        render: returns the page's text.
+        target: the `make` target that writes the page.
 
     Returns:
-        The exit code: 1 for a page that is stale.
+        The exit code: 1 for a stale page with `--check`, otherwise 0.
     """
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=purpose)
-    parser.add_argument("--check", action="store_true", help="fail when the page is stale")
-    parser.add_argument("--page", type=Path, default=page, help="where it is")
+    parser.add_argument("--check", action="store_true", help="fail if the page is stale")
+    parser.add_argument("--page", type=Path, default=page, help="the page's file")
     options = parser.parse_args(arguments)
     text = render()
     if not options.check:

@@ -44,7 +44,7 @@ from fedmtl_server.rpc.abort import abort
 from fedmtl_server.rpc.handlers import CallContext, Handler, Q, R
 from fedmtl_server.rpc.messages import event_to_proto, report_to_proto, status_to_proto
 from fedmtl_server.rpc.uploads import Upload
-from fedmtl_server.transfer.slices import Held, MessageCache, PublishedModel, SlicePart
+from fedmtl_server.transfer.slices import CachedVersion, MessageCache, PublishedModel, SlicePart
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
@@ -86,7 +86,7 @@ class FederatedMtlServicer:
         except RequestError as error:
             await _abort(context, error, log, "slice.refused")
         published = self._federation.published
-        published.hold()
+        published.acquire()
         try:
             scopes = self._federation.model.scopes_for(request.task or None)
             await self._federation.prepare(published, scopes, encoding)
@@ -106,7 +106,7 @@ class FederatedMtlServicer:
         except RequestError as error:
             await _abort(context, error, log, "slice.abandoned")
         finally:
-            published.let_go()
+            published.release()
         self._federation.note_sent(num_bytes)
         log.info("slice.sent", round=published.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
 
@@ -250,13 +250,13 @@ class FederatedMtlServicer:
             )
 
 
-def _held(request: pb.GetSliceRequest) -> dict[str, list[Held]]:
+def _held(request: pb.GetSliceRequest) -> dict[str, list[CachedVersion]]:
     """What a client says it has, by scope."""
-    held: dict[str, list[Held]] = {}
+    held: dict[str, list[CachedVersion]] = {}
     for number, one in enumerate(request.held):
         with within(f"held[{number}]"):
             encoding = encoding_from_proto(one.encoding, f"held: {shown(one.scope)}: encoding")
-        held.setdefault(one.scope, []).append(Held(one.digest, encoding, one.num_bytes))
+        held.setdefault(one.scope, []).append(CachedVersion(one.digest, encoding, one.num_bytes))
     return held
 
 

@@ -1,1 +1,1 @@
-"""The model on its way out, and updates on their way in: bytes, without gRPC."""
+"""Transfers the model to clients and updates to the server, as bytes and without gRPC."""

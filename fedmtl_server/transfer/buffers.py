@@ -1,4 +1,4 @@
-"""Large buffers that are used again."""
+"""A pool of large buffers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class BufferPool:
-    """Large buffers to be used again: a fresh one costs several times what copying into it does.
+    """A pool of large buffers. Allocating a new buffer takes several times as long as copying into it.
 
     Args:
-        max_free_bytes: the most to keep that nobody uses.
+        max_free_bytes: the maximum size of all free buffers in bytes.
     """
 
     def __init__(self, max_free_bytes: int):
@@ -24,11 +24,11 @@ class BufferPool:
 
     @property
     def free_bytes(self) -> int:
-        """Bytes kept that nobody uses."""
+        """The size of all free buffers in bytes."""
         return self._free_bytes
 
     def acquire(self, num_bytes: int) -> Tensor:
-        """A buffer, uint8 `(num_bytes,)`, that holds anything."""
+        """Return a buffer, uint8 `(num_bytes,)`, with arbitrary content."""
         with self._lock:
             if self._free[num_bytes]:
                 self._free_bytes -= num_bytes
@@ -36,7 +36,7 @@ class BufferPool:
         return torch.empty(num_bytes, dtype=torch.uint8)
 
     def release(self, buffer: Tensor) -> None:
-        """Let a buffer be used again; whoever had it must not use it any more."""
+        """Return a buffer to the pool. The caller must not use the buffer afterwards."""
         with self._lock:
             if self._free_bytes + len(buffer) <= self._max_free_bytes:
                 self._free_bytes += len(buffer)

@@ -1,4 +1,4 @@
-"""Whether an update that is whole may count: its numbers are numbers, and it moves the model no further than it may."""
+"""Examines complete updates: all numbers must be finite, and the norms must be within the configured limits."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from fedmtl_server.transfer.staging import StagingArea
 
 @dataclass(frozen=True)
 class NormReference:
-    """What the norms of a round's updates are held against."""
+    """The reference values for the norms of a round's updates."""
 
     base: Mapping[str, Component]
     """The model's components by scope."""
     model_norms: Mapping[str, float]
-    """Their norms; empty where no update is compared with them."""
+    """The norms of the model's components by scope; empty if no update is compared with them."""
     refusal_bounds: Mapping[str, float]
-    """By scope, the norm beyond which an update is refused in this round, where there is one."""
+    """The norm above which an update is refused in this round, by scope; only scopes with a bound."""
     limits: Mapping[str, float]
-    """By scope, the norm beyond which an update is refused in any round, where there is one."""
+    """The norm above which an update is refused in any round, by scope; only scopes with a limit."""
 
 
 class Examination:
-    """Examines updates that are whole, before they count.
+    """Examines complete updates before they count.
 
     Args:
-        norms: what is done with updates that move the model too far.
-        staging: where their bytes are.
+        norms: the treatment of updates with too large a norm.
+        staging: the storage of the updates' bytes.
     """
 
     def __init__(self, norms: NormScreening, staging: StagingArea):
@@ -41,9 +41,9 @@ class Examination:
         self._staging = staging
 
     async def measure(self, transfer: Transfer, reference: NormReference) -> None:
-        """Check that every number of an update is one, and note its norms where they are needed.
+        """Check that every number of an update is finite, and record the update's norms if they are needed.
 
-        The norms tell both in one pass where it came as float32.
+        For a float32 update, computing the norms does both in one pass.
 
         Raises:
             NonFiniteError, MalformedStreamError: see `StagedUpdate.require_valid`.
@@ -59,17 +59,17 @@ class Examination:
             transfer.norms = await self._measured(transfer, reference)
 
     def require_within(self, transfer: Transfer, reference: NormReference) -> None:
-        """Check that an update, once measured, moves the model no further than it may.
+        """Check that the norms of a measured update are within the limits.
 
         Raises:
-            NormExceededError: it moves it too far.
+            NormExceededError: the update moves the model too far.
         """
         if transfer.norms:
             require_within(transfer.norms, reference.refusal_bounds)
             require_within(transfer.norms, reference.limits, ": robustness.norms.model_factor times the model's own")
 
     async def _may_exceed(self, transfer: Transfer, reference: NormReference) -> bool:
-        """Whether an update that wasn't measured could be beyond a limit, as far as it can be told without decoding."""
+        """Whether an update that was not measured could exceed a limit, by a bound that needs no decoding."""
         limits = reference.limits
         if not limits or not transfer.staged.parts:
             return False

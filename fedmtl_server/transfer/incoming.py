@@ -1,4 +1,4 @@
-"""Updates on their way in, over however many streams, from room for their bytes to the last of them."""
+"""Uploads in progress, from waiting for memory to the last byte. One upload may use several streams in sequence."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from fedmtl_server.transfer.staging import StagedUpdate, StagingArea
 
 @dataclass(eq=False)
 class Transfer:
-    """An update on its way in."""
+    """The upload of one update."""
 
     update: Update
     staged: StagedUpdate
     stream: object
-    """The stream that brings it now; another that was it before has nothing to say any more."""
+    """The stream that carries the upload now. Earlier streams of the same upload are ignored."""
     dropped: RequestError | None = None
-    """Why it is wanted no longer, if it isn't."""
+    """The error to raise if the upload was dropped; None otherwise."""
     refusal_of_history: asyncio.Task[RequestError | None] | None = None
-    """Gives the error to raise if the run's history already has it."""
+    """Gives the error to raise if the run's history already has the update."""
     norms: Mapping[str, float] = field(default_factory=dict)
-    """By scope, how far it moves the model, once that was measured."""
+    """By scope, the norm of the update's change to the model; empty until it is measured."""
 
     def require_stream(self, stream: object) -> None:
-        """Check that a stream is the one that brings it now.
+        """Check that a stream carries the upload now.
 
         Raises:
-            UnavailableError: another one does.
-            RequestError: it is wanted no longer; says why.
+            UnavailableError: another stream carries the upload.
+            RequestError: the upload was dropped for this reason.
         """
         if self.dropped:
             raise self.dropped
@@ -41,12 +41,12 @@ class Transfer:
 
 
 class Transfers:
-    """The updates on their way in, one for each client.
+    """The uploads in progress, at most one per client.
 
     Args:
-        staging: where their bytes go.
-        heartbeat_s: how often `keep_alive` is told of a client that waits for room.
-        keep_alive: told its id.
+        staging: the storage for the uploaded bytes.
+        heartbeat_s: the interval between calls of `keep_alive` while a client waits for memory, in seconds.
+        keep_alive: called with the id of a client that waits for memory.
     """
 
     def __init__(self, staging: StagingArea, heartbeat_s: float, keep_alive: Callable[[str], None]):
@@ -56,31 +56,33 @@ class Transfers:
         self._current: dict[str, Transfer] = {}
 
     def __contains__(self, client_id: str) -> bool:
-        """Whether a client has an update on its way."""
+        """Whether a client has an upload in progress."""
         return client_id in self._current
 
     async def begin(
         self, update: Update, parts: Sequence[EncodedLayout], header: bytes, stream: object, place: int
     ) -> Transfer:
-        """Room for an update, or what has arrived of it before.
+        """Begin the upload of an update, or continue it with a new stream.
 
         Args:
-            update: which it is.
-            parts: its components; those of a retry start at what `offsets` said. None for metrics alone.
-            header: its header, serialised; it precedes the bytes in a file.
-            stream: who brings it from now on.
-            place: how many updates are folded before it.
+            update: the update.
+            parts: the update's components; empty for metrics alone. In a retry they start at the result of `offsets`.
+            header: the serialized header, which precedes the bytes in a file.
+            stream: the stream that carries the upload from now on.
+            place: the number of updates that are accumulated before this one.
 
         Raises:
-            RequestError: the round closed while there was no room.
-            UnavailableError: there is no room, or what the retry continues from isn't here.
+            RequestError: the round closed while the update waited for memory.
+            UnavailableError: there is no memory, or the bytes that the retry continues from are not staged.
         """
         before = self._current.get(update.client_id)
         starts = {part.scope: part.start for part in parts}
         if any(starts.values()):
             if before is None or not update.repeats(before.update) or not before.staged.continues_with(parts):
-                raise UnavailableError("what the upload continues from is not staged here; ask QueryUpload again")
-            before.update, before.stream = update, stream  # its chunks may be compressed otherwise
+                raise UnavailableError(
+                    "the bytes that this upload continues from are not staged on the server; call QueryUpload again"
+                )
+            before.update, before.stream = update, stream  # the new stream may compress its chunks differently
             before.staged.in_use = True
             return before
         if before is not None:
@@ -93,19 +95,19 @@ class Transfers:
             except BaseException:
                 self.abandon(transfer, stream, keep=False)
                 raise
-            if transfer.stream is not stream:  # it was forgotten while it waited, and got its room all the same
+            if transfer.stream is not stream:  # the upload was dropped while it waited, but got its memory
                 self._staging.release(staged)
                 transfer.require_stream(stream)
         staged.offsets = dict.fromkeys(staged.buffers, 0)
         return transfer
 
     def abandon(self, transfer: Transfer, stream: object, *, keep: bool) -> None:
-        """Note that a stream ended before its update was complete.
+        """Record that a stream ended before its update was complete.
 
         Args:
-            transfer: what it brought.
-            stream: itself.
-            keep: whether what has arrived is good, for a retry to go on with.
+            transfer: the upload.
+            stream: the stream that ended.
+            keep: whether to keep the received bytes, so that a retry can continue the upload.
         """
         if transfer.stream is not stream:
             return
@@ -114,7 +116,7 @@ class Transfers:
             self.forget(transfer)
 
     def offsets(self, client_id: str, update_id: str) -> Mapping[str, int]:
-        """By scope, how much has arrived of an update; it is the caller's to go on with from here."""
+        """Return the received bytes of an update by scope. From now on the upload belongs to the caller."""
         transfer = self._current.get(client_id)
         if transfer is None or transfer.update.update_id != update_id:
             return {}
@@ -123,16 +125,16 @@ class Transfers:
         return dict(transfer.staged.offsets)
 
     def complete(self, transfer: Transfer) -> None:
-        """Note that an update is there whole, and counts."""
+        """Record that an update is complete and counts."""
         self._staging.rest(transfer.staged, complete=True)
         self._current.pop(transfer.update.client_id, None)
 
     def forget(self, transfer: Transfer, reason: RequestError | None = None) -> None:
-        """Drop what has arrived of an update that doesn't count.
+        """Drop an upload and its received bytes.
 
         Args:
-            transfer: the update.
-            reason: told to the stream that brings it, if one does.
+            transfer: the upload.
+            reason: the error for the stream that carries the upload, if there is one.
         """
         transfer.stream, transfer.dropped = None, reason
         if self._current.get(transfer.update.client_id) is transfer:
@@ -140,7 +142,7 @@ class Transfers:
         self._staging.release(transfer.staged)
 
     def end(self, error: RequestError) -> None:
-        """Drop everything that is on its way, and tell those who wait for room."""
+        """Drop all uploads in progress, and send the error to the uploads that wait for memory."""
         self._staging.refuse_waiting(error)
         for transfer in list(self._current.values()):
             self.forget(transfer, error)
@@ -149,7 +151,7 @@ class Transfers:
         room = asyncio.ensure_future(self._staging.make_room(transfer.staged))
         try:
             while not (await asyncio.wait([room], timeout=self._heartbeat_s))[0]:
-                self._keep_alive(transfer.update.client_id)  # it's we who keep the client waiting
+                self._keep_alive(transfer.update.client_id)  # the server causes this wait, not the client
             room.result()
         finally:
             room.cancel()

@@ -1,7 +1,7 @@
-"""Receiving one update: header first, every check before anything is counted, and no trace of a stream that breaks.
+"""Receives one update: the header first, then every check, then the count. A broken stream has no effect on the round.
 
-A round may close, another upload of the same client may begin, and the server may stop whenever something is waited
-for. So there is one check, `Intake._require_wanted`, and it comes after each wait.
+During each wait a round may close, the same client may begin another upload, and the server may stop. One check,
+`Intake._require_wanted`, therefore follows each wait.
 """
 
 from __future__ import annotations
@@ -36,66 +36,66 @@ from fedmtl_server.transfer.staging import StagingArea
 
 
 class UploadStream(Protocol):
-    """One upload, as its transport hands it over."""
+    """The transport of one upload."""
 
     async def header(self) -> pb.UpdateHeader:
-        """The first message.
+        """Receive the first message.
 
         Raises:
-            MalformedStreamError, UnavailableError: it is something else, or doesn't come.
+            MalformedStreamError, UnavailableError: the message is not a header, or does not arrive.
         """
 
     async def ready(self) -> None:
-        """Tell the client that there is room for its chunks."""
+        """Tell the client that the server is ready for its chunks."""
 
     def chunks(self) -> AsyncIterator[Chunk]:
-        """What follows the header.
+        """Yield the chunks after the header.
 
         Raises:
-            MalformedStreamError, UnavailableError: it is something else, or doesn't come.
+            MalformedStreamError, UnavailableError: a message is not a chunk, or does not arrive.
         """
 
     async def end(self) -> None:
-        """Check that nothing follows the header of an update without tensors.
+        """Check that no message follows the header of an update without tensors.
 
         Raises:
-            MalformedStreamError: something does.
+            MalformedStreamError: a message follows.
         """
 
     async def until_hung_up(self) -> None:
-        """Give the transport the time to cancel a stream that ended early because its client has gone."""
+        """Give the transport time to cancel a stream that ended early because its client disconnected."""
 
 
 class RoundsInProgress(Protocol):
-    """What an intake asks of the run's rounds."""
+    """The interface of the run's rounds that an intake uses."""
 
     def admit(self, update: Update) -> int | None:
-        """See `OpenRound.admit`."""
+        """Check that an update may count; see `OpenRound.admit`."""
 
     def place_of(self, client_id: str) -> int:
-        """How many updates are accumulated before a client's."""
+        """Return how many updates are accumulated before the client's update."""
 
     def received(self, num_bytes: int) -> None:
-        """Note bytes of an upload."""
+        """Record the number of bytes received from an upload."""
 
     def progress(self, client_id: str) -> None:
-        """Note that a client's upload moves: its round waits for it."""
+        """Record that a client's upload makes progress, so that its round keeps waiting for it."""
 
     def norm_reference(self) -> NormReference:
-        """What the norms of the round's updates are held against."""
+        """Return the reference values for the norms of the round's updates."""
 
     async def until_open(self, update: Update) -> None:
-        """Wait for the round to be taking updates, or for the update to be refused."""
+        """Wait until the round accepts updates, or refuses this one."""
 
     def count(self, transfer: Transfer) -> None:
         """Count an update."""
 
 
 class CountedUpdates(Protocol):
-    """What an intake asks of the history."""
+    """The interface of the history that an intake uses."""
 
     def has_counted(self, client_id: str, update_id: str) -> bool:
-        """Whether an update counts in any round. Blocks.
+        """Return whether an update counts in any round. This call blocks.
 
         Raises:
             StoreError: the history can't be read.
@@ -103,7 +103,7 @@ class CountedUpdates(Protocol):
 
 
 class SliceLayouts(Protocol):
-    """What an intake asks of the model."""
+    """The interface of the model that an intake uses."""
 
     def spec_of(self, task: str) -> TaskSpec: ...
 
@@ -112,7 +112,7 @@ class SliceLayouts(Protocol):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What became of an update that was not refused."""
+    """The result of an update that was not refused."""
 
     round: int
     duplicate: bool
@@ -120,7 +120,7 @@ class Receipt:
 
 
 class _CountedMeanwhileError(Exception):
-    """Another stream has brought the same update, and it counts."""
+    """The same update counts already, because another stream has completed it."""
 
     def __init__(self, round_: int):
         super().__init__(round_)
@@ -128,16 +128,16 @@ class _CountedMeanwhileError(Exception):
 
 
 class Intake:
-    """Takes in the updates of one run.
+    """Receives the updates of one run.
 
     Args:
         rounds: the run's rounds.
-        model: whose layouts updates have.
-        staging: where their bytes go.
-        transfers: the updates on their way.
-        examination: of updates that are whole.
+        model: the model whose layouts the updates have.
+        staging: the storage of the updates' bytes.
+        transfers: the uploads in progress.
+        examination: the checks of complete updates.
         history: the updates that have counted.
-        max_examples: by task with a limit, the examples that an update counts as at most.
+        max_examples: the maximum weight of an update in examples, by task; only tasks with a limit.
     """
 
     def __init__(
@@ -160,14 +160,14 @@ class Intake:
         self._log = get_logger()
 
     async def receive(self, stream: UploadStream, header: pb.UpdateHeader) -> Receipt:
-        """Take a stream in and count its update.
+        """Receive an upload and count its update.
 
         Args:
             stream: the upload.
-            header: its first message.
+            header: the upload's first message.
 
         Raises:
-            RequestError: the update is refused. Nothing of it is kept, unless the stream broke and a retry can go on.
+            RequestError: the update is refused. Its bytes are dropped, unless a retry can continue a broken stream.
         """
         with within("header"):
             update, parts = self._opened(header)
@@ -193,7 +193,7 @@ class Intake:
         except _CountedMeanwhileError as counted:
             return Receipt(counted.round, duplicate=True, num_bytes=num_bytes)
         except RequestError as error:
-            keep = isinstance(error, (UnavailableError, ChecksumError))  # what came before is good
+            keep = isinstance(error, (UnavailableError, ChecksumError))  # the bytes received before are valid
             raise
         except BaseException:  # the stream broke
             keep = True
@@ -204,17 +204,17 @@ class Intake:
         return Receipt(self._rounds.admit(update) or update.base_round, duplicate=False, num_bytes=num_bytes)
 
     def _require_wanted(self, transfer: Transfer, stream: UploadStream, *, whole: bool = False) -> None:
-        """Check, after something was waited for, that the update may still count, and that this stream brings it.
+        """Check after a wait that the update may still count, and that this stream carries it.
 
         Args:
-            transfer: the update.
-            stream: the upload.
-            whole: whether all of it has come: that another stream was faster is no loss then.
+            transfer: the upload of the update.
+            stream: the stream of this call.
+            whole: whether the update has arrived completely, so that it may have been counted by another stream.
 
         Raises:
-            StaleRoundError, InvalidRequestError: its round has closed.
-            UnavailableError: its client has opened another upload, or the server is stopping.
-            _CountedMeanwhileError: it counts already.
+            StaleRoundError, InvalidRequestError: the update's round has closed.
+            UnavailableError: the client has opened another upload, or the server is stopping.
+            _CountedMeanwhileError: the update is complete and counts already.
         """
         counted_in = self._rounds.admit(transfer.update)
         if whole and counted_in is not None:
@@ -222,24 +222,24 @@ class Intake:
         transfer.require_stream(stream)
 
     def _opened(self, header: pb.UpdateHeader) -> tuple[Update, Sequence[EncodedLayout]]:
-        """The update that a header announces, and its components from where this stream starts."""
+        """Return the update that a header announces, and its components with this stream's start offsets."""
         spec = self._model.spec_of(header.task)
         update = update_from_header(header, spec).limited_to(self._max_examples.get(header.task))
         expected = () if update.kind == "metrics" else self._model.layouts_for(update.task)
         try:
             parts = components_from_header(header, expected)
         except LayoutMismatchError:
-            # Layers may have moved since it was made: that it is late, or was counted, is what its client has to know.
+            # Layers may have been regrouped since the update's round. Report first that it is late or counted already.
             if self._counts(update):
                 return update, ()
             raise
         return with_components(update, header, parts), parts
 
     def _counts(self, update: Update) -> bool:
-        """Whether an update counts already.
+        """Return whether an update counts already.
 
         Raises:
-            StaleRoundError: it is late.
+            StaleRoundError: the update's round has closed.
         """
         try:
             return self._rounds.admit(update) is not None
@@ -249,14 +249,14 @@ class Intake:
     async def _begin(
         self, update: Update, parts: Sequence[EncodedLayout], header: pb.UpdateHeader, stream: UploadStream
     ) -> Transfer:
-        """Room for an update, or what has arrived of it before; see `Transfers.begin`.
+        """Begin an upload, or continue one; see `Transfers.begin`.
 
         Raises:
-            StaleRoundError: it counts in an earlier round, though not as its client's last.
-            UnavailableError: the history can't be read, or there is no room.
+            StaleRoundError: the update counts in an earlier round, though not as its client's last.
+            UnavailableError: the history can't be read, or there is no memory.
         """
-        refusal = asyncio.create_task(self._refusal_of_history(update))  # looked for while the bytes come
-        if update.client_id in self._transfers:  # what is there already isn't given up for one that is refused
+        refusal = asyncio.create_task(self._refusal_of_history(update))  # reads the history while the bytes arrive
+        if update.client_id in self._transfers:  # a refused update must not replace an upload in progress
             await _raise_if_any(refusal)
         place = self._rounds.place_of(update.client_id)
         transfer = await self._transfers.begin(update, parts, header.SerializeToString(), stream, place)
@@ -264,11 +264,12 @@ class Intake:
         return transfer
 
     async def _receive_rest(self, transfer: Transfer, stream: UploadStream) -> int:
-        """Take in what follows the header. If the history is against the update, that is what is said, and not what is
-        wrong with bytes that couldn't count.
+        """Receive the messages after the header.
+
+        An error of the history check takes precedence over errors in the bytes.
 
         Returns:
-            The encoded bytes that came.
+            The number of encoded bytes received.
         """
         try:
             if not transfer.staged.parts:
@@ -297,21 +298,21 @@ class Intake:
         return assembler.bytes_received
 
     async def _refusal_of_history(self, update: Update) -> RequestError | None:
-        """The error to raise if the history already has an update; None otherwise."""
+        """Return the error to raise if the history already has an update; None otherwise."""
         try:
             has_counted = await asyncio.to_thread(self._history.has_counted, update.client_id, update.update_id)
         except StoreError as error:
             self._log.error("history.unreadable", reason=str(error))
-            return UnavailableError("the run's history can't be read just now; send the update again")
-        if has_counted:  # though not as its client's last
+            return UnavailableError("the run's history can't be read at the moment; send the update again")
+        if has_counted:  # as an update of the client before its last one
             return StaleRoundError(f"update {update.update_id!r} already counts in an earlier round; train again")
         return None
 
     async def _require_new(self, transfer: Transfer) -> None:
-        """Check that the history doesn't have an update, once it has been read.
+        """Wait for the history to be read, and check that it does not have the update.
 
         Raises:
-            StaleRoundError: it counts in an earlier round.
+            StaleRoundError: the update counts in an earlier round.
             UnavailableError: the history can't be read.
         """
         if transfer.refusal_of_history is not None:

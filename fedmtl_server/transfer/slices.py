@@ -1,7 +1,7 @@
-"""The model as it goes out: each component's chunk messages, made once a round and shared by all clients.
+"""Publishes the model to clients: the chunk messages of each component are made once per round for all clients.
 
-Nothing is encoded twice and nothing is copied before it is asked for: messages are cut from the model's own bytes,
-and the newest are kept for the next client.
+Each encoding of a component is computed once. Messages are cut from the model's own bytes on request, and the newest
+messages are cached for the next client.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fedmtl_core.wire.layout import Component, Layout
 
 
 @dataclass(frozen=True)
-class Held:
-    """The first bytes of one version of a component, in a client's hands."""
+class CachedVersion:
+    """A version of a component that a client has, completely or only its first bytes."""
 
     digest: bytes
     encoding: Encoding
     num_bytes: int
-    """Of the encoded form."""
+    """The number of leading bytes of the encoded form that the client has."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,22 @@ class SlicePart:
 
     layout: EncodedLayout
     digest: bytes
-    """Of the component once it is decoded."""
+    """The digest of the decoded component."""
     base_digest: bytes
-    """Of what the client adds it to; empty if to nothing."""
+    """The digest of the version that the client adds a delta to; empty if the component is not a delta."""
     chunks: ChunkedBytes
     chunk_bytes: int
-    """How large they are."""
+    """The size of a chunk in bytes."""
 
     @property
     def offsets(self) -> range:
-        """Where the chunks begin that are to be sent."""
+        """The start offsets of the chunks to send."""
         return self.chunks.offsets(self.layout.start, self.chunk_bytes)
 
 
 @dataclass(frozen=True)
 class _Form:
-    """One encoded form of one version."""
+    """One encoded form of a version."""
 
     encoding: Encoding
     chunks: ChunkedBytes
@@ -61,10 +61,10 @@ class _Form:
 
 @dataclass(frozen=True)
 class _Version:
-    """What the clients that ask for one encoding hold, once they have it."""
+    """The version of a component that clients have after they received one encoding of it."""
 
     component: Component
-    """Decoded: the model's own, or what is left of it after rounding."""
+    """The decoded component: the model's own, or the model's own after rounding."""
     digest: bytes
     whole: _Form
     delta: _Form | None = None
@@ -72,21 +72,21 @@ class _Version:
 
 @dataclass(eq=False)
 class PublishedComponent:
-    """One component of one commit. It stays as it is while anybody holds it, whatever the model becomes.
+    """One component of one commit. It stays unchanged until its last user has released it.
 
-    A client that asks for differences doesn't get the model itself but the version that those add up to; what was
-    rounded away is in the next difference, since that is taken from there to the model as it is then.
+    A client that downloads deltas does not get the exact model, but the version that the deltas add up to. Each delta
+    is computed from that version to the current model, so it also contains what earlier deltas lost to rounding.
     """
 
     component: Component
     digest: bytes
     before: Mapping[Encoding, _Version] = field(default_factory=dict)
-    """What clients hold that asked for differences before this commit."""
+    """The version that clients have from the deltas before this commit, by encoding."""
     on_free: Callable[[Tensor], None] = lambda buffer: None
-    """Told the bytes when nobody holds them any more."""
+    """Called with the component's buffer after the last user has released it."""
     _versions: dict[Encoding, _Version] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _holders: int = 0
+    _num_users: int = 0
 
     def __post_init__(self) -> None:
         whole = _Form("float32", ChunkedBytes(self.layout.scope, self.component.buffer))
@@ -101,42 +101,44 @@ class PublishedComponent:
         """The versions that the next commit's differences can start from."""
         return {encoding: version for encoding, version in self._versions.items() if encoding in DELTA_ENCODINGS}
 
-    def hold(self) -> None:
-        """Note one more who needs the bytes."""
-        self._holders += 1
+    def acquire(self) -> None:
+        """Add a user of the component's bytes."""
+        self._num_users += 1
 
-    def let_go(self) -> None:
-        """Note one less."""
-        self._holders -= 1
+    def release(self) -> None:
+        """Remove a user of the component's bytes. The last one frees the buffer, unless later deltas start from it."""
+        self._num_users -= 1
         followed = any(version.component is self.component for version in self.followed.values())
-        if not self._holders and not followed:
+        if not self._num_users and not followed:
             self.on_free(self.component.buffer)
 
     def is_ready(self, encoding: Encoding) -> bool:
         return encoding in self._versions
 
     def prepare(self, encoding: Encoding, density: float = DEFAULT_DENSITY) -> None:
-        """Make the forms that clients of an encoding get. It takes a while; it may be called from any thread."""
+        """Encode the component for the clients that use an encoding. This is slow, and may run in any thread."""
         with self._lock:
             if encoding not in self._versions:
                 make = self._follow if encoding in DELTA_ENCODINGS else self._round
                 self._versions[encoding] = make(encoding, density)
 
-    def part(self, encoding: Encoding, held: Sequence[Held], chunk_bytes: int = MAX_CHUNK_BYTES) -> SlicePart:
-        """What a client gets that holds something already.
+    def part(
+        self, encoding: Encoding, cached: Sequence[CachedVersion], chunk_bytes: int = MAX_CHUNK_BYTES
+    ) -> SlicePart:
+        """Return the part of the component that a client needs, given the versions that it has cached.
 
         Args:
-            encoding: what it asks for; `prepare` was called with it.
-            held: what it holds.
-            chunk_bytes: the size of its chunks.
+            encoding: the encoding that the client asks for; `prepare` must have been called with it.
+            cached: the versions of the component that the client has.
+            chunk_bytes: the size of the client's chunks in bytes.
         """
         version = self._versions[encoding]
-        has = {one.digest for one in held if one.encoding == "float32" and one.num_bytes == self.layout.num_bytes}
+        has = {one.digest for one in cached if one.encoding == "float32" and one.num_bytes == self.layout.num_bytes}
         if version.digest in has:
             whole = _Form("float32", ChunkedBytes(self.layout.scope, version.component.buffer))
             return self._part(version, whole, self.layout.num_bytes, chunk_bytes)
         form = version.delta if version.delta and version.delta.base_digest in has else version.whole
-        started = [one for one in held if one.digest == version.digest and one.encoding == form.encoding]
+        started = [one for one in cached if one.digest == version.digest and one.encoding == form.encoding]
         arrived = max((one.num_bytes for one in started), default=0)
         return self._part(version, form, min(arrived, form.chunks.num_bytes), chunk_bytes)
 
@@ -147,13 +149,13 @@ class PublishedComponent:
         return SlicePart(layout, version.digest, form.base_digest, form.chunks, chunk_bytes)
 
     def _round(self, encoding: Encoding, density: float) -> _Version:
-        """A version whose every number is rounded."""
+        """Return the version whose numbers are all rounded to the encoding."""
         data = encode(self.component, encoding)
         component = decode(self.layout, encoding, data)
         return _Version(component, component.digest(), _Form(encoding, self._chunks(data)))
 
     def _follow(self, encoding: Encoding, density: float) -> _Version:
-        """The version that holders of the one before come to, by a difference; for others it comes exact."""
+        """Return the version that clients with the previous one reach by a delta. Other clients get it in float32."""
         exact = _Version(self.component, self.digest, _Form("float32", self._chunks(self.component.buffer)))
         before = self.before.get(encoding)
         if before is None:
@@ -165,7 +167,7 @@ class PublishedComponent:
             component = decode(self.layout, encoding, data, into=difference)
             component.add(before.component)
             component.require_finite()
-        except NonFiniteError:  # the difference of two huge numbers may be none
+        except NonFiniteError:  # the difference of two huge numbers can overflow
             return exact
         whole = _Form("float32", self._chunks(component.buffer))
         return _Version(component, component.digest(), whole, _Form(encoding, self._chunks(data), before.digest))
@@ -175,12 +177,12 @@ class PublishedComponent:
 
 
 class PublishedModel:
-    """The model of one commit, as slices are cut from it.
+    """The model of one commit, from which slices are sent.
 
     Args:
-        round_: the round that trains on it.
-        components: by scope.
-        control_since: the round in which the control variates among them began; 0 if there are none.
+        round_: the round that trains on this model.
+        components: the components by scope.
+        control_since: the round in which the control variates among the components began; 0 if there are none.
     """
 
     def __init__(self, round_: int, components: Mapping[str, PublishedComponent], control_since: int = 0):
@@ -197,14 +199,14 @@ class PublishedModel:
         on_free: Callable[[Tensor], None] = lambda buffer: None,
         control_since: int = 0,
     ) -> PublishedModel:
-        """Take digests of a model; of a model published before, the components that haven't changed are taken over.
+        """Publish a model: compute its digests, and reuse unchanged components of the model published before.
 
         Args:
-            round_: the round that trains on it.
-            components: the whole model by scope. They must stay as they are until nobody holds them any more.
-            before: what was published before.
-            on_free: told the bytes of a component that nobody holds any more.
-            control_since: as of the constructor.
+            round_: the round that trains on this model.
+            components: the whole model by scope. Components must stay unchanged until their last user releases them.
+            before: the model published before.
+            on_free: called with the buffer of a component after its last user has released it.
+            control_since: see the constructor.
         """
         kept = before.components if before else {}
         published = {}
@@ -218,25 +220,25 @@ class PublishedModel:
         return cls(round_, published, control_since)
 
     def for_round(self, round_: int) -> PublishedModel:
-        """The same model, for another round to train on; who held this one holds that one."""
+        """Return the same model for another round. It has the same components, and so the same users."""
         return PublishedModel(round_, self.components, self.control_since)
 
-    def hold(self) -> None:
-        """Note one more who needs every component's bytes."""
+    def acquire(self) -> None:
+        """Add a user of every component's bytes."""
         for component in self.components.values():
-            component.hold()
+            component.acquire()
 
-    def let_go(self) -> None:
-        """Note one less."""
+    def release(self) -> None:
+        """Remove a user of every component's bytes."""
         for component in self.components.values():
-            component.let_go()
+            component.release()
 
 
 class MessageCache:
-    """The messages that were sent last, for the clients that are a little behind.
+    """Caches the messages sent last, for clients that download the same slice a little later.
 
     Args:
-        max_bytes: the most to keep, at least one message.
+        max_bytes: the maximum size of the cache in bytes; at least the size of one message.
     """
 
     def __init__(self, max_bytes: int):

@@ -1,4 +1,4 @@
-"""The updates of a round that are read again, a block of elements at a time, from memory or from their files."""
+"""Reads the staged updates of a round in blocks of elements, from memory or from their files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fedmtl_server.transfer.staging import StagedUpdate
 
 
 class StagedBlocks:
-    """Updates that stay where they are while this is used; see `StagingArea.hold`.
+    """Reads complete updates in blocks of elements. The updates must be pinned meanwhile; see `StagingArea.pin`.
 
     Args:
-        updates: by client id; complete.
-        spool: where the files are of those that aren't in memory.
+        updates: the updates by client id.
+        spool: the storage of the updates that are not in memory.
     """
 
     def __init__(self, updates: Mapping[str, StagedUpdate], spool: Spool):
@@ -24,30 +24,30 @@ class StagedBlocks:
         self._spool = spool
 
     def require_whole(self) -> None:
-        """Check that the files are what was written to them: one pass over each.
+        """Check that the files are intact, in one pass over each file.
 
         Raises:
-            StoreError: one can't be read, or isn't.
+            StoreError: a file can't be read, or differs from what was written.
         """
         for staged in self._updates.values():
             if not staged.buffers and staged.path is not None:
                 self._spool.require_whole(staged.path)
 
     def read(self, client_id: str, scope: str, run: int, start: int, stop: int) -> Tensor:
-        """Some elements of a component of an update, decoded: parameters or a delta, as they were sent.
+        """Read and decode some elements of an update's component: parameters or a delta, as the client sent them.
 
         Args:
-            client_id: whose update.
-            scope: the component's.
-            run: the number of the flat vector in the component's layout (`Layout.runs`).
-            start: its first element to read.
+            client_id: the client of the update.
+            scope: the scope of the component.
+            run: the index of the flat vector in the component's layout (`Layout.runs`).
+            start: the first element to read.
             stop: the element after the last one to read.
 
         Returns:
-            `(stop - start,)`, in the run's dtype; not to be written to.
+            A read-only tensor `(stop - start,)` in the dtype of the flat vector.
 
         Raises:
-            StoreError: the update isn't in memory, and its file can't be read.
+            StoreError: the update is not in memory, and its file can't be read.
         """
         staged = self._updates[client_id]
         before = 0

@@ -1,4 +1,4 @@
-"""Where updates lie between their first byte and the average: in memory up to a budget, and in files beyond it."""
+"""Stores updates from their first byte until they are averaged: in memory up to a budget, and in files beyond it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fedmtl_server.transfer.buffers import BufferPool
 _T = TypeVar("_T")
 
 MIN_UPDATES_IN_MEMORY = 2
-"""So many updates have room whatever the budget: one that comes in while another is averaged."""
+"""The number of updates that fit in memory whatever the budget: one arrives while another is averaged."""
 
 
 @dataclass(eq=False)
@@ -33,25 +33,25 @@ class StagedUpdate:
     """The encoded bytes of one update."""
 
     header: bytes
-    """A serialised `UpdateHeader`. It precedes the bytes in their file, so that the file says what it holds."""
+    """The serialized `UpdateHeader`. It precedes the bytes in their file, so that the file describes its content."""
     place: int
-    """How many are folded before it."""
+    """The number of updates that are accumulated before this one."""
     parts: Sequence[EncodedLayout]
-    """None for metrics alone."""
+    """The components; empty for metrics alone."""
     buffers: dict[str, Tensor] = field(default_factory=dict)
-    """By scope; empty while the bytes are in the file alone."""
+    """The bytes by scope; empty while the bytes are only in the file."""
     offsets: dict[str, int] = field(default_factory=dict)
-    """By scope, how many leading bytes have arrived."""
+    """The number of leading bytes that have arrived, by scope."""
     path: Path | None = None
-    """The file that holds all its bytes, if one does."""
+    """The file with all bytes of the update; None if there is none."""
     complete: bool = False
-    """Whether it counts in its round."""
+    """Whether the update counts in its round."""
     in_use: bool = False
-    """Whether a stream writes to it or the average reads it."""
+    """Whether a stream writes to the update or the average reads it."""
     forgotten: bool = False
-    """Whether nothing needs its file any more."""
+    """Whether the update's file is no longer needed."""
     writing: asyncio.Task[None] | None = None
-    """What puts it into a file at the moment; its memory is read meanwhile."""
+    """The task that writes the update to a file at the moment, and reads its memory meanwhile."""
 
     @property
     def num_bytes(self) -> int:
@@ -59,20 +59,20 @@ class StagedUpdate:
 
     @property
     def is_float32(self) -> bool:
-        """Whether its bytes are its numbers, all of them float32; not so of metrics alone."""
+        """Whether all tensors are float32 and sent as float32; False for metrics alone."""
         specs = [spec for part in self.parts for spec in part.layout.tensors]
         exact = all(part.encoding == "float32" for part in self.parts)
         return exact and bool(specs) and all(spec.dtype == torch.float32 for spec in specs)
 
     def continues_with(self, parts: Sequence[EncodedLayout]) -> bool:
-        """Whether components, encoded as they say, begin where what has arrived ends."""
+        """Return whether components have the same encoding, and begin where the received bytes end."""
         starts = {part.scope: part.start for part in parts}
         return starts == self.offsets and [replace(part, start=0) for part in parts] == [
             replace(part, start=0) for part in self.parts
         ]
 
     def largest_norms(self) -> dict[str, float]:
-        """By scope, a number that the norm of its numbers doesn't exceed, found without decoding them."""
+        """Return an upper bound of each component's norm by scope, computed without decoding."""
         buffers = self.buffers
         return {
             part.scope: largest_magnitude(part.layout, part.encoding, buffers[part.scope])
@@ -81,36 +81,36 @@ class StagedUpdate:
         }
 
     def require_valid(self) -> None:
-        """Check that every number is one.
+        """Check that every number is finite and correctly encoded.
 
         Raises:
             NonFiniteError, MalformedStreamError: see `fedmtl_core.wire.encodings.require_valid`.
         """
-        buffers = self.buffers  # they are taken away in one go when the round closes; then nothing is to be checked
+        buffers = self.buffers  # all buffers are released at once when the round closes; there is nothing to check then
         for part in self.parts if buffers else ():
             require_valid(part.layout, part.encoding, buffers[part.scope])
 
 
 class StagingArea:
-    """Gives updates room, and takes it back.
+    """Allocates and frees memory and files for updates.
 
-    Memory for an update is waited for: first come those that are folded first, so that little has to wait for its
-    turn. When it is needed, updates that broke off are forgotten, and complete ones are moved to files, those that are
-    folded last first.
+    Updates wait for memory. Updates that are accumulated earlier get memory first, so that few complete updates wait
+    for their turn. When memory is needed, interrupted updates are dropped, and complete updates are moved to files, in
+    reverse order of accumulation.
 
-    One event loop's; arithmetic and file I/O run in threads.
+    The object belongs to one event loop. Arithmetic and file I/O run in threads.
 
     Args:
-        memory_bytes: the budget.
-        spool: where the files are.
-        pool: where buffers come from and go back to.
-        durable: whether every update is in a file before it counts, and stays there until `forget`.
+        memory_bytes: the memory budget in bytes.
+        spool: the storage for files.
+        pool: the pool of the buffers.
+        durable: whether every update is written to a file before it counts, and the file is kept until `forget`.
     """
 
     def __init__(self, memory_bytes: int, spool: Spool, pool: BufferPool, *, durable: bool = False):
         self._memory_bytes = memory_bytes
         self.spool = spool
-        """Where the files are."""
+        """The storage for files."""
         self._pool = pool
         self._durable = durable
         self._in_memory: list[StagedUpdate] = []
@@ -122,20 +122,20 @@ class StagingArea:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of updates in memory."""
+        """The size of all updates in memory, in bytes."""
         return sum(staged.num_bytes for staged in self._in_memory)
 
     @property
     def num_waiting(self) -> int:
-        """Updates that wait for room."""
+        """The number of updates that wait for memory."""
         return sum(not future.done() for _, _, _, future in self._waiting)
 
     async def make_room(self, staged: StagedUpdate) -> None:
-        """Get an update its buffers, when its turn for memory has come.
+        """Wait for memory, and give the update its buffers.
 
         Raises:
-            RequestError: as given to `refuse_waiting`, meanwhile.
-            UnavailableError: there is no room, and none can be made.
+            RequestError: the error passed to `refuse_waiting` during the wait.
+            UnavailableError: there is no memory, and none can be freed.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (staged.place, next(self._arrivals), staged, future))
@@ -144,32 +144,32 @@ class StagingArea:
             await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
-                self.release(staged)  # it got its room in the very moment
+                self.release(staged)  # the update got its memory at the moment of the cancellation
             raise
 
     def rest(self, staged: StagedUpdate, *, complete: bool = False) -> None:
-        """Note that no stream writes to an update any more, so that it can make room for others.
+        """Record that no stream writes to an update, so that its memory can be freed for others.
 
         Args:
             staged: the update.
-            complete: whether it counts now; it is forgotten if it has to make room, otherwise.
+            complete: whether the update counts now. An incomplete update is dropped when its memory is needed.
         """
         staged.in_use = False
         staged.complete = staged.complete or complete
         self._serve_waiting()
 
     def refuse_waiting(self, error: RequestError) -> None:
-        """Send away those that wait for room."""
+        """Raise an error in all calls that wait for memory."""
         for _, _, _, future in self._waiting:
             if not future.done():
                 future.set_exception(error)
         self._waiting.clear()
 
     async def secure(self, staged: StagedUpdate) -> None:
-        """Put an update whose bytes are all there into a file, if every update has to be in one.
+        """Write a complete update to a file, if the staging area is durable.
 
         Raises:
-            UnavailableError: it can't be written.
+            UnavailableError: the file can't be written.
         """
         if self._durable:
             try:
@@ -179,13 +179,13 @@ class StagingArea:
                 raise UnavailableError(f"the update can't be written: {error.strerror or error}") from None
 
     async def look(self, staged: StagedUpdate, inspect: Callable[[Mapping[str, Component]], _T]) -> _T:
-        """Look at an update whose bytes are all in memory, decoded for the moment; one at a time.
+        """Decode an update that is in memory and inspect it, one update at a time.
 
-        If its round closes meanwhile, what is looked at may be anything: the update can't count any more.
+        If the round closes meanwhile, the inspected values are arbitrary, but the update can no longer count.
 
         Args:
-            staged: in memory, and valid.
-            inspect: gets its components, none if the bytes have been taken away, and runs in a thread.
+            staged: a valid update in memory.
+            inspect: called in a thread with the decoded components; with none if the memory was released before.
         """
         async with self._looking:
             return await asyncio.to_thread(self._look, staged.parts, staged.buffers, inspect)
@@ -209,12 +209,12 @@ class StagingArea:
                 self._pool.release(component.buffer)
 
     async def load(self, staged: StagedUpdate) -> dict[str, Component]:
-        """A complete update's components, decoded. `release` takes back what is in use for them.
+        """Return the decoded components of a complete update. `release` frees their memory.
 
         Raises:
-            StoreError: its file can't be read.
+            StoreError: the update's file can't be read.
         """
-        await self.hold([staged])
+        await self.pin([staged])
         return await asyncio.to_thread(self._load, staged)
 
     def _load(self, staged: StagedUpdate) -> dict[str, Component]:
@@ -228,20 +228,20 @@ class StagingArea:
         }
 
     def release(
-        self, staged: StagedUpdate, components: Mapping[str, Component] | None = None, kept: Collection[str] = ()
+        self, staged: StagedUpdate, components: Mapping[str, Component] | None = None, kept_scopes: Collection[str] = ()
     ) -> None:
-        """Take an update's memory back, and its file if nothing depends on it. More than once does no harm.
+        """Free an update's memory, and its file if it is not needed. Calling this again has no effect.
 
         Args:
-            staged: what it was made for.
-            components: what `load` made of it.
-            kept: scopes of components whose bytes go on being used; `take_back` is for those, later.
+            staged: the update.
+            components: the update's components from `load`.
+            kept_scopes: the scopes of components whose buffers stay in use; `take_back` frees these buffers later.
         """
         if staged.writing:
-            self.forget(staged)  # and the rest when it is written
+            self.forget(staged)  # the memory is freed after the write
             return
         buffers, staged.buffers = staged.buffers, {}
-        keep = {id(component.buffer) for scope, component in (components or {}).items() if scope in kept}
+        keep = {id(component.buffer) for scope, component in (components or {}).items() if scope in kept_scopes}
         mine = {id(buffer): buffer for buffer in buffers.values()}
         mine |= {id(component.buffer): component.buffer for component in (components or {}).values()}
         for key, buffer in mine.items():
@@ -254,9 +254,9 @@ class StagingArea:
         self._serve_waiting()
 
     def retain(self, staged: StagedUpdate, components: Mapping[str, Component]) -> None:
-        """Take back what `load` took for an update whose bytes are to be read again, until `release`.
+        """Free the memory that `load` took, and keep the update for a second read until `release`.
 
-        Its bytes stay in its file; or in memory, until that is needed for others, if it has none.
+        The bytes stay in the update's file. Without a file they stay in memory, until others need the memory.
         """
         mine = {id(buffer) for buffer in staged.buffers.values()}
         scratch = [one.buffer for one in components.values() if id(one.buffer) not in mine]
@@ -270,29 +270,32 @@ class StagingArea:
         staged.in_use = False
         self._serve_waiting()
 
-    async def hold(self, updates: Iterable[StagedUpdate]) -> None:
-        """Have complete updates stay where they are, in memory or in files, until `release`."""
-        held = list(updates)
-        for staged in held:
-            staged.in_use = True  # so that no move of it begins
+    async def pin(self, updates: Iterable[StagedUpdate]) -> None:
+        """Keep complete updates where they are, in memory or in files, until `release`."""
+        pinned = list(updates)
+        for staged in pinned:
+            staged.in_use = True  # prevents a move to a file
         while self._moving:
             await asyncio.wait([self._moving])
-            for staged in held:
-                staged.in_use = True  # if that was its own, it ended with this
+            for staged in pinned:
+                staged.in_use = True  # a move of this update resets the flag at its end
 
     def forget(self, staged: StagedUpdate) -> None:
-        """Give up an update's file: it is in the model now, or counts nowhere. More than once does no harm."""
+        """Discard the file of an update that the model now contains, or that does not count.
+
+        Calling this again has no effect.
+        """
         staged.forgotten = True
         path, staged.path = staged.path, None
         if path is not None:
             self.spool.discard(path)
 
     def take_back(self, buffer: Tensor) -> None:
-        """Use a buffer again that `release` left to its user."""
+        """Return a buffer to the pool that `release` has left in use."""
         self._pool.release(buffer)
 
     def close(self) -> None:
-        """Remove the files that nobody uses."""
+        """Remove the unused files."""
         self.spool.close()
 
     def _serve_waiting(self) -> None:
@@ -314,13 +317,13 @@ class StagingArea:
         return len(self._in_memory) < MIN_UPDATES_IN_MEMORY or self.used_bytes + num_bytes <= self._memory_bytes
 
     def _clear(self) -> None:
-        """Begin to free memory for the first that waits, if any of what is there can go elsewhere."""
+        """Start freeing memory for the first waiting update: drop an interrupted update, or move a complete one."""
         if self._moving and not self._moving.done():
             return
         idle = [staged for staged in self._in_memory if not staged.in_use]
         broken = [staged for staged in idle if not staged.complete]
         if broken:
-            self.release(broken[0])  # and so on, from there
+            self.release(broken[0])  # this serves the waiting updates again
         elif idle:
             self._moving = asyncio.create_task(self._move(max(idle, key=lambda staged: staged.place)))
 
@@ -331,12 +334,14 @@ class StagingArea:
             await self._write(staged)
         except OSError as error:
             self._log.error("staging.full", reason=error.strerror or str(error), folder=str(self.spool.folder))
-            self.refuse_waiting(UnavailableError(f"there is no room to stage an update: {error.strerror or error}"))
+            self.refuse_waiting(
+                UnavailableError(f"the server has no memory or disk space for an update: {error.strerror or error}")
+            )
             return
         finally:
             staged.in_use = False
             self._moving = None
-        if staged in self._in_memory:  # it hasn't been released meanwhile
+        if staged in self._in_memory:  # else the update was released meanwhile
             self._in_memory.remove(staged)
             for buffer in staged.buffers.values():
                 self._pool.release(buffer)
@@ -344,10 +349,10 @@ class StagingArea:
         self._serve_waiting()
 
     async def _write(self, staged: StagedUpdate) -> None:
-        """Put an update into a file, if it isn't in one. Whoever waits for that may be cancelled, the writing isn't.
+        """Write an update to a file, unless it has one. Canceling the wait does not cancel the write.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the file can't be written.
         """
         if staged.path is None and not staged.forgotten:
             if staged.writing is None:
@@ -360,14 +365,14 @@ class StagingArea:
             staged.path = await asyncio.to_thread(self._spooled, staged, buffers)
         finally:
             staged.writing = None
-            if staged.forgotten:  # meanwhile
+            if staged.forgotten:  # the update was released during the write
                 self.release(staged)
 
     def _spooled(self, staged: StagedUpdate, buffers: Sequence[Tensor]) -> Path | None:
         return None if staged.forgotten else self.spool.write(staged.header, buffers)
 
     def _scratch(self, part: EncodedLayout) -> Component | None:
-        """Where to decode to; nowhere if the bytes are the component's own."""
+        """Return a component to decode into; None if the encoded bytes are the component's own."""
         if part.encoding == "float32":
             return None
         return Component(part.layout, self._pool.acquire(part.layout.num_bytes))

@@ -1,4 +1,4 @@
-"""How a client's stream of messages begins and ends, as a gRPC handler sees it."""
+"""The beginning and end of a client's message stream in a gRPC handler."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from typing import Generic, TypeVar
 M = TypeVar("M")
 
 HANG_UP_S = 0.1
-"""When a client hangs up, gRPC ends its stream at once and cancels the handler a moment later, within this time."""
+"""The time within which gRPC cancels the handler of a client that hung up, in seconds. The stream ends at once."""
 
 
 async def wait_for_hang_up() -> None:
-    """Wait until the handler of a client that hung up is cancelled; it isn't if the client ended its stream early."""
+    """Wait long enough for gRPC to cancel the handler of a client that hung up.
+
+    The handler is not canceled if the client ended its stream early without hanging up.
+    """
     await asyncio.sleep(HANG_UP_S)
 
 
 class OpenedStream(Generic[M]):
-    """A stream whose opening message comes from somewhere else than the messages after it.
+    """A stream with a separate source for its opening message.
 
-    Whoever reads the opening message first can hand on what it has read. The messages after it are passed on as the
-    stream under this one gives them, at no cost.
+    A component that has read the opening message can so pass on the complete stream. The later messages come directly
+    from the underlying stream, without overhead.
 
     Args:
-        opening: awaited for the opening message, when it is asked for. It may raise what is wrong with the message.
-        rest: the messages after it.
+        opening: called and awaited when the opening message is requested; may raise the message's error.
+        rest: the messages after the opening message.
     """
 
     def __init__(self, opening: Callable[[], Awaitable[M]], rest: AsyncIterator[M]):

@@ -47,7 +47,7 @@ async def test_errors_come_as_fedmtls_own(tmp_path):
         with api_of(server.address, task="cola") as api, pytest.raises(UnknownTaskError, match="expected one of sst2"):
             await asyncio.to_thread(api.get_slice, 0)
         with api_of(server.address) as api:
-            with pytest.raises(StaleRoundError, match="wanted for round 5"):
+            with pytest.raises(StaleRoundError, match="requested for round 5"):
                 await asyncio.to_thread(api.get_slice, 5)
             with pytest.raises(InvalidRequestError, match="run_id"):
                 await asyncio.to_thread(api.push_update, Update("a", "sst2", 1, "u", "parameters"))

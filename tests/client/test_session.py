@@ -90,7 +90,7 @@ async def test_a_session_whose_client_id_is_taken_up_stops_though_it_trains(tmp_
         await eventually(lambda: server.federation.status().phase.value == "open")
         await other.watch()
         with pytest.raises(
-            ClientReplacedError, match=r"another process watches as client 'a': .*--client-id of its own"
+            ClientReplacedError, match=r"another process has connected as client 'a' .*its own --client-id"
         ):
             await running
         assert [client.reported for client in server.federation.status().clients] == [False]

@@ -141,7 +141,7 @@ WRONG = {
         (*DEMO, "--set", "training.max_length=none"),
         "training.max_length: input should be a valid integer, unable to parse string as an integer (got 'none')",
     ),
-    "no tasks": ("fedmtl_server", ("--config", os.devnull), "tasks: name at least one task"),
+    "no tasks": ("fedmtl_server", ("--config", os.devnull), "tasks: expected at least one task, got none"),
     "a wrong flag": ("fedmtl_server", (*DEMO, "--prot", "1"), "No such option"),
     "a task of no name": ("fedmtl_client", ("--client-id", "a"), "error: task: needed: the task that this client has"),
     "a task given twice": (
@@ -182,7 +182,7 @@ WRONG = {
     "no clients to start": (
         "fedmtl_local",
         ("--config", str(CONFIGS / "federated_config.yaml")),
-        "clients: name those",
+        "clients: expected at least one client to start, got none",
     ),
 }
 

@@ -141,7 +141,7 @@ def test_a_server_that_cannot_start_says_why_where_it_was_started(tmp_path):
         (lambda: Server({"trainin": {}}), "the configuration: trainin: unknown key; did you mean 'training'"),
         (lambda: Server("no.yaml"), r"no\.yaml: can't read the configuration"),
         (lambda: Server([]), "expected a Config, a dictionary or a YAML file's path, got list"),
-        (lambda: Server({}), "tasks: name at least one task"),
+        (lambda: Server({}), "tasks: expected at least one task, got none"),
         (lambda: Client(config(), task="qqp"), "task: the configuration has the tasks sst2, stsb, got 'qqp'"),
         (lambda: Client(config(), task="sst2"), "client_id: needed, since `clients` list several for 'sst2': a, b"),
         (lambda: Client(config(), task="sst2", client_id="c"), "'c' has the task 'stsb', got 'sst2'"),
@@ -149,7 +149,7 @@ def test_a_server_that_cannot_start_says_why_where_it_was_started(tmp_path):
         (lambda: Client(config(), task="stsb", shard="2/1"), "shard: expected K/N"),
         (lambda: Client(config(), task="stsb", client_id="a b"), "client_id: expected 1 to 64 letters"),
         (lambda: Client(task="sst3"), "task: expected one of sst2, qqp"),
-        (lambda: run_local(config(clients=[])), "clients: name those to start"),
+        (lambda: run_local(config(clients=[])), "clients: expected at least one client to start, got none"),
     ],
 )
 def test_a_mistake_is_a_config_error(make, message):

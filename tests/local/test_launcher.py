@@ -96,7 +96,7 @@ def test_ctrl_c_stops_every_process(tmp_path):
         _, errors = local.communicate(timeout=60)
         assert local.returncode == 130
         assert "Traceback" not in errors
-        assert "stopped before the run was over; take it up with: fedmtl-local --config " in errors
+        assert "stopped before the run was over; resume it with: fedmtl-local --config " in errors
     of_this_run = str(tmp_path / "c.yaml").encode()
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if of_this_run in _read(path)]
     assert left == []
@@ -111,7 +111,7 @@ def test_a_run_that_was_stopped_is_taken_up_with_the_command_that_was_told_and_b
         _wait(local, lambda: bool(_reports(tmp_path / "run")))
         local.send_signal(signal.SIGTERM)
         _, errors = local.communicate(timeout=60)
-    told = shlex.split(errors.strip().splitlines()[-1].partition("take it up with: ")[2])
+    told = shlex.split(errors.strip().splitlines()[-1].partition("resume it with: ")[2])
     assert told[0] == "fedmtl-local"
     before = (tmp_path / "run" / "logs" / "server.log").read_text()
 
@@ -146,7 +146,7 @@ def test_a_client_that_comes_too_late_for_the_run_is_named_and_no_failure(tmp_pa
         os.kill(slow[0], signal.SIGSTOP)
         output, errors = local.communicate(timeout=120)
     assert local.returncode == 0, errors
-    assert "round.opens_without" in output
+    assert "round.clients_missing" in output
     assert "client-b never joined: the run was over" in output
     assert "after the last" in output
     assert "exit code" not in errors
@@ -158,7 +158,10 @@ def test_a_used_folder_is_refused_before_anything_in_it_is_touched(tmp_path):
     (tmp_path / "run" / "server.json").write_text('{"address": "127.0.0.1:1"}')
     result = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
-    assert "holds what another run left, and no run that could be taken up; choose another" in result.stderr
+    expected = (
+        "has files of another run (config.yaml, server.json or logs), but no run to resume; choose another folder"
+    )
+    assert expected in result.stderr
     assert (tmp_path / "run" / "logs" / "server.log").read_text() == "precious"
 
 
@@ -257,7 +260,7 @@ clients: [{{client_id: x, tasks: [sst2, stsb]}}, {others}]
         line = next(line for line in local.stdout if "the first round" in line)
         local.send_signal(signal.SIGTERM)
         local.communicate(timeout=60)
-    assert line == f"the first round waits for clients that `clients` hasn't: {told}\n"
+    assert line == f"the first round waits for clients that are not in `clients`: {told}\n"
 
 
 def _reports(run_dir: Path) -> list[Mapping[str, Any]]:

@@ -167,13 +167,13 @@ async def test_a_new_run_beside_an_unfinished_one_of_its_configuration_says_how_
     with capture_logs() as logs:
         async with serving(None, tiny_model("sst2"), num_rounds=3, **runs_dir) as server:
             assert server.store.run_dir.parent == tmp_path
-    (warning,) = [line for line in logs if line["event"] == "run.begins_anew"]
+    (warning,) = [line for line in logs if line["event"] == "run.not_resumed"]
     assert (warning["log_level"], warning["unfinished"]) == ("warning", str(tmp_path / "first"))
-    assert warning["take_it_up_with"] == f"fedmtl-server --resume {tmp_path / 'first'}"
+    assert warning["resume_with"] == f"fedmtl-server --resume {tmp_path / 'first'}"
     with capture_logs() as logs:
         async with serving(None, tiny_model("sst2"), num_rounds=4, **runs_dir):
             pass
-    assert not [line for line in logs if line["event"] == "run.begins_anew"]
+    assert not [line for line in logs if line["event"] == "run.not_resumed"]
 
 
 async def test_a_second_server_on_one_folder_is_refused_in_words(tmp_path):

@@ -37,7 +37,7 @@ def test_what_a_round_waits_for_is_logged_only_if_it_waits():
     rounds = opened()
     with capture_logs() as logs:
         RunLog().waiting(rounds.view, 1.0)
-        RunLog().opens_without(rounds.view)  # everybody has come
+        RunLog().clients_missing(rounds.view)  # all clients have joined
         rounds.count(claim("a"))
         rounds.count(claim("b", "qqp"))
         RunLog().waiting(rounds.view, 1.0)

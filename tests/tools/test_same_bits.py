@@ -127,10 +127,10 @@ def test_a_change_counts_between_revisions_that_it_lies_between():
     [
         (["main"], "expected two revisions"),
         (["main", "main", "--only", "none"], "invalid choice"),
-        (["main", "main", "--renamed", "a[]=b"], "as many []"),
+        (["main", "main", "--renamed", "a[]=b"], "the same number of []"),
         (["main", "main", "--keep", "."], "exists"),
         (["main", "main", "--jobs", "0"], "at least 1"),
-        (["no-such-revision", "main"], "git knows no commit"),
+        (["no-such-revision", "main"], "expected a commit that git knows"),
     ],
 )
 def test_a_wrong_command_line_is_told_with_exit_code_2(arguments, expected, capsys):

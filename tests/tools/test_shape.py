@@ -196,7 +196,7 @@ def test_a_circle_over_a_lazy_package_is_found_and_one_over_types_alone_is_told_
     assert [each.where for each in measures.circles(typed, with_types=True)] == ["p/a.py <-> p/b.py"]
 
 
-def test_an_import_of_a_higher_room_is_found_and_the_longest_entry_says_the_room(written):
+def test_an_import_of_a_higher_layer_is_found_and_the_longest_entry_decides_the_layer(written):
     sources = written(
         low="from p import high, room\nfrom p.room import top",
         high="import p.low",
@@ -204,14 +204,14 @@ def test_an_import_of_a_higher_room_is_found_and_the_longest_entry_says_the_room
         room__in__top="from p import high\nimport p.low",
         lost="",
     )
-    rooms = measures.rooms_in("p low.py room/\n\np high.py\np room/top.py gone.py")
-    assert [(each.where, each.value) for each in measures.upwards(imports_among(sources), rooms)] == [
+    layers = measures.parse_layers("p low.py room/\n\np high.py\np room/top.py gone.py")
+    assert [(each.where, each.value) for each in measures.upwards(imports_among(sources), layers)] == [
         ("p/low.py:2 -> p/room/top.py", 2),
         ("p/low.py:1 -> p/high.py", 1),
     ]
-    assert [each.where for each in measures.without_room(sources, rooms)] == ["p/lost.py"]
-    assert measures.unused_entries(sources, rooms) == ["p/gone.py"]
-    assert measures.without_room(sources, measures.rooms_in("p *")) == []
+    assert [each.where for each in measures.without_layer(sources, layers)] == ["p/lost.py"]
+    assert measures.unused_entries(sources, layers) == ["p/gone.py"]
+    assert measures.without_layer(sources, measures.parse_layers("p *")) == []
 
 
 def test_two_packages_that_stay_apart_are_held_to_it_in_both_directions(tmp_path):
@@ -262,7 +262,7 @@ def test_a_limit_leaves_out_what_it_is_not_meant_for(tmp_path):
     assert not any(each.is_over for each in project.figures)
 
 
-def test_any_adds_up_over_the_packages_and_in_the_room_that_has_a_limit_of_its_own(tmp_path):
+def test_any_adds_up_over_the_packages_and_in_the_layer_that_has_its_own_limit(tmp_path):
     access = tmp_path / "fedmtl_server" / "access"
     access.mkdir(parents=True)
     (access / "a.py").write_text("a: Any\n" * 11)
@@ -283,9 +283,9 @@ def test_the_command_prints_every_figure_and_fails_on_one_over_its_limit(tmp_pat
 
     (tmp_path / "fedmtl_core" / "new.py").write_text("a = 1\n")
     assert main(["--root", str(tmp_path)]) == 1
-    assert "modules in no room                       1      0  OVER  fedmtl_core/new.py" in capsys.readouterr().out
+    assert "modules in no layer                      1      0  OVER  fedmtl_core/new.py" in capsys.readouterr().out
     assert main(["--root", str(tmp_path), "--over"]) == 1
-    assert "put it in LAYERS" in capsys.readouterr().out
+    assert "add the module to LAYERS" in capsys.readouterr().out
     assert main(["--root", str(tmp_path), "--no-layers"]) == 0
 
 

@@ -1,1 +1,1 @@
-"""Whether two revisions compute the same bits: the same small federations in both, checkpoint by checkpoint."""
+"""Compares the results of two revisions bit by bit: it runs the same small federations and compares all checkpoints."""

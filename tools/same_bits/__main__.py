@@ -1,6 +1,6 @@
-"""`python -m tools.same_bits REV_A REV_B`: whether two revisions compute the same bits.
+"""`python -m tools.same_bits REV_A REV_B`: compare the results of two revisions bit by bit.
 
-Runs the same small federations with each revision's own code, and compares every checkpoint and every round's report.
+The tool runs the same small federations with the code of each revision, and compares all checkpoints and round reports.
 The exit code is 0 if all are equal, 1 if anything differs or a federation fails, and 2 for a wrong command line.
 """
 
@@ -33,7 +33,7 @@ Reading = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare two revisions."""
+    """Compare two revisions, and return the exit code."""
     options = _options(arguments)
     if options.list:
         print("\n".join(scenario.name for scenario in SCENARIOS))
@@ -54,14 +54,16 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "python -m tools.same_bits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [scenario.name for scenario in SCENARIOS]
-    parser.add_argument("revisions", nargs="*", metavar="REV", help="two commits; `.` is the working tree as it is")
+    parser.add_argument("revisions", nargs="*", metavar="REV", help="two commits; `.` is the current working tree")
     parser.add_argument(
-        "--only", action="append", metavar="NAME", choices=names, help="this scenario; again for others"
+        "--only", action="append", metavar="NAME", choices=names, help="run only this scenario; repeat for more"
     )
-    parser.add_argument("--list", action="store_true", help="name the scenarios, and do nothing")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="federations at once (default: 2)")
+    parser.add_argument("--list", action="store_true", help="list the scenarios and exit")
     parser.add_argument(
-        "--keep", type=Path, metavar="FOLDER", help="leave runs, logs and what was compared in a new folder"
+        "--jobs", type=int, default=2, metavar="N", help="number of federations to run at once (default: 2)"
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep the runs, logs and compared values in this new folder"
     )
     parser.add_argument(
         "--renamed",
@@ -69,7 +71,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         type=_pair,
         metavar="OLD=NEW",
-        help="names in keys of A as B has them, such as `contributions[].num_examples=contributions[].examples`",
+        help="a key's name in A and in B, such as `contributions[].num_examples=contributions[].examples`; repeatable",
     )
     options = parser.parse_args(arguments)
     if not options.list and len(options.revisions) != len(SIDES):
@@ -84,7 +86,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _pair(text: str) -> tuple[str, str]:
     old, separator, new = text.partition("=")
     if not (old and separator and new) or old.count("[]") != new.count("[]"):
-        raise argparse.ArgumentTypeError(f"expected OLD=NEW with as many [] on both sides, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected OLD=NEW with the same number of [] on both sides, got {text!r}")
     return old, new
 
 
@@ -125,7 +127,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> int:
             problems = [*comparing.summarized(comparison.differences), *_unlike(scenario, seen)]
             num_different += bool(problems)
             accepted.update(comparison.accepted)
-            print(_told(scenario, pair, problems), flush=True)
+            print(_summary(scenario, pair, problems), flush=True)
     for change, count in accepted.items():
         print(f"changed by {change.since}: {change.names}, {count} values: {change.why}")
     what = "all equal" if not num_different else f"{num_different} differ"
@@ -134,13 +136,13 @@ def _compare(options: argparse.Namespace, folder: Path) -> int:
 
 
 def _chosen(only: Sequence[str] | None, files: Sequence[Path]) -> list[Scenario]:
-    """The scenarios that were asked for, of those that both revisions have the keys for."""
+    """Return the requested scenarios whose configuration keys both revisions have."""
     chosen = []
     for scenario in SCENARIOS:
         if not only or scenario.name in only:
             missing = {key for one in files for key in lacking(one, scenario.needs)}
             if missing:
-                print(f"{scenario.name}: left out: not in both: {', '.join(sorted(missing))}", flush=True)
+                print(f"{scenario.name}: skipped: keys missing in a revision: {', '.join(sorted(missing))}", flush=True)
             else:
                 chosen.append(scenario)
     return chosen
@@ -150,7 +152,7 @@ def _chosen(only: Sequence[str] | None, files: Sequence[Path]) -> list[Scenario]
 def _running(
     chosen: Sequence[Scenario], files: Sequence[Path], folder: Path, jobs: int
 ) -> Iterator[Mapping[tuple[str, str], Future[Reading]]]:
-    """All federations, some at once; those that haven't ended are stopped at the end."""
+    """Run all federations, up to `jobs` at once. On exit, stop the federations that have not ended."""
     with ExitStack() as stack:
         nurseries = {side: stack.enter_context(Nursery(one)) for side, one in zip(SIDES, files, strict=True)}
         pool = ThreadPoolExecutor(jobs)
@@ -162,7 +164,7 @@ def _running(
             }
         finally:
             for nursery in nurseries.values():
-                nursery.close()  # whoever waits for one of its processes is told so
+                nursery.close()  # raises an error in threads that wait for one of its processes
             pool.shutdown(cancel_futures=True)
 
 
@@ -174,7 +176,7 @@ def _run(scenario: Scenario, nursery: Nursery, folder: Path) -> Reading:
 
 
 def _unlike(scenario: Scenario, seen: Mapping[tuple[str, str], Reading]) -> list[str]:
-    """Where a scenario's checkpoints aren't those of the one that it has to be the same as, within a revision."""
+    """Return the differences of a scenario's checkpoints from those of its `same_as` scenario, for each revision."""
     problems = []
     for side in SIDES:
         mine, other = seen[scenario.name, side], seen.get((scenario.same_as, side))
@@ -184,7 +186,7 @@ def _unlike(scenario: Scenario, seen: Mapping[tuple[str, str], Reading]) -> list
     return problems
 
 
-def _told(scenario: Scenario, pair: Sequence[Reading], problems: Sequence[str]) -> str:
+def _summary(scenario: Scenario, pair: Sequence[Reading], problems: Sequence[str]) -> str:
     a = pair[0]
     counts = f"{len(a['files'])} files, {len(a['rounds'])} rounds"
     if not problems:
@@ -194,7 +196,7 @@ def _told(scenario: Scenario, pair: Sequence[Reading], problems: Sequence[str]) 
 
 def _stop(*_: object) -> None:
     for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)  # what was started is put away, however often one asks
+        signal.signal(number, signal.SIG_IGN)  # the cleanup must not be interrupted
     raise KeyboardInterrupt
 
 

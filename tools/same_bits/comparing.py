@@ -1,4 +1,4 @@
-"""What differs between two readings, and what of it may."""
+"""Compares two readings, and separates expected differences from unexpected ones."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Change:
-    """What a commit changed on purpose: it may differ where that commit is in the later revision alone."""
+    """An intended change of a commit. A difference is expected if only the later revision contains the commit."""
 
     names: str
-    """In keys, such as `contributions[].norm`; `[]` is any item."""
+    """The names in the keys of changed values, such as `contributions[].norm`; `[]` stands for any item."""
     since: str
     """The commit."""
     why: str
     within: float | None = None
-    """How far values may be apart, as a share of the larger one; None if they are in the later revision alone."""
+    """The maximum difference as a share of the larger value; None for values that only the later revision has."""
 
 
 _POOLED, _SUMMED = "8533a08", "965226c"
 _LAST_BITS = 1e-12
 CHANGES = (
-    Change("report.discarded", "cf6e3e0", "components that stay as they were are reported"),
-    Change("contributions[].counted_examples", "64a100e", "what examples are bounded to is reported"),
-    Change("report.warnings", "d76e8f2", "what makes a result doubtful is reported"),
-    Change("received_reports", _POOLED, "what a metric was taken over is reported"),
-    Change("trained_reports", _POOLED, "what a metric was taken over is reported"),
-    Change("measured", _POOLED, "what a metric was taken over is in the results"),
-    Change("trained_metrics.f1", _POOLED, "it is of all clients' rows together, no longer their mean", within=1.0),
-    Change("pearson", _POOLED, "it is of sums, no longer SciPy's", within=_LAST_BITS),
-    Change("results.stsb", _POOLED, "they are of pearson", within=_LAST_BITS),
-    Change("pearson", _SUMMED, "it is of whole numbers, no longer floats", within=_LAST_BITS),
-    Change("results.stsb", _SUMMED, "they are of pearson", within=_LAST_BITS),
+    Change("report.discarded", "cf6e3e0", "reports list the components that were discarded"),
+    Change("contributions[].counted_examples", "64a100e", "reports have the limited number of examples"),
+    Change("report.warnings", "d76e8f2", "reports have warnings about doubtful results"),
+    Change("received_reports", _POOLED, "reports have the examples and clients of each metric"),
+    Change("trained_reports", _POOLED, "reports have the examples and clients of each metric"),
+    Change("measured", _POOLED, "results have the examples and clients of each metric"),
+    Change("trained_metrics.f1", _POOLED, "F1 is computed over all clients' rows, no longer averaged", within=1.0),
+    Change("pearson", _POOLED, "Pearson correlation is computed from sums, no longer by SciPy", within=_LAST_BITS),
+    Change("results.stsb", _POOLED, "the results of stsb are Pearson correlations", within=_LAST_BITS),
+    Change("pearson", _SUMMED, "Pearson correlation is computed from integers, no longer floats", within=_LAST_BITS),
+    Change("results.stsb", _SUMMED, "the results of stsb are Pearson correlations", within=_LAST_BITS),
 )
-"""What the scenarios show of these commits, and nothing else, may differ."""
+"""The expected differences in the scenarios. All other differences are unexpected."""
 RENAMED: tuple[tuple[str, str], ...] = ()
-"""Names in keys as the earlier revision has them and as the later one does, with as many `[]`."""
+"""Pairs of names in keys, as in the earlier and the later revision, with the same number of `[]`."""
 
 ABSENT = object()
-"""In place of a value that one side doesn't have."""
+"""Stands for a value that one side does not have."""
 MOST_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that isn't the same in both."""
+    """A key with its values in both readings."""
 
     key: str
     a: object
@@ -57,11 +57,11 @@ class Difference:
 
     @property
     def is_none(self) -> bool:
-        """Whether both are the same to the last bit, and of one type: 1 isn't 1.0, and NaN is NaN."""
+        """Whether both values have the same type and bits: 1 differs from 1.0, and NaN equals NaN."""
         return self.a is not ABSENT and self.b is not ABSENT and json.dumps(self.a) == json.dumps(self.b)
 
     def is_by(self, change: Change) -> bool:
-        """Whether it is what a change says."""
+        """Return whether a change explains the difference."""
         if not _pattern(change.names).search(self.key):
             return False
         if change.within is None:
@@ -81,12 +81,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of comparing."""
+    """The result of a comparison."""
 
     differences: Sequence[Difference]
-    """What differs and shouldn't."""
+    """The unexpected differences."""
     accepted: Mapping[Change, int]
-    """What may differ, and in how many values it does."""
+    """The number of differing values for each expected change."""
 
 
 def compare(
@@ -99,10 +99,10 @@ def compare(
     """Compare two readings, key by key.
 
     Args:
-        a: of the earlier revision.
-        b: of the later one.
-        renamed: what keys are called in both, as `RENAMED`.
-        changes: what may differ.
+        a: the reading of the earlier revision.
+        b: the reading of the later revision.
+        renamed: the renamed keys, in the format of `RENAMED`.
+        changes: the expected changes.
     """
     mine = {_renamed(key, renamed): value for key, value in flattened(a)}
     theirs = dict(flattened(b))
@@ -119,7 +119,7 @@ def compare(
 
 
 def summarized(differences: Sequence[Difference]) -> list[str]:
-    """Differences for people: of those whose keys differ in numbers alone, the first, and how many there are."""
+    """Return differences as text. Keys that differ only in numbers are grouped: the first one, and their count."""
     alike: dict[str, list[Difference]] = {}
     for one in differences:
         alike.setdefault(re.sub(r"\d+", "0", one.key), []).append(one)
@@ -127,7 +127,10 @@ def summarized(differences: Sequence[Difference]) -> list[str]:
 
 
 def flattened(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested mappings and lists by key: `rounds.1.report.tasks[0].task`. Empty ones are values."""
+    """Yield the values of nested mappings and lists with keys such as `rounds.1.report.tasks[0].task`.
+
+    Empty mappings and lists are values.
+    """
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from flattened(inner, f"{key}.{name}" if key else name)
@@ -139,7 +142,7 @@ def flattened(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _pattern(names: str) -> re.Pattern[str]:
-    """What finds names within a key, `contributions[].norm` in `components[0].contributions[1].norm.x`."""
+    """Return a pattern that finds names in a key: `contributions[].norm` in `components[0].contributions[1].norm.x`."""
     return re.compile(r"(?<![^.])" + re.escape(names).replace(r"\[\]", r"\[(\d+)\]") + r"(?![^.\[])")
 
 

@@ -1,4 +1,4 @@
-"""One scenario as processes on this machine: a server, its clients, and whoever says when they train."""
+"""Runs one scenario as processes on this machine: a server, its clients, and the gates that control their training."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tools.same_bits.processes import Child, FederationError, Nursery
 from tools.same_bits.scenario import Scenario, Turn
 
 LIMIT_S = 600.0
-"""How long a federation may take: many times what it does, for a machine may be busy."""
+"""The maximum duration of a federation in seconds. It is many times the usual one, because the machine may be busy."""
 _GATE = "same_bits_gate"
 _JOINED, _SENT = "run.joined", "update.sent"
-"""What clients log when they have been taken in, and when an update counts."""
+"""The events that clients log when they have joined, and when an update counts."""
 
 
 class Federation:
     """One federation.
 
     Args:
-        scenario: which.
-        nursery: of the revision that it is of.
-        folder: for all that it writes; it is made.
+        scenario: the scenario to run.
+        nursery: starts the processes of the revision.
+        folder: the folder for all output; it is created.
     """
 
     def __init__(self, scenario: Scenario, nursery: Nursery, folder: Path):
@@ -42,10 +42,10 @@ class Federation:
         self._give_up = time.monotonic() + LIMIT_S
 
     def run(self) -> None:
-        """From its beginning to its end; nothing runs then any more.
+        """Run the federation to its end, and stop all its processes.
 
         Raises:
-            FederationError: something failed or took too long; the message has the ends of logs.
+            FederationError: a process failed or took too long; the message has the last lines of the logs.
         """
         self._gates.mkdir(parents=True)
         self._config.write_text(yaml.safe_dump(self._scenario.configuration()), encoding="utf-8")
@@ -65,7 +65,7 @@ class Federation:
             self._until(self._is_over, "all had ended", may_be_over=True)
             self._require_unbroken()
             if unbroken := [name for name in self._scenario.failing if not self._clients[name].exit_code]:
-                raise FederationError(f"{', '.join(unbroken)}: ended without an error, expected one")
+                raise FederationError(f"{', '.join(unbroken)}: expected to end with an error, ended without one")
         finally:
             for child in self._children:
                 child.kill()
@@ -81,7 +81,10 @@ class Federation:
         self._until(lambda: self._address() is not None, "the server listened")
 
     def _address(self) -> str | None:
-        """Where the last server listens; None if it hasn't said so yet: what is there may be an earlier one's."""
+        """Return the address of the last server; None until it has written its address.
+
+        The file may still have the address of an earlier server, so the process id is compared.
+        """
         try:
             announced = json.loads((self.run_dir / "server.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -89,7 +92,7 @@ class Federation:
         return str(announced["address"]) if announced["pid"] == self._servers[-1].pid else None
 
     def _join(self, name: str) -> None:
-        """Start a client, and wait until the server has it."""
+        """Start a client, and wait until it has joined."""
         own = dict(self._scenario.own.get(name, {}))
         if self._scenario.script:
             own["training.trainer"] = f"{_GATE}:Gated"
@@ -100,13 +103,13 @@ class Federation:
         self._until(lambda: self._clients[name].count(_JOINED) > 0, f"client {name} had joined")
 
     def _kill(self) -> None:
-        """Have another server take the place of the one that is killed."""
+        """Kill the server and start another one in its place."""
         port = (self._address() or "").rpartition(":")[2]
         self._servers.pop().kill()
         self._serve("--config", str(self._config), "--port", port)
 
     def _give(self, turn: Turn) -> None:
-        """Give a client its turn, and wait until its update counts; or wait until it could have it."""
+        """Wait until a client is about to train. If the turn trains, open its gate and wait until its update counts."""
         self._until(self._gate(turn, "reached").exists, f"{turn} was about to train")
         if turn.trains:
             client = self._clients[turn.client]
@@ -121,20 +124,20 @@ class Federation:
         return all(child.exit_code is not None for child in self._children)
 
     def _require_unbroken(self) -> None:
-        """Check that nothing has ended with an error that shouldn't have.
+        """Check that no process has failed unexpectedly.
 
         Raises:
-            FederationError: something has; with the end of its log.
+            FederationError: a process has failed; the message has the last lines of its log.
         """
         failing = self._scenario.failing
         if failed := [child for child in self._children if child.exit_code and child.name not in failing]:
             raise FederationError("\n".join(child.tail() for child in failed))
 
     def _until(self, condition: Callable[[], bool], what: str, *, may_be_over: bool = False) -> None:
-        """Wait for something, as long as nothing has ended that shouldn't have.
+        """Wait for a condition.
 
         Raises:
-            FederationError: it has, or it takes too long.
+            FederationError: a process failed unexpectedly, the run was over, or the wait took too long.
         """
         while not condition():
             self._require_unbroken()
@@ -142,5 +145,5 @@ class Federation:
                 raise FederationError(f"the run was over before {what}\n{self._servers[-1].tail()}")
             if time.monotonic() > self._give_up:
                 tails = "\n".join(child.tail() for child in self._children)
-                raise FederationError(f"{LIMIT_S:.0f} s went by before {what}\n{tails}")
+                raise FederationError(f"timed out after {LIMIT_S:.0f} s, before {what}\n{tails}")
             time.sleep(0.05)

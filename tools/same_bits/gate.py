@@ -1,7 +1,8 @@
-"""A trainer that waits for its turn: a plug-in for clients whose updates have to come in one order.
+"""A trainer plug-in that waits for its turn, for clients whose updates must arrive in a given order.
 
-It is copied into the folder in which clients run. `SAME_BITS_GATES` names another; in a round N for which that has a
-file `CLIENT-N.shut`, training writes `CLIENT-N.reached` there and begins when `CLIENT-N.open` is there too.
+The file is copied into the folder in which the clients run. `SAME_BITS_GATES` names the folder of the gates. If that
+folder has the file `CLIENT-N.shut`, training for round N writes `CLIENT-N.reached` and starts when `CLIENT-N.open`
+exists.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Gated(Trainer):
     def train(
         self, model: Any, rows: Any, round_: int, *, should_stop: Callable[[], bool] = _never, **others: Any
     ) -> TrainingResult:
-        """A round's training, once its gate is open."""
+        """Wait until the round's gate is open, then train."""
         gate = Path(os.environ["SAME_BITS_GATES"], f"{os.environ['SAME_BITS_CLIENT']}-{round_}")
         if gate.with_suffix(".shut").exists():
             gate.with_suffix(".reached").touch()

@@ -1,10 +1,10 @@
-"""A process that has imported what servers and clients need of others' packages, and forks them off itself.
+"""A process that imports the third-party packages of servers and clients, and forks servers and clients from itself.
 
-The imports take some seconds of a processor, most of what so small a federation takes. FedMTL's own modules aren't
-among them: each process imports those itself, of the revision that `PYTHONPATH` names.
+The imports take several CPU seconds, which is most of the time of a small federation. Each forked process imports
+FedMTL's own modules itself, from the revision that `PYTHONPATH` names.
 
-It is run as a script. A line of JSON on standard input is a request, and the next line on standard output its answer;
-see `tools.same_bits.processes`. With the end of its input it ends its processes, and itself.
+This file runs as a script. Each line of JSON on standard input is a request, and the next line on standard output is
+its answer; see `tools.same_bits.processes`. At the end of its input the script kills its processes and exits.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ PRELOADED = (
 
 
 def become(module: str, arguments: Sequence[str], environment: Mapping[str, str], folder: str, log: str) -> None:
-    """In a new process: be what `python -m module` would be there, with its output in a file."""
-    multiprocessing.current_process().name = "MainProcess"  # to transformers, others are a data loader's
+    """Run a module in a new process as `python -m module` would, with its output in a file."""
+    multiprocessing.current_process().name = "MainProcess"  # transformers takes other names for a data loader's worker
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(folder)
     os.environ.update(environment)
-    setproctitle(shlex.join([sys.executable, "-m", module, *arguments]))  # what `ps` shows
+    setproctitle(shlex.join([sys.executable, "-m", module, *arguments]))  # the name that `ps` shows
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def answer(request: Mapping[str, Any], processes: list[ForkProcess]) -> Mapping[str, Any]:
-    """Do what a request says.
+    """Carry out a request and return the answer.
 
     Args:
-        request: `start`, what `become` takes; or the number of a process to `poll` or to `kill`.
-        processes: all that were started, by number.
+        request: `start` with the arguments of `become`, or `poll` or `kill` with the number of a process.
+        processes: the started processes by number.
     """
     if "start" in request:
         process = multiprocessing.get_context("fork").Process(target=become, kwargs=request["start"])
@@ -72,9 +72,9 @@ def answer(request: Mapping[str, Any], processes: list[ForkProcess]) -> Mapping[
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever an import prints is no answer
+    os.dup2(2, 1)  # output of imports must not mix with the answers
     for name in PRELOADED:
         import_module(name)
     processes: list[ForkProcess] = []

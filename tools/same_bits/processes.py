@@ -1,4 +1,4 @@
-"""Servers and clients of one revision as processes that start at once, and that end with whoever started them."""
+"""Starts servers and clients of one revision without import time, as processes that end together with their parent."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ DETERMINISTIC = {
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",
 }
-"""Environment of all processes: sums in one order, hashes of one seed, nothing from elsewhere."""
+"""The environment of all processes: fixed order of sums, fixed hash seed, no downloads."""
 TAIL_LINES = 15
 
 
 class FederationError(Exception):
-    """A federation didn't come to its end."""
+    """A federation failed or did not finish."""
 
 
 class Nursery:
-    """Starts the modules of one revision.
+    """Starts modules of one revision.
 
     Args:
-        revision: folder with its files.
+        revision: the folder with the revision's files.
     """
 
     def __init__(self, revision: Path):
@@ -46,7 +46,7 @@ class Nursery:
             text=True,
             env={**os.environ, **DETERMINISTIC, "PYTHONPATH": paths},
             cwd=revision,
-            start_new_session=True,  # Ctrl-C is for us, and its input ends with us
+            start_new_session=True,  # Ctrl-C reaches only this process; the nursery ends when its input ends
         )
 
     def __enter__(self) -> Nursery:
@@ -56,7 +56,7 @@ class Nursery:
         self.close()
 
     def close(self) -> None:
-        """End all its processes; whoever still asks for one of them is told so."""
+        """End all processes of the nursery. Later requests raise an error."""
         with self._lock:
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -65,14 +65,14 @@ class Nursery:
     def start(
         self, name: str, module: str, arguments: Sequence[str], folder: Path, environment: Mapping[str, str]
     ) -> Child:
-        """Run a module as `python -m` does.
+        """Run a module like `python -m`.
 
         Args:
-            name: of the process, and of its log, `NAME.log` in the folder.
-            module: what to run.
-            arguments: its command line.
-            folder: in which it runs.
-            environment: added to this process's own.
+            name: the name of the process; its log is `NAME.log` in the folder.
+            module: the module to run.
+            arguments: the module's command line.
+            folder: the working directory.
+            environment: variables added to the nursery's environment.
         """
         log = folder / f"{name}.log"
         parts = {"module": module, "arguments": list(arguments), "environment": dict(environment)}
@@ -80,10 +80,10 @@ class Nursery:
         return Child(self, started["number"], started["pid"], name, log)
 
     def ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Have a request answered; see `tools.same_bits.nursery`.
+        """Send a request and return the answer; see `tools.same_bits.nursery`.
 
         Raises:
-            FederationError: nobody answers.
+            FederationError: the nursery has ended.
         """
         with self._lock:
             assert self._process.stdin is not None
@@ -92,7 +92,7 @@ class Nursery:
                 self._process.stdin.write(json.dumps(request) + "\n")
                 self._process.stdin.flush()
                 line = self._process.stdout.readline()
-            except (BrokenPipeError, ValueError):  # the other end is closed, or this one
+            except (BrokenPipeError, ValueError):  # either end of the pipe is closed
                 line = ""
         if not line:
             raise FederationError(f"{NURSERY.name} ended with exit code {self._process.wait(60)}")
@@ -102,7 +102,7 @@ class Nursery:
 
 @dataclass(frozen=True)
 class Child:
-    """A process of a nursery's."""
+    """A process started by a nursery."""
 
     nursery: Nursery
     number: int
@@ -112,24 +112,24 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; -N if signal N ended it."""
+        """The exit code; None while the process runs, -N if signal N ended it."""
         code: int | None = self.nursery.ask({"poll": self.number})["exit_code"]
         return code
 
     def kill(self) -> None:
-        """SIGKILL, and the end of it."""
+        """Kill the process with SIGKILL, and wait for its end."""
         self.nursery.ask({"kill": self.number})
 
     def count(self, event: str) -> int:
-        """How often it has logged an event."""
-        return self._said().count(f" {event} ")
+        """Return how often the process has logged an event."""
+        return self._log_text().count(f" {event} ")
 
     def tail(self) -> str:
-        """The last lines of its log."""
-        lines = self._said().splitlines()[-TAIL_LINES:]
+        """Return the last lines of the process's log."""
+        lines = self._log_text().splitlines()[-TAIL_LINES:]
         return "\n".join(
-            [f"{self.name} (exit code {self.exit_code}), the end of its log:", *(f"    {x}" for x in lines)]
+            [f"{self.name} (exit code {self.exit_code}), last lines of its log:", *(f"    {x}" for x in lines)]
         )
 
-    def _said(self) -> str:
+    def _log_text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as values that can be compared: digests of its files, reports of its rounds."""
+"""Reads the output of a run as comparable values: digests of its files and reports of its rounds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ IGNORED = {
     "duration_s": "a duration",
     "aggregation_s": "a duration",
     "update_id": "random",
-    "reason": "words for people; its code is compared",
+    "reason": "text; the code is compared instead",
 }
-"""Keys that are left out, wherever they are, and why."""
+"""The keys that are ignored at any place, with the reasons."""
 
 OF_A_KILLED_SERVER = ("bytes_received", "bytes_sent")
-"""Keys of reports that are left out where a server is killed: what the next one is sent again depends on the moment."""
+"""The report keys that are ignored if a server was killed: repeated transfers depend on the time of the kill."""
 
 _ROUNDS = "SELECT round, purpose, outcome, cohort, report, checkpoint FROM rounds ORDER BY round"
 _UPDATES = (
@@ -31,11 +31,11 @@ _METRICS = "SELECT round, task, name, value, num_clients FROM metrics ORDER BY r
 
 
 def read(folder: Path, *, killed: bool = False) -> dict[str, Any]:
-    """What is compared of a federation's folder: `files`, `rounds`, `updates`, `metrics`, `results`.
+    """Read the values to compare from a federation's folder: `files`, `rounds`, `updates`, `metrics`, `results`.
 
     Args:
-        folder: that has the run's, `run`, and those in which clients keep what is their own.
-        killed: whether a server was killed in it.
+        folder: the folder with the run folder `run` and the clients' state folders.
+        killed: whether a server was killed in the run.
     """
     ignored = {*IGNORED, *(OF_A_KILLED_SERVER if killed else ())}
     run_dir = folder / "run"
@@ -59,12 +59,12 @@ def read(folder: Path, *, killed: bool = False) -> dict[str, Any]:
 
 
 def checkpoints(reading: Mapping[str, Any]) -> dict[str, str]:
-    """The digests of a run's checkpoints."""
+    """Return the digests of a run's checkpoints by file."""
     return {name: value for name, value in reading["files"].items() if name.startswith("run/")}
 
 
 def digest(path: Path, run_id: str) -> str:
-    """SHA-256 of a safetensors file, but for its metadata's order and the run's id there, which are random."""
+    """Return the SHA-256 of a safetensors file without the random parts: the metadata's order, and the run id in it."""
     content = path.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
@@ -74,7 +74,7 @@ def digest(path: Path, run_id: str) -> str:
 
 
 def digest_of(reading: Mapping[str, Any]) -> str:
-    """SHA-256 of all that was read."""
+    """Return the SHA-256 of a whole reading."""
     return hashlib.sha256(json.dumps(reading, sort_keys=True).encode()).hexdigest()
 
 
@@ -85,7 +85,7 @@ def _rows(history: sqlite3.Connection, query: str) -> list[dict[str, Any]]:
 
 
 def _value(cell: object) -> object:
-    """A cell, read where it is JSON of several values."""
+    """Return a cell's value, parsed if it is a JSON object or array."""
     return json.loads(cell) if isinstance(cell, str) and cell[:1] in ("{", "[") else cell
 
 

@@ -1,4 +1,4 @@
-"""Revisions as folders: git worktrees that are there for a while."""
+"""Checks out revisions into folders, as temporary git worktrees."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 HERE = "."
-"""Names the working tree as it is, in place of a revision."""
+"""The name of the current working tree, used in place of a revision."""
 
 
 class UnknownRevisionError(Exception):
-    """Git knows no such commit."""
+    """Git does not know the commit."""
 
 
 def commit_of(revision: str) -> str:
-    """The commit that a revision is by now; `HERE` is itself.
+    """Return the commit that a revision names now; `HERE` stays `HERE`.
 
     Raises:
-        UnknownRevisionError: git knows no such commit.
+        UnknownRevisionError: git does not know the revision.
     """
     if revision == HERE:
         return HERE
     commit = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}").strip()
     if not commit:
-        raise UnknownRevisionError(f"git knows no commit {revision!r}")
+        raise UnknownRevisionError(f"expected a commit that git knows, got {revision!r}")
     return commit
 
 
 @contextmanager
 def checked_out(commit: str, folder: Path) -> Iterator[Path]:
-    """A commit's files.
+    """Check out a commit's files.
 
     Args:
-        commit: as `commit_of` gives it.
-        folder: where they are put; it is gone afterwards.
+        commit: a commit from `commit_of`.
+        folder: the folder for the files, which is removed afterwards.
     """
     if commit == HERE:
         yield ROOT
@@ -50,12 +50,12 @@ def checked_out(commit: str, folder: Path) -> Iterator[Path]:
 
 
 def is_between(change: str, a: str, b: str) -> bool:
-    """Whether a commit is in one revision and not in another.
+    """Return whether revision `b` contains a commit that revision `a` does not contain.
 
     Args:
         change: the commit.
-        a: the revision that it isn't in, as `commit_of` gives it.
-        b: the one that it is in.
+        a: the earlier revision, from `commit_of`.
+        b: the later revision, from `commit_of`.
     """
     return _has(b, change) and not _has(a, change)
 
@@ -67,11 +67,11 @@ def _has(commit: str, change: str) -> bool:
 
 
 def lacking(files: Path, keys: Iterable[str]) -> list[str]:
-    """The keys of the configuration that a revision doesn't have yet.
+    """Return the configuration keys that a revision does not have yet.
 
     Args:
-        files: the revision's.
-        keys: as the page writes them.
+        files: the folder with the revision's files.
+        keys: the keys, as docs/reference/configuration.md writes them.
     """
     page = (files / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
     return [key for key in keys if f"| `{key}` |" not in page]

@@ -1,4 +1,4 @@
-"""What a scenario is: a federation's configuration, its clients, and in which order their updates come."""
+"""Defines a scenario: a federation's configuration, its clients, and the order of their updates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Settings = Mapping[str, Any]
-"""Values by dotted key of the configuration."""
+"""Configuration values by dotted key."""
 
 BASE: Settings = {
     "model.server_model": "builtin:toy",
@@ -25,23 +25,23 @@ BASE: Settings = {
     "client.num_threads": 1,
     "client.state_dir": "state",
 }
-"""What all scenarios have in common."""
+"""The settings of all scenarios."""
 TASK: Settings = {"train_samples": 64, "val_samples": 32}
-"""What the tasks do."""
+"""The settings of all tasks."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A client's place in a script."""
+    """A step of a script for one client."""
 
     client: str
     round: int
     trains: bool
-    """Whether it trains then; else it is only waited for."""
+    """Whether the client trains in this step; otherwise the script only waits until it is about to train."""
 
     @classmethod
     def of(cls, step: str) -> Turn:
-        """As a script has it: `a1` or `a1?`."""
+        """Parse a step of a script: `a1` or `a1?`."""
         found = re.fullmatch(r"([a-z]+)([0-9]+)(\??)", step)
         if not found:
             raise ValueError(f"expected a step such as a1, a1? or kill, got {step!r}")
@@ -57,39 +57,39 @@ class Scenario:
 
     name: str
     settings: Settings
-    """What is different from `BASE`."""
+    """The settings in addition to `BASE`, or different from it."""
     clients: Mapping[str, str | tuple[str, ...]]
-    """By name, each one's task or tasks. They come in this order, so that the last one opens the first round where
-    quorums are smaller than the tasks' clients."""
+    """The task or tasks of each client by name. Clients join in this order, so that the last one opens the first round
+    where quorums are smaller than the tasks' clients."""
     partition: Mapping[str, Any] | None = None
-    """How the rows of a task's clients differ."""
+    """The partition of a task's rows among its clients."""
     own: Mapping[str, Settings] = field(default_factory=dict)
-    """By client, what is different for it alone."""
+    """The settings that differ for single clients, by client."""
     script: str = ""
-    """In which order updates come: `a1` has client a train for round 1, and waits until its update counts; `a1?` waits
-    until it is about to train; `kill` kills the server and has another one take up the run. In rounds that aren't named
-    here a client trains at once."""
+    """The order of updates. `a1` lets client a train for round 1, and waits until its update counts. `a1?` waits until
+    client a is about to train for round 1. `kill` kills the server, and starts another one that resumes the run. In
+    rounds without a step, a client trains at once."""
     failing: frozenset[str] = frozenset()
-    """The clients that end with an error, as they should."""
+    """The clients that must end with an error."""
     same_as: str = ""
-    """The scenario of the same checkpoints."""
+    """The scenario that must have the same checkpoints."""
     needs: tuple[str, ...] = ()
-    """Keys that older revisions don't have, as docs/reference/configuration.md writes them."""
+    """The keys that older revisions may not have, as docs/reference/configuration.md writes them."""
 
     @property
     def tasks(self) -> dict[str, list[str]]:
-        """By task, its clients."""
+        """The clients of each task."""
         of_client = {client: (names,) if isinstance(names, str) else names for client, names in self.clients.items()}
         tasks = dict.fromkeys(task for names in of_client.values() for task in names)
         return {task: [client for client, names in of_client.items() if task in names] for task in tasks}
 
     @property
     def steps(self) -> list[Turn | None]:
-        """Of the script; None kills the server."""
+        """The steps of the script; None stands for `kill`."""
         return [None if step == "kill" else Turn.of(step) for step in self.script.split()]
 
     def configuration(self) -> dict[str, Any]:
-        """What a configuration file has."""
+        """Return the content of the configuration file."""
         settings: dict[str, Any] = {}
         for task, clients in self.tasks.items():
             own = {**TASK, "data.builtin": task, "min_clients": len(clients)}
@@ -109,7 +109,7 @@ class Scenario:
 
 
 def nested(settings: Settings) -> dict[str, Any]:
-    """The sections that values by dotted key are in."""
+    """Return settings by dotted key as nested sections."""
     sections: dict[str, Any] = {}
     for key, value in settings.items():
         *path, name = key.split(".")

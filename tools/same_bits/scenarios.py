@@ -1,8 +1,9 @@
-"""The federations that two revisions are compared by.
+"""The scenarios for comparing two revisions.
 
-The options of training, sharing, rounds, wire and average are in one of them at least, several together where they can
-be. All train the built-in toy encoder on built-in rows. What they compute depends on nothing but the configuration: a
-round opens when all clients are there, and waits for all of them; where the order of updates matters, a script says it.
+Each option of training, sharing, rounds, wire and aggregation is in at least one scenario, together with others where
+possible. All scenarios train the built-in toy encoder on built-in rows. Their results depend only on the configuration.
+A round opens when all clients have joined, and waits for all of them. If the order of updates matters, a script
+defines it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _SCAFFOLD: Settings = {
 _REFUSING: Settings = {
     "training.num_rounds": 3,
     "robustness.norms": {"action": "refuse", "bound": 2.0, "median_factor": 3.0},
-    "rounds.rejoin_grace_s": 2,  # who is refused is gone, and waited for so long, and longer for its upload
+    "rounds.rejoin_grace_s": 2,  # a refused client ends; the round waits this long for it, and longer for its upload
     "rounds.transfer_timeout_s": 8,
 }
 _REMEMBERING: Settings = {
@@ -47,7 +48,7 @@ _REMEMBERING: Settings = {
     },
     "wire.upload": "topk",
 }
-"""What a server takes from one round to the next: weights, norms, moments, cosines, and a client what it still owes."""
+"""State between rounds: the server's weights, norms, moments and cosines, and the clients' compression errors."""
 _MORE_ROWS: Mapping[str, Settings] = {"b": {"tasks.sst2.train_samples": 320}}
 
 SCENARIOS = (
@@ -105,7 +106,7 @@ SCENARIOS = (
             "training.num_rounds": 3,
             "aggregation.task_weighting": "gradnorm",
             "aggregation.scaling": 2.0,
-            "server.staging_memory_mb": 1,  # some updates lie in files
+            "server.staging_memory_mb": 1,  # some updates are staged in files
         },
         TWO_OF_SST2,
         partition={"dirichlet": 0.5},
@@ -137,7 +138,7 @@ SCENARIOS = (
             "training.num_rounds": 3,
             "aggregation.task_weighting": "famo",
             "rounds.task_selection": "loss",
-            "tasks.sst2.min_clients": 2,  # with these numbers all four are needed
+            "tasks.sst2.min_clients": 2,  # these quorums need all four clients
             "tasks.qqp.min_clients": 1,
             "tasks.stsb.min_clients": 1,
         },

@@ -1,4 +1,4 @@
-"""`python -m tools.shape`: print the figures of the architecture, and fail on one over its limit."""
+"""`python -m tools.shape`: print the figures of the architecture, and fail if a figure exceeds its limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NUM_LARGEST = 8
 
 
 def render(project: Project) -> Iterator[str]:
-    """The lines of the report: every figure beside its limit, then what is the largest."""
+    """Yield the lines of the report: every figure with its limit, then the largest items."""
     yield f"{'figure':<36}{'now':>6}{'limit':>7}"
     for figure in project.figures:
         named = figure.is_over or any(finding.value == figure.value for finding in figure.findings[:1])
@@ -31,27 +31,30 @@ def render(project: Project) -> Iterator[str]:
 
 
 def render_over(figures: Iterable[Figure]) -> Iterator[str]:
-    """Everything that is over a limit, with the reason for the limit."""
+    """Yield the items that exceed a limit, with the reason for the limit."""
     for figure in figures:
         if figure.is_over:
             yield ""
-            yield f"{figure.limit.figure}: {figure.value}, and at most {figure.limit.at_most}. {figure.limit.why}"
+            yield f"{figure.limit.figure}: {figure.value}; the limit is {figure.limit.at_most}. {figure.limit.why}"
             yield from (f"  {finding.value:>4}  {finding.where}" for finding in figure.over)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the figures. 1 if one is over its limit."""
+    """Print the figures; return 1 if a figure exceeds its limit."""
     parser = argparse.ArgumentParser(prog="python -m tools.shape", description=__doc__)
     parser.add_argument("--root", type=Path, default=_ROOT, help="the project's folder")
-    parser.add_argument("--over", action="store_true", help="list everything that is over a limit, and nothing else")
-    parser.add_argument("--no-layers", action="store_true", help="leave out the order of the rooms")
+    parser.add_argument("--over", action="store_true", help="list only the items that exceed a limit")
+    parser.add_argument("--no-layers", action="store_true", help="do not check the order of the layers")
     options = parser.parse_args(arguments)
     project = read_project(options.root, with_layers=not options.no_layers)
     over = [figure for figure in project.figures if figure.is_over]
     for line in render_over(over) if options.over else render(project):
         print(line)
     if over and not options.over:
-        print(f"\n{len(over)} over the limit: `python -m tools.shape --over` lists what and says why", file=sys.stderr)
+        print(
+            f"\n{len(over)} figure(s) over the limit; `python -m tools.shape --over` lists the items and the reasons",
+            file=sys.stderr,
+        )
     return bool(over)
 
 

@@ -1,4 +1,4 @@
-"""The figures that have a limit, and those that are only told, of one project."""
+"""Computes the figures of a project: figures with a limit, and figures for information."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tools.shape.sources import Import, Source, When, imports_among, read_source
 
 @dataclass(frozen=True)
 class Read:
-    """What measures work on."""
+    """The input of the measures."""
 
     sources: Sequence[Source]
     imports: Sequence[Import]
-    rooms: Sequence[Sequence[str]]
-    """Lowest first; each the beginnings of its files' paths."""
+    layers: Sequence[Sequence[str]]
+    """The layers, lowest first; each has the path prefixes of its files."""
 
     @cached_property
     def classes(self) -> list[Definition]:
@@ -38,49 +38,49 @@ class Read:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure beside its limit."""
+    """A figure with its limit."""
 
     limit: Limit
     value: int
     findings: Sequence[Finding]
-    """What it is made of, the largest first."""
+    """The measured items, the largest first."""
 
     @property
     def is_over(self) -> bool:
-        """Whether it is more than it may be."""
+        """Whether the figure exceeds its limit."""
         return self.value > self.limit.at_most
 
     @property
     def over(self) -> Sequence[Finding]:
-        """What has to change: what is over the limit by itself, or else everything that adds up to it."""
+        """The items to change: the items that exceed the limit by themselves, or else all items of the sum."""
         return [finding for finding in self.findings if finding.value > self.limit.at_most] or self.findings
 
 
 @dataclass(frozen=True)
 class Project:
-    """Everything that the report shows."""
+    """The content of the report."""
 
     figures: Sequence[Figure]
     information: Sequence[tuple[str, int]]
-    """Figures without a limit."""
+    """The figures without a limit."""
 
     largest: Sequence[tuple[str, Sequence[str]]]
-    """Tables: a title, and rows of which the first is the largest."""
+    """The tables of the largest items: a title and rows, the largest first."""
 
 
 def read_project(
     root: Path, *, packages: Sequence[str] = PACKAGES, layers: str = LAYERS, with_layers: bool = True
 ) -> Project:
-    """Read these packages of a project and measure them.
+    """Read and measure packages of a project.
 
     Args:
         root: the project's folder.
-        packages: folders in it.
-        layers: the order of its rooms, as LAYERS in `limits.py`.
-        with_layers: whether its imports have to keep that order.
+        packages: the names of the packages' folders.
+        layers: the order of the layers, in the format of LAYERS in `limits.py`.
+        with_layers: whether to check that imports keep the order of the layers.
     """
     sources = read_sources(root, packages)
-    read = Read(sources, imports_among(sources), measures.rooms_in(layers))
+    read = Read(sources, imports_among(sources), measures.parse_layers(layers))
     figures = [_figure(limit, read) for limit in LIMITS if with_layers or limit.figure not in _ORDERED]
     return Project(figures, _information(read), _largest(read))
 
@@ -123,14 +123,14 @@ _MEASURES: dict[str, tuple[Callable[[Read], list[Finding]], Callable[[Sequence[F
     "lines of the median file": (lambda read: measures.file_lengths(read.sources), _median),
     "lines of a function": (lambda read: _by_lines(read.functions), _most),
     "import circles": (lambda read: measures.circles(read.imports), len),
-    "imports upwards": (lambda read: measures.upwards(read.imports, read.rooms), len),
-    "modules in no room": (lambda read: measures.without_room(read.sources, read.rooms), len),
+    "imports upwards": (lambda read: measures.upwards(read.imports, read.layers), len),
+    "modules in no layer": (lambda read: measures.without_layer(read.sources, read.layers), len),
     "imports between server and client": (lambda read: measures.between(read.imports, *APART), len),
     "Any, in all packages": (lambda read: read.any_uses, _sum),
     "Any, in fedmtl_server/access": (_any_in_access, _sum),
     "modules that a file imports": (lambda read: measures.fan_outs(read.imports), _most),
 }
-_ORDERED = ("imports upwards", "modules in no room")
+_ORDERED = ("imports upwards", "modules in no layer")
 
 
 def _information(read: Read) -> list[tuple[str, int]]:
@@ -142,7 +142,7 @@ def _information(read: Read) -> list[tuple[str, int]]:
         ("median function", median_high(lengths) if lengths else 0),
         ("circles over imports for types", len(measures.circles(read.imports, with_types=True))),
         ("imports of the project in functions", sum(each.when is When.CALLED for each in read.imports)),
-        ("rooms' entries without a file", len(measures.unused_entries(read.sources, read.rooms))),
+        ("layers' entries without a file", len(measures.unused_entries(read.sources, read.layers))),
         ("type: ignore", measures.comments(read.sources, "type: ignore")),
         ("noqa and nosec", measures.comments(read.sources, "noqa", "nosec")),
     ]

@@ -1,63 +1,63 @@
-"""What the project holds itself to: one table of limits, and one table that orders the rooms."""
+"""The limits of the project's figures, and the order of its layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 PACKAGES = ("fedmtl_core", "fedmtl_server", "fedmtl_client", "fedmtl_local", "fedmtl_experiment", "benchmarks", "tools")
-"""What is measured: neither tests nor generated code."""
+"""The measured packages: all code except tests and generated code."""
 
 ACCESS = "fedmtl_server/access/"
 MIGRATIONS = "fedmtl_server/storage/migrations/"
 
 APART = ("fedmtl_server/", "fedmtl_client/")
-"""Two packages that never import each other; only the contract and `fedmtl_core` are between them."""
+"""Two packages that never import each other. They share only the contract and `fedmtl_core`."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that a figure may be."""
+    """The maximum of a figure."""
 
     figure: str
     at_most: int
     why: str
     exempt: tuple[str, ...] = ()
-    """Beginnings of the paths that the limit isn't meant for."""
+    """The prefixes of paths that the limit does not apply to."""
 
 
 LIMITS = (
-    Limit("lines of a class", 300, "A class with one job can be read at one sitting."),
-    Limit("methods of a class", 25, "More methods than that serve more than one job."),
+    Limit("lines of a class", 300, "A class with one responsibility can be read in one sitting."),
+    Limit("methods of a class", 25, "A class with more methods has more than one responsibility."),
     Limit(
         "parameters of a constructor",
         8,
-        "A class that needs more is given work to do for others. Written `__init__` methods count, without `self`; "
-        "frozen dataclasses and sections of the configuration are data, and have none.",
+        "A class that needs more parameters does the work of other classes. Written `__init__` methods count, without "
+        "`self`. Frozen dataclasses and configuration sections are data and do not count.",
     ),
-    Limit("lines of a file", 450, "A file has one reason to exist."),
-    Limit("lines of the median file", 110, "Most files fit in two looks."),
+    Limit("lines of a file", 450, "A file has one responsibility."),
+    Limit("lines of the median file", 110, "Most files fit on two screens."),
     Limit(
         "lines of a function",
         60,
-        "A function fits in one look. A migration is one long list of columns, and is never changed.",
+        "A function fits on one screen. Migrations are exempt: each is one long list of columns that never changes.",
         (MIGRATIONS,),
     ),
-    Limit("import circles", 0, "Files in a circle can only be understood, tested and moved together."),
-    Limit("imports upwards", 0, "A lower room knows nothing of those above it: LAYERS has the order."),
-    Limit("modules in no room", 0, "Every module has its place in the order: put it in LAYERS."),
-    Limit("imports between server and client", 0, "They share the contract and fedmtl_core, and nothing else."),
-    Limit("Any, in all packages", 150, "What is `Any` is not checked."),
-    Limit("Any, in fedmtl_server/access", 10, "What decides who may call is checked."),
+    Limit("import circles", 0, "Files that import each other can only be understood, tested and moved together."),
+    Limit("imports upwards", 0, "A lower layer does not import a higher one: LAYERS defines the order."),
+    Limit("modules in no layer", 0, "Every module belongs to a layer: add the module to LAYERS."),
+    Limit("imports between server and client", 0, "They share only the contract and fedmtl_core."),
+    Limit("Any, in all packages", 150, "mypy does not check values of type `Any`."),
+    Limit("Any, in fedmtl_server/access", 10, "mypy must check the code that decides on access."),
     Limit(
         "modules that a file imports",
         20,
-        "Who imports more is where everything meets. The assembly alone is meant for that.",
+        "A file that imports more knows too many parts. Only the assembly of the server needs to know all parts.",
         ("fedmtl_server/assembly.py",),
     ),
 )
 
-# Each line is one room: its package, then its folders and files (`*`: all of it). A file is in the room whose entry is
-# the longest that its path begins with. A room imports from itself and from every line above it, never from one below.
+# Each line is one layer: its package, then its folders and files (`*` stands for all). A file belongs to the layer with
+# the longest entry that is a prefix of the file's path. A layer may import only from itself and from the lines above.
 LAYERS = """
 fedmtl_core        errors.py json_types.py __init__.py
 fedmtl_core        addresses.py identifiers.py logs.py plugins.py randomness.py

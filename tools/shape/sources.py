@@ -1,4 +1,4 @@
-"""The project's Python files, read and parsed, and which of them imports which."""
+"""Reads and parses the project's Python files, and finds the imports among them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class Source:
     """One Python file."""
 
     path: str
-    """From the project's folder on, with slashes."""
+    """The path relative to the project's folder, with slashes."""
 
     text: str
     tree: ast.Module
 
     @property
     def module(self) -> str:
-        """The name it is imported by: `package.module`, and `package` for a package's `__init__.py`."""
+        """The import name: `package.module`, or `package` for a package's `__init__.py`."""
         return self.path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     @property
     def package(self) -> str:
-        """The name that its relative imports start from."""
+        """The package that relative imports of this file start from."""
         return self.module if self.path.endswith("/__init__.py") else self.module.rpartition(".")[0]
 
 
@@ -34,18 +34,18 @@ class When(Enum):
     """When an import happens."""
 
     LOADED = auto()
-    """As the file is."""
+    """When the file is loaded."""
 
     CALLED = auto()
-    """Inside a function."""
+    """When a function is called."""
 
     NEVER = auto()
-    """Under `if TYPE_CHECKING`, for types alone."""
+    """Never: the import is under `if TYPE_CHECKING`, for types alone."""
 
 
 @dataclass(frozen=True)
 class Import:
-    """A file imports another one of the project."""
+    """An import of one file of the project by another."""
 
     importer: str
     imported: str
@@ -54,11 +54,11 @@ class Import:
 
 
 def read_sources(root: Path, packages: Sequence[str]) -> list[Source]:
-    """Every Python file of these packages, in the order of their paths.
+    """Read every Python file of some packages, in the order of the paths.
 
     Raises:
-        FileNotFoundError: if there is no such package, lest it counts as one without a fault.
-        SyntaxError: for a file that isn't Python.
+        FileNotFoundError: a package does not exist; it must not count as a package without faults.
+        SyntaxError: a file is not valid Python.
     """
     sources = []
     for package in packages:
@@ -71,7 +71,7 @@ def read_sources(root: Path, packages: Sequence[str]) -> list[Source]:
 
 
 def imports_among(sources: Sequence[Source]) -> list[Import]:
-    """Every import of one of these files by another: `from package import module` is one of the module."""
+    """Return every import among the files. `from package import module` counts as an import of the module."""
     paths = {source.module: source.path for source in sources}
     return [
         Import(source.path, paths[name], line, when)
@@ -106,7 +106,7 @@ def _import_statements(node: ast.AST, when: When) -> Iterator[tuple[ast.Import |
         inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and when is When.LOADED
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
-                continue  # none is in an expression
+                continue  # an expression has no import statements
             yield from _import_statements(child, When.CALLED if inside else when)
 
 

@@ -253,7 +253,7 @@ def test_encoders_that_differ_are_exported_one_by_one(tmp_path):
 def test_what_clients_keep_for_themselves_is_not_the_servers_to_export(tmp_path):
     shared_otherwise(tmp_path / "run", head="local", norms="local")
     with pytest.raises(
-        UserError, match=r"the clients of qqp keep .* for themselves \(`local`\): the server hasn't got"
+        UserError, match=r"the clients of qqp keep .* for themselves \(`local`\); the server does not have these"
     ):
         export_task(open_run(tmp_path / "run"), "qqp", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -328,9 +328,9 @@ def test_best_and_last_and_numbers_name_rounds(trained, tmp_path):
     assert choose_round(run, "last", None) == 2
     assert choose_round(run, "best", "stsb") == results["stsb"]["best_round"]
     assert choose_round(run, 1, None) == 1
-    with pytest.raises(UserError, match=r"has no checkpoint of round 9; there are 0, 1, 2"):
+    with pytest.raises(UserError, match=r"has no checkpoint of round 9; it has checkpoints of rounds 0, 1, 2"):
         choose_round(run, 9, None)
-    with pytest.raises(UserError, match="`best` is one task's best"):
+    with pytest.raises(UserError, match="`best` needs a task: name it with --task"):
         choose_round(run, "best", None)
     first = load_file(export_all(run, tmp_path / "1", 1).folder / "fedmtl.safetensors")
     second = load_file(export_all(run, tmp_path / "2", 2).folder / "fedmtl.safetensors")
@@ -352,7 +352,7 @@ def test_configuration_and_checkpoint_are_enough(trained, tmp_path):
     export_task(run, "stsb", tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "| stsb | regression | not known | not measured |" in text
-    with pytest.raises(UserError, match="nobody has measured stsb's pearson"):
+    with pytest.raises(UserError, match="no measured or defined value of stsb's metric pearson; try --round last"):
         choose_round(run, "best", "stsb")
     shutil.copy(trained / "results.json", tmp_path / "run")
     assert "pearson" in open_run(tmp_path / "run").metrics["stsb"][0]
@@ -461,10 +461,10 @@ def test_the_command_line_finds_the_run_and_says_what_it_wrote(trained, tmp_path
         (
             ("--task", "sst2", "--run-dir", "RUN", "--round", "7"),
             UserError,
-            "no checkpoint of round 7; there are 0",
+            "no checkpoint of round 7; it has checkpoints of rounds 0",
         ),
         (("--task", "rte", "--run-dir", "RUN", "--round", "best"), UserError, "the run has the tasks sst2, stsb"),
-        (("--task", "sst2", "--run-dir", "nowhere"), StoreError, "nowhere holds no run; see `fedmtl-server runs list`"),
+        (("--task", "sst2", "--run-dir", "nowhere"), StoreError, "nowhere has no run: expected the file run.json"),
         (("--task", "sst2", "--run", "zzz", "--runs-dir", "RUNS"), UserError, "no run 'zzz' in"),
     ],
 )

@@ -164,7 +164,7 @@ def _at(scope, offset, data):
 
 CASES = {
     "unknown task": (header_with(task="cola"), CODE.NOT_FOUND, "expected one of sst2, qqp, got 'cola'"),
-    "another run": (header_with(run_id="other"), CODE.FAILED_PRECONDITION, "the request is for 'other'"),
+    "another run": (header_with(run_id="other"), CODE.FAILED_PRECONDITION, ", got 'other'"),
     "past round": (header_with(base_round=0), CODE.ABORTED, "for round 0, but the run is at round 1 (open)"),
     "future round": (header_with(base_round=2), CODE.ABORTED, "for round 2, but the run is at round 1 (open)"),
     "outside the cohort": (header_with(client_id="x"), CODE.ABORTED, "'x' is not in the cohort of round 1"),
@@ -324,7 +324,7 @@ async def test_an_upload_that_goes_on_from_what_is_not_staged_is_told_to_ask_aga
         await client.watch()
         header, data = await client.get_slice()
         messages = component_with(start_offset=40)(client.update(header, data))
-        with pytest.raises(grpc.aio.AioRpcError, match="ask QueryUpload again") as refusal:
+        with pytest.raises(grpc.aio.AioRpcError, match="call QueryUpload again") as refusal:
             await client.push(messages)
         assert refusal.value.code() is CODE.UNAVAILABLE
 
@@ -350,7 +350,7 @@ async def test_a_query_with_a_malformed_id_is_refused(fields, tmp_path):
     async with serving(tmp_path, tiny_model("sst2")) as server, WireClient(server, "a", "sst2") as client:
         with pytest.raises(grpc.aio.AioRpcError, match="expected 1 to 64 letters"):
             await client.stub.QueryUpload(pb.QueryUploadRequest(**fields))
-        with pytest.raises(grpc.aio.AioRpcError, match="this server's run is"):
+        with pytest.raises(grpc.aio.AioRpcError, match="run_id: expected this server's run"):
             await client.stub.QueryUpload(pb.QueryUploadRequest(run_id="x", client_id="a", update_id="b"))
 
 
@@ -519,8 +519,8 @@ SLICES = {
     "unknown task": ({"task": "cola"}, CODE.NOT_FOUND, "expected one of sst2, got 'cola'"),
     "neither": ({"task": ""}, CODE.INVALID_ARGUMENT, "either a task or all_tasks, got neither"),
     "both": ({"all_tasks": True}, CODE.INVALID_ARGUMENT, "either a task or all_tasks, got both"),
-    "another run": ({"run_id": "other"}, CODE.FAILED_PRECONDITION, "the request is for 'other'"),
-    "another round": ({"round": 7}, CODE.ABORTED, "wanted for round 7, but the run is at round 1"),
+    "another run": ({"run_id": "other"}, CODE.FAILED_PRECONDITION, ", got 'other'"),
+    "another round": ({"round": 7}, CODE.ABORTED, "requested for round 7, but the run is at round 1"),
 }
 
 
@@ -563,7 +563,7 @@ async def test_a_client_id_taken_up_by_another_process_ends_the_first_ones_strea
                 while True:
                     await first.event()
             assert ended.value.code() is CODE.ALREADY_EXISTS
-            assert "another process watches as client 'a'" in ended.value.details()
+            assert "another process has connected as client 'a'" in ended.value.details()
             assert [client.connected for client in server.federation.status().clients] == [True]
 
 
@@ -573,7 +573,7 @@ async def test_a_watcher_that_never_reads_is_cut_off_and_costs_no_more(tmp_path)
         await anext(events)
         for _ in range(MAX_UNREAD_EVENTS + 10):
             server.federation._driver.audience.publish(EventKind.WAITING)
-        with pytest.raises(LimitExceededError, match="256 events are unread"):
+        with pytest.raises(LimitExceededError, match="left more than 256 events unread; call WatchRounds again"):
             for _ in range(MAX_UNREAD_EVENTS + 10):
                 await anext(events)
         assert len(server.federation._driver.audience) == 0

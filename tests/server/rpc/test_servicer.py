@@ -37,7 +37,7 @@ async def test_while_the_database_is_away_an_update_is_to_come_back_and_counts_w
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await client.push(update)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert caught.value.details() == "the run's history can't be read just now; send the update again"
+        assert caught.value.details() == "the run's history can't be read at the moment; send the update again"
         (line,) = [line for line in logs if line["event"] == "history.unreadable"]
         assert "connection refused" in line["reason"]
         assert (await client.push(update)).outcome == pb.OUTCOME_ACCEPTED

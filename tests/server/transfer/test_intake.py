@@ -223,7 +223,7 @@ async def test_an_update_of_an_earlier_round_is_refused_by_the_history(tmp_path)
 async def test_while_the_history_is_away_what_came_is_kept_for_a_retry(tmp_path):
     rounds = Rounds()
     intake, staging = made(tmp_path, rounds, away=True)
-    with pytest.raises(UnavailableError, match="history can't be read just now"):
+    with pytest.raises(UnavailableError, match="history can't be read at the moment"):
         await receive(intake, rounds)
     assert rounds.transfers.offsets("a", "u") == {"shared": 160}
     staging.close()

@@ -52,7 +52,7 @@ def expected(place, encoding="float32"):
 
 async def read(staging, updates):
     """All blocks of 10 elements of all components: by client id and scope."""
-    await staging.hold(updates.values())
+    await staging.pin(updates.values())
     blocks = StagedBlocks(updates, staging.spool)
     blocks.require_whole()
     return {
@@ -108,7 +108,7 @@ async def test_updates_that_are_held_do_not_make_room_for_others(tmp_path):
     updates = [await staged(staging, place) for place in range(2)]
     for one in updates:
         await accumulated(staging, one)
-    await staging.hold(updates)
+    await staging.pin(updates)
     waiting = asyncio.create_task(staged(staging, 2))
     await asyncio.sleep(0.05)
     assert not waiting.done()

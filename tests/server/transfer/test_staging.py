@@ -140,7 +140,7 @@ async def test_a_kept_component_is_not_used_again_until_it_is_taken_back(tmp_pat
     one = await staged(staging, 0, value=3)
     components = await staging.load(one)
     kept = components["shared"]
-    staging.release(one, components, kept={"shared"})
+    staging.release(one, components, kept_scopes={"shared"})
     for place in (1, 2):
         assert all(buffer is not kept.buffer for buffer in (await staged(staging, place, value=8)).buffers.values())
     assert kept.views()["a"].eq(3).all()
@@ -298,7 +298,7 @@ async def test_a_disk_without_room_refuses_those_that_wait_and_keeps_what_is_the
     staging = area(tmp_path, updates=2)
     complete = [await staged(staging, place) for place in (1, 2)]
     monkeypatch.setattr("pathlib.Path.open", full)
-    with pytest.raises(UnavailableError, match=r"no room to stage an update: No space left"):
+    with pytest.raises(UnavailableError, match=r"no memory or disk space for an update: No space left"):
         await staging.make_room(update(3))
     assert all(one.buffers for one in complete)
 
