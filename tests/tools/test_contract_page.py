@@ -1,4 +1,4 @@
-"""The reference page: from the proto's comments, all of it, with links that lead somewhere."""
+"""The reference page: it has every comment of the proto, and all its links have targets."""
 
 import re
 
@@ -31,6 +31,12 @@ service Answering {
 message Question {
   // Words | phrases,
   // at most `MOOD_GOOD`.
+  //
+  // Not:
+  //
+  // * names,
+  // * numbers,
+  //   in digits.
   repeated string words = 1;
   map<string, Mood> moods = 2;
   optional Mood mood = 3;
@@ -63,7 +69,10 @@ def test_comments_become_prose_with_headings_lists_and_links(small):
 
 
 def test_fields_become_tables_with_their_types(small):
-    assert "| 1 | `words` | repeated `string` | Words \\| phrases, at most [`MOOD_GOOD`](#mood). |" in small
+    assert (
+        "| 1 | `words` | repeated `string` | Words \\| phrases, at most [`MOOD_GOOD`](#mood)."
+        "<br><br>Not:<br>• names,<br>• numbers, in digits. |"
+    ) in small
     assert "| 2 | `moods` | map of `string` to [`Mood`](#mood) |  |" in small
     assert "| 3 | `mood` | optional [`Mood`](#mood) |  |" in small
     assert "| 4 | `yes` | `bool` | One of `rest`. One. |" in small
