@@ -63,7 +63,7 @@ async def test_a_stream_without_a_message_is_its_handlers_to_refuse():
 async def test_a_malformed_opening_message_is_its_handlers_to_refuse():
     call = opened(UPLOAD, b"\xff\xff\xff")
     assert call.opening is None
-    with pytest.raises(MalformedStreamError, match="3 bytes that are no PushUpdateRequest"):
+    with pytest.raises(MalformedStreamError, match="expected a PushUpdateRequest, got 3 other bytes"):
         await anext(call.request)
 
 
