@@ -87,7 +87,7 @@ def test_a_unary_call_is_a_stream_of_bytes_that_nobody_reads():
     assert handler.request_deserializer is None
 
 
-@pytest.mark.parametrize(("messages", "text"), [([], "got none"), ([b"1", b"2"], "got another behind it")])
+@pytest.mark.parametrize(("messages", "text"), [([], "got none"), ([b"1", b"2"], "got another after it")])
 async def test_a_unary_call_brings_one_request(messages, text):
     with pytest.raises(MalformedStreamError, match=text):
         await first_message(UNARY, aiter_of(messages))

@@ -189,7 +189,12 @@ IMPOSSIBLE = {
     "more correct": ("qqp", {}, counts(correct=[5, 4]), "correct: class 0: expected at most 4, the smaller of"),
     "counts of scores": ("stsb", {}, counts(), "class_counts: expected none, because the task stsb is a regression"),
     "moments of classes": ("qqp", {}, moments(), "moments: expected none, because the task qqp is a classification"),
-    "moments of other rows": ("stsb", {}, moments(num_examples=3), "num_examples: expected 10, as in num_eval_examples"),
+    "moments of other rows": (
+        "stsb",
+        {},
+        moments(num_examples=3),
+        "num_examples: expected 10, as in num_eval_examples",
+    ),
     "NaN sum": ("stsb", {}, moments(num_examples=10, sum_x=NAN), "sum_x: expected a number from -1e+200 to 1e+200"),
     "infinite sum": ("stsb", {}, moments(num_examples=10, sum_yy=INF), "sum_yy: expected a number from 0 to 1e+200"),
     "negative square": ("stsb", {}, moments(num_examples=10, sum_xx=-1), "sum_xx: expected a number from 0 to 1e+200"),

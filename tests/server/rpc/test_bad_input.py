@@ -271,7 +271,7 @@ CASES = {
         CODE.INVALID_ARGUMENT,
         "expected a chunk after the header, got an empty message",
     ),
-    "empty stream": (lambda m: [], CODE.INVALID_ARGUMENT, "the stream is empty, expected a header"),
+    "empty stream": (lambda m: [], CODE.INVALID_ARGUMENT, "expected a header, got an empty stream"),
 }
 
 

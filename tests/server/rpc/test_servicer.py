@@ -68,7 +68,7 @@ async def test_what_nobody_foresaw_is_an_internal_error_to_the_client_and_a_trac
         with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(client)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
-    assert caught.value.details() == "the server has failed; its log says at what"
+    assert caught.value.details() == "the server has failed; its log says why"
     (line,) = [line for line in logs if line["event"] == "rpc.failed"]
     assert (line["rpc"], line["log_level"], line["exc_info"]) == (rpc, "error", True)
 
