@@ -152,13 +152,16 @@ class _Page:
         return [f"### {enum.name}", self._prose(path), _table(("number", "value", "meaning"), rows)]
 
     def _prose(self, path: _Path) -> str:
-        """Return a comment as paragraphs and lists, with the blank line that Markdown needs before a list."""
+        """Return a comment as paragraphs and lists.
+
+        Markdown needs a blank line before a list, and Python-Markdown an indentation of four for a list in a list.
+        """
         lines: list[str] = []
         for line in _unindented(self._comments.get(path, "")):
             is_item = line.startswith("* ") or bool(re.match(r"\d+\. ", line))
             if is_item and lines and lines[-1] and not re.match(r"\* |\d+\. | ", lines[-1]):
                 lines.append("")
-            lines.append(line)
+            lines.append(" " * (len(line) - len(line.lstrip())) + line)
         return self._linked(_MAINTENANCE.sub("", "\n".join(lines)).strip())
 
     def _cell(self, path: _Path) -> str:

@@ -23,7 +23,10 @@ package small.v1;
 service Answering {
   // Answers a `Question`.
   // Errors:
-  // * `NOT_FOUND`: no answer.
+  // * `NOT_FOUND`: no answer,
+  //   ever.
+  //   * Nobody knows it,
+  //     or tells it.
   rpc Ask(Question) returns (stream Question);
 }
 
@@ -64,7 +67,8 @@ def small(tmp_path):
 def test_comments_become_prose_with_headings_lists_and_links(small):
     assert "What it is for.\n\n## A chapter\n\n1. First [`Ask`](#ask)." in small
     assert "### Ask\n\n[`Question`](#question) → a stream of [`Question`](#question)\n\n" in small
-    assert "Answers a [`Question`](#question).\nErrors:\n\n* `NOT_FOUND`: no answer." in small
+    assert "Answers a [`Question`](#question).\nErrors:\n\n* `NOT_FOUND`: no answer,\n    ever.\n" in small
+    assert "\n    * Nobody knows it,\n        or tells it.\n" in small
     assert "next available" not in small
 
 

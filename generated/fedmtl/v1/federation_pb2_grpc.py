@@ -241,10 +241,13 @@ class FederatedMtlServiceServicer:
         * `INVALID_ARGUMENT` (`LAYOUT_MISMATCH`): a component or a tensor is
         missing or unknown, a tensor has another shape or dtype, or a size
         differs from the layout.
-        * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): the stream is empty, or its
-        header is missing, repeated or late. Chunks overlap, leave a gap, run
-        past the component, or end short of it. A chunk does not decompress to
-        the size that it claims, or encoded bytes have no meaning.
+        * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): messages or bytes contradict the
+        header, or come in the wrong order.
+        * The stream is empty, or its header is missing, repeated or late.
+        * Chunks overlap, leave a gap, run past the component, or end short of
+        it.
+        * A chunk does not decompress to the size that it claims.
+        * Encoded bytes have no meaning, such as indices that do not ascend.
         * `INVALID_ARGUMENT` (`NON_FINITE`): a value or a metric is NaN or
         infinite. A client whose received model gives such values SHOULD send the
         header with these values in `received_metrics` all the same, and stop.
@@ -253,17 +256,20 @@ class FederatedMtlServiceServicer:
         larger norm than the server allows.
         * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
-        * `ABORTED` (`STALE_ROUND`): `base_round` is not the round in progress;
-        with asynchronous rounds, it is below the events' `oldest_base_round`.
-        The error also means that the client is not in the round's cohort, or
-        that another update of the client already counts in the round.
+        * `ABORTED` (`STALE_ROUND`): the update cannot count.
+        * `base_round` is not the round in progress or, with asynchronous rounds,
+        is below the events' `oldest_base_round`.
+        * The client is not in the round's cohort.
+        * Another update of the client already counts in the round.
         * `DATA_LOSS` (`CHECKSUM_MISMATCH`): a chunk contradicts its checksum.
         * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): a chunk or the metrics exceed a
         limit.
-        * `UNAVAILABLE`: no message arrived for the server's transfer timeout, or
-        the server is stopping. The server has no room for the update, or cannot
-        read the run's history at the moment. A `start_offset` is not what the
-        server has, or the client opened another upload.
+        * `UNAVAILABLE`: the upload cannot continue at the moment.
+        * No message arrived for the server's transfer timeout.
+        * The server has no room for the update, cannot read the run's history
+        just now, or is stopping.
+        * A `start_offset` is not what the server has.
+        * The client opened another upload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -200,10 +200,13 @@ class FederatedMtlServiceStub:
     * `INVALID_ARGUMENT` (`LAYOUT_MISMATCH`): a component or a tensor is
       missing or unknown, a tensor has another shape or dtype, or a size
       differs from the layout.
-    * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): the stream is empty, or its
-      header is missing, repeated or late. Chunks overlap, leave a gap, run
-      past the component, or end short of it. A chunk does not decompress to
-      the size that it claims, or encoded bytes have no meaning.
+    * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): messages or bytes contradict the
+      header, or come in the wrong order.
+      * The stream is empty, or its header is missing, repeated or late.
+      * Chunks overlap, leave a gap, run past the component, or end short of
+        it.
+      * A chunk does not decompress to the size that it claims.
+      * Encoded bytes have no meaning, such as indices that do not ascend.
     * `INVALID_ARGUMENT` (`NON_FINITE`): a value or a metric is NaN or
       infinite. A client whose received model gives such values SHOULD send the
       header with these values in `received_metrics` all the same, and stop.
@@ -212,17 +215,20 @@ class FederatedMtlServiceStub:
       larger norm than the server allows.
     * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
     * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
-    * `ABORTED` (`STALE_ROUND`): `base_round` is not the round in progress;
-      with asynchronous rounds, it is below the events' `oldest_base_round`.
-      The error also means that the client is not in the round's cohort, or
-      that another update of the client already counts in the round.
+    * `ABORTED` (`STALE_ROUND`): the update cannot count.
+      * `base_round` is not the round in progress or, with asynchronous rounds,
+        is below the events' `oldest_base_round`.
+      * The client is not in the round's cohort.
+      * Another update of the client already counts in the round.
     * `DATA_LOSS` (`CHECKSUM_MISMATCH`): a chunk contradicts its checksum.
     * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): a chunk or the metrics exceed a
       limit.
-    * `UNAVAILABLE`: no message arrived for the server's transfer timeout, or
-      the server is stopping. The server has no room for the update, or cannot
-      read the run's history at the moment. A `start_offset` is not what the
-      server has, or the client opened another upload.
+    * `UNAVAILABLE`: the upload cannot continue at the moment.
+      * No message arrived for the server's transfer timeout.
+      * The server has no room for the update, cannot read the run's history
+        just now, or is stopping.
+      * A `start_offset` is not what the server has.
+      * The client opened another upload.
     """
     QueryUpload: _grpc.UnaryUnaryMultiCallable[_federation_pb2.QueryUploadRequest, _federation_pb2.QueryUploadResponse]
     """Returns how much of an interrupted upload has arrived, so that a retry can
@@ -394,10 +400,13 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
     * `INVALID_ARGUMENT` (`LAYOUT_MISMATCH`): a component or a tensor is
       missing or unknown, a tensor has another shape or dtype, or a size
       differs from the layout.
-    * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): the stream is empty, or its
-      header is missing, repeated or late. Chunks overlap, leave a gap, run
-      past the component, or end short of it. A chunk does not decompress to
-      the size that it claims, or encoded bytes have no meaning.
+    * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): messages or bytes contradict the
+      header, or come in the wrong order.
+      * The stream is empty, or its header is missing, repeated or late.
+      * Chunks overlap, leave a gap, run past the component, or end short of
+        it.
+      * A chunk does not decompress to the size that it claims.
+      * Encoded bytes have no meaning, such as indices that do not ascend.
     * `INVALID_ARGUMENT` (`NON_FINITE`): a value or a metric is NaN or
       infinite. A client whose received model gives such values SHOULD send the
       header with these values in `received_metrics` all the same, and stop.
@@ -406,17 +415,20 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
       larger norm than the server allows.
     * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
     * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
-    * `ABORTED` (`STALE_ROUND`): `base_round` is not the round in progress;
-      with asynchronous rounds, it is below the events' `oldest_base_round`.
-      The error also means that the client is not in the round's cohort, or
-      that another update of the client already counts in the round.
+    * `ABORTED` (`STALE_ROUND`): the update cannot count.
+      * `base_round` is not the round in progress or, with asynchronous rounds,
+        is below the events' `oldest_base_round`.
+      * The client is not in the round's cohort.
+      * Another update of the client already counts in the round.
     * `DATA_LOSS` (`CHECKSUM_MISMATCH`): a chunk contradicts its checksum.
     * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): a chunk or the metrics exceed a
       limit.
-    * `UNAVAILABLE`: no message arrived for the server's transfer timeout, or
-      the server is stopping. The server has no room for the update, or cannot
-      read the run's history at the moment. A `start_offset` is not what the
-      server has, or the client opened another upload.
+    * `UNAVAILABLE`: the upload cannot continue at the moment.
+      * No message arrived for the server's transfer timeout.
+      * The server has no room for the update, cannot read the run's history
+        just now, or is stopping.
+      * A `start_offset` is not what the server has.
+      * The client opened another upload.
     """
     QueryUpload: _aio.UnaryUnaryMultiCallable[_federation_pb2.QueryUploadRequest, _federation_pb2.QueryUploadResponse]  # type: ignore[assignment]
     """Returns how much of an interrupted upload has arrived, so that a retry can
@@ -597,10 +609,13 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
         * `INVALID_ARGUMENT` (`LAYOUT_MISMATCH`): a component or a tensor is
           missing or unknown, a tensor has another shape or dtype, or a size
           differs from the layout.
-        * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): the stream is empty, or its
-          header is missing, repeated or late. Chunks overlap, leave a gap, run
-          past the component, or end short of it. A chunk does not decompress to
-          the size that it claims, or encoded bytes have no meaning.
+        * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): messages or bytes contradict the
+          header, or come in the wrong order.
+          * The stream is empty, or its header is missing, repeated or late.
+          * Chunks overlap, leave a gap, run past the component, or end short of
+            it.
+          * A chunk does not decompress to the size that it claims.
+          * Encoded bytes have no meaning, such as indices that do not ascend.
         * `INVALID_ARGUMENT` (`NON_FINITE`): a value or a metric is NaN or
           infinite. A client whose received model gives such values SHOULD send the
           header with these values in `received_metrics` all the same, and stop.
@@ -609,17 +624,20 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
           larger norm than the server allows.
         * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
-        * `ABORTED` (`STALE_ROUND`): `base_round` is not the round in progress;
-          with asynchronous rounds, it is below the events' `oldest_base_round`.
-          The error also means that the client is not in the round's cohort, or
-          that another update of the client already counts in the round.
+        * `ABORTED` (`STALE_ROUND`): the update cannot count.
+          * `base_round` is not the round in progress or, with asynchronous rounds,
+            is below the events' `oldest_base_round`.
+          * The client is not in the round's cohort.
+          * Another update of the client already counts in the round.
         * `DATA_LOSS` (`CHECKSUM_MISMATCH`): a chunk contradicts its checksum.
         * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): a chunk or the metrics exceed a
           limit.
-        * `UNAVAILABLE`: no message arrived for the server's transfer timeout, or
-          the server is stopping. The server has no room for the update, or cannot
-          read the run's history at the moment. A `start_offset` is not what the
-          server has, or the client opened another upload.
+        * `UNAVAILABLE`: the upload cannot continue at the moment.
+          * No message arrived for the server's transfer timeout.
+          * The server has no room for the update, cannot read the run's history
+            just now, or is stopping.
+          * A `start_offset` is not what the server has.
+          * The client opened another upload.
         """
 
     @_abc_1.abstractmethod
