@@ -1,6 +1,6 @@
-"""Generates the contract's reference page from the comments of the proto: every RPC, message, field and enum.
+"""Writes the contract's reference page from the proto's comments: every RPC, message, field and enum.
 
-`python -m tools.contract_page` writes the page. With `--check` it checks that the page matches the proto.
+`python -m tools.contract_page` writes the page; `--check` fails if the page differs from what the proto gives.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ PROTO = Path("fedmtl/v1/federation.proto")
 PAGE = ROOT / "docs" / "reference" / "contract.md"
 
 _NOTE = "<!-- Written by `make proto` from protos/{proto}. Change that, not this. -->"
-_MAINTENANCE = re.compile(r"\s*The next available field number is \d+\.")
-"""A comment for maintainers, which the page leaves out."""
+_MAINTENANCE = re.compile(r"\s*The\s+next\s+available\s+field\s+number\s+is\s+\d+\.")
+"""A note for those who change the proto; the page leaves it out."""
 
 _Path: TypeAlias = tuple[int, ...]
 _SYNTAX, _MESSAGE, _ENUM, _SERVICE, _FIELD, _VALUE, _METHOD = 12, 4, 5, 6, 2, 2, 2
-"""The field numbers in a descriptor's path for a file's syntax, messages, enums and services, and for their parts."""
+"""Field numbers in a descriptor's path: of a file's syntax, messages, enums and services, then of a message's fields,
+an enum's values and a service's methods."""
 
 _SCALARS = {number: name.removeprefix("TYPE_").lower() for name, number in FieldDescriptorProto.Type.items()}
 
 
 def describe(protos: Path, proto: Path = PROTO) -> FileDescriptorProto:
-    """Return the descriptor of a proto file, with its comments.
+    """Return a proto file's descriptor from protoc, comments included.
 
     Args:
         protos: the import root.
-        proto: the file, relative to the import root.
+        proto: the file's path, relative to the import root.
 
     Raises:
-        ValueError: protoc rejects the file; protoc has printed the reason.
+        ValueError: protoc rejects the file; it has printed the reason.
     """
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "contract.binpb"
@@ -81,8 +82,10 @@ class _Page:
         parts = [
             _NOTE.format(proto=file.name),
             f"# The contract `{file.package}`",
-            f"Every call, message and field, from the comments in [`protos/{file.name}`](../../protos/{file.name}); "
-            "[`wire.md`](../wire.md) has the bytes inside the messages.",
+            "This page is the reference of every call, message, field and enum between a FedMTL server and its "
+            f"clients. It is written from the comments in [`protos/{file.name}`](../../protos/{file.name}). "
+            "[`wire.md`](../wire.md) specifies the bytes inside the messages, and [`languages.md`](../languages.md) "
+            "shows how to write a client.",
             self._contents(),
             self._prose((_SYNTAX,)).replace("\n# ", "\n## "),
         ]
@@ -129,7 +132,7 @@ class _Page:
             if field.HasField("oneof_index") and not field.proto3_optional:
                 comment = f"One of `{message.oneof_decl[field.oneof_index].name}`. {comment}"
             rows.append((str(field.number), f"`{field.name}`", self._type(field, maps), comment))
-        return [*parts, _table(("number", "field", "type", ""), rows)]
+        return [*parts, _table(("number", "field", "type", "meaning"), rows)]
 
     def _type(self, field: FieldDescriptorProto, maps: Mapping[str, DescriptorProto]) -> str:
         name = field.type_name.rpartition(".")[2]
@@ -146,22 +149,30 @@ class _Page:
             (str(value.number), f"`{value.name}`", self._cell((*path, _VALUE, number)))
             for number, value in enumerate(enum.value)
         ]
-        return [f"### {enum.name}", self._prose(path), _table(("number", "value", ""), rows)]
+        return [f"### {enum.name}", self._prose(path), _table(("number", "value", "meaning"), rows)]
 
     def _prose(self, path: _Path) -> str:
-        """Return a comment as paragraphs and lists. Markdown needs a blank line before a list."""
+        """Return a comment as paragraphs and lists.
+
+        Markdown needs a blank line before a list, and Python-Markdown an indentation of four for a list in a list.
+        """
         lines: list[str] = []
         for line in _unindented(self._comments.get(path, "")):
             is_item = line.startswith("* ") or bool(re.match(r"\d+\. ", line))
             if is_item and lines and lines[-1] and not re.match(r"\* |\d+\. | ", lines[-1]):
                 lines.append("")
-            lines.append(line)
+            lines.append(" " * (len(line) - len(line.lstrip())) + line)
         return self._linked(_MAINTENANCE.sub("", "\n".join(lines)).strip())
 
     def _cell(self, path: _Path) -> str:
-        """Return a comment as a single line for a table."""
-        joined = " ".join(line.strip() for line in _unindented(self._comments.get(path, "")))
-        return self._linked(joined.replace("|", "\\|").strip())
+        """Return a comment as one line of a table, with `<br>` between paragraphs and before list items."""
+        joined = ""
+        for line in map(str.strip, _unindented(self._comments.get(path, ""))):
+            if line.startswith("* "):
+                joined = joined.removesuffix("<br><br>") + "<br>• " + line.removeprefix("* ")
+            else:
+                joined += " " + line if line else "<br><br>"
+        return self._linked(joined.replace("|", "\\|").removesuffix("<br><br>").replace("<br> ", "<br>").strip())
 
     def _linked(self, text: str) -> str:
         return re.sub(r"`(\w+)`", lambda match: self._link(match[1]), text)
@@ -181,7 +192,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write or check the page."""
+    """Write the page, or check it with `--check`."""
     return write_or_check(
         arguments,
         module="tools.contract_page",

@@ -8,10 +8,10 @@ import (
 	pb "fedmtl-go/fedmtlpb"
 )
 
-// maxInt8Scale is the largest scale of which 127 are finite: 8454659 * 2^98.
+// maxInt8Scale is the largest scale s for which 127 * s is finite: 8454659 * 2^98.
 var maxInt8Scale = float32(math.Ldexp(8454659, 98))
 
-// decode turns a component's encoded bytes into its own, as docs/wire.md has it.
+// decode converts a component's encoded bytes to the component's own bytes, as docs/wire.md specifies.
 func decode(l layout, encoding pb.Encoding, data []byte) ([]byte, error) {
 	var elements []float32
 	var err error
@@ -114,7 +114,7 @@ func isFinite(x float32) bool {
 	return math.Float32bits(x)&0x7f800000 != 0x7f800000
 }
 
-// store writes elements to a component's bytes, each in its tensor's dtype. Padding is 0.
+// store writes elements to a component's bytes, each element in its tensor's dtype. Padding is 0.
 func store(l layout, elements []float32) []byte {
 	data := make([]byte, l.numBytes)
 	for _, t := range l.tensors {
@@ -145,7 +145,7 @@ func fromFloat16(bits uint16) float32 {
 	magnitude := float32(0)
 	exponent, mantissa := uint32(bits>>10&0x1f), uint32(bits&0x3ff)
 	switch exponent {
-	case 0: // a denormal: so many times 2^-24
+	case 0: // a denormal: a multiple of 2^-24
 		magnitude = float32(math.Ldexp(float64(mantissa), -24))
 	case 0x1f: // infinity or NaN
 		magnitude = math.Float32frombits(0x7f800000 | mantissa<<13)
@@ -155,7 +155,7 @@ func fromFloat16(bits uint16) float32 {
 	return math.Float32frombits(math.Float32bits(magnitude) | uint32(bits&0x8000)<<16)
 }
 
-// toBfloat16 rounds a finite number to nearest, ties to even; what is too large becomes the largest.
+// toBfloat16 rounds a finite number to nearest, ties to even; a number that is too large becomes the largest one.
 func toBfloat16(x float32) uint16 {
 	bits := math.Float32bits(x)
 	magnitude := bits & 0x7fffffff
@@ -166,17 +166,17 @@ func toBfloat16(x float32) uint16 {
 	return uint16(bits>>16&0x8000 | rounded)
 }
 
-// toFloat16 rounds a finite number to nearest, ties to even; what is too large becomes the largest.
+// toFloat16 rounds a finite number to nearest, ties to even; a number that is too large becomes the largest one.
 func toFloat16(x float32) uint16 {
 	bits := math.Float32bits(x)
 	sign, magnitude := uint16(bits>>16&0x8000), float64(math.Float32frombits(bits&0x7fffffff))
-	_, exponent := math.Frexp(magnitude) // magnitude is below 2^exponent, and not below half of that
+	_, exponent := math.Frexp(magnitude) // magnitude is below 2^exponent, and at least half of that
 	if exponent < -13 || magnitude == 0 {
 		exponent = -13 // denormals have the spacing of the smallest normal numbers
 	}
 	spacing := exponent - 11
 	steps := uint32(math.RoundToEven(math.Ldexp(magnitude, -spacing)))
-	// Normal numbers have 2^10 to 2^11 steps: 2^10 of them are one in the exponent.
+	// Normal numbers have 2^10 to 2^11 steps; 2^10 steps add one to the exponent.
 	rounded := uint32(exponent+13)<<10 + steps
 	if rounded > 0x7bff {
 		rounded = 0x7bff

@@ -24,7 +24,7 @@ func TestRoundingGoesToTheNearestAndTiesToEven(t *testing.T) {
 		1 + 1.0/2048: 0x3c00, 1 + 3.0/2048: 0x3c02, 1 + 1.0/1024: 0x3c01,
 		65519: 0x7bff, -1e30: 0xfbff, // saturated
 		float32(math.Ldexp(1, -25)): 0x0000, float32(math.Ldexp(3, -25)): 0x0002, // denormals
-		float32(math.Ldexp(2047, -25)): 0x0400, // the largest of them, rounded up to the smallest normal number
+		float32(math.Ldexp(2047, -25)): 0x0400, // the largest denormal, rounded up to the smallest normal number
 	} {
 		if got := toFloat16(x); got != expected {
 			t.Errorf("%v is written as %04x, expected %04x", x, got, expected)

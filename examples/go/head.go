@@ -12,9 +12,9 @@ import (
 const (
 	numExamples = 8
 	numSteps    = 5
-	// learningRate is below where descent on rows of length 1 could overshoot.
+	// learningRate is small enough that descent on rows of length 1 does not overshoot.
 	learningRate = 0.25
-	// ownInputs is how many features the rows have where the slice has no head that says it.
+	// ownInputs is the number of features of the rows if the slice has no head that determines it.
 	ownInputs = 16
 )
 
@@ -23,26 +23,26 @@ type head struct {
 	outputs, inputs int
 	// weight is row-major, (outputs, inputs).
 	weight, bias []float64
-	// regression has one output, the predicted number; else they are a class's logits each.
+	// regression says that the head has one output, the predicted number; otherwise each output is a class's logit.
 	regression bool
 }
 
-// example is one row of the client's data: what the encoder would make of a text, and its label.
+// example is one row of the client's data: a vector in place of an encoded text, and its label.
 type example struct {
 	features []float64
-	// label is a class's number, or the number to predict.
+	// label is the number of a class, or the number to predict.
 	label float64
 }
 
-// place is where the head lies in a slice.
+// place is the position of the head in a slice.
 type place struct {
-	// component is the number of its component.
+	// component is the index of the head's component.
 	component    int
 	weight, bias tensor
 }
 
-// firstHead makes a head of zeros for the kind of task that the plan names. A client that doesn't know that kind stops:
-// it would take every label for something else.
+// firstHead makes a head of zeros for the plan's task type. A client that doesn't know the task type stops, because it
+// would misread every label.
 func firstHead(plan *pb.TrainingPlan, inputs int) (*head, error) {
 	h := &head{inputs: inputs}
 	switch plan.GetTaskType() {
@@ -59,7 +59,7 @@ func firstHead(plan *pb.TrainingPlan, inputs int) (*head, error) {
 	return h, nil
 }
 
-// readHead finds the head in a slice, and checks that it is one for the plan's task.
+// readHead finds the head in a slice, and checks that it fits the plan's task.
 func readHead(model []component, task string, plan *pb.TrainingPlan) (*head, *place, error) {
 	h, err := firstHead(plan, 0)
 	if err != nil {
@@ -78,13 +78,13 @@ func readHead(model []component, task string, plan *pb.TrainingPlan) (*head, *pl
 	return h, where, nil
 }
 
-// write puts the head's numbers into its component's bytes.
+// write writes the head's numbers to its component's bytes.
 func (h *head) write(data []byte, where *place) {
 	writeFloats(data, where.weight, h.weight)
 	writeFloats(data, where.bias, h.bias)
 }
 
-// minus gives the difference of two heads.
+// minus returns the difference of two heads.
 func (h *head) minus(other *head) *head {
 	difference := *h
 	difference.weight = plus(h.weight, other.weight, -1)
@@ -92,13 +92,13 @@ func (h *head) minus(other *head) *head {
 	return &difference
 }
 
-// headTensors names the head's parameters.
+// headTensors returns the names of the head's parameters.
 func headTensors(task string) (weight, bias string) {
 	return "heads." + task + ".weight", "heads." + task + ".bias"
 }
 
-// placeOf finds the head's two tensors by their names. Whose component they are in is the server's to say: where tasks
-// have encoder layers of their own, these may lie beside the head.
+// placeOf finds the head's two tensors by their names. The server decides which component they are in: if tasks have
+// encoder layers of their own, these layers can be in the head's component.
 func placeOf(model []component, task string) (*place, error) {
 	weightName, biasName := headTensors(task)
 	where := &place{}
@@ -142,8 +142,8 @@ func writeFloats(data []byte, t tensor, values []float64) {
 	}
 }
 
-// examples makes the client's data, the same in every round. A real client has its rows' texts go through the encoder;
-// here the features are vectors of length 1 that a formula gives, and the labels are given out in turn.
+// examples makes the client's data, the same in every round. A real client runs its texts through the encoder. Here the
+// features are vectors of length 1 from a formula, and the rows get the labels in turn.
 func (h *head) examples() []example {
 	rows := make([]example, numExamples)
 	for i := range rows {
@@ -173,7 +173,7 @@ func (h *head) output(features []float64) []float64 {
 	return out
 }
 
-// lossOf gives one example's loss and its derivative by every output: squared error, or cross-entropy of the softmax.
+// lossOf returns one example's loss and its derivatives by the outputs: squared error, or cross-entropy of the softmax.
 func (h *head) lossOf(row example) (loss float64, slope []float64) {
 	out := h.output(row.features)
 	if h.regression {
@@ -183,7 +183,7 @@ func (h *head) lossOf(row example) (loss float64, slope []float64) {
 	largest := out[argmax(out)]
 	sum := 0.0
 	for k := range out {
-		out[k] = math.Exp(out[k] - largest) // so that nothing overflows
+		out[k] = math.Exp(out[k] - largest) // prevents an overflow
 		sum += out[k]
 	}
 	for k := range out {
@@ -195,7 +195,7 @@ func (h *head) lossOf(row example) (loss float64, slope []float64) {
 	return loss, out
 }
 
-// gradient gives the mean loss over rows, and its derivatives by weight and bias.
+// gradient returns the mean loss over rows, and its derivatives by weight and bias.
 func (h *head) gradient(rows []example) (loss float64, weight, bias []float64) {
 	weight, bias = make([]float64, len(h.weight)), make([]float64, len(h.bias))
 	share := 1 / float64(len(rows))
@@ -212,8 +212,8 @@ func (h *head) gradient(rows []example) (loss float64, weight, bias []float64) {
 	return loss, weight, bias
 }
 
-// trained gives the head after a few steps of gradient descent, each over all rows. What a correction has is added to the
-// gradients; nil for none.
+// trained returns the head after a few steps of gradient descent, each over all rows. The correction is added to the
+// gradients; nil for no correction.
 func (h *head) trained(rows []example, rate float64, correction *head) *head {
 	after := *h
 	for step := 0; step < numSteps; step++ {
@@ -226,7 +226,7 @@ func (h *head) trained(rows []example, rate float64, correction *head) *head {
 	return &after
 }
 
-// plus gives a + scale * b.
+// plus returns a + scale * b.
 func plus(a, b []float64, scale float64) []float64 {
 	sum := make([]float64, len(a))
 	for i := range sum {
@@ -235,8 +235,8 @@ func plus(a, b []float64, scale float64) []float64 {
 	return sum
 }
 
-// metrics measures the head on rows: the loss, and the accuracy or, of a regression, Pearson's correlation. That is left
-// out where it is undefined.
+// metrics measures the head on rows: the loss, and the accuracy or, for a regression, the Pearson correlation. An
+// undefined correlation is left out.
 func (h *head) metrics(rows []example) map[string]float64 {
 	loss, _, _ := h.gradient(rows)
 	var predictions, labels []float64
@@ -257,7 +257,7 @@ func (h *head) metrics(rows []example) map[string]float64 {
 	return map[string]float64{"loss": loss}
 }
 
-// details names the metric that an evaluation leaves undefined, if it does.
+// details names the undefined metric of an evaluation, if there is one.
 func (h *head) details(metrics map[string]float64) *pb.EvaluationDetails {
 	if _, isDefined := metrics["pearson"]; h.regression && !isDefined {
 		return &pb.EvaluationDetails{Undefined: []string{"pearson"}}
@@ -265,7 +265,7 @@ func (h *head) details(metrics map[string]float64) *pb.EvaluationDetails {
 	return nil
 }
 
-// pearson gives the correlation of two samples; NaN where one is constant: there is none.
+// pearson returns the correlation of two samples; NaN if one is constant, because the correlation is undefined.
 func pearson(a, b []float64) float64 {
 	if isConstant(a) || isConstant(b) {
 		return math.NaN()

@@ -8,7 +8,7 @@ import (
 	pb "fedmtl-go/fedmtlpb"
 )
 
-// newHead makes a head with weights that aren't special.
+// newHead makes a head with arbitrary weights.
 func newHead(outputs, inputs int, regression bool) *head {
 	h := &head{
 		outputs: outputs, inputs: inputs, regression: regression,
@@ -79,7 +79,7 @@ func TestPearsonOfAConstantIsLeftOutAndNamedAsUndefined(t *testing.T) {
 	}
 }
 
-// headIn is a slice whose last component has an encoder layer beside the head: weight (1, -2), bias (0.5, 0).
+// headIn returns a slice whose last component has an encoder layer and the head: weight (1, -2), bias (0.5, 0).
 func headIn(t *testing.T) []component {
 	t.Helper()
 	float32s := pb.ElementType_ELEMENT_TYPE_FLOAT32

@@ -1,4 +1,4 @@
-// Command fedmtl-go is a FedMTL client in Go, small enough to be read in one sitting.
+// Command fedmtl-go is a FedMTL client in Go that is small enough to read in one sitting.
 package main
 
 import (
@@ -27,11 +27,11 @@ const usage = `usage: fedmtl-go train --server HOST:PORT --task TASK --client-id
 const (
 	exitFailure = 1
 	exitUsage   = 2
-	// exitSignal is added to a signal's number.
+	// exitSignal plus a signal's number is the exit status after that signal.
 	exitSignal = 128
 )
 
-// usageError is a mistake on the command line.
+// usageError is an error in the command line.
 type usageError struct{ text string }
 
 func (e usageError) Error() string { return e.text }
@@ -75,7 +75,7 @@ func command(ctx context.Context, arguments []string) error {
 func train(ctx context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("train", flag.ContinueOnError)
 	flags.Usage = func() {}
-	flags.SetOutput(new(strings.Builder)) // the error says it too
+	flags.SetOutput(new(strings.Builder)) // the error has the same text
 	server := flags.String("server", "", "")
 	task := flags.String("task", "", "")
 	clientID := flags.String("client-id", "", "")
@@ -113,7 +113,7 @@ func train(ctx context.Context, arguments []string) error {
 
 var tokenForm = regexp.MustCompile(`^[!-~]{16,512}$`)
 
-// readToken reads a token. What is there instead of one isn't shown: it may be another secret.
+// readToken reads a token. It never shows content that isn't a token, because that can be another secret.
 func readToken(path string) (string, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -133,17 +133,17 @@ func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]strin
 	return map[string]string{"authorization": "Bearer " + string(b)}, nil
 }
 
-// RequireTransportSecurity is false so that the example works on loopback. With TLS it is true.
+// RequireTransportSecurity returns false so that the example works on loopback. With TLS it should return true.
 func (b bearer) RequireTransportSecurity() bool { return false }
 
-// connect makes a channel in the clear. For TLS, give credentials.NewTLS(...) instead of WithInsecure.
+// connect makes a channel without TLS. For TLS, use credentials.NewTLS(...) instead of WithInsecure.
 func connect(address, token string) (*grpc.ClientConn, error) {
 	reconnect := backoff.DefaultConfig
 	reconnect.BaseDelay, reconnect.MaxDelay = firstWait, maxWait
 	options := []grpc.DialOption{
 		grpc.WithInsecure(),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: maxWait}),
-		// A client that only listens would not notice otherwise that the server is gone.
+		// Without pings, a client that only listens would not notice a dead server.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second}),
 	}
 	if token != "" {

@@ -14,30 +14,30 @@ import (
 )
 
 const (
-	// patienceFirst holds for a server that was never reached: who typed its address looks on. patienceLater is for one
-	// that was, and may be started again.
+	// patienceFirst is for a server that was never reached, because a user is waiting. patienceLater is for a server that
+	// was reached, which can be restarted.
 	patienceFirst patience = patience(15 * time.Second)
 	patienceLater patience = patience(5 * time.Minute)
-	// firstWait and maxWait bound the time to the next try: up to the first, then up to twice as long each time, up to
-	// the second.
+	// firstWait and maxWait bound the wait before a retry: up to firstWait at first, then up to twice as long each time,
+	// up to maxWait.
 	firstWait = 200 * time.Millisecond
 	maxWait   = 5 * time.Second
-	// maxAskedWait is the longest that a server can make this client wait.
+	// maxAskedWait is the longest wait that this client accepts from a server.
 	maxAskedWait = time.Hour
 )
 
-// patience is how long to go on trying a server that doesn't answer.
+// patience is how long to retry a server that doesn't answer.
 type patience time.Duration
 
-// jitter is seeded by the time, so that clients don't come back all at once.
+// jitter is seeded by the time, so that clients don't retry at the same moment.
 var jitter = rand.New(rand.NewSource(time.Now().UnixNano()))
 
-// errRoundLost says that nothing can be done for the round any more; the next event says how it goes on.
+// errRoundLost means that the client can't contribute to the round; it waits for the next event.
 type errRoundLost struct{ reason string }
 
 func (e errRoundLost) Error() string { return e.reason }
 
-// next is what the contract has a caller do about an error.
+// next is the caller's reaction to an error, as the contract specifies it.
 type next int
 
 const (
@@ -47,7 +47,7 @@ const (
 	leaveRound
 )
 
-// nextAfter chooses it. The wait is what the server asked for, with tryAgainLater alone.
+// nextAfter chooses the reaction. The wait is the server's RetryInfo, and is set only with tryAgainLater.
 func nextAfter(err error) (next, time.Duration) {
 	if errors.Is(err, errDamaged) || err == io.EOF { // a stream that ends early
 		return tryAgain, 0
@@ -71,13 +71,13 @@ func nextAfter(err error) (next, time.Duration) {
 	return stop, 0
 }
 
-// willPass says whether a call is worth to be tried again after an error.
+// willPass says whether an error is temporary, so that the call can be retried.
 func willPass(err error) bool {
 	todo, _ := nextAfter(err)
 	return todo == tryAgain || todo == tryAgainLater
 }
 
-// persist calls until it goes well, or the contract or the server's silence says to stop.
+// persist repeats a call until it succeeds, the contract says to stop, or the server was silent for too long.
 func (p patience) persist(ctx context.Context, what string, call func() error) error {
 	var failing time.Time
 	for ceiling := firstWait; ; ceiling = shorter(2*ceiling, maxWait) {
@@ -102,8 +102,8 @@ func (p patience) persist(ctx context.Context, what string, call func() error) e
 	}
 }
 
-// backOff waits until a call may be tried again after an error: for up to ceiling, or for as long as the server asks.
-// It returns an error where the call may not.
+// backOff waits before a retry: a random time up to ceiling, or the time that the server asks for. It returns an error
+// if the call must not be retried.
 func backOff(ctx context.Context, what string, err error, ceiling time.Duration) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -118,7 +118,7 @@ func backOff(ctx context.Context, what string, err error, ceiling time.Duration)
 		wait = time.Duration(jitter.Int63n(int64(ceiling)))
 	case tryAgainLater:
 		wait = shorter(wait, maxAskedWait)
-		wait += time.Duration(jitter.Int63n(int64(wait)/2 + 1)) // so that not all come at once
+		wait += time.Duration(jitter.Int63n(int64(wait)/2 + 1)) // so that clients don't retry at the same moment
 	}
 	select {
 	case <-time.After(wait):
@@ -135,7 +135,7 @@ func shorter(a, b time.Duration) time.Duration {
 	return b
 }
 
-// plain gives an error without what gRPC writes around it.
+// plain returns an error's message without the text that gRPC adds.
 func plain(err error) string {
 	if err == io.EOF {
 		return "the server ended the stream early"

@@ -7,23 +7,23 @@ import (
 	"strings"
 )
 
-// controlPrefix is how the scope of a server's control variate begins; the scope that it is for follows.
+// controlPrefix begins the scope of a server's control variate; the scope of its component follows.
 const controlPrefix = "control:"
 
 // vector has a number for each element of a component.
 type vector []float32
 
-// variates are a client's own control variates (SCAFFOLD; docs/wire.md, "Control variates"): the mean gradient of its
-// last training.
+// variates are a client's own control variates (SCAFFOLD; docs/wire.md, "Control variates"): the mean gradient of the
+// client's last training.
 type variates struct {
-	// round is the base_round of the update that they are of; 0 for none.
+	// round is the base_round of the update that the variates come from; 0 for none.
 	round uint32
-	// own has them by the scope that each is for. What isn't there is 0.
+	// own has the variates by the scope of their component. Missing variates are 0.
 	own map[string]vector
 }
 
-// split parts a slice into the model's components, which an update has too, and the server's variates by the scope that
-// each is for.
+// split returns the model's components of a slice, which an update has too, and the server's variates by the scope of
+// their component.
 func split(received []component) (model []component, controls map[string]component) {
 	controls = map[string]component{}
 	for _, c := range received {
@@ -36,7 +36,7 @@ func split(received []component) (model []component, controls map[string]compone
 	return model, controls
 }
 
-// begin gives the variates that a round begins with. Those from before the server's began are void.
+// begin returns the variates at the beginning of a round. Variates from before the server's began are void.
 func (v variates) begin(since uint32) variates {
 	if v.round < since {
 		return variates{}
@@ -44,8 +44,8 @@ func (v variates) begin(since uint32) variates {
 	return v
 }
 
-// corrections gives by scope what is added to the gradients, the server's variates minus the client's own; nil where
-// the server has none.
+// corrections returns by scope the correction of the gradients, the server's variates minus the client's own; nil if the
+// server has none.
 func (v variates) corrections(model []component, controls map[string]component) (map[string]vector, error) {
 	if len(controls) == 0 {
 		return nil, nil
@@ -55,7 +55,7 @@ func (v variates) corrections(model []component, controls map[string]component) 
 		scope := c.layout.scope
 		correction, own := elements(controls[scope].data), v.own[scope]
 		fits := uint64(len(correction)) == c.layout.elements && (own == nil || len(own) == len(correction))
-		if !c.layout.isFloat32() || !fits { // of other dtypes this example knows nothing but the bytes
+		if !c.layout.isFloat32() || !fits { // this example can't compute with other dtypes
 			return nil, fmt.Errorf("expected %s in float32, and %s%s with as many numbers", scope, controlPrefix, scope)
 		}
 		for i, x := range own {
@@ -66,8 +66,8 @@ func (v variates) corrections(model []component, controls map[string]component) 
 	return corrections, nil
 }
 
-// following gives the client's variates once its update counts: own - server's - delta / rateSum, of the delta as it is
-// sent. Steps that went nowhere tell nothing.
+// following returns the client's variates for when its update counts: own - server's - delta / rateSum, with the delta as
+// sent. With a rateSum of 0 the variates don't change.
 func (v variates) following(round uint32, corrections map[string]vector, sent []component, rateSum float64) variates {
 	if rateSum == 0 {
 		return v
@@ -83,15 +83,15 @@ func (v variates) following(round uint32, corrections map[string]vector, sent []
 	return next
 }
 
-// descend writes how far the steps go in what the loss doesn't see, which is the encoder here: its gradient is 0, and the
-// correction is added to it all the same.
+// descend writes the steps of parameters that the loss doesn't use, here the encoder: their gradient is 0, and the
+// correction is added to it.
 func (correction vector) descend(delta []byte, rateSum float64) {
 	for i, x := range correction {
 		binary.LittleEndian.PutUint32(delta[4*i:], math.Float32bits(float32(-rateSum*float64(x))))
 	}
 }
 
-// headCorrection is the head's part of the corrections; nil if there is none.
+// headCorrection returns the head's part of the corrections; nil if there are none.
 func headCorrection(corrections map[string]vector, model []component, where *place) *head {
 	if corrections == nil || where == nil {
 		return nil
@@ -107,7 +107,7 @@ func headCorrection(corrections map[string]vector, model []component, where *pla
 	return &head{weight: part(where.weight), bias: part(where.bias)}
 }
 
-// elements reads a component that is all float32.
+// elements reads a component with only float32 numbers.
 func elements(data []byte) vector {
 	values := make(vector, len(data)/4)
 	for i := range values {

@@ -15,34 +15,34 @@ type session struct {
 	stub                   pb.FederatedMtlServiceClient
 	server, clientID, task string
 	patience               patience
-	// joined is the run that the client has joined, waiting what it was last told to wait for.
+	// joined is the run that the client has joined; waiting is the last wait condition that it logged.
 	joined, waiting string
 	kept            kept
 }
 
-// kept is what a client keeps for itself from round to round of one run. It moves with the updates that count alone.
+// kept is the state that a client keeps from round to round of one run. It changes only with updates that count.
 type kept struct {
-	// head is the client's own, where the plan leaves it to the clients; nil before the first round.
+	// head is the client's own head if the plan leaves the head to the clients; nil before the first round.
 	head     *head
 	variates variates
 }
 
-// work is what came of a slice.
+// work is the result of a round's work on a slice.
 type work struct {
 	header     *pb.UpdateHeader
 	components []component
-	// loss is as the log shows it.
+	// loss is the loss in the form of the log.
 	loss string
-	// kept is what the client keeps once the update counts.
+	// kept is the client's state for when the update counts.
 	kept kept
 }
 
-// run takes part until the run is over, over however many streams of events.
+// run participates until the run is over, with as many streams of events as necessary.
 func (s *session) run(ctx context.Context) error {
 	for {
 		var events pb.FederatedMtlService_WatchRoundsClient
 		var event *pb.WatchRoundsResponse
-		// The stream is open, and the client present, once its first event is there: where the run stands.
+		// The first event, the run's current state, says that the stream is open and the client is present.
 		err := s.patience.persist(ctx, "joining the run at "+s.server, func() (err error) {
 			events, err = s.stub.WatchRounds(ctx, &pb.WatchRoundsRequest{ClientId: s.clientID, Task: s.task})
 			if err == nil {
@@ -62,8 +62,8 @@ func (s *session) run(ctx context.Context) error {
 			if err := s.follow(ctx, event); err != nil {
 				return err
 			}
-			// Events wait here while the client works. The server keeps some hundreds; a client whose training takes
-			// long reads them beside it, and stops when one says that the round has closed.
+			// Events wait while the client works; the server keeps some hundreds of them. A client with long training
+			// reads them concurrently, and stops when an event says that the round has closed.
 			event, err = events.Recv()
 		}
 		if willPass(err) && ctx.Err() == nil {
@@ -75,7 +75,7 @@ func (s *session) run(ctx context.Context) error {
 	}
 }
 
-// follow does what an event asks for.
+// follow reacts to an event.
 func (s *session) follow(ctx context.Context, event *pb.WatchRoundsResponse) error {
 	if s.joined != event.RunId {
 		s.joined, s.kept = event.RunId, kept{}
@@ -102,7 +102,7 @@ func (s *session) follow(ctx context.Context, event *pb.WatchRoundsResponse) err
 	return nil
 }
 
-// takePart does one round's work.
+// takePart does the work of one round.
 func (s *session) takePart(ctx context.Context, event *pb.WatchRoundsResponse) error {
 	var header *pb.SliceHeader
 	var received []component
@@ -132,7 +132,7 @@ func (s *session) takePart(ctx context.Context, event *pb.WatchRoundsResponse) e
 			broken = false
 		}
 		receipt, err = upload(ctx, s.stub, done.header, done.components)
-		// A call that a limit refused has left nothing to ask for; and to ask would count against the limit too.
+		// After a call that a limit refused, nothing is staged, and QueryUpload would count toward the limit too.
 		todo, _ := nextAfter(err)
 		broken = err != nil && todo == tryAgain && len(done.components) > 0
 		return err
@@ -149,7 +149,7 @@ func (s *session) takePart(ctx context.Context, event *pb.WatchRoundsResponse) e
 	return nil
 }
 
-// work makes an update of a slice.
+// work does a round's work on a slice, and returns the update.
 func (s *session) work(header *pb.SliceHeader, received []component) (*work, error) {
 	model, controls := split(received)
 	before, where, err := s.findHead(model, header.Plan)
@@ -168,7 +168,7 @@ func (s *session) work(header *pb.SliceHeader, received []component) (*work, err
 	}
 	rate := learningRate
 	if header.Plan.Optimizer == pb.LocalOptimizer_LOCAL_OPTIMIZER_SGD {
-		rate = header.Plan.LearningRate // made for steps like these
+		rate = header.Plan.LearningRate // with SGD the plan's rate fits these steps
 	}
 	own := s.kept.variates.begin(header.ControlSince)
 	corrections, err := own.corrections(model, controls)
@@ -198,18 +198,18 @@ func (s *session) work(header *pb.SliceHeader, received []component) (*work, err
 	return done, nil
 }
 
-// training is what one came to.
+// training is the result of a training.
 type training struct {
 	before, after *head
-	// where the head lies in the slice; nil if it isn't there.
+	// where is the position of the head in the slice; nil if the slice has no head.
 	where *place
-	// corrections are nil where there are no control variates.
+	// corrections are nil without control variates.
 	corrections map[string]vector
 	rateSum     float64
 	kind        pb.UpdateKind
 }
 
-// component gives a component as the update has it. All but the head is as it came: its difference is 0.
+// component returns a component for the update. All parameters except the head are unchanged: their difference is 0.
 func (t training) component(i int, c component) component {
 	data, result := append([]byte(nil), c.data...), t.after
 	if t.kind == pb.UpdateKind_UPDATE_KIND_DELTA {
@@ -222,8 +222,8 @@ func (t training) component(i int, c component) component {
 	return component{c.layout, data}
 }
 
-// findHead gives the head to train, and where it lies in the slice: nowhere if the plan leaves it to the clients. Then
-// this one's begins with zeros.
+// findHead returns the head to train, and its position in the slice. If the plan leaves the head to the clients, the
+// slice has no head, and this client's head begins with zeros.
 func (s *session) findHead(model []component, plan *pb.TrainingPlan) (*head, *place, error) {
 	weight, bias := headTensors(s.task)
 	for _, name := range plan.GetLocal() {
@@ -242,11 +242,11 @@ func (s *session) findHead(model []component, plan *pb.TrainingPlan) (*head, *pl
 	return h, nil, err
 }
 
-// newID names an update for good.
+// newID returns a permanent id for an update.
 func newID() string {
 	id := make([]byte, 16)
 	if _, err := rand.Read(id); err != nil {
-		panic(err) // the system has no random numbers
+		panic(err) // the system can't provide random numbers
 	}
 	return hex.EncodeToString(id)
 }

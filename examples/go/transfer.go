@@ -9,11 +9,11 @@ import (
 	pb "fedmtl-go/fedmtlpb"
 )
 
-// download gets a slice, checks it, and goes on with what an attempt before has left in parts.
+// download gets a slice, checks it, and continues with what an earlier attempt left in parts.
 func download(ctx context.Context, stub pb.FederatedMtlServiceClient, request *pb.GetSliceRequest, parts *assembler) (
 	*pb.SliceHeader, []component, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends the call where it is left early
+	defer cancel() // ends the call after an early return
 	request.Held = parts.held()
 	stream, err := stub.GetSlice(ctx, request)
 	if err != nil {
@@ -49,7 +49,7 @@ func download(ctx context.Context, stub pb.FederatedMtlServiceClient, request *p
 	}
 }
 
-// resume has an update's components begin where the bytes end that the server has of it.
+// resume sets the start_offset of an update's components to the number of bytes that the server has.
 func resume(ctx context.Context, stub pb.FederatedMtlServiceClient, header *pb.UpdateHeader) error {
 	answer, err := stub.QueryUpload(ctx, &pb.QueryUploadRequest{
 		RunId: header.RunId, ClientId: header.ClientId, UpdateId: header.UpdateId,
@@ -71,7 +71,7 @@ func resume(ctx context.Context, stub pb.FederatedMtlServiceClient, header *pb.U
 	return nil
 }
 
-// upload sends an update, of each component what follows its start_offset. An update that is sent again with the same
+// upload sends an update: the bytes of each component from its start_offset. An update that is sent again with the same
 // update_id counts once.
 func upload(ctx context.Context, stub pb.FederatedMtlServiceClient, header *pb.UpdateHeader, components []component) (
 	*pb.PushUpdateResponse, error) {
@@ -83,7 +83,7 @@ func upload(ctx context.Context, stub pb.FederatedMtlServiceClient, header *pb.U
 	}
 	err = stream.Send(&pb.PushUpdateRequest{Part: &pb.PushUpdateRequest_Header{Header: header}})
 	if err == nil && len(components) > 0 {
-		_, err = stream.Header() // comes when the server has room for the chunks
+		_, err = stream.Header() // arrives when the server has room for the chunks
 	}
 	for i, c := range components {
 		size := uint64(len(c.data))
@@ -95,5 +95,5 @@ func upload(ctx context.Context, stub pb.FederatedMtlServiceClient, header *pb.U
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	return stream.CloseAndRecv() // after an io.EOF the call is over, and this says why
+	return stream.CloseAndRecv() // after an io.EOF the call is over, and this returns the reason
 }

@@ -14,7 +14,7 @@ import (
 	pb "fedmtl-go/fedmtlpb"
 )
 
-// hexBytes are bytes that JSON has in hexadecimal.
+// hexBytes are bytes that are hexadecimal in JSON.
 type hexBytes []byte
 
 func (b *hexBytes) UnmarshalText(text []byte) (err error) {
@@ -45,7 +45,7 @@ type encodingCase struct {
 	Decoded  hexBytes `json:"decoded_hex"`
 }
 
-// checkVectors checks this client's reading and writing against the golden bytes in a folder.
+// checkVectors checks this client's reading and writing against the golden vectors in a folder.
 func checkVectors(folder string) error {
 	var chunks struct{ Cases []chunkCase }
 	var encodings struct{ Cases []encodingCase }
@@ -80,7 +80,7 @@ func readJSON(path string, into interface{}) error {
 	return nil
 }
 
-// check reads the message both as one of a download and as one of an upload, and writes it again.
+// check reads the message as part of a download and as part of an upload, and writes it again.
 func (c chunkCase) check() error {
 	expected := newChunk(c.Scope, c.Offset, c.Data)
 	expected.UncompressedBytes = c.UncompressedBytes

@@ -10,29 +10,29 @@ import (
 	pb "fedmtl-go/fedmtlpb"
 )
 
-// maxChunkBytes is the most that one chunk carries.
+// maxChunkBytes is the maximum size of a chunk.
 const maxChunkBytes = 2 << 20
 
-// maxComponentBytes keeps a table of contents that makes no sense from overflowing what adds it up.
+// maxComponentBytes prevents an overflow while the sizes of an invalid table of contents are added.
 const maxComponentBytes = 1 << 40
 
-// errDamaged says that bytes were changed on the way. They are worth asking for again.
+// errDamaged means that bytes were changed in transit, so that the client should ask for them again.
 var errDamaged = errors.New("damaged on the way")
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// tensor is where one tensor lies in its component.
+// tensor is one tensor and its place in its component.
 type tensor struct {
 	name  string
 	dtype pb.ElementType
 	shape []uint64
-	// offset is its first byte, from the start of the component.
+	// offset is the tensor's first byte, from the start of the component.
 	offset uint64
 	// elements is the product of shape; 1 for a scalar.
 	elements uint64
 }
 
-// rows is how many rows of a last dimension the tensor has, and columns how many elements each of them.
+// rows is the number of the tensor's rows along its last dimension, and columns the number of elements in each row.
 func (t tensor) rows() (rows, columns uint64) {
 	if len(t.shape) == 0 {
 		return 1, 1
@@ -48,11 +48,11 @@ func (t tensor) rows() (rows, columns uint64) {
 type layout struct {
 	scope   string
 	tensors []tensor
-	// numBytes is the end of the last tensor, elements how many the tensors have together.
+	// numBytes is the end of the last tensor; elements is the number of elements of all tensors together.
 	numBytes, elements uint64
 }
 
-// isFloat32 says whether the component is nothing but float32 numbers, which have no padding between them.
+// isFloat32 says whether the component has only float32 numbers, which have no padding between them.
 func (l layout) isFloat32() bool {
 	for _, t := range l.tensors {
 		if t.dtype != pb.ElementType_ELEMENT_TYPE_FLOAT32 {
@@ -62,7 +62,7 @@ func (l layout) isFloat32() bool {
 	return true
 }
 
-// component is a component's decoded bytes, with the layout that says what they mean.
+// component is a component's decoded bytes with their layout.
 type component struct {
 	layout layout
 	data   []byte
@@ -81,7 +81,7 @@ func elementBytes(dtype pb.ElementType) uint64 {
 	return 0
 }
 
-// readLayout checks a table of contents: every tensor lies where the one before it and its alignment put it.
+// readLayout reads a table of contents, and checks that every tensor is at the place that its alignment requires.
 func readLayout(scope string, specs []*pb.TensorSpec) (layout, error) {
 	l := layout{scope: scope}
 	for _, spec := range specs {
@@ -109,17 +109,17 @@ func readLayout(scope string, specs []*pb.TensorSpec) (layout, error) {
 	return l, nil
 }
 
-// arrival is one component on its way.
+// arrival is one component of a download in progress.
 type arrival struct {
 	layout   layout
 	encoding pb.Encoding
 	digest   []byte
-	// encodedBytes is how many are expected in all; data holds those that are here.
+	// encodedBytes is the expected total size; data has the bytes that have arrived.
 	encodedBytes uint64
 	data         []byte
 }
 
-// readArrival reads what a slice's header says of one component.
+// readArrival reads one component of a slice's header.
 func readArrival(c *pb.Component) (*arrival, error) {
 	l, err := readLayout(c.Scope, c.Tensors)
 	if err != nil {
@@ -138,20 +138,20 @@ func readArrival(c *pb.Component) (*arrival, error) {
 	return one, nil
 }
 
-// goesOn says whether the bytes of another arrival are the first of this one's.
+// goesOn says whether the bytes of another arrival are the first bytes of this one.
 func (one *arrival) goesOn(other *arrival) bool {
 	return len(one.digest) != 0 && bytes.Equal(one.digest, other.digest) && one.encoding == other.encoding &&
 		one.encodedBytes == other.encodedBytes
 }
 
-// assembler puts a slice's chunks together, over however many streams.
+// assembler assembles a slice's chunks from as many streams as necessary.
 type assembler struct {
 	// arrivals are in the header's order.
 	arrivals []*arrival
 }
 
-// begin reads what a stream's header announces. What it goes on with stays; memory is taken for what arrives, not for
-// what is announced.
+// begin reads a stream's header. Bytes that the stream continues are kept. Memory is allocated for the bytes that arrive,
+// not for the announced size.
 func (a *assembler) begin(header *pb.SliceHeader) error {
 	var next assembler
 	for _, c := range header.Components {
@@ -165,7 +165,7 @@ func (a *assembler) begin(header *pb.SliceHeader) error {
 		known := a.find(c.Scope)
 		if c.StartOffset > 0 {
 			if known == nil || !one.goesOn(known) || c.StartOffset > uint64(len(known.data)) {
-				return fmt.Errorf("%s: the server goes on at byte %d of what isn't here", c.Scope, c.StartOffset)
+				return fmt.Errorf("%s: the server continues at byte %d, which is not here", c.Scope, c.StartOffset)
 			}
 			one.data = known.data[:c.StartOffset]
 		}
@@ -175,7 +175,7 @@ func (a *assembler) begin(header *pb.SliceHeader) error {
 	return nil
 }
 
-// held says what needs not be sent again.
+// held returns what the server need not send again.
 func (a *assembler) held() []*pb.HeldComponent {
 	var held []*pb.HeldComponent
 	for _, one := range a.arrivals {
@@ -197,7 +197,7 @@ func (a *assembler) find(scope string) *arrival {
 	return nil
 }
 
-// add takes one chunk. The checks are those of docs/wire.md, in its order.
+// add checks and stores one chunk, with the checks of docs/wire.md in their order.
 func (a *assembler) add(chunk *pb.Chunk) error {
 	one := a.find(chunk.Scope)
 	if one == nil {
@@ -223,7 +223,7 @@ func (a *assembler) add(chunk *pb.Chunk) error {
 	return nil
 }
 
-// finish decodes what has arrived, and checks the digests. The components are in the header's order.
+// finish decodes the components and checks their digests. The components are in the header's order.
 func (a *assembler) finish() ([]component, error) {
 	var components []component
 	for _, one := range a.arrivals {
@@ -235,7 +235,7 @@ func (a *assembler) finish() ([]component, error) {
 			return nil, fmt.Errorf("%s: %w", one.layout.scope, err)
 		}
 		if sum := sha256.Sum256(data); len(one.digest) != 0 && !bytes.Equal(sum[:], one.digest) {
-			one.data = nil // none of it is good for going on
+			one.data = nil // the data can't be resumed
 			return nil, fmt.Errorf("%s: SHA-256 is %x, the header says %x: %w", one.layout.scope, sum, one.digest, errDamaged)
 		}
 		components = append(components, component{one.layout, data})
@@ -243,7 +243,7 @@ func (a *assembler) finish() ([]component, error) {
 	return components, nil
 }
 
-// verify compares a chunk with its checksum.
+// verify checks a chunk's checksum.
 func verify(chunk *pb.Chunk) error {
 	if sum := crc32.Checksum(chunk.Data, castagnoli); sum != chunk.Crc32C {
 		return fmt.Errorf("%s at byte %d: CRC32C is %08x, the chunk says %08x: %w",
@@ -252,7 +252,7 @@ func verify(chunk *pb.Chunk) error {
 	return nil
 }
 
-// nextChunk gives the chunk of a component that begins at an offset.
+// nextChunk returns the chunk of a component that begins at an offset.
 func (c component) nextChunk(offset uint64) *pb.Chunk {
 	end := offset + maxChunkBytes
 	if end > uint64(len(c.data)) {
@@ -265,7 +265,7 @@ func newChunk(scope string, offset uint64, data []byte) *pb.Chunk {
 	return &pb.Chunk{Scope: scope, Offset: offset, Data: data, Crc32C: crc32.Checksum(data, castagnoli)}
 }
 
-// toProto lays a component out as an update's header has it: in the exact encoding, from its first byte on.
+// toProto returns a component for an update's header, in the exact encoding and from its first byte.
 func (l layout) toProto() *pb.Component {
 	out := &pb.Component{
 		Scope: l.scope, NumBytes: l.numBytes, Encoding: pb.Encoding_ENCODING_FLOAT32, EncodedBytes: l.numBytes,

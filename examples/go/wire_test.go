@@ -73,7 +73,7 @@ func TestADownloadGoesOnWithWhatIsHere(t *testing.T) {
 	other := headerOf([]byte{8, 7, 6, 5, 4, 3, 2, 1})
 	other.Components[0].StartOffset = 4
 	if err := a.begin(other); err == nil {
-		t.Error("another version goes on with these bytes")
+		t.Error("another version continues with these bytes")
 	}
 }
 

@@ -8,7 +8,7 @@ from fedmtl_server.aggregation.rules import BlockContext, BlockRule
 
 
 class Median(BlockRule):
-    """Each of the model's numbers becomes the median of what the clients have there, whatever their examples."""
+    """Sets each of the model's numbers to the median of the clients' numbers, whatever their numbers of examples."""
 
     def aggregate(self, values: Tensor, weights: Tensor, context: BlockContext) -> Tensor:
         ordered = values.sort(dim=0).values

@@ -1,4 +1,4 @@
-"""Rows from a database: reviews with stars, of which the task makes positive and negative ones."""
+"""Rows from a database: reviews with stars, which become positive and negative labels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Reviews(RowSource):
     """The table `reviews`; every fourth review is kept for evaluation.
 
     Args:
-        spec: the task, of the column `text`, with the label column `sentiment` (negative, positive) or `stars`.
-        path: a file of SQL that makes the table. A real one would name a database.
-        positive_from: so many stars are positive.
+        spec: the task, with the text column `text` and the label column `sentiment` (negative, positive) or `stars`.
+        path: a file of SQL that creates the table. A real source would name a database.
+        positive_from: the minimum number of stars of a positive review.
     """
 
     def __init__(self, spec: TaskSpec, *, path: str, positive_from: int = 4):

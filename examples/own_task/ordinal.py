@@ -1,4 +1,4 @@
-"""Classes that have an order, such as grades: CORAL (Cao et al. 2020, arXiv:1901.07884)."""
+"""A task type for ordered classes, such as grades: CORAL (Cao et al. 2020, arXiv:1901.07884)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedmtl_core.tasks.kinds import Array, EncoderFacts, TaskKind
 
 
 class OrdinalHead(nn.Module):
-    """One direction for all classes, and a threshold between each and the next: `(batch, hidden)` to `(batch, K - 1)`.
+    """One direction for all classes, and thresholds between neighbors: `(batch, hidden)` to `(batch, K - 1)`.
 
     Output k is the logit of "the class is above k".
     """
@@ -31,7 +31,7 @@ class OrdinalHead(nn.Module):
 
 
 class Ordinal(TaskKind):
-    """A task whose labels are given from the lowest to the highest."""
+    """A task whose labels are ordered from the lowest to the highest."""
 
     name = "ordinal"
     metrics = ("quadratic_kappa", "accuracy", "within_one")

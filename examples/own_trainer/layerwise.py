@@ -16,11 +16,11 @@ _LAYER = re.compile(r"encoder\.(?:.*\.)?layer\.(\d+)\.")
 
 
 class LayerwiseTrainer(Trainer):
-    """The head learns at the plan's rate, each layer below it at `decay` times that of the one above.
+    """Trains the head with the plan's learning rate, and each layer with `decay` times the rate of the layer above.
 
     Args:
-        spec, plan, device: as for `Trainer`.
-        decay: above 0; 1 is plain training.
+        spec, plan, device: see `Trainer`.
+        decay: the factor between layers, above 0; 1 is plain training.
     """
 
     def __init__(self, spec: TaskSpec, plan: TrainingPlan, device: torch.device, *, decay: float = 0.9):
@@ -46,7 +46,7 @@ class LayerwiseTrainer(Trainer):
 
 
 def _depths(model: MultiTaskModel) -> dict[torch.nn.Parameter, int]:
-    """How many layers lie above each parameter: 0 for the head, 1 for the encoder's last layer and what follows it."""
+    """Return the number of layers above each parameter: 0 for the head, 1 for the last layer and its successors."""
     layers = {name: int(found[1]) for name, _ in model.named_parameters() if (found := _LAYER.match(name))}
     num_layers = max(layers.values(), default=-1) + 1
 

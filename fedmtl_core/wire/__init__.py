@@ -1,1 +1,1 @@
-"""What travels: layouts of tensors, encodings, chunks, and the contract's messages."""
+"""The wire format: layouts of tensors, encodings, chunks, and the contract's messages."""

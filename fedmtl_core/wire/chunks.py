@@ -1,8 +1,8 @@
-"""Encoded components cut into chunk messages, and chunks put back in place: the codec of the wire, without a socket.
+"""Cuts encoded components into chunk messages, and reassembles chunks: the codec of the wire, without a socket.
 
-A chunk message is written and read here byte by byte, as protobuf would: `GetSliceResponse` and `PushUpdateRequest`
-have the chunk in the same field, so one message serves both directions. Protobuf itself would copy the data twice on
-either side, which costs a third of a fast stream.
+This module writes and reads chunk messages byte by byte, in protobuf's format. `GetSliceResponse` and
+`PushUpdateRequest` have the chunk in the same field, so one message serves both directions. Protobuf itself would copy
+the data twice on each side, which costs a third of a fast stream's throughput.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from fedmtl_core.identifiers import quoted
 from fedmtl_core.wire.formats import Compression
 
 MAX_CHUNK_BYTES = 2 * 1024 * 1024
-"""Most bytes of data in one chunk: where one gRPC stream peaks, and under every client's 4 MiB message limit."""
+"""The maximum size of a chunk's data: one gRPC stream is fastest with it, and it is below the 4 MiB message limit of
+every client."""
 
 MIN_CHUNK_BYTES = 32 * 1024
-"""What chunks are cut to on the slowest links: one takes half a minute at 1 KB/s."""
+"""The minimum chunk size, for the slowest links: a chunk of this size takes half a minute at 1 KB/s."""
 
 _ZSTD_LEVEL = 1
-_WORTHWHILE = 0.9  # a chunk that shrinks less than this is sent as it is
+_WORTHWHILE = 0.9  # a chunk that compression doesn't shrink below this share is sent uncompressed
 
 _M = TypeVar("_M", pb.GetSliceResponse, pb.PushUpdateRequest)
 
@@ -40,40 +41,40 @@ _CHUNK, _SCOPE, _OFFSET, _DATA, _CRC, _UNCOMPRESSED = 0x12, 0x0A, 0x10, 0x1A, 0x
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A contiguous run of one component's encoded bytes, as it travels."""
+    """A contiguous range of one component's encoded bytes, as a message carries it."""
 
     scope: str
     offset: int
-    """Where it begins, in encoded bytes."""
+    """The chunk's first byte, from the start of the encoded component."""
     data: NDArray[np.uint8]
-    """A view into the message it came in."""
+    """The chunk's bytes, as a view into its message."""
     crc32c: int
-    """Of `data`."""
+    """The CRC32C of `data`."""
     uncompressed_bytes: int = 0
-    """What `data` decompresses to; 0 if it isn't compressed."""
+    """The size of `data` after decompression; 0 if the chunk isn't compressed."""
 
     @property
     def num_bytes(self) -> int:
-        """How many encoded bytes it stands for."""
+        """The number of encoded bytes in the chunk, after decompression."""
         return self.uncompressed_bytes or len(self.data)
 
 
 def chunk_bytes_for(wanted: int) -> int:
-    """The size of the chunks that a slice is cut into: a power of two, so that smaller ones divide larger ones.
+    """Return the chunk size for a slice: a power of two, so that small chunk sizes divide large ones.
 
     Args:
-        wanted: the most bytes that the caller asks for; 0 for as many as may be.
+        wanted: the maximum size that the caller asks for; 0 for the largest size.
     """
     bounded = min(max(wanted or MAX_CHUNK_BYTES, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
     return 1 << (bounded.bit_length() - 1)
 
 
 class ChunkedBytes:
-    """An encoded component, as messages of one chunk each.
+    """An encoded component as messages of one chunk each.
 
     Args:
-        scope: which component.
-        buffer: its encoded bytes, uint8 `(n,)`. Messages are cut from it when they are asked for.
+        scope: the component's scope.
+        buffer: the encoded bytes, uint8 `(n,)`. `message` cuts a message from it on each call.
     """
 
     def __init__(self, scope: str, buffer: Tensor):
@@ -86,11 +87,11 @@ class ChunkedBytes:
         return len(self._bytes)
 
     def offsets(self, start: int = 0, chunk_bytes: int = MAX_CHUNK_BYTES) -> range:
-        """Where the chunks begin, from a first one on."""
+        """Return the offsets of the chunks, beginning with `start`."""
         return range(start, len(self._bytes), chunk_bytes)
 
     def message(self, offset: int, compression: Compression = "none", chunk_bytes: int = MAX_CHUNK_BYTES) -> bytes:
-        """The serialised message of the chunk that begins at `offset`."""
+        """Return the serialized message of the chunk that begins at `offset`."""
         data = self._bytes[offset : offset + chunk_bytes]
         if compression == "zstd":
             packed = zstandard.ZstdCompressor(_ZSTD_LEVEL).compress(data.data)
@@ -115,10 +116,10 @@ class ChunkedBytes:
 
 
 def read_message(message: bytes, kind: type[_M]) -> _M | Chunk:
-    """A message of a slice's or an update's stream: its chunk, or the whole message if it holds none.
+    """Read a message of a slice's or an update's stream: return its chunk, or the message if it has no chunk.
 
     Raises:
-        MalformedStreamError: the bytes are no such message.
+        MalformedStreamError: the bytes are not a message of this type.
     """
     chunk = _read_chunk(message)
     if chunk is not None:
@@ -126,7 +127,7 @@ def read_message(message: bytes, kind: type[_M]) -> _M | Chunk:
     try:
         parsed = kind.FromString(message)
     except DecodeError:
-        raise MalformedStreamError(f"{len(message)} bytes that are no {kind.DESCRIPTOR.name}") from None
+        raise MalformedStreamError(f"expected a {kind.DESCRIPTOR.name}, got {len(message)} other bytes") from None
     if parsed.WhichOneof("part") != "chunk":
         return parsed
     part: pb.Chunk = parsed.chunk
@@ -135,15 +136,15 @@ def read_message(message: bytes, kind: type[_M]) -> _M | Chunk:
 
 
 class Assembler:
-    """Puts one stream's chunks into their places and keeps the declared lengths from both sides.
+    """Copies one stream's chunks to their places, and checks that they are exactly as long as declared.
 
-    Chunks of one component must come by ascending offset without gaps. A chunk that is refused leaves the bytes
-    as they were.
+    The chunks of one component must come by ascending offset, without gaps. A chunk that is refused leaves the bytes
+    unchanged.
 
     Args:
-        buffers: by scope, where the encoded bytes go: uint8 `(encoded bytes,)`.
-        start_offsets: by scope, the bytes that are in place already. 0 where not given.
-        compression: what chunks may be compressed with.
+        buffers: by scope, the buffer for the encoded bytes: uint8 `(encoded bytes,)`.
+        start_offsets: by scope, the number of leading bytes that the buffer already has; 0 by default.
+        compression: the compression that chunks may use.
     """
 
     def __init__(
@@ -157,11 +158,11 @@ class Assembler:
         self._next = {scope: starts.get(scope, 0) for scope in self._bytes}
         self._compression = compression
         self.bytes_received = 0
-        """Encoded bytes put in place; compressed ones count as what they decompressed to."""
+        """The number of encoded bytes received; compressed chunks count with their decompressed size."""
 
     @property
     def offsets(self) -> dict[str, int]:
-        """By scope, how many leading bytes are in place; it goes on changing."""
+        """By scope, the number of leading bytes received. The mapping changes with each chunk."""
         return self._next
 
     @property
@@ -170,13 +171,13 @@ class Assembler:
         return all(self._next[scope] == len(target) for scope, target in self._bytes.items())
 
     def add(self, chunk: Chunk) -> None:
-        """Put one chunk in its place.
+        """Copy one chunk to its place.
 
         Raises:
-            MalformedStreamError: the chunk is empty or of no expected component, overlaps another, leaves a gap,
-                runs past the end, or doesn't decompress to what it claims.
-            LimitExceededError: it is larger than `MAX_CHUNK_BYTES`.
-            ChecksumError: its bytes aren't those that were sent.
+            MalformedStreamError: the chunk is empty, has an unexpected component, overlaps another chunk, leaves a
+                gap, runs past the end, or doesn't decompress to the size that it claims.
+            LimitExceededError: the chunk is larger than `MAX_CHUNK_BYTES`.
+            ChecksumError: the chunk's checksum is wrong.
         """
         target = self._bytes.get(chunk.scope)
         if target is None:
@@ -228,14 +229,14 @@ class Assembler:
             )
 
     def _decompressed(self, chunk: Chunk) -> NDArray[np.uint8]:
-        """What a chunk decompresses to: exactly as much as it claims, which `_check_place` has bounded."""
+        """Decompress a chunk to exactly the size that it claims, which `_check_place` has bounded."""
         where = f"{chunk.scope}: the compressed chunk at byte {chunk.offset}"
         if self._compression != "zstd":
             raise MalformedStreamError(
                 f"{where} is not announced: the header says no compression", field="uncompressed_bytes"
             )
         try:
-            stated = zstandard.frame_content_size(chunk.data.data)  # the library takes this for the memory to get
+            stated = zstandard.frame_content_size(chunk.data.data)  # the library allocates this much memory
             if stated != chunk.uncompressed_bytes:
                 raise MalformedStreamError(
                     f"{where} states {'no size' if stated < 0 else f'{stated} bytes'}, "
@@ -244,14 +245,14 @@ class Assembler:
                 )
             data = zstandard.ZstdDecompressor().decompress(chunk.data.data, allow_extra_data=False)
         except zstandard.ZstdError as error:
-            raise MalformedStreamError(f"{where} is no Zstandard frame: {error}", field="data") from None
+            raise MalformedStreamError(f"{where} is not a Zstandard frame: {error}", field="data") from None
         return np.frombuffer(data, np.uint8)
 
     def finish(self) -> None:
         """Check that every byte has arrived.
 
         Raises:
-            MalformedStreamError: a component is short.
+            MalformedStreamError: a component is incomplete.
         """
         for scope, target in self._bytes.items():
             if self._next[scope] != len(target):
@@ -259,9 +260,9 @@ class Assembler:
 
 
 def _read_chunk(message: bytes) -> Chunk | None:
-    """The chunk in a message written the usual way: every field at most once, in order, nothing else.
+    """Read the chunk of a message in the usual form: every field at most once, in order, and nothing else.
 
-    Anything else is left to protobuf, None says so; here is only what nearly every message looks like.
+    Return None for any other form, which is left to protobuf. Nearly every message has the usual form.
     """
     reader = _Reader(message)
     if not reader.tag(_CHUNK) or reader.varint() != len(message) - reader.position:
@@ -284,7 +285,7 @@ def _read_chunk(message: bytes) -> Chunk | None:
 
 
 class _Reader:
-    """Takes protobuf's primitives off a message; past its end, or at an overlong number, `position` leaves it."""
+    """Reads protobuf's primitives from a message. After the end or an overlong number, `position` is past the end."""
 
     def __init__(self, message: bytes):
         self._message = message

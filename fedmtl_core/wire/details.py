@@ -1,6 +1,6 @@
-"""What an error tells a caller besides its code and message: google.rpc details in a call's trailing metadata.
+"""The google.rpc details of an error, in the trailing metadata of a failed call.
 
-`ErrorInfo` says which error it is, `BadRequest` which field to mend, `RetryInfo` when to come back.
+`ErrorInfo` has the reason, `BadRequest` the field to correct, and `RetryInfo` the delay before a retry.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fedmtl_core.wire.status import reason_of, status_of
 
 DETAILS_KEY = "grpc-status-details-bin"
 DOMAIN = "fedmtl.v1"
-"""Of the reasons: the contract's package."""
+"""The domain of the reasons: the contract's package."""
 MAX_RETRY_S = 3600.0
-"""A server that asks for more isn't listened to."""
+"""The longest delay in seconds that a client accepts from a server."""
 MAX_TEXT, MAX_FIELD, MAX_FACT = 600, 200, 100
-"""Characters of a message, of a field's path, and of one fact. A status travels in headers, and many a client takes no
-more than 8 KiB of them: the message is there twice, and details grow by a third, being binary."""
+"""The maximum number of characters of a message, of a field's path, and of one fact. A status travels in headers, and
+many clients accept at most 8 KiB of headers. The message is in them twice, and base64 makes details a third larger."""
 MAX_FACTS = 8
 
 _CODES = {code.value[0]: code for code in StatusCode}
@@ -32,30 +32,30 @@ _CODES = {code.value[0]: code for code in StatusCode}
 
 @dataclass(frozen=True)
 class Details:
-    """What the details of a failed call say; empty where they don't."""
+    """The details of a failed call. Details that the call lacks are empty or None."""
 
     reason: str = ""
     facts: dict[str, str] = field(default_factory=dict)
     field: str = ""
-    """The first field that is to be mended."""
+    """The path of the first field to correct."""
     retry_after_s: float | None = None
     code: StatusCode | None = None
     """The status code that the details repeat."""
     message: str = ""
-    """The message that they repeat."""
+    """The message that the details repeat."""
 
 
 def text_of(error: RequestError) -> str:
-    """The message that a call fails with: in ASCII, which headers are, and not too long for one."""
+    """Return the message that a call fails with, in ASCII and short enough for a header."""
     return _shortened(str(error), MAX_TEXT)
 
 
 def trailing_metadata(error: RequestError, text: str) -> tuple[tuple[str, bytes], ...]:
-    """An error's details, for the end of the call that fails with it.
+    """Return an error's details as the trailing metadata of the call that fails with it.
 
     Args:
-        error: what the call fails with.
-        text: the message it fails with; the details repeat it, as their readers expect.
+        error: the error.
+        text: the message that the call fails with; the details repeat it, as their readers expect.
     """
     facts = {name: _shortened(fact, MAX_FACT) for name, fact in list(error.facts.items())[:MAX_FACTS]}
     status = status_pb2.Status(code=status_of(error).value[0], message=text)
@@ -73,7 +73,7 @@ def trailing_metadata(error: RequestError, text: str) -> tuple[tuple[str, bytes]
 
 
 def read_details(metadata: Iterable[Any] | None) -> Details:
-    """The details in a failed call's trailing metadata, as far as they can be read and are of the contract."""
+    """Read the details in a failed call's trailing metadata, as far as they are valid and belong to the contract."""
     found: dict[str, Any] = {}
     for key, value in metadata or ():
         if key != DETAILS_KEY:

@@ -1,4 +1,4 @@
-"""Components as they travel: what they are, how they are encoded, and their bytes."""
+"""Encoded components: layout, encoding, and encoded bytes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fedmtl_core.wire.layout import Component, Layout
 
 @dataclass(frozen=True)
 class EncodedLayout:
-    """What a component is, and how it travels."""
+    """A component's layout and encoding."""
 
     layout: Layout
     encoding: Encoding
     num_bytes: int
-    """Of the encoded form."""
+    """The size of the encoded form."""
     start: int = 0
-    """Where its chunks begin."""
+    """The encoded byte at which the chunks begin; above 0 in a transfer that is resumed."""
 
     @property
     def scope(self) -> str:
@@ -28,14 +28,14 @@ class EncodedLayout:
 
 @dataclass(frozen=True)
 class EncodedComponent:
-    """A component as it travels."""
+    """A component's encoded bytes."""
 
     layout: EncodedLayout
     data: Tensor
-    """Encoded, uint8 `(layout.num_bytes,)`."""
+    """The encoded bytes, uint8 `(layout.num_bytes,)`."""
 
     @classmethod
     def exact(cls, component: Component) -> EncodedComponent:
-        """A component that travels as it is; its bytes are shared."""
+        """Encode a component as `float32`; the result shares its bytes."""
         layout = component.layout
         return cls(EncodedLayout(layout, "float32", layout.num_bytes), component.buffer)

@@ -1,6 +1,6 @@
-"""Some elements of an encoded component, without decoding the rest of it.
+"""Decodes a range of an encoded component without decoding the rest.
 
-The values are those that `fedmtl_core.wire.encodings.decode` gives, to the last bit.
+The values are bit for bit those of `fedmtl_core.wire.encodings.decode`.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.layout import TensorSpec
 
 ReadBytes = Callable[[int, int], Tensor]
-"""Gives the encoded bytes from one place to another, uint8, in memory that any dtype may be read from."""
+"""Returns the encoded bytes from one offset to another, uint8, in memory that is aligned for every dtype."""
 
 _HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def decode_range(part: EncodedLayout, read: ReadBytes, run: int, start: int, stop: int) -> Tensor:
-    """Read some numbers of an encoded component. Takes memory for these numbers, whatever the component's size.
+    """Decode a range of an encoded component. Memory use depends on the range, not on the size of the component.
 
     Args:
-        part: what the component is, and how it is encoded.
-        read: gives its bytes, which `fedmtl_core.wire.encodings.require_valid` takes.
-        run: the number of the flat vector in the component's layout (`Layout.runs`).
-        start: its first element to read.
-        stop: the element after the last one to read.
+        part: the component's layout and encoding.
+        read: returns the encoded bytes, which `fedmtl_core.wire.encodings.require_valid` accepts.
+        run: the index of the flat vector in the component's layout (`Layout.runs`).
+        start: the first element to decode, in the flat vector.
+        stop: the element after the last element to decode.
 
     Returns:
-        `(stop - start,)`, in the run's dtype. It may share the memory of what `read` gave.
+        `(stop - start,)`, in the run's dtype. It may share memory with the result of `read`.
     """
     runs = part.layout.runs
     dtype = runs[run].dtype
@@ -53,7 +53,7 @@ def decode_range(part: EncodedLayout, read: ReadBytes, run: int, start: int, sto
 
 
 def _int8(tensors: Sequence[TensorSpec], read: ReadBytes, start: int, stop: int) -> Tensor:
-    """Elements of a component, counted over all its tensors, as float32."""
+    """Decode elements of an `int8` component, counted over all its tensors, to float32."""
     num_rows = sum(map(_rows_of, tensors))
     values = read(4 * num_rows + start, 4 * num_rows + stop).view(torch.int8).to(torch.float32)
     first_row = first = 0
@@ -71,7 +71,7 @@ def _int8(tensors: Sequence[TensorSpec], read: ReadBytes, start: int, stop: int)
 
 
 def _topk(count: int, read: ReadBytes, start: int, stop: int) -> Tensor:
-    """Elements of a component of which so many are kept, as float32."""
+    """Decode elements of a `topk` component with `count` kept elements, to float32."""
 
     def index(place: int) -> int:
         return int(read(4 * place, 4 * place + 4).numpy().view(np.uint32)[0])
@@ -87,12 +87,12 @@ def _topk(count: int, read: ReadBytes, start: int, stop: int) -> Tensor:
 
 
 def _rows_of(spec: TensorSpec) -> int:
-    """The rows of a tensor that have a scale each: see `fedmtl_core.wire.encodings`."""
+    """Return the number of a tensor's rows, each of which has a scale; see `fedmtl_core.wire.lossy.int8`."""
     return spec.num_elements // (spec.shape[-1] if spec.shape else 1) if spec.num_elements else 0
 
 
 def _saturated(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Finite numbers in another dtype, rounded to nearest, ties to even, and at most its largest."""
+    """Convert finite numbers to another dtype: round to nearest, ties to even, and saturate at its largest number."""
     most = torch.finfo(dtype).max
     converted = values.to(dtype)
     return converted.clamp_(-most, most) if most < torch.finfo(values.dtype).max else converted

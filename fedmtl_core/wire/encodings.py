@@ -1,18 +1,18 @@
-"""How a component's numbers are written on the wire: components to encoded bytes and back.
+"""Encodes components to the bytes that travel, and decodes them.
 
-The encoded bytes are little-endian and have no header. For a layout of N elements they are
+The encoded bytes are little-endian and have no header. For a layout of N elements the encodings are:
 
-* `float32`: the component's own bytes as its layout has them, padding included. Exact, whatever the tensors' dtypes;
-  only the name is that of the usual one.
-* `float16`, `bfloat16`, `int8`, `topk`: what `lossy/halves.py`, `lossy/int8.py` and `lossy/topk.py` say, which also say
-  what is lost.
+* `float32`: the component's own bytes in its layout, padding included. It is exact for all dtypes, and is named after
+  the most common one.
+* `float16`, `bfloat16`, `int8`, `topk`: see `lossy/halves.py`, `lossy/int8.py` and `lossy/topk.py`, which also give the
+  error of each encoding.
 
-Elements are counted over the tensors in the layout's order, without the padding between them. Where sections follow
-one another, both begin aligned if the whole is aligned to 4 bytes.
+Elements are counted over the tensors in the layout's order, without the padding between tensors. Both sections of an
+encoding with two sections are aligned if the whole is aligned to 4 bytes.
 
-All but `float32` take each element as a float32 (a float64 is rounded to nearest, ties to even, and saturates at the
-largest finite float32), and decode to float32 numbers, which are then widened or rounded to the tensor's own dtype and
-saturate at its largest finite number. So what was finite stays finite both ways.
+All encodings except `float32` convert each element to float32 first. A float64 is rounded to nearest, ties to even, and
+saturates at the largest finite float32. They decode to float32 numbers, which are then widened or rounded to the
+tensor's own dtype and saturate at its largest finite number. Finite numbers therefore stay finite in both directions.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _HALVES: dict[Encoding, torch.dtype] = {"float16": torch.float16, "bfloat16": to
 
 
 def require_encoded_size(layout: Layout, encoding: Encoding, num_bytes: int) -> None:
-    """Check that so many bytes can be an encoded component. Takes no memory.
+    """Check that an encoded component can have `num_bytes` bytes, without allocating memory.
 
     Raises:
-        LayoutMismatchError: they can't.
+        LayoutMismatchError: it can't.
     """
     total = layout.num_elements
     if encoding == "topk":
@@ -56,21 +56,21 @@ def require_encoded_size(layout: Layout, encoding: Encoding, num_bytes: int) -> 
 
 
 def encode(component: Component, encoding: Encoding, density: float = DEFAULT_DENSITY) -> Tensor:
-    """Write a component's numbers; it comes back unchanged.
+    """Encode a component's numbers. The component is not changed.
 
-    The same numbers give the same bytes. What is made on the way takes a few MiB, with `topk` some 10 bytes for each
-    element kept besides; where a sample misleads it, 4 bytes for each element.
+    The same numbers give the same bytes. Temporary memory is a few MiB. `topk` also needs about 10 bytes for each kept
+    element, or 4 bytes for each element if its sample was misleading.
 
     Args:
-        density: share of the elements that `topk` keeps: `max(1, round(density * N))` of them, and never more than
+        density: the share of the elements that `topk` keeps: `max(1, round(density * N))` elements, and at most
             (N + 1) // 2. Of equal magnitudes the first are kept.
 
     Returns:
         uint8 `(encoded bytes,)` on CPU. With `float32` it is the component's own buffer, not a copy.
 
     Raises:
-        NonFiniteError: a value is NaN or infinite. Not looked for with `float32`.
-        LimitExceededError: `topk` can't count so many elements.
+        NonFiniteError: a value is NaN or infinite. `float32` is not checked.
+        LimitExceededError: the component has too many elements for the indices of `topk`.
     """
     if encoding == "float32":
         return component.buffer
@@ -85,11 +85,11 @@ def encode(component: Component, encoding: Encoding, density: float = DEFAULT_DE
 
 
 def require_valid(layout: Layout, encoding: Encoding, data: Tensor) -> None:
-    """Check that encoded bytes are numbers that can be decoded: one pass, at memory bandwidth.
+    """Check in one pass, at memory bandwidth, that encoded bytes can be decoded.
 
     Args:
-        data: uint8 `(encoded bytes,)`, contiguous, aligned to 4 bytes (with `float32` to the widest dtype's), of a
-            size that `require_encoded_size` takes.
+        data: uint8 `(encoded bytes,)`, contiguous, of a size that `require_encoded_size` accepts. It is aligned to 4
+            bytes; with `float32`, to the size of the widest dtype.
 
     Raises:
         NonFiniteError: a number is NaN or infinite, or a scale of `int8` is too large.
@@ -107,10 +107,10 @@ def require_valid(layout: Layout, encoding: Encoding, data: Tensor) -> None:
 
 
 def largest_magnitude(layout: Layout, encoding: Encoding, data: Tensor) -> float:
-    """A number that no element's magnitude exceeds, found without decoding them.
+    """Return an upper bound of the elements' magnitudes, without decoding them.
 
     Args:
-        data: as for `decode`.
+        data: encoded bytes, with the conditions of `decode`.
     """
     if not layout.num_elements or not len(data):
         return 0.0
@@ -124,17 +124,17 @@ def largest_magnitude(layout: Layout, encoding: Encoding, data: Tensor) -> float
 
 
 def decode(layout: Layout, encoding: Encoding, data: Tensor, into: Component | None = None) -> Component:
-    """Read a component's numbers.
+    """Decode a component's numbers.
 
     Args:
-        data: uint8 `(encoded bytes,)`, contiguous and aligned, that `require_encoded_size` and `require_valid` take.
-        into: where to, of the same layout; all of it is overwritten. A new one is made if None.
+        data: uint8 `(encoded bytes,)`, contiguous and aligned, that `require_encoded_size` and `require_valid` accept.
+        into: the component to overwrite, of the same layout; a new component if None.
 
     Returns:
-        `into`, or the new component. With `float32` the new one's buffer is `data` itself, not a copy.
+        `into`, or the new component. With `float32` the new component's buffer is `data` itself, not a copy.
 
     Raises:
-        LayoutMismatchError: `into` is laid out otherwise.
+        LayoutMismatchError: `into` has another layout.
     """
     if into is not None:
         layout.require_same(into.layout)

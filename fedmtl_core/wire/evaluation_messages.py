@@ -1,4 +1,4 @@
-"""A client's evaluations as contract messages, and back: every number is checked to be a possible one."""
+"""Converts a client's evaluations to contract messages and back, and checks that every number is possible."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_METRIC_NAME = 64
 
 
 def details_to_proto(evaluation: Evaluation) -> pb.EvaluationDetails:
-    """What the metrics of an evaluation leave unsaid."""
+    """Return the details of an evaluation beyond its metrics: undefined metrics, and sums."""
     details = pb.EvaluationDetails(undefined=evaluation.undefined)
     if isinstance(evaluation.sums, ClassCounts):
         details.class_counts.CopyFrom(pb.ClassCounts(**asdict(evaluation.sums)))
@@ -37,12 +37,12 @@ def details_to_proto(evaluation: Evaluation) -> pb.EvaluationDetails:
 
 
 def metrics_from_proto(field: str, metrics: Mapping[str, float], spec: TaskSpec) -> dict[str, float]:
-    """Metrics by name, each within its bounds.
+    """Return a message's metrics by name, each within its bounds.
 
     Args:
-        field: where they are in the header.
-        metrics: what came.
-        spec: the task that they are of.
+        field: the path of the metrics in the header.
+        metrics: the metrics in the message.
+        spec: the task of the evaluation.
 
     Raises:
         NonFiniteError: a value isn't finite.
@@ -54,7 +54,7 @@ def metrics_from_proto(field: str, metrics: Mapping[str, float], spec: TaskSpec)
 
 
 def _possible(field: str, name: str, value: float, spec: TaskSpec) -> float:
-    """A value, or the bound that rounding took it over."""
+    """Return a metric's value, or its bound if rounding took the value beyond the bound."""
     if not math.isfinite(value):
         raise NonFiniteError(f"{field}: {shown(name)}: expected a finite number, got {value}", field=field)
     low, high = spec.metric_bounds.get(name, (-MAX_METRIC, MAX_METRIC))
@@ -66,14 +66,14 @@ def _possible(field: str, name: str, value: float, spec: TaskSpec) -> float:
 def details_from_proto(
     field: str, details: pb.EvaluationDetails, metrics: Collection[str], num_eval_examples: int, spec: TaskSpec
 ) -> EvaluationDetails:
-    """What metrics leave unsaid of an evaluation.
+    """Return the details of an evaluation from a message.
 
     Args:
-        field: where it is in the header.
-        details: what came.
-        metrics: names of the evaluation's metrics.
-        num_eval_examples: its rows.
-        spec: the task that it is of.
+        field: the path of the details in the header.
+        details: the message.
+        metrics: the names of the evaluation's metrics.
+        num_eval_examples: the number of evaluation examples.
+        spec: the task of the evaluation.
 
     Raises:
         InvalidRequestError: a number is impossible, or contradicts the others.
@@ -83,7 +83,7 @@ def details_from_proto(
     undefined = tuple(dict.fromkeys(details.undefined))
     for name in undefined:
         if name in metrics:
-            text = f"expected metrics that have no value, got {quoted(name)}, which has one"
+            text = f"expected metrics without a value, got {quoted(name)}, which has a value"
             raise _invalid(f"{field}.undefined", text)
     sums: ClassCounts | Moments | None = None
     if details.HasField("class_counts"):
@@ -95,7 +95,7 @@ def details_from_proto(
 
 def _class_counts(field: str, message: pb.ClassCounts, num_eval_examples: int, spec: TaskSpec) -> ClassCounts:
     if spec.kind != "classification":
-        raise _invalid(field, f"expected none, the task {spec.name} is a {spec.kind}")
+        raise _invalid(field, f"expected none, because the task {spec.name} is a {spec.kind}")
     columns = {"correct": message.correct, "predicted": message.predicted, "actual": message.actual}
     for name, column in columns.items():
         path = f"{field}.{name}"
@@ -104,7 +104,7 @@ def _class_counts(field: str, message: pb.ClassCounts, num_eval_examples: int, s
         if min(column) < 0:
             raise _invalid(path, f"expected no negative number, got {min(column)}")
         if name != "correct" and sum(column) != num_eval_examples:
-            raise _invalid(path, f"expected the sum {num_eval_examples}, as num_eval_examples says, got {sum(column)}")
+            raise _invalid(path, f"expected the sum {num_eval_examples}, as in num_eval_examples, got {sum(column)}")
     for number, (correct, *others) in enumerate(zip(*columns.values(), strict=True)):
         if correct > min(others):
             raise _invalid(
@@ -116,29 +116,29 @@ def _class_counts(field: str, message: pb.ClassCounts, num_eval_examples: int, s
 
 def _moments(field: str, message: pb.Moments, num_eval_examples: int, spec: TaskSpec) -> Moments:
     if spec.kind != "regression":
-        raise _invalid(field, f"expected none, the task {spec.name} is a {spec.kind}")
+        raise _invalid(field, f"expected none, because the task {spec.name} is a {spec.kind}")
     if not 1 <= message.num_examples == num_eval_examples:
         raise _invalid(
             f"{field}.num_examples",
-            f"expected {num_eval_examples}, as num_eval_examples says, got {message.num_examples}",
+            f"expected {num_eval_examples}, as in num_eval_examples, got {message.num_examples}",
         )
     sums = {name: getattr(message, name) for name in ("sum_x", "sum_y", "sum_xx", "sum_yy", "sum_xy")}
     for name, value in sums.items():
         low = 0.0 if name in ("sum_xx", "sum_yy") else -MAX_MOMENT
-        if not low <= value <= MAX_MOMENT:  # NaN isn't either
+        if not low <= value <= MAX_MOMENT:  # NaN fails this check too
             raise _invalid(f"{field}.{name}", f"expected a number from {low:g} to {MAX_MOMENT:g}, got {value}")
     moments = Moments(message.num_examples, **sums)
     for name, is_possible in zip(("sum_xx", "sum_yy", "sum_xy"), _are_possible(moments), strict=True):
         if not is_possible:
-            raise _invalid(f"{field}.{name}", f"expected the sums of some rows, got {moments}")
+            raise _invalid(f"{field}.{name}", f"expected sums that rows can have, got {moments}")
     return moments
 
 
 def _are_possible(moments: Moments) -> tuple[bool, bool, bool]:
-    """Whether the variance of x, that of y, and their covariance are possible, but for rounding."""
+    """Whether the variance of x, the variance of y, and their covariance are possible, up to rounding."""
     of_x, of_y, of_both = moments.centered()
     size = math.sqrt(moments.num_examples)
-    # Roots: the products could be too large for a float.
+    # Square roots, because the products can be too large for a float.
     x, y = (size * math.sqrt(square) for square in (moments.sum_xx, moments.sum_yy))
     x_rounding, y_rounding = (math.sqrt(ROUNDING) * root for root in (x, y))
     x_deviation, y_deviation = (math.sqrt(max(variance, Fraction())) for variance in (of_x, of_y))

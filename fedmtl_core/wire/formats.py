@@ -1,19 +1,19 @@
-"""Names of the ways in which tensors travel. What they mean to the byte is in `docs/wire.md`."""
+"""The names of encodings and compressions. `docs/wire.md` specifies them to the byte."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Encoding = Literal["float32", "float16", "bfloat16", "int8", "topk"]
-"""How a component's numbers are written. `float32` means the tensors' own bytes, exact."""
+"""The encoding of a component's numbers. `float32` is the tensors' own bytes, exact for all dtypes."""
 
 ENCODINGS: tuple[Encoding, ...] = ("float32", "float16", "bfloat16", "int8", "topk")
 
 DELTA_ENCODINGS: frozenset[Encoding] = frozenset({"int8", "topk"})
-"""Those that are for differences only."""
+"""The encodings that are for differences only."""
 
 DEFAULT_DENSITY = 0.05
-"""Share of a component's elements that `topk` sends."""
+"""The share of a component's elements that `topk` sends by default."""
 
 Compression = Literal["none", "zstd"]
 COMPRESSIONS: tuple[Compression, ...] = ("none", "zstd")

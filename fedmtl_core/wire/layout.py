@@ -1,8 +1,8 @@
-"""The flat buffer with a table of contents that the parameters of one scope live in.
+"""Components: flat buffers with a table of contents, each with the parameters of one scope.
 
 The parameters of one scope (see `fedmtl_core.model.scopes`) form a component: one contiguous little-endian buffer and
-an ordered list of `TensorSpec`. Slices, chunks, updates, averages and checkpoints are all made of components; no
-other module packs or unpacks tensors.
+an ordered list of `TensorSpec`. Slices, chunks, updates, averages and checkpoints all consist of components. No other
+module packs or unpacks tensors.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16,
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Where one tensor lies in its component."""
+    """One tensor's place in its component."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
-    """First byte, from the start of the component."""
+    """The tensor's first byte, from the start of the component."""
 
     @property
     def num_elements(self) -> int:
@@ -43,7 +43,7 @@ class TensorSpec:
 
     @property
     def end(self) -> int:
-        """One past the last byte."""
+        """The byte after the tensor's last byte."""
         return self.offset + self.num_elements * self.dtype.itemsize
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring tensors of one dtype: a stretch of a component that is one flat vector."""
+    """Adjacent tensors of one dtype without padding between them: a range of a component that is one flat vector."""
 
     dtype: torch.dtype
     start: int
@@ -68,7 +68,7 @@ class Layout:
 
     @classmethod
     def of(cls, scope: str, parameters: Mapping[str, Tensor]) -> Layout:
-        """Lay tensors out one after the other, each at the next multiple of its element size.
+        """Lay out tensors one after another, each at the next multiple of its element size.
 
         Raises:
             LayoutMismatchError: a tensor's dtype isn't one of `DTYPES`.
@@ -94,7 +94,7 @@ class Layout:
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """The component as flat vectors, one for each stretch of equal dtype; padding and empty tensors left out."""
+        """The component as flat vectors, one for each range of equal dtype, without padding and empty tensors."""
         runs: list[Run] = []
         for spec in self.tensors:
             if spec.num_elements == 0:
@@ -106,10 +106,10 @@ class Layout:
         return tuple(runs)
 
     def require_same(self, other: Layout) -> None:
-        """Check that another layout is this one.
+        """Check that another layout equals this one.
 
         Raises:
-            LayoutMismatchError: it isn't; the message names the first tensor that differs, and how.
+            LayoutMismatchError: the layouts differ; the message names the first difference and its tensor.
         """
         if self == other:
             return
@@ -148,11 +148,11 @@ class Layout:
 
 
 class Component:
-    """One scope's parameters: a layout and the bytes it describes.
+    """The parameters of one scope: a layout, and the bytes that it describes.
 
     Args:
         layout: the table of contents.
-        buffer: uint8 `(layout.num_bytes,)` on CPU, contiguous. A zeroed one is made if None.
+        buffer: uint8 `(layout.num_bytes,)` on CPU, contiguous; a new buffer of zeros if None.
     """
 
     def __init__(self, layout: Layout, buffer: Tensor | None = None):
@@ -168,14 +168,14 @@ class Component:
 
     @classmethod
     def pack(cls, scope: str, parameters: Mapping[str, Tensor]) -> Component:
-        """Copy tensors, from any device, into a new component."""
+        """Copy tensors from any device into a new component."""
         component = cls(Layout.of(scope, parameters))
         component.copy_from(parameters)
         return component
 
     @classmethod
     def adopt(cls, scope: str, parameters: Mapping[str, Tensor]) -> Component:
-        """Move CPU tensors into a new component: they become views of its buffer."""
+        """Move CPU tensors into a new component: the tensors become views of its buffer."""
         component = cls.pack(scope, {name: tensor.detach() for name, tensor in parameters.items()})
         component.lend_to(parameters)
         return component
@@ -185,30 +185,30 @@ class Component:
         return self.layout.scope
 
     def memory(self) -> memoryview:
-        """The bytes, writable, without a copy."""
-        return memoryview(self.buffer.numpy())  # type: ignore[arg-type]  # a ndarray is a Buffer
+        """Return the bytes as a writable view, without a copy."""
+        return memoryview(self.buffer.numpy())  # type: ignore[arg-type]  # an ndarray is a Buffer
 
     def views(self) -> dict[str, Tensor]:
-        """The tensors by name, as views: writing to one writes to the buffer."""
+        """Return the tensors by name, as views: writing to a tensor writes to the buffer."""
         return {
             spec.name: _typed(self.buffer, spec.dtype, spec.offset, spec.end).view(spec.shape)
             for spec in self.layout.tensors
         }
 
     def runs(self) -> list[Tensor]:
-        """The flat vectors of `layout.runs`, as views."""
+        """Return the flat vectors of `layout.runs` as views."""
         return [_typed(self.buffer, run.dtype, run.start, run.end) for run in self.layout.runs]
 
     def lend_to(self, parameters: Mapping[str, Tensor]) -> None:
-        """Make CPU tensors of this layout views of the component; what they held is theirs no longer."""
+        """Make CPU tensors of this layout views of the component; their old values are dropped."""
         for name, view in self.views().items():
             parameters[name].data = view
 
     def copy_from(self, parameters: Mapping[str, Tensor]) -> None:
-        """Overwrite every tensor. All of `parameters` is checked before the first byte changes.
+        """Overwrite every tensor. All parameters are checked before the first byte changes.
 
         Raises:
-            LayoutMismatchError: names, shapes or dtypes differ from the layout's.
+            LayoutMismatchError: names, shapes or dtypes differ from the layout.
         """
         in_order = {spec.name: parameters[spec.name] for spec in self.layout.tensors if spec.name in parameters}
         extra = {name: tensor for name, tensor in parameters.items() if name not in in_order}
@@ -218,13 +218,13 @@ class Component:
                 view.copy_(parameters[name])
 
     def add(self, other: Component) -> None:
-        """Add another component's numbers to this one's, each in the tensors' dtype, rounded once."""
+        """Add another component's numbers to this component, in the tensors' dtype, rounding each number once."""
         self.layout.require_same(other.layout)
         for mine, theirs in zip(self.runs(), other.runs(), strict=True):
             mine.add_(theirs)
 
     def subtract(self, other: Component) -> None:
-        """Take another component's numbers from this one's, each in the tensors' dtype, rounded once."""
+        """Subtract another component's numbers from this one, in the tensors' dtype, rounding each number once."""
         self.layout.require_same(other.layout)
         for mine, theirs in zip(self.runs(), other.runs(), strict=True):
             mine.sub_(theirs)
@@ -233,23 +233,23 @@ class Component:
         return Component(self.layout, self.buffer.clone())
 
     def clear_padding(self) -> None:
-        """Make the bytes between tensors 0."""
+        """Set the bytes between tensors to 0."""
         end = 0
         for run in self.layout.runs:
             self.buffer[end : run.start] = 0
             end = run.end
 
     def digest(self) -> bytes:
-        """SHA-256 of the bytes."""
+        """Return the SHA-256 of the bytes."""
         return hashlib.sha256(self.memory()).digest()
 
     def require_finite(self) -> None:
         """Check that no value is NaN or infinite.
 
-        Sums first, at memory bandwidth, and looks closer only if a sum isn't finite.
+        It first sums all values at memory bandwidth, and checks single tensors only if a sum isn't finite.
 
         Raises:
-            NonFiniteError: one is; the message names its tensor.
+            NonFiniteError: a value is NaN or infinite; the message names its tensor.
         """
         if all(math.isfinite(run.sum(dtype=_sum_dtype(run.dtype)).item()) for run in self.runs()):
             return
@@ -260,10 +260,10 @@ class Component:
 
 
 def require_scopes(expected: Iterable[str], got: Iterable[str]) -> None:
-    """Check that the same components are there in the same order.
+    """Check that components have the expected scopes in the expected order.
 
     Raises:
-        LayoutMismatchError: they aren't.
+        LayoutMismatchError: the scopes differ.
     """
     expected, got = list(expected), list(got)
     if expected != got:

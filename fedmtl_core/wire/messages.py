@@ -1,4 +1,4 @@
-"""Layouts, encodings and training plans as contract messages, and back: checked before they are believed."""
+"""Converts layouts, encodings and training plans to contract messages and back, and checks received messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DTYPE_TO_PROTO = {
 _DTYPE_FROM_PROTO = {proto: dtype for dtype, proto in _DTYPE_TO_PROTO.items()}
 
 MAX_RANK, MAX_SIZE = 16, 2**40
-"""No tensor has more dimensions, none of them is larger."""
+"""The maximum number of dimensions of a tensor, and the maximum size of a dimension."""
 
 UPDATE_KIND_TO_PROTO: dict[UpdateKind, pb.UpdateKind] = {
     "parameters": pb.UPDATE_KIND_PARAMETERS,
@@ -56,7 +56,7 @@ _TASK_TYPE_TO_PROTO: dict[str | None, pb.TaskType] = {
 _TASK_TYPE_FROM_PROTO = {proto: type_ for type_, proto in _TASK_TYPE_TO_PROTO.items()}
 
 _TRANSLATED = ("update", "pooling", "task_type", "labels", "optimizer", "local")
-"""What of a plan a message has in another form."""
+"""The fields of a plan that have another form in the message."""
 
 PURPOSE_TO_PROTO: dict[Purpose, pb.RoundPurpose] = {
     "train": pb.ROUND_PURPOSE_TRAIN,
@@ -82,7 +82,7 @@ _COMPRESSION_FROM_PROTO = {proto: compression for compression, proto in _COMPRES
 
 
 def component_to_proto(part: EncodedLayout, digest: bytes = b"", base_digest: bytes = b"") -> pb.Component:
-    """A component's table of contents, and how it travels, as a message."""
+    """Return a component's table of contents and encoding as a message."""
     return pb.Component(
         scope=part.scope,
         tensors=[
@@ -99,11 +99,11 @@ def component_to_proto(part: EncodedLayout, digest: bytes = b"", base_digest: by
 
 
 def component_from_proto(message: pb.Component) -> EncodedLayout:
-    """What a message says a component is, and how it travels.
+    """Return a component's layout and encoding from a message.
 
     Raises:
-        LayoutMismatchError: sizes don't add up.
-        InvalidRequestError: the encoding is unknown, or the start is past the end.
+        LayoutMismatchError: the sizes don't add up.
+        InvalidRequestError: the encoding is unknown, or `start_offset` is past the end.
     """
     layout = layout_from_proto(message)
     encoding = encoding_from_proto(message.encoding, f"{shown(message.scope)}: encoding")
@@ -124,10 +124,10 @@ def encoding_to_proto(encoding: Encoding) -> pb.Encoding:
 
 
 def encoding_from_proto(value: pb.Encoding, name: str = "encoding") -> Encoding:
-    """The encoding a message's field `encoding` asks for; `float32` if it doesn't say.
+    """Return the encoding in a message's field `encoding`; `float32` if the field is unset.
 
     Raises:
-        InvalidRequestError: it is unknown.
+        InvalidRequestError: the encoding is unknown.
     """
     encoding = _ENCODING_FROM_PROTO.get(value or pb.ENCODING_FLOAT32)
     if encoding is None:
@@ -142,10 +142,10 @@ def compression_to_proto(compression: Compression) -> pb.Compression:
 
 
 def compression_from_proto(value: pb.Compression) -> Compression:
-    """The compression a message asks for.
+    """Return the compression that a message asks for.
 
     Raises:
-        InvalidRequestError: it is unknown.
+        InvalidRequestError: the compression is unknown.
     """
     compression = _COMPRESSION_FROM_PROTO.get(value)
     if compression is None:
@@ -156,7 +156,7 @@ def compression_from_proto(value: pb.Compression) -> Compression:
 
 
 def layout_from_proto(message: pb.Component) -> Layout:
-    """The layout a message describes. No memory is taken for it, whatever sizes it claims.
+    """Return the layout that a message describes. This allocates no memory for the sizes in the message.
 
     Raises:
         LayoutMismatchError: an element type is unknown, or the sizes don't add up.
@@ -186,7 +186,7 @@ def layout_from_proto(message: pb.Component) -> Layout:
 
 
 def plan_to_proto(plan: TrainingPlan) -> pb.TrainingPlan:
-    """A training plan as a message."""
+    """Return a training plan as a message."""
     values = asdict(plan)
     return pb.TrainingPlan(
         update_kind=UPDATE_KIND_TO_PROTO[values.pop("update")],
@@ -198,7 +198,7 @@ def plan_to_proto(plan: TrainingPlan) -> pb.TrainingPlan:
 
 
 def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
-    """The training plan a message describes.
+    """Return the training plan that a message describes.
 
     Raises:
         InvalidRequestError: a value is out of range.
@@ -215,7 +215,7 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
     for name in ("local_epochs", "batch_size", "max_length", "num_rounds"):
         if getattr(message, name) < 1:
             raise InvalidRequestError(f"plan.{name}: expected at least 1, got {getattr(message, name)}")
-    as_they_are = (field.name for field in fields(TrainingPlan) if field.name not in _TRANSLATED)
+    unchanged = (field.name for field in fields(TrainingPlan) if field.name not in _TRANSLATED)
     return TrainingPlan(
         update=update,
         pooling=pooling,
@@ -223,7 +223,7 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
         labels=tuple(message.labels),
         optimizer=optimizer,
         local=tuple(message.local),
-        **{name: getattr(message, name) for name in as_they_are},
+        **{name: getattr(message, name) for name in unchanged},
     )
 
 

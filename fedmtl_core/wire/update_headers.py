@@ -1,6 +1,6 @@
-"""An update as the header of its upload, and back: every field checked before it is believed.
+"""Converts an update to the header of its upload and back, and checks every field.
 
-A number that a single stage needs is one line of `EXTRA_FIELDS`, beside its field in the contract.
+A number for a single stage of the aggregation needs a field in the contract and one line of `EXTRA_FIELDS`.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ from fedmtl_core.wire.messages import (
 from fedmtl_core.wire.updates import Update
 
 MAX_EXAMPLES = 2**53
-"""Beyond this a weight is no longer exact as a float."""
+"""The largest number of examples; larger numbers are not exact as a float."""
 
 _EVALUATIONS = ("received_metrics", "trained_metrics", "received_details", "trained_details")
 
 
 @dataclass(frozen=True)
 class ExtraField:
-    """A field of the header that holds one stage's own number."""
+    """A field of the header with a number for one stage of the aggregation."""
 
     stage: str
     name: str
-    """Of the field, and of the number among the stage's extras."""
+    """The name of the field, and of the number in the stage's extras."""
     least: float = 0.0
     most: float = math.inf
-    """Bounds of a number that isn't 0, which says that there is none."""
+    """The bounds `least` and `most` of the number; 0 is always allowed and means that there is no number."""
 
 
 EXTRA_FIELDS = (
     ExtraField("normalization", "num_steps"),
-    # Sums of learning rates beyond these bounds lead out of float32.
+    # Sums of learning rates beyond these bounds overflow or underflow float32.
     ExtraField("control_variates", "learning_rate_sum", 1e-30, 1e30),
     ExtraField("control_variates", "control_round"),
 )
 
 
 def update_to_header(update: Update) -> pb.UpdateHeader:
-    """An update's header; its components start at their first byte."""
+    """Return an update's header, with components that start at byte 0."""
     header = pb.UpdateHeader(
         run_id=update.run_id,
         client_id=update.client_id,
@@ -80,7 +80,7 @@ def update_to_header(update: Update) -> pb.UpdateHeader:
         next_task=update.next_task,
     )
     for field, evaluation in (("received_details", update.received), ("trained_details", update.trained)):
-        if evaluation.says_anything or evaluation.num_examples:  # a trainer of one's own may measure nothing
+        if evaluation.says_anything or evaluation.num_examples:  # a custom trainer may measure nothing
             getattr(header, field).CopyFrom(details_to_proto(evaluation))
     for extra in EXTRA_FIELDS:
         if number := update.extra_of(extra.stage, extra.name):
@@ -89,11 +89,13 @@ def update_to_header(update: Update) -> pb.UpdateHeader:
 
 
 def update_from_header(header: pb.UpdateHeader, spec: TaskSpec) -> Update:
-    """What an update's header says, its fields checked; `components_from_header` checks its components.
+    """Return the update of a header, without its components, and check the fields.
+
+    `components_from_header` checks the components.
 
     Args:
-        header: what came.
-        spec: its task.
+        header: the received header.
+        spec: the update's task.
 
     Raises:
         InvalidRequestError: a field is missing or out of range.
@@ -104,9 +106,7 @@ def update_from_header(header: pb.UpdateHeader, spec: TaskSpec) -> Update:
     if kind is None:
         raise InvalidRequestError(f"kind: expected parameters, delta or metrics, got {header.kind}", field="kind")
     if not header.run_id:
-        raise InvalidRequestError(
-            "run_id: expected the run's id, as the slice's header has it, got none", field="run_id"
-        )
+        raise InvalidRequestError("run_id: expected the run's id from the slice's header, got none", field="run_id")
     if kind != "metrics" and not 1 <= header.num_examples <= MAX_EXAMPLES:
         raise InvalidRequestError(
             f"num_examples: expected 1 to {MAX_EXAMPLES}, got {header.num_examples}", field="num_examples"
@@ -129,7 +129,7 @@ def update_from_header(header: pb.UpdateHeader, spec: TaskSpec) -> Update:
 
 
 def _evaluations(header: pb.UpdateHeader, spec: TaskSpec) -> tuple[Evaluation, Evaluation]:
-    """Of the received model, and of the client's own."""
+    """Return the evaluations of the received model and of the client's own model."""
     received = metrics_from_proto("received_metrics", header.received_metrics, spec)
     trained = metrics_from_proto("trained_metrics", header.trained_metrics, spec)
     size = header.num_eval_examples
@@ -150,7 +150,7 @@ def _extras(header: pb.UpdateHeader) -> dict[str, dict[str, float]]:
     extras: dict[str, dict[str, float]] = {}
     for extra in EXTRA_FIELDS:
         number = getattr(header, extra.name)
-        if number and not extra.least <= number <= extra.most:  # NaN isn't either
+        if number and not extra.least <= number <= extra.most:  # NaN fails this check too
             raise InvalidRequestError(
                 f"{extra.name}: expected 0, or {extra.least:g} to {extra.most:g}, got {number}", field=extra.name
             )
@@ -160,15 +160,15 @@ def _extras(header: pb.UpdateHeader) -> dict[str, dict[str, float]]:
 
 
 def components_from_header(header: pb.UpdateHeader, expected: Sequence[Layout]) -> tuple[EncodedLayout, ...]:
-    """An update's components: those of its client's slice, encoded as they say, from where this upload starts.
+    """Return an update's components in their encodings, from the byte at which this upload starts.
 
     Args:
-        header: what came.
-        expected: the layouts of the slice.
+        header: the received header.
+        expected: the layouts of the client's slice.
 
     Raises:
-        LayoutMismatchError: they are others, or their sizes don't add up.
-        InvalidRequestError: the encoding or the compression is unknown, or doesn't go with the update's kind.
+        LayoutMismatchError: the components are not those of the slice, or their sizes don't add up.
+        InvalidRequestError: the encoding or the compression is unknown, or is not allowed for the update's kind.
     """
     compression_from_proto(header.compression)
     require_scopes([layout.scope for layout in expected], [component.scope for component in header.components])
@@ -180,7 +180,7 @@ def components_from_header(header: pb.UpdateHeader, expected: Sequence[Layout]) 
 
 
 def _component(expected: Layout, component: pb.Component, kind: pb.UpdateKind) -> EncodedLayout:
-    if len(component.tensors) > 2 * len(expected.tensors) + 10:  # don't look at a million of them
+    if len(component.tensors) > 2 * len(expected.tensors) + 10:  # so that a million tensors are not compared
         raise LayoutMismatchError(
             f"{expected.scope}: expected {len(expected.tensors)} tensors, got {len(component.tensors)}",
             field="tensors",
@@ -195,7 +195,7 @@ def _component(expected: Layout, component: pb.Component, kind: pb.UpdateKind) -
 
 
 def with_components(update: Update, header: pb.UpdateHeader, parts: Sequence[EncodedLayout]) -> Update:
-    """An update with its components, wherever this upload of them starts, and how its chunks are compressed."""
+    """Return an update with all bytes of its components, whatever byte this upload starts at, and its compression."""
     components = tuple(replace(part, start=0) for part in parts)
     return replace(update, components=components, compression=compression_from_proto(header.compression))
 
@@ -203,15 +203,15 @@ def with_components(update: Update, header: pb.UpdateHeader, parts: Sequence[Enc
 def update_from_bytes(
     data: bytes, layouts_for: Callable[[str], Sequence[Layout]], spec_of: Callable[[str], TaskSpec]
 ) -> Update:
-    """An update from the serialised header in its file, where it is whole.
+    """Return a complete update from the serialized header in its file.
 
     Args:
-        data: the header.
-        layouts_for: the layouts of a task's slice.
-        spec_of: what a task is.
+        data: the serialized header.
+        layouts_for: returns the layouts of a task's slice.
+        spec_of: returns a task by its name.
 
     Raises:
-        RequestError: it isn't a header, or not one of this model's.
+        RequestError: the bytes are not a header, or the header is not for this model.
     """
     try:
         header = pb.UpdateHeader.FromString(data)
@@ -220,11 +220,14 @@ def update_from_bytes(
     spec = spec_of(header.task)
     try:
         update = update_from_header(header, spec)
-    except (InvalidRequestError, LimitExceededError):  # acknowledged by a server that took any metrics: the rest counts
+    except (
+        InvalidRequestError,
+        LimitExceededError,
+    ):  # an older server accepted any metrics: the rest counts
         for field in _EVALUATIONS:
             header.ClearField(field)
         update = update_from_header(header, spec)
     for component in header.components:
-        component.start_offset = 0  # however many uploads it took to come, it is there whole
+        component.start_offset = 0  # the file has the whole component, even if it took several uploads
     expected = () if update.kind == "metrics" else layouts_for(update.task)
     return with_components(update, header, components_from_header(header, expected))

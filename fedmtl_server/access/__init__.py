@@ -1,1 +1,1 @@
-"""Who may call, and how much."""
+"""Authentication, access control, and limits of calls."""

@@ -1,7 +1,7 @@
-"""Lets known clients in, each to what is its own: an interceptor before the servicer, which knows nothing of it.
+"""Authenticates and authorizes callers, in an interceptor before the servicer.
 
-Every call is compared with the clients that the server knows before the servicer sees it, and again whenever these
-change: a call of a client that was revoked in the meantime ends there and then.
+Every call is compared with the known clients before the servicer sees it, and again whenever the known clients change.
+A call in progress of a client that is revoked ends at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedmtl_server.access.claims import CLAIMS, SERVICE, claim_of
 from fedmtl_server.access.identities import Claim, Credentials, Identity, KnownClients, bearer_token, certificate_name
 from fedmtl_server.rpc.abort import abort
 from fedmtl_server.rpc.caller_context import current_caller
-from fedmtl_server.rpc.handlers import CallContext, Continuation, Handler, Q, R, behaviour_of, with_behaviour
+from fedmtl_server.rpc.handlers import CallContext, Continuation, Handler, Q, R, behavior_of, with_behavior
 from fedmtl_server.transfer.streams import OpenedStream
 
 
@@ -42,11 +42,11 @@ class _Call:
 
 
 class Authentication(grpc.aio.ServerInterceptor):
-    """Compares callers with the clients that the server knows.
+    """Compares callers with the known clients.
 
     Args:
-        clients: those known at first.
-        open_services: full names of services that answer anybody.
+        clients: the clients that are known at first.
+        open_services: the full names of the services that need no authentication.
     """
 
     def __init__(self, clients: KnownClients, open_services: Collection[str] = ()):
@@ -56,7 +56,7 @@ class Authentication(grpc.aio.ServerInterceptor):
         self._log = get_logger()
 
     def replace(self, clients: KnownClients) -> None:
-        """Take other clients for the known ones; calls in progress that these may not make any more are ended."""
+        """Replace the known clients, and end calls in progress that are no longer permitted."""
         if clients == self._clients:
             return
         self._clients = clients
@@ -77,8 +77,8 @@ class Authentication(grpc.aio.ServerInterceptor):
         if handler is None or method.startswith(self._open):
             return handler
         if method.startswith(f"/{SERVICE}/") and method not in CLAIMS:
-            raise AssertionError(f"{method} has no rule of who may call it")
-        serve = behaviour_of(handler)
+            raise AssertionError(f"{method} has no entry in CLAIMS")
+        serve = behavior_of(handler)
 
         async def authenticated(request: Q | AsyncIterator[Q], context: CallContext) -> R | None:
             async with self._admitting(method, context) as call:
@@ -87,11 +87,11 @@ class Authentication(grpc.aio.ServerInterceptor):
                 call.require(claim_of(method, request))
                 return await serve(request, context)
 
-        return with_behaviour(handler, authenticated)
+        return with_behavior(handler, authenticated)
 
     @asynccontextmanager
     async def _admitting(self, method: str, context: CallContext) -> AsyncIterator[_Call]:
-        """A call of a known client for as long as it may go on; it is aborted where it may not."""
+        """Admit a call of a known client, and abort it when it is not or no longer permitted."""
         call = None
         try:
             credentials = _credentials_of(context)
@@ -112,7 +112,7 @@ class Authentication(grpc.aio.ServerInterceptor):
             await self._refuse(context, method, call, call.ended_by)
 
     def _checked(self, requests: AsyncIterator[Q], context: CallContext, call: _Call) -> OpenedStream[Q]:
-        """A stream whose opening message is checked when the servicer, which has its own patience, asks for it."""
+        """Return a stream that checks its opening message when the servicer, which has its own timeout, reads it."""
 
         async def opening() -> Q:
             message = await anext(requests)
@@ -139,10 +139,10 @@ class Authentication(grpc.aio.ServerInterceptor):
 
 
 def _credentials_of(context: CallContext) -> Credentials:
-    """What came with a call: of a certificate the name, of the headers the token.
+    """Return the credentials of a call: the name in its certificate, and the token in its headers.
 
     Raises:
-        UnauthenticatedError: they can't be made out.
+        UnauthenticatedError: the certificate or the header is malformed.
     """
     peer: Mapping[str, Iterable[bytes]] = context.auth_context()
     name = None

@@ -1,6 +1,6 @@
-"""Certificates for trials: a small CA of one's own, a server's certificate and clients'.
+"""Creates certificates for trials: a small CA, a server's certificate, and clients' certificates.
 
-Keys are on the curve P-256. An organisation that has a CA uses that; FedMTL needs nothing of this module to run.
+Keys are on the curve P-256. An organization with a CA uses its own certificates, and doesn't need this module.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fedmtl_core.errors import ConfigError, InvalidRequestError
 from fedmtl_core.identifiers import require_identifier
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""Hosts that a server's certificate always names."""
+"""The hosts that every server certificate names."""
 
 _SKEW = timedelta(minutes=5)
-"""Certificates are valid from a little before now: clocks differ."""
+"""Certificates are valid from this time before now, because clocks differ."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,10 @@ class KeyPair:
 
     @classmethod
     def from_pem(cls, certificate: bytes, key: bytes) -> KeyPair:
-        """Read what the properties gave.
+        """Read a certificate and its key from PEM.
 
         Raises:
-            ConfigError: they aren't PEM, or not of one another.
+            ConfigError: the input isn't PEM, or the key isn't the certificate's.
         """
         try:
             loaded = serialization.load_pem_private_key(key, None)
@@ -63,7 +63,7 @@ class KeyPair:
 
 
 def make_authority(name: str, *, days: float, now: datetime | None = None) -> KeyPair:
-    """A new CA, which signs nothing but servers' and clients' certificates."""
+    """Create a CA, which can sign only certificates of servers and clients."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = _name(name)
     builder = _builder(subject, subject, key, days, now)
@@ -73,13 +73,13 @@ def make_authority(name: str, *, days: float, now: datetime | None = None) -> Ke
 
 
 def make_server(authority: KeyPair, hosts: Sequence[str], *, days: float, now: datetime | None = None) -> KeyPair:
-    """A new server certificate.
+    """Create a server certificate.
 
     Args:
         authority: the CA.
-        hosts: names and IP addresses under which clients reach it, besides those of loopback.
-        days: how long it is valid.
-        now: from when; the clock's time if None.
+        hosts: the names and IP addresses under which clients reach the server, besides those of loopback.
+        days: the validity in days.
+        now: the start of the validity; the clock's time if None.
 
     Raises:
         ConfigError: a host is neither a name nor an address.
@@ -89,10 +89,10 @@ def make_server(authority: KeyPair, hosts: Sequence[str], *, days: float, now: d
 
 
 def make_client(authority: KeyPair, client_id: str, *, days: float, now: datetime | None = None) -> KeyPair:
-    """A new client certificate: its common name, and its one alternative name, are the client's id.
+    """Create a client certificate, whose common name and only alternative name are the client's id.
 
     Raises:
-        ConfigError: the id is no identifier.
+        ConfigError: the id is not an identifier.
     """
     try:
         require_identifier("a client's name", client_id)
@@ -103,13 +103,13 @@ def make_client(authority: KeyPair, client_id: str, *, days: float, now: datetim
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:
-    """The names and addresses in a certificate."""
+    """Return the names and addresses in a certificate."""
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
 
 
 def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    """Whether a certificate is a CA's."""
+    """Whether a CA signed a certificate."""
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):

@@ -1,4 +1,4 @@
-"""What a call's opening message says of its caller, and wants, by method."""
+"""By method, the claim in a call's opening message: the caller's client id, and the tasks that it asks for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
 
 def _claim_of_update(opening: pb.PushUpdateRequest | Chunk) -> Claim:
-    """What an upload's header claims; nothing if the upload begins with something else, which the servicer refuses."""
+    """Return the claim in an upload's header. An upload without a header claims nothing; the servicer refuses it."""
     if isinstance(opening, Chunk):
         return Claim()
     header = opening.header
@@ -28,14 +28,15 @@ CLAIMS: Mapping[str, Callable[[Any], Claim]] = {
     f"/{SERVICE}/WatchRounds": lambda request: Claim(request.client_id, request.task, tasks=tuple(request.tasks)),
     f"/{SERVICE}/GetStatus": lambda request: Claim(),
 }
-"""By method, what a call's opening message claims. A method of the service that isn't here is closed to everybody."""
+"""By method, how to read the claim of a call's opening message. No caller can use a method of the service without an
+entry here."""
 
 
 def claim_of(method: str, opening: object) -> Claim:
-    """What a call's opening message claims; nothing where the method is another service's.
+    """Return the claim in a call's opening message; an empty claim for a method of another service.
 
     Args:
-        method: its full name, `/SERVICE/METHOD`.
+        method: the method's full name, `/SERVICE/METHOD`.
         opening: the request, or a stream's first message, as the method's handler reads it.
     """
     claim = CLAIMS.get(method)

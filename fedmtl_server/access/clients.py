@@ -1,6 +1,6 @@
-"""The clients that a server knows, kept in a database: who was added, with which tasks, and who was revoked.
+"""The database of a server's clients: their tasks, and when they were added and revoked.
 
-That is the database of `store.url`, or `clients.sqlite` beside the runs' folders: clients outlive a run.
+It is the database of `store.url`, or `clients.sqlite` beside the runs' folders, because clients outlive a run.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from fedmtl_server.storage.database import Database
 from fedmtl_server.storage.schema import CLIENTS
 
 FILE_NAME = "clients.sqlite"
-"""The clients' name in the folder of runs."""
+"""The name of the clients' database in the folder of runs."""
 
 
 @dataclass(frozen=True)
 class ClientRecord:
-    """One client, and when it came and went."""
+    """One client, and when it was added and revoked."""
 
     name: str
     tasks: tuple[str, ...] | None
-    """None for all."""
+    """The tasks that the client may take part in; None for all tasks."""
     proof: str
-    """`token` or `certificate`."""
+    """How the client authenticates: `token` or `certificate`."""
     added_at_unix_ms: int
     revoked_at_unix_ms: int | None
 
 
 class ClientRegistry:
-    """The clients in one database. Its methods may be called from any thread, and by several processes.
+    """The clients in one database. Its methods can be called from any thread and by several processes.
 
     Raises:
-        StoreError: from every method, when the database can't be read or written.
+        StoreError: every method raises it if the database can't be read or written.
     """
 
     def __init__(self, database: Database):
@@ -48,7 +48,7 @@ class ClientRegistry:
 
     @property
     def name(self) -> str:
-        """The database in words, without its password."""
+        """The database's name for messages, without its password."""
         return self._database.name
 
     @classmethod
@@ -58,27 +58,27 @@ class ClientRegistry:
             try:
                 database.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise StoreError(f"can't make {database.parent}: {error.strerror or error}") from None
+                raise StoreError(f"can't create {database.parent}: {error.strerror or error}") from None
         return cls(Database.open(database, create=create))
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the database."""
         self._database.close()
 
     def add(self, name: str, tasks: Sequence[str] | None, *, with_token: bool) -> str | None:
-        """Let a client in.
+        """Add a client.
 
         Args:
-            name: its client id.
-            tasks: those it may take part in; None for all.
-            with_token: it gets a token; otherwise it comes with a certificate of that name.
+            name: the client id.
+            tasks: the tasks that the client may take part in; None for all tasks.
+            with_token: whether the client gets a token; otherwise it authenticates with a certificate of this name.
 
         Returns:
-            The token, which is not kept anywhere.
+            The token, which is not stored; None without a token.
 
         Raises:
-            ConfigError: a name is no identifier, the client is there, or it was revoked and its certificates would
-                be let in again.
+            ConfigError: a name is not an identifier, the client exists already, or it was revoked and its certificates
+                would be valid again.
         """
         for what, value in [("a client's name", name), *(("a task", task) for task in tasks or ())]:
             _require_identifier(what, value)
@@ -99,13 +99,13 @@ class ClientRegistry:
         return token
 
     def revoke(self, name: str) -> bool:
-        """Let a client in no more.
+        """Revoke a client.
 
         Returns:
-            Whether it was let in until now.
+            Whether the client was valid until now; False if it was revoked already.
 
         Raises:
-            ConfigError: there is no such client.
+            ConfigError: the database has no such client.
         """
         with self._database.transaction(f"revoke client {name}") as connection:
             known = connection.execute(sa.select(CLIENTS.c.name).where(CLIENTS.c.name == name)).first()
@@ -116,7 +116,7 @@ class ClientRegistry:
             return bool(revoked.rowcount)
 
     def records(self) -> list[ClientRecord]:
-        """All clients by name, those that were revoked among them."""
+        """Return all clients in the order of their names, including revoked clients."""
         return [
             ClientRecord(
                 name=row["name"],
@@ -129,7 +129,7 @@ class ClientRegistry:
         ]
 
     def known(self) -> KnownClients:
-        """The clients as they are now, to compare callers with."""
+        """Return the current clients, to compare callers with."""
         return KnownClients(
             Client(
                 name=row["name"],
@@ -145,7 +145,7 @@ class ClientRegistry:
 
 
 def database_of(config: Config) -> str | Path:
-    """Where a server of this configuration keeps its clients."""
+    """Return the database of clients of a server with this configuration: a URL or a path."""
     return config.store.url or (config.server.runs_dir / FILE_NAME).absolute()
 
 
@@ -153,12 +153,12 @@ def _require_replaceable(before: sa.RowMapping, with_token: bool) -> None:
     name = before["name"]
     if before["revoked_at_unix_ms"] is None:
         raise ConfigError(
-            f"NAME: client {name!r} is there already; for another token or other tasks, revoke it and add it again"
+            f"NAME: client {name!r} exists already; for another token or other tasks, revoke it and add it again"
         )
     if not with_token:
         raise ConfigError(
-            f"NAME: client {name!r} was revoked, and certificates that it has would be let in again; choose another "
-            f"name, such as {name}-2"
+            f"NAME: client {name!r} was revoked, and its certificates would be valid again; choose another name, such "
+            f"as {name}-2"
         )
 
 

@@ -1,4 +1,4 @@
-"""Limits how many calls of one kind are served at once."""
+"""Limits the number of concurrent calls of one kind."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from fedmtl_server.access.semaphores import FairSemaphore, Permit, Quota
 
 
 class ConcurrencyLimiter:
-    """The permits of one kind of call, for calls that run as tasks.
+    """Grants the permits of one kind of call to calls that run as tasks.
 
     Args:
-        what: names the calls, for messages.
-        semaphore: who has a permit.
+        what: the name of the calls in messages.
+        semaphore: the permits.
         clock: seconds, monotonic.
-        per_client: how many a client may have; any number if None.
+        per_client: the maximum number of permits of one client; None for no maximum.
     """
 
     def __init__(self, what: str, semaphore: FairSemaphore, clock: Callable[[], float], per_client: int | None = None):
@@ -41,14 +41,14 @@ class ConcurrencyLimiter:
 
     @asynccontextmanager
     async def permit(self, group: str, client: str = "") -> AsyncIterator[Permit]:
-        """Hold a permit, after waiting for it if need be, until it is released or revoked.
+        """Acquire a permit, waiting if necessary, and hold it until the context ends or the permit is revoked.
 
         Args:
-            group: whose share of all permits it counts to.
-            client: whose quota it counts to.
+            group: the group whose share of all permits the permit counts toward.
+            client: the client whose quota the permit counts toward.
 
         Raises:
-            LimitExceededError: there is none, or another call needs it more.
+            LimitExceededError: no permit is available, or the permit was revoked for another call.
         """
         if self._quota is not None:
             self._quota.acquire(client)
@@ -83,11 +83,12 @@ class ConcurrencyLimiter:
             if not revoked:
                 raise
             raise LimitExceededError(
-                f"{self._what}: there are too many in all, and others have fewer or were faster", retry_after_s=RETRY_S
+                f"{self._what}: the server's limit is reached, and other callers have fewer or were faster",
+                retry_after_s=RETRY_S,
             ) from None
 
     async def _wait_for(self, granted: asyncio.Event) -> None:
-        """Wait for a permit; from time to time, see whether a call that has one has stalled meanwhile."""
+        """Wait for a permit, and check periodically whether a call with a permit has stalled."""
         while not granted.is_set():
             try:
                 async with asyncio.timeout(RETRY_S / 2):

@@ -1,4 +1,4 @@
-"""Contexts around a call's own, each of which adds one thing to what handlers do with theirs."""
+"""Wrappers of a call's context. Each wrapper adds one behavior to the context's methods."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fedmtl_server.access.rates import RETRY_S
 from fedmtl_server.rpc.handlers import CallContext, Metadata
 
 LAST_WORD_S = 1.0
-"""How long a call's status may take to leave. It waits behind the bytes that the client doesn't take."""
+"""The maximum time to send a call's status, in seconds. The status waits behind bytes that the client doesn't read."""
 
 
 class _WrappedContext:
-    """A call's context as it is; subclasses change some of its methods."""
+    """Passes everything on to a call's context; subclasses change some methods."""
 
     def __init__(self, context: CallContext):
         self._context = context
@@ -27,12 +27,12 @@ class _WrappedContext:
 
 
 class GuardedContext(_WrappedContext):
-    """Bounds how long a call waits for a client that doesn't read, and closes the connection of one that never does.
+    """Limits how long a call waits for a client that doesn't read, and closes the connection if the client never reads.
 
     Args:
-        context: gRPC's own.
-        timeout_s: how long a message may wait to be taken. This is the only timer of a write.
-        end_connection: told the peer and the reason.
+        context: gRPC's own context.
+        timeout_s: the maximum time for a message to be read, in seconds. This is the only timer of a write.
+        end_connection: closes a connection; called with the peer and the reason.
     """
 
     def __init__(self, context: CallContext, timeout_s: float, end_connection: Callable[[str, str], None]):
@@ -41,10 +41,10 @@ class GuardedContext(_WrappedContext):
         self._end_connection = end_connection
         self._has_begun = False
         self.ended_with: grpc.StatusCode | None = None
-        """The status that the call was ended with before its handler was through."""
+        """The status with which the call ended before its handler returned; None if it didn't."""
 
     async def send_initial_metadata(self, initial_metadata: Metadata) -> None:
-        """Let the client know that the call goes on."""
+        """Send the initial metadata, which tells the client that the call continues."""
         self._has_begun = True
         await self._context.send_initial_metadata(initial_metadata)
 
@@ -52,22 +52,22 @@ class GuardedContext(_WrappedContext):
         """Send a message.
 
         Raises:
-            LimitExceededError: the client doesn't take it.
+            LimitExceededError: the client doesn't read the message in time.
         """
         try:
             async with asyncio.timeout(self._timeout_s) as scope:
-                if not self._has_begun:  # else it would go with the message, and no status before that is taken
+                if not self._has_begun:  # otherwise it waits with the message, and no status can precede it
                     await self.send_initial_metadata(())
                 await self._context.write(message)
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise LimitExceededError(f"no message was taken for {self._timeout_s:g} s", RETRY_S) from None
+            raise LimitExceededError(f"the client read no message for {self._timeout_s:g} s", RETRY_S) from None
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
         """End the call with a status."""
         if self.ended_with is not None:
-            raise asyncio.CancelledError  # it had to go while it was going already
+            raise asyncio.CancelledError  # the call was already ending
         self.ended_with = code
         try:
             async with asyncio.timeout(LAST_WORD_S) as scope:
@@ -75,16 +75,16 @@ class GuardedContext(_WrappedContext):
         except TimeoutError:
             if not scope.expired():
                 raise
-            self._end_connection(self._context.peer(), "it doesn't read how a call ended")
+            self._end_connection(self._context.peer(), "the client doesn't read the status of a call")
             raise asyncio.CancelledError from None
         raise AssertionError("abort raises")
 
 
 class WriteProgressContext(_WrappedContext):
-    """Reports every message that the client has taken.
+    """Reports every message that the client has read.
 
     Args:
-        context: the call's.
+        context: the call's context.
         on_write: called after each message.
     """
 

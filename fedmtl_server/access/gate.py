@@ -1,4 +1,4 @@
-"""The gate of a running server: who may pass, kept up to date with the database of clients."""
+"""Keeps a running server's authentication up to date with the database of clients."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from fedmtl_server.rpc import reflection
 
 
 class Gate:
-    """Lets nobody in until it is open, and then the clients of the database.
+    """Authenticates no caller before it is open, and then the clients of the database.
 
     Args:
-        config: the server's.
+        config: the server's configuration.
     """
 
     def __init__(self, config: Config):
@@ -31,13 +31,13 @@ class Gate:
         self.interceptor = Authentication(KnownClients(), open_services)
         self._database: str | Path = database_of(config)
         self._interval_s = security.refresh_s
-        self._thread = ThreadPoolExecutor(1, "clients")  # its own: others may be busy for long
+        self._thread = ThreadPoolExecutor(1, "clients")  # its own thread: others can be busy for long
         self._registry: ClientRegistry | None = None
         self._task: asyncio.Task[None] | None = None
         self._log = get_logger()
 
     async def open(self) -> None:
-        """Read the clients, and go on doing so.
+        """Read the clients, and read them again periodically until the gate is closed.
 
         Raises:
             StoreError: the database can't be read.
@@ -49,12 +49,12 @@ class Gate:
         self._log.info("clients.loaded", num_clients=len(known), database=self._registry.name)
         if not known:
             self._log.warning(
-                "clients.missing", hint="nobody can take part yet: fedmtl-server clients add NAME --task …"
+                "clients.missing", hint="no client can connect yet: fedmtl-server clients add NAME --task …"
             )
         self._task = asyncio.create_task(self._keep_up_to_date(self._registry))
 
     async def close(self) -> None:
-        """Stop reading. Who is in stays in."""
+        """Stop reading the database. Known clients stay known."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -69,7 +69,7 @@ class Gate:
             try:
                 known = await asyncio.get_running_loop().run_in_executor(self._thread, registry.known)
             except StoreError as error:
-                if is_readable:  # those known stay known; who is revoked meanwhile isn't noticed
+                if is_readable:  # known clients stay known, and revocations have no effect
                     self._log.error("clients.unreadable", reason=str(error))
                 is_readable = False
                 continue

@@ -1,7 +1,7 @@
-"""Who calls, and what it may do: plain data and comparisons, without gRPC, files or a clock.
+"""The identity and the permissions of a caller: data and comparisons, without gRPC, files or a clock.
 
-A client proves who it is with a certificate that names it, or with a token. Of a token the server keeps its SHA-256
-alone: the token is 256 random bits, so there is nothing that a slow hash would protect.
+A client proves its identity with a certificate that names it, or with a token. The server stores only the SHA-256 of a
+token. A token is 256 random bits, so a slow hash would not protect it better.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _LONGEST = 80
 
 @dataclass(frozen=True)
 class Client:
-    """What a server knows of one client."""
+    """A client that the server knows."""
 
     name: str
-    """Its client id."""
+    """The client id."""
     tasks: tuple[str, ...] | None
-    """The tasks that it may take part in; None for all."""
+    """The tasks that the client may take part in; None for all tasks."""
     token_digest: bytes | None = field(default=None, repr=False)
-    """SHA-256 of its token; None for a client with a certificate."""
+    """The SHA-256 of the client's token; None for a client with a certificate."""
     revoked: bool = False
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What came with a call. A certificate that is here has been verified."""
+    """The credentials of a call. The certificate, if there is one, has been verified."""
 
     certificate_name: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -44,28 +44,28 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a request says of its caller, or wants."""
+    """The client id and the tasks in a request, before they are checked against the caller's identity."""
 
     client_id: str = ""
     task: str = ""
     all_tasks: bool = False
     tasks: Sequence[str] = ()
-    """Those that it names besides."""
+    """Further tasks in the request."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Who calls, once that is known."""
+    """The verified identity of a caller."""
 
     client_id: str
     tasks: frozenset[str] | None
-    """None for all."""
+    """The tasks that the caller may take part in; None for all tasks."""
 
     def require(self, claim: Claim) -> None:
-        """Check that a request is this caller's to make. What a claim leaves empty isn't claimed.
+        """Check that this caller may make a request with a claim. Empty fields of the claim are not checked.
 
         Raises:
-            PermissionDeniedError: it names another client, or a task that isn't this client's.
+            PermissionDeniedError: the claim names another client, or a task that isn't this client's.
         """
         if claim.client_id and claim.client_id != self.client_id:
             raise PermissionDeniedError(
@@ -84,7 +84,7 @@ class Identity:
 
 
 class KnownClients:
-    """The clients of a server, as they are at one moment."""
+    """The clients of a server at one moment."""
 
     def __init__(self, clients: Iterable[Client] = ()):
         self._by_name = {client.name: client for client in clients}
@@ -98,10 +98,10 @@ class KnownClients:
         return sum(not client.revoked for client in self._by_name.values())
 
     def identify(self, credentials: Credentials) -> Identity:
-        """Who presents these credentials.
+        """Return the identity of the caller with these credentials.
 
         Raises:
-            UnauthenticatedError: nobody that is known, or someone who was revoked.
+            UnauthenticatedError: the credentials are missing, unknown or contradictory, or the client was revoked.
         """
         named = credentials.certificate_name
         if credentials.token is not None:
@@ -122,11 +122,11 @@ class KnownClients:
         return Identity(client.name, None if client.tasks is None else frozenset(client.tasks))
 
     def _by_token(self, token: str) -> Client:
-        """The client whose token this is; it takes as long to find that there is none."""
+        """Return the client with this token. The comparison takes as long for an unknown token."""
         client = self._by_name.get(_name_in(token))
         known = client.token_digest if client and client.token_digest else _NO_DIGEST
         if not hmac.compare_digest(digest_of(token), known) or client is None:
-            raise UnauthenticatedError("the token isn't a client's of this server, or no longer is")
+            raise UnauthenticatedError("the token isn't valid on this server, or no longer is")
         return client
 
     def _by_certificate(self, name: str) -> Client:
@@ -139,20 +139,21 @@ class KnownClients:
 
 
 def make_token(name: str) -> str:
-    """A new token of a client."""
+    """Create a token for a client."""
     return f"{_PREFIX}{name}.{secrets.token_urlsafe(TOKEN_BYTES)}"
 
 
 def digest_of(token: str) -> bytes:
-    """What is kept of a token."""
+    """Return the SHA-256 of a token, which the server stores."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def bearer_token(values: Sequence[str]) -> str | None:
-    """The token in a call's `authorization` headers; None if there are none.
+    """Return the token in a call's `authorization` headers; None without such a header.
 
     Raises:
-        UnauthenticatedError: there are several, or one that is no `Bearer TOKEN`. It isn't shown: it may be a secret.
+        UnauthenticatedError: the call has several headers, or the header isn't `Bearer TOKEN`. The message doesn't show
+            the header, which can be a secret.
     """
     if not values:
         return None
@@ -165,10 +166,10 @@ def bearer_token(values: Sequence[str]) -> str | None:
 
 
 def certificate_name(common_names: Sequence[str], alternatives: Sequence[str]) -> str:
-    """The client that a certificate names: its common name, or without one its only alternative name.
+    """Return the client that a certificate names: its common name, or without one its only alternative name.
 
     Raises:
-        UnauthenticatedError: it names none, or several.
+        UnauthenticatedError: the certificate names no client, or several.
     """
     names = [name for name in common_names if name] or [name for name in alternatives if name]
     if len(names) != 1:

@@ -1,8 +1,8 @@
-"""Applies the limits to every call: interceptors around authentication and the servicer, which know nothing of them.
+"""Applies the limits to every call, in interceptors around authentication and the servicer.
 
-`ConnectionLimits` goes first. It judges a call by its connection when the headers are there, reads its first message
-itself, in a given time and up to a given size, and sees to it that a call that ends does end. `CallerLimits` goes last,
-where it is known who calls.
+`ConnectionLimits` is the first interceptor. It checks the call's connection when the headers arrive, reads the first
+message within limits of time and size, and ensures that a call that ends releases its connection. `CallerLimits` is the
+last interceptor, where the caller is known.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from fedmtl_server.access.rates import RETRY_S, Decision, RateLimiter, TokenBuck
 from fedmtl_server.access.semaphores import FairSemaphore
 from fedmtl_server.rpc.abort import abort
 from fedmtl_server.rpc.caller_context import address_of, caller_of, named_client
-from fedmtl_server.rpc.handlers import Behaviour, CallContext, Continuation, Handler, Q, R, behaviour_of, with_behaviour
+from fedmtl_server.rpc.handlers import Behavior, CallContext, Continuation, Handler, Q, R, behavior_of, with_behavior
 from fedmtl_server.rpc.sockets import hang_up
 
 FRAME_BYTES = 4 * 2**20
-"""The largest HTTP/2 frame. A chunk goes in one, once its window is open."""
+"""The largest HTTP/2 frame. It has room for a chunk, once the flow-control window is open."""
 
 GONE_S = 1.0
-"""How long calls of a connection that was closed go on to turn up."""
+"""How long calls of a closed connection continue to arrive, in seconds."""
 
 WITHOUT_REQUEST_WEIGHT = 20
-"""A call that ends before its request is there counts as so many refusals. It may have brought megabytes, or be one of
-thousands that are taken back as soon as they are made."""
+"""The number of refusals that a call counts as if it ends before its request has arrived. It can have sent megabytes,
+or be one of thousands that are canceled as soon as they are made."""
 
 QUEUE_PER_DOWNLOAD = 32
-"""How many downloads may wait for each of those that are served at once."""
+"""The maximum number of waiting downloads for each concurrent download."""
 
 _GET_SLICE, _PUSH_UPDATE, _WATCH_ROUNDS = (f"/{SERVICE}/{name}" for name in ("GetSlice", "PushUpdate", "WatchRounds"))
 
 
 def grpc_options(limits: LimitsConfig) -> list[tuple[str, int]]:
-    """The limits that gRPC itself keeps."""
+    """Return the limits that gRPC itself enforces."""
     return [
         ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.max_metadata_size", limits.metadata_bytes),
         ("grpc.absolute_max_metadata_size", limits.metadata_bytes),
         ("grpc.max_allowed_incoming_connections", limits.connections),
         ("grpc.max_concurrent_streams", limits.streams_per_connection),
-        # Otherwise gRPC lets a client fill megabytes of a call that nobody has looked at; large frames make up for it.
+        # Otherwise a client can fill megabytes of a call before any code reads it. Large frames keep transfers fast.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", limits.window_bytes),
         ("grpc.http2.max_frame_size", FRAME_BYTES),
@@ -64,11 +64,11 @@ def grpc_options(limits: LimitsConfig) -> list[tuple[str, int]]:
 
 
 class ConnectionLimits(grpc.aio.ServerInterceptor):
-    """What a connection may do, whoever calls over it. The first interceptor.
+    """Limits each connection, whatever clients call over it. This is the first interceptor.
 
     Args:
-        limits: the configured ones.
-        transfer_timeout_s: how long a client may leave a message unread.
+        limits: the configured limits.
+        transfer_timeout_s: the maximum time for a client to read a message, in seconds.
         hang_up: closes a connection.
         clock: seconds, monotonic.
     """
@@ -93,7 +93,7 @@ class ConnectionLimits(grpc.aio.ServerInterceptor):
 
     @property
     def num_half_open(self) -> int:
-        """Calls whose request isn't there yet."""
+        """The number of calls whose request has not arrived yet."""
         return self._half_open.num_held
 
     async def intercept_service(
@@ -119,10 +119,10 @@ class ConnectionLimits(grpc.aio.ServerInterceptor):
         try:
             request = await self._opened(method, handler, messages, peer)
             weight = 1
-            return await behaviour_of(handler)(request, guarded)
+            return await behavior_of(handler)(request, guarded)
         except RequestError as error:
             await abort(guarded, error)
-        except asyncio.CancelledError:  # taken back by the client
+        except asyncio.CancelledError:  # canceled by the client
             if weight > 1:
                 guarded.ended_with = grpc.StatusCode.RESOURCE_EXHAUSTED
             raise
@@ -138,7 +138,7 @@ class ConnectionLimits(grpc.aio.ServerInterceptor):
             await abort(context, _too_fast(self._limits, "on a connection", wait_s))
 
     def _apply(self, decision: Decision, method: str, peer: str, code: grpc.StatusCode) -> None:
-        """Hang up on a caller that was refused too often; else log some refusals: a flood mustn't flood the log."""
+        """Close the connection of a caller that was refused too often; otherwise log refusals at a limited rate."""
         if decision is Decision.HANG_UP:
             self._end_connection(peer, "too many of its calls were refused")
         elif self._log_rate.take(self._clock()) == 0:
@@ -152,11 +152,11 @@ class ConnectionLimits(grpc.aio.ServerInterceptor):
     async def _opened(
         self, method: str, handler: Handler[Q, R], messages: Messages[Q], peer: str
     ) -> Q | AsyncIterator[Q]:
-        """What the handler is called with, once the opening message is there."""
+        """Read the opening message, and return the argument for the handler."""
         timeout_s, most_bytes = self._limits.request_s, self._limits.request_bytes
         try:
             async with self._half_open.permit(peer), asyncio.timeout(timeout_s):
-                messages = aiter(messages)  # gRPC minds an iterator that nobody asks, so not before
+                messages = aiter(messages)  # not earlier: gRPC fails if nobody reads the iterator
                 first = await first_message(handler, messages)
         except TimeoutError:
             raise LimitExceededError(f"no request arrived for {timeout_s:g} s", retry_after_s=RETRY_S) from None
@@ -169,10 +169,10 @@ class ConnectionLimits(grpc.aio.ServerInterceptor):
 
 
 class CallerLimits(grpc.aio.ServerInterceptor):
-    """What a client may do. The last interceptor: authentication has said who it is, or doesn't ask.
+    """Limits each client. This is the last interceptor: the caller is authenticated, or authentication is off.
 
     Args:
-        limits: the configured ones.
+        limits: the configured limits.
         clock: seconds, monotonic.
     """
 
@@ -180,7 +180,7 @@ class CallerLimits(grpc.aio.ServerInterceptor):
         self._limits = limits
         self._clock = clock
         self._rates = RateLimiter(limits.requests_per_s, limits.request_burst, limits.refusals)
-        """Of clients, wherever they call from."""
+        """The call rates of authenticated clients, over all their connections."""
         downloads = FairSemaphore(limits.downloads, QUEUE_PER_DOWNLOAD * limits.downloads, limits.stall_s)
         uploads, watches = FairSemaphore(limits.uploads), FairSemaphore(limits.watches)
         observers, others = FairSemaphore(limits.observers), FairSemaphore(limits.other_calls)
@@ -196,7 +196,7 @@ class CallerLimits(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method, serve = handler_call_details.method, behaviour_of(handler)
+        method, serve = handler_call_details.method, behavior_of(handler)
 
         async def limited(request: Q | AsyncIterator[Q], context: CallContext) -> R | None:
             try:
@@ -204,10 +204,10 @@ class CallerLimits(grpc.aio.ServerInterceptor):
             except LimitExceededError as error:
                 await abort(context, error)
 
-        return with_behaviour(handler, limited)
+        return with_behavior(handler, limited)
 
     async def _serve(
-        self, method: str, serve: Behaviour[Q, R], request: Q | AsyncIterator[Q], context: CallContext
+        self, method: str, serve: Behavior[Q, R], request: Q | AsyncIterator[Q], context: CallContext
     ) -> R | None:
         caller = caller_of(context.peer())
         if caller.identity:
@@ -245,7 +245,7 @@ def _too_fast(limits: LimitsConfig, whose: str, wait_s: float) -> LimitExceededE
 
 
 def _unknown_handler() -> Handler[Q, R]:
-    """Says of a method that it isn't there."""
+    """Return a handler that answers `UNIMPLEMENTED`."""
 
     async def unknown(requests: AsyncIterator[Q], context: CallContext) -> NoReturn:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
@@ -258,11 +258,11 @@ _HOSTILE = (
     grpc.StatusCode.UNAUTHENTICATED,
     grpc.StatusCode.UNIMPLEMENTED,
 )
-"""What a call ends with that counts as a refusal: who goes on with such calls is up to no good, or broken."""
+"""The status codes that count as refusals. A client that repeats such calls is hostile or faulty."""
 
 
 def with_limits(
     limits: LimitsConfig, transfer_timeout_s: float, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
 ) -> list[grpc.aio.ServerInterceptor]:
-    """A server's interceptors, these and the limits around them."""
+    """Return a server's interceptors with the limits around them."""
     return [ConnectionLimits(limits, transfer_timeout_s), *interceptors, CallerLimits(limits)]

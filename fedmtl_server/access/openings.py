@@ -1,7 +1,7 @@
-"""Reads the opening message of a call, once, and hands on what it says.
+"""Reads the opening message of a call, once.
 
-Every call is handled as a stream here. A unary call and a stream look the same on the wire, but gRPC would wait for a
-unary call's request for ever, before anybody is asked.
+This module handles every call as a stream. A unary call and a stream look the same on the wire, but gRPC would wait
+forever for a unary call's request before it calls any code of the server.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fedmtl_server.rpc.handlers import CallContext, Handler, Q, R
 from fedmtl_server.transfer.streams import OpenedStream, wait_for_hang_up
 
 Messages: TypeAlias = "AsyncIterator[bytes | Q]"
-"""A call's messages, of which the first is as it came, and the others as the handler takes them."""
+"""A call's messages: the first as bytes, the others as the handler accepts them."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class OpenedCall(Generic[Q]):
     """A call whose opening message has been read."""
 
     request: Q | AsyncIterator[Q]
-    """What the handler is called with. A stream begins with the opening message as it was read."""
+    """The argument for the handler. A stream begins with the opening message as it was read."""
     opening: Q | None
-    """The opening message; None if a stream has none, or one that is malformed."""
+    """The opening message; None if a stream is empty or its opening message is malformed."""
 
 
 def as_stream(
-    handler: Handler[Q, R], behaviour: Callable[[Messages[Q], CallContext], Awaitable[R | None]]
+    handler: Handler[Q, R], behavior: Callable[[Messages[Q], CallContext], Awaitable[R | None]]
 ) -> Handler[Q, R]:
-    """A handler that takes any number of requests and leaves the first as it came: its size is checked before.
+    """Return a handler for any number of requests. The first stays bytes, because its size is checked first.
 
     Args:
-        handler: whose messages these are.
-        behaviour: what to do with a call.
+        handler: the handler whose messages the calls have.
+        behavior: serves a call.
     """
     kinds = {False: grpc.stream_unary_rpc_method_handler, True: grpc.stream_stream_rpc_method_handler}
     is_first = True
@@ -52,15 +52,15 @@ def as_stream(
         return message
 
     deserializer = cast("Callable[[bytes], Q]", deserialize) if handler.request_streaming else None
-    return kinds[handler.response_streaming](behaviour, deserializer, handler.response_serializer)
+    return kinds[handler.response_streaming](behavior, deserializer, handler.response_serializer)
 
 
 async def first_message(handler: Handler[Q, R], messages: Messages[Q]) -> bytes | None:
-    """The first message of a call as it came; None if it is a stream that has none.
+    """Return the first message of a call as bytes; None for an empty stream.
 
     Raises:
-        MalformedStreamError: the handler takes one request, and the call brought none, or another behind it, which
-            would lie in the transport's memory.
+        MalformedStreamError: the handler takes one request, but the call has none or several. Further requests would
+            stay in the transport's memory.
     """
     first = cast("bytes | None", await anext(messages, None))
     if first is None:
@@ -70,22 +70,23 @@ async def first_message(handler: Handler[Q, R], messages: Messages[Q]) -> bytes 
     if first is None:
         raise MalformedStreamError("expected a request, got none")
     if await anext(messages, None) is not None:
-        raise MalformedStreamError("expected one request, got another behind it")
+        raise MalformedStreamError("expected one request, got another after it")
     return first
 
 
 def open_call(handler: Handler[Q, R], first: bytes | None, messages: Messages[Q]) -> OpenedCall[Q]:
     """Read the opening message.
 
-    A stream that begins with a malformed one raises that when it is asked for it: its handler keeps count of them.
+    A stream with a malformed opening message raises the error when its handler reads the message, because the handler
+    counts refused updates.
 
     Args:
-        handler: who will be called.
-        first: the first message as it came.
-        messages: those after it.
+        handler: the handler of the call.
+        first: the first message as bytes.
+        messages: the messages after the first.
 
     Raises:
-        InvalidRequestError: it is no request of this handler.
+        InvalidRequestError: the message is not a request of this handler.
     """
     rest = cast("AsyncIterator[Q]", messages)
     if first is None:

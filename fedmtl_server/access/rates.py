@@ -1,4 +1,4 @@
-"""How fast a caller may call, as plain arithmetic: no gRPC, no tasks, and the time is passed in."""
+"""Limits the rate of calls, as arithmetic without gRPC and tasks; callers pass in the time."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from dataclasses import dataclass
 from enum import Enum
 
 RETRY_S = 1.0
-"""When to come back where it can't be said better."""
+"""The delay before a retry, in seconds, if no better value is known."""
 
 PENALTY_S = 60.0
-"""How long an address is remembered whose connection was closed for going on past its limits."""
+"""How long an address is penalized after one of its connections was closed for exceeding limits, in seconds."""
 
-PENALISED_BURST, PENALISED_REFUSALS = 5, 1
-"""What a new connection from there may do at once, and how often it is refused before it is closed too."""
+PENALIZED_BURST, PENALIZED_REFUSALS = 5, 1
+"""The burst of a new connection from a penalized address, and the refusals before that connection is closed too."""
 
 
 class TokenBucket:
-    """Grants so many tokens a second, and so many at once after a quiet time.
+    """A token bucket: grants `rate` tokens a second, and up to `burst` tokens at once after a quiet time.
 
-    In any stretch of t seconds it grants at most `burst + rate * t`.
+    In any t seconds it grants at most `burst + rate * t` tokens.
 
     Args:
         rate: tokens a second, > 0.
-        burst: the most it holds, >= 1.
+        burst: the capacity of the bucket, >= 1.
         now: seconds, monotonic.
-        level: what it holds at first; `burst` if None.
+        level: the tokens in the bucket at first; `burst` if None.
     """
 
     def __init__(self, rate: float, burst: float, now: float, level: float | None = None):
@@ -34,10 +34,10 @@ class TokenBucket:
         self._at = now
 
     def take(self, now: float, count: int = 1) -> float:
-        """Take tokens, no more than it can hold.
+        """Take `count` tokens, or `burst` tokens if `count` is larger.
 
         Returns:
-            0 if there were so many, else the seconds until there are; nothing is taken then.
+            0 if the tokens were taken; otherwise the seconds until the bucket has them, and no token is taken.
         """
         self._refill(now)
         wanted = min(count, self._burst)
@@ -47,7 +47,7 @@ class TokenBucket:
         return (wanted - self._level) / self._rate
 
     def is_full(self, now: float) -> bool:
-        """Whether it is as good as new."""
+        """Whether the bucket is full."""
         self._refill(now)
         return self._level >= self._burst
 
@@ -57,12 +57,12 @@ class TokenBucket:
 
 
 class Decision(Enum):
-    """What a rate limiter decides about a call."""
+    """A rate limiter's decision about a call."""
 
     ADMITTED = "admitted"
     REFUSED = "refused"
     HANG_UP = "hang up"
-    """The caller was refused too often: its connection is to be closed."""
+    """The caller was refused too often: the server closes its connection."""
 
 
 @dataclass
@@ -73,12 +73,12 @@ class _CallerState:
 
 
 class RateLimiter:
-    """Limits how fast each caller calls, and how often it is refused. Callers that have been quiet are forgotten.
+    """Limits the rate of each caller's calls and the number of its refusals. Callers that were quiet are forgotten.
 
     Args:
         rate: calls a second for each caller.
-        burst: calls at once.
-        refusals: how many refusals a caller takes before it is hung up on; they are forgotten at the same rate.
+        burst: calls at once for each caller.
+        refusals: the number of refusals before the caller's connection is closed; refusals are forgotten at `rate`.
     """
 
     def __init__(self, rate: float, burst: int, refusals: int):
@@ -86,8 +86,8 @@ class RateLimiter:
         self._burst = burst
         self._refusals = refusals
         self._callers: dict[str, _CallerState] = {}
-        self._penalised: dict[str, float] = {}
-        """By address, until when connections from it may do less."""
+        self._penalized: dict[str, float] = {}
+        """By address, the time until which its new connections have lower limits."""
         self._prune_at = 64
 
     def __len__(self) -> int:
@@ -103,10 +103,14 @@ class RateLimiter:
         return (self.refuse(caller, address, now), wait_s) if wait_s else (Decision.ADMITTED, 0.0)
 
     def refuse(self, caller: str, address: str, now: float, weight: int = 1) -> Decision:
-        """Note that a caller was refused something, which counts as so many refusals."""
+        """Count `weight` refusals of a caller.
+
+        Returns:
+            `REFUSED`, or `HANG_UP` if the caller was refused too often.
+        """
         if self._state_of(caller, address, now).refusals.take(now, weight) == 0:
             return Decision.REFUSED
-        self._penalised[address] = now + PENALTY_S
+        self._penalized[address] = now + PENALTY_S
         self._callers.pop(caller, None)
         return Decision.HANG_UP
 
@@ -114,21 +118,21 @@ class RateLimiter:
         state = self._callers.get(caller)
         if state is None:
             self._prune(now)
-            penalised = self._penalised.get(address, now) > now
+            penalized = self._penalized.get(address, now) > now
             state = self._callers[caller] = _CallerState(
                 address,
-                TokenBucket(self._rate, self._burst, now, PENALISED_BURST if penalised else None),
-                TokenBucket(self._rate, self._refusals, now, PENALISED_REFUSALS if penalised else None),
+                TokenBucket(self._rate, self._burst, now, PENALIZED_BURST if penalized else None),
+                TokenBucket(self._rate, self._refusals, now, PENALIZED_REFUSALS if penalized else None),
             )
         return state
 
     def _prune(self, now: float) -> None:
         if len(self._callers) < self._prune_at:
             return
-        self._penalised = {address: until for address, until in self._penalised.items() if until > now}
+        self._penalized = {address: until for address, until in self._penalized.items() if until > now}
         self._callers = {
             caller: state
             for caller, state in self._callers.items()
-            if state.address in self._penalised or not (state.calls.is_full(now) and state.refusals.is_full(now))
+            if state.address in self._penalized or not (state.calls.is_full(now) and state.refusals.is_full(now))
         }
         self._prune_at = max(64, 2 * len(self._callers))

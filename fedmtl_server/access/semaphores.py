@@ -1,4 +1,4 @@
-"""How much callers may have at once, as plain bookkeeping: no gRPC, no tasks, and the time is passed in."""
+"""Concurrency limits as bookkeeping without gRPC and tasks; callers pass in the time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fedmtl_server.access.rates import RETRY_S
 
 
 class Quota:
-    """Limits how many each caller may have at once.
+    """Limits the number of concurrent calls of each caller.
 
     Args:
-        what: names them, for the message.
-        most: how many.
+        what: the name of the calls in messages.
+        most: the maximum number for each caller.
     """
 
     def __init__(self, what: str, most: int):
@@ -27,10 +27,10 @@ class Quota:
         return self._counts.total()
 
     def acquire(self, caller: str) -> None:
-        """Count one more.
+        """Count one more call of a caller.
 
         Raises:
-            LimitExceededError: the caller has as many as it may.
+            LimitExceededError: the caller has reached the maximum.
         """
         if self._counts[caller] >= self._most:
             raise LimitExceededError(
@@ -40,7 +40,7 @@ class Quota:
         self._counts[caller] += 1
 
     def release(self, caller: str) -> None:
-        """Count one less."""
+        """Count one call of a caller less."""
         self._counts[caller] -= 1
         if self._counts[caller] <= 0:
             del self._counts[caller]
@@ -48,29 +48,32 @@ class Quota:
 
 @dataclass(eq=False)
 class Permit:
-    """What one call needs to go on: held, waited for, or revoked."""
+    """The permit that one call needs to run: granted, waiting in the queue, or revoked."""
 
     group: str
-    """Whose share it counts to."""
+    """The group whose share of the permits it counts toward."""
     progress_at: float
-    """When the call last made progress; at first, when it asked, and then when it was granted."""
+    """When the call last made progress; initially when the permit was requested, then when it was granted."""
     on_grant: Callable[[], None] = field(default=lambda: None)
     on_revoke: Callable[[], None] = field(default=lambda: None)
     """Called when another call needs the permit more, or when there is no room in the queue."""
 
 
 class FairSemaphore:
-    """Grants so many permits in all, shared fairly between groups.
+    """Grants a fixed number of permits, shared fairly between groups.
 
-    When all are held, a call gets the permit of the group that holds the most, if that group holds at least two more
-    than its own. Otherwise it gets the permit of a call that has made no progress for `stall_s`. Otherwise it waits in
-    a queue, from which the group with the fewest permits is served first. In a full queue, the group that has the most
-    calls in it loses its last one.
+    If no permit is free, or other calls wait, the first rule that applies decides about a new call:
+
+    1. It gets a permit of the group with the most permits, if that group has at least two more than the call's group.
+    2. It gets the permit of a call that has made no progress for `stall_s` seconds, if no call waits.
+    3. It waits in a queue, from which the group with the fewest permits is served first.
+    4. If the queue is full, it replaces the last waiting call of the group with the most waiting calls, if that group
+       has at least two more than the call's group. Otherwise its permit is revoked.
 
     Args:
-        capacity: how many permits there are.
-        max_waiting: how many calls may wait.
-        stall_s: after so much time without progress a permit can be revoked; never if it is infinite.
+        capacity: the number of permits.
+        max_waiting: the maximum number of waiting calls.
+        stall_s: the time without progress after which a permit can be revoked, in seconds; never if it is infinite.
     """
 
     def __init__(self, capacity: int, max_waiting: int = 0, stall_s: float = float("inf")):
@@ -89,7 +92,7 @@ class FairSemaphore:
         return len(self._queue)
 
     def acquire(self, permit: Permit, now: float) -> None:
-        """Grant a permit, queue it, or revoke it. Somebody else's may be revoked instead."""
+        """Grant a permit, queue it, or revoke it. Another call's permit can be revoked instead."""
         if len(self._held) < self._capacity and not self._queue:
             self._grant(permit, now)
         elif (victim := self._victim(permit.group, now)) is not None:
@@ -104,7 +107,7 @@ class FairSemaphore:
             permit.on_revoke()
 
     def release(self, permit: Permit, now: float) -> None:
-        """Give up a permit, held or not; those that wait move up. More than once does no harm."""
+        """Release a granted or waiting permit, and grant free permits to waiting calls. A second call does nothing."""
         self._queue.pop(permit, None)
         if permit in self._held:
             del self._held[permit]
@@ -115,7 +118,7 @@ class FairSemaphore:
         permit.progress_at = now
 
     def revoke_stalled(self, now: float) -> None:
-        """Revoke permits of calls that have stalled, as long as another call waits for one."""
+        """Revoke permits of stalled calls while other calls wait."""
         while self._queue and (victim := self._stalled(now)) is not None:
             self._revoke(self._held, victim)
             self._move_up(now)
@@ -153,7 +156,7 @@ def _counts(permits: Iterable[Permit]) -> Counter[str]:
 
 
 def _largest(permits: Iterable[Permit], group: str) -> str | None:
-    """The group with the most permits, if it can spare one for `group`, which has at least two fewer; else None."""
+    """Return the group with the most permits if it has at least two more than `group`; None otherwise."""
     counts = _counts(permits)
     most, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
     return most if count >= counts[group] + 2 else None

@@ -1,4 +1,4 @@
-"""The server's side of TLS: its certificate and the CA of its clients, read anew when the files change."""
+"""The server's TLS certificate and the CA of its clients, which are reloaded when the files change."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _Stamp = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class Loaded:
-    """What the files hold."""
+    """The content of the files."""
 
     configuration: grpc.ServerCertificateConfiguration
     certificate: x509.Certificate
-    """The server's."""
+    """The server's certificate."""
     client_ca: x509.Certificate | None
 
 
 def read(certificate: Path, key: Path, client_ca: Path | None) -> Loaded:
-    """What a server's files hold, if they are good and belong together.
+    """Read a server's certificate, key and client CA, and check that they are valid and belong together.
 
     Raises:
-        ConfigError: a file can't be read, isn't what it should be, or the certificate isn't valid now.
+        ConfigError: a file can't be read or has the wrong content, or the certificate isn't valid now.
     """
     setting = "security.tls.certificate"
     chain, own = pem.read_certificates(setting, certificate)
@@ -45,20 +45,20 @@ def read(certificate: Path, key: Path, client_ca: Path | None) -> Loaded:
 
 
 def is_readable_by_others(key: Path) -> bool:
-    """Whether more than its owner may read a private key."""
+    """Whether users other than the owner can read a private key."""
     return bool(key.stat().st_mode & 0o077)
 
 
 class CertificateFiles:
-    """The files of `security.tls`, as gRPC asks for them at every handshake.
+    """The files of `security.tls`, which gRPC requests at every handshake.
 
-    Two files can't be renewed in one step: until certificate and key fit one another, the ones before stay in use.
+    Two files can't be replaced in one step. Until certificate and key match, the old ones stay in use.
 
     Args:
-        tls: with a certificate.
+        tls: the configuration, with a certificate.
 
     Raises:
-        ConfigError: a file can't be read, isn't what it should be, or the certificate isn't valid now.
+        ConfigError: a file can't be read or has the wrong content, or the certificate isn't valid now.
     """
 
     def __init__(self, tls: TlsConfig):
@@ -75,11 +75,11 @@ class CertificateFiles:
 
     @property
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """What was read last and is good."""
+        """The last valid content of the files."""
         return self._loaded.configuration
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """What changed since the last time; None if nothing did, or not for the better. Called on gRPC's threads."""
+        """Return the new content if the files changed and are valid; None otherwise. gRPC calls this on its threads."""
         with self._lock:
             try:
                 stamp = self._stamps()
@@ -115,21 +115,21 @@ class CertificateFiles:
 
 
 def server_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
-    """What a server listens with.
+    """Return the credentials with which a server listens.
 
     Raises:
         ConfigError: see `CertificateFiles`.
     """
     files = CertificateFiles(tls)
-    fetch: Any = files.fetch  # gRPC's stubs don't know that it may answer None
+    fetch: Any = files.fetch  # gRPC's stubs lack the result None
     return grpc.dynamic_ssl_server_credentials(files.configuration, fetch, tls.client_ca is not None)
 
 
 def require_safe(config: Config) -> None:
-    """Check that a server doesn't listen to others than this machine without TLS, or to anybody, by accident.
+    """Check that a server that other machines can reach has TLS and authentication, unless `insecure` is set.
 
     Raises:
-        ConfigError: it does; the message says what to do.
+        ConfigError: the server has no TLS or no authentication; the message says how to fix it.
     """
     security, host = config.security, config.server.host
     if is_loopback(host) or security.insecure:
@@ -137,18 +137,18 @@ def require_safe(config: Config) -> None:
     if security.tls.certificate is None:
         raise ConfigError(
             f"server.host: {host} can be reached from other machines, and everything would go over the network in the "
-            "clear. Give security.tls.certificate and security.tls.key (`fedmtl-server certs init DIR` makes them "
-            "for a trial), or say --insecure on a network that you trust"
+            "clear. Set security.tls.certificate and security.tls.key (`fedmtl-server certs init DIR` creates them "
+            "for a trial), or pass --insecure on a network that you trust"
         )
     if not is_authenticating(config):
         raise ConfigError(
             f"security.authentication: {host} can be reached from other machines, and anybody there could take part. "
-            "Leave it to its default and add clients with `fedmtl-server clients add`, or say --insecure"
+            "Keep the default and add clients with `fedmtl-server clients add`, or pass --insecure"
         )
 
 
 def is_authenticating(config: Config) -> bool:
-    """Whether callers must be known clients."""
+    """Whether the server authenticates its callers."""
     security = config.security
     if security.authentication is not None:
         return security.authentication

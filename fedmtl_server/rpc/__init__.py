@@ -1,1 +1,1 @@
-"""gRPC: the calls, and tensors on their way in and out."""
+"""The gRPC service: handlers, messages, and interceptors around calls."""

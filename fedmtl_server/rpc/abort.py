@@ -1,4 +1,4 @@
-"""How a call that is refused ends: with the code of its error, its message and the details."""
+"""Ends a refused call with the code, message and details of its error."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ async def abort(context: CallContext, error: RequestError) -> NoReturn:
     """End a call with an error's status.
 
     Args:
-        context: the call's, gRPC's own or one around it.
-        error: why.
+        context: the call's context, gRPC's own or a wrapper.
+        error: the reason.
     """
     text = text_of(error)
     await context.abort(status_of(error), text, trailing_metadata(error, text))

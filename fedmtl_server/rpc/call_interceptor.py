@@ -1,4 +1,4 @@
-"""An interceptor around all others, for what wants to see each call whole: how long it took, and how it ended."""
+"""The outermost interceptor, for code that observes whole calls: their duration and their status."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import grpc
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_server.rpc.handlers import CallContext, Continuation, Handler, Q, R, behaviour_of, with_behaviour
+from fedmtl_server.rpc.handlers import CallContext, Continuation, Handler, Q, R, behavior_of, with_behavior
 
 OTHER = "other"
-"""The name of every method that isn't one of the service's: anybody may call anything."""
+"""The name for all methods outside the service, because callers can send any method name."""
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["FederatedMtlService"]
 _NAMES = {f"/{_SERVICE.full_name}/{method.name}": method.name for method in _SERVICE.methods}
@@ -25,18 +25,18 @@ class Call:
     """One call."""
 
     method: str
-    """One of the service's, or `OTHER`."""
+    """The name of the service's method, or `OTHER`."""
     metadata: Iterable[tuple[str, str | bytes]]
-    """As it came."""
+    """The metadata that the client sent."""
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
-    """What it ended with, when it has."""
+    """The call's status code, once the call has ended."""
 
 
 class AroundCalls(grpc.aio.ServerInterceptor):
-    """Has each call go on within a context. It goes around `ConnectionLimits`, which makes a stream of every call.
+    """Wraps every call in a context manager. It goes outside `ConnectionLimits`, which turns every call into a stream.
 
     Args:
-        around: makes a call's context.
+        around: returns a call's context manager.
     """
 
     def __init__(self, around: Callable[[Call], AbstractContextManager[None]]):
@@ -48,7 +48,7 @@ class AroundCalls(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        method, serve = _NAMES.get(handler_call_details.method, OTHER), behaviour_of(handler)
+        method, serve = _NAMES.get(handler_call_details.method, OTHER), behavior_of(handler)
 
         async def within(request: Q | AsyncIterator[Q], context: CallContext) -> R | None:
             call = Call(method, context.invocation_metadata() or ())
@@ -64,9 +64,9 @@ class AroundCalls(grpc.aio.ServerInterceptor):
                     call.code = _code_of(context)
                     raise
 
-        return with_behaviour(handler, within)
+        return with_behavior(handler, within)
 
 
 def _code_of(context: CallContext) -> grpc.StatusCode:
-    code = context.code() or grpc.StatusCode.OK  # gRPC sets it only for what isn't
+    code = context.code() or grpc.StatusCode.OK  # gRPC sets the code only for other codes
     return code if isinstance(code, grpc.StatusCode) else _CODES.get(code, grpc.StatusCode.UNKNOWN)

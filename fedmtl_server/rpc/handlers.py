@@ -1,4 +1,4 @@
-"""gRPC's four kinds of handlers as one, for interceptors, and what FedMTL needs of a call's context."""
+"""A common form of gRPC's four kinds of handlers, for interceptors, and the context of a call."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import NoReturn, Protocol, TypeAlias, TypeVar, cast
 import grpc
 
 Q = TypeVar("Q")
-"""A request, as the handler's deserializer makes it."""
+"""A request, as the handler's deserializer returns it."""
 R = TypeVar("R")
-"""A response, as the handler's serializer takes it."""
+"""A response, as the handler's serializer accepts it."""
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 
 class CallContext(Protocol):
-    """A call's context, gRPC's own (`grpc.aio.ServicerContext`) or one around it."""
+    """The context of a call: gRPC's own (`grpc.aio.ServicerContext`) or a wrapper."""
 
     def peer(self) -> str: ...
     def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None: ...
@@ -29,24 +29,24 @@ class CallContext(Protocol):
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn: ...
 
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Q, R]"  # generic in its stubs alone
+Handler: TypeAlias = "grpc.RpcMethodHandler[Q, R]"  # generic only in its stubs
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Q, R] | None]]"
-Behaviour: TypeAlias = "Callable[[Q | AsyncIterator[Q], CallContext], Awaitable[R | None]]"
+Behavior: TypeAlias = "Callable[[Q | AsyncIterator[Q], CallContext], Awaitable[R | None]]"
 """A handler of any kind as one coroutine function.
 
-It is called with the request, or with an iterator over the requests where the handler takes a stream. It returns the
-response, or None where the handler answers with a stream: its responses are written to the context.
+The argument is the request, or an iterator over the requests if the handler takes a stream. The result is the response,
+or None if the handler answers with a stream, whose responses it writes to the context.
 """
 
 
-def behaviour_of(handler: Handler[Q, R]) -> Behaviour[Q, R]:
-    """What a handler does, in the task of the call, where it can be cancelled."""
+def behavior_of(handler: Handler[Q, R]) -> Behavior[Q, R]:
+    """Return a handler's behavior as one coroutine function. It runs in the task of the call and can be cancelled."""
     if handler.request_streaming:
         method: object = handler.stream_stream if handler.response_streaming else handler.stream_unary
     else:
         method = handler.unary_stream if handler.response_streaming else handler.unary_unary
     if not inspect.isasyncgenfunction(method):
-        return cast("Behaviour[Q, R]", method)
+        return cast("Behavior[Q, R]", method)
     generate = cast("Callable[[Q | AsyncIterator[Q], CallContext], AsyncGenerator[R, None]]", method)
 
     async def write_all(request: Q | AsyncIterator[Q], context: CallContext) -> None:
@@ -57,10 +57,10 @@ def behaviour_of(handler: Handler[Q, R]) -> Behaviour[Q, R]:
     return write_all
 
 
-def with_behaviour(handler: Handler[Q, R], behaviour: Behaviour[Q, R]) -> Handler[Q, R]:
-    """A handler of the same kind, with the same messages, that does something else."""
+def with_behavior(handler: Handler[Q, R], behavior: Behavior[Q, R]) -> Handler[Q, R]:
+    """Return a handler of the same kind and with the same messages, but with another behavior."""
     make = _MAKE[handler.request_streaming, handler.response_streaming]
-    return make(behaviour, handler.request_deserializer, handler.response_serializer)
+    return make(behavior, handler.request_deserializer, handler.response_serializer)
 
 
 _MAKE = {

@@ -1,4 +1,4 @@
-"""The server's own types as contract messages."""
+"""Converts the server's own types to contract messages."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Mapping
 
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_core.wire.messages import (
-    PURPOSE_TO_PROTO,
-)
+from fedmtl_core.wire.messages import PURPOSE_TO_PROTO
 from fedmtl_server.events import EventKind, RoundEvent
 from fedmtl_server.rounds.report import MetricReport, RoundReport
 from fedmtl_server.rounds.transitions import Phase
@@ -37,7 +35,7 @@ _PHASE = {
 
 
 def event_to_proto(event: RoundEvent, run_id: str, num_rounds: int) -> pb.WatchRoundsResponse:
-    """An event without its report, which `report_to_proto` makes once for all watchers."""
+    """Return an event as a message, without its report, which `report_to_proto` converts once for all watchers."""
     return pb.WatchRoundsResponse(
         run_id=run_id,
         kind=_EVENT_KIND[event.kind],

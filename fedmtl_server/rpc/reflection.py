@@ -1,7 +1,7 @@
 """gRPC's reflection under both of its names.
 
-grpcio has `grpc.reflection.v1alpha` alone. Tools ask `grpc.reflection.v1` first, which has the same messages; one that
-had to fall back at every call would count as one whose calls are refused (`limits.refusals`).
+grpcio has only `grpc.reflection.v1alpha`. Tools call `grpc.reflection.v1` first, which has the same messages. A tool
+that had to fall back on every call would use up the refusals that its connection has (`limits.refusals`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ def add_to(server: grpc.aio.Server, services: Iterable[str]) -> None:
     """Register reflection.
 
     Args:
-        server: not started yet.
-        services: full names of those to list. Reflection itself is listed as `v1alpha`, whose file is known.
+        server: a server that has not started yet.
+        services: the full names of the services to list. Reflection itself is listed as `v1alpha`, because only that
+            proto file is known.
     """
     servicer: Any = reflection.aio.ReflectionServicer((*services, reflection.SERVICE_NAME))
     answer = grpc.stream_stream_rpc_method_handler(

@@ -1,4 +1,4 @@
-"""The RPCs. They translate: messages and status codes on one side, calls of the federation on the other."""
+"""The RPCs. They translate between messages and status codes, and calls of the federation."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ from fedmtl_server.transfer.slices import CachedVersion, MessageCache, Published
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
 MESSAGE_CACHE_BYTES = 32 * 2**20
-"""Chunk messages kept for clients that download the same a little later: a small model's all, a large one's newest."""
+"""The size of the cache of chunk messages, for clients that download the same chunks slightly later. It holds all
+messages of a small model, or the newest of a large model."""
 
 
 class FederatedMtlServicer:
-    """Serves one federation."""
+    """The gRPC service of one federation."""
 
     def __init__(self, federation: Federation):
         self._federation = federation
@@ -61,18 +62,18 @@ class FederatedMtlServicer:
         self._report: tuple[RoundReport | None, bytes] = (None, b"")
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Register the RPCs. A response may be given as bytes, serialised already."""
+        """Register the RPCs. A handler may return a response as serialized bytes."""
         unary, stream, upload = (
             grpc.unary_unary_rpc_method_handler,
             grpc.unary_stream_rpc_method_handler,
             grpc.stream_unary_rpc_method_handler,
         )
         handlers: dict[str, Handler[Any, Any]] = {
-            "GetSlice": stream(_answering(self.GetSlice), pb.GetSliceRequest.FromString, _serialised),
-            "PushUpdate": upload(_answering(self.PushUpdate), _upload_message, _serialised),
-            "QueryUpload": unary(_answering(self.QueryUpload), pb.QueryUploadRequest.FromString, _serialised),
-            "WatchRounds": stream(_answering(self.WatchRounds), pb.WatchRoundsRequest.FromString, _serialised),
-            "GetStatus": unary(_answering(self.GetStatus), pb.GetStatusRequest.FromString, _serialised),
+            "GetSlice": stream(_answering(self.GetSlice), pb.GetSliceRequest.FromString, _serialized),
+            "PushUpdate": upload(_answering(self.PushUpdate), _upload_message, _serialized),
+            "QueryUpload": unary(_answering(self.QueryUpload), pb.QueryUploadRequest.FromString, _serialized),
+            "WatchRounds": stream(_answering(self.WatchRounds), pb.WatchRoundsRequest.FromString, _serialized),
+            "GetStatus": unary(_answering(self.GetStatus), pb.GetStatusRequest.FromString, _serialized),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
@@ -93,7 +94,7 @@ class FederatedMtlServicer:
             held = _held(request)
             forms: dict[str, Encoding] = dict.fromkeys(scopes, encoding)
             for scope in self._federation.control_scopes_for(request.task):
-                forms[scope] = "float32"  # what both sides compute with has to be the same
+                forms[scope] = "float32"  # both sides must compute with the same numbers
             size = chunk_bytes_for(request.max_chunk_bytes)
             parts = [published.components[scope].part(form, held.get(scope, ()), size) for scope, form in forms.items()]
             await _send(context, pb.GetSliceResponse(header=self._header(request, published, parts)))
@@ -171,9 +172,9 @@ class FederatedMtlServicer:
         return status_to_proto(self._federation.status())
 
     def _event(self, event: RoundEvent) -> bytes:
-        """An event's message; the report in it, which is the same for all watchers, is written once.
+        """Serialize an event. Its report, which is the same for all watchers, is serialized once.
 
-        Two messages one behind the other are their sum to protobuf.
+        To protobuf, the bytes of two messages in a row are the two messages merged.
         """
         message = event_to_proto(event, self._federation.run_id, self._federation.rules.num_rounds)
         if event.report is None:
@@ -184,7 +185,7 @@ class FederatedMtlServicer:
         return message.SerializeToString() + self._report[1]
 
     async def _message(self, part: SlicePart, offset: int, compression: Compression) -> bytes:
-        """A chunk's message, made for the first client that needs it."""
+        """Return a chunk's message from the cache, or make it for the first client that needs it."""
         message = self._messages.find(part, offset, compression)
         if message is None:
             make, arguments = part.chunks.message, (offset, compression, part.chunk_bytes)
@@ -209,7 +210,7 @@ class FederatedMtlServicer:
     ) -> pb.SliceHeader:
         plans = self._federation.plans
         has_controls = any(is_control(part.layout.scope) for part in parts)
-        # All tasks at once are of no one kind.
+        # A slice of all tasks has no single task type.
         plan = plans[request.task] if request.task else replace(next(iter(plans.values())), task_type=None, labels=())
         return pb.SliceHeader(
             run_id=self._federation.run_id,
@@ -235,9 +236,9 @@ class FederatedMtlServicer:
             self._require_tasks(request.task, request.tasks)
 
     def _require_tasks(self, task: str, tasks: Sequence[str]) -> None:
-        """Check the tasks that a client watches with: its choice, and all of them."""
+        """Check the tasks of a `WatchRounds` request: the chosen task, and the list of all tasks."""
         seen: set[str] = set()
-        for one in tasks:  # at most one more than the run has is looked at
+        for one in tasks:  # checks at most one entry more than the run has tasks
             self._federation.require_task(one)
             if one in seen:
                 raise InvalidRequestError(f"tasks: expected each task once, got {quoted(one)} twice", field="tasks")
@@ -251,7 +252,7 @@ class FederatedMtlServicer:
 
 
 def _held(request: pb.GetSliceRequest) -> dict[str, list[CachedVersion]]:
-    """What a client says it has, by scope."""
+    """Return the entries of a request's `held`, by scope."""
     held: dict[str, list[CachedVersion]] = {}
     for number, one in enumerate(request.held):
         with within(f"held[{number}]"):
@@ -261,7 +262,7 @@ def _held(request: pb.GetSliceRequest) -> dict[str, list[CachedVersion]]:
 
 
 async def _send(context: CallContext, message: pb.GetSliceResponse | bytes) -> None:
-    """Send a part of a slice. A client that is too slow is told to come back: it has passed no limit."""
+    """Send a part of a slice. A client that is too slow gets `UNAVAILABLE`, because it has exceeded no limit."""
     try:
         await context.write(message)
     except LimitExceededError as error:
@@ -269,7 +270,7 @@ async def _send(context: CallContext, message: pb.GetSliceResponse | bytes) -> N
 
 
 def _answering(method: Callable[[Q, CallContext], Awaitable[R]]) -> Callable[[Q, CallContext], Awaitable[R]]:
-    """An RPC that ends with a code of the contract, whatever happens."""
+    """Wrap an RPC so that it always ends with a code of the contract."""
 
     async def answer(request: Q, context: CallContext) -> R:
         log = get_logger(rpc=method.__name__)
@@ -282,16 +283,16 @@ def _answering(method: Callable[[Q, CallContext], Awaitable[R]]) -> Callable[[Q,
                 await _abort(context, error, log, "request.refused")
             except Exception:
                 log.exception("rpc.failed")
-                fault = ServerFaultError("the server has failed; its log says at what")
+                fault = ServerFaultError("the server has failed; its log says why")
                 await abort(context, fault)
-        except grpc.aio.InternalError:  # the connection is gone, and nobody there to be told
+        except grpc.aio.InternalError:  # the connection is closed, so no status can be sent
             raise asyncio.CancelledError from None
 
     return answer
 
 
 def _refused(header: pb.UpdateHeader, error: RequestError) -> RefusedUpdate:
-    """A refused update as far as its header is known, which may say anything."""
+    """Return the record of a refused update. Its header can be missing, and can have any content."""
     return RefusedUpdate(
         client_id=shown(header.client_id),
         task=shown(header.task),
@@ -308,13 +309,13 @@ def _upload_message(message: bytes) -> pb.PushUpdateRequest | Chunk:
     return read_message(message, pb.PushUpdateRequest)
 
 
-def _serialised(message: Message | bytes) -> bytes:
+def _serialized(message: Message | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 @contextmanager
 def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
-    """Write a log line for a client that goes away in mid-stream, which ends the handler from outside."""
+    """Log a client that disconnects in the middle of its stream, which cancels the handler."""
     try:
         yield
     except (asyncio.CancelledError, grpc.aio.InternalError):
@@ -324,6 +325,6 @@ def _noting_departure(upload: Upload, log: Logger) -> Iterator[None]:
 
 async def _abort(context: CallContext, error: RequestError, log: Logger, event: str, **facts: object) -> NoReturn:
     code = status_of(error)
-    write = log.info if isinstance(error, UnavailableError) else log.warning  # a server that stops is no fault
+    write = log.info if isinstance(error, UnavailableError) else log.warning  # stopping a server is not a fault
     write(event, code=code.name, reason=text_of(error), **facts)
     await abort(context, error)

@@ -1,8 +1,7 @@
-"""Connections as the operating system has them.
+"""Closes single connections by their sockets.
 
-gRPC for Python has no call that closes one connection, and none that ends a stream whose client doesn't read: the
-status waits behind the bytes that nobody takes, together with these. Shutting down the socket underneath
-is what ends it.
+gRPC for Python can't close one connection, and can't end a stream whose client doesn't read: the status waits behind
+the unread bytes. Shutting down the socket ends the stream.
 """
 
 from __future__ import annotations
@@ -11,24 +10,24 @@ import os
 import socket
 from contextlib import suppress
 
-_MAPPED = "::ffff:"  # an IPv4 address on a socket that takes both
+_MAPPED = "::ffff:"  # the prefix of an IPv4 address on a socket for IPv4 and IPv6
 
 
 def hang_up(peer: str) -> bool:
-    """End a connection at once, with every call on it.
+    """Close a connection at once, with every call on it.
 
     Args:
-        peer: as gRPC names it, such as `ipv4:127.0.0.1:50051` or `ipv6:%5B::1%5D:50051`.
+        peer: gRPC's name of the peer, such as `ipv4:127.0.0.1:50051` or `ipv6:%5B::1%5D:50051`.
 
     Returns:
-        Whether there was such a connection.
+        Whether a connection with this peer was open.
     """
     wanted = _host_and_port(peer)
     if wanted is None:
         return False
     for name in os.listdir("/dev/fd"):
         with suppress(OSError):
-            descriptor = os.dup(int(name))  # so that it stays this one's while it is looked at
+            descriptor = os.dup(int(name))  # so that the descriptor keeps its meaning during the check
             try:
                 connection = socket.socket(fileno=descriptor)
             except OSError:

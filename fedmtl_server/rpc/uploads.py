@@ -1,4 +1,4 @@
-"""One `PushUpdate` stream, as the intake of updates takes it."""
+"""One `PushUpdate` stream, in the form that the intake of updates reads."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Upload:
     """One `PushUpdate` stream.
 
     Args:
-        messages: the stream, each message as `read_message` reads it. An iteration raises `MalformedStreamError` for
-            bytes that are no message of an upload.
-        timeout_s: how long a message may be waited for.
-        on_ready: tells the client that there is room for its chunks. Before that it had better not send them: they
-            would fill the transport's memory.
+        messages: the messages, each as `read_message` returns it. Iteration raises `MalformedStreamError` for bytes
+            that are not a message of an upload.
+        timeout_s: the maximum wait for a message, in seconds.
+        on_ready: notifies the client that the server has room for its chunks. Chunks that a client sends before that
+            fill the transport's memory.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class Upload:
         self._timeout_s = timeout_s
         self._on_ready = on_ready
         self.opening = pb.UpdateHeader()
-        """The header, as soon as it is there: for the log."""
+        """The header, for the log; empty until it has arrived."""
 
     async def header(self) -> pb.UpdateHeader:
         """See `UploadStream.header`."""
         message = await self._next()
         if message is None:
             await self.until_hung_up()
-            raise MalformedStreamError("the stream is empty, expected a header")
+            raise MalformedStreamError("expected a header, got an empty stream")
         if isinstance(message, Chunk) or message.WhichOneof("part") != "header":
             raise MalformedStreamError(f"expected a header first, got {_name(message)}")
         self.opening = message.header
@@ -60,7 +60,7 @@ class Upload:
     async def end(self) -> None:
         """See `UploadStream.end`."""
         if await self._next() is not None:
-            raise MalformedStreamError("metrics come in the header alone, but another message followed")
+            raise MalformedStreamError("expected no message after the header of an update without tensors, got one")
         await self.until_hung_up()
 
     async def until_hung_up(self) -> None:

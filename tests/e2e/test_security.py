@@ -178,7 +178,7 @@ def test_a_run_with_tokens_in_which_one_is_revoked_and_no_token_is_ever_said(tmp
     ben.terminate()
     intruder = site.client("mallory", "sst2", address, FEDMTL_TOKEN=tokens[1][:-4] + "AAAA")
     assert site.ended("mallory", intruder) == 1
-    assert "error: the token isn't a client's of this server" in site.log("mallory")
+    assert "error: the token isn't valid on this server" in site.log("mallory")
     server.terminate()
     server.wait(30)
     assert '"event": "call.refused"' in site.log("server")

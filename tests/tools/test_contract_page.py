@@ -1,4 +1,4 @@
-"""The reference page: from the proto's comments, all of it, with links that lead somewhere."""
+"""The reference page: it has every comment of the proto, and all its links have targets."""
 
 import re
 
@@ -23,7 +23,10 @@ package small.v1;
 service Answering {
   // Answers a `Question`.
   // Errors:
-  // * `NOT_FOUND`: no answer.
+  // * `NOT_FOUND`: no answer,
+  //   ever.
+  //   * Nobody knows it,
+  //     or tells it.
   rpc Ask(Question) returns (stream Question);
 }
 
@@ -31,6 +34,12 @@ service Answering {
 message Question {
   // Words | phrases,
   // at most `MOOD_GOOD`.
+  //
+  // Not:
+  //
+  // * names,
+  // * numbers,
+  //   in digits.
   repeated string words = 1;
   map<string, Mood> moods = 2;
   optional Mood mood = 3;
@@ -58,12 +67,16 @@ def small(tmp_path):
 def test_comments_become_prose_with_headings_lists_and_links(small):
     assert "What it is for.\n\n## A chapter\n\n1. First [`Ask`](#ask)." in small
     assert "### Ask\n\n[`Question`](#question) → a stream of [`Question`](#question)\n\n" in small
-    assert "Answers a [`Question`](#question).\nErrors:\n\n* `NOT_FOUND`: no answer." in small
+    assert "Answers a [`Question`](#question).\nErrors:\n\n* `NOT_FOUND`: no answer,\n    ever.\n" in small
+    assert "\n    * Nobody knows it,\n        or tells it.\n" in small
     assert "next available" not in small
 
 
 def test_fields_become_tables_with_their_types(small):
-    assert "| 1 | `words` | repeated `string` | Words \\| phrases, at most [`MOOD_GOOD`](#mood). |" in small
+    assert (
+        "| 1 | `words` | repeated `string` | Words \\| phrases, at most [`MOOD_GOOD`](#mood)."
+        "<br><br>Not:<br>• names,<br>• numbers, in digits. |"
+    ) in small
     assert "| 2 | `moods` | map of `string` to [`Mood`](#mood) |  |" in small
     assert "| 3 | `mood` | optional [`Mood`](#mood) |  |" in small
     assert "| 4 | `yes` | `bool` | One of `rest`. One. |" in small

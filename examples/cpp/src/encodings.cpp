@@ -50,7 +50,7 @@ std::vector<float> decode_halves(const Layout& layout, const std::string& data, 
 }
 
 std::vector<float> decode_int8(const Layout& layout, const std::string& data) {
-  // The largest scale of which 127 are finite.
+  // The largest scale s for which 127 * s is finite.
   const float max_scale = std::ldexp(8454659.0f, 98);
   std::uint64_t num_rows = 0;
   for (const Tensor& tensor : layout.tensors) {
@@ -112,12 +112,12 @@ void store_element(char* at, pb::ElementType dtype, float x) {
       std::memcpy(&bits, &wide, sizeof bits);
       return store(at, bits);
     }
-    default:  // the layout has no other
+    default:  // the layout has no other dtype
       return store_float(at, x);
   }
 }
 
-// Writes elements to a component's bytes, each in its tensor's dtype. Padding is 0.
+// Writes elements to a component's bytes, each element in its tensor's dtype. Padding is 0.
 std::string store_all(const Layout& layout, const std::vector<float>& elements) {
   std::string data(layout.num_bytes, '\0');
   const float* next = elements.data();
@@ -166,7 +166,7 @@ float from_bfloat16(std::uint16_t bits) { return float_of(std::uint32_t{bits} <<
 float from_float16(std::uint16_t bits) {
   const std::uint32_t exponent = bits >> 10 & 0x1f, mantissa = bits & 0x3ff;
   const std::uint32_t sign = std::uint32_t{bits} << 16 & 0x80000000u;
-  if (exponent == 0) {  // a denormal: so many times 2^-24
+  if (exponent == 0) {  // a denormal: a multiple of 2^-24
     return float_of(sign | bits_of(std::ldexp(static_cast<float>(mantissa), -24)));
   }
   const std::uint32_t wide = exponent == 0x1f ? 0xff : exponent + 127 - 15;  // 0x1f: infinity or NaN
@@ -182,12 +182,12 @@ std::uint16_t to_bfloat16(float x) {
 std::uint16_t to_float16(float x) {
   const float magnitude = std::fabs(x);
   int exponent = 0;
-  std::frexp(magnitude, &exponent);  // the magnitude is below 2^exponent, and not below half of that
+  std::frexp(magnitude, &exponent);  // the magnitude is below 2^exponent, and at least half of that
   if (exponent < -13 || magnitude == 0) {
     exponent = -13;  // denormals have the spacing of the smallest normal numbers
   }
   const auto steps = static_cast<std::uint32_t>(std::nearbyint(std::ldexp(magnitude, 11 - exponent)));
-  // Normal numbers have 2^10 to 2^11 steps: 2^10 of them are one in the exponent.
+  // Normal numbers have 2^10 to 2^11 steps; 2^10 steps add one to the exponent.
   const std::uint32_t rounded = (static_cast<std::uint32_t>(exponent + 13) << 10) + steps;
   return static_cast<std::uint16_t>((std::signbit(x) ? 0x8000 : 0) | std::min(rounded, 0x7bffu));
 }

@@ -1,4 +1,4 @@
-// What encoded bytes mean: docs/wire.md, "Encodings".
+// Decodes encoded bytes: docs/wire.md, "Encodings".
 #pragma once
 
 #include <cstdint>
@@ -14,13 +14,13 @@ std::uint32_t load32(const char* at);
 float load_float(const char* at);
 void store_float(char* at, float x);
 
-// Turns a component's encoded bytes into its own. Throws Malformed for what no encoder writes.
+// Converts a component's encoded bytes to the component's own bytes. Throws Malformed for invalid bytes.
 std::string decode(const Layout& layout, pb::Encoding encoding, const std::string& data);
 
 float from_float16(std::uint16_t bits);
 float from_bfloat16(std::uint16_t bits);
 
-// They round a finite number to nearest, ties to even; what is too large becomes the largest.
+// They round a finite number to nearest, ties to even; a number that is too large becomes the largest one.
 std::uint16_t to_float16(float x);
 std::uint16_t to_bfloat16(float x);
 

@@ -77,7 +77,7 @@ double mean(const std::vector<double>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
-// One example's loss and its derivative by every output: squared error, or cross-entropy of the softmax.
+// One example's loss and its derivatives by the outputs: squared error, or cross-entropy of the softmax.
 std::pair<double, std::vector<double>> loss_of(const Head& head, const Example& row) {
   std::vector<double> out = output(head, row.features);
   if (head.regression) {
@@ -87,7 +87,7 @@ std::pair<double, std::vector<double>> loss_of(const Head& head, const Example& 
   const double largest = out[argmax(out)];
   double sum = 0;
   for (double& x : out) {
-    x = std::exp(x - largest);  // so that nothing overflows
+    x = std::exp(x - largest);  // prevents an overflow
     sum += x;
   }
   for (double& x : out) {

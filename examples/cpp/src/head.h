@@ -1,4 +1,4 @@
-// A task's head and its training: all that this client learns with.
+// A task's head and its training. This client trains nothing else.
 #pragma once
 
 #include <optional>
@@ -10,14 +10,14 @@
 
 namespace fedmtl_cpp {
 
-// One row of the client's data: what the encoder would make of a text, and its label.
+// One row of the client's data: a vector in place of an encoded text, and its label.
 struct Example {
   std::vector<double> features;
-  // A class's number, or the number to predict.
+  // The number of a class, or the number to predict.
   double label;
 };
 
-// outputs = weight * features + bias. A regression has one output, the predicted number; else they are logits.
+// outputs = weight * features + bias. A regression has one output, the predicted number; other outputs are logits.
 struct Head {
   std::size_t outputs = 0;
   std::size_t inputs = 0;
@@ -36,13 +36,13 @@ struct Gradient {
 
 struct Metrics {
   double loss;
-  // The accuracy; of a regression Pearson's correlation, if there is one.
+  // The accuracy; for a regression the Pearson correlation, unless it is undefined.
   std::optional<double> score;
 };
 
-// Where the head lies in a slice.
+// The position of the head in a slice.
 struct Place {
-  // The number of its component.
+  // The index of the head's component.
   std::size_t component = 0;
   Tensor weight, bias;
 };
@@ -50,40 +50,39 @@ struct Place {
 // The names of a head's parameters.
 std::pair<std::string, std::string> head_tensors(const std::string& task);
 
-// A head of zeros for the kind of task that the plan names. Throws Malformed for a kind that this client doesn't know:
-// it would take every label for something else.
+// A head of zeros for the plan's task type. Throws Malformed for a task type that this client doesn't know, because it
+// would misread every label.
 Head first_head(const pb::TrainingPlan& plan, std::size_t inputs);
 
-// Finds the head in a slice, and checks that it is one for the plan's task. Whose component it is in is the server's to
-// say: where tasks have encoder layers of their own, these may lie beside the head.
+// Finds the head in a slice, and checks that it fits the plan's task. The server decides which component it is in: if
+// tasks have encoder layers of their own, these layers can be in the head's component.
 std::pair<Head, Place> read_head(const std::vector<Component>& model, const std::string& task,
                                  const pb::TrainingPlan& plan);
 
-// Puts the head's numbers into its component's bytes.
+// Writes the head's numbers to its component's bytes.
 void write_head(std::string& data, const Place& where, const Head& head);
 
 // The difference of two heads.
 Head minus(Head head, const Head& other);
 
-// The client's data, the same in every round. A real client has its rows' texts go through the encoder; here the
-// features are vectors of length 1 that a formula gives, and the labels are given out in turn.
+// The client's data, the same in every round. A real client runs its texts through the encoder. Here the features are
+// vectors of length 1 from a formula, and the rows get the labels in turn.
 std::vector<Example> examples_for(const Head& head);
 
 Gradient gradient_of(const Head& head, const std::vector<Example>& rows);
 
 inline constexpr int kNumSteps = 5;
-// Below where descent on rows of length 1 could overshoot.
+// Small enough that descent on rows of length 1 does not overshoot.
 inline constexpr double kLearningRate = 0.25;
-// How many features the rows have where the slice has no head that says it.
+// The number of features of the rows if the slice has no head that determines it.
 inline constexpr std::size_t kOwnInputs = 16;
 
-// The head after so many steps of gradient descent, each over all rows. What a correction has is added to the
-// gradients.
+// The head after some steps of gradient descent, each over all rows. The correction is added to the gradients.
 Head trained(Head head, const std::vector<Example>& rows, double rate, const std::optional<Head>& correction = {});
 
 Metrics measure(const Head& head, const std::vector<Example>& rows);
 
-// The correlation of two samples; none where one is constant.
+// The correlation of two samples; empty if one is constant, because the correlation is undefined.
 std::optional<double> pearson(const std::vector<double>& a, const std::vector<double>& b);
 
 }  // namespace fedmtl_cpp

@@ -1,4 +1,4 @@
-// A FedMTL client in C++, small enough to be read in one sitting.
+// A FedMTL client in C++ that is small enough to read in one sitting.
 
 #include <pthread.h>
 #include <signal.h>
@@ -23,15 +23,15 @@ constexpr char kUsage[] =
     "usage: fedmtl-cpp train --server HOST:PORT --task TASK --client-id ID [--token-file FILE]\n"
     "       fedmtl-cpp vectors DIR\n";
 
-// The last is added to a signal's number.
+// The last one plus a signal's number is the exit status after that signal.
 constexpr int kExitFailure = 1, kExitUsage = 2, kExitSignal = 128;
 
-// A mistake on the command line.
+// An error in the command line.
 struct UsageError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Has SIGINT and SIGTERM end what is in progress, in a thread of its own: a signal handler may do next to nothing.
+// Ends the calls in progress on SIGINT and SIGTERM, in its own thread, because a signal handler can do hardly anything.
 class SignalWatch {
  public:
   explicit SignalWatch(Interruption& interruption) {
@@ -39,7 +39,7 @@ class SignalWatch {
     for (const int number : {SIGINT, SIGTERM, SIGUSR1}) {
       sigaddset(&signals_, number);
     }
-    pthread_sigmask(SIG_BLOCK, &signals_, nullptr);  // in this thread and all that it starts, gRPC's too
+    pthread_sigmask(SIG_BLOCK, &signals_, nullptr);  // in this thread and all threads that it starts, including gRPC's
     thread_ = std::thread([this, &interruption] {
       int number = 0;
       if (sigwait(&signals_, &number) == 0 && number != SIGUSR1) {
@@ -48,7 +48,7 @@ class SignalWatch {
     });
   }
   ~SignalWatch() {
-    pthread_kill(thread_.native_handle(), SIGUSR1);  // nobody waits any more
+    pthread_kill(thread_.native_handle(), SIGUSR1);  // ends the thread's wait
     thread_.join();
   }
   SignalWatch(const SignalWatch&) = delete;
@@ -59,7 +59,7 @@ class SignalWatch {
   std::thread thread_;
 };
 
-// Reads a token. What is there instead of one isn't shown: it may be another secret.
+// Reads a token. It never shows content that isn't a token, because that can be another secret.
 std::string read_token(const std::string& path) {
   std::ifstream file(path);
   std::string token((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());

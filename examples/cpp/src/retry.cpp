@@ -16,7 +16,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// The longest that a server can make this client wait.
+// The longest wait that this client accepts from a server.
 constexpr double kMaxAskedWaitS = 3600;
 
 double uniform(double below) {
@@ -26,7 +26,7 @@ double uniform(double below) {
 
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
 
-// How long the status asks to wait, if its details say so.
+// The wait that a status asks for, if its details have one.
 std::optional<double> retry_delay_s(const grpc::Status& status) {
   rpc::Status details;
   if (!details.ParseFromString(status.error_details())) {
@@ -44,7 +44,7 @@ std::optional<double> retry_delay_s(const grpc::Status& status) {
   return std::nullopt;
 }
 
-// Has the call made; its failure as a status.
+// Makes the call, and returns its failure as a status.
 grpc::Status attempt(const std::function<void()>& call) {
   try {
     call();
@@ -152,7 +152,7 @@ void back_off(Interruption& interruption, const std::string& what, const grpc::S
       wait_s = uniform(ceiling_s);
       break;
     case Next::kTryAgainLater:
-      wait_s = advice.wait_s + uniform(advice.wait_s / 2);  // so that not all come at once
+      wait_s = advice.wait_s + uniform(advice.wait_s / 2);  // so that clients don't retry at the same moment
       break;
   }
   interruption.sleep(wait_s);

@@ -1,4 +1,4 @@
-// What a client does about an error, and how patiently.
+// The reaction to errors: retries and waits.
 #pragma once
 
 #include <grpcpp/client_context.h>
@@ -19,30 +19,30 @@ struct CallFailed : std::runtime_error {
   grpc::Status status;
 };
 
-// Nothing can be done for the round any more; the next event says how it goes on.
+// The client can't contribute to the round; it waits for the next event.
 struct RoundLost : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// The user has said to stop, with a signal.
+// The user stopped the client with a signal.
 struct Interrupted : std::runtime_error {
   explicit Interrupted(int by) : std::runtime_error("interrupted"), signal(by) {}
   int signal;
 };
 
-// Ends what is in progress when the user says to stop. Safe to use from several threads.
+// Ends the calls in progress when the user stops the client. Safe to use from several threads.
 class Interruption {
  public:
   // Cancels the calls in progress, and every later one.
   void request(int signal);
 
-  // Throws Interrupted once it was requested.
+  // Throws Interrupted if an interruption was requested.
   void check();
 
-  // Waits; throws Interrupted when it is requested.
+  // Waits; throws Interrupted when an interruption is requested.
   void sleep(double seconds);
 
-  // While it lives, its call is cancelled with the others.
+  // While this object lives, its call is cancelled with the others.
   class Call {
    public:
     Call(Interruption& interruption, grpc::ClientContext& context);
@@ -58,14 +58,14 @@ class Interruption {
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
-  // 0 until it was requested.
+  // 0 until an interruption is requested.
   int signal_ = 0;
   std::set<grpc::ClientContext*> calls_;
 };
 
 enum class Next { kStop, kTryAgain, kTryAgainLater, kLeaveRound };
 
-// What the contract has a caller do about a status, and after how long where the server says so.
+// The reaction to a status that the contract specifies, and the wait if the server asks for one.
 struct Advice {
   Next next;
   double wait_s = 0;
@@ -73,28 +73,28 @@ struct Advice {
 
 Advice advice_for(const grpc::Status& status);
 
-// Whether a call is worth to be tried again.
+// Whether a call can be retried.
 bool will_pass(const grpc::Status& status);
 
-// How long to go on trying a server that was never reached, as who typed its address looks on; and one that was, and may
-// be started again.
+// How long to retry a server that was never reached, because a user is waiting; and a server that was reached, which can
+// be restarted.
 constexpr double kFirstPatienceS = 15, kPatienceS = 300;
 
-// Calls until it goes well, or the contract or the server's silence says to stop.
+// Repeats a call until it succeeds, the contract says to stop, or the server was silent for too long.
 void persist(Interruption& interruption, double patience_s, const std::string& what,
              const std::function<void()>& call);
 
-// Waits until a call may be tried again after an error: for up to `ceiling_s`, or for as long as the server asks.
-// Throws where it may not.
+// Waits before a retry: a random time up to `ceiling_s`, or the time that the server asks for. Throws if the call must
+// not be retried.
 void back_off(Interruption& interruption, const std::string& what, const grpc::Status& status, double ceiling_s);
 
-// How long to wait at most before the first try that follows a failure, and before any.
+// The maximum wait before the first retry, and before any retry.
 constexpr double kFirstWaitS = 0.2, kMaxWaitS = 5;
 
-// One line on standard output for one event.
+// Writes one line for one event to standard output.
 void log_line(const std::string& line);
 
-// A number with so many digits behind the point.
+// A number with a fixed number of digits after the point.
 std::string rounded(double x, int digits);
 
 }  // namespace fedmtl_cpp

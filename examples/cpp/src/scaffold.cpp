@@ -50,7 +50,7 @@ Vectors Variates::corrections(const Parted& slice) const {
     std::vector<float> correction = server == slice.controls.end() ? std::vector<float>{} : server->second;
     const bool fits = correction.size() == component.layout.elements &&
                       (mine == own.end() || mine->second.size() == correction.size());
-    if (!component.layout.is_float32() || !fits) {  // of other dtypes this example knows nothing but the bytes
+    if (!component.layout.is_float32() || !fits) {  // this example can't compute with other dtypes
       throw Malformed("expected " + scope + " in float32, and " + kPrefix + scope + " with as many numbers");
     }
     for (std::size_t i = 0; mine != own.end() && i < correction.size(); ++i) {

@@ -6,7 +6,7 @@
 namespace fedmtl_cpp {
 namespace {
 
-// Names an update for good.
+// Returns a permanent id for an update.
 std::string new_id() {
   std::random_device random;
   std::string bytes(16, '\0');
@@ -25,7 +25,7 @@ google::protobuf::Map<std::string, double> to_proto(const Metrics& metrics, bool
   return out;
 }
 
-// What the metrics leave unsaid.
+// The details of an evaluation beyond its metrics.
 pb::EvaluationDetails details_of(const Metrics& metrics) {
   pb::EvaluationDetails details;
   if (!metrics.score) {
@@ -51,12 +51,12 @@ bool Session::watch() {
   pb::WatchRoundsRequest request;
   request.set_client_id(client_id_);
   request.set_task(task_);
-  // A call's context is for one call, so every attempt has its own.
+  // A context is for one call, so every attempt has its own context.
   std::unique_ptr<grpc::ClientContext> context;
   std::unique_ptr<Interruption::Call> call;
   std::unique_ptr<grpc::ClientReader<pb::WatchRoundsResponse>> events;
   pb::WatchRoundsResponse event;
-  // The stream is open, and the client present, once its first event is there: where the run stands.
+  // The first event, the run's current state, says that the stream is open and the client is present.
   persist(interruption_, patience_s_, "joining the run at " + connection_.address, [&] {
     events.reset();
     call.reset();
@@ -78,8 +78,8 @@ bool Session::watch() {
         return true;
       }
       follow(event);
-      // Events wait here while the client works. The server keeps some hundreds; a client whose training takes long
-      // reads them beside it, and stops when one says that the round has closed.
+      // Events wait while the client works; the server keeps some hundreds of them. A client with long training reads
+      // them concurrently, and stops when an event says that the round has closed.
     } while (events->Read(&event));
   } catch (...) {
     context->TryCancel();
@@ -140,7 +140,7 @@ void Session::take_part(const pb::WatchRoundsResponse& event) {
     try {
       receipt = upload(connection_, interruption_, done.header, done.components);
     } catch (const CallFailed& error) {
-      // A call that a limit refused has left nothing to ask for; and to ask would count against the limit too.
+      // After a call that a limit refused, nothing is staged, and QueryUpload would count toward the limit too.
       broken = advice_for(error.status).next == Next::kTryAgain && !done.components.empty();
       throw;
     }
@@ -172,7 +172,7 @@ Session::Work Session::work(const Slice& slice) const {
   if (slice.header.purpose() == pb::ROUND_PURPOSE_EVALUATE) {
     return done;
   }
-  // With SGD the plan's rate is made for steps like these.
+  // With SGD the plan's rate fits these steps.
   const double rate = plan.optimizer() == pb::LOCAL_OPTIMIZER_SGD ? plan.learning_rate() : kLearningRate;
   const double rate_sum = kNumSteps * rate;
   const Variates own = kept_.variates.begin(slice.header.control_since());
@@ -186,7 +186,7 @@ Session::Work Session::work(const Slice& slice) const {
   const bool is_delta = corrected || plan.update_kind() == pb::UPDATE_KIND_DELTA;
   header.set_kind(is_delta ? pb::UPDATE_KIND_DELTA : pb::UPDATE_KIND_PARAMETERS);
   for (std::size_t i = 0; i < parted.model.size(); ++i) {
-    Component component = parted.model[i];  // all but the head is as it came, and its difference is 0
+    Component component = parted.model[i];  // parameters except the head are unchanged: their difference is 0
     if (is_delta) {
       component.data.assign(component.data.size(), '\0');
     }

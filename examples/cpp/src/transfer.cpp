@@ -13,7 +13,7 @@ void require_ok(const grpc::Status& status) {
   }
 }
 
-// Writes a component's chunks. False if the call is over; its status says why.
+// Writes a component's chunks. Returns false if the call is over; its status has the reason.
 bool write_chunks(grpc::ClientWriter<pb::PushUpdateRequest>& writer, const Component& component, std::uint64_t offset) {
   for (; offset < component.data.size(); offset += kMaxChunkBytes) {
     pb::PushUpdateRequest message;
@@ -36,7 +36,7 @@ void Connection::prepare(grpc::ClientContext& context) const {
 
 Connection connect(const std::string& address, const std::string& token) {
   grpc::ChannelArguments arguments;
-  // A client that only listens would not notice otherwise that the server is gone.
+  // Without pings, a client that only listens would not notice a dead server.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
@@ -116,7 +116,7 @@ pb::PushUpdateResponse upload(const Connection& connection, Interruption& interr
   *opening.mutable_header() = header;
   bool going_on = writer->Write(opening);
   if (going_on && !components.empty()) {
-    writer->WaitForInitialMetadata();  // comes when the server has room for the chunks, or with the call's end
+    writer->WaitForInitialMetadata();  // arrives when the server has room for the chunks, or with the call's end
   }
   for (std::size_t i = 0; i < components.size(); ++i) {
     const std::uint64_t offset = header.components(static_cast<int>(i)).start_offset();

@@ -1,4 +1,4 @@
-// One attempt at a download, and one at an upload.
+// One attempt at a download or an upload.
 #pragma once
 
 #include <memory>
@@ -11,17 +11,17 @@
 
 namespace fedmtl_cpp {
 
-// How to reach the server.
+// The address of the server, and the credentials.
 struct Connection {
   std::string address;
-  // Goes with every call, where it isn't empty.
+  // Sent with every call, unless it is empty.
   std::string token;
   std::unique_ptr<pb::FederatedMtlService::Stub> stub;
 
   void prepare(grpc::ClientContext& context) const;
 };
 
-// A channel in the clear. For TLS, give grpc::SslCredentials(...) instead of InsecureChannelCredentials().
+// A channel without TLS. For TLS, use grpc::SslCredentials(...) instead of InsecureChannelCredentials().
 Connection connect(const std::string& address, const std::string& token);
 
 struct Slice {
@@ -29,16 +29,17 @@ struct Slice {
   std::vector<Component> components;
 };
 
-// Gets a slice, checks it, and goes on with what an attempt before has left in `parts`. Throws CallFailed, Damaged or
+// Gets a slice, checks it, and continues with what an earlier attempt left in `parts`. Throws CallFailed, Damaged or
 // Malformed.
 Slice download(const Connection& connection, Interruption& interruption, pb::GetSliceRequest request,
                Assembler& parts);
 
-// Has an update's components begin where the bytes end that the server has of it. Throws CallFailed or Malformed.
+// Sets the start_offset of an update's components to the number of bytes that the server has. Throws CallFailed or
+// Malformed.
 void resume(const Connection& connection, Interruption& interruption, pb::UpdateHeader& header);
 
-// Sends an update, of each component what follows its start_offset. An update that is sent again with the same update_id
-// counts once. Throws CallFailed.
+// Sends an update: the bytes of each component from its start_offset. An update that is sent again with the same
+// update_id counts once. Throws CallFailed.
 pb::PushUpdateResponse upload(const Connection& connection, Interruption& interruption, const pb::UpdateHeader& header,
                               const std::vector<Component>& components);
 

@@ -47,7 +47,7 @@ void expect_chunk(const pb::Chunk& chunk, const pb::Chunk& expected) {
   verify(chunk);
 }
 
-// Reads the message both as one of a download and as one of an upload, and writes it again.
+// Reads the message as part of a download and as part of an upload, and writes it again.
 void check_chunk(const json& c) {
   pb::Chunk expected =
       make_chunk(c.at("scope"), c.at("offset"), from_hex(c.at("data_hex").get<std::string>()));

@@ -1,4 +1,4 @@
-// This client's reading and writing against the golden bytes.
+// Checks this client's reading and writing against the golden vectors.
 #pragma once
 
 #include <cstddef>
@@ -6,7 +6,7 @@
 
 namespace fedmtl_cpp {
 
-// Checks all vectors of a folder. Gives their number, or throws with what differs.
+// Checks all vectors of a folder. Returns their number, or throws with the difference.
 std::size_t check_vectors(const std::string& folder);
 
 }  // namespace fedmtl_cpp

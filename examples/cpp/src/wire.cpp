@@ -10,7 +10,7 @@
 namespace fedmtl_cpp {
 namespace {
 
-// Keeps a table of contents that makes no sense from overflowing what adds it up.
+// Prevents an overflow while the sizes of an invalid table of contents are added.
 constexpr std::uint64_t kMaxComponentBytes = std::uint64_t{1} << 40;
 
 // By the low byte of the checksum so far and the next byte, combined; the polynomial is 0x1EDC6F41, reflected.
@@ -180,7 +180,7 @@ void Assembler::begin(const pb::SliceHeader& header) {
     if (const std::uint64_t start = component.start_offset(); start > 0) {
       const Arrival* known = find(arrivals_, scope);
       if (known == nullptr || !arrival.goes_on(*known) || start > known->data.size()) {
-        throw Malformed(scope + ": the server goes on at byte " + std::to_string(start) + " of what isn't here");
+        throw Malformed(scope + ": the server continues at byte " + std::to_string(start) + ", which is not here");
       }
       arrival.data = known->data.substr(0, start);
     }
@@ -240,7 +240,7 @@ std::vector<Component> Assembler::finish() {
     }
     std::string data = decode(arrival.layout, arrival.encoding, arrival.data);
     if (!arrival.digest.empty() && sha256(data) != arrival.digest) {
-      arrival.data.clear();  // none of it is good for going on
+      arrival.data.clear();  // the data can't be resumed
       throw Damaged(scope + ": the bytes contradict the header's SHA-256");
     }
     components.push_back({arrival.layout, std::move(data)});

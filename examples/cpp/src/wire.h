@@ -1,4 +1,4 @@
-// The bytes of a component: its table of contents, its chunks and their checksums. No socket here.
+// The bytes of a component, without a socket: its table of contents, its chunks and their checksums.
 #pragma once
 
 #include <cstdint>
@@ -12,32 +12,32 @@ namespace pb = fedmtl::v1;
 
 namespace fedmtl_cpp {
 
-// The most that one chunk carries.
+// The maximum size of a chunk.
 constexpr std::uint64_t kMaxChunkBytes = 2u << 20;
 
-// The server has sent what makes no sense.
+// The server has sent something invalid.
 struct Malformed : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Bytes were changed on the way. They are worth asking for again.
+// Bytes were changed in transit, so that the client should ask for them again.
 struct Damaged : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Where one tensor lies in its component.
+// One tensor and its place in its component.
 struct Tensor {
   std::string name;
   pb::ElementType dtype;
   std::vector<std::uint64_t> shape;
-  // Its first byte, from the start of the component.
+  // The tensor's first byte, from the start of the component.
   std::uint64_t offset;
   // The product of `shape`; 1 for a scalar.
   std::uint64_t elements;
 
-  // The elements of its last dimension; 1 of a scalar.
+  // The size of the last dimension; 1 for a scalar.
   std::uint64_t columns() const { return shape.empty() ? 1 : shape.back(); }
-  // How many such rows it has.
+  // The number of rows along the last dimension.
   std::uint64_t rows() const { return columns() == 0 ? 0 : elements / columns(); }
 };
 
@@ -47,14 +47,14 @@ struct Layout {
   std::vector<Tensor> tensors;
   // The end of the last tensor.
   std::uint64_t num_bytes = 0;
-  // Of all tensors together.
+  // The number of elements of all tensors together.
   std::uint64_t elements = 0;
 
-  // Whether it is nothing but float32 numbers, which have no padding between them.
+  // Whether the component has only float32 numbers, which have no padding between them.
   bool is_float32() const;
 };
 
-// A component's decoded bytes, with the layout that says what they mean.
+// A component's decoded bytes with their layout.
 struct Component {
   Layout layout;
   std::string data;
@@ -63,10 +63,10 @@ struct Component {
 // The size of an element, or 0 for a type that this client doesn't know.
 std::uint64_t element_bytes(pb::ElementType dtype);
 
-// Reads a table of contents, and checks that every tensor lies where the one before it and its alignment put it.
+// Reads a table of contents, and checks that every tensor is at the place that its alignment requires.
 Layout read_layout(const std::string& scope, const google::protobuf::RepeatedPtrField<pb::TensorSpec>& specs);
 
-// Lays a component out as an update's header has it: in the exact encoding, from its first byte on.
+// Returns a component for an update's header, in the exact encoding and from its first byte.
 pb::Component to_proto(const Layout& layout);
 
 // CRC32C (Castagnoli).
@@ -78,23 +78,23 @@ std::string to_hex(const std::string& data);
 
 pb::Chunk make_chunk(const std::string& scope, std::uint64_t offset, std::string data);
 
-// Compares a chunk with its checksum.
+// Checks a chunk's checksum.
 void verify(const pb::Chunk& chunk);
 
-// Puts a slice's chunks together, over however many streams.
+// Assembles a slice's chunks from as many streams as necessary.
 class Assembler {
  public:
-  // Reads what a stream's header announces. What it goes on with stays; memory is taken for what arrives, not for what
-  // is announced.
+  // Reads a stream's header. Bytes that the stream continues are kept. Memory is allocated for the bytes that arrive, not
+  // for the announced size.
   void begin(const pb::SliceHeader& header);
 
-  // What needs not be sent again.
+  // What the server need not send again.
   std::vector<pb::HeldComponent> held() const;
 
-  // Takes one chunk. The checks are those of docs/wire.md, in its order.
+  // Checks and stores one chunk, with the checks of docs/wire.md in their order.
   void add(const pb::Chunk& chunk);
 
-  // Decodes what has arrived, and checks the digests. The components are in the header's order.
+  // Decodes the components and checks their digests. The components are in the header's order.
   std::vector<Component> finish();
 
  private:
@@ -102,11 +102,11 @@ class Assembler {
     Layout layout;
     pb::Encoding encoding;
     std::string digest;
-    // Expected in all; `data` has those that are here.
+    // The expected total size; `data` has the bytes that have arrived.
     std::uint64_t encoded_bytes;
     std::string data;
 
-    // Whether the bytes of another arrival are the first of this one's.
+    // Whether the bytes of another arrival are the first bytes of this one.
     bool goes_on(const Arrival& other) const;
   };
 

@@ -1,4 +1,4 @@
-// Tests of what needs no server. The argument is the folder of the golden vectors.
+// Tests that need no server. The argument is the folder of the golden vectors.
 
 #include <cmath>
 #include <fstream>

@@ -1,4 +1,4 @@
-/** The contract's calls as this client makes them, patient with a server that is away for a moment. */
+/** The contract's calls, with retries while the server is temporarily unavailable. */
 
 import { Readable } from "node:stream";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -20,14 +20,14 @@ import { Download, type Slice, type WholeComponent } from "./download.js";
 import { DamagedError, UnexpectedError } from "./errors.js";
 import { retryDelayMs } from "./retry_info.js";
 
-/** How long the first connection may take. */
+/** The maximum time for the first connection. */
 const CONNECT_MS = 3_000;
-/** How long a server that was reached once may be away. */
+/** The maximum time that a server, once reached, may be unavailable. */
 const PATIENCE_MS = 300_000;
 const FIRST_WAIT_MS = 200;
 const MAX_WAIT_MS = 10_000;
 
-/** A connection's death is noticed within half a minute. */
+/** These settings detect a dead connection within half a minute. */
 const CHANNEL_OPTIONS = {
   "grpc.keepalive_time_ms": 20_000,
   "grpc.keepalive_timeout_ms": 10_000,
@@ -35,7 +35,7 @@ const CHANNEL_OPTIONS = {
   "grpc.max_reconnect_backoff_ms": 5_000,
 };
 
-/** What all of grpc-js's calls can do. */
+/** The common methods of grpc-js's calls. */
 type Call = { cancel(): void; on(event: string, listener: () => void): unknown };
 
 /** A connection to one server, for one client. */
@@ -48,8 +48,8 @@ export class Api {
 
   /**
    * @param address `HOST:PORT`.
-   * @param token sent with every call, if there is one.
-   * @param log told when the server is away.
+   * @param token the token to send with every call, if there is one.
+   * @param log gets a line when the server is unavailable.
    */
   constructor(
     private readonly address: string,
@@ -63,7 +63,7 @@ export class Api {
     if (token !== undefined) this.metadata.set("authorization", `Bearer ${token}`);
   }
 
-  /** Wait until there is a server, but not for long: who typed the address looks on. */
+  /** Wait for the server, but not for long, because a user is waiting. */
   connect(): Promise<void> {
     return new Promise((resolve, reject) => {
       this.stub.waitForReady(Date.now() + CONNECT_MS, (error) => {
@@ -73,14 +73,14 @@ export class Api {
     });
   }
 
-  /** End every call; what waits for one fails. */
+  /** End every call; code that waits for a call gets an error. */
   close(): void {
     this.closed.abort();
     for (const call of this.calls) call.cancel();
     this.stub.close();
   }
 
-  /** The run's events for as long as it lasts, over however many connections. The open stream is our presence. */
+  /** The run's events until it is over, from as many streams as necessary. The open stream marks the client as present. */
   async *watch(): AsyncGenerator<RoundEvent> {
     const request = { clientId: this.clientId, task: this.task };
     let [lostAt, inVain] = [Date.now(), 0];
@@ -92,13 +92,13 @@ export class Api {
         }
         throw Object.assign(new Error("the server has ended the events"), { code: status.UNAVAILABLE });
       } catch (error) {
-        if (lostAt === 0) [lostAt, inVain] = [Date.now(), 0]; // a round may be long: until now all was well
+        if (lostAt === 0) [lostAt, inVain] = [Date.now(), 0]; // a round can be long: the connection was good until now
         await this.waitAfter(error, inVain++, lostAt);
       }
     }
   }
 
-  /** Our slice for a round. A download that breaks goes on where it stopped. */
+  /** Get the slice for a round. An interrupted download resumes where it stopped. */
   getSlice(runId: string, round: number): Promise<Slice> {
     const download = new Download();
     const request = { runId, round, clientId: this.clientId, task: this.task };
@@ -113,13 +113,13 @@ export class Api {
           isFirst = false;
         }
       } finally {
-        call.cancel(); // where it is left early; one that is over doesn't mind
+        call.cancel(); // after an early return; has no effect on a call that is over
       }
       return download.finish();
     });
   }
 
-  /** Send an update. An upload that breaks goes on where it stopped; its one `updateId` counts once. */
+  /** Send an update. An interrupted upload resumes where it stopped; its `updateId` counts once. */
   pushUpdate(header: UpdateHeader, components: WholeComponent[]): Promise<Receipt> {
     const parts = components.map(({ layout: { scope, tensors, numBytes } }): ComponentToSend => {
       return { scope, tensors, numBytes, encoding: "ENCODING_FLOAT32", encodedBytes: numBytes, startOffset: 0 };
@@ -129,7 +129,7 @@ export class Api {
       if (mayBeStaged) {
         const staged = (await this.queryUpload(header)).components;
         for (const part of parts) part.startOffset = staged.find(({ scope }) => scope === part.scope)?.numBytes ?? 0;
-        mayBeStaged = false; // the server has said; a refusal of the next call doesn't change it
+        mayBeStaged = false; // the server has answered; a refusal of the next call doesn't change that
       }
       return this.upload({ ...header, components: parts }, components, () => (mayBeStaged = true));
     });
@@ -148,12 +148,12 @@ export class Api {
         call.on("status", () => answer(false)); // refused
       });
       const messages = Readable.from(this.messages(header, components, hasRoom, onChunk));
-      // It waits while the transport is full. Its type speaks of bytes, the call takes messages.
+      // It waits while the transport is full. Its type is for bytes, but the call takes messages.
       messages.pipe(call as unknown as NodeJS.WritableStream);
     });
   }
 
-  /** An update's messages; the chunks only once the server has answered the header, which says that it has room. */
+  /** An update's messages. The chunks follow once the server has answered the header, when it has room for them. */
   private async *messages(
     header: UpdateHeader,
     components: WholeComponent[],
@@ -166,7 +166,7 @@ export class Api {
       for (let offset = Number(header.components![i]!.startOffset); offset < bytes.length; offset += MAX_CHUNK_BYTES) {
         onChunk();
         yield { chunk: chunkAt(layout.scope, offset, bytes) };
-        this.lastContact = Date.now(); // there is room for another
+        this.lastContact = Date.now(); // the transport has room for another message
       }
     }
   }
@@ -178,7 +178,7 @@ export class Api {
     });
   }
 
-  /** Try until it works, or fails for a reason that won't pass. */
+  /** Repeat a call until it succeeds, or fails permanently. */
   private async patiently<T>(attempt: () => Promise<T>): Promise<T> {
     const began = Date.now();
     let inVain = 0;
@@ -187,29 +187,29 @@ export class Api {
       try {
         return await attempt();
       } catch (error) {
-        if (this.lastContact > lastContact) inVain = 0; // it went well for a while
+        if (this.lastContact > lastContact) inVain = 0; // the call made progress
         await this.waitAfter(error, inVain++, Math.max(began, this.lastContact));
       }
     }
   }
 
-  /** Wait before the next attempt, or throw the error if there should be none. */
+  /** Wait before the next attempt, or throw the error if the call must not be retried. */
   private async waitAfter(error: unknown, inVain: number, awaySince: number): Promise<void> {
     const asked = hasCode(error, status.RESOURCE_EXHAUSTED) ? retryDelayMs(error) : undefined;
     const mayPass = asked !== undefined || error instanceof DamagedError || hasCode(error, ...COME_BACK);
     if (!mayPass || this.closed.signal.aborted || Date.now() - awaySince > PATIENCE_MS) throw error;
-    // At random, so that not all clients come back at once.
+    // A random wait, so that clients don't retry at the same moment.
     const backoff = Math.random() * Math.min(MAX_WAIT_MS, FIRST_WAIT_MS * 2 ** inVain);
     const wait = asked === undefined ? backoff : asked * (1 + Math.random() / 2);
     this.log(`trying again in ${(wait / 1000).toFixed(1)} s: ${messageOf(error)}`);
     await sleep(wait, undefined, { signal: this.closed.signal });
   }
 
-  /** Keep a call among those that `close` ends. */
+  /** Register a call, so that `close` ends it. */
   private opened<T extends Call>(call: T): T {
     this.calls.add(call);
     call.on("status", () => this.calls.delete(call));
-    call.on("error", () => {}); // whoever reads the stream gets it; one that nobody listens to would end the process
+    call.on("error", () => {}); // the stream's reader gets the error; without a listener it would end the process
     return call;
   }
 }
@@ -221,7 +221,7 @@ export function hasCode(error: unknown, ...codes: status[]): boolean {
   return codes.includes((error as Partial<ServiceError>).code as status);
 }
 
-/** What an error says, for people: of a failed call the server's own words. */
+/** An error's message; for a failed call the server's message. */
 export function messageOf(error: unknown): string {
   const { details, message } = error as Partial<ServiceError>;
   return details || message || String(error);

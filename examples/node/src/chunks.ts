@@ -1,4 +1,4 @@
-/** Encoded bytes cut into chunks, and chunks put back in their places (docs/wire.md, Chunks). No socket here. */
+/** Cuts encoded bytes into chunks, and assembles chunks (docs/wire.md, Chunks), without a socket. */
 
 import type { Chunk, Component } from "./contract.js";
 import { DamagedError, UnexpectedError } from "./errors.js";
@@ -11,22 +11,22 @@ const CRC32C_TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   return value;
 });
 
-/** CRC32C (Castagnoli) of some bytes. One table at 0.4 GB/s or so is enough for an example. */
+/** CRC32C (Castagnoli) of some bytes. One table, at about 0.4 GB/s, is enough for an example. */
 export function crc32c(data: Uint8Array): number {
   let crc = 0xffffffff;
   for (let i = 0; i < data.length; i++) crc = CRC32C_TABLE[(crc ^ data[i]!) & 0xff]! ^ (crc >>> 8);
   return (crc ^ 0xffffffff) >>> 0;
 }
 
-/** The chunk that begins at a byte of the encoded form. protobufjs writes what is set, so a 0 is left unset. */
+/** The chunk that begins at a byte of the encoded form. protobufjs writes every field that is set, so 0 is left unset. */
 export function chunkAt(scope: string, offset: number, encoded: Uint8Array) {
-  const data = encoded.subarray(offset, offset + MAX_CHUNK_BYTES) as Buffer; // protobufjs takes any Uint8Array
+  const data = encoded.subarray(offset, offset + MAX_CHUNK_BYTES) as Buffer; // protobufjs accepts any Uint8Array
   return { scope, offset: offset || undefined, data, crc32c: crc32c(data) };
 }
 
-/** One component on its way here, over however many streams. */
+/** One component of a download in progress, from as many streams as necessary. */
 export class ArrivingComponent {
-  /** The encoded form; in place up to `numArrived`. */
+  /** The encoded form; its first `numArrived` bytes have arrived. */
   readonly encoded: Uint8Array<ArrayBuffer>;
   numArrived = 0;
 
@@ -34,7 +34,7 @@ export class ArrivingComponent {
     this.encoded = new Uint8Array(header.encodedBytes);
   }
 
-  /** Whether a later stream's header is of the same bytes, so that what is here can stay. */
+  /** Whether a later stream's header is for the same bytes, so that the bytes that have arrived stay valid. */
   isContinuedBy(header: Component): boolean {
     return (
       header.digest.equals(this.header.digest) &&
@@ -43,7 +43,7 @@ export class ArrivingComponent {
     );
   }
 
-  /** Take a stream's header: its chunks begin at its `startOffset`. */
+  /** Read a stream's header: the stream's chunks begin at `startOffset`. */
   continueFrom(header: Component): void {
     if (header.startOffset > this.numArrived) {
       throw new UnexpectedError(
@@ -54,7 +54,7 @@ export class ArrivingComponent {
     this.numArrived = header.startOffset;
   }
 
-  /** Put the next chunk in its place, if it is one and undamaged. */
+  /** Check the next chunk, and copy it to its place. */
   add(chunk: Chunk): void {
     const { scope, offset, data } = chunk;
     const end = offset + data.length;
@@ -75,7 +75,7 @@ export class ArrivingComponent {
   }
 }
 
-/** A checksum as people write it. */
+/** A checksum in hexadecimal. */
 export function hex(crc: number): string {
   return crc.toString(16).padStart(8, "0");
 }

@@ -1,4 +1,4 @@
-/** The contract as grpc-js takes it: read from the proto file when the program starts, with types made from it before. */
+/** The contract for grpc-js: the program reads the proto file at its start; `npm run generate` made the types from it. */
 
 import { fileURLToPath } from "node:url";
 
@@ -22,7 +22,7 @@ export type { WatchRoundsResponse__Output as RoundEvent } from "./generated/fedm
 
 const PROTOS = fileURLToPath(new URL("../../../protos", import.meta.url));
 
-/** As `npm run generate` has it, or the types would be wrong. A number holds sizes up to 2^53 exactly. */
+/** The options of `npm run generate`, which the types depend on. A number holds sizes up to 2^53 exactly. */
 const OPTIONS = { longs: Number, enums: String, defaults: true, oneofs: true, includeDirs: [PROTOS] };
 
 const loaded = loadPackageDefinition(loadSync("fedmtl/v1/federation.proto", OPTIONS)) as unknown as ProtoGrpcType;

@@ -1,4 +1,4 @@
-/** A slice on its way here, over however many streams: what has arrived stays, and is checked whole. No socket here. */
+/** The download of a slice from as many streams as necessary, without a socket. Bytes that have arrived are kept. */
 
 import { createHash } from "node:crypto";
 
@@ -7,17 +7,17 @@ import type { Chunk, Component, HeldComponent, SliceHeader } from "./contract.js
 import { decode } from "./encodings.js";
 import { DamagedError, UnexpectedError } from "./errors.js";
 
-/** A component that is here, whole and decoded. */
+/** A whole, decoded component. */
 export type WholeComponent = { layout: Component; bytes: Uint8Array<ArrayBuffer> };
 
-/** A client's part of the model, encoder first. */
+/** A client's slice of the model, encoder first. */
 export type Slice = { header: SliceHeader; components: WholeComponent[] };
 
 export class Download {
   private readonly arriving = new Map<string, ArrivingComponent>();
   private header: SliceHeader | undefined;
 
-  /** What the server needn't send again. */
+  /** What the server need not send again. */
   held(): HeldComponent[] {
     return [...this.arriving.values()]
       .filter(({ numArrived }) => numArrived > 0)
@@ -26,7 +26,7 @@ export class Download {
       });
   }
 
-  /** Take a stream's header: make room for new components, go on with those that are here in part. */
+  /** Read a stream's header: allocate new components, and continue those that have arrived in part. */
   begin(header: SliceHeader): void {
     this.header = header;
     for (const component of header.components) {
@@ -37,7 +37,7 @@ export class Download {
     }
   }
 
-  /** Take a later message of the stream. */
+  /** Read a later message of the stream. */
   add(chunk: Chunk | null | undefined): void {
     const component = chunk && this.arriving.get(chunk.scope);
     if (!component) throw new UnexpectedError("expected a chunk of one of the header's components");
@@ -47,8 +47,8 @@ export class Download {
   /**
    * The slice, once the stream has ended.
    *
-   * @throws UnexpectedError something is missing, or in a form that wasn't asked for.
-   * @throws DamagedError a component isn't what its digest says; it is forgotten.
+   * @throws UnexpectedError bytes are missing, or a component has an encoding that the client didn't ask for.
+   * @throws DamagedError a component doesn't have its digest; the component is discarded.
    */
   finish(): Slice {
     const { header } = this;

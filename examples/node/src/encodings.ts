@@ -1,4 +1,4 @@
-/** A component's encoded form back to its bytes (docs/wire.md, Encodings). */
+/** Decodes components (docs/wire.md, Encodings). */
 
 import type { Component, TensorSpec } from "./contract.js";
 import { UnexpectedError } from "./errors.js";
@@ -8,8 +8,8 @@ const NUMBERS = new DataView(new ArrayBuffer(4));
 /**
  * The bytes of a component, as its table of contents lays them out.
  *
- * @param component its layout and its encoding. A difference is decoded to the difference; adding is the caller's.
- * @param encoded its encoded form, in memory of its own.
+ * @param component the layout and the encoding. The result for a difference is the difference; the caller adds it.
+ * @param encoded the encoded form, in memory of its own.
  */
 export function decode(
   component: Pick<Component, "scope" | "tensors" | "numBytes" | "encoding">,
@@ -48,7 +48,7 @@ function requireSize(scope: string, encoded: Uint8Array, expected: number): void
   }
 }
 
-/** Scales, then signed bytes; each row, a tensor's last dimension, has its scale. */
+/** Scales, then signed bytes. Each row, along a tensor's last dimension, has a scale. */
 function fromInt8(scope: string, tensors: TensorSpec[], view: DataView, count: number): Float32Array {
   const rowLengths = tensors.flatMap((tensor) => {
     const length = tensor.shape.at(-1) ?? 1;
@@ -66,7 +66,7 @@ function fromInt8(scope: string, tensors: TensorSpec[], view: DataView, count: n
   return numbers;
 }
 
-/** Indices, ascending, then as many values; what isn't there is 0. */
+/** Ascending indices, then as many values; all other elements are 0. */
 function fromTopk(scope: string, view: DataView, count: number): Float32Array {
   const kept = view.byteLength / 8;
   const numbers = new Float32Array(count);
@@ -82,7 +82,7 @@ function fromTopk(scope: string, view: DataView, count: number): Float32Array {
   return numbers;
 }
 
-/** Binary32 numbers in the tensors' dtypes, at the tensors' places. Padding is 0. */
+/** Writes binary32 numbers in the tensors' dtypes to the tensors' places. Padding is 0. */
 function laidOut(component: Pick<Component, "tensors" | "numBytes">, numbers: Float32Array): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(component.numBytes);
   const view = new DataView(bytes.buffer);
@@ -128,19 +128,19 @@ function fromHalf(bits: number): number {
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-/** The nearest binary16, ties to even; beyond the largest, that. */
+/** The nearest binary16, ties to even; a number that is too large becomes the largest one. */
 function toHalf(value: number): number {
   const bits = bitsOf(value);
   const sign = (bits >>> 16) & 0x8000;
   const magnitude = Math.abs(value);
   if (magnitude >= 65504) return sign | 0x7bff;
-  const exponent = Math.max(((bits >>> 23) & 0xff) - 127, -14); // denormals share the smallest
-  const steps = magnitude * 2 ** (10 - exponent); // exact: below 2048, and what is lost is what is rounded
+  const exponent = Math.max(((bits >>> 23) & 0xff) - 127, -14); // denormals have the smallest exponent
+  const steps = magnitude * 2 ** (10 - exponent); // exact and below 2048; only the rounding loses digits
   const rounded = steps % 1 === 0.5 ? 2 * Math.round(steps / 2) : Math.round(steps);
-  return sign | (((exponent + 14) << 10) + rounded); // 2048 carries into the exponent
+  return sign | (((exponent + 14) << 10) + rounded); // 2048 adds one to the exponent
 }
 
-/** The nearest bfloat16, ties to even; beyond the largest, that. */
+/** The nearest bfloat16, ties to even; a number that is too large becomes the largest one. */
 function toBfloat(value: number): number {
   const bits = bitsOf(value);
   const magnitude = bits & 0x7fffffff;

@@ -1,10 +1,10 @@
-/** What can go wrong here, by what is done next. Failed calls are grpc-js's own `ServiceError`s. */
+/** The errors of this client, by the reaction to them. Failed calls are grpc-js's own `ServiceError`s. */
 
-/** Bytes were damaged on the way: ask for them again. */
+/** Bytes were damaged in transit: ask for them again. */
 export class DamagedError extends Error {}
 
-/** What came isn't what the contract says, or asks for what this client can't do: stop. */
+/** The server contradicts the contract, or asks for something that this client can't do: stop. */
 export class UnexpectedError extends Error {}
 
-/** Of the command line, for the one who typed it. */
+/** An error in the command line. */
 export class UsageError extends Error {}

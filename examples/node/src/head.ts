@@ -6,14 +6,14 @@ import { UnexpectedError } from "./errors.js";
 
 export const NUM_ROWS = 8;
 export const NUM_STEPS = 5;
-export const LEARNING_RATE = 0.25; // below where descent on rows of length 1 could overshoot
-/** How many features the rows have where the slice has no head that says it. */
+export const LEARNING_RATE = 0.25; // small enough that descent on rows of length 1 does not overshoot
+/** The number of features of the rows if the slice has no head that determines it. */
 const OWN_WIDTH = 16;
 
-/** What an evaluation measures; the names are those of the update's metrics. */
+/** The metrics of an evaluation, by their names in the update. */
 export type Metrics = { loss: number; accuracy?: number };
 
-/** Where a head lies in a slice: the number of its component, and its tensors there. */
+/** The position of a head in a slice: the index of its component, and its tensors there. */
 export type Place = { component: number; weight: TensorSpec; bias: TensorSpec };
 
 /** Numbers for a head's parameters: `(outputs, width)`, row by row, and `(outputs)`. */
@@ -25,8 +25,8 @@ export function headTensors(task: string): { weight: string; bias: string } {
 }
 
 /**
- * It stands for a real model. A client with an encoder would run its texts through that, and the head would see the
- * pooled output; this one has fixed features instead, and sends the encoder back as it came.
+ * The head, in place of a real model. A client with an encoder runs its texts through the encoder, and the head gets the
+ * pooled output. This client has fixed features instead, and sends the encoder back unchanged.
  */
 export class Head implements Numbers {
   private readonly rows: Float64Array[];
@@ -45,8 +45,8 @@ export class Head implements Numbers {
   /**
    * A head of zeros.
    *
-   * @param plan says what kind of task it is for.
-   * @throws UnexpectedError this client doesn't know that kind: it would take every label for something else.
+   * @param plan has the task type.
+   * @throws UnexpectedError this client doesn't know the task type, and would misread every label.
    */
   static first(plan: TrainingPlan): Head {
     const numOutputs = outputsOf(plan);
@@ -55,10 +55,10 @@ export class Head implements Numbers {
   }
 
   /**
-   * The head in a slice, and where it is. Whose component that is, is the server's to say: where tasks have encoder
-   * layers of their own, these may lie beside the head.
+   * The head in a slice, and its position. The server decides which component it is in: if tasks have encoder layers of
+   * their own, these layers can be in the head's component.
    *
-   * @throws UnexpectedError there is none, or it isn't one for the plan's task.
+   * @throws UnexpectedError the slice has no head, or the head doesn't fit the plan's task.
    */
   static in(model: WholeComponent[], task: string, plan: TrainingPlan): { head: Head; place: Place } {
     const numOutputs = outputsOf(plan);
@@ -75,8 +75,8 @@ export class Head implements Numbers {
         `expected a slice with ${names.weight} (outputs, inputs) and ${names.bias} (outputs) in float32`,
       );
     }
-    // A client with rows of its own compares `plan.taskType` and `plan.labels` with theirs here, and stops if they differ.
-    // Our rows know their labels by number alone, so there must be as many outputs as the plan has labels.
+    // A client with its own rows compares `plan.taskType` and `plan.labels` with those of its rows here, and stops if they
+    // differ. The built-in rows have only label numbers, so the head must have as many outputs as the plan has labels.
     if (bias.shape[0] !== numOutputs) {
       throw new UnexpectedError(
         `the head of ${task} has ${bias.shape[0]} outputs, expected ${numOutputs} as the plan's task has`,
@@ -86,7 +86,7 @@ export class Head implements Numbers {
     return { head: Head.first(plan).with(read(model[component]!.bytes, place)), place };
   }
 
-  /** Mean loss over the rows, and the share of them that is classified right. */
+  /** The mean loss over the rows, and the accuracy. */
   evaluate(): Metrics {
     const results = this.rows.map((row, i) => this.result(row, this.labels[i]!));
     const loss = mean(results.map((result) => result.loss));
@@ -96,7 +96,7 @@ export class Head implements Numbers {
   /**
    * The head after a few steps of gradient descent over all rows.
    *
-   * @param correction is added to the gradients.
+   * @param correction the correction to add to the gradients.
    */
   trained(rate: number, correction?: Numbers): Head {
     let after: Head = this;
@@ -124,7 +124,7 @@ export class Head implements Numbers {
     return { weight, bias };
   }
 
-  /** One row's loss (cross entropy, or the squared error), and its derivatives by the outputs. */
+  /** One row's loss (cross entropy, or squared error), and its derivatives by the outputs. */
   private result(row: Float64Array, label: number): { loss: number; isRight: boolean; slopes: number[] } {
     const outputs = Array.from(this.bias, (bias, output) => bias + this.product(row, output));
     if (this.isRegression) {
@@ -159,13 +159,13 @@ export function read(bytes: Uint8Array<ArrayBuffer>, { weight, bias }: Place): N
   return { weight: Float64Array.from(view(weight, bytes)), bias: Float64Array.from(view(bias, bytes)) };
 }
 
-/** Put a head's numbers into its component's bytes. */
+/** Write a head's numbers to its component's bytes. */
 export function write(numbers: Numbers, bytes: Uint8Array<ArrayBuffer>, { weight, bias }: Place): void {
   view(weight, bytes).set(numbers.weight);
   view(bias, bytes).set(numbers.bias);
 }
 
-/** How many outputs the head of a plan's task has. */
+/** The number of outputs of the head for a plan's task. */
 function outputsOf({ taskType, labels }: TrainingPlan): number {
   const numOutputs = { TASK_TYPE_CLASSIFICATION: labels.length, TASK_TYPE_REGRESSION: 1 }[taskType as string];
   if (!numOutputs) {
@@ -177,14 +177,14 @@ function outputsOf({ taskType, labels }: TrainingPlan): number {
   return numOutputs;
 }
 
-/** One row's features: always the same, unlike the other rows', of length 1. */
+/** One row's features: a fixed vector of length 1 that differs from the other rows' vectors. */
 function features(row: number, width: number): Float64Array {
   const waves = Float64Array.from({ length: width }, (_, j) => Math.cos((row + 1) * (j + 1)));
   const length = Math.hypot(...waves);
   return waves.map((wave) => wave / length);
 }
 
-/** A float32 tensor's numbers, in place. Typed arrays are little-endian where Node.js is at home; main.ts checks. */
+/** A float32 tensor's numbers, in place. Typed arrays are little-endian on most machines; main.ts checks it. */
 function view(tensor: TensorSpec, bytes: Uint8Array<ArrayBuffer>): Float32Array {
   const count = tensor.shape.reduce((product, size) => product * size, 1);
   return new Float32Array(bytes.buffer, bytes.byteOffset + tensor.offset, count);

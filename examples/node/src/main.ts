@@ -62,7 +62,7 @@ function trainOptions(args: string[]) {
   return { server, task, "client-id": clientId, "token-file": tokenFile };
 }
 
-/** The command line's mistakes are `TypeError`s of Node.js, in words. */
+/** Errors in the command line are `TypeError`s of Node.js; their messages are shown to the user. */
 function parsed<T>(parse: () => T): T {
   try {
     return parse();
@@ -71,7 +71,7 @@ function parsed<T>(parse: () => T): T {
   }
 }
 
-/** The token in a file. This example has no TLS, so it stays on this machine. */
+/** The token in a file. This example has no TLS, so it sends a token only to this machine. */
 function tokenIn(path: string, server: string): string {
   if (!/^(localhost|127\.[\d.]+|\[::1\]):\d+$/.test(server)) {
     throw new UnexpectedError(`--token-file: ${server} may be another machine, and the token would go there in the clear`);
@@ -82,7 +82,7 @@ function tokenIn(path: string, server: string): string {
   } catch (error) {
     throw new UnexpectedError(`--token-file: ${(error as Error).message}`);
   }
-  if (!/^[!-~]+$/.test(token)) throw new UnexpectedError(`--token-file: expected one token in ${path}`); // and no word of what it has
+  if (!/^[!-~]+$/.test(token)) throw new UnexpectedError(`--token-file: expected one token in ${path}`); // never shows the content
   return token;
 }
 
@@ -96,7 +96,7 @@ main().catch((error: unknown) => {
   }
 });
 
-/** Whether an error is told in words; others are this program's own, and keep where they come from. */
+/** Whether only an error's message is shown; other errors are bugs of this program, and show their stack. */
 function isExpected(error: unknown): boolean {
   return error instanceof UnexpectedError || error instanceof DamagedError || typeof (error as ServiceError).code === "number";
 }

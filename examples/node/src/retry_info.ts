@@ -1,11 +1,11 @@
-/** When a server that refused a call wants to be asked again: google.rpc.RetryInfo, among the status's details. */
+/** The delay before a retry that a server asks for: google.rpc.RetryInfo in the status's details. */
 
 import { Metadata, type ServiceError } from "@grpc/grpc-js";
 import protobuf from "protobufjs";
 
 const DETAILS_KEY = "grpc-status-details-bin";
 
-/** As much of google/rpc/status.proto, error_details.proto and what they import as is read here. */
+/** The parts of google/rpc/status.proto, error_details.proto and their imports that this client reads. */
 const { root } = protobuf.parse(`
   syntax = "proto3";
   message Status { repeated Any details = 3; }
@@ -17,7 +17,7 @@ const { root } = protobuf.parse(`
 type Detail = { typeUrl: string; value: Uint8Array };
 type RetryInfo = { retryDelay?: { seconds: number; nanos: number } };
 
-/** Milliseconds that a failed call asks to wait, or undefined if it doesn't. */
+/** The wait in milliseconds that a failed call asks for; undefined without one. */
 export function retryDelayMs(error: unknown): number | undefined {
   const { metadata } = error as Partial<ServiceError>;
   const value = metadata instanceof Metadata ? metadata.get(DETAILS_KEY)[0] : undefined;

@@ -1,4 +1,4 @@
-/** A client's part of SCAFFOLD (docs/wire.md, Control variates). No socket here. */
+/** The client's part of SCAFFOLD (docs/wire.md, Control variates), without a socket. */
 
 import type { WholeComponent } from "./download.js";
 import { UnexpectedError } from "./errors.js";
@@ -8,7 +8,7 @@ const PREFIX = "control:";
 /** By scope, a number for each element of the component. */
 export type Vectors = Map<string, Float32Array>;
 
-/** Part a slice: the model's components, which an update has too, and the server's variates by the scope that each is for. */
+/** Split a slice: the model's components, which an update has too, and the server's variates by their component's scope. */
 export function split(received: WholeComponent[]): { model: WholeComponent[]; controls: Vectors } {
   const isControl = ({ layout }: WholeComponent) => layout.scope.startsWith(PREFIX);
   const controls = received.filter(isControl).map(({ layout, bytes }): [string, Float32Array] => {
@@ -17,30 +17,30 @@ export function split(received: WholeComponent[]): { model: WholeComponent[]; co
   return { model: received.filter((component) => !isControl(component)), controls: new Map(controls) };
 }
 
-/** The client's own control variates: the mean gradient of its last training. What isn't there is 0. */
+/** The client's own control variates: the mean gradient of its last training. Missing variates are 0. */
 export class Variates {
-  /** @param round the `base_round` of the update that they are of; 0 for none. */
+  /** @param round the `base_round` of the update that the variates come from; 0 for none. */
   constructor(
     readonly round = 0,
     private readonly own: Vectors = new Map(),
   ) {}
 
-  /** What a round begins with. Variates from before the server's began are void. */
+  /** The variates at the beginning of a round. Variates from before the server's began are void. */
   begin(since: number): Variates {
     return this.round < since ? new Variates() : this;
   }
 
   /**
-   * What is added to the gradients: the server's variates minus the client's own. Undefined if the server has none.
+   * The correction of the gradients: the server's variates minus the client's own. Undefined if the server has none.
    *
-   * @throws UnexpectedError the numbers aren't as many as the model's, or those aren't float32.
+   * @throws UnexpectedError the variates don't have as many numbers as the model, or the model isn't float32.
    */
   corrections(model: WholeComponent[], controls: Vectors): Vectors | undefined {
     if (controls.size === 0) return undefined;
     const corrections = model.map(({ layout: { scope, tensors }, bytes }): [string, Float32Array] => {
       const isFloat32 = tensors.every(({ dtype }) => dtype === "ELEMENT_TYPE_FLOAT32");
       const [server, own] = [controls.get(scope), this.own.get(scope)];
-      // Of other dtypes this example knows nothing but the bytes.
+      // This example can't compute with other dtypes.
       if (!isFloat32 || server?.length !== bytes.length / 4 || (own && own.length !== server.length)) {
         throw new UnexpectedError(`expected ${scope} in float32, and ${PREFIX}${scope} with as many numbers`);
       }
@@ -50,11 +50,11 @@ export class Variates {
   }
 
   /**
-   * The variates once the update counts: own - server's - delta / rateSum.
+   * The variates for when the update counts: own - server's - delta / rateSum.
    *
-   * @param round the update's.
-   * @param sent its components, deltas.
-   * @param rateSum of the steps' learning rates. With 0 they went nowhere, and tell nothing.
+   * @param round the update's `base_round`.
+   * @param sent the update's components, which are deltas.
+   * @param rateSum the sum of the steps' learning rates. With 0 the variates don't change.
    */
   following(round: number, corrections: Vectors, sent: WholeComponent[], rateSum: number): Variates {
     if (rateSum === 0) return this;
@@ -65,7 +65,7 @@ export class Variates {
   }
 }
 
-/** A component's numbers, in place. Typed arrays are little-endian where Node.js is at home; main.ts checks. */
+/** A component's numbers, in place. Typed arrays are little-endian on most machines; main.ts checks it. */
 export function float32s(bytes: Uint8Array<ArrayBuffer>): Float32Array {
   return new Float32Array(bytes.buffer, bytes.byteOffset, Math.floor(bytes.length / 4));
 }

@@ -1,4 +1,4 @@
-/** A client's life in a run: watch the rounds, and in each one fetch the slice, work on it, send the update. */
+/** A client's life in a run: watch the rounds; in each round get the slice, work on it, push the update. */
 
 import { randomUUID } from "node:crypto";
 
@@ -11,15 +11,15 @@ import { UnexpectedError } from "./errors.js";
 import { Head, headTensors, LEARNING_RATE, NUM_ROWS, NUM_STEPS, type Place, plus, read, write } from "./head.js";
 import { float32s, split, Variates, type Vectors } from "./scaffold.js";
 
-/** What a client keeps for itself from round to round of one run. It moves with the updates that count alone. */
+/** The state that a client keeps from round to round of one run. It changes only with updates that count. */
 type Kept = {
-  /** Its own head, where the plan leaves that to the clients; undefined before the first round. */
+  /** The client's own head if the plan leaves the head to the clients; undefined before the first round. */
   head?: Head;
   variates: Variates;
 };
 
 /**
- * Take part until the run is over.
+ * Participate until the run is over.
  *
  * @param log gets one line for each event.
  */
@@ -33,7 +33,7 @@ export async function takePart(api: Api, log: (line: string) => void): Promise<v
         log(`${name}: waiting${event.waitingFor && ` for ${event.waitingFor}`}`);
         break;
       case "ROUND_EVENT_KIND_OPENED":
-        // It may be announced again, with another deadline or by a server that was started again.
+        // The server can announce the round again, with another deadline or after a restart.
         if (event.inCohort && !event.reported) {
           const done = await work(api, event, kept);
           kept = done.kept;
@@ -53,7 +53,7 @@ export async function takePart(api: Api, log: (line: string) => void): Promise<v
   }
 }
 
-/** Do a round's work. One that closes meanwhile is left, with what was kept before; the next event says how it goes on. */
+/** Do a round's work. If the round closes meanwhile, return the old state; the client waits for the next event. */
 async function work(api: Api, event: RoundEvent, kept: Kept): Promise<{ line: string; kept: Kept }> {
   try {
     return await answer(api, await api.getSlice(event.runId, event.round), kept);
@@ -63,7 +63,7 @@ async function work(api: Api, event: RoundEvent, kept: Kept): Promise<{ line: st
   }
 }
 
-/** Make of a slice what its round asks for, and send it. */
+/** Do the work that the round asks for on a slice, and send the result. */
 async function answer(api: Api, { header, components }: Slice, kept: Kept): Promise<{ line: string; kept: Kept }> {
   const { plan } = header;
   if (!plan) throw new UnexpectedError("expected a slice with a plan");
@@ -85,7 +85,7 @@ async function answer(api: Api, { header, components }: Slice, kept: Kept): Prom
     const { outcome } = await api.pushUpdate(update, []);
     return { line: `${size}, loss ${received.loss.toFixed(4)} in the final evaluation, ${wordFor(outcome)}`, kept };
   }
-  // With SGD the plan's rate is made for steps like these.
+  // With SGD the plan's rate fits these steps.
   const rate = plan.optimizer === "LOCAL_OPTIMIZER_SGD" ? plan.learningRate : LEARNING_RATE;
   const rateSum = NUM_STEPS * rate;
   const own = kept.variates.begin(header.controlSince);
@@ -119,10 +119,10 @@ async function answer(api: Api, { header, components }: Slice, kept: Kept): Prom
 }
 
 /**
- * The head to train, and where it lies in the slice: nowhere if the plan leaves it to the clients. Then this one's begins
- * with zeros.
+ * The head to train, and its position in the slice. If the plan leaves the head to the clients, the slice has no head, and
+ * this client's head begins with zeros.
  *
- * @throws UnexpectedError the plan leaves the clients more than that.
+ * @throws UnexpectedError the plan leaves other parameters to the clients.
  */
 function findHead(model: WholeComponent[], task: string, plan: TrainingPlan, kept: Kept): { head: Head; place?: Place } {
   const { weight, bias } = headTensors(task);
@@ -142,7 +142,7 @@ function correctionOf(corrections: Vectors, model: WholeComponent[], place: Plac
   return read(new Uint8Array(buffer as ArrayBuffer), place);
 }
 
-/** A component's delta where the loss doesn't see it, as it doesn't see the encoder here: 0, but for the corrections. */
+/** The delta of a component that the loss doesn't use, here the encoder: 0, except for the corrections. */
 function unmoved({ layout, bytes }: WholeComponent, rateSum: number, corrections?: Vectors): WholeComponent {
   const delta = { layout, bytes: new Uint8Array(bytes.length) };
   if (corrections) float32s(delta.bytes).set(corrections.get(layout.scope)!.map((x) => -rateSum * x));

@@ -1,4 +1,4 @@
-/** The golden vectors of tests/vectors against this client's codec. */
+/** Checks this client's codec against the golden vectors of tests/vectors. */
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -34,8 +34,8 @@ const { GetSlice, PushUpdate } = FederatedMtlService.service;
 /**
  * Check all vectors of a folder.
  *
- * @returns how many there are.
- * @throws UnexpectedError one differs, or they can't be read.
+ * @returns the number of vectors.
+ * @throws UnexpectedError a vector differs or can't be read.
  */
 export function checkVectors(folder: string): number {
   const chunks = casesIn<ChunkCase>(folder, "chunks.json");
@@ -45,7 +45,7 @@ export function checkVectors(folder: string): number {
   return chunks.length + encodings.length;
 }
 
-/** The message is read as the chunk it is, from either side, and an uncompressed one is written as the same bytes. */
+/** Check that a message reads as its chunk in both directions, and that an uncompressed chunk gives the same bytes. */
 function checkChunk(vector: ChunkCase): void {
   const { name, scope, offset } = vector;
   const message = bytesOf(vector.message_hex);

@@ -1,1 +1,1 @@
-"""The encodings that lose something: one module for each, which alone knows its bytes."""
+"""The lossy encodings. The bytes of each encoding are known to one module only."""

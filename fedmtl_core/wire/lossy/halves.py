@@ -1,7 +1,7 @@
 """`float16` and `bfloat16`: N numbers of two bytes.
 
-Each is rounded to nearest, ties to even, and saturates at the largest finite one (65504 and about 3.39e38). Denormals
-and -0.0 are kept.
+Each number is rounded to nearest, ties to even, and saturates at the largest finite number (65504 and about 3.39e38).
+Denormals and -0.0 are kept.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fedmtl_core.wire.lossy import blocks
 
 
 def encode(component: Component, dtype: torch.dtype) -> Tensor:
-    """The component's numbers, finite ones, in a dtype of two bytes: uint8 `(2 * N,)`."""
+    """Encode a component's finite numbers in a dtype of two bytes: uint8 `(2 * N,)`."""
     encoded = torch.empty(component.layout.num_elements, dtype=dtype)
     for start, block in blocks.blocks_of(component):
         blocks.store(encoded[start : start + len(block)], block)
@@ -26,7 +26,7 @@ def require_valid(layout: Layout, values: Tensor) -> None:
     """Check the numbers of a layout, `(N,)`.
 
     Raises:
-        NonFiniteError: one is NaN or infinite.
+        NonFiniteError: a number is NaN or infinite.
     """
     if all(blocks.is_finite(block) for block in blocks.pieces(values, blocks.BLOCK)):
         return
@@ -39,14 +39,14 @@ def require_valid(layout: Layout, values: Tensor) -> None:
 
 
 def largest_magnitude(values: Tensor) -> float:
-    """A number that no magnitude in `(N,)` finite ones exceeds: their dtype's largest where that is near."""
+    """Return an upper bound of the magnitudes of `(N,)` finite numbers: the dtype's largest number if that is near."""
     if values.dtype == torch.float16:
         return torch.finfo(torch.float16).max
     return max(float(block.abs().max()) for block in blocks.pieces(values, blocks.BLOCK))
 
 
 def decode(component: Component, values: Tensor) -> None:
-    """Overwrite a component's numbers, `(N,)`."""
+    """Overwrite a component's numbers with `(N,)` decoded numbers."""
     start = 0
     for run in component.runs():
         blocks.store(run, values[start : start + len(run)])

@@ -1,13 +1,13 @@
 """`int8`: R float32 scales, one for each row, then N signed bytes from -127 to 127.
 
-Each byte stands for itself times its row's scale. A row is the last dimension of a tensor: one of shape `(..., c)` has
-`prod(shape[:-1])` rows of c elements, a scalar has one row of one, a tensor without elements has none. Symmetric
-quantisation with a scale for each row is that of Krishnamoorthi 2018 (arXiv:1806.08342).
+The value of an element is its byte times its row's scale. A row is the last dimension of a tensor. A tensor of shape
+`(..., c)` has `prod(shape[:-1])` rows of c elements, a scalar has one row of one element, and a tensor without elements
+has no rows. This is the symmetric quantization with a scale for each row of Krishnamoorthi 2018 (arXiv:1806.08342).
 
-Where x is an element as a float32, x' the float32 it decodes to, and m the largest magnitude in its row,
-|x - x'| <= m / 254 * (1 + 2^-15) + 2^-119. With a scale of m / 127, half a step is m / 254. Rounding to float32 adds to
-that, in half steps, at most 2^-23 by the scale, 2^-17 by x / scale (it is below 128) and 2^-16 by the product (at most
-127 steps). The last term is for rows written as zeros because their scale would be denormal.
+Let x be an element as a float32, x' the float32 that it decodes to, and m the largest magnitude in its row. Then
+|x - x'| <= m / 254 * (1 + 2^-15) + 2^-119. With a scale of m / 127, half a step is m / 254. Rounding to float32 adds,
+in half steps, at most 2^-23 for the scale, 2^-17 for x / scale (which is below 128) and 2^-16 for the product (at most
+127 steps). The last term is for rows that are written as zeros because their scale would be denormal.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from fedmtl_core.wire.layout import Component, Layout, TensorSpec
 from fedmtl_core.wire.lossy import blocks
 
 MAX_SCALE = 8454659 * 2.0**98
-"""Largest scale of a row: 127 times the next float32 rounds to infinity. Near the largest float32 / 127."""
+"""The largest scale of a row, near the largest float32 / 127: 127 times the next float32 rounds to infinity."""
 
 _MIN_SCALE = torch.finfo(torch.float32).smallest_normal  # 2^-126
 
 
 def num_bytes(layout: Layout) -> int:
-    """Bytes of an encoded component."""
+    """Return the size of an encoded component in bytes."""
     return 4 * _num_rows(layout) + layout.num_elements
 
 
 def encode(component: Component) -> Tensor:
-    """The component's numbers, finite ones: uint8 `(num_bytes,)`."""
+    """Encode a component's finite numbers: uint8 `(num_bytes,)`."""
     data = torch.empty(num_bytes(component.layout), dtype=torch.uint8)
     for matrix, scales, quotients in _rows(component, data):
         maxima = torch.zeros_like(scales)
-        for block in blocks.pieces(matrix, blocks.BLOCK, dim=1):  # a single one, unless a row is very long
+        for block in blocks.pieces(matrix, blocks.BLOCK, dim=1):  # a single block, unless a row is very long
             torch.maximum(maxima, blocks.as_float32(block).abs().amax(1, keepdim=True), out=maxima)
         torch.div(maxima, 127, out=scales).clamp_(max=MAX_SCALE)
         scales.masked_fill_(scales < _MIN_SCALE, 0)
@@ -60,7 +60,7 @@ def require_valid(layout: Layout, data: Tensor) -> None:
     if len(quotients) == 0:
         return
     least, most = (bound.item() for bound in scales.aminmax())
-    if not (least >= 0 and most <= MAX_SCALE):  # nor if they are NaN
+    if not (least >= 0 and most <= MAX_SCALE):  # NaN fails this check too
         unfit = int((~(scales.abs() <= MAX_SCALE)).sum())
         if unfit:
             raise NonFiniteError(
@@ -73,12 +73,12 @@ def require_valid(layout: Layout, data: Tensor) -> None:
 
 
 def largest_magnitude(layout: Layout, data: Tensor) -> float:
-    """A number that no element's magnitude exceeds: what the largest scale allows. There is at least one row."""
+    """Return an upper bound of the elements' magnitudes, from the largest scale. The layout has at least one row."""
     return 127 * float(_sections(layout, data)[0].max())
 
 
 def decode(component: Component, data: Tensor) -> None:
-    """Overwrite a component's numbers, and not the padding between its tensors."""
+    """Overwrite a component's numbers, but not the padding between its tensors."""
     for matrix, scales, quotients in _rows(component, data):
         columns = (blocks.pieces(one, blocks.BLOCK, dim=1) for one in (matrix, quotients))
         for target, quotient in zip(*columns, strict=True):
@@ -89,11 +89,11 @@ def decode(component: Component, data: Tensor) -> None:
 
 
 def _rows(component: Component, data: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The component's rows with their places in the encoded bytes, as views.
+    """Yield a component's rows with their scales and bytes in the encoded form, as views.
 
     Yields:
-        Some rows of a tensor, `(rows, c)`, their scales, float32 `(rows, 1)`, and bytes, int8 `(rows, c)`: about
-        `blocks.BLOCK` elements, or a single row if one has more.
+        Some rows of a tensor, `(rows, c)`, their scales, float32 `(rows, 1)`, and their bytes, int8 `(rows, c)`. A view
+        has about `blocks.BLOCK` elements, or a single row if the row has more.
     """
     scales, quotients = _sections(component.layout, data)
     first_row = start = 0
@@ -114,7 +114,7 @@ def _rows(component: Component, data: Tensor) -> Iterator[tuple[Tensor, Tensor, 
 
 
 def _sections(layout: Layout, data: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and bytes, as views."""
+    """Return the scales and the bytes as views."""
     end = 4 * _num_rows(layout)
     return blocks.typed(data[:end], torch.float32), blocks.typed(data[end:], torch.int8)
 

@@ -1,8 +1,8 @@
 """`topk`: k uint32 indices, strictly ascending, then k float32 values; all other elements are 0.
 
-The elements of largest magnitude are kept (Aji & Heafield 2017, arXiv:1704.05021), at most (N + 1) // 2, so that no
-layout has an encoded form that is larger than its float32 tensors by more than 4 bytes. Kept elements are exact, and no
-other one is larger in magnitude than a kept one.
+The elements of largest magnitude are kept (Aji & Heafield 2017, arXiv:1704.05021), at most (N + 1) // 2. An encoded
+form is therefore at most 4 bytes larger than the layout's float32 tensors. Kept elements are exact, and no other
+element has a larger magnitude than a kept element.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_core.wire.lossy import blocks
 
 _MAX_ELEMENTS = 2**32 - 1
-_SAMPLING = 61  # a prime, so that the sample doesn't come from a few columns only
+_SAMPLING = 61  # a prime, so that the sample covers all columns
 
 
 def most_bytes(layout: Layout) -> int:
-    """The most bytes of an encoded component; any smaller multiple of 8 will do too."""
+    """Return the maximum size of an encoded component in bytes; every smaller multiple of 8 is allowed too."""
     return 8 * _most_kept(layout.num_elements)
 
 
 def require_countable(layout: Layout) -> None:
-    """Check that indices can tell the elements apart.
+    """Check that a layout's elements can be indexed with 32 bits.
 
     Raises:
-        LimitExceededError: there are too many.
+        LimitExceededError: the layout has too many elements.
     """
     total = layout.num_elements
     if total > _MAX_ELEMENTS:
@@ -41,7 +41,7 @@ def require_countable(layout: Layout) -> None:
 
 
 def encode(component: Component, density: float) -> Tensor:
-    """The component's numbers, finite ones, of which a share is kept: uint8 `(8 * k,)`."""
+    """Encode a share of a component's finite numbers: uint8 `(8 * k,)`."""
     total = component.layout.num_elements
     count = min(max(1, round(density * total)), _most_kept(total))
     data = torch.empty(8 * count, dtype=torch.uint8)
@@ -65,14 +65,14 @@ def encode(component: Component, density: float) -> Tensor:
 
 
 def _threshold(component: Component, count: int) -> tuple[float, int]:
-    """The `count`th largest magnitude, and how many of that very magnitude are among the `count` largest.
+    """Return the `count`th largest magnitude, and how many elements of exactly this magnitude are among the largest.
 
-    Sorting out is slow, so it is done to few: a sample tells a magnitude that somewhat more than `count` exceed.
+    Selection is slow, so it runs on few elements: a sample gives a magnitude that slightly more than `count` exceed.
     """
     total = component.layout.num_elements
     if total > blocks.BLOCK:
         sample = np.concatenate([magnitudes[::_SAMPLING] for _, magnitudes in _magnitudes(component)])
-        rank = len(sample) * count * 11 // (10 * total) + 32  # a tenth more, and some, against bad luck
+        rank = len(sample) * count * 11 // (10 * total) + 32  # a tenth more and a constant, for unlucky samples
         if rank <= len(sample):
             floor = _largest(sample, rank)[0]
             larger, as_large = [], 0
@@ -80,7 +80,7 @@ def _threshold(component: Component, count: int) -> tuple[float, int]:
                 larger.append(magnitudes[magnitudes > floor])
                 as_large += int(np.count_nonzero(magnitudes == floor))
             num_larger = sum(map(len, larger))
-            if num_larger < count <= num_larger + as_large:  # such as 0, where most elements are
+            if num_larger < count <= num_larger + as_large:  # such as 0, if most elements are 0
                 return float(floor), count - num_larger
             if num_larger >= count:
                 return _least_and_ties(_largest(np.concatenate(larger), count))
@@ -91,7 +91,7 @@ def _threshold(component: Component, count: int) -> tuple[float, int]:
 
 
 def _largest(magnitudes: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """The `count` largest, the least of them first. Their array is put into another order."""
+    """Return the `count` largest numbers, the smallest of them first. This reorders the array."""
     magnitudes.partition(len(magnitudes) - count)
     return magnitudes[len(magnitudes) - count :]
 
@@ -131,12 +131,12 @@ def require_valid(layout: Layout, data: Tensor) -> None:
 
 
 def largest_magnitude(data: Tensor) -> float:
-    """The largest magnitude of the values, of which there is at least one."""
+    """Return the largest magnitude of at least one value."""
     return float(np.abs(_sections(data)[1]).max())
 
 
 def decode(component: Component, data: Tensor) -> None:
-    """Overwrite a component's numbers, and the padding between its tensors."""
+    """Overwrite a component's numbers and the padding between its tensors."""
     indices, values = _sections(data)
     component.buffer.zero_()
     start = 0
@@ -151,7 +151,7 @@ def decode(component: Component, data: Tensor) -> None:
 
 
 def _sections(data: Tensor) -> tuple[NDArray[np.uint32], NDArray[np.float32]]:
-    """Indices and values, as views; NumPy's, because PyTorch knows little of uint32."""
+    """Return indices and values as NumPy views, because PyTorch hardly supports uint32."""
     middle = len(data) // 2
     return data[:middle].numpy().view(np.uint32), data[middle:].numpy().view(np.float32)
 

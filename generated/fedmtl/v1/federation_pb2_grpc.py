@@ -28,42 +28,63 @@ if _version_not_supported:
 class FederatedMtlServiceStub:
     """One federated multi-task run.
 
-    Status codes are chosen by what the caller does next. Every error also has a google.rpc `ErrorInfo` with the domain
-    `fedmtl.v1` and one of the reasons named here, which tell apart what has one code:
+    Each status code tells the caller what to do next. Every error also carries a
+    google.rpc `ErrorInfo` with the domain `fedmtl.v1` and one of the reasons
+    below. The reason tells apart errors that have the same code:
 
-    * `INVALID_ARGUMENT`: the request contradicts itself or the layout. Mend it.
-    * `LAYOUT_MISMATCH`: tensors differ from the layout in name, shape, dtype or place.
+    * `INVALID_ARGUMENT`: the request contradicts itself or the layout. Correct
+    the request.
+    * `LAYOUT_MISMATCH`: tensors differ from the layout in name, shape, dtype
+    or place.
     * `NON_FINITE`: a value is NaN or infinite.
-    * `NORM_EXCEEDED`: an update would move the model further than is allowed.
-    * `MALFORMED_STREAM`: messages or bytes contradict the header, or come in the wrong order.
+    * `NORM_EXCEEDED`: an update would move the model further than the server
+    allows.
+    * `MALFORMED_STREAM`: messages or bytes contradict the header, or come in
+    the wrong order.
     * `INVALID_REQUEST`: another field is missing or out of range.
     * `NOT_FOUND`, `UNKNOWN_TASK`: the server has no such task.
     * `FAILED_PRECONDITION`, `WRONG_RUN`: the request belongs to another run.
-    * `ABORTED`, `STALE_ROUND`: the round has closed, or is not this client's. Wait for the next `OPENED` event, get the
-    slice, train again.
-    * `ALREADY_EXISTS`, `CLIENT_REPLACED`: another process has taken up this client id. Stop.
-    * `DATA_LOSS`, `CHECKSUM_MISMATCH`: bytes were damaged on the way. Send the same update again.
-    * `RESOURCE_EXHAUSTED`, `LIMIT_EXCEEDED`: a limit was passed, and the message names it. Any call may be answered so.
-    If there is a `RetryInfo` the limit will pass: the caller SHOULD wait as long as that says, then call again. If not,
-    ask for less.
-    * `UNAUTHENTICATED`, the reason likewise: the server knows nobody with these credentials, or no longer does. Stop.
-    * `PERMISSION_DENIED`, the reason likewise: the request names another client, or a task that isn't the caller's. Stop.
-    * `UNAVAILABLE`, the reason likewise: the server is stopping, lacks something for a moment, or the transfer stalled. Come
-    back. A call that never reached a server ends with this code too, and without details.
-    * `INTERNAL`, `SERVER_FAULT`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
+    * `ABORTED`, `STALE_ROUND`: the round has closed, or the client does not take
+    part in it. Wait for the next `OPENED` event, get the slice, and train
+    again.
+    * `ALREADY_EXISTS`, `CLIENT_REPLACED`: another process now uses this client
+    id. Stop.
+    * `DATA_LOSS`, `CHECKSUM_MISMATCH`: bytes were damaged in transit. Send the
+    same update again.
+    * `RESOURCE_EXHAUSTED`, `LIMIT_EXCEEDED`: the call exceeded a limit, which
+    the message names. Any call MAY end with this code. With a `RetryInfo` the
+    condition is temporary: the caller SHOULD wait for the delay in it, then
+    call again. Without a `RetryInfo` the caller has to ask for less.
+    * `UNAUTHENTICATED`, with the reason `UNAUTHENTICATED`: the server does not
+    know the credentials, or the client was revoked. Stop.
+    * `PERMISSION_DENIED`, with the reason `PERMISSION_DENIED`: the request names
+    another client, or a task that is not the caller's. Stop.
+    * `UNAVAILABLE`, with the reason `UNAVAILABLE`: the server is stopping,
+    temporarily lacks a resource, or the transfer stalled. Call again later. A
+    call that never reached a server ends with this code too, but has no
+    details.
+    * `INTERNAL`, `SERVER_FAULT`: the server failed, and its log says why. Any
+    call MAY end with this code. Stop.
 
-    Reasons are in the status's details, a google.rpc `Status` in the trailing metadata `grpc-status-details-bin`:
+    The details of a status are a google.rpc `Status` in the trailing metadata
+    `grpc-status-details-bin`:
 
-    * `ErrorInfo`: the reason; its `metadata` has facts of the message where there are any, such as `round`, the round the
-    run is at, or `expected` and `got`. There MAY be more facts and more reasons in later versions; a client that
-    doesn't know a reason goes by the code.
-    * `BadRequest`, with `INVALID_ARGUMENT` where one field of the request is at fault: its path from the request's message,
-    such as `header.components[0].tensors[3].shape`.
-    * `RetryInfo`: as above.
+    * `ErrorInfo` has the reason. Its `metadata` repeats facts of the message, if
+    there are any: for example `round`, the number of the run's current round,
+    or `expected` and `got`. Later versions MAY add facts and reasons. A client
+    that does not know a reason goes by the code.
+    * `BadRequest` comes with `INVALID_ARGUMENT` if one field of the request is
+    at fault. It has the path of the field from the request's message, such as
+    `header.components[0].tensors[3].shape`.
+    * `RetryInfo` has the delay after which a call can succeed that exceeded a
+    temporary limit.
 
-    All of it together is less than 8 KiB. Calls may be refused before they reach the service, so that `LIMIT_EXCEEDED`,
-    `UNAUTHENTICATED`, `PERMISSION_DENIED` and `SERVER_FAULT` concern every call, also where an `Errors:` list below
-    doesn't name them.
+    A message is at most 600 characters of ASCII, a fact 100, and a path 200;
+    `...` marks where one was cut. The details together are less than 8 KiB. The
+    server can refuse a call before the call reaches the service. Every call can
+    therefore end with `LIMIT_EXCEEDED`, `UNAUTHENTICATED`, `PERMISSION_DENIED`
+    or `SERVER_FAULT`, even if the call's `Errors:` list does not name the
+    reason.
     """
 
     def __init__(self, channel):
@@ -102,116 +123,167 @@ class FederatedMtlServiceStub:
 class FederatedMtlServiceServicer:
     """One federated multi-task run.
 
-    Status codes are chosen by what the caller does next. Every error also has a google.rpc `ErrorInfo` with the domain
-    `fedmtl.v1` and one of the reasons named here, which tell apart what has one code:
+    Each status code tells the caller what to do next. Every error also carries a
+    google.rpc `ErrorInfo` with the domain `fedmtl.v1` and one of the reasons
+    below. The reason tells apart errors that have the same code:
 
-    * `INVALID_ARGUMENT`: the request contradicts itself or the layout. Mend it.
-    * `LAYOUT_MISMATCH`: tensors differ from the layout in name, shape, dtype or place.
+    * `INVALID_ARGUMENT`: the request contradicts itself or the layout. Correct
+    the request.
+    * `LAYOUT_MISMATCH`: tensors differ from the layout in name, shape, dtype
+    or place.
     * `NON_FINITE`: a value is NaN or infinite.
-    * `NORM_EXCEEDED`: an update would move the model further than is allowed.
-    * `MALFORMED_STREAM`: messages or bytes contradict the header, or come in the wrong order.
+    * `NORM_EXCEEDED`: an update would move the model further than the server
+    allows.
+    * `MALFORMED_STREAM`: messages or bytes contradict the header, or come in
+    the wrong order.
     * `INVALID_REQUEST`: another field is missing or out of range.
     * `NOT_FOUND`, `UNKNOWN_TASK`: the server has no such task.
     * `FAILED_PRECONDITION`, `WRONG_RUN`: the request belongs to another run.
-    * `ABORTED`, `STALE_ROUND`: the round has closed, or is not this client's. Wait for the next `OPENED` event, get the
-    slice, train again.
-    * `ALREADY_EXISTS`, `CLIENT_REPLACED`: another process has taken up this client id. Stop.
-    * `DATA_LOSS`, `CHECKSUM_MISMATCH`: bytes were damaged on the way. Send the same update again.
-    * `RESOURCE_EXHAUSTED`, `LIMIT_EXCEEDED`: a limit was passed, and the message names it. Any call may be answered so.
-    If there is a `RetryInfo` the limit will pass: the caller SHOULD wait as long as that says, then call again. If not,
-    ask for less.
-    * `UNAUTHENTICATED`, the reason likewise: the server knows nobody with these credentials, or no longer does. Stop.
-    * `PERMISSION_DENIED`, the reason likewise: the request names another client, or a task that isn't the caller's. Stop.
-    * `UNAVAILABLE`, the reason likewise: the server is stopping, lacks something for a moment, or the transfer stalled. Come
-    back. A call that never reached a server ends with this code too, and without details.
-    * `INTERNAL`, `SERVER_FAULT`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
+    * `ABORTED`, `STALE_ROUND`: the round has closed, or the client does not take
+    part in it. Wait for the next `OPENED` event, get the slice, and train
+    again.
+    * `ALREADY_EXISTS`, `CLIENT_REPLACED`: another process now uses this client
+    id. Stop.
+    * `DATA_LOSS`, `CHECKSUM_MISMATCH`: bytes were damaged in transit. Send the
+    same update again.
+    * `RESOURCE_EXHAUSTED`, `LIMIT_EXCEEDED`: the call exceeded a limit, which
+    the message names. Any call MAY end with this code. With a `RetryInfo` the
+    condition is temporary: the caller SHOULD wait for the delay in it, then
+    call again. Without a `RetryInfo` the caller has to ask for less.
+    * `UNAUTHENTICATED`, with the reason `UNAUTHENTICATED`: the server does not
+    know the credentials, or the client was revoked. Stop.
+    * `PERMISSION_DENIED`, with the reason `PERMISSION_DENIED`: the request names
+    another client, or a task that is not the caller's. Stop.
+    * `UNAVAILABLE`, with the reason `UNAVAILABLE`: the server is stopping,
+    temporarily lacks a resource, or the transfer stalled. Call again later. A
+    call that never reached a server ends with this code too, but has no
+    details.
+    * `INTERNAL`, `SERVER_FAULT`: the server failed, and its log says why. Any
+    call MAY end with this code. Stop.
 
-    Reasons are in the status's details, a google.rpc `Status` in the trailing metadata `grpc-status-details-bin`:
+    The details of a status are a google.rpc `Status` in the trailing metadata
+    `grpc-status-details-bin`:
 
-    * `ErrorInfo`: the reason; its `metadata` has facts of the message where there are any, such as `round`, the round the
-    run is at, or `expected` and `got`. There MAY be more facts and more reasons in later versions; a client that
-    doesn't know a reason goes by the code.
-    * `BadRequest`, with `INVALID_ARGUMENT` where one field of the request is at fault: its path from the request's message,
-    such as `header.components[0].tensors[3].shape`.
-    * `RetryInfo`: as above.
+    * `ErrorInfo` has the reason. Its `metadata` repeats facts of the message, if
+    there are any: for example `round`, the number of the run's current round,
+    or `expected` and `got`. Later versions MAY add facts and reasons. A client
+    that does not know a reason goes by the code.
+    * `BadRequest` comes with `INVALID_ARGUMENT` if one field of the request is
+    at fault. It has the path of the field from the request's message, such as
+    `header.components[0].tensors[3].shape`.
+    * `RetryInfo` has the delay after which a call can succeed that exceeded a
+    temporary limit.
 
-    All of it together is less than 8 KiB. Calls may be refused before they reach the service, so that `LIMIT_EXCEEDED`,
-    `UNAUTHENTICATED`, `PERMISSION_DENIED` and `SERVER_FAULT` concern every call, also where an `Errors:` list below
-    doesn't name them.
+    A message is at most 600 characters of ASCII, a fact 100, and a path 200;
+    `...` marks where one was cut. The details together are less than 8 KiB. The
+    server can refuse a call before the call reaches the service. Every call can
+    therefore end with `LIMIT_EXCEEDED`, `UNAUTHENTICATED`, `PERMISSION_DENIED`
+    or `SERVER_FAULT`, even if the call's `Errors:` list does not name the
+    reason.
     """
 
     def GetSlice(self, request, context):
-        """Streams a client's slice of the model as the last commit left it.
+        """Streams a client's slice of the model as of the last commit.
 
-        The first message MUST be the header. The chunks of each component follow in the header's order,
-        each component's by ascending offset from `start_offset`, without gaps. A component whose
-        `start_offset` equals its `encoded_bytes` has no chunks.
+        The first message MUST be the header. The chunks of each component follow
+        in the header's order. The chunks of one component come by ascending offset
+        from `start_offset`, without gaps. A component whose `start_offset` equals
+        its `encoded_bytes` has no chunks.
 
-        A download that breaks is taken up where it stopped: call again and say in `held` what has arrived.
+        A client can resume an interrupted download: it calls `GetSlice` again and
+        lists in `held` what has arrived.
 
         Errors:
-        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): neither or both of `task` and `all_tasks` are given; `client_id` is
-        malformed; `encoding` or `compression` is unknown.
-        * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): the request has neither or both
+        of `task` and `all_tasks`; `client_id` is malformed; `encoding` or
+        `compression` is unknown.
+        * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
         * `ABORTED` (`STALE_ROUND`): `round` is not the current round.
-        * `UNAVAILABLE`: no message was taken for the server's transfer timeout, or the server is stopping.
+        * `UNAVAILABLE`: the client read no message for the server's transfer
+        timeout, or the server is stopping.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PushUpdate(self, request_iterator, context):
-        """Sends what one client made of one round.
+        """Sends the result of one client's work in one round.
 
-        The first message MUST be the header, and it MUST be the only one. The chunks of each component
-        follow, each component's by ascending offset from `start_offset`, without gaps. The server checks the
-        header before it takes a byte, checks the whole before it counts it, and never counts a part.
+        The first message MUST be the header, and there MUST be exactly one header.
+        The chunks of each component follow, by ascending offset from
+        `start_offset`, without gaps. The server checks the header before it
+        accepts a byte, and checks the whole update before it counts it. It never
+        counts a part of an update.
 
-        The server sends its initial metadata when it has room for the chunks; a client SHOULD wait for it, or for the
-        call's end, between header and chunks. Until then the chunks would lie in the transport's buffers, and
-        for nothing if the header is refused.
+        The server sends its initial metadata when it has room for the chunks.
+        Between header and chunks, a client SHOULD wait for the initial metadata or
+        for the end of the call. A client that does not wait fills the transport's
+        buffers with chunks, in vain if the server refuses the header.
 
-        A retry with the same `update_id` is counted once. A client's last counted update is answered
-        `OUTCOME_DUPLICATE`, also after its round has closed; an older one is answered `ABORTED`.
+        A retry with the same `update_id` counts once. If the update is the
+        client's last counted update, the answer is `OUTCOME_DUPLICATE`, even after
+        the update's round has closed. If it is an older counted update, the call
+        ends with `ABORTED`.
 
-        Of an upload that breaks, the server keeps what has arrived until its round closes, the client begins
-        another update, or room is needed. `QueryUpload` tells how much that is; a retry whose components
-        start there and whose header is otherwise the same goes on with it. A retry that starts at 0 begins anew. An
-        upload in progress ends with `UNAVAILABLE` when its client opens another.
+        If an upload breaks, the server keeps the bytes that have arrived until the
+        round closes, the client begins another update, or the server needs the
+        room. `QueryUpload` returns how much the server has. A retry continues the
+        upload if its components start at that point and its header is otherwise
+        the same. A retry that starts at 0 sends the update from the beginning.
+        When a client opens another upload, its upload in progress ends with
+        `UNAVAILABLE`.
 
         Errors:
-        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a field of the header is out of range; the encoding or the compression is
-        unknown, or doesn't go with the update's kind.
-        * `INVALID_ARGUMENT` (`LAYOUT_MISMATCH`): a component or a tensor is missing, unknown, or of another shape or dtype; a
-        size isn't the layout's.
-        * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): the stream is empty; the header is missing, repeated or late; chunks
-        overlap, leave a gap, run past the component, or end short of it; a chunk doesn't decompress to what it claims;
-        encoded bytes that mean nothing.
-        * `INVALID_ARGUMENT` (`NON_FINITE`): a value is NaN or infinite, or a metric. A client whose received model gives
-        such values SHOULD send the header with them in `received_metrics` all the same, and stop: the server then warns
-        (`ROUND_WARNING_KIND_DAMAGED_MODEL`).
-        * `INVALID_ARGUMENT` (`NORM_EXCEEDED`): the update moves a component by a larger norm than the server allows.
-        * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a field of the header is out of
+        range; the encoding or the compression is unknown, or is not allowed for
+        the update's kind.
+        * `INVALID_ARGUMENT` (`LAYOUT_MISMATCH`): a component or a tensor is
+        missing or unknown, a tensor has another shape or dtype, or a size
+        differs from the layout.
+        * `INVALID_ARGUMENT` (`MALFORMED_STREAM`): messages or bytes contradict the
+        header, or come in the wrong order.
+        * The stream is empty, or its header is missing, repeated or late.
+        * Chunks overlap, leave a gap, run past the component, or end short of
+        it.
+        * A chunk does not decompress to the size that it claims.
+        * Encoded bytes have no meaning, such as indices that do not ascend.
+        * `INVALID_ARGUMENT` (`NON_FINITE`): a value or a metric is NaN or
+        infinite. A client whose received model gives such values SHOULD send the
+        header with these values in `received_metrics` all the same, and stop.
+        The server then adds the warning `ROUND_WARNING_KIND_DAMAGED_MODEL`.
+        * `INVALID_ARGUMENT` (`NORM_EXCEEDED`): the update moves a component by a
+        larger norm than the server allows.
+        * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
-        * `ABORTED` (`STALE_ROUND`): `base_round` is not the round in progress (with asynchronous rounds: older than the
-        events' `oldest_base_round`), the client is not in its cohort, or another update of the client is already counted
-        in it.
+        * `ABORTED` (`STALE_ROUND`): the update cannot count.
+        * `base_round` is not the round in progress or, with asynchronous rounds,
+        is below the events' `oldest_base_round`.
+        * The client is not in the round's cohort.
+        * Another update of the client already counts in the round.
         * `DATA_LOSS` (`CHECKSUM_MISMATCH`): a chunk contradicts its checksum.
-        * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): a chunk or the metrics exceed a limit.
-        * `UNAVAILABLE`: no message arrived for the server's transfer timeout, there is no room to stage the
-        update, the run's history can't be read just now, a `start_offset` isn't what the server has staged, the client
-        opened another upload, or the server is stopping.
+        * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): a chunk or the metrics exceed a
+        limit.
+        * `UNAVAILABLE`: the upload cannot continue at the moment.
+        * No message arrived for the server's transfer timeout.
+        * The server has no room for the update, cannot read the run's history
+        just now, or is stopping.
+        * A `start_offset` is not what the server has.
+        * The client opened another upload.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def QueryUpload(self, request, context):
-        """Says how much of an upload that broke has arrived, so that a retry can begin there.
+        """Returns how much of an interrupted upload has arrived, so that a retry can
+        begin there.
+
+        If another stream still sends the upload, the call ends that stream with
+        `UNAVAILABLE`.
 
         Errors:
-        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a malformed id.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): an id is malformed.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -219,24 +291,36 @@ class FederatedMtlServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRounds(self, request, context):
-        """Streams the run's events as they happen, beginning with where the run stands now.
+        """Streams the run's events as they happen, beginning with the run's current
+        state.
 
-        With a `client_id` the open stream is that client's presence: it counts for quorum and is chosen
-        into cohorts. Without one the caller is an observer. A client id has one stream: a new one replaces
-        the old, which ends with `ALREADY_EXISTS`.
+        The first event is `WAITING`, `OPENED`, `CLOSING` or `FINISHED`, depending
+        on the phase of the current round. Events from before the call are not sent
+        again; `GetStatus` has the last report.
 
-        A client that has data for several tasks names all of them in `tasks`. It has one of them in each round, from the
-        round's opening to its end, also if it watches anew in between or the server is started again: the events' `task`
-        says which. The server chooses, or the client does: with `task` here for the first round that it is in, and then in
-        the update of each round (`UpdateHeader.next_task`) for the next, so that the server knows before that opens.
+        With a `client_id`, the open stream marks that client as present: the
+        client counts for quorums and can be chosen for cohorts. Without a
+        `client_id` the caller is an observer. Each client id has one stream. A new
+        stream replaces the old one, which ends with `ALREADY_EXISTS`.
+
+        A client that has data for several tasks names all of them in `tasks`. It
+        has one task in each round, from the opening to the end of the round, even
+        if it opens a new stream meanwhile or the server restarts. The event's
+        `task` names it. Either the server or the client chooses the task. A client
+        chooses with `task` in this request for its first round, and with
+        `UpdateHeader.next_task` in each update for the round after it.
 
         Errors:
-        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a `client_id` without a task, a task without a `client_id`, a `task` that
-        isn't among `tasks`, a task that is there twice, or a malformed id.
-        * `NOT_FOUND` (`UNKNOWN_TASK`): unknown task.
+        * `INVALID_ARGUMENT` (`INVALID_REQUEST`): a `client_id` without a task, a
+        task without a `client_id`, a `task` that is not in `tasks`, a task that
+        `tasks` has twice, or a malformed id.
+        * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
-        * `ALREADY_EXISTS` (`CLIENT_REPLACED`): another stream took up this client id.
-        * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): the caller does not read its events.
+        * `ALREADY_EXISTS` (`CLIENT_REPLACED`): another stream has replaced this
+        one under the same client id.
+        * `RESOURCE_EXHAUSTED` (`LIMIT_EXCEEDED`): the caller does not read its
+        events. FedMTL's server ends a stream with more than 256 unread events;
+        the `RetryInfo` asks the caller to open it again.
         * `UNAVAILABLE`: the server is stopping.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -244,9 +328,10 @@ class FederatedMtlServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """Says where the run stands: what a person asks first.
+        """Returns the run's status: its phase, its tasks and clients, and the report
+        of the last round.
 
-        Errors: those of every call.
+        Errors: only those that every call can end with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -291,42 +376,63 @@ def add_FederatedMtlServiceServicer_to_server(servicer, server):
 class FederatedMtlService:
     """One federated multi-task run.
 
-    Status codes are chosen by what the caller does next. Every error also has a google.rpc `ErrorInfo` with the domain
-    `fedmtl.v1` and one of the reasons named here, which tell apart what has one code:
+    Each status code tells the caller what to do next. Every error also carries a
+    google.rpc `ErrorInfo` with the domain `fedmtl.v1` and one of the reasons
+    below. The reason tells apart errors that have the same code:
 
-    * `INVALID_ARGUMENT`: the request contradicts itself or the layout. Mend it.
-    * `LAYOUT_MISMATCH`: tensors differ from the layout in name, shape, dtype or place.
+    * `INVALID_ARGUMENT`: the request contradicts itself or the layout. Correct
+    the request.
+    * `LAYOUT_MISMATCH`: tensors differ from the layout in name, shape, dtype
+    or place.
     * `NON_FINITE`: a value is NaN or infinite.
-    * `NORM_EXCEEDED`: an update would move the model further than is allowed.
-    * `MALFORMED_STREAM`: messages or bytes contradict the header, or come in the wrong order.
+    * `NORM_EXCEEDED`: an update would move the model further than the server
+    allows.
+    * `MALFORMED_STREAM`: messages or bytes contradict the header, or come in
+    the wrong order.
     * `INVALID_REQUEST`: another field is missing or out of range.
     * `NOT_FOUND`, `UNKNOWN_TASK`: the server has no such task.
     * `FAILED_PRECONDITION`, `WRONG_RUN`: the request belongs to another run.
-    * `ABORTED`, `STALE_ROUND`: the round has closed, or is not this client's. Wait for the next `OPENED` event, get the
-    slice, train again.
-    * `ALREADY_EXISTS`, `CLIENT_REPLACED`: another process has taken up this client id. Stop.
-    * `DATA_LOSS`, `CHECKSUM_MISMATCH`: bytes were damaged on the way. Send the same update again.
-    * `RESOURCE_EXHAUSTED`, `LIMIT_EXCEEDED`: a limit was passed, and the message names it. Any call may be answered so.
-    If there is a `RetryInfo` the limit will pass: the caller SHOULD wait as long as that says, then call again. If not,
-    ask for less.
-    * `UNAUTHENTICATED`, the reason likewise: the server knows nobody with these credentials, or no longer does. Stop.
-    * `PERMISSION_DENIED`, the reason likewise: the request names another client, or a task that isn't the caller's. Stop.
-    * `UNAVAILABLE`, the reason likewise: the server is stopping, lacks something for a moment, or the transfer stalled. Come
-    back. A call that never reached a server ends with this code too, and without details.
-    * `INTERNAL`, `SERVER_FAULT`: the server has failed, and its log says at what. Any call MAY end with it. Stop.
+    * `ABORTED`, `STALE_ROUND`: the round has closed, or the client does not take
+    part in it. Wait for the next `OPENED` event, get the slice, and train
+    again.
+    * `ALREADY_EXISTS`, `CLIENT_REPLACED`: another process now uses this client
+    id. Stop.
+    * `DATA_LOSS`, `CHECKSUM_MISMATCH`: bytes were damaged in transit. Send the
+    same update again.
+    * `RESOURCE_EXHAUSTED`, `LIMIT_EXCEEDED`: the call exceeded a limit, which
+    the message names. Any call MAY end with this code. With a `RetryInfo` the
+    condition is temporary: the caller SHOULD wait for the delay in it, then
+    call again. Without a `RetryInfo` the caller has to ask for less.
+    * `UNAUTHENTICATED`, with the reason `UNAUTHENTICATED`: the server does not
+    know the credentials, or the client was revoked. Stop.
+    * `PERMISSION_DENIED`, with the reason `PERMISSION_DENIED`: the request names
+    another client, or a task that is not the caller's. Stop.
+    * `UNAVAILABLE`, with the reason `UNAVAILABLE`: the server is stopping,
+    temporarily lacks a resource, or the transfer stalled. Call again later. A
+    call that never reached a server ends with this code too, but has no
+    details.
+    * `INTERNAL`, `SERVER_FAULT`: the server failed, and its log says why. Any
+    call MAY end with this code. Stop.
 
-    Reasons are in the status's details, a google.rpc `Status` in the trailing metadata `grpc-status-details-bin`:
+    The details of a status are a google.rpc `Status` in the trailing metadata
+    `grpc-status-details-bin`:
 
-    * `ErrorInfo`: the reason; its `metadata` has facts of the message where there are any, such as `round`, the round the
-    run is at, or `expected` and `got`. There MAY be more facts and more reasons in later versions; a client that
-    doesn't know a reason goes by the code.
-    * `BadRequest`, with `INVALID_ARGUMENT` where one field of the request is at fault: its path from the request's message,
-    such as `header.components[0].tensors[3].shape`.
-    * `RetryInfo`: as above.
+    * `ErrorInfo` has the reason. Its `metadata` repeats facts of the message, if
+    there are any: for example `round`, the number of the run's current round,
+    or `expected` and `got`. Later versions MAY add facts and reasons. A client
+    that does not know a reason goes by the code.
+    * `BadRequest` comes with `INVALID_ARGUMENT` if one field of the request is
+    at fault. It has the path of the field from the request's message, such as
+    `header.components[0].tensors[3].shape`.
+    * `RetryInfo` has the delay after which a call can succeed that exceeded a
+    temporary limit.
 
-    All of it together is less than 8 KiB. Calls may be refused before they reach the service, so that `LIMIT_EXCEEDED`,
-    `UNAUTHENTICATED`, `PERMISSION_DENIED` and `SERVER_FAULT` concern every call, also where an `Errors:` list below
-    doesn't name them.
+    A message is at most 600 characters of ASCII, a fact 100, and a path 200;
+    `...` marks where one was cut. The details together are less than 8 KiB. The
+    server can refuse a call before the call reaches the service. Every call can
+    therefore end with `LIMIT_EXCEEDED`, `UNAUTHENTICATED`, `PERMISSION_DENIED`
+    or `SERVER_FAULT`, even if the call's `Errors:` list does not name the
+    reason.
     """
 
     @staticmethod

@@ -77,7 +77,7 @@ def test_a_revoked_client_is_nobody_and_stays_listed(registry):
 
 def test_a_client_with_a_token_comes_back_with_a_new_one(registry):
     old = registry.add("alice", ["sst2"], with_token=True)
-    with pytest.raises(ConfigError, match="client 'alice' is there already"):
+    with pytest.raises(ConfigError, match="client 'alice' exists already"):
         registry.add("alice", ["qqp"], with_token=True)
     registry.revoke("alice")
     new = registry.add("alice", ["qqp"], with_token=True)
@@ -90,7 +90,7 @@ def test_a_revoked_certificates_name_is_not_given_again(registry):
     """The certificate that was stolen would be let in with it."""
     registry.add("bob", ["sst2"], with_token=False)
     registry.revoke("bob")
-    with pytest.raises(ConfigError, match="certificates that it has would be let in again; choose another name"):
+    with pytest.raises(ConfigError, match="its certificates would be valid again; choose another name"):
         registry.add("bob", ["sst2"], with_token=False)
     registry.add("bob", ["sst2"], with_token=True)
     with pytest.raises(UnauthenticatedError, match="was added with a token"):

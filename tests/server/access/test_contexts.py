@@ -65,7 +65,7 @@ async def test_metadata_that_the_handler_has_sent_is_not_sent_again():
 @pytest.mark.parametrize("takes", [(), ("metadata",)])
 async def test_a_client_that_takes_nothing_is_past_a_limit_when_the_one_timer_ends(takes):
     context, _ = guarded(Client(*takes))
-    with pytest.raises(LimitExceededError, match=r"^no message was taken for 0\.05 s$") as error:
+    with pytest.raises(LimitExceededError, match=r"^the client read no message for 0\.05 s$") as error:
         await context.write(b"1")
     assert error.value.retry_after_s == 1.0
 
@@ -91,7 +91,7 @@ async def test_a_status_that_is_not_taken_ends_the_connection(monkeypatch):
     context, ended = guarded(Client())
     with pytest.raises(asyncio.CancelledError):
         await context.abort(CODE.ABORTED)
-    assert ended == [("ipv4:127.0.0.1:1", "it doesn't read how a call ended")]
+    assert ended == [("ipv4:127.0.0.1:1", "the client doesn't read the status of a call")]
 
 
 async def test_a_call_ends_with_its_first_status():

@@ -240,7 +240,7 @@ async def test_a_request_that_is_none_is_refused_in_words(tmp_path):
         assert "expected a request of this call, got 3 other bytes" in refusal.details()
 
 
-@pytest.mark.parametrize(("count", "text"), [(0, "expected a request, got none"), (2, "got another behind it")])
+@pytest.mark.parametrize(("count", "text"), [(0, "expected a request, got none"), (2, "got another after it")])
 async def test_a_unary_call_has_one_request(count, text, tmp_path):
     async with limited(tmp_path) as server, own_connection(server) as client:
         call = client._channel.stream_unary(METHOD + "GetStatus", None, None)
@@ -274,7 +274,7 @@ async def test_of_too_many_calls_without_a_request_the_connection_with_the_most_
             waiting = other.open(METHOD + "GetSlice")
             await eventually(lambda: streams[0] in hostile.ended)
             assert server.connection_limits.num_half_open == 4
-            assert b"calls without a request: there are too many" in b"".join(hostile.answers.values())
+            assert b"calls without a request: the server's limit is reached" in b"".join(hostile.answers.values())
             assert waiting not in other.ended
             async with own_connection(server) as client:
                 assert (await client.get_slice())[1]
@@ -329,7 +329,7 @@ async def test_a_download_that_is_never_read_is_ended_with_its_connection(tmp_pa
             assert server.federation.status().clients[0].connected
             assert len((await client.get_slice())[1]["shared"]) == 6_000_000
     assert [line["reason"] for line in logs if line["event"] == "connection.closed"] == [
-        "it doesn't read how a call ended"
+        "the client doesn't read the status of a call"
     ]
 
 
@@ -366,7 +366,7 @@ async def test_a_download_that_is_not_read_in_time_is_unavailable_and_counts_as_
         async with Connection(server.address, window=1000) as hostile:
             for _ in range(3):
                 status, codes = await read_late(hostile, "GetSlice", pb.GetSliceRequest(task="sst2"), "slice.abandoned")
-                assert b"no message was taken for 0.3 s; get the slice again" in status
+                assert b"the client read no message for 0.3 s; get the slice again" in status
                 assert codes == {"slice.abandoned": "UNAVAILABLE"}
             assert not hostile.closed.is_set()
 
@@ -377,7 +377,7 @@ async def test_an_event_that_is_not_read_in_time_is_past_a_limit_and_counts_as_o
         async with Connection(server.address, window=0) as hostile:
             for _ in range(2):
                 status, codes = await read_late(hostile, "WatchRounds", pb.WatchRoundsRequest(), "watch.ended")
-                assert b"no message was taken for 0.3 s" in status
+                assert b"the client read no message for 0.3 s" in status
                 assert b"again" not in status
                 assert codes == {"watch.ended": "RESOURCE_EXHAUSTED", "call.limited": "RESOURCE_EXHAUSTED"}
             with capture_logs() as logs:
@@ -475,7 +475,7 @@ async def test_uploads_are_limited_in_all_and_one_refused_leaves_nothing(tmp_pat
             await eventually(lambda: server.federation.staging.used_bytes > 0)
             staged = server.federation.staging.used_bytes
             refusal = await refusal_of(second.push(second.update(header, data)))
-            asks_to_wait(refusal, "uploads: there are too many in all")
+            asks_to_wait(refusal, "uploads: the server's limit is reached")
             assert server.federation.staging.used_bytes == staged
             assert server.federation.stats.num_refused == 0
             call.cancel()
@@ -504,7 +504,7 @@ async def test_event_streams_are_limited_for_each_client_and_for_observers_in_al
             client.observing = client.stub.WatchRounds(pb.WatchRoundsRequest())
             await client.observing.read()
         third = clients[3].stub.WatchRounds(pb.WatchRoundsRequest())
-        asks_to_wait(await refusal_of(third.read()), "observers: there are too many in all")
+        asks_to_wait(await refusal_of(third.read()), "observers: the server's limit is reached")
         assert len(server.federation._driver.audience) == 3
 
 
@@ -512,7 +512,7 @@ async def test_clients_event_streams_are_limited_in_all(tmp_path):
     async with limited(tmp_path, watches=1) as server:
         async with own_connection(server, "a") as first, own_connection(server, "b") as second:
             await first.watch()
-            asks_to_wait(await refusal_of(second.watch()), "event streams: there are too many in all")
+            asks_to_wait(await refusal_of(second.watch()), "event streams: the server's limit is reached")
             assert [one.client_id for one in server.federation.status().clients] == ["a"]
 
 
@@ -522,7 +522,7 @@ async def test_other_calls_are_limited_in_all(tmp_path):
             watch = health_pb2_grpc.HealthStub(first._channel).Watch(health_pb2.HealthCheckRequest())
             await watch.read()
             refusal = await refusal_of(second.stub.GetStatus(pb.GetStatusRequest()))
-            asks_to_wait(refusal, "other calls: there are too many in all")
+            asks_to_wait(refusal, "other calls: the server's limit is reached")
 
 
 # Connections.

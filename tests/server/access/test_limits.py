@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmtl_core.errors import LimitExceededError
-from fedmtl_server.access.rates import PENALISED_BURST, PENALTY_S, Decision, RateLimiter, TokenBucket
+from fedmtl_server.access.rates import PENALIZED_BURST, PENALTY_S, Decision, RateLimiter, TokenBucket
 from fedmtl_server.access.semaphores import FairSemaphore, Permit, Quota
 from fedmtl_server.rpc.caller_context import Caller, address_of
 
@@ -69,12 +69,12 @@ def test_a_new_connection_from_where_one_was_hung_up_on_may_do_little_for_a_whil
     limiter = RateLimiter(rate=0.001, burst=100, refusals=1)
     while limiter.check("here:1", "here", 0)[0] is not Decision.HANG_UP:
         pass
-    again = [limiter.check("here:2", "here", 1)[0] for _ in range(PENALISED_BURST + 1)]
-    assert again == [Decision.ADMITTED] * PENALISED_BURST + [Decision.REFUSED]
-    elsewhere = [limiter.check("there:1", "there", 1)[0] for _ in range(PENALISED_BURST + 1)]
-    assert elsewhere == [Decision.ADMITTED] * (PENALISED_BURST + 1)
-    later = [limiter.check("here:3", "here", PENALTY_S + 1)[0] for _ in range(PENALISED_BURST + 1)]
-    assert later == [Decision.ADMITTED] * (PENALISED_BURST + 1)
+    again = [limiter.check("here:2", "here", 1)[0] for _ in range(PENALIZED_BURST + 1)]
+    assert again == [Decision.ADMITTED] * PENALIZED_BURST + [Decision.REFUSED]
+    elsewhere = [limiter.check("there:1", "there", 1)[0] for _ in range(PENALIZED_BURST + 1)]
+    assert elsewhere == [Decision.ADMITTED] * (PENALIZED_BURST + 1)
+    later = [limiter.check("here:3", "here", PENALTY_S + 1)[0] for _ in range(PENALIZED_BURST + 1)]
+    assert later == [Decision.ADMITTED] * (PENALIZED_BURST + 1)
 
 
 def test_what_is_kept_of_callers_does_not_grow_with_their_number():

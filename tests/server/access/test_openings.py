@@ -63,7 +63,7 @@ async def test_a_stream_without_a_message_is_its_handlers_to_refuse():
 async def test_a_malformed_opening_message_is_its_handlers_to_refuse():
     call = opened(UPLOAD, b"\xff\xff\xff")
     assert call.opening is None
-    with pytest.raises(MalformedStreamError, match="3 bytes that are no PushUpdateRequest"):
+    with pytest.raises(MalformedStreamError, match="expected a PushUpdateRequest, got 3 other bytes"):
         await anext(call.request)
 
 
@@ -87,7 +87,7 @@ def test_a_unary_call_is_a_stream_of_bytes_that_nobody_reads():
     assert handler.request_deserializer is None
 
 
-@pytest.mark.parametrize(("messages", "text"), [([], "got none"), ([b"1", b"2"], "got another behind it")])
+@pytest.mark.parametrize(("messages", "text"), [([], "got none"), ([b"1", b"2"], "got another after it")])
 async def test_a_unary_call_brings_one_request(messages, text):
     with pytest.raises(MalformedStreamError, match=text):
         await first_message(UNARY, aiter_of(messages))

@@ -305,7 +305,7 @@ def test_a_server_starts_where_nobody_comes_in_by_accident(settings):
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        (config("0.0.0.0"), r"server\.host: 0\.0\.0\.0 .*in the clear.*security\.tls\.certificate.*or say --insecure"),
+        (config("0.0.0.0"), r"server\.host: 0\.0\.0\.0 .*in the clear.*security\.tls\.certificate.*or pass --insecure"),
         (config("::"), "in the clear"),
         (config("10.0.0.1", authentication=True), "in the clear"),
         (config("fedmtl.example.org"), "in the clear"),

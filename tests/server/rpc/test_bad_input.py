@@ -230,7 +230,7 @@ CASES = {
     "huge chunk": (chunk_with(data=bytes(2**21 + 1)), CODE.RESOURCE_EXHAUSTED, "at most 2097152 are allowed"),
     "unknown component": (chunk_with(scope="task:qqp"), CODE.INVALID_ARGUMENT, "chunk of component 'task:qqp'"),
     "checksum mismatch": (chunk_with(crc32c=1), CODE.DATA_LOSS, "expected 00000001"),
-    "not a frame": (compressed(b"12345678", 80), CODE.INVALID_ARGUMENT, "is no Zstandard frame"),
+    "not a frame": (compressed(b"12345678", 80), CODE.INVALID_ARGUMENT, "is not a Zstandard frame"),
     "another size than the frame's": (
         compressed(zstandard.ZstdCompressor().compress(bytes(79)), 80),
         CODE.INVALID_ARGUMENT,
@@ -271,7 +271,7 @@ CASES = {
         CODE.INVALID_ARGUMENT,
         "expected a chunk after the header, got an empty message",
     ),
-    "empty stream": (lambda m: [], CODE.INVALID_ARGUMENT, "the stream is empty, expected a header"),
+    "empty stream": (lambda m: [], CODE.INVALID_ARGUMENT, "expected a header, got an empty stream"),
 }
 
 

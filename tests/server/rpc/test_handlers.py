@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import pytest
 
-from fedmtl_server.rpc.handlers import behaviour_of, with_behaviour
+from fedmtl_server.rpc.handlers import behavior_of, with_behavior
 from tests.support import aiter_of
 
 
@@ -57,10 +57,10 @@ HANDLERS = {
 }
 
 
-async def outcome_of(behaviour, handler):
-    """What a behaviour returns and writes when it is asked for "ab"."""
+async def outcome_of(behavior, handler):
+    """What a behavior returns and writes when it is asked for "ab"."""
     context = Written()
-    returned = await behaviour(aiter_of("ab") if handler.request_streaming else "ab", context)
+    returned = await behavior(aiter_of("ab") if handler.request_streaming else "ab", context)
     return returned, context.messages
 
 
@@ -68,22 +68,22 @@ async def outcome_of(behaviour, handler):
 async def test_a_handler_of_any_kind_is_one_coroutine_function(kind):
     handler = HANDLERS[kind]
     expected = (None, ["A", "B"]) if handler.response_streaming else ("AB", [])
-    assert await outcome_of(behaviour_of(handler), handler) == expected
+    assert await outcome_of(behavior_of(handler), handler) == expected
 
 
 @pytest.mark.parametrize("kind", HANDLERS)
-async def test_another_behaviour_keeps_a_handlers_kind_and_its_messages(kind):
+async def test_another_behavior_keeps_a_handlers_kind_and_its_messages(kind):
     handler, seen = HANDLERS[kind], []
-    serve = behaviour_of(handler)
+    serve = behavior_of(handler)
 
     async def around(request, context):
         seen.append(kind)
         return await serve(request, context)
 
-    other = with_behaviour(handler, around)
+    other = with_behavior(handler, around)
     for name in ("request_streaming", "response_streaming", "request_deserializer", "response_serializer"):
         assert getattr(other, name) == getattr(handler, name)
-    assert await outcome_of(behaviour_of(other), other) == await outcome_of(serve, handler)
+    assert await outcome_of(behavior_of(other), other) == await outcome_of(serve, handler)
     assert seen == [kind]
 
 
@@ -99,7 +99,7 @@ async def test_a_generator_is_closed_when_its_call_is_cancelled():
         finally:
             closed.append(request)
 
-    serve = behaviour_of(grpc.unary_stream_rpc_method_handler(endless))
+    serve = behavior_of(grpc.unary_stream_rpc_method_handler(endless))
     call = asyncio.create_task(serve("a", Written()))
     await begun.wait()
     call.cancel()

@@ -68,7 +68,7 @@ async def test_what_nobody_foresaw_is_an_internal_error_to_the_client_and_a_trac
         with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(client)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
-    assert caught.value.details() == "the server has failed; its log says at what"
+    assert caught.value.details() == "the server has failed; its log says why"
     (line,) = [line for line in logs if line["event"] == "rpc.failed"]
     assert (line["rpc"], line["log_level"], line["exc_info"]) == (rpc, "error", True)
 
@@ -94,7 +94,7 @@ async def test_a_malformed_message_of_an_upload_is_refused_and_counted_as_a_refu
         with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
             await client._channel.stream_unary(f"/{SERVICE_NAME}/PushUpdate")(aiter_of(messages))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert caught.value.details() == "3 bytes that are no PushUpdateRequest"
+        assert caught.value.details() == "expected a PushUpdateRequest, got 3 other bytes"
         assert read_details(caught.value.trailing_metadata()).reason == "MALFORMED_STREAM"
         assert [line["event"] for line in logs] == ["update.refused"]
         assert server.federation.stats.num_refused == 1
