@@ -49,7 +49,8 @@ def run(
     overrides = list(set_ or []) + (["security.insecure=true"] if insecure else [])
     settled = configuration.load(config, overrides)
 
-    typer.echo(f"starting {config}: a server and {len(settled.clients)} clients")
+    if number := len(settled.clients):  # none is an error of the launcher
+        typer.echo(f"starting {config}: a server and {number} client{'s' if number > 1 else ''}")
     from fedmtl_local.launcher import LocalRun  # its imports take a while
 
     run = LocalRun(settled, config, overrides, run_dir, log_level=log_level.value)
