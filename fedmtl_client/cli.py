@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedmtl_client.client import DEFAULT_ADDRESS, Client
+from fedmtl_client.client import Client
 from fedmtl_client.options import (
     ClientId,
     ConfigFile,
@@ -33,7 +33,7 @@ app = new_app()
 def take_part(
     client_id: ClientId,
     task: TaskNames = None,
-    server: ServerAddress = DEFAULT_ADDRESS,
+    server: ServerAddress = None,
     config: ConfigFile = None,
     shard: Shard = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps; training.device.")] = None,
@@ -53,16 +53,18 @@ def take_part(
     the configuration's `clients` have this client id, what they say of its tasks, shard, partition, token and
     certificate is taken; options win. Every key of the configuration has a default: see --help-config.
 
-    `fedmtl-client doctor` with the same options looks at what is needed, and takes no part.
+    `fedmtl-client doctor` with the same options looks at what is needed, and takes no part. `fedmtl-client init` writes
+    a client's configuration for a server's tasks.
     """
     logs.configure(log_format.value, log_level.value)
     overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])
     named = {"training.device": "--device"} if device is not None else {}
     overrides += Connection(tls_ca, tls_certificate, tls_key, token_file, insecure).overrides()
     settled = with_options_first(configuration.load(config, overrides, named), client_id, overrides)
-    logs.get_logger().info("client.starting", client_id=client_id, server=server, config=str(config or "the defaults"))
+    address = server or settled.client.server
+    logs.get_logger().info("client.starting", client_id=client_id, server=address, config=str(config or "the defaults"))
     client = Client(
-        settled, tasks=task or None, client_id=client_id, server=server, shard=shard, origin=config, progress_bar=True
+        settled, tasks=task or None, client_id=client_id, server=address, shard=shard, origin=config, progress_bar=True
     )
     try:
         client.run()

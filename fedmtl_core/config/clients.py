@@ -15,6 +15,9 @@ from fedmtl_core.wire.formats import DEFAULT_DENSITY, ENCODINGS, Compression, En
 WHOLE = "1/1"
 """The shard that is all rows."""
 
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+"""The address of a server that was started without a host and a port."""
+
 ClientSelection = Literal["server", "round_robin", "random"]
 
 
@@ -28,6 +31,9 @@ class ClientConfig(Section):
         "server",
         description="With several tasks, who says which it has in a round: the `server` (`rounds.task_selection`), or "
         "the client itself, one after the other (`round_robin`) or at `random`",
+    )
+    server: str = Field(
+        DEFAULT_ADDRESS, description="`HOST:PORT` of the server that the client connects to; `--server` overrides it"
     )
     reconnect_s: float = Field(300.0, ge=0, description="How long to try to reach a server that is away")
     num_threads: int | None = Field(None, ge=1, description="Threads PyTorch may use; its own choice if not given")
@@ -47,6 +53,11 @@ class ClientConfig(Section):
     @classmethod
     def _each_once(cls, tasks: list[str] | None) -> list[str] | None:
         return None if tasks is None else require_each_once(tasks)
+
+    @field_validator("server")
+    @classmethod
+    def _valid_address(cls, server: str) -> str:
+        return parse_address(server)
 
 
 class WireConfig(Section):
@@ -83,6 +94,11 @@ class LocalClient(Section):
     tasks: list[str] | None = Field(None, description="Instead, if it has rows for several: its tasks")
     shard: str = Field(WHOLE, description="`K/N`: the K-th of N disjoint parts of the task's rows")
     partition: PartitionConfig | None = None
+    config: Path | None = Field(
+        None,
+        description="The client's own configuration file, with its `data` and credentials: `fedmtl-local` starts the "
+        "client with this file instead of its own. Other programs ignore the key",
+    )
     token_file: Path | None = Field(None, description="Its token, instead of `client.token_file`")
     tls_certificate: Path | None = Field(None, description="Its certificate, instead of `client.tls_certificate`")
     tls_key: Path | None = Field(None, description="Its key, instead of `client.tls_key`")
@@ -109,6 +125,9 @@ class LocalClient(Section):
             raise ValueError(
                 "expected `task`, or `tasks` for several, got " + ("neither" if self.task is None else "both")
             )
+        for key, is_given in (("shard", self.shard != WHOLE), ("partition", self.partition is not None)):
+            if self.config is not None and is_given:
+                raise ValueError(f"`{key}` belongs in the client's own file, which `config` names: {self.config}")
         return self
 
     @property
