@@ -37,6 +37,8 @@ def run(
 
     Ctrl-C stops them. With the same configuration and --run-dir the run is taken up where it was. Every key of the
     configuration has a default: see --help-config.
+
+    `fedmtl-local new DIR` writes the files of a new federation.
     """
     logs.configure(level=log_level.value)
     overrides = list(set_ or []) + (["security.insecure=true"] if insecure else [])

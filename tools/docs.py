@@ -14,6 +14,7 @@ from fedmtl_client.cli import app as client
 from fedmtl_client.doctor_cli import doctor_app as doctor
 from fedmtl_client.init_cli import init_app as init
 from fedmtl_local.cli import app as local
+from fedmtl_local.new.cli import new_federation_app as new
 from fedmtl_server.commands.app import app as server
 
 
@@ -35,6 +36,7 @@ _APPS = {
     "fedmtl-client doctor": doctor,
     "fedmtl-client init": init,
     "fedmtl-local": local,
+    "fedmtl-local new": new,
 }
 
 
