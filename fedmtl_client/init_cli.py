@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from fedmtl_client.client import named_once
 from fedmtl_client.client_file import NewTask, TaskFiles, client_file
 from fedmtl_client.columns import read_columns
 from fedmtl_client.options import (
@@ -106,7 +107,7 @@ def init(
     overrides = Connection(tls_ca, tls_certificate, tls_key, token_file, insecure).overrides()
     settled = configuration.load(None, overrides)
     address = server or settled.client.server
-    tasks = _ask(settled, address, name, task or ())
+    tasks = _ask(settled, address, name, named_once(task or ()))
     names = [one.name for one in tasks]
     given = by_task("--data", data or (), names)
     texts, labels = (

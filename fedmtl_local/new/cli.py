@@ -144,9 +144,7 @@ def _show_end(planned: NewFederation, folder: Path, *, is_tokenized: bool) -> No
     typer.echo(f"wrote {', '.join(str(folder / name) for name in written)}")
     not_checked = "ports and the encoder's weights"
     if not is_tokenized:
-        not_checked = (
-            f"the encoder {planned.encoder}, its tokens and ports: the encoder is downloaded at the first start"
-        )
+        not_checked = f"ports, and the encoder {planned.encoder} with its tokenizer, which the first start downloads"
     tokens = ", and the tokens of the first rows" if is_tokenized else ""
     typer.echo(f"checked: files, columns, every label{tokens}; not checked: {not_checked}")
     typer.echo(f"next: cd {folder} && fedmtl-local --config {FEDERATION_FILE}")

@@ -28,10 +28,11 @@ def local_tokenizer(encoder: str) -> Any | None:
     Raises:
         ModelUnavailableError: the encoder is to be on this machine, and isn't, or has no tokenizer.
     """
-    from fedmtl_core.model.encoders import is_on_this_machine, load_tokenizer, locate
+    from fedmtl_core.model.encoders import TOY_MODEL, is_on_this_machine, load_tokenizer, locate
 
-    locate_or_hub = encoder if encoder.startswith("builtin:toy") else locate(encoder)
-    return load_tokenizer(encoder) if is_on_this_machine(encoder) or Path(locate_or_hub).is_dir() else None
+    if encoder != TOY_MODEL:
+        locate(encoder)
+    return load_tokenizer(encoder) if is_on_this_machine(encoder) else None
 
 
 def dry_run(folder: Path, sites: Sequence[str], tokenizer: Any | None) -> list[Finding]:

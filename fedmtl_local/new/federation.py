@@ -100,7 +100,7 @@ def client_path(site: str) -> str:
 def _federation_file(new: NewFederation, folder: Path) -> str:
     lines = [
         "# Configuration of the server, and of fedmtl-local, which starts server and clients on one machine.",
-        "# README.md has the commands. Where rows are is in the file of each client.",
+        "# README.md has the commands. `clients` lists the clients with their files, which name their rows.",
         "model:",
         f"  server_model: {flow(new.encoder)}",
         "  pooling: mean",
@@ -113,7 +113,7 @@ def _federation_file(new: NewFederation, folder: Path) -> str:
         f"  port: {new.server.rpartition(':')[2]}",
         "tasks:",
         *(line for one in new.tasks for line in task_lines(one.task)),
-        "clients:  # those that fedmtl-local starts",
+        "clients:",
     ]
     for site in new.sites:
         lines += client_lines(site, new.tasks_of(site))

@@ -52,12 +52,29 @@ def write(new: NewFederation, folder: Path, tokenizer: Any | None, tell: Callabl
         if doctor.has_failed(found):
             return False
         _write_files(scratch, {**files_of(new, folder), README_FILE: readme(new, folder)})
-        try:
+        _move(scratch, folder)
+    return True
+
+
+def _move(scratch: Path, folder: Path) -> None:
+    """Move everything in a folder to another one.
+
+    Raises:
+        FedMTLError: it can't be moved; nothing was.
+    """
+    names = [path.name for path in scratch.iterdir()]
+    try:
+        if folder.is_dir():  # it may be the working directory, and stays the same one
+            for name in names:
+                shutil.move(scratch / name, folder / name)
+        else:
             folder.parent.mkdir(parents=True, exist_ok=True)
             scratch.rename(folder)
-        except OSError as error:
-            raise FedMTLError(f"DIR: {folder}: {error.strerror or error}; nothing was written") from None
-    return True
+    except OSError as error:
+        for path in (folder / name for name in names):
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+        raise FedMTLError(f"DIR: {folder}: {error.strerror or error}; nothing was written") from None
 
 
 @contextmanager

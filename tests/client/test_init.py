@@ -70,6 +70,12 @@ def test_a_file_for_one_task_has_the_servers_labels_and_the_columns_of_the_data(
         assert Client(file).client_id == "desk"
 
 
+def test_a_client_takes_part_with_the_written_file(tmp_path):
+    with serving(tmp_path, "tasks.scores.min_clients=0") as address:
+        init(tmp_path / "desk.yaml", "--server", address, "--task", "tickets", "--data", rows_in(tmp_path))
+        assert Client(tmp_path / "desk.yaml").run().rounds
+
+
 def test_without_data_the_file_has_every_task_and_placeholders(tmp_path):
     with serving(tmp_path) as address:
         said = init(tmp_path / "all.yaml", "--server", address, "--client-id", "x")

@@ -204,7 +204,14 @@ def test_labels_that_do_not_match_end_the_dry_run_and_nothing_is_written(tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+def test_an_encoder_on_the_model_hub_is_not_loaded(tmp_path):
+    said = new(tmp_path / "fed", "--task", f"t={opinions(tmp_path / 'a.csv')}", "--encoder", "some/encoder")
+    assert "not checked: ports, and the encoder some/encoder with its tokenizer" in said
+    config = configuration.load(tmp_path / "fed/federation.yaml")
+    assert (config.model.server_model, config.training.learning_rate) == ("some/encoder", 5e-5)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path, monkeypatch):
     task = ("--task", f"t={opinions(tmp_path / 'good.csv')}")
     (tmp_path / "fed").mkdir()
     (tmp_path / "fed/notes.txt").write_text("mine")
@@ -213,6 +220,10 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     new(tmp_path / "fed", *task)
     new(tmp_path / "inner/most/fed", *task)
     assert not list(tmp_path.rglob(".*"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    new(Path("."), *task)
+    assert Path("federation.yaml").exists()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file is a file; name a new folder"):
         new(tmp_path / "file", *task)
