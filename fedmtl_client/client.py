@@ -235,11 +235,16 @@ def listed(config: Config, client_id: str, tasks: Sequence[str], origin: Path | 
         tasks: those it is started with; some of those listed, or none for all of them.
 
     Raises:
-        ConfigError: that it has another task.
+        ConfigError: they say that it has another task, or its own configuration file.
     """
     mine = next((client for client in config.clients if client.client_id == client_id), None)
     if mine is None:
         return None
+    if mine.config is not None:
+        raise ConfigError(
+            f"clients: {_name(origin)} says that {client_id!r} has its own configuration file; start the client with "
+            f"--config {mine.config}"
+        )
     for task in tasks:
         if task not in mine.task_names:
             has = ("task " if len(mine.task_names) == 1 else "tasks ") + ", ".join(map(repr, mine.task_names))

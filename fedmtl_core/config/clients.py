@@ -96,8 +96,8 @@ class LocalClient(Section):
     partition: PartitionConfig | None = None
     config: Path | None = Field(
         None,
-        description="The client's own configuration file, with its `data` and credentials: `fedmtl-local` starts the "
-        "client with this file instead of its own. Other programs ignore the key",
+        description="The client's own configuration file, with its `data` and credentials. `fedmtl-local` starts the "
+        "client with this file instead of the launcher's, and `fedmtl-client` asks for it",
     )
     token_file: Path | None = Field(None, description="Its token, instead of `client.token_file`")
     tls_certificate: Path | None = Field(None, description="Its certificate, instead of `client.tls_certificate`")

@@ -141,6 +141,7 @@ def _show_end(planned: NewFederation, folder: Path, *, is_tokenized: bool) -> No
         names = f" ({', '.join(task.labels)})" if task.labels else ""
         typer.echo(f"{task.name}: {task.type}, text {' and '.join(task.text_columns)}{label}{names}")
     written = [FEDERATION_FILE, *map(client_path, planned.sites), README_FILE]
+    written += ["data/ (copies of rows)"] if planned.has_split_rows else []
     typer.echo(f"wrote {', '.join(str(folder / name) for name in written)}")
     not_checked = "ports and the encoder's weights"
     if not is_tokenized:

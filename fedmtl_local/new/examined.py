@@ -74,6 +74,8 @@ def examine(name: str, sources: Sequence[Source], given: Mapping[str, str], ques
         ConfigError: an option's value doesn't fit the rows, or a fact is missing.
     """
     first, table = sources[0].tables[0]
+    if questions.asks:
+        typer.echo(f"{name}: {first} has {table.num_rows:,} rows with the columns {', '.join(table.columns)}")
     is_unlabelled = given.get("--type") == "masked_lm"
     label = None if is_unlabelled else _label_column(name, first, table, given, questions)
     texts = questions.find(

@@ -52,6 +52,12 @@ def test_clients_own_files_are_looked_at_before_anything_starts(tmp_path):
         require_own_files([LocalClient(client_id="a", task="stsb", config=path)], [])
 
 
+def test_a_client_with_its_own_file_is_not_started_with_the_launchers(tmp_path):
+    (tmp_path / "f.yaml").write_text(OWN + "clients: [{client_id: a, task: sst2, config: own/a.yaml}]\n")
+    with pytest.raises(ConfigError, match=r"f\.yaml says that 'a' has its own .*start the client with --config own/a"):
+        Client(tmp_path / "f.yaml", client_id="a")
+
+
 def test_rows_that_a_client_uses_are_said_in_its_own_file_alone():
     with pytest.raises(ValueError, match=r"`shard` belongs in the client's own file, which `config` names: a\.yaml"):
         LocalClient(client_id="a", task="sst2", shard="1/2", config=Path("a.yaml"))
