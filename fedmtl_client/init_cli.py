@@ -110,19 +110,15 @@ def init(
     tasks = _ask(settled, address, name, named_once(task or ()))
     names = [one.name for one in tasks]
     given = by_task("--data", data or (), names)
-    texts, labels = (
-        by_task("--text-columns", text_columns or (), names),
-        by_task("--label-column", label_column or (), names),
-    )
-    sections: list[tuple[NewTask, TaskFiles]] = []
-    for one in tasks:
-        columns = as_list(texts[one.name]) if one.name in texts else ()
-        sections.append(_section(one, given.get(one.name), columns, labels.get(one.name)))
+    texts = by_task("--text-columns", text_columns or (), names)
+    labels = by_task("--label-column", label_column or (), names)
+    sections = [_section(one, given.get(one.name), texts.get(one.name), labels.get(one.name)) for one in tasks]
     credentials = {"tls_ca": tls_ca, "tls_certificate": tls_certificate, "tls_key": tls_key, "token_file": token_file}
     known = {key: path.absolute() for key, path in credentials.items() if path is not None}
     _write(file, client_file(name, address, sections, credentials=known, insecure=insecure), tasks)
     found = _compare(file, [one.name for one in tasks if one.name in given and one.is_built_in])
-    doctor.tell(found, as_json=False)
+    if found:
+        doctor.tell(found, as_json=False)
     _show_end(file, name, tasks, given)
     if doctor.has_failed(found):
         raise typer.Exit(EXIT_FAILURE)
@@ -143,8 +139,13 @@ def _ask(config: Config, address: str, client_id: str, wanted: Sequence[str]) ->
 
 
 def _section(
-    task: ServerTask, data: str | None, text_columns: Sequence[str], label_column: str | None
+    task: ServerTask, data: str | None, texts: str | None, label_column: str | None
 ) -> tuple[NewTask, TaskFiles]:
+    """A task's section, and the files of its rows; of options as they were given."""
+    try:
+        text_columns = as_list(texts) if texts is not None else ()
+    except ValueError as error:
+        raise ConfigError(f"--text-columns: {error}") from None
     if data is None:
         return described(task, None, text_columns, label_column), _PLACEHOLDERS
     files = data.split(",")

@@ -87,6 +87,7 @@ def test_without_data_the_file_has_every_task_and_placeholders(tmp_path):
     ]
     assert config.clients[0].task_names == ("tickets", "scores", "words")
     assert config.tasks["tickets"].data.train == "TRAIN_FILE"
+    assert "0 ok" not in said
     assert "edit tasks.scores: text_columns, label_column and data are placeholders" in said
 
 
@@ -125,6 +126,8 @@ def test_what_cannot_work_is_an_error_and_nothing_is_written(tmp_path):
         server = ("--server", address)
         refused(ConfigError, "--task: the server has the tasks tickets, scores, words, got 'x'", *server, "--task", "x")
         refused(ConfigError, "--data: expected the files of", *server, "--task", "words", "--data", "a.csv")
+        columns = ("--task", "words", "--text-columns", "a,,b")
+        refused(ConfigError, "--text-columns: expected different names with commas between them", *server, *columns)
         refused(DataError, "there is no file 'a.csv'", *server, "--task", "words", "--data", "a.csv,b.csv")
         refused(ConfigError, "--data: expected TASK=VALUE with a task of tickets, ", *server, "--data", "a.csv,b.csv")
         file.write_text("mine")
