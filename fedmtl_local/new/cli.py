@@ -88,7 +88,8 @@ def create(
     rate = _LEARNING_RATES.get(chosen, _OTHER_LEARNING_RATE)
     planned = NewFederation(tasks, chosen, rate, max_length or _max_length(tasks, tokenizer), rounds, address)
     if not write(planned, folder.absolute(), tokenizer, _tell):
-        typer.echo("the dry run failed; nothing was written", err=True)
+        advice = "Fix the rows, or set other values with options: see `fedmtl-local new --help`"
+        typer.echo(f"the dry run failed; nothing was written. {advice}", err=True)
         raise typer.Exit(EXIT_FAILURE)
     _show_end(planned, folder, is_tokenized=tokenizer is not None)
 

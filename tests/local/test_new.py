@@ -21,6 +21,7 @@ from fedmtl_core.model import toy
 from fedmtl_local.new import cli
 from fedmtl_local.new.entries import Entry, parse_entry
 from fedmtl_server import Server
+from tests import tiny_encoders
 
 TOY = ("--encoder", "builtin:toy")
 
@@ -202,6 +203,18 @@ def test_labels_that_do_not_match_end_the_dry_run_and_nothing_is_written(tmp_pat
     assert "expected one of good, awful; got 'bad' in" in result.output
     assert "the dry run failed; nothing was written" in result.output
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_longest_input_fits_an_encoder_in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_encoders.save(tmp_path / "tiny", "bert")
+    texts = [{"text": "zaba dilo " * 40 + str(row), "label": "ab"[row % 2]} for row in range(20)]
+    options = ("--task", f"t={save(tmp_path / 'a.csv', texts)}", "--encoder", "tiny")
+    result = CliRunner().invoke(cli.new_federation_app, ["fed", *options])
+    assert result.exit_code == 1
+    assert "tiny takes 64 tokens at most, asked for 128" in result.output
+    new(Path("fed"), *options, "--max-length", "64")
+    assert configuration.load(Path("fed/federation.yaml")).model.server_model == str(tmp_path / "tiny")
 
 
 def test_an_encoder_on_the_model_hub_is_not_loaded(tmp_path):
