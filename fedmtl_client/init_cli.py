@@ -107,6 +107,7 @@ def init(
     overrides = Connection(tls_ca, tls_certificate, tls_key, token_file, insecure).overrides()
     settled = configuration.load(None, overrides)
     address = server or settled.client.server
+    typer.echo(f"asking {address} for its tasks; it takes some seconds", err=True)
     tasks = _ask(settled, address, name, named_once(task or ()))
     names = [one.name for one in tasks]
     given = by_task("--data", data or (), names)

@@ -28,6 +28,8 @@ MAX_CUT = 0.01
 VALIDATION_SHARE = 0.2
 """Share of the rows that become evaluation rows where a task has one file."""
 
+_NO_LABEL = -1
+"""As `fedmtl_client.targets.NO_LABEL`, whose module imports PyTorch."""
 _SPLIT_SEED = 0
 _LABEL_NAMES = (
     *("label", "labels", "class", "category", "target", "gold", "gold_label", "y", "score", "rating", "stars"),
@@ -196,9 +198,7 @@ def propose_max_length(lengths: Sequence[int], at_most: int | None = None) -> in
 
 def count_missing(cells: Iterable[object], class_names: Sequence[str] = ()) -> int:
     """The number of cells without a label."""
-    from fedmtl_client.targets import NO_LABEL  # imports PyTorch
-
-    return sum(_label_text(cell) is None or (bool(class_names) and cell == NO_LABEL) for cell in cells)
+    return sum(_label_text(cell) is None or (bool(class_names) and cell == _NO_LABEL) for cell in cells)
 
 
 def split_rows(texts: Sequence[tuple[object, ...]], groups: Sequence[object]) -> tuple[list[int], list[int]]:
