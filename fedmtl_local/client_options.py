@@ -11,7 +11,7 @@ from fedmtl_core.config import LocalClient
 from fedmtl_core.errors import ConfigError
 
 _READ_BY_CLIENTS = re.compile(
-    r"(client|wire|tracing|security)\.|model\.(server_model|client_model|random_init)$"
+    r"(client|wire|tracing)\.|security\.insecure$|model\.(server_model|client_model|random_init)$"
     r"|training\.(device|trainer|trainer_options|seed)$"
 )
 """The settings that a client reads from its own file, besides those of its tasks."""

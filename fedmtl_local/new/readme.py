@@ -47,7 +47,7 @@ def readme(new: NewFederation, folder: Path) -> str:
         _text(
             f"The run has {new.num_rounds} rounds (`training.num_rounds`). In each round a client trains one epoch. "
             f"Texts are cut at {new.max_length} tokens (`training.max_length`). `fedmtl-server --help-config` lists "
-            "every key."
+            "every key. Settings that a client reads (`client`, `wire`, `training.device`) belong in its own file."
         ),
     ]
     return "\n\n".join(blocks) + "\n"
