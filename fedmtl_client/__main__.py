@@ -15,6 +15,11 @@ def main() -> None:
 
         sys.argv[:2] = [f"{sys.argv[0]} doctor"]
         run(doctor_app)
+    elif sys.argv[1:2] == ["init"]:
+        from fedmtl_client.init_cli import init_app
+
+        sys.argv[:2] = [f"{sys.argv[0]} init"]
+        run(init_app)
     else:
         run(app)
 

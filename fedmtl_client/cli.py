@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedmtl_client.client import DEFAULT_ADDRESS, Client
+from fedmtl_client.client import Client
 from fedmtl_client.options import (
     ClientId,
     ConfigFile,
@@ -35,7 +35,7 @@ app = new_app()
 def take_part(
     client_id: ClientId,
     task: TaskNames = None,
-    server: ServerAddress = DEFAULT_ADDRESS,
+    server: ServerAddress = None,
     config: ConfigFile = None,
     shard: Shard = None,
     device: Annotated[
@@ -58,16 +58,18 @@ def take_part(
     Options take precedence over the configuration.
 
     --help-config lists all configuration keys. `fedmtl-client doctor` with the same options checks everything that the
-    client needs, without joining the run.
+    client needs, without joining the run. `fedmtl-client init` writes a client's
+    configuration file for the tasks of a running server.
     """
     logs.configure(log_format.value, log_level.value)
     overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])
     named = {"training.device": "--device"} if device is not None else {}
     overrides += Connection(tls_ca, tls_certificate, tls_key, token_file, insecure).overrides()
     settled = with_options_first(configuration.load(config, overrides, named), client_id, overrides)
-    logs.get_logger().info("client.starting", client_id=client_id, server=server, config=str(config or "the defaults"))
+    address = server or settled.client.server
+    logs.get_logger().info("client.starting", client_id=client_id, server=address, config=str(config or "the defaults"))
     client = Client(
-        settled, tasks=task or None, client_id=client_id, server=server, shard=shard, origin=config, progress_bar=True
+        settled, tasks=task or None, client_id=client_id, server=address, shard=shard, origin=config, progress_bar=True
     )
     try:
         client.run()

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-
 
 class Client:
     """One client, of one task or several: `Client(config, task="sst2").run()`.
@@ -46,7 +44,7 @@ class Client:
         tasks: the tasks, if they are several; it has one of them in each round.
         client_id: its name, which no other client may have. If None, the only one of the configuration's `clients` with
             these tasks, or a new one if it lists none.
-        server: `HOST:PORT` where the server listens.
+        server: `HOST:PORT` where the server listens; the configuration's `client.server` if None.
         shard: `K/N` for the K-th of N disjoint parts of the rows; that of the configuration's `clients` if None.
         origin: the file that a `Config` came from, for messages.
         progress_bar: show a bar while it trains, where standard error is a terminal.
@@ -63,7 +61,7 @@ class Client:
         task: str | None = None,
         tasks: Sequence[str] | None = None,
         client_id: str | None = None,
-        server: str = DEFAULT_ADDRESS,
+        server: str | None = None,
         shard: str | None = None,
         origin: Path | None = None,
         progress_bar: bool = False,
@@ -80,10 +78,10 @@ class Client:
         self._config = with_own_credentials(settled, mine)
         self._skew = mine.partition if mine else None
         self._shard = _checked(parse_shard, "shard", shard or (mine.shard if mine else WHOLE))
-        self._server = _checked(parse_address, "server", server)
+        self._server = _checked(parse_address, "server", server or settled.client.server)
         self._progress_bar = progress_bar
         self._credentials = credentials.load(self._config)
-        self._credentials.require_safe(server)
+        self._credentials.require_safe(self._server)
 
     def run(self) -> ClientResult:
         """Take part until the run is over.
@@ -237,11 +235,16 @@ def listed(config: Config, client_id: str, tasks: Sequence[str], origin: Path | 
         tasks: those it is started with; some of those listed, or none for all of them.
 
     Raises:
-        ConfigError: that it has another task.
+        ConfigError: they say that it has another task, or its own configuration file.
     """
     mine = next((client for client in config.clients if client.client_id == client_id), None)
     if mine is None:
         return None
+    if mine.config is not None:
+        raise ConfigError(
+            f"clients: {_name(origin)} says that {client_id!r} has its own configuration file; start the client with "
+            f"--config {mine.config}"
+        )
     for task in tasks:
         if task not in mine.task_names:
             has = ("task " if len(mine.task_names) == 1 else "tasks ") + ", ".join(map(repr, mine.task_names))

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from fedmtl_client.client import (
-    DEFAULT_ADDRESS,
     listed,
     named_once,
     own_model,
@@ -46,7 +45,7 @@ doctor_app = new_app()
 def examine(
     client_id: ClientId,
     task: TaskNames = None,
-    server: ServerAddress = DEFAULT_ADDRESS,
+    server: ServerAddress = None,
     config: ConfigFile = None,
     shard: Shard = None,
     tls_ca: TlsCa = None,
@@ -86,7 +85,7 @@ def examine(
             sources=sources,
             shard=parse_shard(shard or (mine.shard if mine else WHOLE)),
             model=own_model(settled),
-            server=server,
+            server=server or settled.client.server,
         )
     doctor.tell(found, as_json=as_json)
     if doctor.has_failed(found):

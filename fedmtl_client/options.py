@@ -32,10 +32,10 @@ def shard_name(value: str | None) -> str | None:
     return value
 
 
-def address(value: str) -> str:
+def address(value: str | None) -> str | None:
     """`HOST:PORT` as an option."""
     try:
-        return parse_address(value)
+        return None if value is None else parse_address(value)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -51,7 +51,10 @@ TaskNames = Annotated[
         show_default=False,
     ),
 ]
-ServerAddress = Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the server listens.", callback=address)]
+ServerAddress = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Where the server listens; client.server.", callback=address),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(help="Configuration file (YAML), which names this client's rows.", show_default=False),

@@ -44,6 +44,8 @@ def run(
 
     Ctrl-C stops all processes. The same configuration with --run-dir resumes the run. --help-config lists all
     configuration keys.
+
+    `fedmtl-local new DIR` writes the files of a new federation.
     """
     logs.configure(level=log_level.value)
     overrides = list(set_ or []) + (["security.insecure=true"] if insecure else [])

@@ -27,6 +27,7 @@ from fedmtl_core.errors import ConfigError, FedMTLError, StoreError
 from fedmtl_core.identifiers import name_task
 from fedmtl_core.logs import JOINED, LogLevel
 from fedmtl_core.runtime.tables import results_table
+from fedmtl_local.client_options import options_of, require_own_files
 from fedmtl_local.interrupts import uninterrupted
 from fedmtl_local.processes import LoggedProcess, Program, Start, num_processors, start_module, stop_all
 from fedmtl_server.rounds.quorums import lacking_text
@@ -88,7 +89,8 @@ class LocalRun:
         log_level: the lowest level of the processes' log lines to print.
 
     Raises:
-        ConfigError: the configuration names no clients, or its credentials can't be used.
+        ConfigError: the configuration names no clients, its credentials can't be used, or a client's own file has an
+            error.
         StoreError: the run in the folder is over or being served, or the folder holds something else.
     """
 
@@ -109,10 +111,12 @@ class LocalRun:
                 f"{config_path}: clients: expected at least one client to start, got none; for example "
                 "`clients: [{client_id: a, task: sst2}]`"
             )
+        require_own_files(config.clients, overrides)
         self.run_dir = run_dir or config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}"
         with _attributed_to("--run-dir" if run_dir else "server.runs_dir"):
             _require_free(self.run_dir, config)
         self._config = config
+        self._config_path, self._overrides = config_path, overrides
         self._is_new = run_dir is None
         self._command = ["fedmtl-local", "--config", str(config_path)]
         self._command += [part for text in overrides for part in ("--set", text)]
@@ -255,13 +259,8 @@ class LocalRun:
 
     def _start_client(self, address: str, client: LocalClient) -> LoggedProcess:
         threads = max(1, num_processors() // len(self._config.clients))
-        options = [
-            *("--client-id", client.client_id),
-            *(part for task in client.task_names for part in ("--task", task)),
-            *("--shard", client.shard, "--server", address),
-            *_own_credentials(client),
-        ]
-        program = Program("fedmtl_client", [*self._options, *options], {"OMP_NUM_THREADS": str(threads)})
+        options = options_of(client, address, self._config_path, self._overrides)
+        program = Program("fedmtl_client", options, {"OMP_NUM_THREADS": str(threads)})
         return self._start(f"client-{client.client_id}", program, milestone=JOINED)
 
     def _start(self, name: str, program: Program, milestone: str = "") -> LoggedProcess:
@@ -363,16 +362,6 @@ def _require_free(run_dir: Path, config: Config) -> None:
             f"{run_dir} has files of another run ({CONFIG_FILE}, {SERVER_FILE} or logs), but no run to resume; "
             f"{elsewhere}"
         )
-
-
-def _own_credentials(client: LocalClient) -> list[str]:
-    """Return the command line options for the credentials that belong to one client alone."""
-    files = {
-        "--token-file": client.token_file,
-        "--tls-certificate": client.tls_certificate,
-        "--tls-key": client.tls_key,
-    }
-    return [part for option, path in files.items() if path is not None for part in (option, str(path))]
 
 
 def _title(event: pb.WatchRoundsResponse) -> str:

@@ -12,7 +12,9 @@ from typer.cli import get_docs_for_click
 
 from fedmtl_client.cli import app as client
 from fedmtl_client.doctor_cli import doctor_app as doctor
+from fedmtl_client.init_cli import init_app as init
 from fedmtl_local.cli import app as local
+from fedmtl_local.new.cli import new_federation_app as new
 from fedmtl_server.commands.app import app as server
 
 
@@ -28,7 +30,14 @@ def commands() -> str:
     return "\n\n".join(["# Command lines", *pages])
 
 
-_APPS = {"fedmtl-server": server, "fedmtl-client": client, "fedmtl-client doctor": doctor, "fedmtl-local": local}
+_APPS = {
+    "fedmtl-server": server,
+    "fedmtl-client": client,
+    "fedmtl-client doctor": doctor,
+    "fedmtl-client init": init,
+    "fedmtl-local": local,
+    "fedmtl-local new": new,
+}
 
 
 def _command(app: typer.Typer, name: str) -> str:

@@ -211,7 +211,8 @@ list in a terminal.
 - The server sends its training settings to clients in each slice's header. A client's own value of a key that only the
   server reads has no effect. If a client's own file gives `model.server_model`, `model.client_model`,
   `tasks.NAME.train_samples` or `tasks.NAME.val_samples`, the client uses its own value.
-- The launcher passes its file to the server and to all clients that it starts.
+- The launcher passes its file to the server and to all clients that it starts, unless `clients[].config` names
+  another file.
 - The file is YAML 1.1, which reads `no` and `off` as false, `12:30` as the number 750 and `0777` as 511. FedMTL refuses
   such values where it expects a number or text, and the error names the file, the line and the value. `1e-3`, `1_000`,
   `0x1F` and numbers in quotes are accepted as numbers.

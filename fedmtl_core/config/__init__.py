@@ -16,6 +16,7 @@ from fedmtl_core.config.aggregation import (
     ServerOptimizerConfig,
 )
 from fedmtl_core.config.clients import (
+    DEFAULT_ADDRESS,
     WHOLE,
     ClientConfig,
     ClientSelection,
@@ -51,6 +52,7 @@ from fedmtl_core.config.tracking import TracingConfig, TrackerName, TrackingConf
 from fedmtl_core.config.training import DEFAULT_MODEL, ModelConfig, TrainingConfig
 
 __all__ = [
+    "DEFAULT_ADDRESS",
     "DEFAULT_MODEL",
     "MAX_LABELS",
     "OPTIMIZERS",

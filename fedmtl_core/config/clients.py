@@ -23,6 +23,9 @@ from fedmtl_core.wire.formats import DEFAULT_DENSITY, ENCODINGS, Compression, En
 WHOLE = "1/1"
 """The shard that contains all rows."""
 
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+"""The address of a server that was started without a host and a port."""
+
 ClientSelection = Literal["server", "round_robin", "random"]
 
 
@@ -46,6 +49,10 @@ class ClientConfig(Section):
     )
     num_threads: int | None = Field(
         None, ge=1, description="Number of threads that PyTorch uses in the client. If not given, PyTorch chooses."
+    )
+    server: str = Field(
+        DEFAULT_ADDRESS,
+        description="Address of the server as `HOST:PORT`. The option `--server` takes precedence.",
     )
     state_dir: Path | None = Field(
         None,
@@ -76,6 +83,11 @@ class ClientConfig(Section):
     @classmethod
     def _each_once(cls, tasks: list[str] | None) -> list[str] | None:
         return None if tasks is None else require_each_once(tasks)
+
+    @field_validator("server")
+    @classmethod
+    def _valid_address(cls, server: str) -> str:
+        return parse_address(server)
 
 
 class WireConfig(Section):
@@ -144,6 +156,11 @@ class LocalClient(Section):
         description="Rows that the client uses, as `K/N`: the K-th of N disjoint parts of each task's rows.",
     )
     partition: PartitionConfig | None = None
+    config: Path | None = Field(
+        None,
+        description="Configuration file of this client, with its data and credentials. `fedmtl-local` starts the "
+        "client with this file. If not given, the launcher's file applies.",
+    )
     token_file: Path | None = Field(
         None, description="File with this client's token. If not given, `client.token_file` applies."
     )
@@ -177,6 +194,9 @@ class LocalClient(Section):
             raise ValueError(
                 "expected `task`, or `tasks` for several, got " + ("neither" if self.task is None else "both")
             )
+        for key, is_given in (("shard", self.shard != WHOLE), ("partition", self.partition is not None)):
+            if self.config is not None and is_given:
+                raise ValueError(f"`{key}` belongs in the client's own file, which `config` names: {self.config}")
         return self
 
     @property

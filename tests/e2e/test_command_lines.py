@@ -71,7 +71,8 @@ except SystemExit as end:
         *((module, ["--help"]) for module in COMMANDS),
         *((module, ["--help-config"]) for module in COMMANDS[:3]),
         *(("fedmtl_server", [name, "--help"]) for name in ("export", "doctor", "runs", "clients", "certs")),
-        ("fedmtl_client", ["doctor", "--help"]),
+        *(("fedmtl_client", [name, "--help"]) for name in ("doctor", "init")),
+        ("fedmtl_local", ["new", "--help"]),
     ],
 )
 def test_help_waits_for_no_library_that_takes_seconds_to_import(module, arguments):
@@ -105,9 +106,13 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
         ("fedmtl_experiment", ["--config", "configs/experiment-small.yaml"], "small.yaml: 0 of 9 cells are finished"),
         ("fedmtl_server", ["doctor", "--config", "configs/demo.yaml"], "checking what a server needs"),
         ("fedmtl_client", ["doctor", "--client-id", "a", "--task", "sst2"], "checking what a client needs"),
+        ("fedmtl_client", ["init", "no-such-file.yaml"], "asking 127.0.0.1:50051 for its tasks"),
+        ("fedmtl_local", ["new", "no-such-folder", "--task", "t=ROWS"], "reading rows and encoder"),
     ],
 )
 def test_something_is_said_before_what_takes_seconds_to_import(module, arguments, said, tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\nsome words,a\nother words,b\n")
+    arguments = [one.replace("ROWS", str(tmp_path / "rows.csv")) for one in arguments]
     if module == "fedmtl_experiment":
         arguments = [*arguments, "--results", str(tmp_path)]
     shown = subprocess.run(
@@ -178,6 +183,13 @@ WRONG = {
         "fedmtl_server",
         ("--config", str(CONFIGS / "federated_config.yaml")),
         "or run with --config configs/demo.yaml, which needs no hub",
+    ),
+    "a folder that isn't empty": ("fedmtl_local", ("new", str(CONFIGS)), "configs exists and isn't empty; name a new"),
+    "no task of a new federation": ("fedmtl_local", ("new", "no-such-folder"), "error: --task: needed, once for each"),
+    "a file to overwrite": (
+        "fedmtl_client",
+        ("init", str(CONFIGS / "demo.yaml")),
+        "demo.yaml exists; overwrite it with --force, or name another file",
     ),
     "no clients to start": (
         "fedmtl_local",

@@ -1,0 +1,202 @@
+"""`fedmtl-client init`: ask a server for its tasks, and write a client's configuration file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmtl_client.client import named_once
+from fedmtl_client.client_file import NewTask, TaskFiles, client_file
+from fedmtl_client.columns import read_columns
+from fedmtl_client.options import (
+    Connection,
+    Insecure,
+    ServerAddress,
+    TlsCa,
+    TlsCertificate,
+    TlsKey,
+    TokenFile,
+    identifier,
+)
+from fedmtl_client.server_tasks import ServerTask, described, require_columns, tasks_of_server
+from fedmtl_client.task_options import as_list, by_task
+from fedmtl_core import config as configuration
+from fedmtl_core import logs
+from fedmtl_core.config import Config
+from fedmtl_core.errors import ConfigError
+from fedmtl_core.runtime import doctor
+from fedmtl_core.runtime.cli import EXIT_FAILURE, new_app
+from fedmtl_core.runtime.doctor import Finding
+
+init_app = new_app()
+
+_PLACEHOLDERS = TaskFiles("TRAIN_FILE", "VALIDATION_FILE")
+
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.", show_default=False)]
+_ClientId = Annotated[
+    str | None,
+    typer.Option(help="This client's name; the name of FILE without its ending if not given.", show_default=False),
+]
+_Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="A task that this client has rows for. Repeat the option for several tasks. Without it, every task that "
+        "the server lets this client have.",
+        show_default=False,
+    ),
+]
+_Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data",
+        metavar="[TASK=]TRAIN,VALIDATION",
+        help="The files of training and evaluation rows. Columns are proposed from the first.",
+        show_default=False,
+    ),
+]
+_TextColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-columns",
+        metavar="[TASK=]COLUMN[,COLUMN]",
+        help="The column of the text, or the two columns of a pair of texts.",
+        show_default=False,
+    ),
+]
+_LabelColumn = Annotated[
+    list[str] | None,
+    typer.Option("--label-column", metavar="[TASK=]COLUMN", help="The column of the label.", show_default=False),
+]
+
+
+@init_app.command("init")
+def init(
+    file: _File,
+    server: ServerAddress = None,
+    client_id: _ClientId = None,
+    task: _Tasks = None,
+    data: _Data = None,
+    text_columns: _TextColumns = None,
+    label_column: _LabelColumn = None,
+    tls_ca: TlsCa = None,
+    tls_certificate: TlsCertificate = None,
+    tls_key: TlsKey = None,
+    token_file: TokenFile = None,
+    insecure: Insecure = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+) -> None:
+    """Ask a running server for its tasks, and write a client's configuration file.
+
+    The file has the server's address, the tasks with their types and labels, and where the rows are. With --data, the
+    command proposes the columns and compares the labels of the rows with the server's. Otherwise the paths and columns
+    in the file are placeholders. The exit code is 1 if labels don't match.
+
+    Example: fedmtl-client init --server 127.0.0.1:50051 --task tickets --data train.csv,dev.csv desk.yaml
+    """
+    logs.configure(level="critical")
+    if file.exists() and not force:
+        raise ConfigError(f"FILE: {file} exists; overwrite it with --force, or name another file")
+    name = identifier(client_id or file.stem)
+    overrides = Connection(tls_ca, tls_certificate, tls_key, token_file, insecure).overrides()
+    settled = configuration.load(None, overrides)
+    address = server or settled.client.server
+    typer.echo(f"asking {address} for its tasks; it takes some seconds", err=True)
+    tasks = _ask(settled, address, name, named_once(task or ()))
+    names = [one.name for one in tasks]
+    given = by_task("--data", data or (), names)
+    texts = by_task("--text-columns", text_columns or (), names)
+    labels = by_task("--label-column", label_column or (), names)
+    sections = [_section(one, given.get(one.name), texts.get(one.name), labels.get(one.name)) for one in tasks]
+    credentials = {"tls_ca": tls_ca, "tls_certificate": tls_certificate, "tls_key": tls_key, "token_file": token_file}
+    known = {key: path.absolute() for key, path in credentials.items() if path is not None}
+    _write(file, client_file(name, address, sections, credentials=known, insecure=insecure), tasks)
+    found = _compare(file, [one.name for one in tasks if one.name in given and one.is_built_in])
+    if found:
+        doctor.tell(found, as_json=False)
+    _show_end(file, name, tasks, given)
+    if doctor.has_failed(found):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _ask(config: Config, address: str, client_id: str, wanted: Sequence[str]) -> list[ServerTask]:
+    """The server's tasks for this client."""
+    from fedmtl_client import credentials
+    from fedmtl_client.api import ConnectionSettings, FederationApi
+
+    connection = ConnectionSettings(credentials.load(config))
+    with closing(FederationApi(address, client_id=client_id, task="", reconnect_s=0, connection=connection)) as api:
+        tasks, denied = tasks_of_server(api, wanted)
+    typer.echo(f"{address} has {', '.join(map(str, tasks))}")
+    if denied:
+        typer.echo(f"{address} doesn't let {client_id} have {', '.join(denied)}")
+    return tasks
+
+
+def _section(
+    task: ServerTask, data: str | None, texts: str | None, label_column: str | None
+) -> tuple[NewTask, TaskFiles]:
+    """A task's section, and the files of its rows; of options as they were given."""
+    try:
+        text_columns = as_list(texts) if texts is not None else ()
+    except ValueError as error:
+        raise ConfigError(f"--text-columns: {error}") from None
+    if data is None:
+        return described(task, None, text_columns, label_column), _PLACEHOLDERS
+    files = data.split(",")
+    if len(files) != 2 or not all(files):
+        raise ConfigError(
+            f"--data: expected the files of training and evaluation rows with a comma between them, got {data!r} for "
+            f"the task {task.name!r}"
+        )
+    tables = [read_columns(one) for one in files]
+    section = described(task, tables[0], text_columns, label_column)
+    for one, table in zip(files, tables, strict=True):
+        require_columns(section, table, one)
+    train, validation = (one if "://" in one else str(Path(one).absolute()) for one in files)
+    return section, TaskFiles(train, validation)
+
+
+def _write(file: Path, text: str, tasks: Sequence[ServerTask]) -> None:
+    """Write the file if it can be loaded."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        if all(task.is_built_in for task in tasks):
+            configuration.load(scratch)
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _compare(file: Path, tasks: Sequence[str]) -> list[Finding]:
+    """Compare the rows with the server's labels, by the written file."""
+    from fedmtl_client.doctor import rows
+
+    found: list[Finding] = []
+    config = configuration.load(file) if tasks else None
+    for name in tasks:
+        assert config is not None
+        section = config.tasks[name]
+        for split in ("train", "validation"):
+            check = f"{name}: {split} rows"
+            look = partial(rows, section.spec(name), section.data, split, (1, 1), check)
+            found += doctor.findings(check, look)
+    return found
+
+
+def _show_end(file: Path, client_id: str, tasks: Sequence[ServerTask], given: Mapping[str, str]) -> None:
+    typer.echo(f"wrote {file}")
+    for task in tasks:
+        if task.name not in given:
+            typer.echo(f"edit tasks.{task.name}: text_columns, label_column and data are placeholders")
+        if not task.is_built_in:
+            typer.echo(f"edit tasks.{task.name}.type: module:Name of the class {task.type!r}")
+    typer.echo(f"next: fedmtl-client doctor --config {file} --client-id {client_id}")

@@ -1,0 +1,47 @@
+"""The tasks, sites and files that a person names at a terminal."""
+
+from __future__ import annotations
+
+from fedmtl_core.errors import ConfigError
+from fedmtl_local.new.entries import TASK_FORM, Entry, default_site, require_site, require_task
+from fedmtl_local.new.examined import read_source
+from fedmtl_local.new.questions import Questions
+
+_OPTION = "--task"
+
+
+def asked_entries(questions: Questions) -> list[Entry]:
+    """Ask for tasks until a person names no further one.
+
+    Raises:
+        ConfigError: nobody can be asked.
+    """
+    if not questions.asks:
+        raise ConfigError(f"{_OPTION}: needed, once for each task and site, as {TASK_FORM}")
+    entries: list[Entry] = []
+    name = questions.find("Name of the first task", require_task, option=_OPTION)
+    while name:
+        entries += _entries_of(name, questions)
+        name = questions.find("Name of another task (empty: no more)", require_task, option=_OPTION, proposed="")
+    return entries
+
+
+def _entries_of(task: str, questions: Questions) -> list[Entry]:
+    """The rows of one task, site by site."""
+    entries: list[Entry] = []
+    question = f"{task}: name of the site that has its rows"
+    site = questions.find(question, require_site, option=_OPTION, proposed=default_site(task))
+    while site:
+        train = questions.find(f"{task} at {site}: file of training rows", _readable, option=_OPTION)
+        question = f"{task} at {site}: file of evaluation rows (empty: split off a fifth)"
+        validation = questions.find(question, _readable, option=_OPTION, proposed="")
+        entries.append(Entry(task, (site,), train, validation or None))
+        question = f"{task}: name of another site (empty: no more)"
+        site = questions.find(question, require_site, option=_OPTION, proposed="")
+    return entries
+
+
+def _readable(file: str) -> str:
+    """A file's name, if the file can be read."""
+    read_source(Entry("", (), file, None))
+    return file
