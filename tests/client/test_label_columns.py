@@ -192,7 +192,7 @@ def test_the_glue_presets_take_the_hubs_sets_and_refuse_or_drop_rows_without_a_l
     spec, numbers = PRESETS[task], list(range(len(GLUE[task])))
     assert by_row(spec, declaring(tmp_path, GLUE[task], numbers, spec)) == numbers
     source = declaring(tmp_path, GLUE[task], [*numbers, -1], spec)
-    with pytest.raises(DataError, match=rf"row {len(numbers) + 1}: label: .* got -1, which stands for no label; "):
+    with pytest.raises(DataError, match=rf"row {len(numbers) + 1}: label: .* got -1, which means no label; "):
         load_task_data(spec, source)
     assert by_row(spec, source.model_copy(update={"drop_labels": ["-1"]})) == numbers
 
@@ -262,7 +262,7 @@ def test_rows_with_a_dropped_label_are_left_out_counted_and_logged(ending, label
     ]
     seen = survey(spec, config, "train")
     assert (seen.num_rows, seen.dropped, seen.unknown) == (len(kept), {"drop_labels": count}, {})
-    assert f"{count} rows are left out by tasks.t.data.drop_labels" in [
+    assert f"{count} rows are dropped by tasks.t.data.drop_labels" in [
         one.found for one in judge(spec, seen, "train rows", (1, 1))
     ]
 
@@ -294,7 +294,7 @@ def test_the_text_of_a_dropped_row_may_be_missing_but_no_others(tmp_path):
 def test_no_row_that_is_left_is_an_error_that_names_the_setting(tmp_path):
     source = written(tmp_path, ".csv", ["-", "-"]).model_copy(update={"drop_labels": ["-"]})
     with pytest.raises(
-        DataError, match=r"^t, train rows in .*: no row is left: tasks\.t\.data\.drop_labels leaves out all 2$"
+        DataError, match=r"^t, train rows in .*: no row is left: tasks\.t\.data\.drop_labels drops all 2 rows$"
     ):
         load_task_data(spec_of("a", "b"), source)
     found = list(judge(spec_of("a", "b"), survey(spec_of("a", "b"), source, "train"), "train rows", (1, 1)))
