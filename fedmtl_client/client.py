@@ -180,7 +180,7 @@ def section_of(config: Config, task: str, origin: Path | None) -> TaskConfig:
     if task in PRESETS:
         return TaskConfig()
     raise ConfigError(
-        f"task: expected one of the built-in tasks {', '.join(PRESETS)}, got {task!r}; "
+        f"task: expected one of {', '.join(PRESETS)}, got {task!r}; "
         f"to use another task, describe it under `tasks` in a configuration file and pass the file with --config"
     )
 

@@ -331,7 +331,7 @@ def _require_columns(spec: TaskSpec, table: Table, place: str) -> None:
         raise DataError(
             f"{place}: there is no column {missing[0]!r}; the columns are {names}. "
             f"Set tasks.{spec.name}.text_columns{f' and tasks.{spec.name}.label_column' if spec.is_labelled else ''} "
-            f"to the names of the columns"
+            f"to names of existing columns"
         )
 
 

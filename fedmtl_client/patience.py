@@ -94,9 +94,8 @@ class Patience:
             if self.closed.is_set() or should_stop():
                 raise
             waited = f" for {series.away_s:.0f} s (client.reconnect_s)" if series.has_failed else ""
-            raise UnreachableError(
-                f"no server at {self.address}{waited}: {error}. Is it running, and is the address right?"
-            ) from None
+            question = "" if str(error).endswith("?") else ". Is it running, and is the address right?"
+            raise UnreachableError(f"no server at {self.address}{waited}: {error}{question}") from None
         if series.has_failed:
             self._end_outage()
         return answer

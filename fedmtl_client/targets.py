@@ -73,13 +73,23 @@ def read(spec: TaskSpec, source: DataConfig, table: Table, place: str) -> Target
             except _RowDropped as row:
                 dropped[row.setting] += 1
             except ValueError as error:
-                raise DataError(f"{place}: row {index + 1}: {spec.label_column}: {error}") from None
+                raise DataError(
+                    f"{place}: row {index + 1}: {spec.label_column}: {error}{_advice(spec, error)}"
+                ) from None
             else:
                 indices.append(index)
     if dropped and not indices:
         settings = " and ".join(f"tasks.{spec.name}.data.{setting}" for setting in dropped)
         raise DataError(f"{place}: no row is left: {settings} drops all {table.num_rows:,} rows")
     return Targets(indices, values, dropped)
+
+
+def _advice(spec: TaskSpec, error: ValueError) -> str:
+    """Return the ways to fix a cell that is none of a task's labels; empty for other cells."""
+    if not spec.labels or isinstance(error, _OutOfRange):
+        return ""
+    key = f"tasks.{spec.name}"
+    return f". Fix the row or {key}.labels, or drop such rows with {key}.data.drop_labels"
 
 
 def tally(spec: TaskSpec, source: DataConfig, table: Table) -> Tally:

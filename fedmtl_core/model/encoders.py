@@ -99,7 +99,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(locate(source))
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # it would map every word to the unknown token
-            raise ValueError(f"its vocabulary of {len(tokenizer)} tokens has only special tokens.")
+            raise ValueError(f"no vocabulary was found, only {len(tokenizer)} special tokens.")
     except (OSError, ValueError) as error:
         raise _unavailable(source, "tokenizer", error) from None
     return _with_mask(tokenizer)
