@@ -162,7 +162,7 @@ def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> I
         yield warn(
             check,
             f"no row has the label {listing(missing)}",
-            f"check that the rows and tasks.{spec.name}.labels spell it alike",
+            f"check that the rows and tasks.{spec.name}.labels spell it the same way",
         )
     if seen.num_empty:
         yield warn(

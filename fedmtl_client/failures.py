@@ -39,15 +39,15 @@ def error_of(failure: grpc.RpcError, address: str) -> RequestError:
         address: the server's address.
     """
     code, details = failure.code(), failure.details() or ""
-    told = read_details(failure.trailing_metadata())
-    if not told.reason:
+    sent = read_details(failure.trailing_metadata())
+    if not sent.reason:
         return _without_reason(code, details, address)
-    if code in _PASSING and told.code is not None:  # the reset's status replaced the refusal's, but not its details
-        code, details = told.code, told.message
-    error = error_from_status(code, details, told.reason)
-    error.field, error.metadata = told.field, told.facts
+    if code in _PASSING and sent.code is not None:  # the reset's status replaced the refusal's, but not its details
+        code, details = sent.code, sent.message
+    error = error_from_status(code, details, sent.reason)
+    error.field, error.metadata = sent.field, sent.facts
     if isinstance(error, LimitExceededError):
-        error.retry_after_s = told.retry_after_s
+        error.retry_after_s = sent.retry_after_s
     return error
 
 

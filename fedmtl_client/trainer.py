@@ -199,7 +199,7 @@ class Trainer:
         proximal = ProximalTerm(_trainable(model), plan.proximal_mu) if plan.proximal_mu else None
         model.train()
         step, mean, rates = 0, 0.0, 0.0
-        words = rows.vocabulary if self._moves_only_what_has_a_gradient(correct is not None) else None
+        words = rows.vocabulary if self._may_restrict_embeddings(correct is not None) else None
         with _alternating(model, plan) as begin, restrict_embeddings(model.encoder, words, optimizer):
             for epoch in range(1, num_epochs + 1):
                 begin(epoch)
@@ -256,9 +256,9 @@ class Trainer:
         """Return the head's outputs, `(targets, …)`, and the targets, `(targets,)`."""
         labels = labels.to(self.device)
         if self._kind.sees == "text":
-            return model(self.spec.name, self._there(inputs)), labels
+            return model(self.spec.name, self._to_device(inputs)), labels
         has_target = labels != kinds.IGNORED
-        return model(self.spec.name, self._there(inputs), has_target), labels[has_target]
+        return model(self.spec.name, self._to_device(inputs), has_target), labels[has_target]
 
     def optimizer(
         self, model: MultiTaskModel, steps_per_round: int, round_: int
@@ -282,12 +282,12 @@ class Trainer:
         )
         return schedule
 
-    def _moves_only_what_has_a_gradient(self, is_corrected: bool) -> bool:
+    def _may_restrict_embeddings(self, is_corrected: bool) -> bool:
         """Whether only weight decay affects the embeddings of words that the rows don't have. A subclass, whose code
         may use them, never qualifies."""
         return type(self) is Trainer and not (is_corrected or self.plan.proximal_mu or self._kind.sees_embeddings)
 
-    def _there(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
 

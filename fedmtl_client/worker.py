@@ -223,8 +223,8 @@ class RoundWorker:
             return replace(update, received=self._evaluate(state))
         except DivergedError as error:
             loss = error.loss if not math.isfinite(error.loss) else math.nan
-            told = replace(update, received=Evaluation({"loss": loss}, len(state.validation)))
-            raise DamagedModelError(slice_.round, error, told) from None
+            report = replace(update, received=Evaluation({"loss": loss}, len(state.validation)))
+            raise DamagedModelError(slice_.round, error, report) from None
 
     def _evaluate_trained(self, state: TaskState, result: TrainingResult) -> Evaluation:
         """Return the metrics of the model after training.

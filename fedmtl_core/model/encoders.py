@@ -150,7 +150,7 @@ def _encoder_alone(model: PreTrainedModel, source: str) -> PreTrainedModel:
     if not can_be_alone:
         raise ModelUnavailableError(
             f"model {source!r} ({type(model).__name__}) is an encoder-decoder whose encoder can't be used alone, since "
-            "it is no model with the same configuration. Use an encoder such as BERT, or the encoder of T5 or BART"
+            "its configuration isn't the whole model's. Use an encoder such as BERT, or the encoder of T5 or BART"
         )
     return encoder
 

@@ -89,7 +89,7 @@ HelpConfig = Annotated[
         "--help-config",
         is_eager=True,
         callback=_show_settings,
-        help="Show every key of the configuration with its default and what it means, and exit.",
+        help="Show every configuration key with its default and description, and exit.",
     ),
 ]
 """The option that prints the configuration reference, which is too long for `--help`."""

@@ -153,7 +153,7 @@ class TaskSpec:
                 f"Set tasks.{self.name}.type to the same type on both sides"
             )
         if tuple(labels) != self.labels:
-            theirs, mine = _told_apart(tuple(labels), self.labels)
+            theirs, mine = _describe_difference(tuple(labels), self.labels)
             raise ConfigError(
                 f"task {self.name}: the server has {theirs}; this client has {mine}. Labels and their order must be "
                 f"the same, since a label is the number of an output: give tasks.{self.name}.labels the same list on "
@@ -165,7 +165,7 @@ def _named(kind: str) -> str:
     return kind if kind in METRICS_OF else repr(kind)
 
 
-def _told_apart(theirs: Sequence[str], mine: Sequence[str]) -> tuple[str, str]:
+def _describe_difference(theirs: Sequence[str], mine: Sequence[str]) -> tuple[str, str]:
     """Describe two lists of labels, short enough to read."""
     if max(len(theirs), len(mine)) <= MAX_SHOWN:
         return f"the labels {', '.join(theirs) or '(none)'}", ", ".join(mine) or "none"
