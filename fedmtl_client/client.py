@@ -250,7 +250,7 @@ def listed(config: Config, client_id: str, tasks: Sequence[str], origin: Path | 
         if task not in mine.task_names:
             has = ("task " if len(mine.task_names) == 1 else "tasks ") + ", ".join(map(repr, mine.task_names))
             raise ConfigError(
-                f"task: the entry of {client_id!r} in `clients` of {_name(origin)} has the {has}, "
+                f"task: in `clients` of {_name(origin)}, {client_id!r} has the {has}, "
                 f"got {task!r}; change the entry or the task, or choose another client id"
             )
     return mine

@@ -52,10 +52,10 @@ def load(key: str, reference: str, base: type[_T]) -> type[_T]:
     if found is None:
         others = [one for one, value in vars(module).items() if _is_subclass(value, base) and value is not base]
         has = f"; it has {', '.join(others)}" if others else f"; expected {wanted} of that name"
-        raise ConfigError(f"{key}: the module {module_name!r} ({module.__file__}) has no class {name!r}{has}")
+        raise ConfigError(f"{key}: the module {module_name!r} ({module.__file__}) has no {name!r}{has}")
     if not _is_subclass(found, base):
         what = f"the class {found.__name__}" if inspect.isclass(found) else f"of the type {type(found).__name__}"
-        raise ConfigError(f"{key}: expected {wanted}, but {reference} is {what}")
+        raise ConfigError(f"{key}: expected {wanted}; {reference} is {what}")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
         raise ConfigError(f"{key}: {reference} lacks the methods {', '.join(missing)} of {base.__qualname__}")
     result: type[_T] = found

@@ -81,14 +81,14 @@ def task_of(reference: str, **fields: Any) -> Config:
         ("x = 1 +", "Rows", r"can't be imported: SyntaxError: invalid syntax \(.*written_\d+\.py, line 1\)"),
         ("\nraise KeyError('a')", "Rows", r"can't be imported: KeyError: 'a' \(.*written_\d+\.py, line 2\)"),
         ("import sys\nsys.exit(3)", "Rows", r"can't be imported: SystemExit: 3 \(.*written_\d+\.py, line 2\)"),
-        ("", "Rows", r"has no class 'Rows'; expected a subclass of fedmtl_client\.data\.RowSource of that name"),
+        ("", "Rows", r"has no 'Rows'; expected a subclass of fedmtl_client\.data\.RowSource of that name"),
         (
             "from fedmtl_client.data import RowSource\nclass Rows(RowSource): ...",
             "Row",
-            "has no class 'Row'; it has Rows",
+            "has no 'Row'; it has Rows",
         ),
-        ("Rows = 3", "Rows", r"expected a subclass of fedmtl_client\.data\.RowSource, but .*:Rows is of the type int"),
-        ("class Rows: ...", "Rows", r"expected a subclass of .*, but .*:Rows is the class Rows"),
+        ("Rows = 3", "Rows", r"expected a subclass of fedmtl_client\.data\.RowSource; .*:Rows is of the type int"),
+        ("class Rows: ...", "Rows", r"expected a subclass of .*; .*:Rows is the class Rows"),
         (
             "from fedmtl_client.data import RowSource\nclass Rows(RowSource):\n  def train(self): ...",
             "Rows",

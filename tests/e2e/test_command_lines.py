@@ -172,7 +172,7 @@ WRONG = {
     "another task than the file's": (
         "fedmtl_client",
         ("--client-id", "qqp_client", "--task", "sst2", *DEMO),
-        "has the task 'qqp', got 'sst2'",
+        "'qqp_client' has the task 'qqp', got 'sst2'",
     ),
     "no data without a hub": ("fedmtl_client", ("--client-id", "a", "--task", "sst2"), "can't be loaded from the hub"),
     "no model without a hub": (

@@ -159,8 +159,7 @@ def test_a_tokenizer_is_tried(tmp_path):
     found = only(doctor.findings("tokenizer", lambda: doctor.tokenizer(a_model(tmp_path))))
     assert found.level is FAIL  # transformers makes one of special tokens alone where the folder has none
     assert (
-        "no vocabulary was found, only 5 special tokens. The folder needs the files that save_pretrained"
-        in found.found
+        "no vocabulary was found, only 5 special tokens. The folder needs the files that save_pretrained" in found.found
     )
 
 
