@@ -1,4 +1,4 @@
-"""The FedMTL client: takes a slice, trains it on data that stays where it lies, and sends the update back."""
+"""The FedMTL client: downloads a slice of the model, trains it on local data and uploads the update."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Client"]
 
 
 def __getattr__(name: str) -> object:
-    """`fedmtl_client.Client`, imported when it is asked for: PyTorch takes seconds, which `--help` needn't wait for."""
+    """Import `fedmtl_client.Client` on first access: PyTorch takes seconds to import, and `--help` doesn't need it."""
     if name in __all__:
         from fedmtl_client import client
 

@@ -10,7 +10,7 @@ def main() -> None:
     from fedmtl_client.cli import app
     from fedmtl_core.runtime.cli import run
 
-    if sys.argv[1:2] == ["doctor"]:  # beside it the command has options that it needs, so that it can't be a group
+    if sys.argv[1:2] == ["doctor"]:  # no typer group: the main command has required options of its own
         from fedmtl_client.doctor_cli import doctor_app
 
         sys.argv[:2] = [f"{sys.argv[0]} doctor"]

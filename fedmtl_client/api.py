@@ -1,4 +1,4 @@
-"""The contract as a client calls it: typed, with FedMTL's errors, and patient with a server that is away.
+"""The contract as typed calls of a client: they raise FedMTL's errors and retry while the server is away.
 
 Chunk messages bypass protobuf in both directions: `fedmtl_core.wire.chunks` reads and writes them without copies.
 """
@@ -35,22 +35,22 @@ __all__ = ["ConnectionSettings", "FederationApi"]
 
 
 class FederationApi:
-    """A client's or an observer's connection to one server, over gRPC. Safe to use from several threads.
+    """A connection of a client or an observer to one server, over gRPC. Safe to use from several threads.
 
-    What interrupts a call, such as Ctrl-C, closes the connection.
+    An exception that interrupts a call, such as Ctrl-C, closes the connection.
 
     Args:
         address: `HOST:PORT`.
-        client_id: who calls; empty for an observer.
-        task: the task it has data for; of several, its first choice, or empty if the server is to choose.
-        tasks: if it has data for several, all of them.
+        client_id: the caller; empty for an observer.
+        task: the client's task. With several tasks, the preferred first task; empty if the server is to choose.
+        tasks: all tasks that the client has data for, if there are several.
         reconnect_s: how long, in seconds, a call keeps trying while the server is away.
-        compression: how chunks may be compressed, in both directions.
-        connection: how the channel is made.
-        tracing: tells the server the span that a call is made in.
+        compression: the compression allowed for chunks, in both directions.
+        connection: settings of the channel.
+        tracing: its span context is sent with each call.
 
     Raises:
-        ConfigError: the server is on another machine, and the connection wouldn't be encrypted.
+        ConfigError: the server is on another machine, and the connection would be unencrypted.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class FederationApi:
     ):
         self.client_id = client_id
         self.task = task
-        """The task it watches with: its only one, or its choice of `tasks`; empty if the server is to choose."""
+        """The task that `watch` announces: the only or the preferred task; empty if the server is to choose."""
         self.tasks = tuple(tasks)
         self._compression = compression
         self._connection = Connection(address, connection or ConnectionSettings(), reconnect_s, tracing)
@@ -78,18 +78,18 @@ class FederationApi:
         self._connection.close()
 
     def watch(self) -> Iterator[RoundEvent]:
-        """The run's events, as `observe` has them, without the reports of rounds."""
+        """Yield the run's events as `observe` does, without the reports of rounds."""
         for message in self.observe():
             yield event_from_proto(message)
 
     def observe(self) -> Iterator[pb.WatchRoundsResponse]:
-        """The run's events with the reports of its rounds, for as long as the run lasts, over however many connections.
+        """Yield the run's events with the reports of its rounds until the run ends, across reconnections.
 
-        The thread that iterates waits for them: not the main one, where that may be interrupted.
+        The iterating thread blocks between events. Don't iterate in a main thread that can be interrupted.
 
         Raises:
-            UnavailableError: the server can't be reached for `reconnect_s`, or an intermediary ends each stream soon
-                after it was opened, for as long.
+            UnavailableError: the server was unreachable for `reconnect_s`, or an intermediary ended every stream soon
+                after it was opened, for `reconnect_s`.
             RequestError: the server refuses this client.
         """
         connection = self._connection
@@ -104,7 +104,7 @@ class FederationApi:
             except (UnavailableError, LimitExceededError) as error:
                 if connection.closed.is_set():
                     return
-                if not connection.patience.may_pass(error):
+                if not connection.patience.is_transient(error):
                     raise
                 lost = error
             losses.note(lost)
@@ -121,21 +121,21 @@ class FederationApi:
         cache: ComponentCache | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Slice:
-        """Download this client's slice, or the whole model; a download that breaks resumes where it stopped.
+        """Download this client's slice, or the whole model. A broken download resumes where it stopped.
 
         Args:
-            round_: the round it is for; 0 for the current one.
-            run_id: the run it is for; empty for whichever is served.
-            task: the task whose slice it is; `self.task` if empty.
-            all_tasks: every head, instead of one task's.
-            encoding: how the components are to travel.
-            cache: the components that the caller has already, and where the slice is stored.
-            should_stop: called after every failure; there is no further attempt when it returns True.
+            round_: the round that the slice is for; 0 for the current round.
+            run_id: the run that the slice is for; empty for the run that the server serves.
+            task: the task of the slice; `self.task` if empty.
+            all_tasks: whether to download every head instead of one task's.
+            encoding: the encoding of the components in transit.
+            cache: the components that the caller already has; the slice is stored there.
+            should_stop: called after every failed attempt; True ends the attempts.
 
         Raises:
-            StaleRoundError: the run has left that round.
-            WrongRunError: another run is served.
-            UnavailableError: the server can't be reached for `reconnect_s`.
+            StaleRoundError: the run has left this round.
+            WrongRunError: the server serves another run.
+            UnavailableError: the server was unreachable for `reconnect_s`.
         """
         task = "" if all_tasks else task or self.task
         download = Download(cache or ComponentCache())
@@ -160,20 +160,20 @@ class FederationApi:
         components: Sequence[EncodedComponent] = (),
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Receipt:
-        """Upload an update; an upload that breaks resumes where it stopped, and counts once.
+        """Upload an update. A broken upload resumes where it stopped, and the update counts once.
 
-        If the update names its client's next task, `watch` announces that one from then on.
+        If the update names the client's next task, `watch` announces that task from then on.
 
         Args:
-            update: everything but how it travels: its components and compression are set here.
-            components: its tensors, in the order of the slice; none for metrics alone.
-            should_stop: called after every failure; there is no further attempt when it returns True.
+            update: the update without components and compression, which are set here.
+            components: the update's tensors, in the order of the slice; empty for metrics alone.
+            should_stop: called after every failed attempt; True ends the attempts.
 
         Raises:
             StaleRoundError: the round has closed.
-            WrongRunError: another run is served.
+            WrongRunError: the server serves another run.
             InvalidRequestError: the update doesn't fit the server's layout, or one of its numbers is impossible.
-            UnavailableError: the server can't be reached for `reconnect_s`.
+            UnavailableError: the server was unreachable for `reconnect_s`.
         """
         upload = Upload(update, components, self._compression, self._upload_chunks)
         receipt = self._connection.patiently("PushUpdate", lambda: self._attempt_upload(upload), should_stop)
@@ -181,7 +181,7 @@ class FederationApi:
         return receipt_from_proto(receipt)
 
     def get_plan(self, task: str = "") -> TrainingPlan:
-        """The server's training plan for a client of a task: the header of its slice, without the slice.
+        """Return the server's training plan for a client of a task: the header of its slice, without the slice.
 
         Args:
             task: the task; `self.task` if empty.
@@ -203,7 +203,7 @@ class FederationApi:
         return connection.patiently("GetSlice", attempt)
 
     def is_serving(self) -> bool:
-        """Whether gRPC's health check says that the server serves."""
+        """Whether gRPC's health check reports that the server is serving."""
         connection, request = self._connection, health_pb2.HealthCheckRequest(service=SERVICE)
         answer = connection.patiently(
             "Check",
@@ -212,7 +212,7 @@ class FederationApi:
         return answer.status == health_pb2.HealthCheckResponse.SERVING
 
     def get_status(self) -> pb.GetStatusResponse:
-        """The run's status."""
+        """Return the run's status."""
         connection, request = self._connection, pb.GetStatusRequest()
         return connection.patiently(
             "GetStatus",
@@ -231,7 +231,7 @@ class FederationApi:
     def _attempt_download(
         self, request: pb.GetSliceRequest, download: Download, attempts: Attempts
     ) -> tuple[pb.SliceHeader, dict[str, Component]]:
-        """Download what is missing. An attempt that ends before its stream has begun says nothing of the link."""
+        """Download the missing bytes. An attempt that fails before its stream began says nothing about the link."""
         connection = self._connection
         del request.held[:]
         request.held.extend(download.held())
@@ -245,14 +245,14 @@ class FederationApi:
                 if not isinstance(chunk, Chunk):
                     raise MalformedStreamError("expected a chunk after the header in the slice's stream")
                 assembler.add(chunk)
-                connection.patience.came_on()
+                connection.patience.made_progress()
         except UnavailableError as error:
             attempts.failed(error, download.position)
             raise
         return header, download.finish()
 
     def _attempt_upload(self, upload: Upload) -> pb.PushUpdateResponse:
-        """Upload what isn't staged yet."""
+        """Upload the bytes that the server hasn't staged yet."""
         connection = self._connection
         if upload.may_be_staged:
             query = upload.query()
@@ -263,21 +263,21 @@ class FederationApi:
         ready.set_result(call)
         try:
             return connection.answer(call.result)
-        except LimitExceededError:  # asking what is staged would use up the call that the wait is for
+        except LimitExceededError:  # a query for staged bytes would use the call that the rate limit allows next
             raise
         except RequestError as error:
             upload.failed(error)
             raise
 
     def _messages(self, upload: Upload, call: Future[grpc.Call]) -> Iterator[bytes]:
-        """An update's messages; the chunks once the server has answered the header, which says that it has room."""
+        """Yield an update's messages; chunks only after the server's answer to the header, which says it has room."""
         yield upload.opening()
         messages = upload.chunks()
-        first = next(messages, None)  # made while the server looks at the header
+        first = next(messages, None)  # made while the server checks the header
         if first is not None:
             call.result().initial_metadata()
             upload.accepted()
             yield first
             for message in messages:
-                self._connection.patience.came_on()  # it isn't asked for more where the call has ended
+                self._connection.patience.made_progress()  # gRPC asks for no further message after the call has ended
                 yield message

@@ -1,7 +1,7 @@
-"""Which rows come in a batch together, and in what order.
+"""Composition and order of batches.
 
-A batch is as wide as its longest row, and what it is filled up with is computed like everything else. Rows of like
-length together cost about half of that on short texts.
+A batch is as wide as its longest row, and its padding is computed like tokens. Batches of rows of similar length take
+about half the time on short texts.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from fedmtl_core.tasks.kinds import Row
 from fedmtl_core.tasks.plan import TrainingPlan
 
 _EVALUATION_SEED = 0
-"""Of what is random in an evaluation, such as which tokens are masked: every model is asked the same."""
+"""Seed of the random choices in an evaluation, such as masked tokens, so that every model gets the same inputs."""
 
 Batches = DataLoader[Row]
-"""Gives pairs of inputs, each `(batch, tokens)`, and targets; see `TaskKind.collator`."""
+"""Yields pairs of inputs, each `(batch, tokens)`, and targets; see `TaskKind.collator`."""
 
 
 def to_train_on(rows: EncodedRows, plan: TrainingPlan, seed: int) -> Batches:
-    """All rows in random order, in another one each time that it is gone through.
+    """Return batches of all rows in random order; each pass has a new order.
 
-    With `group_by_length` each quarter of that order, or 50 batches of it, is sorted by length. Rows that have none
-    come in random order all the same.
+    With `group_by_length`, each quarter of the order, or 50 batches of it, is sorted by length. Rows without lengths
+    come in random order even then.
 
     Args:
-        seed: of the orders, and of what is random in the batches.
+        seed: seeds the orders and the random choices in the batches.
     """
     generator = torch.Generator().manual_seed(seed)
     sampler = None
@@ -45,12 +45,12 @@ def to_train_on(rows: EncodedRows, plan: TrainingPlan, seed: int) -> Batches:
 
 
 def to_evaluate_on(rows: EncodedRows, plan: TrainingPlan) -> Batches:
-    """All rows, the shortest first: the same batches in every evaluation."""
+    """Return batches of all rows, the shortest first. Every evaluation has the same batches."""
     lengths = rows.lengths or [0] * len(rows)
     return DataLoader(
         rows,
         batch_size=2 * plan.batch_size,
         sampler=sorted(range(len(rows)), key=lengths.__getitem__),
         collate_fn=rows.collator(_EVALUATION_SEED),
-        generator=torch.Generator(),  # without one it takes a number from the global one, which others may draw from
+        generator=torch.Generator(),  # otherwise DataLoader draws from the global generator, which others may use
     )

@@ -1,4 +1,4 @@
-"""A client for programs and notebooks, and for the command line: from a configuration to a session."""
+"""Builds a client session from a configuration, for programs, notebooks and the command line."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ _T = TypeVar("_T")
 
 
 class Client:
-    """One client, of one task or several: `Client(config, task="sst2").run()`.
+    """One client with one or several tasks: `Client(config, task="sst2").run()`.
 
-    It handles no signal and prints nothing; its log is structlog's. Where the configuration's `clients` have this
-    client, its tasks, shard, token and certificate there are taken.
+    It handles no signals and prints nothing; it logs with structlog. If the configuration's `clients` list this client,
+    its tasks, shard, token and certificate are read from there.
 
     Args:
-        config: where this client's rows are, and how it behaves: a `Config`, nested dictionaries, or a YAML file's
-            path; None for a GLUE task from the model hub.
-        task: the task it has rows for. If neither that nor `tasks` is given, what the configuration's `clients` say of
-            this client, or its `client.tasks`.
-        tasks: the tasks, if they are several; it has one of them in each round.
-        client_id: its name, which no other client may have. If None, the only one of the configuration's `clients` with
-            these tasks, or a new one if it lists none.
-        server: `HOST:PORT` where the server listens; the configuration's `client.server` if None.
-        shard: `K/N` for the K-th of N disjoint parts of the rows; that of the configuration's `clients` if None.
-        origin: the file that a `Config` came from, for messages.
-        progress_bar: show a bar while it trains, where standard error is a terminal.
+        config: the location of the client's rows and its settings: a `Config`, nested dictionaries, or the path of a
+            YAML file; None for a GLUE task from the model hub.
+        task: the task that the client has rows for. Without `task` and `tasks`, the tasks in the client's entry in
+            `clients`, or `client.tasks`.
+        tasks: the tasks, if there are several; the client has one of them in each round.
+        client_id: the client's unique name. If None, the only entry of `clients` with these tasks, or a generated name
+            if no entry has them.
+        server: the server's address, `HOST:PORT`; `client.server` of the configuration if None.
+        shard: `K/N` for the K-th of N disjoint parts of the rows; if None, the shard in the client's entry in
+            `clients`.
+        origin: the file that a `Config` was read from, for messages.
+        progress_bar: whether to show a progress bar during training if standard error is a terminal.
 
     Raises:
-        ConfigError: the configuration is wrong or has no such task, nobody says which task, or the server isn't to be
+        ConfigError: the configuration is invalid, no task is named, the task is unknown, or the server may not be
             called without TLS.
     """
 
@@ -84,16 +85,16 @@ class Client:
         self._credentials.require_safe(self._server)
 
     def run(self) -> ClientResult:
-        """Take part until the run is over.
+        """Participate until the run is over.
 
         Returns:
-            What it did, round by round.
+            The client's work, round by round.
 
         Raises:
-            DataError: there are no such rows, or they aren't what the task says.
-            ConfigError: the server's task of this name is another, or a setting can't be had on this machine.
-            ModelUnavailableError: the encoder's architecture or its tokenizer can't be had.
-            UnavailableError: the server stayed away for too long.
+            DataError: the rows don't exist, or contradict the task.
+            ConfigError: the server's task of this name differs, or this machine can't provide a setting.
+            ModelUnavailableError: the encoder's architecture or its tokenizer can't be loaded.
+            UnavailableError: the server was unreachable for too long.
             RequestError: the server refuses this client.
         """
         tracing = tracing_for(self._config.tracing, "fedmtl-client")
@@ -103,7 +104,7 @@ class Client:
             tracing.close()
 
     def _session(self, tracing: Tracing) -> ClientSession:
-        import torch  # takes seconds to import; a wrong setting is told before
+        import torch  # takes seconds to import; configuration errors are reported before
 
         from fedmtl_client import data
         from fedmtl_client.api import ConnectionSettings, FederationApi
@@ -162,54 +163,57 @@ def _checked(parse: Callable[[str], _T], what: str, text: str) -> _T:
 
 
 def section_of(config: Config, task: str, origin: Path | None) -> TaskConfig:
-    """What a configuration says of a task.
+    """Return the configuration's section of a task.
 
     Raises:
-        ConfigError: nothing, and it is none that is known by name.
+        ConfigError: the configuration has no such section, and the task is no preset.
     """
     if task in config.tasks:
         return config.tasks[task]
     if config.tasks or origin is not None:
-        raise ConfigError(f"task: {_name(origin)} has the tasks {', '.join(config.tasks) or '(none)'}, got {task!r}")
+        raise ConfigError(
+            f"task: {_name(origin)} has the tasks {', '.join(config.tasks) or '(none)'}, got {task!r}; "
+            f"choose one of them, or describe the task under `tasks`"
+        )
     if task in PRESETS:
         return TaskConfig()
     raise ConfigError(
         f"task: expected one of {', '.join(PRESETS)}, got {task!r}; "
-        f"describe another task under `tasks` in a configuration"
+        f"to use another task, describe it under `tasks` in a configuration file and pass the file with --config"
     )
 
 
 def _given(task: str | None, tasks: Sequence[str] | None) -> tuple[str, ...]:
-    """The tasks that whoever makes a client names; empty if it leaves that to the configuration."""
+    """Return the tasks named by the caller; empty if the configuration is to name them."""
     if isinstance(tasks, str):
-        raise ConfigError(f"tasks: expected a list of names, got {tasks!r}; one task is `task`")
+        raise ConfigError(f"tasks: expected a list of names, got {tasks!r}; pass a single task as `task`")
     if task is not None and tasks is not None:
-        raise ConfigError("task: expected `task`, or `tasks` for several, got both")
+        raise ConfigError("task: expected either `task`, or `tasks` for several tasks, got both")
     return named_once((task,) if task is not None else tasks or ())
 
 
 def named_once(tasks: Sequence[str]) -> tuple[str, ...]:
-    """Tasks that were given, as they are.
+    """Return the given tasks unchanged.
 
     Raises:
-        ConfigError: one is there twice.
+        ConfigError: a task occurs twice.
     """
     if twice := [name for name, count in Counter(tasks).items() if count > 1]:
-        raise ConfigError(f"task: expected each once; {twice[0]!r} is there twice")
+        raise ConfigError(f"task: expected each task once, got {twice[0]!r} several times")
     return tuple(tasks)
 
 
 def tasks_of(config: Config, given: Sequence[str], mine: LocalClient | None) -> tuple[str, ...]:
-    """The tasks that a client takes part in: those it is started with, or what its configuration says.
+    """Return a client's tasks: the tasks given at the start, or else the configuration's.
 
     Raises:
-        ConfigError: neither names one.
+        ConfigError: neither names a task.
     """
     tasks = given or (mine.task_names if mine else ()) or config.client.tasks
     if not tasks:
         raise ConfigError(
-            "task: needed: the task that this client has rows for, or several; with --task, as `client.tasks`, or in "
-            "the client's entry in `clients`"
+            "task: required: name the task or tasks that this client has data for, with --task, as `client.tasks`, or "
+            "in the client's entry in `clients`"
         )
     return tuple(tasks)
 
@@ -220,7 +224,7 @@ def _client_id(config: Config, tasks: Sequence[str], given: str | None) -> str:
         known = [client.client_id for client in config.clients if set(wanted) <= set(client.task_names)]
         if len(known) > 1:
             of = f" for {', '.join(map(repr, wanted))}" if wanted else ""
-            raise ConfigError(f"client_id: needed, since `clients` list several{of}: {', '.join(known)}")
+            raise ConfigError(f"client_id: required, since `clients` list several{of}: {', '.join(known)}")
         given = known[0] if known else f"{(wanted or ['client'])[0][:32]}-{uuid.uuid4().hex[:8]}"
     try:
         return require_identifier("client_id", given)
@@ -229,13 +233,13 @@ def _client_id(config: Config, tasks: Sequence[str], given: str | None) -> str:
 
 
 def listed(config: Config, client_id: str, tasks: Sequence[str], origin: Path | None) -> LocalClient | None:
-    """What a configuration's `clients` say of this client.
+    """Return the client's entry in the configuration's `clients`; None if there is no such entry.
 
     Args:
-        tasks: those it is started with; some of those listed, or none for all of them.
+        tasks: the tasks given at the start: some of the entry's tasks, or none for all of them.
 
     Raises:
-        ConfigError: they say that it has another task, or its own configuration file.
+        ConfigError: a given task is not in the client's entry, or the entry names the client's own configuration file.
     """
     mine = next((client for client in config.clients if client.client_id == client_id), None)
     if mine is None:
@@ -249,8 +253,8 @@ def listed(config: Config, client_id: str, tasks: Sequence[str], origin: Path | 
         if task not in mine.task_names:
             has = ("task " if len(mine.task_names) == 1 else "tasks ") + ", ".join(map(repr, mine.task_names))
             raise ConfigError(
-                f"task: in {_name(origin)}, `clients` say that {client_id!r} has the {has}, "
-                f"got {task!r}; change one of the two, or take another client id"
+                f"task: in `clients` of {_name(origin)}, {client_id!r} has the {has}, "
+                f"got {task!r}; change the entry or the task, or choose another client id"
             )
     return mine
 
@@ -260,14 +264,14 @@ def _name(origin: Path | None) -> str:
 
 
 def with_own_credentials(config: Config, mine: LocalClient | None) -> Config:
-    """A configuration with the files that this client has for itself."""
+    """Return a configuration whose `client` section names the credential files of the client's entry in `clients`."""
     own = {} if mine is None else {key: getattr(mine, key) for key in ("token_file", "tls_certificate", "tls_key")}
     files = {key: path for key, path in own.items() if path is not None}
     return config.model_copy(update={"client": config.client.model_copy(update=files)})
 
 
 def _trainer(config: Config) -> Callable[[TaskSpec, TrainingPlan, torch.device], Trainer]:
-    """What makes the trainer that a configuration names."""
+    """Return a factory for the trainer that the configuration names."""
     from fedmtl_client.trainer import Trainer
 
     key, reference = "training.trainer", config.training.trainer
@@ -283,6 +287,6 @@ def _trainer(config: Config) -> Callable[[TaskSpec, TrainingPlan, torch.device],
 
 
 def own_model(config: Config) -> str | None:
-    """The model this client's own configuration names, if it names one."""
+    """Return the model that the client's own configuration names; None if it names none."""
     given = config.model.model_fields_set & {"server_model", "client_model"}
     return (config.model.client_model or config.model.server_model) if given else None

@@ -1,4 +1,4 @@
-"""The components of the model that a client has in memory from round to round."""
+"""The model components that a client keeps in memory between rounds."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from fedmtl_core.wire.layout import Component, Layout
 
 
 class ComponentCache:
-    """A client's components by scope, and which version each of them is.
+    """A client's components and their versions, by scope.
 
-    A component's memory is used again for its next version, a version that the cache has isn't sent again, and a
-    difference between two versions is added to the earlier one.
+    The next version of a component reuses its memory. A version in the cache isn't downloaded again, and a difference
+    between two versions is added to the earlier one.
     """
 
     def __init__(self) -> None:
@@ -19,14 +19,14 @@ class ComponentCache:
         self._digests: dict[str, bytes] = {}
 
     def versions(self) -> Mapping[str, bytes]:
-        """By scope, the SHA-256 digests of the components that are whole and unchanged since they were received."""
+        """Return the SHA-256 digests, by scope, of the components that are complete and unchanged since receipt."""
         return self._digests
 
     def invalidate(self, scopes: Iterable[str] | None = None) -> None:
-        """Keep the memory of components that are about to change, but report no version of them any more.
+        """Keep the memory of components that are about to change, but report their versions no longer.
 
         Args:
-            scopes: which components; unknown ones are ignored. None for all.
+            scopes: the components' scopes; unknown scopes are ignored. None for all components.
         """
         for scope in list(self._digests) if scopes is None else scopes:
             self._digests.pop(scope, None)
@@ -37,7 +37,7 @@ class ComponentCache:
         self._digests.clear()
 
     def component(self, layout: Layout) -> Component:
-        """The component of a layout with the bytes that it has now; a new one, all zeros, if there is none."""
+        """Return the component of a layout with its present bytes; a new component of zeros if the cache has none."""
         component = self._components.get(layout.scope)
         if component is None or component.layout != layout:
             component = self._components[layout.scope] = Component(layout)
@@ -45,13 +45,13 @@ class ComponentCache:
         return component
 
     def num_bytes(self, scope: str) -> int:
-        """The size in bytes of a component that the cache has."""
+        """Return the size in bytes of a cached component."""
         return self._components[scope].layout.num_bytes
 
     def is_version(self, scope: str, digest: bytes) -> bool:
-        """Whether a component is whole, unchanged, and of the version with this digest."""
+        """Whether a component is complete, unchanged, and of the version with this digest."""
         return self._digests.get(scope) == digest
 
     def set_version(self, scope: str, digest: bytes) -> None:
-        """Record that a component is whole, and of the version with this digest."""
+        """Record that a component is complete, and of the version with this digest."""
         self._digests[scope] = digest

@@ -1,4 +1,4 @@
-"""A connection to one server: its channel, renewed credentials, errors, and attempts while the server is away."""
+"""A connection to one server: its channel, credentials and their renewal, errors, and retries."""
 
 from __future__ import annotations
 
@@ -38,29 +38,29 @@ def _nothing_new() -> Credentials | None:
 
 @dataclass(frozen=True)
 class ConnectionSettings:
-    """How the channel to a server is made."""
+    """Settings of the channel to a server."""
 
     credentials: Credentials = field(default_factory=Credentials)
-    """What the client shows, and what the server has to show."""
+    """The client's own credentials, and the CA that the server's certificate must come from."""
     renew: Callable[[], Credentials | None] = _nothing_new
-    """Called after every failed attempt: new credentials, or None if those in use are still the newest."""
+    """Called after every failed attempt; returns new credentials, or None if the present ones are the newest."""
     channel_options: Mapping[str, int] = field(default_factory=dict)
-    """Options of the gRPC channel, besides or instead of `CHANNEL_OPTIONS`."""
+    """gRPC channel options, in addition to `CHANNEL_OPTIONS` or overriding them."""
 
 
 class Connection:
     """Makes calls to one server. Safe to use from several threads.
 
-    What interrupts a call, such as Ctrl-C, closes the connection.
+    An exception that interrupts a call, such as Ctrl-C, closes the connection.
 
     Args:
         address: `HOST:PORT`.
-        settings: how the channel is made.
+        settings: settings of the channel.
         reconnect_s: how long, in seconds, a call keeps trying while the server is away.
-        tracing: its headers go with each call of a round.
+        tracing: its headers are sent with each call of a round.
 
     Raises:
-        ConfigError: the server is on another machine, and the connection wouldn't be encrypted.
+        ConfigError: the server is on another machine, and the connection would be unencrypted.
     """
 
     def __init__(self, address: str, settings: ConnectionSettings, reconnect_s: float, tracing: Tracing):
@@ -82,15 +82,15 @@ class Connection:
         self._thread.close()
 
     def patiently(self, call: str, attempt: Callable[[], _T], should_stop: Callable[[], bool] = lambda: False) -> _T:
-        """Call until the server answers, in a thread that an interrupt doesn't reach.
+        """Call until the server answers, in a thread that interrupts don't reach.
 
         Args:
-            call: the name of the call, for the log.
+            call: the call's name in the log.
             attempt: makes the call once.
-            should_stop: called after every failure; there is no further attempt when it returns True.
+            should_stop: called after every failed attempt; True ends the attempts.
 
         Raises:
-            UnavailableError: the server stayed away for `reconnect_s`, or the connection is closed.
+            UnavailableError: the server was unreachable for `reconnect_s`, or the connection is closed.
             RequestError: the server refuses the call.
         """
         return self._thread.make(
@@ -98,7 +98,7 @@ class Connection:
         )
 
     def answer(self, call: Callable[[], _T]) -> _T:
-        """The server's answer to one call, its failure as one of FedMTL's errors."""
+        """Make one call and return the server's answer; raise a failure as one of FedMTL's errors."""
         try:
             answer = call()
         except grpc.RpcError as error:
@@ -109,7 +109,7 @@ class Connection:
         return answer
 
     def answers(self, stream: Iterator[_T]) -> Iterator[_T]:
-        """The messages of one stream, its failure as one of FedMTL's errors."""
+        """Yield the messages of one stream; raise a failure as one of FedMTL's errors."""
         try:
             for message in stream:
                 self.patience.answered()
@@ -118,11 +118,11 @@ class Connection:
             raise error_of(error, self.address) from None
 
     def call_metadata(self) -> tuple[tuple[str, str], ...]:
-        """The metadata of a call that belongs to a client's round: the token, and the span that it is made in."""
+        """Return the metadata of a call that belongs to a client's round: the token and the span context."""
         return (*self.metadata, *self._tracing.headers())
 
     def _open_channel(self, credentials: Credentials) -> None:
-        """Make every call from now on over a new channel; those in progress continue over theirs."""
+        """Use a new channel for every call from now on; calls in progress continue on their own channel."""
         channel = credentials.channel(self.address, {**CHANNEL_OPTIONS, **self._settings.channel_options})
         self._channels.append(channel)
         self.metadata = credentials.metadata
@@ -130,11 +130,11 @@ class Connection:
         self.get_slice: grpc.UnaryStreamMultiCallable[pb.GetSliceRequest, bytes] = channel.unary_stream(
             f"/{SERVICE}/GetSlice", pb.GetSliceRequest.SerializeToString, None
         )
-        """Answers with serialised messages: protobuf would copy each chunk."""
+        """Yields serialized messages, since protobuf would copy each chunk."""
         self.push_update: grpc.StreamUnaryMultiCallable[bytes, pb.PushUpdateResponse] = channel.stream_unary(
             f"/{SERVICE}/PushUpdate", None, pb.PushUpdateResponse.FromString
         )
-        """Takes serialised messages."""
+        """Sends serialized messages."""
         self.check_health: grpc.UnaryUnaryMultiCallable[
             health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse
         ] = channel.unary_unary(
@@ -151,7 +151,7 @@ class Connection:
     def _unless_closed(self, attempt: Callable[[], _T]) -> _T:
         try:
             return attempt()
-        except ValueError:  # what gRPC raises for a call on a closed channel
+        except ValueError:  # gRPC raises it for a call on a closed channel
             if not self.closed.is_set():
                 raise
             raise UnavailableError("the connection is closed") from None

@@ -1,4 +1,4 @@
-"""What a client shows a server, and what it asks to be shown: certificates and the token."""
+"""The client's certificates and token, and the CA that it trusts."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.runtime import pem, proxies
 
 TOKEN_VARIABLE = "FEDMTL_TOKEN"
-"""Environment variable of the token, where no file is given."""
+"""Environment variable of the token, used if no file is given."""
 
 _TOKEN = re.compile(r"[!-~]{16,512}")
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """Certificates in PEM, and the token. Without `ca` the connection isn't encrypted."""
+    """Certificates in PEM, and the token. Without `ca` the connection is unencrypted."""
 
     ca: bytes | None = None
     """The CA of the server's certificate."""
     certificate: bytes | None = None
-    """The client's own, for mutual TLS."""
+    """The client's own certificate, for mutual TLS."""
     key: bytes | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
     insecure: bool = False
-    """Whether it may connect without TLS to other machines."""
+    """Whether connections to other machines are allowed without TLS."""
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
+        """The gRPC metadata sent with every call."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
     def channel(self, address: str, options: Mapping[str, int]) -> grpc.Channel:
-        """A channel to a server, directly where that is on this machine: a proxy of the environment isn't asked then.
+        """Return a channel to a server. A server on this machine is reached directly, without a proxy.
 
         Raises:
-            ConfigError: it would go to another machine in the clear.
+            ConfigError: the connection would reach another machine unencrypted.
         """
         self.require_safe(address)
         host = host_of(address)
@@ -62,20 +62,20 @@ class Credentials:
         return grpc.insecure_channel(address, options=settled)
 
     def require_safe(self, address: str) -> None:
-        """Check that nothing goes to another machine in the clear by accident.
+        """Check that no connection reaches another machine unencrypted by accident.
 
         Raises:
-            ConfigError: it would; the message says what to do.
+            ConfigError: it would; the message says how to encrypt it, or how to allow it.
         """
         if self.ca is None and not self.insecure and not is_loopback(host_of(address)):
             raise ConfigError(
                 f"--server: {address} may be another machine, and everything would go over the network in the clear. "
-                "Give the CA of the server's certificate with --tls-ca, or say --insecure on a network that you trust"
+                "Pass the CA of the server's certificate with --tls-ca, or pass --insecure if you trust the network"
             )
 
 
 class Renewal:
-    """Looks whether the files of credentials have changed. Called, it gives the new ones, or None.
+    """Returns new credentials when called, if the credential files have changed; None otherwise.
 
     Args:
         config: names the files.
@@ -96,7 +96,7 @@ class Renewal:
             self._stamp = stamp
             try:
                 renewed = load(self._config, self._environment)
-            except ConfigError as error:  # half a renewal, perhaps
+            except ConfigError as error:  # perhaps only some of the files have been replaced so far
                 get_logger().warning("credentials.not_renewed", reason=str(error))
                 return None
         get_logger().info("credentials.renewed")
@@ -117,21 +117,21 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def load(config: Config, environment: Mapping[str, str] = os.environ) -> Credentials:
-    """What the section `client` of a configuration names.
+    """Load the credentials that the configuration's section `client` names.
 
     Args:
-        config: as the command line has it.
-        environment: where the token may be instead of in a file.
+        config: the configuration, including command-line options.
+        environment: the environment variables; one of them may have the token.
 
     Raises:
-        ConfigError: a file can't be read, or isn't what it should be.
+        ConfigError: a file can't be read, or has the wrong contents.
     """
     client = config.client
     if bool(client.tls_certificate) != bool(client.tls_key):
         given, missing = ("certificate", "key") if client.tls_certificate else ("key", "certificate")
-        raise ConfigError(f"client.tls_{given}: needs client.tls_{missing} beside it")
+        raise ConfigError(f"client.tls_{given}: needs client.tls_{missing} too")
     if client.tls_certificate and not client.tls_ca:
-        raise ConfigError("client.tls_certificate: needs client.tls_ca, the CA of the server's certificate, beside it")
+        raise ConfigError("client.tls_certificate: needs client.tls_ca too, the CA of the server's certificate")
     ca = certificate = key = None
     if client.tls_ca:
         ca = pem.read_certificates("client.tls_ca", client.tls_ca)[0]
@@ -149,7 +149,7 @@ def load(config: Config, environment: Mapping[str, str] = os.environ) -> Credent
 
 
 def _token(path: Path | None, environment: Mapping[str, str]) -> str | None:
-    """The token. What is there instead of one isn't shown: it may be another secret."""
+    """Return the token. A malformed token isn't shown in the message: it may be another secret."""
     if path is not None:
         source, text = (
             f"client.token_file: {path}",
@@ -161,19 +161,19 @@ def _token(path: Path | None, environment: Mapping[str, str]) -> str | None:
         return None
     if not _TOKEN.fullmatch(text):
         raise ConfigError(
-            f"{source}: expected one token as `fedmtl-server clients add` gives it, got {len(text)} characters that "
-            "are none"
+            f"{source}: expected one token as printed by `fedmtl-server clients add` (16 to 512 printable ASCII "
+            f"characters without spaces), got {len(text)} characters of another form"
         )
     return text
 
 
 def why_unreachable(address: str, details: str, proxy: proxies.Proxy | None = None) -> UnavailableError:
-    """What gRPC says of a connection that can't be made, for people: whether it is the credentials, or may be a proxy.
+    """Return the error for a connection that can't be made: says whether credentials or a proxy may be the cause.
 
     Args:
-        address: the server's.
-        details: gRPC's words.
-        proxy: what the connection goes through.
+        address: the server's address.
+        details: gRPC's error details.
+        proxy: the proxy that the connection goes through.
     """
     error = _why_unreachable(address, details)
     if proxy is None or not isinstance(error, UnreachableError | UntrustedServerError):
@@ -185,13 +185,16 @@ def _why_unreachable(address: str, details: str) -> UnavailableError:
     failed = "failed to connect" in details or details.startswith("errors resolving")
     if failed and (match := re.search(r"CERTIFICATE_VERIFY_FAILED: ([^:;]*)", details)):
         return UntrustedServerError(
-            f"{address} shows a certificate that isn't trusted ({match[1].strip()}): expected a valid one of the CA in "
-            "--tls-ca"
+            f"{address} shows a certificate that isn't trusted ({match[1].strip()}): expected a valid one issued by "
+            "the CA in --tls-ca; check that the file is the CA of this server"
         )
     if failed and "Hostname Verification Check failed" in details:
-        return UntrustedServerError(f"{address} shows a certificate that doesn't name {host_of(address)}")
+        return UntrustedServerError(
+            f"{address} shows a certificate that doesn't name {host_of(address)}; connect with a name that it has, or "
+            "have it reissued"
+        )
     if failed and "WRONG_VERSION_NUMBER" in details:
-        return UntrustedServerError(f"{address} doesn't speak TLS, but --tls-ca is given")
+        return UntrustedServerError(f"{address} doesn't speak TLS, but --tls-ca is given; leave out --tls-ca")
     if not failed:
         return UnavailableError(details)
     cause = details.rstrip("] ").rpartition(": ")[2]

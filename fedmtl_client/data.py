@@ -1,4 +1,4 @@
-"""A client's rows: from a hub data set, from files, or generated; its own shard of them, checked and tokenised once."""
+"""A client's rows from a hub data set, files, a plug-in or a generator: its shard, validated and tokenized once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
 
 _SHARD_SEED = 0
-"""Rows are shuffled with one seed for all clients, so that their shards are disjoint."""
+"""Seed of the shuffle. All clients use the same seed, so that their shards are disjoint."""
 
 
 @dataclass(frozen=True)
@@ -36,71 +36,71 @@ class Rows:
     """Texts with their labels."""
 
     texts: Sequence[tuple[str, ...]]
-    """One or two per row."""
+    """One or two texts per row."""
     labels: Sequence[Any]
-    """Class numbers, or values, or what the kind of task makes of them; None each where it has no labels."""
+    """Class numbers, values, or the task type's own targets; None for each row without a label."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def head(self, count: int) -> Rows:
-        """The first rows; all for 0."""
+        """Return the first `count` rows; all rows if `count` is 0."""
         return Rows(self.texts[:count], self.labels[:count]) if count else self
 
     def select(self, numbers: Sequence[int]) -> Rows:
-        """The rows of these numbers, counted from 0, in their order."""
+        """Return the rows at these indices, counted from 0, in their order."""
         return Rows([self.texts[i] for i in numbers], [self.labels[i] for i in numbers])
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """One client's rows."""
+    """One client's rows for training and evaluation."""
 
     train: Rows
     validation: Rows
 
 
 class RowSource(ABC):
-    """Rows from wherever they are: a plug-in for `tasks.NAME.data.plugin`.
+    """A custom source of rows: a plug-in for `tasks.NAME.data.plugin`.
 
-    A row is a mapping with the task's `text_columns` and its `label_column`, if it has one; what else it has is
-    ignored. A label is a class's name or number, or a number. Where shards are taken, all clients must give the rows in
-    the same order.
+    A row is a mapping with the task's `text_columns` and, for a labeled task, its `label_column`; other keys are
+    ignored. A label is a class's name or number, or a number. With shards, all clients must return the rows in the
+    same order.
 
     Args:
         spec: the task.
-        options: as `tasks.NAME.data.options` has them; a subclass names those it knows.
+        options: the options in `tasks.NAME.data.options`; a subclass names its own options.
     """
 
     def __init__(self, spec: TaskSpec, **options: Any):
         if options:
-            raise TypeError(f"{type(self).__name__} knows no option {next(iter(options))!r}")
+            raise TypeError(f"{type(self).__name__} has no option {next(iter(options))!r}")
         self.spec = spec
 
     @abstractmethod
     def train(self) -> Iterable[Mapping[str, object]]:
-        """The rows to train on. A list of dictionaries will do, and a `datasets.Dataset`."""
+        """Return the training rows, such as a list of dictionaries or a `datasets.Dataset`."""
 
     @abstractmethod
     def validation(self) -> Iterable[Mapping[str, object]]:
-        """The rows to evaluate on."""
+        """Return the evaluation rows."""
 
 
 def load_task_data(
     spec: TaskSpec, source: DataConfig | None, shard: tuple[int, int] = (1, 1), skew: LabelSkew | None = None
 ) -> TaskData:
-    """Read a task's rows and take a client's part of them.
+    """Read a task's rows and return a client's part of them.
 
     Args:
-        spec: the task; says which columns are text and label, and which labels there are.
-            `fedmtl_core.tasks.labels.LabelNames` says how they are matched.
-        source: where the rows are; the task's place on the hub if None.
-        shard: `(K, N)` for the K-th of N disjoint parts, of training and evaluation rows alike.
-        skew: how the parts' training rows differ in their labels; not at all if None. Evaluation rows never do, so
-            that the mean over a task's clients is a measure of the whole task.
+        spec: the task, with its text columns, label column and labels. `fedmtl_core.tasks.labels.LabelNames` describes
+            how labels are matched.
+        source: the location of the rows; the task's data set on the hub if None.
+        shard: `(K, N)` for the K-th of N disjoint parts, of training and of evaluation rows.
+        skew: the label skew between the parts' training rows; None for no skew. Evaluation rows are never skewed, so
+            that the mean over a task's clients measures the whole task.
 
     Raises:
-        DataError: there are no such rows, or they aren't what the task says; the message names the place.
+        DataError: the rows don't exist, or contradict the task; the message says where.
     """
     source = _source(spec, source)
     rows: dict[str, Rows] = {}
@@ -119,37 +119,37 @@ def load_task_data(
 
 @dataclass(frozen=True)
 class Survey:
-    """What is in one split, whether it is all as the task says or not."""
+    """Statistics of one split, including rows that contradict the task."""
 
     texts: Sequence[tuple[str, ...]]
-    """Those of the rows that no setting leaves out."""
+    """The texts of the rows that no setting drops."""
     labels: Mapping[str, int]
-    """Numbers of rows by label, or where rows have several labels, numbers of those; empty without classes."""
+    """Number of rows by label; label occurrences where rows have several labels; empty for a task without classes."""
     unknown: Mapping[str, int]
-    """Numbers of rows by a cell that is none of the task's labels, or no number."""
+    """Number of rows by invalid cell: not one of the task's labels, or not a number."""
     out_of_range: Mapping[float, int]
-    """Numbers of rows by a score outside the task's `value_range`, unless such rows are left out."""
+    """Number of rows by score outside the task's `value_range`, unless a setting drops these rows."""
     dropped: Mapping[str, int]
-    """Numbers of rows left out, by the setting in the task's `data`."""
+    """Number of dropped rows, by the setting in the task's `data`."""
     class_names: tuple[str, ...]
-    """The class names that the source declares for the label column; most declare none."""
+    """The class names that the source declares for the label column; empty for most sources."""
 
     @property
     def num_rows(self) -> int:
-        """Rows that no setting leaves out."""
+        """Number of rows that no setting drops."""
         return len(self.texts)
 
     @property
     def num_empty(self) -> int:
-        """Rows with an empty text."""
+        """Number of rows with an empty text."""
         return sum(any(not text.strip() for text in row) for row in self.texts)
 
 
 def survey(spec: TaskSpec, source: DataConfig | None, split: Literal["train", "validation"]) -> Survey:
-    """Look through one split of a task's rows, all shards of it.
+    """Read one split of a task's rows, all shards of it, and return its statistics.
 
     Raises:
-        DataError: as for `load_task_data`, but for labels.
+        DataError: as for `load_task_data`, except for invalid labels.
     """
     source = _source(spec, source)
     table, place = _split(spec, source, split), _place(spec, source, split)
@@ -166,16 +166,16 @@ def survey(spec: TaskSpec, source: DataConfig | None, split: Literal["train", "v
 
 
 class EncodedRows(Dataset[Row]):
-    """Rows as token ids, made once.
+    """Rows as token ids, tokenized once.
 
     Args:
-        rows: the texts.
-        spec: their task.
+        rows: the texts and labels.
+        spec: the rows' task.
         tokenizer: a `transformers` tokenizer.
-        max_length: longer inputs are cut, the longer text of a pair first.
+        max_length: the longest input in tokens; longer inputs are truncated, the longer text of a pair first.
 
     Raises:
-        ConfigError: the task's kind can't do with the tokenizer, or is a plug-in and gives something else than rows.
+        ConfigError: the task type can't use the tokenizer, or a plug-in's `encode` returns a wrong number of rows.
     """
 
     def __init__(self, rows: Rows, spec: TaskSpec, tokenizer: Any, max_length: int):
@@ -185,12 +185,15 @@ class EncodedRows(Dataset[Row]):
             columns = self._kind.encode(rows.texts, rows.labels, tokenizer, max_length) if len(rows) else {CUT: []}
         for name, values in columns.items():
             if len(values) != len(rows):
-                raise ConfigError(f"{key}: {spec.type}: encode() gives {len(values)} {name} for {len(rows)} rows")
+                raise ConfigError(
+                    f"{key}: {spec.type}: encode() must return one value per row: expected {len(rows)} {name}, "
+                    f"got {len(values)}"
+                )
         self._columns = {name: values for name, values in columns.items() if name != CUT}
         self._tokenizer = tokenizer
         self._num_rows = len(rows)
         self.num_cut = sum(columns[CUT]) if CUT in columns else None
-        """Rows that `max_length` cut; None if the task's kind or its tokenizer doesn't say."""
+        """Number of rows truncated to `max_length`; None if the task type or its tokenizer doesn't report it."""
 
     def __len__(self) -> int:
         return self._num_rows
@@ -200,34 +203,37 @@ class EncodedRows(Dataset[Row]):
 
     @cached_property
     def lengths(self) -> list[int] | None:
-        """Tokens of each row; None where the task's kind makes no `input_ids`."""
+        """Number of tokens of each row; None if the task type makes no `input_ids`."""
         ids = self._columns.get("input_ids")
         return None if ids is None else [len(row) for row in ids]
 
     @cached_property
     def vocabulary(self) -> Tensor | None:
-        """int64, the token ids that its batches may have, ascending; None where the task's kind makes others."""
+        """int64, ascending, the token ids that can occur in its batches; None if the task type makes other ids."""
         if "input_ids" not in self._columns or type(self._kind).collator is not TaskKind.collator:
             return None
         filled_up_with = {self._tokenizer.pad_token_id} - {None}
         return torch.tensor(sorted(filled_up_with.union(*self._columns["input_ids"])))
 
     def collator(self, seed: int) -> Collate:
-        """What makes batches of its rows; see `TaskKind.collator`."""
+        """Return the function that collates these rows into batches; see `TaskKind.collator`."""
         return self._kind.collator(self._tokenizer, seed)
 
 
 def _source(spec: TaskSpec, source: DataConfig | None) -> DataConfig:
-    """Where a task's rows are: its place on the hub if nothing else is said."""
+    """Return the location of a task's rows: its data set on the hub if the configuration names no other."""
     if source is not None:
         return source
     if spec.hub is None:
-        raise DataError(f"tasks.{spec.name}.data: needed, since {spec.name!r} is not on the hub under a known name")
+        raise DataError(
+            f"tasks.{spec.name}.data: required, since {spec.name!r} has no known data set on the hub; "
+            f"give it files (data: {{train: FILE, validation: FILE}}), a hub data set or a plug-in"
+        )
     return DataConfig(hub=spec.hub[0], subset=spec.hub[1])
 
 
 def _split(spec: TaskSpec, source: DataConfig, split: str) -> Table:
-    """One split's rows."""
+    """Read one split's rows."""
     if source.plugin:
         return _from_plugin(spec, source, split)
     if source.builtin:
@@ -239,7 +245,7 @@ def _split(spec: TaskSpec, source: DataConfig, split: str) -> Table:
 
 
 def _place(spec: TaskSpec, source: DataConfig, split: str) -> str:
-    """Where a split's rows are, for messages."""
+    """Return the location of a split's rows, for messages."""
     is_file = not source.builtin and not source.hub and not source.plugin
     return f"{spec.name}, {split} rows" + (f" in {shown(getattr(source, split))}" if is_file else "")
 
@@ -258,14 +264,16 @@ def _from_plugin(spec: TaskSpec, source: DataConfig, split: str) -> Table:
         given = getattr(kind(spec, **(source.options or {})), split)()
         rows = list(given)
     if not rows:
-        raise DataError(f"{key}: {plugin}: {split}() gives no rows")
+        raise DataError(f"{key}: {plugin}: {split}() returned no rows; expected at least one")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
-            raise DataError(f"{key}: {plugin}: {split}() gives a {type(row).__name__} as row {number}, not a mapping")
+            raise DataError(
+                f"{key}: {plugin}: {split}(): row {number}: expected a mapping of columns, got a {type(row).__name__}"
+            )
         if missing := [column for column in rows[0] if column not in row]:
-            raise DataError(f"{key}: {plugin}: {split}(): row {number} has no {missing[0]!r}, which the first has")
+            raise DataError(f"{key}: {plugin}: {split}(): row {number} has no {missing[0]!r}, which row 1 has")
     columns = {column: [row[column] for row in rows] for column in rows[0]}
-    return Table(columns, class_names_in(getattr(given, "features", None)))  # a `datasets.Dataset` has some
+    return Table(columns, class_names_in(getattr(given, "features", None)))  # a `datasets.Dataset` has features
 
 
 def _from_files(address: str, source: DataConfig, spec: TaskSpec, split: str) -> Table:
@@ -274,7 +282,10 @@ def _from_files(address: str, source: DataConfig, spec: TaskSpec, split: str) ->
         return read_files(address, _wanted(spec), spec.text_columns, dialect)
     except FileNotFoundError:
         looked_for = Path(address).absolute()
-        raise DataError(f"{key}: there is no file {address!r} (looked for {looked_for}).{_where_from(spec)}") from None
+        raise DataError(
+            f"{key}: there is no file {address!r} (looked for {looked_for}; relative paths are resolved against the "
+            f"working directory).{_where_from(spec)}"
+        ) from None
     except DataError as error:
         raise DataError(f"{key}: {error}") from None
 
@@ -285,17 +296,16 @@ def _from_hub(name: str, subset: str | None, split: str, wanted: Sequence[str]) 
     try:
         return Table.of(datasets.load_dataset(name, subset, split=split), wanted)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error  # what the library wraps says more than the wrapping
+        cause = error.__cause__ or error  # the wrapped error says more than the wrapper
         raise DataError(
-            f"data set {name!r}{f' ({subset})' if subset else ''}, split {split!r}, can't be had from the hub "
-            f"(no network, no such name, or no access): {first_line(cause)}. What to do instead: give the task files "
-            f"of its own (data: {{train: FILE, validation: FILE}}), or run with --config configs/demo.yaml, which "
-            f"needs no hub."
+            f"data set {name!r}{f' ({subset})' if subset else ''}, split {split!r}, can't be loaded from the hub "
+            f"(no network, no such name, or no access): {first_line(cause)}. Instead, give the task its own files "
+            f"(data: {{train: FILE, validation: FILE}}), or run with --config configs/demo.yaml, which needs no hub."
         ) from None
 
 
 def _rows(spec: TaskSpec, source: DataConfig, split: str, table: Table) -> Rows:
-    """One split's rows checked against their task, without those that a setting leaves out."""
+    """Return one split's rows, checked against the task, without the rows that a setting drops."""
     place = _place(spec, source, split)
     _require_columns(spec, table, place)
     found = targets.read(spec, source, table, place)
@@ -307,7 +317,7 @@ def _rows(spec: TaskSpec, source: DataConfig, split: str, table: Table) -> Rows:
 
 
 def _log_declared(spec: TaskSpec, class_names: Iterable[tuple[str, ...]]) -> None:
-    """Log the class names that a task's splits declare, once if they declare the same ones."""
+    """Log the class names that a task's splits declare, once if the splits agree."""
     for names in filter(None, dict.fromkeys(class_names)):
         matched = "by name" if targets.matched_by_name(spec, names) else "by number"
         get_logger(task=spec.name).info(
@@ -320,12 +330,13 @@ def _require_columns(spec: TaskSpec, table: Table, place: str) -> None:
         names = ", ".join(table.available or table.columns)
         raise DataError(
             f"{place}: there is no column {missing[0]!r}; the columns are {names}. "
-            f"Set tasks.{spec.name}.text_columns{f' and tasks.{spec.name}.label_column' if spec.is_labelled else ''}"
+            f"Set tasks.{spec.name}.text_columns{f' and tasks.{spec.name}.label_column' if spec.is_labelled else ''} "
+            f"to names of existing columns"
         )
 
 
 def _texts(spec: TaskSpec, table: Table, place: str, indices: Sequence[int]) -> list[tuple[str, ...]]:
-    """The texts of some rows, counted from 0, in their order."""
+    """Return the texts of the rows at these indices, counted from 0, in their order."""
     rows = list(zip(*(table.columns[column] for column in spec.text_columns), strict=True))
     if len(indices) < len(rows):
         rows = [rows[index] for index in indices]
@@ -337,7 +348,7 @@ def _texts(spec: TaskSpec, table: Table, place: str, indices: Sequence[int]) -> 
 
 
 def _wanted(spec: TaskSpec) -> tuple[str, ...]:
-    """The columns that a task's rows need."""
+    """Return the columns that a task's rows need."""
     return (*spec.text_columns, *([spec.label_column] if spec.is_labelled else []))
 
 
@@ -345,14 +356,14 @@ def _shard(rows: Rows, shard: tuple[int, int], task: str) -> Rows:
     part, whole = shard
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_SHARD_SEED)).tolist()[part - 1 :: whole]
     if not order:
-        raise DataError(f"{task}: shard {part}/{whole} of {len(rows)} rows is empty")
+        raise DataError(f"{task}: shard {part}/{whole} of {len(rows)} rows is empty; use fewer shards")
     return rows.select(order)
 
 
 def _skewed_shard(rows: Rows, shard: tuple[int, int], spec: TaskSpec, skew: LabelSkew) -> Rows:
     part, whole = shard
     if not all(isinstance(label, (int, float)) for label in rows.labels):
-        raise DataError(f"{spec.name}: partition: the rows of a {spec.kind} have no label to differ in")
+        raise DataError(f"{spec.name}: partition: the rows of a {spec.kind} have no label to distribute by")
     groups = [int(label) for label in rows.labels] if spec.labels else groups_of_values(rows.labels)
     try:
         return rows.select(parts_of(groups, whole, skew)[part - 1])

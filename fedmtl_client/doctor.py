@@ -1,4 +1,4 @@
-"""What a client needs, looked at before it starts: its credentials, its rows, its model, and a server that takes it."""
+"""A client's checks before the start: credentials, rows, model, and a server that accepts the client."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Split = Literal["train", "validation"]
 _SPLITS: tuple[Split, ...] = ("train", "validation")
 
 MAX_SKEW_S = 60.0
-"""A server's clock may be so far ahead before it is worth a word."""
+"""The largest lead of the server's clock, in seconds, that gives no warning."""
 _SHOWN = 5
-MAX_TOKENISED = 10_000
-"""Of more rows than this, so many at regular intervals are tokenised."""
+MAX_TOKENIZED = 10_000
+"""At most this many rows, at regular intervals, are tokenized."""
 _MANY_CUT = 0.05
-"""A larger share of rows that are cut is a warning."""
+"""A larger share of truncated rows gives a warning."""
 
 
 def examine(
@@ -45,14 +45,14 @@ def examine(
     model: str | None,
     server: str,
 ) -> list[Finding]:
-    """Everything that a client needs.
+    """Run all checks of a client.
 
     Args:
-        config: the client's, its own files in the section `client`.
-        client_id: its name.
-        sources: its tasks, and where the rows of each are; their place on the hub if None.
-        shard: which of them are the client's.
-        model: where it takes its model from; from the server's plan if None.
+        config: the client's configuration, with its own credential files in the section `client`.
+        client_id: the client's name.
+        sources: the client's tasks with the location of their rows; None for the task's data set on the hub.
+        shard: `(K, N)` for the client's part of the rows.
+        model: name or folder of the client's model; from the server's plan if None.
         server: `HOST:PORT`.
     """
     checks: dict[str, Callable[[], Iterable[Finding]]] = {
@@ -85,14 +85,20 @@ def examine(
         if plans and usable:
             found += doctor.findings("encoder", lambda: encoder(config, plans[0], source_of_model, specs))
     else:
-        found.append(warn("tokenizer", "not known: the server says which, and it wasn't reached"))
+        found.append(
+            warn(
+                "tokenizer",
+                "not checked: the server names the tokenizer, and it wasn't reached",
+                "fix the finding of `server` first",
+            )
+        )
     if plans and plans[0].local:
         found += doctor.findings("own parameters", lambda: own_parameters(config, plans[0], source_of_model))
     return found
 
 
 def device(config: Config) -> Iterator[Finding]:
-    """Whether this machine has the device that is asked for."""
+    """Check that this machine has the configured device."""
     from fedmtl_client.trainer import choose_device
 
     chosen = choose_device(config.training.device)
@@ -107,10 +113,10 @@ def rows(
     check: str | None = None,
     surveys: dict[str, Survey] | None = None,
 ) -> Iterator[Finding]:
-    """Whether one split can be read, and its rows are what the task says.
+    """Check that one split can be read and that its rows fit the task.
 
     Args:
-        surveys: gets what was seen, by the check's name.
+        surveys: receives the split's statistics under the check's name.
     """
     from fedmtl_client.data import survey
 
@@ -121,15 +127,15 @@ def rows(
 
 
 def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> Iterator[Finding]:
-    """What the rows of one split come to."""
+    """Yield the findings for the rows of one split."""
     from fedmtl_client.targets import matched_by_name
 
     for setting, count in seen.dropped.items():
-        yield ok(check, f"{count:,} rows are left out by tasks.{spec.name}.data.{setting}")
+        yield ok(check, f"{count:,} rows are dropped by tasks.{spec.name}.data.{setting}")
     part, whole = shard
     mine = len(range(part - 1, seen.num_rows, whole))
     if mine == 0:
-        yield fail(check, f"shard {part}/{whole} of {seen.num_rows} rows is empty", "ask for fewer shards")
+        yield fail(check, f"shard {part}/{whole} of {seen.num_rows} rows is empty", "use fewer shards (--shard)")
         return
     columns = ", ".join((*spec.text_columns, *([spec.label_column] if spec.is_labelled else [])))
     of_all = f" of {seen.num_rows:,}" if whole > 1 else ""
@@ -142,7 +148,7 @@ def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> I
         yield fail(
             check,
             f"{spec.label_column}: expected {expected}; {_counted(seen.unknown)}",
-            f"mend these rows, or tasks.{spec.name}.{'labels' if spec.labels else 'label_column'}",
+            f"fix these rows, or tasks.{spec.name}.{'labels' if spec.labels else 'label_column'}",
         )
     if seen.out_of_range and spec.value_range:
         yield fail(
@@ -150,18 +156,26 @@ def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> I
             f"{spec.label_column}: {sum(seen.out_of_range.values()):,} rows have a score outside "
             f"{_range(*spec.value_range)} (from {_range(min(seen.out_of_range), max(seen.out_of_range))}): "
             f"{_counted({f'{number:g}': count for number, count in seen.out_of_range.items()})}",
-            f"mend these rows, or set tasks.{spec.name}.value_range or tasks.{spec.name}.data.out_of_range: drop",
+            f"fix these rows, or set tasks.{spec.name}.value_range or tasks.{spec.name}.data.out_of_range: drop",
         )
     if missing := [label for label in spec.labels if not seen.labels.get(label)]:
-        yield warn(check, f"no row has the label {listing(missing)}", f"see tasks.{spec.name}.labels")
+        yield warn(
+            check,
+            f"no row has the label {listing(missing)}",
+            f"check that the rows and tasks.{spec.name}.labels spell it the same way",
+        )
     if seen.num_empty:
-        yield warn(check, f"{seen.num_empty:,} rows have an empty text", "they train and count like any other")
+        yield warn(
+            check,
+            f"{seen.num_empty:,} rows have an empty text",
+            "they are used for training and evaluation; remove them if they are errors",
+        )
 
 
 def lengths(spec: TaskSpec, seen: Survey, model: str, max_length: int, check: str) -> Iterator[Finding]:
-    """How many rows of one split are longer than what the model sees of them.
+    """Count the rows of one split that `max_length` truncates.
 
-    Nothing is found for a kind of task that tokenises with targets, nor for a tokenizer that doesn't say what it cut.
+    Yields nothing for a task type that tokenizes with targets, or for a tokenizer that doesn't report truncation.
 
     Args:
         model: name or folder of the encoder's tokenizer.
@@ -174,7 +188,7 @@ def lengths(spec: TaskSpec, seen: Survey, model: str, max_length: int, check: st
     kind = kind_of(spec)
     if not seen.num_rows or (spec.is_labelled and type(kind).encode is not TaskKind.encode):
         return
-    texts = seen.texts[:: math.ceil(seen.num_rows / MAX_TOKENISED)]
+    texts = seen.texts[:: math.ceil(seen.num_rows / MAX_TOKENIZED)]
     columns = kind.encode(texts, [None] * len(texts), load_tokenizer(model), max_length)
     if CUT not in columns:
         return
@@ -182,7 +196,8 @@ def lengths(spec: TaskSpec, seen: Survey, model: str, max_length: int, check: st
     share = count / len(texts)
     sampled = "" if len(texts) == seen.num_rows else " sampled"
     found = f"{count:,} of {len(texts):,}{sampled} rows ({share:.1%}) are cut at {max_length} tokens"
-    yield warn(check, found, "see the server's training.max_length") if share > _MANY_CUT else ok(check, found)
+    advice = "raise training.max_length in the server's configuration if the end of a text matters"
+    yield warn(check, found, advice) if share > _MANY_CUT else ok(check, found)
 
 
 def _shares(spec: TaskSpec, seen: Survey) -> str:
@@ -196,14 +211,14 @@ def _range(lowest: float, highest: float) -> str:
 
 
 def _counted(unknown: Mapping[str, int]) -> str:
-    """Values with how often they are there, the most frequent first."""
+    """Describe values with their numbers of rows, the most frequent first."""
     most = Counter(unknown).most_common()
     shown = ", ".join(f"{value[:40]!r} in {count:,} rows" for value, count in most[:_SHOWN])
     return f"got {shown}" + (f" and {len(most) - _SHOWN} other values" if len(most) > _SHOWN else "")
 
 
 def credentials(config: Config, server: str) -> Iterator[Finding]:
-    """Whether the client's files are good, and nothing goes to another machine in the clear by accident."""
+    """Check the client's credential files, and that no connection reaches another machine unencrypted by accident."""
     from fedmtl_client.credentials import load
     from fedmtl_core.addresses import host_of, is_loopback
     from fedmtl_core.runtime import pem
@@ -215,7 +230,15 @@ def credentials(config: Config, server: str) -> Iterator[Finding]:
     parts += ["a certificate"] if shown.certificate else []
     parts += ["a token"] if shown.token else []
     exposed = shown.ca is None and not is_loopback(host_of(server))
-    yield (warn if exposed else ok)("credentials", ", ".join(parts) + (": others can read it all" if exposed else ""))
+    found = ", ".join(parts)
+    if exposed:
+        yield warn(
+            "credentials",
+            f"{found}: anyone on the network can read and change the traffic",
+            "use TLS (--tls-ca) unless you trust the network",
+        )
+    else:
+        yield ok("credentials", found)
     for setting, path in (("client.tls_ca", files.tls_ca), ("client.tls_certificate", files.tls_certificate)):
         if path is not None:
             certificate = pem.read_certificates(setting, path)[1]
@@ -224,22 +247,22 @@ def credentials(config: Config, server: str) -> Iterator[Finding]:
 
 
 def proxy(server: str) -> Iterator[Finding]:
-    """Whether the environment has gRPC connect through a proxy."""
+    """Warn if the environment makes gRPC connect through a proxy."""
     from fedmtl_core.addresses import host_of
     from fedmtl_core.runtime.proxies import proxy_of
 
     between = proxy_of(host_of(server))
     if between is not None:
-        yield warn("proxy", str(between), "leave it so if the server can be reached in no other way")
+        yield warn("proxy", str(between), "ignore this if the server can be reached only through the proxy")
 
 
 def reach(
     config: Config, client_id: str, specs: Sequence[TaskSpec], server: str, plans: list[TrainingPlan]
 ) -> Iterator[Finding]:
-    """Whether the server answers, takes this client, and has the same tasks.
+    """Check that the server answers, accepts this client, and has the same tasks.
 
     Args:
-        plans: gets the server's plans, one for each task that it says one of.
+        plans: receives the server's training plans, one for each task that it accepts the client for.
     """
     from fedmtl_client.api import ConnectionSettings, FederationApi
     from fedmtl_client.credentials import load
@@ -253,14 +276,16 @@ def reach(
         yield from clock(status, time.time())
         if any(one.client_id == client_id and one.connected for one in status.clients):
             yield warn(
-                "client id", f"{client_id!r} takes part already", "it would be replaced; choose another --client-id"
+                "client id",
+                f"a client {client_id!r} is connected already",
+                "this client would replace it; choose another --client-id unless it is the same client",
             )
         for spec in specs:
             yield from task(api, client_id, spec, plans)
 
 
 def task(api: FederationApi, client_id: str, spec: TaskSpec, plans: list[TrainingPlan]) -> Iterator[Finding]:
-    """Whether the server lets a client have a task, and means the same by it."""
+    """Check that the server accepts the client for a task, and defines the task in the same way."""
     try:
         plan = api.get_plan(spec.name)
         plans.append(plan)
@@ -269,16 +294,16 @@ def task(api: FederationApi, client_id: str, spec: TaskSpec, plans: list[Trainin
     except (RequestError, ConfigError) as error:
         yield fail("task", str(error))
         return
-    same = "labels" if spec.labels else "kind"
-    yield ok("task", f"the server has {spec.name} with the same {same}, and lets {client_id} have it")
+    same = "labels" if spec.labels else "type"
+    yield ok("task", f"the server has {spec.name} with the same {same}, and accepts {client_id} for it")
 
 
 def encoder(config: Config, plan: TrainingPlan, source: str, specs: Sequence[TaskSpec]) -> Iterator[Finding]:
-    """Whether the encoder can be trained as the server plans it. Weights are read where this client begins with some.
+    """Check that the encoder can be trained as the server plans. Weights are read if the client starts from any.
 
     Args:
-        source: where it takes its model from.
-        specs: its tasks.
+        source: name or folder of the client's model.
+        specs: the client's tasks.
     """
     from fedmtl_core.model.encoder_check import Use, check
     from fedmtl_core.model.modeling import load_encoder, load_tokenizer
@@ -297,49 +322,54 @@ def encoder(config: Config, plan: TrainingPlan, source: str, specs: Sequence[Tas
 
 
 def _own_of_encoder(plan: TrainingPlan) -> list[str]:
-    """The encoder's parameters that a client keeps for itself."""
+    """Return the names of the encoder's parameters that the client keeps local."""
     from fedmtl_core.model.scopes import SHARED, scope_of
 
     return [name for name in plan.local if scope_of(name) == SHARED]
 
 
 def own_parameters(config: Config, plan: TrainingPlan, model: str) -> Iterator[Finding]:
-    """Whether what this client is to keep for itself has values to begin with, and outlasts it."""
+    """Check that the client's local parameters have initial values, and a folder that keeps them between starts."""
     of_encoder = _own_of_encoder(plan)
     has_weights = config.model.random_init or doctor.weights_of(model)[1]
     if of_encoder and not has_weights:
         yield fail(
             "own parameters",
-            f"{len(of_encoder)} tensors of the encoder begin with {model}'s values, and its weights aren't here",
-            "name a model that has them (model.client_model), or set model.random_init to true",
+            f"{len(of_encoder)} local tensors of the encoder start from the weights of {model}, which aren't on this "
+            "machine",
+            "name a model with weights (model.client_model), or set model.random_init to true",
         )
     elif config.client.state_dir is None:
-        yield ok("own parameters", f"{len(plan.local)} tensors, in memory alone; client.state_dir would keep them")
+        yield ok("own parameters", f"{len(plan.local)} tensors, in memory only; client.state_dir would keep them")
     else:
         yield from doctor.writable("own parameters", config.client.state_dir)
 
 
 def health(api: FederationApi) -> Iterator[Finding]:
-    """What gRPC's health check says; a server that is stopping says it doesn't serve."""
+    """Report gRPC's health check; a stopping server reports that it isn't serving."""
     if api.is_serving():
         yield ok("health", "serving")
     else:
-        yield warn("health", "the server doesn't serve at the moment", "it is starting or stopping; try again")
+        yield warn("health", "the server isn't serving at the moment", "it is starting or stopping; try again")
 
 
 def clock(status: pb.GetStatusResponse, now: float) -> Iterator[Finding]:
-    """Whether the server's clock is ahead, as far as the last round's end tells. Certificates go by clocks.
+    """Warn if the server's clock is ahead, judged by the end of the last round: certificates depend on clocks.
 
     Args:
-        status: the server's answer.
-        now: seconds since 1970, here.
+        status: the server's status.
+        now: this machine's time, in seconds since 1970.
     """
     if not status.HasField("last_report"):
         return
     report = status.last_report
     ahead_s = report.opened_at_unix_ms / 1000 + report.duration_seconds - now
     if ahead_s > MAX_SKEW_S:
-        yield warn("clock", f"the server's is at least {ahead_s:.0f} s ahead of this machine's", "set both by NTP")
+        yield warn(
+            "clock",
+            f"the server's clock is at least {ahead_s:.0f} s ahead of this machine's",
+            "synchronize both clocks with NTP",
+        )
 
 
 def _waiting(status: pb.GetStatusResponse) -> str:

@@ -1,4 +1,4 @@
-"""A slice on its way to a client's memory, as messages. No socket here."""
+"""Receives a slice into a client's memory, from messages. Opens no socket."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from fedmtl_core.wire.messages import component_from_proto, compression_from_pro
 
 @dataclass
 class _Arriving:
-    """One component on its way."""
+    """One component during its download."""
 
     layout: EncodedLayout
     digest: bytes
     base_digest: bytes
     data: Tensor
-    """Encoded; the component's own bytes where that is the same."""
+    """The encoded bytes; the component's own memory if the encoding is the component's own."""
 
     def is_same(self, layout: EncodedLayout, digest: bytes, base_digest: bytes) -> bool:
         return (self.digest, self.base_digest, self.layout.encoding, self.layout.num_bytes) == (
@@ -38,10 +38,10 @@ class _Arriving:
 
 
 class Download:
-    """One slice on its way, over however many streams.
+    """The download of one slice, across reconnections.
 
     Args:
-        cache: where it is stored.
+        cache: stores the slice.
     """
 
     def __init__(self, cache: ComponentCache):
@@ -53,16 +53,16 @@ class Download:
 
     @property
     def bytes_received(self) -> int:
-        """Encoded bytes of all streams."""
+        """Encoded bytes received in all streams."""
         return self._received_before + (self._assembler.bytes_received if self._assembler else 0)
 
     @property
     def position(self) -> int:
-        """Encoded bytes that are here of what the newest stream's header announced."""
+        """Encoded bytes present of those that the newest stream's header announced."""
         return sum(self._assembler.offsets.values()) if self._assembler else 0
 
     def held(self) -> list[pb.HeldComponent]:
-        """What needs not be sent (again)."""
+        """Return the components and parts of components that the server needn't send."""
         offsets = self._assembler.offsets if self._assembler else {}
         partly = [
             pb.HeldComponent(
@@ -86,14 +86,14 @@ class Download:
         return partly + whole
 
     def begin(self, header: pb.SliceHeader) -> Assembler:
-        """Make room for what a stream's header announces; what it continues from stays.
+        """Prepare for the components that a stream's header announces; bytes received before are kept.
 
         Returns:
-            What takes the stream's chunks.
+            The assembler for the stream's chunks.
 
         Raises:
-            MalformedStreamError: it continues from what isn't here.
-            InvalidRequestError: it makes no sense.
+            MalformedStreamError: the stream continues from bytes that this client doesn't have.
+            InvalidRequestError: the header is inconsistent.
         """
         arrived = dict(self._assembler.offsets) if self._assembler else {}
         self._received_before = self.bytes_received
@@ -109,14 +109,14 @@ class Download:
         return self._assembler
 
     def finish(self) -> dict[str, Component]:
-        """Decode what has arrived.
+        """Decode the received bytes.
 
         Returns:
-            The slice's components, in the header's order. They are the cache's own.
+            The slice's components, in the header's order. They are the cache's own components.
 
         Raises:
             MalformedStreamError: bytes are missing.
-            ChecksumError: a difference doesn't lead to the server's bytes; the cache is empty then.
+            ChecksumError: the base plus the received difference isn't the server's version; the cache is cleared.
         """
         assert self._assembler is not None
         self._assembler.finish()
@@ -131,10 +131,10 @@ class Download:
             here = layout.num_bytes
         if layout.start > here:
             raise MalformedStreamError(
-                f"{scope}: the server continues at byte {layout.start}, but only {here} bytes are here"
+                f"{scope}: the server continues at byte {layout.start}, but this client has only {here} bytes"
             )
         if base_digest and not self._cache.is_version(scope, base_digest):
-            raise MalformedStreamError(f"{scope}: the server sends a difference from what isn't here")
+            raise MalformedStreamError(f"{scope}: the server sends a difference from a version that this client lacks")
         if known is not None and goes_on:
             known.layout = layout
         else:
@@ -163,8 +163,8 @@ class Download:
         return component
 
     def _verify(self, component: Component, digest: bytes) -> None:
-        """A difference added to what isn't quite its base would go unnoticed, and the next ones with it."""
+        """Check the sum of base and difference: an undetected error would also corrupt all later versions."""
         if component.digest() != digest:
             self._cache.clear()
             self._arriving.clear()
-            raise ChecksumError(f"{component.scope}: the difference doesn't lead to the bytes that the server has")
+            raise ChecksumError(f"{component.scope}: the base plus the received difference isn't the server's version")

@@ -1,4 +1,4 @@
-"""What a failed call stands for: FedMTL's errors instead of gRPC's, and who ended it."""
+"""Translates failed gRPC calls into FedMTL's errors, and tells a server's refusal from an intermediary's failure."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ _PASSING = {
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-"""Without a reason: what gRPC makes of a stream that a proxy resets, or ends without a status."""
+"""gRPC's statuses, without FedMTL's reason, of a stream that a proxy resets or ends without a status."""
 _RESET = "RST_STREAM"
 
 
 def error_of(failure: grpc.RpcError, address: str) -> RequestError:
-    """The error of a failed call.
+    """Return the error of a failed call.
 
-    Every FedMTL server sends a reason with its errors. A status without one is from gRPC itself, or from something
-    between client and server, such as a proxy or a load balancer. HAProxy passes the details of a refusal on before it
-    resets the stream of an upload that goes on; gRPC then has the status of the reset, and the details of the refusal.
+    Every FedMTL server sends a reason with its errors. A status without a reason comes from gRPC itself, or from an
+    intermediary such as a proxy or a load balancer. HAProxy forwards the details of a refusal, then resets the stream
+    if the upload continues. gRPC then reports the status of the reset with the details of the refusal.
 
     Args:
-        failure: gRPC's.
-        address: the server's.
+        failure: gRPC's error.
+        address: the server's address.
     """
     code, details = failure.code(), failure.details() or ""
-    told = read_details(failure.trailing_metadata())
-    if not told.reason:
+    sent = read_details(failure.trailing_metadata())
+    if not sent.reason:
         return _without_reason(code, details, address)
-    if code in _PASSING and told.code is not None:  # a reset took the status' place, behind its details
-        code, details = told.code, told.message
-    error = error_from_status(code, details, told.reason)
-    error.field, error.facts = told.field, told.facts
+    if code in _PASSING and sent.code is not None:  # the reset's status replaced the refusal's, but not its details
+        code, details = sent.code, sent.message
+    error = error_from_status(code, details, sent.reason)
+    error.field, error.metadata = sent.field, sent.facts
     if isinstance(error, LimitExceededError):
-        error.retry_after_s = told.retry_after_s
+        error.retry_after_s = sent.retry_after_s
     return error
 
 
@@ -56,9 +56,9 @@ def _without_reason(code: grpc.StatusCode, details: str, address: str) -> Reques
         unreachable = why_unreachable(address, details, proxy_of(host_of(address)))
         return ConnectionLostError(details) if type(unreachable) is UnavailableError else unreachable
     if code in _PASSING or _RESET in details:
-        return IntermediaryError(f"something between client and server ended the call: {code.name}: {details}")
+        return IntermediaryError(f"an intermediary, such as a proxy, ended the call: {code.name}: {details}")
     error = error_from_status(code, details)
     between = proxy_of(host_of(address))
     hint = between or "is there a proxy or another server at that address?"
-    error.args = (f"{error} ({address} gave no reason, as a FedMTL server does; {hint})",)
+    error.args = (f"{error} (the answer of {address} has no FedMTL error reason, so no FedMTL server sent it; {hint})",)
     return error

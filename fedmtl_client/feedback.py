@@ -1,4 +1,4 @@
-"""What lossy uploads round away, and how it is made up for."""
+"""Error feedback for lossy uploads: the compression error of each upload is added to the next one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fedmtl_core.wire.layout import Component
 
 
 class ErrorFeedback:
-    """Encodes a client's deltas, and adds to each what was rounded away from those before.
+    """Encodes a client's deltas, and adds the accumulated compression error of earlier deltas to each of them.
 
-    So nothing is lost, it only comes later (Seide et al. 2014, doi:10.21437/Interspeech.2014-274; Karimireddy et al.
-    2019, arXiv:1901.09847). What was rounded away from an update that didn't count is of no concern: nothing of that
+    So every change arrives in the end (Seide et al. 2014, doi:10.21437/Interspeech.2014-274; Karimireddy et al.
+    2019, arXiv:1901.09847). The compression error of an update that didn't count is discarded, since nothing of that
     update arrived.
 
     Args:
-        encoding: of the updates; not `float32`, which rounds nothing away.
+        encoding: the encoding of updates; not `float32`, which is lossless.
         density: share of the elements that `topk` keeps.
     """
 
@@ -29,13 +29,13 @@ class ErrorFeedback:
         self._next: dict[str, Component] = {}
 
     def encode(self, deltas: Sequence[Component]) -> list[EncodedComponent]:
-        """Encode an update's deltas together with what is owed.
+        """Encode an update's deltas plus the accumulated compression error.
 
         Args:
-            deltas: trained minus received parameters; what they hold is changed.
+            deltas: trained minus received parameters; their values are overwritten.
 
         Raises:
-            NonFiniteError: a value is NaN or infinite, or becomes so with what is owed.
+            NonFiniteError: a value is NaN or infinite, or becomes so when the compression error is added.
         """
         self._next = {}
         for delta in deltas:
@@ -43,12 +43,12 @@ class ErrorFeedback:
         return [self._encode(delta) for delta in deltas]
 
     def counted(self) -> None:
-        """Note that the update that was encoded last counts."""
+        """Record that the last encoded update counts."""
         self._residuals |= self._next
         self._next = {}
 
     def forget(self) -> None:
-        """Owe nothing any more: another run has begun."""
+        """Discard the accumulated error, since another run has begun."""
         self._residuals, self._next = {}, {}
 
     def _encode(self, delta: Component) -> EncodedComponent:

@@ -14,14 +14,15 @@ _T = TypeVar("_T")
 
 
 class CallThread:
-    """A thread in which the main thread has calls made that mustn't be interrupted.
+    """A worker thread for calls of the main thread that must not be interrupted.
 
-    Signal handlers run in the main thread, between any two instructions of it, and Ctrl-C's raises an exception there.
-    A condition variable, and with it gRPC's bookkeeping of a stream, doesn't survive that: a lock is released twice, or
-    a message is waited for that was never asked for. Here the main thread waits in one call of C alone.
+    Signal handlers run in the main thread, between any two instructions, and Ctrl-C's handler raises an exception
+    there. Condition variables, and with them gRPC's bookkeeping of a stream, don't survive that exception: a lock is
+    released twice, or the client waits for a message that it never requested. With this class, the main thread only
+    waits, in a single C call.
 
     Args:
-        end: has the call in progress end soon, and closes this; called when the main thread is interrupted.
+        end: makes the call in progress end soon and closes this object; called when the main thread is interrupted.
     """
 
     def __init__(self, end: Callable[[], object]):
@@ -32,10 +33,10 @@ class CallThread:
         self._thread.start()
 
     def make(self, call: Callable[[], _T]) -> _T:
-        """What a call returns or raises; made at once, in the thread that asks, where that isn't the main one.
+        """Return or raise the outcome of a call. From a thread other than the main thread, make the call directly.
 
         Raises:
-            BaseException: what interrupted the main thread. The call has ended by then.
+            BaseException: the exception that interrupted the main thread. The call has ended by then.
         """
         if self._closed.is_set() or threading.current_thread() is not threading.main_thread():
             return call()
@@ -43,7 +44,7 @@ class CallThread:
         try:
             in_context = partial(copy_context().run, call)
             self._calls.put(lambda: outcome.put(_made(in_context)))
-            if self._closed.is_set():  # meanwhile, by another thread: the call may have come too late
+            if self._closed.is_set():  # closed meanwhile by another thread: the worker may have missed the call
                 self._thread.join()
                 if outcome.empty():
                     outcome.put(_made(call))
@@ -54,7 +55,7 @@ class CallThread:
         return made.result()
 
     def close(self) -> None:
-        """Wait for the call in progress, and make no other here."""
+        """Wait for the call in progress, and run no more calls in the worker thread."""
         self._closed.set()
         self._calls.put(None)
         self._thread.join()
@@ -62,13 +63,13 @@ class CallThread:
     def _work(self) -> None:
         while (wanted := self._calls.get()) is not None:
             wanted()
-            del wanted  # nothing outlives its call while the next one is awaited
+            del wanted  # the call's objects must not outlive it while the thread waits for the next one
 
 
 def _made(call: Callable[[], _T]) -> Future[_T]:
     made: Future[_T] = Future()
     try:
         made.set_result(call())
-    except BaseException as failure:  # whatever it is, it is for whoever asked to raise
+    except BaseException as failure:  # the requesting thread raises it, whatever it is
         made.set_exception(failure)
     return made

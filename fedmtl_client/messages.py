@@ -1,4 +1,4 @@
-"""The contract's messages to a client as values."""
+"""Converts the contract's messages to a client into values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OUTCOMES: Mapping[pb.Outcome, Outcome] = {pb.OUTCOME_ACCEPTED: "accepted", pb.O
 
 
 def event_from_proto(message: pb.WatchRoundsResponse) -> RoundEvent:
-    """An event of the run, without a round's report."""
+    """Convert an event of the run, without a round's report."""
     return RoundEvent(
         kind=_EVENT_KINDS.get(message.kind, "unknown"),
         run_id=message.run_id,
@@ -42,33 +42,33 @@ def event_from_proto(message: pb.WatchRoundsResponse) -> RoundEvent:
 
 
 def receipt_from_proto(message: pb.PushUpdateResponse) -> Receipt:
-    """The acknowledgement of an update."""
+    """Convert the acknowledgement of an update."""
     return Receipt(_OUTCOMES.get(message.outcome, "unknown"), message.round, message.num_bytes)
 
 
 def slice_header(opening: bytes) -> pb.SliceHeader:
-    """The header in the first message of a slice's stream.
+    """Return the header in the first message of a slice's stream.
 
     Raises:
-        MalformedStreamError: the message has none.
+        MalformedStreamError: the message has no header.
     """
     message = read_message(opening, pb.GetSliceResponse)
     if isinstance(message, Chunk) or message.WhichOneof("part") != "header":
-        raise MalformedStreamError("expected a header first in the slice's stream")
+        raise MalformedStreamError("expected a header as the first message of the slice's stream")
     return message.header
 
 
 def slice_from(header: pb.SliceHeader, task: str, components: Mapping[str, Component], bytes_received: int) -> Slice:
-    """A slice that has been received whole.
+    """Return the slice of a complete download.
 
     Args:
-        header: of its stream.
-        task: the task that it was asked for; empty for all tasks.
-        components: by scope, control variates among them.
-        bytes_received: encoded bytes that were received for it.
+        header: the header of the slice's stream.
+        task: the requested task; empty for all tasks.
+        components: by scope, including control variates.
+        bytes_received: encoded bytes received for the slice.
 
     Raises:
-        InvalidRequestError: the training plan has a value that is out of range.
+        InvalidRequestError: a value of the training plan is out of range.
     """
     model, controls = without_controls(components)
     return Slice(

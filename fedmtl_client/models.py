@@ -1,4 +1,4 @@
-"""The models that slices go into."""
+"""Builds the models that receive slices."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fedmtl_core.tasks.spec import TaskSpec
 
 
 class ModelFactory:
-    """Makes a client's models, and checks an encoder before its first use.
+    """Builds a client's models, and checks each encoder before its first use.
 
     Args:
         specs: all tasks of the client.
-        random_init: whether encoder layers that it keeps for itself begin with random values.
-        log: gets the warnings.
+        random_init: whether local encoder layers start from random values.
+        log: receives the warnings.
     """
 
     def __init__(self, specs: Sequence[TaskSpec], *, random_init: bool, log: Logger):
@@ -34,14 +34,14 @@ class ModelFactory:
     def new(
         self, spec: TaskSpec, source: str, plan: TrainingPlan, tokenizer: PreTrainedTokenizerBase
     ) -> MultiTaskModel:
-        """The model of one task. Values are of concern for what no slice has.
+        """Return a new model for one task. Initial values matter only for parameters that no slice has.
 
         Args:
-            source: where encoder and tokenizer are from.
+            source: name or folder of encoder and tokenizer.
 
         Raises:
-            ModelUnavailableError: the encoder can't be had.
-            ConfigError: it can't be trained as the plan says.
+            ModelUnavailableError: the encoder can't be loaded.
+            ConfigError: the encoder can't be trained as the plan asks.
         """
         loaded: list[LoadedWeights] = []
         encoder, hidden_size = load_encoder(

@@ -1,4 +1,4 @@
-"""The options that the client's commands have in common, and the settings that follow from them."""
+"""Options shared by the client's commands, and the settings that they override."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedmtl_core.identifiers import require_identifier
 
 
 def identifier(value: str) -> str:
-    """A client's name as an option."""
+    """Check a client id given as an option."""
     try:
         return require_identifier("client id", value)
     except InvalidRequestError as error:
@@ -24,7 +24,7 @@ def identifier(value: str) -> str:
 
 
 def shard_name(value: str | None) -> str | None:
-    """`K/N` as an option."""
+    """Check a `K/N` given as an option."""
     try:
         parse_shard(value or WHOLE)
     except ValueError as error:
@@ -33,7 +33,7 @@ def shard_name(value: str | None) -> str | None:
 
 
 def address(value: str | None) -> str | None:
-    """`HOST:PORT` as an option."""
+    """Check a `HOST:PORT` given as an option."""
     try:
         return None if value is None else parse_address(value)
     except ValueError as error:
@@ -91,7 +91,7 @@ Overrides = Annotated[
 
 @dataclass(frozen=True)
 class Connection:
-    """How a client proves who it is, and whom it trusts, as its options say."""
+    """The client's credentials and trusted CA, as given by options."""
 
     tls_ca: Path | None
     tls_certificate: Path | None
@@ -100,7 +100,7 @@ class Connection:
     insecure: bool
 
     def overrides(self) -> list[str]:
-        """The options as `KEY=VALUE`; none for those that aren't given."""
+        """Return the given options as `KEY=VALUE`."""
         files = {
             "tls_ca": self.tls_ca,
             "tls_certificate": self.tls_certificate,
@@ -112,7 +112,7 @@ class Connection:
 
 
 def with_options_first(config: Config, client_id: str, overrides: Sequence[str]) -> Config:
-    """A configuration whose `clients` don't name files for this client that the command line names too."""
+    """Return a configuration in which command-line credential files override those of the client's `clients` entry."""
     given = {override.partition("=")[0].removeprefix("client.") for override in overrides}
     own = dict.fromkeys(given & {"token_file", "tls_certificate", "tls_key"})
     listed = [client.model_copy(update=own) if client.client_id == client_id else client for client in config.clients]

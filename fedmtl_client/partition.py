@@ -1,7 +1,7 @@
-"""Parts of a task's rows whose labels are distributed unevenly, as clients' are: federated learning's non-IID setting.
+"""Parts of a task's rows with skewed label distributions: the non-IID setting of federated learning.
 
-After Hsu, Qi and Brown 2019 (arXiv:1909.06335): each part has a distribution over the labels of its own, drawn from a
-Dirichlet distribution around that of all rows, and parts are of one size.
+The method is that of Hsu, Qi and Brown 2019 (arXiv:1909.06335). Each part has its own label distribution, drawn from a
+Dirichlet distribution around that of all rows. Parts are of equal size.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ import numpy.typing as npt
 from fedmtl_core.errors import DataError
 
 NUM_BINS = 5
-"""Values are told apart by the fifth of all rows that they lie in."""
+"""Values are grouped into this many quantile bins, each with a fifth of all rows."""
 
 
 @dataclass(frozen=True)
 class LabelSkew:
-    """How parts differ in their labels."""
+    """The label skew between parts."""
 
     dirichlet: float
-    """Concentration of the Dirichlet distribution, of all labels together: a part's shares of them are drawn from
-    Dir(dirichlet * p), p being the shares among all rows. Near 0 a part has one label, far above 1 all have p."""
+    """Concentration of the Dirichlet distribution, summed over the labels. A part's label shares are drawn from
+    Dir(dirichlet * p), with p the shares among all rows. Near 0 a part has one label; far above 1 all have p."""
     seed: int = 0
-    """Of everything drawn, 0 to 2^32 - 1. Parts are disjoint if all clients of the task have the same."""
+    """Seed of all random draws, 0 to 2^32 - 1. Parts are disjoint if all clients of the task use the same seed."""
 
 
 def parts_of(groups: Sequence[int], num_parts: int, skew: LabelSkew) -> list[list[int]]:
-    """Deal rows out to parts.
+    """Distribute rows among parts.
 
-    The parts take turns, and each takes a row of a label drawn from its own distribution over the labels that are left.
-    So the last ones have no more than others of what nobody wanted.
+    The parts take turns. Each draws a label from its own distribution over the labels that have rows left, and takes a
+    row of that label. So the last parts aren't left with more of the unpopular labels than others.
 
     Args:
-        groups: each row's label, as any number that stands for it.
-        num_parts: how many parts, at least 1.
-        skew: how they differ.
+        groups: each row's label, as an arbitrary number.
+        num_parts: number of parts, at least 1.
+        skew: the label skew.
 
     Returns:
-        Row numbers by part: every row is in one of them, their sizes differ by 1 at most, the first ones' are larger.
-        The order is random. The same arguments give the same parts everywhere, since NumPy keeps `RandomState` as
-        it is.
+        Row indices by part, in random order. Every row is in exactly one part. Sizes differ by at most 1, and the
+        first parts are the larger ones. The same arguments give the same parts on every machine, since NumPy freezes
+        `RandomState`.
 
     Raises:
         DataError: there are fewer rows than parts.
@@ -64,7 +64,7 @@ def parts_of(groups: Sequence[int], num_parts: int, skew: LabelSkew) -> list[lis
 
 
 def groups_of_values(values: Sequence[float]) -> list[int]:
-    """The bin that each value lies in: `NUM_BINS` of about equally many rows, fewer where values repeat."""
+    """Return the bin of each value: `NUM_BINS` bins with about equally many rows, fewer bins if values repeat."""
     edges = np.unique(np.quantile(np.asarray(values), np.linspace(0, 1, NUM_BINS + 1)[1:-1]))
     return [int(bin_) for bin_ in np.digitize(np.asarray(values), edges)]
 
@@ -72,18 +72,18 @@ def groups_of_values(values: Sequence[float]) -> list[int]:
 def _shares(
     of_all: npt.NDArray[np.float64], concentration: float, random: np.random.RandomState
 ) -> npt.NDArray[np.float64]:
-    """A part's distribution over the labels."""
+    """Draw a part's distribution over the labels."""
     drawn = random.dirichlet(concentration * of_all)
     if np.isfinite(drawn).all():
         return drawn
-    # So small a concentration that every label's weight came out as 0: in the limit a part has one label.
+    # The concentration is so small that every weight underflowed to 0; in the limit, a part has one label.
     only = np.zeros(len(of_all))
     only[random.choice(len(of_all), p=of_all)] = 1
     return only
 
 
 def _draw(share: npt.NDArray[np.float64], left: npt.NDArray[np.float64], random: np.random.RandomState) -> int:
-    """A label that has rows left; where the part's own labels have none, as they are distributed among what is left."""
+    """Draw a label that has rows left; if none of the part's own labels has any, draw by the remaining rows."""
     weights = np.cumsum(share * (left > 0))
     if weights[-1] <= 0:
         weights = np.cumsum(left)

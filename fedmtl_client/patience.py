@@ -1,4 +1,4 @@
-"""Calling again while the server is away: how often, how long, and what the log says of it."""
+"""Retries while the server is away: backoff, time limit and log messages."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from fedmtl_core.errors import (
 from fedmtl_core.logs import get_logger
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.2, 10.0
-"""How long to wait before trying again: up to the first, then up to twice as long each time, up to the second."""
+"""Seconds before a retry: at most the first number, doubled with each attempt, up to the second number."""
 STEADY_S = 10.0
-"""A stream of events that lasts so long was no short one."""
+"""A stream of events that lasted this many seconds is no short stream."""
 
 _T = TypeVar("_T")
 
 
 class Patience:
-    """Calls a server until it answers.
+    """Retries calls until the server answers.
 
     Args:
-        address: the server's, for messages.
-        reconnect_s: how long a call keeps trying while the server is away.
-        closed: ends all waiting.
-        before_retry: called after every failed attempt that is followed by another.
+        address: the server's address, for messages.
+        reconnect_s: how long, in seconds, a call keeps trying while the server is away.
+        closed: ends all waiting when set.
+        before_retry: called after every failed attempt that is followed by another attempt.
     """
 
     def __init__(self, address: str, reconnect_s: float, closed: threading.Event, before_retry: Callable[[], None]):
@@ -45,22 +45,22 @@ class Patience:
         self.closed = closed
         self.before_retry = before_retry
         self.last_contact = 0.0
-        """When a transfer came on last."""
+        """Time of the latest progress of a transfer, on the monotonic clock."""
         self._was_reached = False
         self._outage = threading.Lock()
         self._away_since: float | None = None
         self._log = get_logger()
 
     def answered(self) -> None:
-        """Note that the server has answered a call, or a message of a stream."""
+        """Record that the server has answered a call, or sent a message of a stream."""
         self._was_reached = True
 
-    def came_on(self) -> None:
-        """Note that a transfer came on: the server isn't away."""
+    def made_progress(self) -> None:
+        """Record that a transfer progressed, so the server isn't away."""
         self.last_contact = time.monotonic()
 
-    def may_pass(self, error: BaseException) -> bool:
-        """Whether it is worth to try again: a server that was trusted once may be so again, with a new certificate."""
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether to retry. A server that was trusted once is retried, since it may get a new certificate."""
         if isinstance(error, UntrustedServerError):
             return self._was_reached
         if isinstance(error, LimitExceededError):
@@ -68,20 +68,20 @@ class Patience:
         return isinstance(error, UnavailableError | ChecksumError)
 
     def keep_trying(self, call: str, attempt: Callable[[], _T], should_stop: Callable[[], bool]) -> _T:
-        """Call until the server answers, with exponential backoff and jitter in between.
+        """Call until the server answers, with exponential backoff and jitter.
 
-        A server that says when to come back is asked no sooner. It gives up when nothing was heard of the server for
-        `reconnect_s`, however long the call went well before; and it is quick to try again where the last attempt went
-        well for a while.
+        If the server says when to retry, no attempt comes sooner. The call fails if nothing was received from the
+        server for `reconnect_s`, however long the call went well before. The backoff starts again from its minimum
+        after an attempt that made progress.
 
         Args:
-            call: the name of what is called, for the log.
-            attempt: calls once.
-            should_stop: asked after every failure; trying again ends when it says so.
+            call: the call's name in the log.
+            attempt: makes the call once.
+            should_stop: called after every failed attempt; True ends the attempts.
         """
         series = _Series(self, call, should_stop)
         retrying = Retrying(
-            retry=retry_if_exception(self.may_pass),
+            retry=retry_if_exception(self.is_transient),
             wait=series.wait_s,
             stop=series.is_over,
             sleep=sleep_using_event(self.closed),
@@ -94,20 +94,19 @@ class Patience:
             if self.closed.is_set() or should_stop():
                 raise
             waited = f" for {series.away_s:.0f} s (client.reconnect_s)" if series.has_failed else ""
-            raise UnreachableError(
-                f"no server at {self.address}{waited}: {error}. Is it running, and is that its address?"
-            ) from None
+            question = "" if str(error).endswith("?") else ". Is it running, and is the address right?"
+            raise UnreachableError(f"no server at {self.address}{waited}: {error}{question}") from None
         if series.has_failed:
             self._end_outage()
         return answer
 
     def note_outage(self) -> None:
-        """Note that a call fails, if none did before."""
+        """Record that a call fails, unless an outage is recorded already."""
         with self._outage:
             self._away_since = self._away_since or time.monotonic()
 
     def _end_outage(self) -> None:
-        """Log once, whichever of several calls is answered first."""
+        """Log the end of the outage once, even if several calls are answered."""
         with self._outage:
             since, self._away_since = self._away_since, None
         if since is not None:
@@ -115,10 +114,10 @@ class Patience:
 
 
 class Losses:
-    """Streams of events that end although each could be opened: how long to wait before the next, and what is logged.
+    """Event streams that end although they could be opened: limits reconnection and logs it.
 
     Args:
-        patience: that of the calls which open them.
+        patience: the retry state of the calls that open the streams.
     """
 
     def __init__(self, patience: Patience):
@@ -126,20 +125,20 @@ class Losses:
         self._opened = 0.0
         self._num_short = 0
         self._since = 0.0
-        """When the first of these short streams was opened."""
+        """When the first of the consecutive short streams was opened."""
 
     def opened(self) -> None:
-        """Note that a stream has begun."""
+        """Record that a stream has begun."""
         self._opened = time.monotonic()
 
     def note(self, error: UnavailableError | LimitExceededError | None) -> None:
-        """Note that it has ended.
+        """Record that the stream has ended.
 
         Args:
-            error: why; None if the server ended it.
+            error: the reason; None if the server ended the stream.
 
         Raises:
-            IntermediaryError: something in between has ended each stream soon after it was opened, for `reconnect_s`.
+            IntermediaryError: an intermediary has ended each stream soon after it was opened, for `reconnect_s`.
         """
         self._count()
         if error is None:
@@ -148,14 +147,14 @@ class Losses:
         if self._num_short and isinstance(error, IntermediaryError) and lasted_s >= self._patience.reconnect_s:
             raise IntermediaryError(
                 f"each stream of events from {self._patience.address} has ended soon after it began, for "
-                f"{lasted_s:.0f} s (client.reconnect_s): is it a proxy's limit, or does the server fail? Its log says "
-                f"so. The last: {error}"
+                f"{lasted_s:.0f} s (client.reconnect_s): does a proxy limit the duration of streams, or does the "
+                f"server fail (see its log)? The last error: {error}"
             )
         if self._num_short & (self._num_short - 1) == 0:  # 0, 1, 2, 4, 8 …
             get_logger().warning("server.lost", address=self._patience.address, reason=str(error))
 
     def wait(self) -> None:
-        """Wait before the next stream, the longer the more of them were short in a row."""
+        """Wait before the next stream; the wait grows with the number of consecutive short streams."""
         if self._num_short:
             limit_s = min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** min(self._num_short - 1, 10))
             self._patience.closed.wait(random.uniform(0, limit_s))
@@ -180,28 +179,28 @@ class _Series:
         self._last_contact = patience.last_contact
         self._in_vain = 0
         self.has_failed = False
-        """Whether an attempt failed that was followed by another."""
+        """Whether an attempt failed and was followed by another."""
 
     @property
     def away_s(self) -> float:
-        """For how long nothing was heard of the server."""
+        """Seconds since anything was received from the server."""
         return time.monotonic() - max(self._began, self._patience.last_contact)
 
     def wait_s(self, state: RetryCallState) -> float:
-        """How long to wait before the next attempt."""
+        """Return the wait before the next attempt, in seconds."""
         if (asked_s := _retry_after_s(state)) is not None:
-            return asked_s * random.uniform(1, 1.5)  # not all at once
+            return asked_s * random.uniform(1, 1.5)  # so that the clients don't all retry at once
         self._in_vain = self._in_vain + 1 if self._patience.last_contact == self._last_contact else 0
         self._last_contact = self._patience.last_contact
         return random.uniform(0, min(MAX_WAIT_S, FIRST_WAIT_S * 2**self._in_vain))
 
     def is_over(self, _: RetryCallState) -> bool:
-        """Whether there is no further attempt."""
+        """Whether to make no further attempt."""
         patience = self._patience
         return self.away_s >= patience.reconnect_s or patience.closed.is_set() or self._should_stop()
 
     def prepare_retry(self, state: RetryCallState) -> None:
-        """Do what has to be done between a failed attempt and the next: log the failure, and renew the credentials."""
+        """Log the failed attempt and renew the credentials before the next one."""
         if self._patience.closed.is_set():
             return
         self.has_failed = True
@@ -210,7 +209,7 @@ class _Series:
         self._log_failure(state)
 
     def _log_failure(self, state: RetryCallState) -> None:
-        """Log the first failure, the second, the fourth and so on: an outage may last for thousands."""
+        """Log the 1st failure, the 2nd, the 4th and so on, since an outage may last for thousands of attempts."""
         if state.attempt_number & (state.attempt_number - 1) == 0:
             error = state.outcome.exception() if state.outcome else None
             get_logger().info(
@@ -224,6 +223,6 @@ class _Series:
 
 
 def _retry_after_s(state: RetryCallState) -> float | None:
-    """When the server that refused the last attempt wants to be asked again, if it said so."""
+    """Return the server's requested delay before the next attempt, in seconds; None if it requested none."""
     error = state.outcome.exception() if state.outcome else None
     return error.retry_after_s if isinstance(error, LimitExceededError) else None

@@ -1,4 +1,4 @@
-"""Training progress for people: a bar on a terminal, a line per epoch elsewhere."""
+"""Training progress for people: a bar on a terminal, otherwise one log line per epoch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fedmtl_core.logs import get_logger
 
 @contextmanager
 def training_progress(title: str, *, bar: bool) -> Iterator[Callable[[Step], None]]:
-    """Yields a function to be called with every step. It shows progress from the first step to the last.
+    """Yield a function to call with every step. It shows progress from the first step to the last.
 
     Args:
         title: the round's name.
-        bar: whether a terminal may get a bar.
+        bar: whether to show a bar if standard error is a terminal.
     """
     if not (bar and sys.stderr.isatty()):
         yield lambda step: _log_epoch(title, step)

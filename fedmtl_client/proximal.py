@@ -1,7 +1,7 @@
-"""FedProx (Li et al. 2020, arXiv:1812.06127): local training is held to the model that it began with.
+"""FedProx (Li et al. 2020, arXiv:1812.06127): a penalty keeps local training close to the received model.
 
-What a client minimises is its loss plus μ/2 times the squared distance to the received parameters w₀. The term's
-gradient is μ (w - w₀), which is added where the loss's own is: no second graph, and one copy of the parameters.
+A client minimizes its loss plus μ/2 times the squared distance to the received parameters w₀. The term's gradient,
+μ (w - w₀), is added to the loss's gradient. This takes no second graph, and one copy of the parameters.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import nn
 
 
 class ProximalTerm:
-    """One round's term.
+    """The proximal term of one round.
 
     Args:
-        parameters: those that are trained, as they were received; they are copied.
-        mu: how strongly they are held, above 0.
+        parameters: the trained parameters with their received values, which are copied.
+        mu: the weight μ of the term, above 0.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], mu: float):
@@ -26,7 +26,7 @@ class ProximalTerm:
 
     @torch.no_grad()
     def add_gradient(self) -> None:
-        """Add the term's gradient to the parameters'. One without a gradient hasn't been moved by the loss either."""
+        """Add the term's gradient. Parameters without a gradient are skipped: the loss hasn't moved them either."""
         for parameter, received in self._pairs:
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - received, alpha=self._mu)

@@ -1,8 +1,8 @@
 """The client's side of SCAFFOLD (Karimireddy et al. 2020, arXiv:1910.06378), with the paper's option II.
 
-Training steps against g - c_i + c in place of the gradient g, with c_i this client's control variate and c the
-server's, which comes with the slice. Afterwards c_i⁺ = c_i - c - Δ / s, where Δ is the update as it was sent, for the
-server comes to the same from it, and s the sum of the steps' learning rates.
+Training steps use g - c_i + c instead of the gradient g. Here c_i is this client's control variate, and c is the
+server's, which comes with the slice. After training, c_i⁺ = c_i - c - Δ / s, where s is the sum of the steps' learning
+rates. Δ is the update as sent, lossy encoding included, so that the server computes the same c_i⁺ from it.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from fedmtl_core.wire.layout import Component
 
 
 class ControlVariates:
-    """A client's variates, in memory: who starts anew begins with 0, and tells the server so."""
+    """A client's variates, in memory only. A restarted client starts from 0, and its updates say so to the server."""
 
     def __init__(self) -> None:
         self._own: dict[str, Component] = {}
         self._server: Mapping[str, Component] = {}
         self._next: tuple[int, dict[str, Component]] | None = None
         self.round = 0
-        """Of the last update that they have taken in; 0 for none."""
+        """The round of the last update that changed the variates; 0 for none."""
 
     def begin(self, server: Mapping[str, Component], since: int) -> None:
         """Begin a round.
 
         Args:
-            server: the server's variates, by the scope that each is for.
-            since: the round in which the variates began; this client's are void if they are of one before.
+            server: the server's variates, by the scope of the component that each belongs to.
+            since: the round in which the server's variates began; older variates of this client are discarded.
         """
         self._server, self._next = server, None
         if self.round < since:
             self.forget()
 
     def correction(self, model: MultiTaskModel) -> Callable[[], None]:
-        """What adds c - c_i to a model's gradients, on whatever device it is."""
+        """Return a function that adds c - c_i to a model's gradients, on the model's device."""
         parameters = dict(model.named_parameters())
         pairs: list[tuple[Tensor, Tensor]] = []
         for scope, server in self._server.items():
@@ -56,34 +56,34 @@ class ControlVariates:
         @torch.no_grad()
         def correct() -> None:
             for parameter, difference in pairs:
-                # Where the loss doesn't see a parameter its gradient is 0, and other clients' may not be.
+                # A parameter without influence on this client's loss has gradient 0; other clients may change it.
                 parameter.grad = difference.clone() if parameter.grad is None else parameter.grad.add_(difference)
 
         return correct
 
     def trained(self, round_: int, sent: Iterable[EncodedComponent], learning_rate_sum: float) -> None:
-        """Note what came of a round's training.
+        """Compute the next variates from a round's training.
 
         Args:
-            round_: the slice's.
-            sent: the update, a delta.
-            learning_rate_sum: of all steps; of 0 nothing can be told.
+            round_: the slice's round.
+            sent: the update, a delta, as it was encoded.
+            learning_rate_sum: sum over all steps; with 0 the variates stay as they are.
         """
         if learning_rate_sum:
             self._next = (round_, {one.layout.scope: self._following(one, learning_rate_sum) for one in sent})
 
     def counted(self) -> None:
-        """Note that the update counts. That of one which doesn't is of no account to the server either."""
+        """Use the next variates, since the update counts. The server ignores variates of other updates too."""
         if self._next is not None:
             self.round, self._own = self._next
         self._next = None
 
     def forget(self) -> None:
-        """Begin with 0: another run has begun, or the server's variates have."""
+        """Start from 0, since another run or the server's variates have begun."""
         self._own, self.round, self._next = {}, 0, None
 
     def _following(self, sent: EncodedComponent, learning_rate_sum: float) -> Component:
-        """A component's next variate."""
+        """Return a component's next variate."""
         scope, layout = sent.layout.scope, sent.layout.layout
         delta = decode(layout, sent.layout.encoding, sent.data)
         following = Component(control_layout(layout))

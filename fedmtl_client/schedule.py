@@ -1,4 +1,4 @@
-"""Which of its tasks a client has next, where it says so itself."""
+"""The client's own choice of its next task."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from fedmtl_core.config import ClientSelection
 
 @dataclass(frozen=True)
 class TaskSchedule:
-    """A client's own choice of its tasks, or none.
+    """The order in which a client chooses its tasks; with `selection: server` it leaves the choice to the server.
 
-    The server holds to it: the client counts for the quorum of the task that it has chosen, and of no other.
+    The server respects the choice: the client counts for the quorum of the chosen task only.
     """
 
     tasks: Sequence[str]
-    """All that it has data for; at least one."""
+    """All tasks that the client has data for; at least one."""
     selection: ClientSelection = "server"
-    """`server` for no choice of its own, `round_robin` for one after the other, `random` for any with equal chance."""
+    """`server` for the server's choice, `round_robin` for one task after the other, `random` for a uniform draw."""
     seed: int = 0
     client_id: str = ""
 
     @property
     def first(self) -> str:
-        """The choice to begin with; empty if it is the server's."""
+        """The first task; empty if the server is to choose."""
         if len(self.tasks) == 1 or self.selection == "round_robin":
             return self.tasks[0]
         return "" if self.selection == "server" else self._drawn(0)
 
     def after(self, task: str, round_: int) -> str:
-        """The choice that follows a round.
+        """Return the task after a round.
 
         Args:
-            task: the client's in that round; one of its tasks.
+            task: the client's task in that round, one of its tasks.
             round_: the round's number.
 
         Returns:
-            A task; empty if it is the server's choice, or there is none.
+            A task; empty if the server is to choose, or the client has only one task.
         """
         if len(self.tasks) == 1 or self.selection == "server":
             return ""

@@ -1,4 +1,4 @@
-"""A client's life in a run: watch the rounds, and in each one fetch the slice, have it worked on, send the update."""
+"""A client's run: watches the rounds, and in each one downloads the slice, trains on it and uploads the update."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from fedmtl_core.wire.updates import Update
 
 @dataclass(frozen=True)
 class RoundWork:
-    """What a client did in one round."""
+    """A client's work in one round."""
 
     round: int
     task: str
     purpose: Purpose
     received_metrics: Mapping[str, float]
-    """Of the model it received, on its evaluation rows; without those that are undefined."""
+    """Metrics of the received model on the client's evaluation rows, without undefined ones."""
     trained_metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of its own, after training, with the `train_loss`; empty where it was asked to evaluate alone."""
+    """Metrics of the client's model after training, with the `train_loss`; empty in a round that only evaluates."""
     num_examples: int = 0
-    """Rows it trained on."""
+    """Number of training rows."""
     bytes_sent: int = 0
 
 
 @dataclass(frozen=True)
 class ClientResult:
-    """What a client did in a run."""
+    """A client's work in a run."""
 
     run_id: str
     client_id: str
     tasks: Sequence[str]
-    """All that it has rows for; `RoundWork` says which it had in a round."""
+    """All tasks that the client has rows for; `RoundWork` has the task of each round."""
     rounds: Mapping[int, RoundWork]
-    """By number, the rounds that its update came in time for."""
+    """By number, the rounds in which the client's update counted."""
 
 
 class ClientSession:
@@ -57,9 +57,9 @@ class ClientSession:
     Args:
         transport: the connection to the server.
         worker: works on slices, under the client id of the connection.
-        schedule: its own choice of its next task; None to leave that to the server.
-        progress_bar: whether training shows a bar where standard error is a terminal.
-        tracing: records spans of its rounds and calls.
+        schedule: the client's own choice of its next task; None to leave it to the server.
+        progress_bar: whether training shows a bar if standard error is a terminal.
+        tracing: records spans of the client's rounds and calls.
     """
 
     def __init__(
@@ -88,15 +88,15 @@ class ClientSession:
         self._log = get_logger()
 
     def run(self) -> ClientResult:
-        """Take part until the run is over. The connection is closed then.
+        """Participate until the run is over, then close the connection.
 
         Returns:
-            What was done, in the last run if the server went over to another.
+            The client's work. If the server changed to another run, only the work in the last run.
 
         Raises:
-            UnavailableError: the server stayed away for too long.
+            UnavailableError: the server was unreachable for too long.
             RequestError: the server refuses this client.
-            ConfigError: a task of the server's is another than this client's of that name.
+            ConfigError: the server's task of this name differs from the client's.
         """
         watcher = threading.Thread(target=self._watch, name="watch-rounds", daemon=True)
         watcher.start()
@@ -123,7 +123,7 @@ class ClientSession:
                 self._take_part(event)
 
     def _watch(self) -> None:
-        """Hand the run's events to `run`; the newest is at hand even while it trains."""
+        """Queue the run's events for `run`, and keep the newest accessible during training."""
         try:
             for event in self._transport.watch():
                 if self._newest is None or event.run_id != self._newest.run_id:
@@ -132,12 +132,12 @@ class ClientSession:
                 self._newest = event
                 self._num_received += 1
                 self._events.put(event)
-        except Exception as error:  # whatever it is, it is the main thread's to raise
+        except Exception as error:  # the main thread raises it, whatever it is
             self._no_longer_watching = True
             self._events.put(error)
 
     def _is_wanted(self, event: RoundEvent) -> bool:
-        """Whether an opened round is this client's to work on, and still open; it may have waited in the queue."""
+        """Whether an opened round, whose event may have waited in the queue, still needs this client's work."""
         asked = event.in_cohort and not event.reported and not self._has_been_answered(event)
         newer = self._newest is not None and self._newest.round > event.round
         return asked and not newer and not self._has_closed(event)
@@ -145,34 +145,34 @@ class ClientSession:
     def _require_task(self, event: RoundEvent) -> None:
         if event.task not in self._worker.tasks:
             raise MalformedStreamError(
-                f"the server has given this client the task {event.task!r} in round {event.round}, expected one of "
+                f"the server assigned the task {event.task!r} to this client in round {event.round}, expected one of "
                 f"{', '.join(self._worker.tasks)}"
             )
 
     def _has_been_answered(self, event: RoundEvent) -> bool:
         """Whether the update that the event asks for was counted while the event waited in the queue.
 
-        An event that came later means it: the server has lost the update with its memory or with a damaged checkpoint,
-        and holds the round again.
+        An event that arrived after that is a new request. The server has lost the update, with its memory or with a
+        damaged checkpoint, and repeats the round.
         """
         return (event.run_id, event.round) == self._counted and self._num_followed <= self._num_before_counted
 
     def _has_closed(self, event: RoundEvent) -> bool:
-        """Whether nothing this client does can count in the event's round any more."""
+        """Whether no work of this client can count in the event's round any longer."""
         newest = self._newest
         if self._no_longer_watching or newest is None or newest.run_id != event.run_id:
             return True
         return newest.oldest_base_round > event.round
 
     def _take_part(self, event: RoundEvent) -> None:
-        """Do a round's work. A round that closes meanwhile is left; the next event says how it goes on."""
+        """Work on a round. If the round closes meanwhile, abandon it; the next event says how the run continues."""
         try:
             with self._tracing.span("round", round=event.round, client_id=self._transport.client_id, task=event.task):
                 self._work(self._get_slice(event), event)
         except (StaleRoundError, WrongRunError) as error:
             self._log.warning("round.missed", progress=event.title, reason=str(error))
         except TrainingStopped:
-            self._log.warning("round.missed", progress=event.title, reason="it closed before training was done")
+            self._log.warning("round.missed", progress=event.title, reason="the round closed before training was done")
         except UnavailableError as error:
             if not self._has_closed(event):
                 raise UnavailableError(f"{event.title}: {error}") from None
@@ -200,7 +200,7 @@ class ClientSession:
             else:
                 self._train(slice_, event)
         except DamagedModelError as error:
-            with contextlib.suppress(RequestError):  # which the server answers with; the client's own words stay
+            with contextlib.suppress(RequestError):  # the server refuses this update; the client's message says more
                 self._push(error.update, (), event)
             raise
 
@@ -248,6 +248,6 @@ class ClientSession:
 
 
 def _undefined(*evaluations: Evaluation) -> dict[str, dict[str, str]]:
-    """For the log, which metrics have no value, and why, if any."""
+    """Return the metrics without a value and the reasons, as keys for the log; empty if all have values."""
     reasons = {name: reason for one in evaluations for name, reason in one.undefined.items()}
     return {"undefined": reasons} if reasons else {}

@@ -1,4 +1,4 @@
-"""A client's slice of the model, as a value."""
+"""A client's slice of the model."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fedmtl_core.wire.layout import Component
 
 @dataclass(frozen=True)
 class Slice:
-    """A client's part of the model, as one commit left it."""
+    """A client's part of the model, as of one committed round."""
 
     run_id: str
     round: int
-    """The round that trains on it."""
+    """The round that trains on this slice."""
     task: str
-    """The task whose head it has; empty for the whole model, with the heads of all tasks."""
+    """The task whose head the slice has; empty for the whole model, with the heads of all tasks."""
     purpose: Purpose
     plan: TrainingPlan
     components: Mapping[str, Component]
-    """By scope, encoder first. They are the cache's own components where the slice was received into a
-    `ComponentCache`."""
+    """By scope, encoder first. If the slice was received into a `ComponentCache`, these are the cache's own
+    components."""
     controls: Mapping[str, Component] = field(default_factory=dict)
-    """The server's control variates by the scope that each is for; empty if the server has none. They are the cache's
-    own components too."""
+    """The server's control variates, by the scope of the component that each belongs to; empty if the server has none.
+    They are the cache's own components too."""
     control_since: int = 0
     """The round in which the control variates began."""
     bytes_received: int = 0
-    """Encoded bytes that were received for it."""
+    """Encoded bytes that were received for this slice."""

@@ -1,4 +1,4 @@
-"""Between the wire and the model: a slice into the client's model, and the trained model into an update."""
+"""Loads slices into the client's model, and makes updates of the trained model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fedmtl_core.wire.layout import Component, Layout
 
 
 class ClientModelSynchronizer:
-    """Keeps a client's model in step with its slice.
+    """Loads slices into a client's model, and returns the model's parameters or deltas for the update.
 
     Args:
-        task: the client's task, whose head the model has; or None for a model with every head.
-        local: names of the model's parameters that are in no slice.
+        task: the client's task, whose head the model has; None for a model with every head.
+        local: names of the model's local parameters, which no slice has.
     """
 
     def __init__(self, task: str | None = None, local: Iterable[str] = ()):
@@ -30,16 +30,16 @@ class ClientModelSynchronizer:
         self._shared_with: MultiTaskModel | None = None
 
     def load(self, model: MultiTaskModel, components: Mapping[str, Component], *, share: bool = False) -> None:
-        """Put a slice into a model, bit for bit, on whatever device the model is.
+        """Copy a slice into a model, bit for bit, on any device.
 
         Args:
             model: an encoder and the slice's heads.
             components: the slice, by scope. It is kept for `update`.
-            share: let a model on CPU live in the components' own memory, so that nothing is copied either way. They
-                change with it then, and there is no delta.
+            share: let a model on CPU use the components' own memory, so that nothing is copied in either direction.
+                The components then change with the model, and deltas aren't available.
 
         Raises:
-            LayoutMismatchError: the model isn't the one that the slice was cut from; the model is unchanged then.
+            LayoutMismatchError: the slice has other tensors than the model; the model is unchanged then.
         """
         own = model.exchanged()
         self._require_fit(model, own, components)
@@ -53,19 +53,19 @@ class ClientModelSynchronizer:
         self._shared, self._shared_with = dict(components), model
 
     def update(self, model: MultiTaskModel, kind: UpdateKind) -> list[Component]:
-        """What to send back: the model's parameters, or what changed in them since `load`.
+        """Return the model's parameters, or their change since `load`.
 
         Args:
-            model: the model that was loaded into.
+            model: the model that the slice was loaded into.
             kind: `parameters` or `delta`.
 
         Returns:
-            Components on CPU in the slice's order and layout. A delta is trained minus received. Parameters are the
-            slice's own components where the model shares them.
+            Components on CPU in the slice's order and layout. A delta is trained minus received. If the model shares
+            the slice's memory, parameters are the slice's own components.
 
         Raises:
-            ValueError: a delta of a model that shares the slice's memory.
-            LayoutMismatchError: training has given one of the model's tensors another shape or dtype.
+            ValueError: a delta is asked of a model that shares the slice's memory.
+            LayoutMismatchError: training has changed the shape or dtype of one of the model's tensors.
         """
         if self._shared_with is model and kind == "delta":
             raise ValueError("a model that shares its slice's memory has no delta")
@@ -85,7 +85,7 @@ class ClientModelSynchronizer:
         return components
 
     def _require_unchanged(self, own: Mapping[str, Tensor]) -> None:
-        """Check that a trained model's tensors have the layout in which they came."""
+        """Check that a trained model's tensors still have the received layout."""
         try:
             for scope, component in self._received.items():
                 names = (spec.name for spec in component.layout.tensors)
@@ -108,17 +108,17 @@ class ClientModelSynchronizer:
 
 
 def _require_all(expected: Set[str], components: Mapping[str, Component]) -> None:
-    """Check that components have each of some tensors once, and no others."""
+    """Check that the components have each of the expected tensors once, and no others."""
     scope_of: dict[str, str] = {}
     for scope, component in components.items():
         for spec in component.layout.tensors:
             if spec.name not in expected:
-                raise LayoutMismatchError(f"{scope}: the model has no tensor {spec.name!r}, or keeps it for itself")
+                raise LayoutMismatchError(f"{scope}: the model has no tensor {spec.name!r}, or keeps it local")
             if spec.name in scope_of:
-                raise LayoutMismatchError(f"{spec.name!r} is there twice, in {scope_of[spec.name]} and in {scope}")
+                raise LayoutMismatchError(f"{spec.name!r} occurs twice, in {scope_of[spec.name]} and in {scope}")
             scope_of[spec.name] = scope
     if missing := sorted(expected - scope_of.keys()):
-        raise LayoutMismatchError(f"the tensors {name_some(missing)} are missing")
+        raise LayoutMismatchError(f"the tensors {name_some(missing)} are missing in the slice")
 
 
 def _copy(components: Mapping[str, Component], own: Mapping[str, Tensor]) -> None:
@@ -129,10 +129,10 @@ def _copy(components: Mapping[str, Component], own: Mapping[str, Tensor]) -> Non
 
 
 def _take_back(component: Component, own: Mapping[str, Tensor]) -> None:
-    """Have a component hold what a model that lives in it holds now, and the model live in it again.
+    """Update a component from the model that shares its memory, and make the model share that memory again.
 
-    Optimisers write to the memory that parameters are in. A module may give a buffer other memory (`self.x = 0.9 *
-    self.x + …`, as I-BERT does), which the component doesn't see.
+    Optimizers write into the parameters' memory. A module may give a buffer new memory, which the component doesn't
+    see (`self.x = 0.9 * self.x + …`, as I-BERT does).
     """
     views = component.views()
     moved = {name: own[name].detach().clone() for name, view in views.items() if not _is_view(own[name], view)}

@@ -1,4 +1,4 @@
-"""Rows by column, as files, the hub and plug-ins give them, before anything is checked."""
+"""Rows by column, as read from files, the hub or plug-ins, without validation."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as columns, as a source gave them."""
+    """Rows as columns, as the source has them."""
 
     columns: Mapping[str, Sequence[object]]
-    """The values by column name; all columns have one length."""
+    """The values by column name; all columns have the same length."""
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By column name, the class names that the source declares: the column's values are indices into them, or lists of
     indices. Most columns have none."""
 
     available: Sequence[str] = ()
-    """The names of all columns that the source has, where `columns` has only those that were asked for."""
+    """The names of all columns of the source; `columns` has only the requested ones."""
 
     @property
     def num_rows(self) -> int:
@@ -26,9 +26,9 @@ class Table:
 
     @classmethod
     def of(cls, dataset: Any, wanted: Sequence[str] | None = None) -> Table:
-        """The wanted columns of a `datasets.Dataset`, all if None, with the names of its `ClassLabel` columns.
+        """Return the wanted columns of a `datasets.Dataset`, all if None, with the names of its `ClassLabel` columns.
 
-        A column is read at once: iterating over `dataset[name]` reads it row by row, about 60 times slower.
+        Columns are read as a whole: iterating over `dataset[name]` reads row by row, about 60 times slower.
         """
         features = dataset.features
         there = [name for name in dataset.column_names if wanted is None or name in wanted]
@@ -41,7 +41,7 @@ class Table:
 
 
 def class_names_in(features: object) -> dict[str, tuple[str, ...]]:
-    """By column name, the class names that `datasets.Features` or their JSON form declare; empty for anything else."""
+    """Return, by column name, the class names in `datasets.Features` or their JSON form; empty for other objects."""
     if not isinstance(features, Mapping):
         return {}
     declared = {name: _declared_names(feature) for name, feature in features.items()}
@@ -49,7 +49,7 @@ def class_names_in(features: object) -> dict[str, tuple[str, ...]]:
 
 
 def _declared_names(feature: object) -> tuple[str, ...]:
-    """The class names of a `datasets` feature or of its JSON form, or of the items of a list; empty if it has none."""
+    """Return the class names of a `datasets` feature or its JSON form, or those of a list's items; empty if none."""
     if isinstance(feature, list) and len(feature) == 1:
         return _declared_names(feature[0])
     if not isinstance(feature, Mapping):

@@ -1,4 +1,4 @@
-"""From the cells of a label column to the targets of a task, without the rows that a setting leaves out."""
+"""Converts the cells of a label column to a task's targets, without the rows that a setting drops."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
 
 NO_LABEL = -1
-"""What `datasets` has instead of the index of a class for a row without a label."""
+"""The value that `datasets` uses for a row without a label, instead of a class index."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The targets of the rows that are used."""
+    """The targets of the used rows."""
 
     indices: Sequence[int]
-    """Where these rows are in their table, ascending, counted from 0."""
+    """Indices of these rows in their table, ascending, counted from 0."""
     values: Sequence[object]
-    """Class numbers, or values, or what the task's kind makes of a cell; None each where rows have no label."""
+    """Class numbers, values, or the task type's own targets; None for each row without a label."""
     dropped: Mapping[str, int]
-    """Numbers of rows left out, by the setting in the task's `data`."""
+    """Number of dropped rows, by the setting in the task's `data`."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What is in a label column, whether it is all as the task says or not."""
+    """Statistics of a label column, including cells that contradict the task."""
 
     indices: list[int] = field(default_factory=list)
-    """Where the rows are that no setting leaves out, ascending, counted from 0."""
+    """Indices of the rows that no setting drops, ascending, counted from 0."""
     labels: Counter[str] = field(default_factory=Counter)
-    """Numbers of rows by label, or where rows have several labels, numbers of those; empty without classes."""
+    """Number of rows by label; label occurrences where rows have several labels; empty for a task without classes."""
     unknown: Counter[str] = field(default_factory=Counter)
-    """Numbers of rows by a cell that is none of the task's labels, or no number."""
+    """Number of rows by invalid cell: not one of the task's labels, or not a number."""
     out_of_range: Counter[float] = field(default_factory=Counter)
-    """Numbers of rows by a score outside the task's `value_range`, unless such rows are left out."""
+    """Number of rows by score outside the task's `value_range`, unless a setting drops these rows."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Numbers of rows left out, by the setting in the task's `data`."""
+    """Number of dropped rows, by the setting in the task's `data`."""
 
 
 def read(spec: TaskSpec, source: DataConfig, table: Table, place: str) -> Targets:
-    """The targets of a table's rows.
+    """Return the targets of a table's rows.
 
     Args:
-        spec: their task.
-        source: its `drop_labels` and `out_of_range` say which rows to leave out.
-        table: has the label column if the task's rows have labels.
-        place: where the rows are, for messages.
+        spec: the rows' task.
+        source: its `drop_labels` and `out_of_range` choose the rows to drop.
+        table: the rows, with the label column if the task's rows have labels.
+        place: the location of the rows, for messages.
 
     Raises:
         DataError: a cell is no target, or no row is left; the message has the row's number, from 1.
-        ConfigError: the task's kind is a plug-in that raises something else than `ValueError`.
+        ConfigError: the task type is a plug-in that raises something other than `ValueError`.
     """
     if not spec.is_labelled:
         return Targets(range(table.num_rows), [None] * table.num_rows, {})
@@ -73,20 +73,30 @@ def read(spec: TaskSpec, source: DataConfig, table: Table, place: str) -> Target
             except _RowDropped as row:
                 dropped[row.setting] += 1
             except ValueError as error:
-                raise DataError(f"{place}: row {index + 1}: {spec.label_column}: {error}") from None
+                raise DataError(
+                    f"{place}: row {index + 1}: {spec.label_column}: {error}{_advice(spec, error)}"
+                ) from None
             else:
                 indices.append(index)
     if dropped and not indices:
         settings = " and ".join(f"tasks.{spec.name}.data.{setting}" for setting in dropped)
-        raise DataError(f"{place}: no row is left: {settings} leaves out all {table.num_rows:,}")
+        raise DataError(f"{place}: no row is left: {settings} drops all {table.num_rows:,} rows")
     return Targets(indices, values, dropped)
 
 
+def _advice(spec: TaskSpec, error: ValueError) -> str:
+    """Return the ways to fix a cell that is none of a task's labels; empty for other cells."""
+    if not spec.labels or isinstance(error, _OutOfRange):
+        return ""
+    key = f"tasks.{spec.name}"
+    return f". Fix the row or {key}.labels, or drop such rows with {key}.data.drop_labels"
+
+
 def tally(spec: TaskSpec, source: DataConfig, table: Table) -> Tally:
-    """Count what is in a table's label column; the arguments are those of `read`.
+    """Count the contents of a table's label column; the arguments are those of `read`.
 
     Raises:
-        ConfigError: the task's kind is a plug-in that raises something else than `ValueError`.
+        ConfigError: the task type is a plug-in that raises something other than `ValueError`.
     """
     found = Tally()
     if not spec.is_labelled:
@@ -112,17 +122,17 @@ def tally(spec: TaskSpec, source: DataConfig, table: Table) -> Tally:
 
 
 def matched_by_name(spec: TaskSpec, class_names: Sequence[str]) -> bool:
-    """Whether a column's declared class names say which label a value is; else its values are class numbers.
+    """Whether a column's values are matched by their declared class names; otherwise they are class numbers.
 
-    They are class numbers where the task doesn't name its classes but says how many there are (`labels: 3`), and the
-    source has as many and gives them names that are no numbers.
+    Values are class numbers if the task gives only its number of classes (`labels: 3`), and the source declares as many
+    class names, which aren't numbers.
     """
     are_numbered = spec.labels == tuple(map(str, range(len(class_names))))
     return not are_numbered or any(map(is_number, class_names))
 
 
 class _RowDropped(Exception):
-    """A setting leaves a row out."""
+    """A setting drops a row."""
 
     def __init__(self, setting: str):
         super().__init__(setting)
@@ -138,7 +148,7 @@ class _OutOfRange(ValueError):
 
 
 class _Cells:
-    """What the cells of one label column stand for."""
+    """Converts the cells of one label column."""
 
     def __init__(self, spec: TaskSpec, source: DataConfig, class_names: tuple[str, ...]):
         self._spec = spec
@@ -149,12 +159,12 @@ class _Cells:
         self._drops_out_of_range = source.out_of_range == "drop"
 
     def target(self, cell: object) -> Any:
-        """The target that a cell stands for.
+        """Return the target of a cell.
 
         Raises:
-            _RowDropped: a setting leaves the row out.
-            _OutOfRange: it is a score outside of the task's range.
-            ValueError: it is no target; the message says what was expected.
+            _RowDropped: a setting drops the row.
+            _OutOfRange: the cell is a score outside of the task's range.
+            ValueError: the cell is no target; the message says what was expected.
         """
         named = self.named(cell)
         if self._dropped_labels.texts and self._dropped_labels.find(text_of(named) or "") is not None:
@@ -166,7 +176,7 @@ class _Cells:
         return target
 
     def named(self, cell: object) -> object:
-        """A cell with the class names that its source declares in place of indices; what is no index stays."""
+        """Return a cell with indices replaced by the declared class names; other values are unchanged."""
         if not self._class_names:
             return cell
         if isinstance(cell, list):
@@ -178,7 +188,7 @@ class _Cells:
     def _target_of_declared(self, named: object) -> Any:
         declares = f"the source declares the classes {', '.join(self._class_names)}"
         if type(named) is int:
-            absent = ", which stands for no label" if named == NO_LABEL else ""
+            absent = ", which means no label" if named == NO_LABEL else ""
             raise ValueError(f"expected the index of a class, got {named}{absent}; {declares}")
         try:
             return self._kind.target(named)

@@ -1,4 +1,4 @@
-"""What a client keeps of each task from round to round: the model, the rows, and what training remembers."""
+"""A client's state of each task between rounds: the model, the rows, and the state of training."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from fedmtl_core.wire.formats import DEFAULT_DENSITY, Encoding
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a client decides for itself; None leaves it to the server's plan."""
+    """The client's own settings; None leaves a setting to the server's plan."""
 
     device: torch.device
     model: str | None = None
     """Name or folder of the encoder's architecture and tokenizer."""
     upload: Encoding = "float32"
-    """How updates travel. Any other than `float32` is lossy, and sent as a delta with error feedback."""
+    """Encoding of updates. Any encoding other than `float32` is lossy, and is sent as a delta with error feedback."""
     download: Encoding = "float32"
-    """How slices travel."""
+    """Encoding of slices."""
     topk_density: float = DEFAULT_DENSITY
     random_init: bool = False
-    """Whether encoder layers that it keeps for itself begin with random values."""
+    """Whether local encoder layers start from random values."""
     state_dir: Path | None = None
-    """The folder of the parameters that it keeps for itself, from one start to the next; None for in memory alone."""
+    """The folder that keeps local parameters between starts; None to keep them in memory only."""
     trainer: Callable[[TaskSpec, TrainingPlan, torch.device], Trainer] = Trainer
-    """Makes what trains and evaluates."""
+    """Constructs the trainer, which also evaluates."""
 
 
 @dataclass(frozen=True)
 class ClientTask:
-    """One task that a client takes part in; 0 leaves a number to the server's plan."""
+    """One task of a client; 0 leaves a number to the server's plan."""
 
     spec: TaskSpec
     data: TaskData
-    """Its rows."""
+    """The task's rows."""
     train_samples: int = 0
     val_samples: int = 0
 
 
 @dataclass(frozen=True)
 class TaskState:
-    """One task's model and rows, made for one training plan."""
+    """One task's model, rows and trainer, made for one training plan."""
 
     plan: TrainingPlan
     model: MultiTaskModel
@@ -65,14 +65,14 @@ class TaskState:
     validation: EncodedRows
     synchronizer: ClientModelSynchronizer
     feedback: ErrorFeedback | None
-    """None where updates are sent without loss."""
+    """None if uploads are lossless."""
     local: LocalParameters
 
     def encoded_update(self, kind: UpdateKind) -> list[EncodedComponent]:
-        """The components of the update that the model as it is now makes of the slice that was loaded last.
+        """Return the encoded components of the present model's update to the slice loaded last.
 
         Args:
-            kind: `parameters` or `delta`; a delta where there is error feedback.
+            kind: `parameters` or `delta`; it must be `delta` with error feedback.
 
         Raises:
             NonFiniteError: a value of a lossy update is NaN or infinite.
@@ -83,10 +83,10 @@ class TaskState:
         return [EncodedComponent.exact(component) for component in components]
 
     def counted(self, round_: int) -> None:
-        """Keep what belongs to the update of a round: it counts.
+        """Keep the local parameters and the error feedback of a round, since its update counts.
 
         Raises:
-            DataError: the local parameters can't be written to their file; they are kept in memory then.
+            DataError: the file of local parameters can't be written; they are kept in memory even then.
         """
         self.local.keep(self.model, round_)
         if self.feedback:
@@ -94,12 +94,12 @@ class TaskState:
 
 
 class TaskStates:
-    """The states of a client's tasks, each made in the first round of its task, and again when the plan changes.
+    """The states of a client's tasks. Each is made in the first round of its task, and again when the plan changes.
 
     Args:
         client_id: names the files of local parameters.
         tasks: the client's tasks; at least one.
-        settings: what the client decides for itself.
+        settings: the client's own settings.
     """
 
     def __init__(self, client_id: str, tasks: Sequence[ClientTask], settings: WorkerSettings):
@@ -116,18 +116,18 @@ class TaskStates:
         return tuple(self._tasks)
 
     def forget(self) -> None:
-        """Begin anew with local parameters and error feedback: another run has begun."""
+        """Reset local parameters and error feedback, since another run has begun."""
         self._states = {task: state for task, state in self._states.items() if not state.plan.local}
         for state in self._states.values():
             if state.feedback:
                 state.feedback.forget()
 
     def state_for(self, slice_: Slice) -> TaskState:
-        """The state of a slice's task, made for the slice's plan.
+        """Return the state of a slice's task, made for the slice's plan.
 
         Raises:
-            ConfigError: the server's task of this name is another.
-            ModelUnavailableError: the encoder's architecture or its tokenizer can't be had.
+            ConfigError: the server's task of this name differs.
+            ModelUnavailableError: the encoder's architecture or its tokenizer can't be loaded.
         """
         state = self._states.get(slice_.task)
         if state is None or state.plan != slice_.plan:
@@ -135,7 +135,7 @@ class TaskStates:
         return state
 
     def state_of(self, task: str) -> TaskState:
-        """The state that was made last for a task."""
+        """Return the state that was made last for a task."""
         return self._states[task]
 
     def _made(self, slice_: Slice, feedback: ErrorFeedback | None) -> TaskState:
@@ -178,7 +178,7 @@ class TaskStates:
 
 
 def _counts(train: EncodedRows, validation: EncodedRows, max_length: int) -> dict[str, int]:
-    """How many rows there are, and how many of them are cut, as far as that is known."""
+    """Return the numbers of rows, and of truncated rows if known, as keys for the log."""
     cut = {"train_rows_cut": train.num_cut, "validation_rows_cut": validation.num_cut}
     known = {name: count for name, count in cut.items() if count is not None}
     return {

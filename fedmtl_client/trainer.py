@@ -28,37 +28,37 @@ from fedmtl_core.tasks.spec import TaskSpec
 
 
 class TrainingStopped(Exception):
-    """Training was ended from outside; the model is somewhere on its way."""
+    """Training was ended from outside; the model is partly trained."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Where training stands after one optimiser step."""
+    """The progress of training after one optimizer step."""
 
     step: int
-    """Counted from 1, in this round."""
+    """Number of the step in this round, counted from 1."""
     num_steps: int
     epoch: int
     num_epochs: int
     loss: float
-    """Mean over the epoch so far."""
+    """Mean loss over the epoch so far."""
     epoch_ended: bool
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What one round of local training came to."""
+    """The outcome of one round of local training."""
 
     loss: float
-    """Mean over the last epoch."""
+    """Mean loss over the last epoch."""
     num_steps: int
     seconds: float
     learning_rate_sum: float = 0.0
-    """Of all steps."""
+    """Sum of the learning rate over all steps."""
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a setting names; `auto` is the best there is.
+    """Return the device that a setting names; `auto` is the best available device.
 
     Raises:
         ConfigError: this machine has no such device.
@@ -68,20 +68,23 @@ def choose_device(name: str) -> torch.device:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = torch.device(name)
     if not available[device.type] or (device.index or 0) >= max(1, torch.cuda.device_count()):
-        raise ConfigError(f"training.device: this machine has no {name}")
+        present = ", ".join(kind for kind, is_present in available.items() if is_present)
+        raise ConfigError(f"training.device: this machine has no {name}; it has {present}, and auto chooses the best")
     return device
 
 
 def local_optimizer(model: nn.Module, plan: TrainingPlan) -> torch.optim.Optimizer:
-    """The plan's optimiser over a model's trainable parameters, with weight decay on those of two and more dimensions.
+    """Return the plan's optimizer for a model's trainable parameters.
+
+    Weight decay applies to parameters with two or more dimensions.
 
     Args:
-        plan: `sgd` is without momentum, and its weight decay is part of the gradient.
+        plan: `sgd` has no momentum, and its weight decay is part of the gradient.
     """
     decayed = [p for p in _trainable(model) if p.ndim >= 2]
     others = [p for p in _trainable(model) if p.ndim < 2]  # biases and norms
     groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    # Fused, it is one pass per parameter: over wide embeddings the step is else half of the time.
+    # A fused optimizer makes one pass per parameter; unfused, the step is half of the time with wide embeddings.
     if plan.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=plan.learning_rate, fused=True)
     return torch.optim.AdamW(groups, lr=plan.learning_rate, fused=True)
@@ -96,11 +99,11 @@ def take_step(
     proximal: ProximalTerm | None = None,
     correct: Callable[[], None] | None = None,
 ) -> None:
-    """Take one optimiser step that lowers a loss.
+    """Take one optimizer step on a loss.
 
     Args:
-        loss: of one batch, a scalar with a graph.
-        schedule: steps with the optimiser.
+        loss: a batch's loss, a scalar with a graph.
+        schedule: the learning-rate schedule, which steps with the optimizer.
         max_grad_norm: L2 norm that the gradients are clipped to; 0 for no clipping.
         proximal: a term whose gradient is added before the clipping.
         correct: corrects the gradients after the clipping.
@@ -123,8 +126,8 @@ def take_step(
 
 @contextmanager
 def _alternating(model: MultiTaskModel, plan: TrainingPlan) -> Iterator[Callable[[int], None]]:
-    """Yields a function to be called with each epoch that begins, counted from 1. It sets which parameters train in the
-    epoch: with `head_epochs` first the head alone, then all others alone (FedRep; Collins et al. 2021,
+    """Yield a function to call at the begin of each epoch, counted from 1. It sets the parameters that train in the
+    epoch: with `head_epochs` first only the head, then only the other parameters (FedRep; Collins et al. 2021,
     arXiv:2102.07078)."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
@@ -142,15 +145,15 @@ def _alternating(model: MultiTaskModel, plan: TrainingPlan) -> Iterator[Callable
 class Trainer:
     """Trains one task's slice: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) or SGD, linear schedule, clipping.
 
-    With `proximal_mu` what is minimised is the loss and FedProx's term together, so that gradients are clipped with it.
+    With `proximal_mu`, the objective is the loss plus FedProx's term, and gradients are clipped after adding the term.
 
-    A subclass is a trainer of one's own, for `training.trainer`. It may override `train`, `loss` and `optimizer`. One
-    object stays from round to round, until the server's plan changes.
+    A subclass is a custom trainer for `training.trainer`. It may override `train`, `loss` and `optimizer`. One object
+    serves all rounds until the server's plan changes.
 
     Args:
         spec: the task.
-        plan: how to train.
-        device: where; the model must be there.
+        plan: the training plan.
+        device: the device to train on, which the model must be on.
     """
 
     def __init__(self, spec: TaskSpec, plan: TrainingPlan, device: torch.device):
@@ -172,19 +175,19 @@ class Trainer:
     ) -> TrainingResult:
         """Train for one round, in place.
 
-        The learning rate follows one schedule over the whole run, taken up at this round's place in it, so that
-        a client may come at any round.
+        The learning rate follows one schedule over the whole run, starting at this round's position in it, so that a
+        client may join in any round.
 
         Args:
             round_: counted from 1.
-            seed: of shuffling and dropout, and of what is random in the batches.
-            on_step: told after every optimiser step.
-            should_stop: asked before every step.
-            correct: corrects the gradients, clipped already, before every step; for control variates.
+            seed: seeds shuffling, dropout and the random choices in the batches.
+            on_step: called after every optimizer step.
+            should_stop: called before every step; True ends training.
+            correct: corrects the clipped gradients before every step; used for control variates.
 
         Raises:
-            TrainingStopped: `should_stop` said so.
-            DivergedError: the loss isn't finite any more.
+            TrainingStopped: `should_stop` returned True.
+            DivergedError: the loss has become NaN or infinite.
             ConfigError: there is a correction, and the optimizer has several learning rates.
         """
         plan, began = self.plan, time.monotonic()
@@ -196,7 +199,7 @@ class Trainer:
         proximal = ProximalTerm(_trainable(model), plan.proximal_mu) if plan.proximal_mu else None
         model.train()
         step, mean, rates = 0, 0.0, 0.0
-        words = rows.vocabulary if self._moves_only_what_has_a_gradient(correct is not None) else None
+        words = rows.vocabulary if self._may_restrict_embeddings(correct is not None) else None
         with _alternating(model, plan) as begin, restrict_embeddings(model.encoder, words, optimizer):
             for epoch in range(1, num_epochs + 1):
                 begin(epoch)
@@ -214,60 +217,60 @@ class Trainer:
 
     @torch.inference_mode()
     def evaluate(self, model: MultiTaskModel, rows: EncodedRows) -> Evaluation:
-        """The task's metrics and the mean `loss` over all rows, or over all tokens that have a target.
+        """Return the task's metrics and the mean `loss` over all rows, or over all tokens that have a target.
 
-        A mapping of those that have a value; its `undefined` says why others have none.
+        The result maps the metrics with a value; its `undefined` gives the reason for each of the others.
 
         Raises:
             DataError: there is nothing to measure.
-            DivergedError: the model gives NaN, or the loss isn't finite.
+            DivergedError: the model's outputs have a NaN, or the loss isn't finite.
         """
         model.eval()
         kept, wanted, losses = [], [], []
         for inputs, labels in batches.to_evaluate_on(rows, self.plan):
             outputs, targets = self._outputs(model, inputs, labels)
-            kept.append(self._kind.kept(outputs).float().cpu())
+            kept.append(self._kind.reduce_outputs(outputs).float().cpu())
             wanted.append(targets.cpu())
             losses.append(self._kind.loss(outputs, targets, reduction="none").float().cpu())
         all_outputs, all_targets = (torch.cat(parts).numpy().astype(np.float64) for parts in (kept, wanted))
         if not len(all_targets):
-            raise DataError(f"{self.spec.name}: none of the {len(rows)} rows to evaluate on has a token with a target")
+            raise DataError(f"{self.spec.name}: none of the {len(rows)} evaluation rows has a token with a target")
         loss = float(torch.cat(losses).mean())
         if not math.isfinite(loss) or np.isnan(all_outputs).any():
-            raise DivergedError(f"{self.spec.name}: loss {loss} on {len(rows)} rows", loss)
+            raise DivergedError(f"{self.spec.name}: loss {loss} on {len(rows)} evaluation rows", loss)
         measured = replace(kinds.measure(self._kind, all_outputs, all_targets), num_examples=len(rows))
         return measured.with_metric("loss", loss)
 
     def loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """What a training step minimises over one batch, a scalar.
+        """Return the training objective over one batch, a scalar.
 
         Args:
-            inputs: the tokenizer's, each `(batch, tokens)`, on CPU.
-            labels: `(batch,)`, or where the task's kind sees tokens `(batch, tokens)`; likewise.
+            inputs: the tokenizer's output, each tensor `(batch, tokens)`, on CPU.
+            labels: `(batch,)`, or `(batch, tokens)` for a task type that sees tokens; on CPU.
         """
         outputs, targets = self._outputs(model, inputs, labels)
-        # Of a batch without a target, such as one text of a few words, there is nothing to learn.
+        # A batch without targets, such as one text of a few words, has nothing to learn from.
         return self._kind.loss(outputs, targets) if len(targets) else outputs.sum()
 
     def _outputs(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The head's outputs, `(targets, …)`, and what they should be, `(targets,)`."""
+        """Return the head's outputs, `(targets, …)`, and the targets, `(targets,)`."""
         labels = labels.to(self.device)
         if self._kind.sees == "text":
-            return model(self.spec.name, self._there(inputs)), labels
+            return model(self.spec.name, self._to_device(inputs)), labels
         has_target = labels != kinds.IGNORED
-        return model(self.spec.name, self._there(inputs), has_target), labels[has_target]
+        return model(self.spec.name, self._to_device(inputs), has_target), labels[has_target]
 
     def optimizer(
         self, model: MultiTaskModel, steps_per_round: int, round_: int
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-        """A round's optimizer, and its schedule, which steps with it. Both are new in each round."""
+        """Return a round's optimizer, and its schedule, which steps with it. Both are new in each round."""
         optimizer = local_optimizer(model, self.plan)
         return optimizer, self.schedule(optimizer, steps_per_round, round_)
 
     def schedule(
         self, optimizer: torch.optim.Optimizer, steps_per_round: int, round_: int
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The run's schedule, taken up at this round's place in it, for an optimizer whose rates are the peaks."""
+        """Return the run's schedule from this round's position, for an optimizer whose rates are the peak rates."""
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         total = self.plan.num_rounds * steps_per_round
@@ -279,20 +282,20 @@ class Trainer:
         )
         return schedule
 
-    def _moves_only_what_has_a_gradient(self, is_corrected: bool) -> bool:
-        """Whether nothing but weight decay, and no code of somebody's own, sees the word embeddings of other words than
-        the rows have."""
+    def _may_restrict_embeddings(self, is_corrected: bool) -> bool:
+        """Whether only weight decay affects the embeddings of words that the rows don't have. A subclass, whose code
+        may use them, never qualifies."""
         return type(self) is Trainer and not (is_corrected or self.plan.proximal_mu or self._kind.sees_embeddings)
 
-    def _there(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
 
 def _finite(loss: Tensor, step: int, num_steps: int) -> float:
-    """The loss of a step.
+    """Return the loss of a step.
 
     Raises:
-        DivergedError: it is NaN or infinite.
+        DivergedError: the loss is NaN or infinite.
     """
     value: float = loss.item()
     if not math.isfinite(value):
@@ -310,5 +313,5 @@ def _require_one_rate(optimizer: torch.optim.Optimizer) -> None:
     rates = {group["lr"] for group in optimizer.param_groups}
     if len(rates) > 1:
         raise ConfigError(
-            f"training.control_variates: expected a trainer of one learning rate, got {len(rates)} different ones"
+            f"training.control_variates: expected a trainer with one learning rate, got {len(rates)} different ones"
         )

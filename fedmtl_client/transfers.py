@@ -1,4 +1,4 @@
-"""What a client learns from transfers that break: how large chunks may be, and when trying again is of no use."""
+"""Reactions to broken transfers: smaller chunks, and giving up when retrying can't help."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 
 SHRINKING = 4
-"""Chunks become so many times smaller at once."""
+"""Factor by which chunks become smaller at once."""
 MAX_CUTS = 3
-"""Cuts at the same byte before a transfer is given up."""
+"""Cuts at the same byte after which a transfer fails."""
 MAX_LOSSES = 8
-"""Connections that may be lost before one chunk is through, until chunks become smaller."""
+"""Lost connections without a delivered chunk after which chunks become smaller."""
 
 Direction = Literal["upload", "download"]
 
 
 class ChunkSize:
-    """The size of chunks in one direction. It stays small for later transfers: a slow link stays slow.
+    """The chunk size in one direction. It stays small for later transfers, since a slow link stays slow.
 
     Args:
-        direction: for the log.
+        direction: the direction in the log.
     """
 
     def __init__(self, direction: Direction):
@@ -30,17 +30,17 @@ class ChunkSize:
         self.num_bytes = MAX_CHUNK_BYTES
 
     def shrink(self, reason: str) -> None:
-        """Make chunks smaller, unless they are as small as can be."""
+        """Make chunks smaller, unless they have the minimum size."""
         if self.num_bytes > MIN_CHUNK_BYTES:
             self.num_bytes //= SHRINKING
             get_logger().info("chunks.smaller", direction=self.direction, num_bytes=self.num_bytes, reason=reason)
 
 
 class Attempts:
-    """The attempts of one transfer.
+    """Tracks the attempts of one transfer.
 
     Args:
-        size: of its chunks.
+        size: the size of the transfer's chunks.
     """
 
     def __init__(self, size: ChunkSize):
@@ -50,14 +50,14 @@ class Attempts:
         self._num_losses = 0
 
     def failed(self, error: RequestError, position: int) -> None:
-        """Note that an attempt broke after it had begun to send.
+        """Record that an attempt broke after it had begun to send.
 
         Args:
-            error: why.
-            position: how many bytes have arrived, in all attempts.
+            error: the error that broke it.
+            position: number of bytes that have arrived in all attempts.
 
         Raises:
-            TransferCutError: something ends the transfer at this byte again and again.
+            TransferCutError: an intermediary ends the transfer repeatedly at this byte.
         """
         stands_still = position == self._position
         if not stands_still:
@@ -71,13 +71,13 @@ class Attempts:
         self._num_cuts += 1
         if self._num_cuts == MAX_CUTS:
             raise TransferCutError(
-                f"cut {MAX_CUTS} times at byte {self._position} of the {self._size.direction}: is it a proxy's limit "
-                f"on size or time (nginx: client_max_body_size, grpc_read_timeout, grpc_send_timeout; HAProxy: timeout "
-                f"client, timeout server)? Or the server refused it, and its log says why. The last cut: {error}"
+                f"the {self._size.direction} was cut {MAX_CUTS} times at byte {self._position}: does a proxy limit its "
+                f"size or time (nginx: client_max_body_size, grpc_read_timeout, grpc_send_timeout; HAProxy: timeout "
+                f"client, timeout server)? If the server refused it, its log says why. The last cut: {error}"
             ) from None
 
     def _asks_for_smaller_chunks(self, error: RequestError) -> bool:
-        """Whether no chunk may have come through for its size. A connection may be lost for other reasons."""
+        """Whether chunks may be too large to be delivered. A lost connection may have other reasons."""
         if not isinstance(error, ConnectionLostError):
             return isinstance(error, UnavailableError)
         self._num_losses += 1

@@ -1,4 +1,4 @@
-"""What a client's session needs of a connection to the server, in values: `FederationApi` is the one over gRPC."""
+"""The interface between a client's session and its connection to the server; `FederationApi` implements it for gRPC."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fedmtl_core.wire.formats import Encoding
 from fedmtl_core.wire.updates import Update
 
 EventKind = Literal["waiting", "opened", "closing", "committed", "finished", "failed", "unknown"]
-"""What has happened in the run; `unknown` for the event of a newer contract."""
+"""The kind of an event of the run; `unknown` for an event of a newer contract."""
 
 Outcome = Literal["accepted", "duplicate", "unknown"]
-"""What became of an update that the server has acknowledged; `unknown` for the outcome of a newer contract."""
+"""The outcome of an update that the server has acknowledged; `unknown` for an outcome of a newer contract."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class RoundEvent:
     """Training rounds in the run."""
     purpose: Purpose = "train"
     in_cohort: bool = False
-    """Whether the client is asked to work in this round."""
+    """Whether the client is selected to work in this round."""
     reported: bool = False
     """Whether the client's update already counts in this round."""
     oldest_base_round: int = 0
-    """Updates that started from this round's model or a later one can count from now on."""
+    """Updates trained from this round's model, or from that of a later round, can count from now on."""
     task: str = ""
-    """With `in_cohort`: the task that the client has in this round."""
+    """With `in_cohort`: the client's task in this round."""
     waiting_for: str = ""
-    """With `waiting`: for people, such as `1 more qqp client`."""
+    """With `waiting`: the missing clients, for people, such as `1 more qqp client`."""
 
     @property
     def title(self) -> str:
@@ -54,7 +54,7 @@ class Receipt:
 
     outcome: Outcome
     round: int
-    """The round that it counts in."""
+    """The round in which the update counts."""
     num_bytes: int = 0
     """Encoded bytes that the server received with it."""
 
@@ -64,13 +64,13 @@ class Transport(Protocol):
 
     @property
     def client_id(self) -> str:
-        """Who is connected."""
+        """The id of the connected client."""
 
     def watch(self) -> Iterator[RoundEvent]:
-        """The run's events until the run is over or the connection is closed.
+        """Yield the run's events until the run is over or the connection is closed.
 
         Raises:
-            UnavailableError: the server stayed away for too long.
+            UnavailableError: the server was unreachable for too long.
             RequestError: the server refuses this client.
         """
 
@@ -87,17 +87,17 @@ class Transport(Protocol):
         """Download the client's slice for a round.
 
         Args:
-            round_: the round; 0 for the current one.
-            run_id: the run; empty for whichever is served.
-            task: the task; empty for the client's own.
-            encoding: how the components are to travel.
-            cache: the components that the client has already, and where the slice is stored.
-            should_stop: called after every failure; there is no further attempt when it returns True.
+            round_: the round; 0 for the current round.
+            run_id: the run; empty for the run that the server serves.
+            task: the task; empty for the client's own task.
+            encoding: the encoding of the components in transit.
+            cache: the components that the client already has; the slice is stored there.
+            should_stop: called after every failed attempt; True ends the attempts.
 
         Raises:
-            StaleRoundError: the run has left that round.
-            WrongRunError: another run is served.
-            UnavailableError: the server stayed away for too long.
+            StaleRoundError: the run has left this round.
+            WrongRunError: the server serves another run.
+            UnavailableError: the server was unreachable for too long.
         """
 
     def push_update(
@@ -106,18 +106,18 @@ class Transport(Protocol):
         components: Sequence[EncodedComponent] = (),
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Receipt:
-        """Upload an update. However often it is sent, it counts once.
+        """Upload an update. It counts once, however often it is sent.
 
         Args:
-            update: everything but how its components travel, which `components` say.
-            components: its tensors, in the order of the slice; none for metrics alone.
-            should_stop: called after every failure; there is no further attempt when it returns True.
+            update: the update without its encoding, which `components` have.
+            components: the update's tensors, in the order of the slice; empty for metrics alone.
+            should_stop: called after every failed attempt; True ends the attempts.
 
         Raises:
             StaleRoundError: the round has closed.
-            WrongRunError: another run is served.
+            WrongRunError: the server serves another run.
             InvalidRequestError: the update doesn't fit the server's layout, or one of its numbers is impossible.
-            UnavailableError: the server stayed away for too long.
+            UnavailableError: the server was unreachable for too long.
         """
 
     def close(self) -> None:

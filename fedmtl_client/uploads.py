@@ -1,4 +1,4 @@
-"""An update on its way to the server, as messages. No socket here."""
+"""Sends an update to the server, as messages. Opens no socket."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fedmtl_core.wire.updates import Update
 
 
 class Upload:
-    """One update, over however many streams.
+    """The upload of one update, across reconnections.
 
     Args:
-        update: everything but its components and compression.
-        components: its tensors, in the order of the slice.
-        compression: how chunks may be compressed.
-        size: of chunks.
+        update: the update without components and compression.
+        components: the update's tensors, in the order of the slice.
+        compression: the compression allowed for chunks.
+        size: the chunk size.
     """
 
     def __init__(
@@ -44,24 +44,24 @@ class Upload:
 
     @property
     def may_be_staged(self) -> bool:
-        """Whether the server may have some of it, from an attempt that broke."""
+        """Whether the server may have staged parts of the update, from an attempt that broke."""
         return self._broken_by is not None
 
     def failed(self, error: RequestError) -> None:
-        """Note why an attempt broke."""
+        """Record the error that broke an attempt."""
         if self._chunked:
             self._broken_by = error
 
     def query(self) -> pb.QueryUploadRequest:
-        """Asks how much of it is staged."""
+        """Return the request for the number of staged bytes."""
         header = self._header
         return pb.QueryUploadRequest(run_id=header.run_id, client_id=header.client_id, update_id=header.update_id)
 
     def continue_from(self, answer: pb.QueryUploadResponse) -> None:
-        """Have the components start where the server's staged bytes end.
+        """Set the components' start to the end of the server's staged bytes.
 
         Raises:
-            TransferCutError: something ends the upload at this byte again and again.
+            TransferCutError: an intermediary ends the upload repeatedly at this byte.
         """
         staged: Mapping[str, int] = {one.scope: one.num_bytes for one in answer.components}
         for component in self._header.components:
@@ -72,15 +72,15 @@ class Upload:
             self._attempts.failed(error, sum(one.start_offset for one in self._header.components))
 
     def opening(self) -> bytes:
-        """The first message."""
+        """Return the first message."""
         return pb.PushUpdateRequest(header=self._header).SerializeToString()
 
     def accepted(self) -> None:
-        """Note that the server has room, so that chunks are sent from now on."""
+        """Record that the server has room for the update, so that chunks follow."""
         self._has_sent = True
 
     def chunks(self) -> Iterator[bytes]:
-        """The messages after the first, from where the components start."""
+        """Yield the messages after the first, from the components' start."""
         for component, chunks in zip(self._header.components, self._chunked, strict=True):
             for offset in chunks.offsets(component.start_offset, self._size.num_bytes):
                 yield chunks.message(offset, self._compression, self._size.num_bytes)

@@ -1,8 +1,8 @@
-"""Training the word embeddings of those words alone that a client's rows have.
+"""Restricts training of word embeddings to the words that occur in a client's rows.
 
-Most of a small encoder is a table with a row for each of some 30,000 words, of which a client's texts may have 2,000.
-The others have no gradient: all that training does to them is weight decay. Left out, they cost neither the gradients'
-memory nor the optimiser's, nor a pass over them in each step, and get their decay at the end.
+Most of a small encoder is a table of some 30,000 word embeddings, but a client's texts may use only 2,000 of the words.
+The other embeddings have no gradient, so training only applies weight decay to them. Leaving them out saves the memory
+of their gradients and optimizer state, and a pass over them in each step. They get their decay at the end.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from fedmtl_core.tasks.kinds import input_embeddings
 
 MAX_SHARE = 0.5
-"""Where rows have more of the vocabulary than this, it stays whole."""
+"""If the rows use a larger share of the vocabulary than this, the embeddings aren't restricted."""
 
 
 @contextmanager
 def restrict_embeddings(
     encoder: nn.Module, vocabulary: Tensor | None, optimizer: torch.optim.Optimizer
 ) -> Iterator[None]:
-    """While it is entered, an encoder has the word embeddings of a vocabulary alone; it takes the same token ids.
+    """Within the context, an encoder has only the word embeddings of a vocabulary; it takes the same token ids.
 
-    The result of training is the same but for rounding. Nothing is done where that couldn't be promised: where the
-    embeddings are frozen, or are another module's too, or their lookup does more than to look up.
+    Training gives the same result except for rounding. If that can't be guaranteed, nothing is restricted: if the
+    embeddings are frozen or belong to another module too, or if their module does more than a plain lookup.
 
     Args:
-        encoder: as `transformers` has them.
-        vocabulary: int64, the token ids that come, ascending; None if that isn't known.
-        optimizer: of the embeddings among others: AdamW, or SGD without momentum.
+        encoder: a `transformers` encoder.
+        vocabulary: int64, ascending, the token ids that can occur; None if they aren't known.
+        optimizer: the optimizer of the embeddings and other parameters: AdamW, or SGD without momentum.
     """
     lookup = _lookup(encoder)
     if lookup is None or vocabulary is None or len(vocabulary) > MAX_SHARE * lookup.num_embeddings:
@@ -48,7 +48,7 @@ def restrict_embeddings(
         with_kwargs=True,
     )
     weight.grad, weight.data = None, whole[ids]
-    # Padding has no gradient there either; without it among the ids no place is padding's.
+    # Padding has no gradient in the restricted table either; if its id isn't in the vocabulary, no index is padding.
     lookup.padding_idx = None if padding is None or places[padding] < 0 else int(places[padding])
     try:
         yield
@@ -62,7 +62,7 @@ def restrict_embeddings(
 
 
 def _lookup(encoder: nn.Module) -> nn.Embedding | None:
-    """An encoder's lookup of words; None if another one than PyTorch's own, or not that alone."""
+    """Return an encoder's word lookup; None unless it is a plain `nn.Embedding` used in one place."""
     lookup = input_embeddings(encoder)
     if type(lookup) is not nn.Embedding or not lookup.weight.requires_grad or lookup.max_norm is not None:
         return None
@@ -71,7 +71,7 @@ def _lookup(encoder: nn.Module) -> nn.Embedding | None:
 
 
 class _Decay:
-    """What weight decay makes of a parameter that has no gradient of its own, while its optimiser steps."""
+    """Accumulates the weight decay of a parameter without a gradient, over the steps of its optimizer."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameter: Tensor):
         self.factor = 1.0
@@ -83,5 +83,5 @@ class _Decay:
         self._hook.remove()
 
     def _before_step(self, *_: object) -> None:
-        if self._parameter.grad is not None:  # else the optimiser passes it by
+        if self._parameter.grad is not None:  # otherwise the optimizer skips the parameter
             self.factor *= 1.0 - self._group["lr"] * self._group["weight_decay"]

@@ -1,4 +1,4 @@
-"""A client's work in one round, without a wire: a slice in, an update out."""
+"""A client's work in one round, without a connection: takes a slice, returns an update."""
 
 from __future__ import annotations
 
@@ -34,41 +34,41 @@ class TrainedUpdate:
 
 
 class DamagedModelError(DivergedError):
-    """The model that was received gives values that aren't finite.
+    """The received model gives values that aren't finite.
 
     Args:
-        round_: the round that it was received in.
-        error: how that was noticed.
-        update: tells the server, which refuses it and warns whoever runs it.
+        round_: the round in which the model was received.
+        error: the error that showed it.
+        update: reports the damage to the server, which refuses the update and warns its operator.
     """
 
     def __init__(self, round_: int, error: DivergedError, update: Update):
         super().__init__(
-            f"the model received in round {round_} gives values that aren't finite ({error}); the server's "
-            "model is damaged, this client's data and training are not the cause. Whoever runs the server can take "
-            "the run back to an earlier round: fedmtl-server runs rollback",
+            f"the model received in round {round_} gives values that aren't finite ({error}). The server's model is "
+            "damaged; this client's data and training are not the cause. The server's operator can return the run to "
+            "an earlier round: fedmtl-server runs rollback",
             error.loss,
         )
         self.update = update
 
 
 class RoundWorker:
-    """The models, rows and trainers of one client's tasks, and what they remember from round to round.
+    """The models, rows and trainers of one client's tasks, and their state between rounds.
 
-    It knows no connection and no events. Whoever drives it brings it slices, and calls `counted` with each update that
+    It has no connection and receives no events. Its caller passes it slices, and calls `counted` with each update that
     the server has acknowledged.
 
     Args:
         client_id: the client's name; the seed of each round depends on it.
         tasks: the client's tasks; at least one.
-        settings: what the client decides for itself.
+        settings: the client's own settings.
         tracing: records spans of evaluation and training.
     """
 
     def __init__(self, client_id: str, tasks: Sequence[ClientTask], settings: WorkerSettings, tracing: Tracing = OFF):
         self.client_id = client_id
         self.cache = ComponentCache()
-        """The memory for slices. A slice that was received into another cache can be worked on too."""
+        """The memory for slices. Slices that were received into another cache are accepted too."""
         self._settings = settings
         self._tracing = tracing
         self._states = TaskStates(client_id, tasks, settings)
@@ -76,28 +76,28 @@ class RoundWorker:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The names of the tasks that it has rows for."""
+        """The names of the client's tasks."""
         return self._states.names
 
     @property
     def download(self) -> Encoding:
-        """How slices are to travel to it."""
+        """The encoding in which slices are to be sent to the client."""
         return self._settings.download
 
     def forget(self) -> None:
-        """Begin anew with what belongs to one run: local parameters, error feedback, control variates."""
+        """Reset the state that belongs to one run: local parameters, error feedback, control variates."""
         self._controls.forget()
         self._states.forget()
 
     def evaluate(self, slice_: Slice) -> Update:
-        """Measure the model that was received, on the task's evaluation rows.
+        """Evaluate the received model on the task's evaluation rows.
 
         Returns:
-            An update with the metrics alone.
+            An update with only the metrics.
 
         Raises:
             DamagedModelError: the model gives values that aren't finite.
-            ConfigError: the server's task of this name is another.
+            ConfigError: the server's task of this name differs.
             LayoutMismatchError: the slice doesn't fit the model.
         """
         state = self._states.state_for(slice_)
@@ -110,18 +110,18 @@ class RoundWorker:
         on_step: Callable[[Step], None] = lambda step: None,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> TrainedUpdate:
-        """Measure the model that was received, train it for one round, and measure it again.
+        """Evaluate the received model, train it for one round, and evaluate it again.
 
         Args:
-            slice_: the task's slice. Its components may have other values afterwards.
-            on_step: called after every optimiser step.
-            should_stop: called before every optimiser step; training ends when it returns True.
+            slice_: the task's slice. Training may change its components.
+            on_step: called after every optimizer step.
+            should_stop: called before every optimizer step; True ends training.
 
         Raises:
             TrainingStopped: `should_stop` returned True.
-            DamagedModelError: the model that was received gives values that aren't finite.
+            DamagedModelError: the received model gives values that aren't finite.
             DivergedError: the loss, or the trained model, isn't finite.
-            ConfigError: the server's task of this name is another, or the client can't train as the server asks.
+            ConfigError: the server's task of this name differs, or the client can't train as the server asks.
             LayoutMismatchError: the slice doesn't fit the model.
             NonFiniteError: a value of a lossy update is NaN or infinite.
         """
@@ -141,7 +141,7 @@ class RoundWorker:
                 should_stop=should_stop,
                 **corrections,
             )
-        del corrections  # as large as the model, and so is what follows
+        del corrections  # frees memory: the corrections are as large as the model, and so are the objects made next
         trained = self._evaluate_trained(state, result)
         components = state.encoded_update(kind)
         if slice_.controls:
@@ -157,26 +157,26 @@ class RoundWorker:
         return TrainedUpdate(update, components, result)
 
     def counted(self, update: Update) -> None:
-        """Keep what belongs to the last update: the server has acknowledged it.
+        """Keep the state that belongs to the last update, since the server has acknowledged it.
 
         Args:
             update: the update that `train` made last.
 
         Raises:
-            DataError: the local parameters can't be written to their file; they are kept in memory then.
+            DataError: the local parameters can't be written to their file; they are kept in memory even then.
         """
         self._states.state_of(update.task).counted(update.base_round)
         self._controls.counted()
 
     def _kind(self, state: TaskState, slice_: Slice) -> UpdateKind:
-        # A slice may have been rounded: control variates are of how far the model went from there, on both sides.
+        # Slices may be rounded, so client and server measure control variates from the slice: deltas are required.
         return "delta" if state.feedback or slice_.controls else slice_.plan.update
 
     def _load(self, state: TaskState, slice_: Slice, kind: UpdateKind, *, to_train: bool) -> None:
-        """Put a slice, and the client's local parameters, into the task's model.
+        """Load a slice and the client's local parameters into the task's model.
 
-        Where nothing needs the slice as it was received, the model lives in the slice's memory and nothing is copied.
-        Training overwrites that memory, so its components are no version any more that the client could announce.
+        If the received slice isn't needed unchanged, the model shares its memory and nothing is copied. Training
+        overwrites that memory, so the cache no longer reports a version of its components.
         """
         is_needed = kind != "parameters" or self._settings.download in DELTA_ENCODINGS
         share = not is_needed and self._settings.device.type == "cpu"
@@ -186,7 +186,7 @@ class RoundWorker:
         state.local.put(state.model)
 
     def _corrections(self, state: TaskState, slice_: Slice) -> Mapping[str, Callable[[], None]]:
-        """What a trainer's `train` is to be called with besides, where the server has control variates.
+        """Return the additional arguments of a trainer's `train` if the server has control variates.
 
         Raises:
             ConfigError: the client has several tasks, or its trainer takes no correction.
@@ -196,8 +196,8 @@ class RoundWorker:
         self._controls.begin(slice_.controls, slice_.control_since)
         if len(self.tasks) > 1:
             raise ConfigError(
-                f"training.control_variates: the server's are of clients of one task each; this one has "
-                f"{', '.join(self.tasks)}"
+                f"training.control_variates: the server's control variates need clients with one task each; this "
+                f"client has {', '.join(self.tasks)}"
             )
         _require_correctable(state.trainer)
         return {"correct": self._controls.correction(state.model)}
@@ -207,10 +207,10 @@ class RoundWorker:
             measured: Mapping[str, float] = state.trainer.evaluate(state.model, state.validation)
         if isinstance(measured, Evaluation):
             return measured
-        return Evaluation.of(measured, len(state.validation))  # of a trainer of the user's own
+        return Evaluation.of(measured, len(state.validation))  # from a custom trainer
 
     def _evaluate_received(self, state: TaskState, slice_: Slice) -> Update:
-        """An update with the metrics of the model that was received, and nothing else yet."""
+        """Return an update with only the metrics of the received model."""
         update = Update(
             run_id=slice_.run_id,
             client_id=self.client_id,
@@ -223,14 +223,14 @@ class RoundWorker:
             return replace(update, received=self._evaluate(state))
         except DivergedError as error:
             loss = error.loss if not math.isfinite(error.loss) else math.nan
-            told = replace(update, received=Evaluation({"loss": loss}, len(state.validation)))
-            raise DamagedModelError(slice_.round, error, told) from None
+            report = replace(update, received=Evaluation({"loss": loss}, len(state.validation)))
+            raise DamagedModelError(slice_.round, error, report) from None
 
     def _evaluate_trained(self, state: TaskState, result: TrainingResult) -> Evaluation:
-        """The metrics of the model after training.
+        """Return the metrics of the model after training.
 
         Raises:
-            DivergedError: it gives values that aren't finite, or its training, which may be a user's own, says so.
+            DivergedError: the model gives values that aren't finite, or the trainer, which may be custom, reports so.
         """
         try:
             if not math.isfinite(result.loss):
@@ -245,19 +245,19 @@ class RoundWorker:
 
 
 def round_seed(seed: int, client_id: str, round_: int) -> int:
-    """The seed of one client's training in one round.
+    """Return the seed of one client's training in one round.
 
     Args:
-        seed: the plan's.
+        seed: the plan's seed.
     """
     return (seed + zlib.crc32(f"{client_id}/{round_}".encode())) % 2**63
 
 
 def _extras(result: TrainingResult, control_round: int | None) -> Extras:
-    """The numbers that single stages of the aggregation need.
+    """Return the numbers that individual stages of the aggregation need.
 
     Args:
-        control_round: the round of the client's control variates; None without any.
+        control_round: the round of the client's control variates; None without control variates.
     """
     extras = {"normalization": {"num_steps": result.num_steps}}
     if control_round is None:
@@ -267,13 +267,14 @@ def _extras(result: TrainingResult, control_round: int | None) -> Extras:
 
 
 def _require_correctable(trainer: Trainer) -> None:
-    """Check that a trainer, which may be a user's own, takes what corrects its gradients.
+    """Check that a trainer, which may be custom, accepts a correction of its gradients.
 
     Raises:
-        ConfigError: it doesn't.
+        ConfigError: its `train` has no `correct`.
     """
     parameters = inspect.signature(trainer.train).parameters.values()
     if not any(one.name == "correct" or one.kind is one.VAR_KEYWORD for one in parameters):
         raise ConfigError(
-            f"training.control_variates: expected a trainer whose `train` takes `correct`, got {type(trainer).__name__}"
+            f"training.control_variates: expected a trainer whose `train` has a parameter `correct`, got "
+            f"{type(trainer).__name__}"
         )

@@ -1,1 +1,1 @@
-"""What server and clients must agree on beyond the contract: tasks, model parts, tensor layout, config, errors."""
+"""Definitions shared by server and clients: tasks, model, tensor layout, configuration, errors."""

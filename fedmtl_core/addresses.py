@@ -1,4 +1,4 @@
-"""Addresses: how they are written, and which ones only this machine can reach."""
+"""Addresses: their notation, and whether only this machine can reach them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import ipaddress
 
 
 def without_brackets(host: str) -> str:
-    """A host, an IPv6 address without the brackets that it has before a port."""
+    """Return a host without the brackets that an IPv6 address has before a port."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 def join_address(host: str, port: int) -> str:
-    """`HOST:PORT`, an IPv6 address in brackets."""
+    """Return `HOST:PORT`, with an IPv6 address in brackets."""
     bare = without_brackets(host)
     return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
 
 
 def host_of(address: str) -> str:
-    """The host of a `HOST:PORT`, an IPv6 address without its brackets."""
+    """Return the host of a `HOST:PORT`, an IPv6 address without brackets."""
     return without_brackets(address.rpartition(":")[0])
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host: `localhost`, 127.0.0.0/8 or ::1. Other names aren't looked up."""
+    """Whether only this machine can reach a host: `localhost`, 127.0.0.0/8 or ::1. Other names aren't resolved."""
     bare = without_brackets(host).rstrip(".").lower()
     if bare == "localhost":
         return True

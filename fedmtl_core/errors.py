@@ -1,6 +1,7 @@
-"""Everything that can go wrong, as one family of exceptions that knows nothing of gRPC.
+"""All errors, as one family of exceptions that is independent of gRPC.
 
-Each message says what was expected and what came. `fedmtl_core.wire.status` gives each its status code and its reason.
+Each message says what was expected and what was received. `fedmtl_core.wire.status` maps each error to its status code
+and its reason.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from contextlib import contextmanager
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of an error's message; the name of its type if there is no message."""
+    """Return the first line of an error's message; the name of its type if there is no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class FedMTLError(Exception):
-    """Base of every error that FedMTL raises on purpose."""
+    """Base class of all errors that FedMTL raises deliberately."""
 
 
 class UserError(FedMTLError):
-    """Something the user asked for can't be done as asked; a command line ends with exit code 2."""
+    """The user's request can't be fulfilled; a command line ends with exit code 2."""
 
 
 class ConfigError(UserError):
@@ -28,19 +29,19 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set can't be found or read, or its rows aren't what the task says."""
+    """A data set can't be found or read, or its rows contradict the task."""
 
 
 class ModelUnavailableError(UserError):
-    """A model or tokenizer can't be had under the given name."""
+    """A model or tokenizer can't be loaded from the given name."""
 
 
 class DivergedError(UserError):
     """A model gives values that aren't finite.
 
     Args:
-        message: which, and since when.
-        loss: the one that it gives.
+        message: the value, and when it was first seen.
+        loss: the model's loss.
     """
 
     def __init__(self, message: str = "", loss: float = math.nan):
@@ -49,39 +50,39 @@ class DivergedError(UserError):
 
 
 class AggregationError(FedMTLError):
-    """There is nothing to average."""
+    """There are no updates to average."""
 
 
 class RunStoppedError(FedMTLError):
-    """A server was told to stop before its run was over. What was acknowledged is kept for the one that takes it up."""
+    """A server was asked to stop before its run was over. Acknowledged updates are kept for the resumed run."""
 
 
 class StoreError(FedMTLError):
-    """The run's folder or its database can't be written or read."""
+    """The run folder or its database can't be written or read."""
 
 
 class CorruptCheckpointError(StoreError):
-    """A checkpoint isn't what was written."""
+    """A checkpoint's contents differ from what was written."""
 
 
 class RequestError(FedMTLError):
-    """A request that was refused. Nothing of it was kept.
+    """A request was refused, and none of it was kept.
 
     Args:
-        message: what was expected, and what came.
-        field: the path of the request's field that is to be mended, as the contract names it; empty if it is none.
-        facts: what a program may want of the message, by a name such as `round`.
+        message: what was expected, and what was received.
+        field: the path of the invalid field, as the contract names it; empty if no field is invalid.
+        metadata: the message's values for programs, by a name such as `round`.
     """
 
-    def __init__(self, message: str = "", *, field: str = "", **facts: object):
+    def __init__(self, message: str = "", *, field: str = "", **metadata: object):
         super().__init__(message)
         self.field = field
-        self.facts = {name: str(fact) for name, fact in facts.items()}
+        self.metadata = {name: str(value) for name, value in metadata.items()}
 
 
 @contextmanager
 def within(field: str) -> Iterator[None]:
-    """Have the errors that are raised here name a field below this one, or this one."""
+    """Prefix the field of errors that are raised within the context with a parent field."""
     try:
         yield
     except RequestError as error:
@@ -94,7 +95,7 @@ class InvalidRequestError(RequestError):
 
 
 class LayoutMismatchError(InvalidRequestError):
-    """Tensors differ from the layout in name, shape, dtype or place."""
+    """Tensors differ from the layout in name, shape, dtype or position."""
 
 
 class NonFiniteError(InvalidRequestError):
@@ -102,15 +103,15 @@ class NonFiniteError(InvalidRequestError):
 
 
 class NormExceededError(InvalidRequestError):
-    """An update would move the model further than is allowed."""
+    """An update would move the model further than the limit allows."""
 
 
 class MalformedStreamError(InvalidRequestError):
-    """Messages or bytes contradict the header, or come in the wrong order."""
+    """Messages or bytes contradict the header, or arrive in the wrong order."""
 
 
 class UnknownTaskError(RequestError):
-    """There is no such task."""
+    """The task doesn't exist."""
 
 
 class WrongRunError(RequestError):
@@ -118,45 +119,45 @@ class WrongRunError(RequestError):
 
 
 class StaleRoundError(RequestError):
-    """The round has closed, or isn't the caller's to take part in."""
+    """The round has closed, or the caller isn't selected for it."""
 
 
 class ClientReplacedError(RequestError):
-    """Another stream has taken up this client id."""
+    """Another stream has connected with this client id."""
 
 
 class ChecksumError(RequestError):
-    """Bytes were damaged on the way."""
+    """Bytes were corrupted in transit."""
 
 
 class LimitExceededError(RequestError):
-    """A limit was passed.
+    """A limit was exceeded.
 
     Args:
-        message: which, what is allowed, and what came.
-        retry_after_s: when the same request may be let through; None if never.
-        field, facts: as for every request's.
+        message: the limit, the allowed value, and the received value.
+        retry_after_s: seconds after which the same request may succeed; None if it never will.
+        field, metadata: as in `RequestError`.
     """
 
-    def __init__(self, message: str = "", retry_after_s: float | None = None, *, field: str = "", **facts: object):
-        super().__init__(message, field=field, **facts)
+    def __init__(self, message: str = "", retry_after_s: float | None = None, *, field: str = "", **metadata: object):
+        super().__init__(message, field=field, **metadata)
         self.retry_after_s = retry_after_s
 
 
 class UnauthenticatedError(RequestError):
-    """Nobody knows who calls: credentials are missing, not known, or revoked."""
+    """The caller isn't identified: credentials are missing, unknown, or revoked."""
 
 
 class PermissionDeniedError(RequestError):
-    """The caller is known, and what it asks for isn't its to ask."""
+    """The caller is identified but not authorized for the request."""
 
 
 class UnavailableError(RequestError):
-    """The server can't be reached, is stopping, lacks something for a moment, or saw no progress; come back later."""
+    """The server can't be reached, is stopping, lacks something for a moment, or saw no progress; retry later."""
 
 
 class UnreachableError(UnavailableError):
-    """Nobody answers where the server should be."""
+    """No server answers at the address."""
 
 
 class ConnectionLostError(UnavailableError):
@@ -164,16 +165,16 @@ class ConnectionLostError(UnavailableError):
 
 
 class IntermediaryError(UnavailableError):
-    """A call ended in a way in which no FedMTL server ends one: something between client and server did it."""
+    """A call ended in a way that no FedMTL server ends one, so an intermediary ended it."""
 
 
 class TransferCutError(LimitExceededError):
-    """Something between client and server ends a transfer at the same byte again and again."""
+    """An intermediary ends a transfer repeatedly at the same byte."""
 
 
 class ServerFaultError(RequestError):
-    """The server has failed at something that nobody foresaw."""
+    """The server has failed with an unexpected error."""
 
 
 class UntrustedServerError(UnavailableError):
-    """What answers can't prove that it is the server."""
+    """The server at the address can't prove its identity."""

@@ -1,4 +1,4 @@
-"""The form of the names that people and programs give: client ids, update ids and tasks."""
+"""The form of client ids, update ids and task names, and text from other parties in messages."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ def require_identifier(field: str, value: str) -> str:
     """Check a client id, update id or task name: 1 to 64 letters, digits, `.`, `_` or `-`.
 
     Raises:
-        InvalidRequestError: it is anything else.
+        InvalidRequestError: the value has another form.
     """
     if not _IDENTIFIER.fullmatch(value):
         raise InvalidRequestError(
@@ -23,22 +23,22 @@ def require_identifier(field: str, value: str) -> str:
 
 
 def name_some(names: Sequence[str], at_most: int = 5) -> str:
-    """A list of names for people, however many there are: `a, b and 998 more`."""
+    """Return a list of names for people, shortened if it is long: `a, b and 998 more`."""
     more = len(names) - at_most
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
 def name_task(task: str, *, auxiliary: bool) -> str:
-    """A task's name, such that people see that it is auxiliary if it is."""
+    """Return a task's name for people, marked if the task is auxiliary."""
     return f"{task} (auxiliary)" if auxiliary else task
 
 
 def shown(value: str) -> str:
-    """Text that another party gave, fit for a log line: printable ASCII, and short however long it is."""
+    """Make text from another party safe for a log line: printable ASCII of limited length."""
     text = ascii(value[: _LONGEST_SHOWN + 1])[1:-1]
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(value)} characters)"
 
 
 def quoted(value: str) -> str:
-    """Text that another party gave, fit for a message: in quotes, printable ASCII, and short however long it is."""
+    """Make text from another party safe for a message: quoted, printable ASCII of limited length."""
     return f"'{shown(value)}'"

@@ -6,4 +6,4 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 JsonObject: TypeAlias = Mapping[str, Any]
-"""A JSON object, as `json.loads` returns it. The types of its values are those of the text, and are not checked."""
+"""A JSON object as `json.loads` returns it. The types of its values are those of the JSON text, and aren't checked."""

@@ -1,4 +1,4 @@
-"""Logging: an event and its facts, as a console line for people or as JSON for machines."""
+"""Logging: events with key-value context, as console lines for people or as JSON for machines."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from structlog.typing import EventDict, WrappedLogger
 
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["info", "warning", "error"]
-"""Lines of this level and those above it."""
+"""The lowest level to log; lines of higher levels are logged too."""
 
 LEVELS = ("info", "warning", "error", "critical")
-"""What a line may be, the least first."""
+"""The levels of log lines, in ascending order."""
 
 Logger = structlog.stdlib.BoundLogger
 
 JOINED = "run.joined"
-"""What a client's log says when the server has taken it in; `fedmtl-local` looks for it."""
+"""The event that a client logs when the server has accepted it; `fedmtl-local` waits for it."""
 
 
 def configure(log_format: LogFormat = "console", level: str = "info") -> None:
-    """Send every log line of this process to standard error in one format, and quieten the libraries."""
+    """Send every log line of this process to standard error in one format, and silence libraries."""
     renderers: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if log_format == "json"
@@ -34,7 +34,7 @@ def configure(log_format: LogFormat = "console", level: str = "info") -> None:
                 colors=sys.stderr.isatty(),
                 pad_event_to=0,
                 sort_keys=False,
-                exception_formatter=structlog.dev.plain_traceback,  # the others show the values of variables
+                exception_formatter=structlog.dev.plain_traceback,  # other formatters show the values of variables
             )
         ]
     )
@@ -49,30 +49,30 @@ def configure(log_format: LogFormat = "console", level: str = "info") -> None:
             *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),  # looked up late: a progress bar may wrap it
+        logger_factory=lambda *_: structlog.WriteLogger(sys.stderr),  # at call time: a progress bar may replace stderr
         cache_logger_on_first_use=False,
     )
-    _quieten_libraries()
+    _silence_libraries()
 
 
 def level_of(line: str) -> str:
-    """The level of a console line; empty for what isn't one's beginning, such as a line of a traceback."""
+    """Return the level of a console line; empty for lines that begin no event, such as those of a traceback."""
     found = re.match(r"\S+ \[(\w+) *\]", line)
     return found[1] if found and found[1] in LEVELS else ""
 
 
 def be_quiet_unless_configured() -> None:
-    """Within a program that hasn't configured structlog, log warnings and errors alone, to standard error.
+    """If the program hasn't configured structlog, log only warnings and errors, to standard error.
 
-    structlog would otherwise print every line.
+    Otherwise structlog would print every line.
     """
     if not structlog.is_configured():
         configure(level="warning")
 
 
-def get_logger(**facts: object) -> Logger:
-    """A logger whose lines all carry these facts."""
-    return cast(Logger, structlog.get_logger(**facts))
+def get_logger(**context: object) -> Logger:
+    """Return a logger that adds these key-value pairs to every line."""
+    return cast(Logger, structlog.get_logger(**context))
 
 
 def _round_floats(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -87,8 +87,8 @@ def _rounded(value: object) -> object:
     return value
 
 
-def _quieten_libraries() -> None:
-    """Keep progress bars and retry notices of the model hub out of the log; failures reach it as our errors."""
+def _silence_libraries() -> None:
+    """Keep the model hub's progress bars and retry notices out of the log; failures become FedMTL's own errors."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

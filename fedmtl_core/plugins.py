@@ -1,7 +1,6 @@
 """Plug-ins: classes in a user's own file, which the configuration names as `module:Name`.
 
-What a configuration names is imported and run. It is this machine's own configuration: nothing that comes over the wire
-names a plug-in.
+Plug-ins are imported and run. Only this machine's own configuration can name one; no message from the network can.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 _T = TypeVar("_T")
 
 _importing = threading.Lock()
-"""Held while the import system is told to look again, which isn't for several threads at once."""
+"""Held while the import system's caches and paths change, which isn't safe in several threads at once."""
 
 
 def is_reference(text: str) -> bool:
@@ -35,15 +34,15 @@ def is_reference(text: str) -> bool:
 
 
 def load(key: str, reference: str, base: type[_T]) -> type[_T]:
-    """The class that a setting names.
+    """Load the class that a setting names.
 
     Args:
         key: the setting, for messages.
-        reference: `module:Name`; the module is in the working folder or installed.
-        base: what it has to be a subclass of.
+        reference: `module:Name`; the module is in the working directory or installed.
+        base: the class that it must be a subclass of.
 
     Raises:
-        ConfigError: there is no such module or class, or it is something else; the message has the key and what was
+        ConfigError: the module or class doesn't exist or has the wrong type; the message has the key and what was
             expected.
     """
     module_name, _, name = reference.partition(":")
@@ -65,7 +64,7 @@ def load(key: str, reference: str, base: type[_T]) -> type[_T]:
 
 @contextmanager
 def attribute_errors(key: str, reference: str) -> Iterator[None]:
-    """Attribute exceptions raised within to a plug-in. FedMTL's own exceptions pass unchanged.
+    """Attribute exceptions raised in the context to a plug-in. FedMTL's own exceptions pass unchanged.
 
     Args:
         key: the setting that names the plug-in.
@@ -83,12 +82,12 @@ def attribute_errors(key: str, reference: str) -> Iterator[None]:
 
 
 class Registry(Generic[_T]):
-    """The classes that one setting can name: the built-in ones by name, and users' own as `module:Name`.
+    """The classes that one setting can name: built-in classes by name, and users' classes as `module:Name`.
 
     Args:
         key: the setting, for messages.
-        base: the interface that all of them implement. Its public methods are what a user's class is called by. Its
-            other public attributes, properties among them, are read once, when an object is made.
+        base: the interface of all these classes. Only its public methods are called on a user's object. Its other
+            public attributes, including properties, are read once when the object is made.
         built_in: the built-in classes by name.
     """
 
@@ -98,22 +97,22 @@ class Registry(Generic[_T]):
         self._built_in: Mapping[str, Callable[..., _T]] = built_in
 
     def make(self, name: str, *arguments: object) -> _T:
-        """An object of the class that the setting names. Exceptions of a user's class are attributed to the setting.
+        """Construct an object of the class that the setting names. A user class's exceptions name the setting.
 
         Args:
             name: the setting's value.
-            arguments: what the class is constructed with.
+            arguments: the arguments of the constructor.
 
         Raises:
-            ConfigError: a user's class can't be loaded or constructed. The methods of the object raise it too, where
-                the user's raise anything but FedMTL's own exceptions.
+            ConfigError: a user's class can't be loaded or constructed. The object's methods raise it too, if the
+                user's methods raise anything but FedMTL's own exceptions.
         """
         if name in self._built_in:
             return self._built_in[name](*arguments)
         return self._adapted(name, *arguments)
 
     def _adapted(self, reference: str, *arguments: object) -> _T:
-        """An implementation of the interface that forwards to a new object of a user's class."""
+        """Return an implementation of the interface that forwards to a new object of a user's class."""
         found: Callable[..., _T] = load(self.key, reference, self._base)
         with attribute_errors(self.key, reference):
             own = found(*arguments)
@@ -122,7 +121,7 @@ class Registry(Generic[_T]):
         return adapter(*arguments)
 
     def _member(self, reference: str, own: _T, name: str) -> object:
-        """A method that forwards to a user's object, or the value of another attribute."""
+        """Return a method that forwards to a user's object, or the value of another attribute."""
         if not inspect.isfunction(inspect.getattr_static(self._base, name)):
             return getattr(own, name)
 
@@ -137,17 +136,17 @@ def _import(key: str, name: str) -> ModuleType:
     folder = os.getcwd()
     with _importing:
         if folder not in sys.path:
-            sys.path.insert(0, folder)  # as `python -m` has it; what is imported may import its neighbours later
+            sys.path.insert(0, folder)  # as `python -m` does, and permanently: modules may import others later
         importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise ConfigError(
-                f"{key}: there is no module {error.name!r}, neither in the working folder ({folder}) nor installed"
+                f"{key}: there is no module {error.name!r}, neither in the working directory ({folder}) nor installed"
             ) from None
         raise ConfigError(f"{key}: the module {name!r} can't be imported: {_described(error)}") from error
-    except (Exception, SystemExit) as error:  # a script without a guard ends the process when it is imported
+    except (Exception, SystemExit) as error:  # a script without a `__main__` guard may end the process on import
         raise ConfigError(f"{key}: the module {name!r} can't be imported: {_described(error)}") from error
 
 
@@ -156,11 +155,11 @@ def _is_subclass(value: object, base: type) -> bool:
 
 
 def _described(error: BaseException) -> str:
-    """An error of somebody's own code in one line: what, and where."""
+    """Describe an exception of user code in one line, with its place."""
     lines = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError):
         place = f"{error.filename}, line {error.lineno}"
     else:
-        place = f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else "somewhere"
+        place = f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else "unknown place"
     text = str(error.msg if isinstance(error, SyntaxError) else error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text} ({place})" if text else f"{type(error).__name__} ({place})"

@@ -1,4 +1,4 @@
-"""PyTorch's global generator, which all threads of a process draw from."""
+"""PyTorch's global random generator, which all threads of a process share."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
-    """Have what is drawn here depend on a seed alone, and leave the generator as it was.
+    """Within the context, make random draws depend only on a seed; restore the generator afterwards.
 
-    One thread at a time, so that clients in one process make the same first values. A thread that trains with dropout
-    draws from the same generator, and isn't held up.
+    Only one thread at a time enters, so that clients in one process start from equal initial values. A thread that
+    trains with dropout draws from the same generator, and doesn't wait.
     """
     with _LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -24,6 +24,6 @@ def drawing_from(seed: int) -> Iterator[None]:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the generator, but not while another thread is drawing from a seed of its own."""
+    """Seed the generator, but not while another thread draws within `drawing_from`."""
     with _LOCK:
         torch.manual_seed(seed)

@@ -10,7 +10,7 @@ from sklearn.metrics import cohen_kappa_score
 from torch import Tensor, nn
 
 from fedmtl_core.tasks.evaluation import Undefined
-from fedmtl_core.tasks.kinds import Array, EncoderFacts, TaskKind
+from fedmtl_core.tasks.kinds import Array, EncoderInfo, TaskKind
 
 
 class OrdinalHead(nn.Module):
@@ -37,7 +37,7 @@ class Ordinal(TaskKind):
     metrics = ("quadratic_kappa", "accuracy", "within_one")
     metric_bounds: ClassVar = {"quadratic_kappa": (-1, 1), "accuracy": (0, 1), "within_one": (0, 1)}
 
-    def head(self, encoder: EncoderFacts, dropout: float) -> nn.Module:
+    def head(self, encoder: EncoderInfo, dropout: float) -> nn.Module:
         return OrdinalHead(encoder.hidden_size, len(self.spec.labels), dropout)
 
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:

@@ -1,4 +1,4 @@
-"""Reading of rows from files, folders and URLs, with unchanged values."""
+"""Reads rows from files, folders and URLs, with unchanged values."""
 
 from fedmtl_client.reading.addresses import shown
 from fedmtl_client.reading.delimited import Dialect

@@ -54,10 +54,10 @@ _COMPRESSIONS: dict[str, Decompress] = {
 
 @dataclass(frozen=True)
 class Part:
-    """One file of rows."""
+    """One file with rows."""
 
     name: str
-    """Its address, as messages show it."""
+    """The file's address, as messages show it."""
     format: str
     """One of the values of `FORMATS`."""
     decompress: Decompress | None
@@ -68,10 +68,10 @@ class Part:
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[], BinaryIO]]:
-        """A function that opens the decompressed bytes, from the beginning. One stream at a time may be open.
+        """Yield a function that opens the decompressed bytes from the beginning. Only one stream may be open at a time.
 
-        A remote file is downloaded once, to a temporary file without a name: no copy outlives the process. Remote
-        Parquet is read in place where parts of a file can be read, since its columns are stored separately.
+        A remote file is downloaded once, to an unnamed temporary file, so no copy outlives the process. Remote Parquet
+        is read in place if the file system can read parts of a file, since Parquet stores columns separately.
         """
         if self.is_local or (self.format == "parquet" and not self.decompress and remote.is_seekable(self.name)):
             yield lambda: self._decompressed(self.source())
@@ -93,14 +93,14 @@ class Part:
 
 
 def find_parts(address: str) -> list[Part]:
-    """The files at an address, sorted by name.
+    """Return the files at an address, sorted by name.
 
     Args:
-        address: a file, a folder of files, or a pattern (`*`, `?`, `[…]`, `**`); a path, or a URL.
+        address: the path or URL of a file, a folder of files, or a pattern (`*`, `?`, `[…]`, `**`).
 
     Raises:
-        FileNotFoundError: a path names no file, and as a pattern it matches none.
-        DataError: the address has no files of rows, or files of several formats.
+        FileNotFoundError: the path names no file, and as a pattern it matches none.
+        DataError: the address has no files with rows, or files of several formats.
     """
     if remote.is_url(address):
         return _remote_parts(address)
@@ -145,26 +145,26 @@ def _remote_parts(address: str) -> list[Part]:
 
 
 def _in_folder(address: str, names: Sequence[str], is_folder: Callable[[str], bool]) -> list[str]:
-    """The names in a folder that are files of rows: those that begin neither with a dot nor with an underscore.
+    """Return the names of a folder's files with rows: those that begin neither with a dot nor with an underscore.
 
     Raises:
-        DataError: there is none, or the folder has other folders in it.
+        DataError: the folder has no such file, or has subfolders.
     """
     if "_delta_log" in names:
-        raise DataError(f"{address} is a Delta table, whose folder also has deleted rows; export it as Parquet")
+        raise DataError(f"{address} is a Delta table, whose folder also holds deleted rows; export it as Parquet")
     visible = sorted(name for name in names if not _is_hidden(name))
     if inner := [name for name in visible if is_folder(name)]:
         raise DataError(
-            f"{address} is a folder with folders in it ({inner[0]}); give a pattern such as "
+            f"{address} has subfolders ({inner[0]}); give a pattern such as "
             f"{address.rstrip('/')}/**/*.parquet. Columns that exist only in folder names are not read"
         )
     if not visible:
-        raise DataError(f"{address} is a folder without files of rows")
+        raise DataError(f"{address} is a folder without data files; expected files ending in {', '.join(FORMATS)}")
     return visible
 
 
 def _visible(pattern: str, found: Sequence[str]) -> list[str]:
-    """The found files, sorted, without those with a hidden name in the variable part of their path."""
+    """Return the found files, sorted, without those with a hidden name in the variable part of their path."""
     parts = Path(pattern).parts
     literal = next((place for place, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     return sorted(one for one in found if not any(map(_is_hidden, Path(one).parts[literal:])))
@@ -189,5 +189,8 @@ def _part(name: str, path: str, source: Callable[[], BinaryIO], is_local: bool) 
 def _of_one_format(address: str, parts: list[Part]) -> list[Part]:
     formats = {part.format: part.name for part in reversed(parts)}
     if len(formats) > 1:
-        raise DataError(f"{address} has files of several formats: {', '.join(sorted(formats.values()))}")
+        raise DataError(
+            f"{address} has files of several formats: {', '.join(sorted(formats.values()))}; give a pattern that "
+            f"matches one format"
+        )
     return parts

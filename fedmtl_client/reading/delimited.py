@@ -1,4 +1,4 @@
-"""CSV and TSV: cells as unchanged text, in the columns of the header."""
+"""CSV and TSV: cells as unchanged text, by column."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 
 @dataclass(frozen=True)
 class Dialect:
-    """How CSV and TSV files are written."""
+    """The format variant of CSV and TSV files."""
 
     quoting: Literal["auto", "none", "minimal"] = "auto"
-    """`minimal`: quotes around a cell are part of the format; `none`: of the text. `auto` is `minimal` for CSV, and
-    decided from the file for TSV."""
+    """`minimal`: quotes around a cell are part of the format. `none`: quotes are part of the text. `auto` is `minimal`
+    for CSV; for TSV it is decided from the file."""
     header: Literal["first_row", "none"] = "first_row"
-    """Where the column names are; with `none`, columns have numbers from 1."""
+    """The location of the column names; with `none`, columns are named by their numbers, from 1."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """The cells of a row by column."""
+    """The position of each column's cell in a row."""
 
     names: Sequence[str]
     """Column names in the order of the header."""
     width: int
-    """Cells of each row."""
+    """Number of cells in each row."""
     offset: int = 0
-    """Cells of a row before the first named one."""
+    """Number of cells in a row before the first named one."""
 
     def place(self, name: str) -> int:
-        """The cell of a column."""
+        """Return the index of a column's cell."""
         return self.names.index(name) + self.offset
 
 
@@ -51,25 +51,25 @@ class _Suspect(NamedTuple):
 
     record: Record
     row: int
-    """Its index in the columns."""
+    """The record's index in the columns."""
     lines: list[list[str]]
-    """The cells of its lines, each read as a row."""
+    """The cells of each of its lines, read as a separate row."""
 
 
 def read(
     open_file: Callable[[], BinaryIO], name: str, delimiter: str, wanted: Sequence[str], dialect: Dialect
 ) -> Table:
-    """The wanted columns that a file has.
+    """Read the wanted columns that a file has.
 
     Args:
-        open_file: opens the file's bytes, from the beginning.
+        open_file: opens the file's bytes from the beginning.
         name: the file's name in the log.
-        delimiter: between cells.
+        delimiter: the character between cells.
         wanted: names of columns.
-        dialect: how the file is written.
+        dialect: the file's format variant.
 
     Raises:
-        MalformedError: it isn't UTF-8, has rows with more or fewer cells than its header, or stray quotes.
+        MalformedError: the file isn't UTF-8, has rows with more or fewer cells than its header, or has stray quotes.
     """
     is_quoted = _is_quoted(open_file, name, delimiter, dialect)
     file = RecordFile(open_file, delimiter, is_quoted, has_header=dialect.header != "none")
@@ -90,14 +90,14 @@ def _is_quoted(open_file: Callable[[], BinaryIO], name: str, delimiter: str, dia
 
 
 def _layout(file: RecordFile, name: str) -> _Layout:
-    """The columns of the header, and the cells in which the rows have them.
+    """Return the columns of the header, and the position of their cells in the rows.
 
     Raises:
         MalformedError: there is no header.
     """
     first = file.first()
     if first is None:
-        raise MalformedError("it is empty: expected " + ("a header" if file.has_header else "rows"))
+        raise MalformedError("the file is empty: expected " + ("a header" if file.has_header else "rows"))
     names = first.cells
     if not file.has_header:
         return _Layout([str(number) for number in range(1, len(names) + 1)], len(names))
@@ -106,7 +106,7 @@ def _layout(file: RecordFile, name: str) -> _Layout:
     row = next(file.rows(), None)
     width = len(row.cells) if row else len(names)
     if width == len(names) - 1 and not names[-1]:
-        return _Layout(names[:-1], width)  # a delimiter at the end of the header alone
+        return _Layout(names[:-1], width)  # only the header ends with a delimiter
     if width == len(names) + 1 and (offset := _extra_cell(file, width)) is not None:
         dropped = "first cell of each row: its number" if offset else "last cell of each row: empty"
         get_logger().warning("data.extra_column_dropped", file=name, columns=len(names), dropped=dropped)
@@ -115,9 +115,10 @@ def _layout(file: RecordFile, name: str) -> _Layout:
 
 
 def _extra_cell(file: RecordFile, width: int) -> int | None:
-    """The offset of the named cells in rows with one more cell than the header; None if it isn't certain.
+    """Return the offset of the named cells in rows with one more cell than the header; None if it isn't certain.
 
-    0 if every row ends with a delimiter; 1 if every row begins with its number, as in files of R's `write.table`.
+    It is 0 if every row ends with a delimiter, and 1 if every row begins with its number, as in files of R's
+    `write.table`.
     """
     is_empty = has_numbers = True
     numbers: list[int] = []
@@ -144,7 +145,7 @@ def _count_up(numbers: Sequence[int]) -> bool:
 
 
 def _are_distinct(numbers: Sequence[int]) -> bool:
-    """Whether no number repeats: R keeps the row names of rows that were sampled or shuffled."""
+    """Whether no number repeats: R keeps the row names when rows are sampled or shuffled."""
     return len(set(numbers)) == len(numbers)
 
 
@@ -170,15 +171,15 @@ def _columns(file: RecordFile, name: str, layout: _Layout, wanted: Sequence[str]
 
 
 def _other_width(record: Record, layout: _Layout, file: RecordFile) -> str:
-    """The error message for a row of too many or too few cells."""
+    """Return the error message for a row with too many or too few cells."""
     count = len(record.cells)
     shape = f"in the header ({', '.join(layout.names)[:100]})" if file.has_header else "in the first row"
     what = "comma" if file.delimiter == "," else "tab"
     if count < layout.width:
-        advice = f"Complete the row, or look for a quote or a {what} that is missing"
+        advice = f"Complete the row, or look for a missing quote or {what}"
     elif count == layout.width + 1 and not record.cells[-1] and _is_row_number(record.cells[0]):
         advice = (
-            f"If rows begin with their numbers, name this column in the header; if they end with a superfluous {what}, "
+            f"If rows begin with their numbers, name this column in the header; if they end with an extra {what}, "
             f"remove it"
         )
     elif file.is_quoted:
@@ -195,7 +196,7 @@ def _other_width(record: Record, layout: _Layout, file: RecordFile) -> str:
 
 
 def _rows_within(record: Record, width: int, delimiter: str) -> list[list[str]]:
-    """The lines of a record as rows of their own; empty if a line can't be a row."""
+    """Return the lines of a record as separate rows; empty if a line can't be a row."""
     rows = [line.split(delimiter) for line in _LINE_BREAK.split(delimiter.join(record.cells))]
     fits = len(rows) == record.last_line - record.first_line + 1 and all(len(cells) == width for cells in rows)
     return rows if fits else []
@@ -206,8 +207,9 @@ def _require_no_swallowed_rows(
 ) -> None:
     """Check that no stray quote joins several rows into one.
 
-    It does if each line of the record is a complete row, and these rows have values of a column other than the quoted
-    cell's: values of other rows, or numbers in a column of numbers that don't all repeat.
+    A quote is stray if each line of the record is a complete row, and the lines' values in a column other than the
+    quoted cell's look like those of rows. These values occur in other rows, or they are numbers in a column of numbers
+    that don't all repeat.
 
     Raises:
         MalformedError: a quote joins rows.
@@ -227,12 +229,12 @@ def _require_no_swallowed_rows(
             are_known = all(counts[name][value] > (value == values[row]) for value in inner)
             if are_known or (name in measures and all(map(_is_measure, inner))):
                 raise MalformedError(
-                    f"{record.place}: a quote at the beginning of a cell joins {len(lines)} lines into one row, though "
-                    f"each of them is a complete row: {excerpt(delimiter.join(lines[0]))}. If the quote is part of the "
+                    f"{record.place}: a quote at the beginning of a cell joins {len(lines)} lines into one row, but "
+                    f"each line is a complete row: {excerpt(delimiter.join(lines[0]))}. If the quote is part of the "
                     f"text, quote the text and double the quote, or set data.quoting to none"
                 )
 
 
 def _is_measure(cell: str) -> bool:
-    """Whether a cell is a number without white space, which a comma in a text usually has after it."""
+    """Whether a cell is a number without leading white space, which usually follows a comma in a text."""
     return is_number(cell) and not cell[0].isspace()

@@ -1,4 +1,4 @@
-"""Errors in the content of a file; the caller adds the file's name."""
+"""Errors in a file's content; the caller adds the file's name."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Iterable, Sequence
 
 
 class MalformedError(Exception):
-    """A file contradicts its format, or is ambiguous. The message says where in the file, and how to fix it."""
+    """A file contradicts its format, or is ambiguous. The message says where in the file and how to fix it."""
 
 
 _SHOWN = 60
-"""Longer rows are cut in messages, in characters."""
+"""Rows are truncated to this many characters in messages."""
 
 
 def excerpt(text: str) -> str:
-    """A row or a cell for a message: quoted, and cut if it is long."""
+    """Return a row or a cell for a message: quoted, and truncated if it is long."""
     return repr(text[:_SHOWN]) + ("…" if len(text) > _SHOWN else "")
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 field`, `2 fields`."""
+    """Return a count with its noun: `1 field`, `2 fields`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 

@@ -1,4 +1,4 @@
-"""The rows at an address, whatever its format."""
+"""Reads the rows at an address, in any supported format."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
 def read_files(address: str, wanted: Sequence[str], texts: Collection[str], dialect: Dialect) -> Table:
-    """The wanted columns of the files at an address, in the order of the files' names. Columns that the files don't
-    have are left out.
+    """Read the wanted columns of the files at an address, in the order of the files' names. Columns that no file has
+    are omitted.
 
     Args:
         address: a file, a folder, a pattern or a URL.
         wanted: names of columns, or with `dialect.header: none` their numbers from 1.
-        texts: the columns that have to be text.
-        dialect: how CSV and TSV files are written.
+        texts: the columns that must contain text.
+        dialect: the format variant of CSV and TSV files.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: a file can't be read, has errors, or doesn't fit the others, or there are no rows.
+        DataError: a file can't be read, has errors, or doesn't match the others, or there are no rows.
     """
     wanted = list(dict.fromkeys(wanted))
     try:
@@ -52,7 +52,7 @@ def read_files(address: str, wanted: Sequence[str], texts: Collection[str], dial
 
 def _read_part(part: Part, wanted: Sequence[str], texts: Collection[str], dialect: Dialect) -> Table:
     if part.format not in _DELIMITERS and dialect != Dialect():
-        raise DataError(f"`quoting` and `header` are for CSV and TSV; {part.name} is neither")
+        raise DataError(f"data.quoting and data.header apply to CSV and TSV only; {part.name} is neither")
     try:
         with part.opened() as open_file:
             return _read_format(part, open_file, wanted, texts, dialect)
@@ -60,12 +60,12 @@ def _read_part(part: Part, wanted: Sequence[str], texts: Collection[str], dialec
         raise
     except MalformedError as error:
         reason = str(error)
-    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:  # Arrow's are such errors, too
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:  # Arrow's errors are subclasses
         reason = _reason(error)
     except Exception as error:
         if part.is_local:
             raise
-        reason = _reason(error)  # the file systems behind URLs have errors of their own
+        reason = _reason(error)  # file systems behind URLs raise their own errors
     raise DataError(f"{part.name} can't be read as {part.format}: {reason}")
 
 
@@ -80,10 +80,10 @@ def _read_format(
 
 
 def _require_alike(first: Part, expected: Table, part: Part, table: Table, dialect: Dialect) -> None:
-    """Check that a file has the columns and class names of the first one.
+    """Check that a file has the columns and class names of the first file.
 
     Raises:
-        DataError: its columns or class names differ.
+        DataError: the columns or class names differ.
     """
     for one, other, lacks in (
         (first, part, set(expected.columns) - set(table.columns)),
@@ -94,7 +94,7 @@ def _require_alike(first: Part, expected: Table, part: Part, table: Table, diale
     if dialect.header == "none" and len(table.available) != len(expected.available):
         raise DataError(
             f"{part.name} has {len(table.available)} columns, {first.name} has {len(expected.available)}: without a "
-            f"header, all files need the same"
+            f"header, all files need the same number of columns"
         )
     if table.class_names != expected.class_names:
         raise DataError(

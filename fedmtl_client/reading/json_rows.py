@@ -1,4 +1,4 @@
-"""JSON: one object for each row, on lines or in one array, with unchanged values."""
+"""JSON: one object per row, on lines or in one array, with unchanged values."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class _Repeated(dict[str, object]):
 
 
 def read(open_file: Open, wanted: Sequence[str]) -> Table:
-    """The wanted keys of a file's objects; keys that no object has are left out.
+    """Read the wanted keys of a file's objects; keys that no object has are omitted.
 
     Args:
-        open_file: opens the file's bytes, from the beginning.
+        open_file: opens the file's bytes from the beginning.
         wanted: names of keys.
 
     Raises:
-        MalformedError: it isn't JSON, or some objects lack a wanted key.
+        MalformedError: the file isn't JSON, or some objects lack a wanted key.
     """
     columns: dict[str, list[object]] = {name: [] for name in wanted}
     targets = [(name, column.append) for name, column in columns.items()]
@@ -55,7 +55,7 @@ def read(open_file: Open, wanted: Sequence[str]) -> Table:
 
 
 def _without(open_file: Open, name: str, row: int, place: str, wanted: Sequence[str]) -> Table:
-    """The table of a file in which a row lacks a wanted key: one without this column.
+    """Return the table of a file in which a row lacks a wanted key: a table without this column.
 
     Raises:
         MalformedError: other rows have the key.
@@ -70,7 +70,7 @@ def _without(open_file: Open, name: str, row: int, place: str, wanted: Sequence[
 
 
 def _objects(open_file: Open) -> Iterator[tuple[str, object]]:
-    """A file's values with their places, for messages."""
+    """Return a file's values with their places, for messages."""
     with open_file() as file:
         first = next((line for line in file if line.strip(_BLANK).removeprefix(b"\xef\xbb\xbf")), b"")
     if first.removeprefix(b"\xef\xbb\xbf").lstrip(_BLANK).startswith(b"["):
@@ -92,8 +92,8 @@ def _lines(open_file: Open) -> Iterator[tuple[int, object]]:
                         f"line {number:,}: lines end with a carriage return alone (CR); end them with LF or CR LF"
                     ) from None
                 raise MalformedError(
-                    f"line {number:,}, character {error.colno:,}: expected one JSON object a line, or one array of "
-                    f"them ({error.msg}), found {excerpt(text.rstrip())}"
+                    f"line {number:,}, character {error.colno:,}: expected one JSON object per line, or one array of "
+                    f"objects ({error.msg}), found {excerpt(text.rstrip())}"
                 ) from None
             except (ValueError, RecursionError) as error:
                 raise MalformedError(f"line {number:,}: {_reason(error)}") from None
@@ -104,7 +104,7 @@ def _array(open_file: Open) -> Iterable[object]:
     with open_file() as file:
         text = "".join(decoded(line, number) for number, line in enumerate(file, 1))
     try:
-        return cast("list[object]", _loads(text))  # `_objects` has seen that it begins with "["
+        return cast("list[object]", _loads(text))  # `_objects` has checked that it begins with "["
     except json.JSONDecodeError as error:
         raise MalformedError(f"line {error.lineno:,}, character {error.colno:,}: not valid JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
@@ -125,7 +125,7 @@ def _require_characters(name: str, values: Iterable[object]) -> None:
     """Check that strings are valid Unicode: an escape such as `\\ud83d` alone is half of a character.
 
     Raises:
-        MalformedError: one isn't.
+        MalformedError: a string isn't.
     """
     for row, value in enumerate(values, 1):
         if isinstance(value, str) and not value.isascii():
@@ -147,4 +147,4 @@ def _kind(value: object) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else first_line(error)
+    return "the JSON is nested too deeply" if isinstance(error, RecursionError) else first_line(error)

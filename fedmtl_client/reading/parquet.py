@@ -14,15 +14,15 @@ _DATASETS = b"huggingface"
 
 
 def read(open_file: Callable[[], BinaryIO], wanted: Sequence[str], texts: Collection[str]) -> Table:
-    """The wanted columns that a file has.
+    """Read the wanted columns that a file has.
 
     Args:
         open_file: opens the file's bytes.
         wanted: names of columns.
-        texts: the columns that have to be text.
+        texts: the columns that must contain text.
 
     Raises:
-        MalformedError: a column of text is of another type.
+        MalformedError: a text column has another type.
     """
     import pyarrow.parquet
 
@@ -44,7 +44,7 @@ def read(open_file: Callable[[], BinaryIO], wanted: Sequence[str], texts: Collec
 
 
 def _is_text(type_: Any) -> bool:
-    """Whether a column's values are strings, or none at all."""
+    """Whether a column's values are strings, or all null."""
     import pyarrow
 
     kinds = pyarrow.types
@@ -56,7 +56,7 @@ def _is_text(type_: Any) -> bool:
 
 
 def _class_names(metadata: bytes) -> dict[str, tuple[str, ...]]:
-    """By column, the names of a `ClassLabel`, or of the items of a list of them."""
+    """Return the names of each column's `ClassLabel`, or of the items of a list of `ClassLabel`."""
     try:
         return class_names_in(json.loads(metadata)["info"]["features"])
     except (ValueError, LookupError, TypeError):  # not written by `datasets`

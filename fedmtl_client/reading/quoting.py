@@ -1,4 +1,4 @@
-"""Decides from a TSV file whether its cells are quoted, or the quotes are part of the text."""
+"""Decides for a TSV file whether quotes around cells are part of the format or of the text."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from fedmtl_client.reading.errors import MalformedError, counted
 from fedmtl_client.reading.records import cell_reader
 
 _CLEAR = 10
-"""Contradictory evidence decides if one side has this many times as much."""
+"""If evidence is contradictory, the side with at least this many times as much decides."""
 
 OpenText = Callable[[], AbstractContextManager[TextIO]]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether cells are quoted, with the reason."""
+    """Whether cells are quoted, and the reason."""
 
     is_quoted: bool
     reason: str
-    """Empty if no cell begins with a quote: both readings are the same."""
+    """Empty if no cell begins with a quote, so that both readings are the same."""
 
 
 @dataclass
 class _Cells:
-    """Counts of a file's cells, read without quoting."""
+    """Statistics of a file's cells, read without quoting."""
 
     num_rows: int = 0
-    """Lines after the header."""
+    """Number of lines after the header."""
     widths: set[int] = field(default_factory=set)
-    """Cells of these lines."""
+    """Numbers of cells in these lines."""
     opening: int = 0
-    """Cells that begin with a quote, quoted or not."""
+    """Number of cells that begin with a quote, whether they are quoted or not."""
     quoted: int = 0
-    """Cells in quotes from end to end, with none inside but doubled or escaped ones."""
+    """Number of quoted cells: in quotes from end to end, with only doubled or escaped quotes inside."""
     doubled: int = 0
-    """Quoted cells with doubled quotes inside."""
+    """Number of quoted cells with doubled quotes inside."""
     escaped: int = 0
-    """Quoted cells with a backslash before each quote inside, as R's `write.table` and Spark write them."""
+    """Number of quoted cells with a backslash before each quote inside, as R's `write.table` and Spark write them."""
     stray: int = 0
-    """Other cells with a quote: a program that quotes cells would have quoted them."""
+    """Number of unquoted cells with a quote: a program that quotes cells would have quoted them."""
     quoted_commas: int = 0
-    """Quoted cells with a comma, which spreadsheets quote in TSV, too."""
+    """Number of quoted cells with a comma, which spreadsheets quote even in TSV."""
     other_commas: int = 0
-    """Other cells with a comma."""
+    """Number of unquoted cells with a comma."""
     header_is_quoted: bool = False
-    """Whether each of its cells is."""
+    """Whether every cell of the header is quoted."""
     header_width: int = 0
-    """Cells of the header; 0 without one."""
+    """Number of cells in the header; 0 without a header."""
     quoted_by_column: Counter[int] = field(default_factory=Counter)
-    """Quoted cells of the lines after the header."""
+    """Number of quoted cells by column, without the header."""
 
     def add(self, cells: list[str]) -> None:
         """Count a row's cells."""
@@ -78,14 +78,14 @@ class _Cells:
 
 @dataclass(frozen=True)
 class _Quoted:
-    """A file read with quoting."""
+    """Statistics of a file read with quoting."""
 
     width: int
-    """Cells of each row."""
+    """Number of cells in each row."""
     holds_breaks: bool
-    """Whether a cell has a delimiter or a line break inside."""
+    """Whether a cell contains a delimiter or a line break."""
     stray: int
-    """Lines that are rows of one cell, with a quote but not quoted."""
+    """Number of lines that are rows of one unquoted cell with a quote."""
 
 
 def _is_quoted(cell: str) -> bool:
@@ -102,9 +102,9 @@ def decide(open_text: OpenText, delimiter: str, has_header: bool) -> Decision:
     """Decide from all cells of a file.
 
     Args:
-        open_text: opens the file's text, from the beginning.
-        delimiter: between cells.
-        has_header: whether the first row has the columns' names.
+        open_text: opens the file's text from the beginning.
+        delimiter: the character between cells.
+        has_header: whether the first row has the column names.
 
     Raises:
         MalformedError: the evidence is contradictory, or quotes are escaped by backslashes.
@@ -139,17 +139,17 @@ def decide(open_text: OpenText, delimiter: str, has_header: bool) -> Decision:
 
 
 def _one_column(cells: _Cells) -> Decision:
-    """The decision for a file of one column in which each stray quote may begin or end a cell of several lines."""
+    """Decide for a file of one column in which each stray quote may begin or end a cell of several lines."""
     if cells.doubled:
         return Decision(True, f"{counted(cells.doubled, 'quoted cell')} with doubled quotes inside")
     raise MalformedError(
-        f"it has one column, and {counted(cells.stray, 'line')} with quotes that may be part of the text, or around a "
-        f"text of several lines: set data.quoting to none, or to minimal"
+        f"the file has one column, and {counted(cells.stray, 'line')} with quotes that may be part of the text, or "
+        f"enclose a text of several lines: set data.quoting to none or to minimal"
     )
 
 
 def _weighed(cells: _Cells) -> Decision:
-    """The decision for a file with quoted cells and with cells that contain quotes but aren't quoted."""
+    """Decide for a file with quoted cells and with unquoted cells that contain quotes."""
     quoted = counted(cells.doubled + cells.escaped, "quoted cell") + " with quotes inside"
     stray = counted(cells.stray, "unquoted cell") + " with quotes"
     if cells.stray >= _CLEAR * (cells.doubled + cells.escaped):
@@ -159,14 +159,14 @@ def _weighed(cells: _Cells) -> Decision:
     if cells.doubled >= _CLEAR * cells.stray:
         return Decision(True, f"{quoted}, against {stray}")
     raise MalformedError(
-        f"it has {quoted}, and {stray}: set data.quoting to minimal if quotes around a cell are part of the format, or "
-        f"to none if they are part of the text"
+        f"the file has {quoted}, and {stray}: set data.quoting to minimal if quotes around a cell are part of the "
+        f"format, or to none if they are part of the text"
     )
 
 
 def _escaped(cells: _Cells) -> str:
     return (
-        f"{counted(cells.escaped, 'quoted cell')} with a backslash before each quote inside: write the file with "
+        f"{counted(cells.escaped, 'quoted cell')} with a backslash before each quote inside. Write the file with "
         f'doubled quotes (in R, qmethod = "double"; in Spark, the option escape), or set data.quoting to none if '
         f"quotes and backslashes are part of the text"
     )
@@ -189,7 +189,7 @@ def _look(open_text: OpenText, delimiter: str, has_header: bool) -> _Cells:
 
 
 def _read_quoted(open_text: OpenText, delimiter: str, has_header: bool) -> _Quoted | None:
-    """What a file has if it is read with quoting; None if it then has stray quotes, or rows of several lengths."""
+    """Return the statistics of a file read with quoting; None for stray quotes or rows of several widths."""
     widths: set[int] = set()
     holds_breaks, stray, raw = False, 0, ""
 
@@ -203,7 +203,7 @@ def _read_quoted(open_text: OpenText, delimiter: str, has_header: bool) -> _Quot
         rows = cell_reader(remembered(lines), delimiter, is_quoted=True)
         try:
             if has_header:
-                next(filter(None, rows), None)  # it may be shorter
+                next(filter(None, rows), None)  # the header may be shorter
             last = rows.line_num
             for cells in rows:
                 is_one_line, last = rows.line_num == last + 1, rows.line_num

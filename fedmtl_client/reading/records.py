@@ -16,51 +16,51 @@ if TYPE_CHECKING:
     from _csv import Reader
 
 _LONGEST_CELL = 2**31 - 1
-"""Characters; the default limit of the `csv` module is 131,072."""
+"""In characters; the default limit of the `csv` module is 131,072."""
 
 
 class Record(NamedTuple):
     """One row of cells."""
 
     first_line: int
-    """Counted from 1."""
+    """Line numbers start at 1."""
     last_line: int
     cells: list[str]
 
     @property
     def place(self) -> str:
-        """Its lines, for messages."""
+        """The record's lines, for messages."""
         one = self.first_line == self.last_line
         return f"line {self.first_line:,}" if one else f"lines {self.first_line:,} to {self.last_line:,}"
 
 
 @dataclass(frozen=True)
 class RecordFile:
-    """A file of records that can be read several times."""
+    """A file with records that can be read several times."""
 
     open: Callable[[], BinaryIO]
-    """Opens the file's bytes, from the beginning."""
+    """Opens the file's bytes from the beginning."""
     delimiter: str
-    """Between cells."""
+    """The character between cells."""
     is_quoted: bool
-    """Whether quotes around a cell belong to the file, and a quote inside is doubled."""
+    """Whether quotes around a cell are part of the format, and quotes inside are doubled."""
     has_header: bool
 
     def first(self) -> Record | None:
-        """The header, or without one the first row."""
+        """Return the header, or the first row of a file without a header."""
         return next(self._records(), None)
 
     def rows(self) -> Iterator[Record]:
-        """The records after the header; blank lines are left out.
+        """Yield the records after the header, without blank lines.
 
         Raises:
-            MalformedError: a quote is closed within a cell, or never; the text isn't UTF-8.
+            MalformedError: a quote is closed within a cell, or never closed, or the text isn't UTF-8.
         """
         return islice(self._records(), 1 if self.has_header else 0, None)
 
     def rows_are_named(self) -> bool:
-        """Whether the header and the first cell of each row are quoted throughout, as R's `write.table` writes files
-        with row names."""
+        """Whether the header and the first cell of every row are quoted, as in files with row names that R's
+        `write.table` writes."""
         if not (self.has_header and self.is_quoted):
             return False
         with text_of(self.open) as lines:
@@ -91,7 +91,7 @@ class RecordFile:
 
 
 def cell_reader(lines: Iterable[str], delimiter: str, is_quoted: bool) -> Reader:
-    """A reader of cells that refuses stray quotes and accepts long cells."""
+    """Return a reader of cells that rejects stray quotes and accepts long cells."""
     csv.field_size_limit(_LONGEST_CELL)
     return csv.reader(
         lines, delimiter=delimiter, strict=True, quoting=csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE
@@ -117,10 +117,10 @@ def _stray_quote(error: csv.Error, first: int, last: int) -> str:
 
 @contextmanager
 def text_of(open_file: Callable[[], BinaryIO]) -> Iterator[TextIO]:
-    """A file's text with unchanged line breaks.
+    """Open a file's text with unchanged line breaks.
 
     Raises:
-        MalformedError: it isn't UTF-8.
+        MalformedError: the file isn't UTF-8.
     """
     with io.TextIOWrapper(open_file(), encoding="utf-8-sig", newline="") as text:
         try:
@@ -133,14 +133,14 @@ def text_of(open_file: Callable[[], BinaryIO]) -> Iterator[TextIO]:
 
 
 def decoded(line: bytes, number: int) -> str:
-    """A line's text, without a byte order mark in the first line.
+    """Decode a line, without a byte order mark in the first line.
 
     Raises:
-        MalformedError: it isn't UTF-8.
+        MalformedError: the line isn't UTF-8.
     """
     try:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         is_utf16 = number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff"))
         found = "UTF-16" if is_utf16 else f"the byte 0x{line[error.start]:02x}"
-        raise MalformedError(f"line {number:,}: expected UTF-8 text, found {found}; save it as UTF-8") from None
+        raise MalformedError(f"line {number:,}: expected UTF-8 text, found {found}; save the file as UTF-8") from None

@@ -19,11 +19,11 @@ from fedmtl_core.errors import DataError, first_line
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _HTTP = re.compile(r"https?://", re.IGNORECASE)
 _TIMEOUT_S = 60.0
-"""Longest wait for a server's next bytes."""
+"""Longest wait for a server's next bytes, in seconds."""
 
 
 class Entry(TypedDict):
-    """What a folder of `fsspec`'s says of one of its files and folders; it says more."""
+    """The part of an `fsspec` folder entry that is used here."""
 
     name: str
     type: str
@@ -31,7 +31,7 @@ class Entry(TypedDict):
 
 
 class FileSystem(Protocol):
-    """What is asked of an `fsspec` file system."""
+    """The part of an `fsspec` file system that is used here."""
 
     def isdir(self, path: str) -> bool: ...
     def exists(self, path: str) -> bool: ...
@@ -50,17 +50,17 @@ def is_http(address: str) -> bool:
 
 
 def is_seekable(address: str) -> bool:
-    """Whether parts of a file can be read without downloading all of it."""
+    """Whether parts of a file can be read without downloading the whole file."""
     return not is_http(address)
 
 
 def shown(address: str) -> str:
-    """An address without possible secrets: user name, password, values of the query."""
+    """Return an address without possible secrets: user name, password, values of the query."""
     if not is_url(address):
         return address
     try:
         parts = urlsplit(address)
-    except ValueError:  # such as a bracket that isn't closed
+    except ValueError:  # such as an unclosed bracket
         return _URL.match(address)[0] + "…"  # type: ignore[index]
     host = ("…@" if "@" in parts.netloc else "") + parts.netloc.rpartition("@")[2]
     query = "&".join(f"{key}=…" for key, _ in parse_qsl(parts.query, keep_blank_values=True))
@@ -68,7 +68,7 @@ def shown(address: str) -> str:
 
 
 class _WholeBody:
-    """The body of a response; reading it raises an error if it is shorter than its Content-Length."""
+    """The body of a response. Reading raises an error if the body is shorter than its Content-Length."""
 
     def __init__(self, address: str, response: http.client.HTTPResponse):
         self._address, self._response = address, response
@@ -84,7 +84,7 @@ class _WholeBody:
 
     def read(self, size: int) -> bytes:
         with _downloading(self._address):
-            block = self._response.read(size)  # no error at a cut connection: it returns what arrived
+            block = self._response.read(size)  # raises nothing if the connection is cut: returns what arrived
         self._received += len(block)
         if not block and self._expected is not None and self._received != self._expected:
             raise DataError(
@@ -95,7 +95,7 @@ class _WholeBody:
 
 
 def download(address: str) -> BinaryIO:
-    """A file's bytes over HTTP. The host's login in `~/.netrc` is used, if there is one.
+    """Open a file's bytes over HTTP, with the host's login in `~/.netrc` if there is one.
 
     Raises:
         DataError: the server can't be reached, doesn't have the file, or answers with a web page.
@@ -107,7 +107,7 @@ def download(address: str) -> BinaryIO:
         request = urllib.request.Request(urlunsplit((parts.scheme, host, path, parts.query, "")))
         if login := _login(parts):  # not sent to other hosts after a redirect
             request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
-        # Only HTTP addresses come here.
+        # The address is always http or https.
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # nosec B310
     if response.headers.get_content_type() == "text/html":
         response.close()
@@ -116,7 +116,7 @@ def download(address: str) -> BinaryIO:
 
 
 def _login(parts: SplitResult) -> str | None:
-    """`user:password` for a host; None if there is none, or it would be sent in the clear."""
+    """Return `user:password` for a host; None if there is no login, or it would be sent unencrypted."""
     host = parts.hostname or ""
     if parts.scheme.lower() != "https" and not is_loopback(host):
         return None
@@ -125,7 +125,9 @@ def _login(parts: SplitResult) -> str | None:
     except FileNotFoundError:
         return None
     except netrc.NetrcParseError as error:  # its message may have a password
-        raise DataError(f"~/.netrc can't be read: see its line {error.lineno}, and that only you may read it") from None
+        raise DataError(
+            f"~/.netrc can't be read: check its line {error.lineno}, and that only you may read the file"
+        ) from None
     except OSError as error:
         raise DataError(f"~/.netrc can't be read: {error.strerror}") from None
     return f"{found[0]}:{found[2]}" if found else None
@@ -137,21 +139,21 @@ def _downloading(address: str) -> Iterator[None]:
         yield
     except urllib.error.HTTPError as error:
         error.close()
-        hint = "; ~/.netrc may hold a name and a password for the host" if error.code in (401, 403) else ""
+        hint = "; put a user name and password for the host into ~/.netrc" if error.code in (401, 403) else ""
         raise DataError(
             f"{shown(address)} can't be downloaded: the server answers {error.code} {error.reason}{hint}"
         ) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise DataError(
-            f"{shown(address)} can't be downloaded: {_scrubbed(reason, address)}. A file on this machine can be used "
-            f"instead"
+            f"{shown(address)} can't be downloaded: {_scrubbed(reason, address)}. Check the address and the network, "
+            f"or give a local file"
         ) from None
 
 
 @contextmanager
 def reaching(address: str) -> Iterator[tuple[FileSystem, str]]:
-    """The file system of a URL, and the path in it.
+    """Yield the file system of a URL, and the path in it.
 
     Raises:
         DataError: the scheme is unknown, its package is missing, or the file system reports an error.
@@ -173,7 +175,7 @@ def reaching(address: str) -> Iterator[tuple[FileSystem, str]]:
         ) from None
     except FileNotFoundError:
         raise DataError(f"{shown(address)} can't be read: there is no such file") from None
-    except Exception as error:  # each file system has errors of its own
+    except Exception as error:  # each file system raises its own errors
         known = (
             ""
             if scheme in fsspec.available_protocols()
@@ -183,7 +185,7 @@ def reaching(address: str) -> Iterator[tuple[FileSystem, str]]:
 
 
 def open_file(address: str, path: str) -> BinaryIO:
-    """Open a file of the file system of an address.
+    """Open a file in the file system of an address.
 
     Raises:
         DataError: as for `reaching`.
@@ -193,5 +195,5 @@ def open_file(address: str, path: str) -> BinaryIO:
 
 
 def _scrubbed(error: BaseException | str, address: str) -> str:
-    """The first line of a library's error message, without the address's secrets."""
+    """Return the first line of a library's error message, without the address's secrets."""
     return first_line(error).replace(address, shown(address))

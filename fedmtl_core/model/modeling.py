@@ -13,7 +13,7 @@ from fedmtl_core.model.layers import norms_of, parts_of
 from fedmtl_core.model.pooling import encode_texts, encode_tokens
 from fedmtl_core.model.sharing import ModelShape
 from fedmtl_core.randomness import drawing_from
-from fedmtl_core.tasks.kinds import EncoderFacts, TaskKind, new_head, word_embeddings
+from fedmtl_core.tasks.kinds import EncoderInfo, TaskKind, new_head, word_embeddings
 from fedmtl_core.tasks.plan import Pooling
 from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
@@ -22,15 +22,15 @@ __all__ = ["TOY_MODEL", "MultiTaskModel", "load_encoder", "load_tokenizer", "loc
 
 
 class MultiTaskModel(nn.Module):
-    """An encoder and the heads of some tasks: all of them on the server, one on a client.
+    """An encoder and task heads: the heads of all tasks on the server, one head on a client.
 
     Args:
         encoder: takes `input_ids` and the rest of a tokenizer's output; returns a Hugging Face model output.
         hidden_size: width of the encoder's output.
-        pooling: what a head sees of a text: `cls`, the encoder's pooled first token; `mean`, that of all tokens; or
-            `last`, the last token.
-        dropout: before each head.
-        seed: a head starts from values that depend on this and its task's name alone.
+        pooling: the vector of a text that its head sees: `cls` for the encoder's pooled first token, `mean` for the
+            mean of all tokens, `last` for the last token.
+        dropout: dropout probability before each head.
+        seed: seeds the heads: initial values depend only on this and the task's name.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.heads = nn.ModuleDict()
-        self._facts = EncoderFacts.of(encoder, hidden_size)
+        self._encoder_info = EncoderInfo.of(encoder, hidden_size)
         self._kinds: dict[str, TaskKind] = {}
         self._pooling: Pooling = pooling
         self._dropout = dropout
@@ -61,33 +61,35 @@ class MultiTaskModel(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Width of the encoder's output."""
-        return self._facts.hidden_size
+        return self._encoder_info.hidden_size
 
     def add_head(self, spec: TaskSpec) -> None:
-        """Add a task's head; neither the other parameters nor the global random state change.
+        """Add a task's head. Neither other parameters nor the global random state change.
 
         Raises:
-            ConfigError: the name is taken, or the task's kind gives no head.
+            ConfigError: the name is taken, or the task type returns no head.
         """
         if hasattr(self.heads, spec.name):
-            taken = "there is such a head already" if spec.name in self.heads else "PyTorch has a use for that name"
-            raise ConfigError(f"tasks: {spec.name!r} can't be a task's name: {taken}")
+            taken = (
+                "a head of this name exists already" if spec.name in self.heads else "PyTorch's ModuleDict reserves it"
+            )
+            raise ConfigError(f"tasks: {spec.name!r} can't be a task's name, since {taken}; choose another name")
         kind = kind_of(spec)
         with drawing_from(self._seed ^ zlib.crc32(spec.name.encode())):
-            head = new_head(kind, self._facts, self._dropout)
+            head = new_head(kind, self._encoder_info, self._dropout)
         self._kinds[spec.name], self.heads[spec.name] = kind, head
 
     def forward(self, task: str, inputs: Mapping[str, Tensor], tokens: Tensor | None = None) -> Tensor:
-        """Outputs of one task's head, `(batch, …)`, or `(tokens, …)` where it sees tokens.
+        """Return the outputs of one task's head: `(batch, …)`, or `(tokens, …)` for a head that sees tokens.
 
         Args:
             task: the task.
-            inputs: the tokenizer's, each `(batch, tokens)`.
-            tokens: for a head that sees tokens, bool `(batch, tokens)`: of which outputs are wanted, in their order; of
-                all that are no padding if None.
+            inputs: the tokenizer's output, each tensor `(batch, tokens)`.
+            tokens: for a head that sees tokens, bool `(batch, tokens)`: the tokens to return outputs for, in their
+                order; None for all tokens except padding.
 
         Raises:
-            UnknownTaskError: the model has no such head.
+            UnknownTaskError: the model has no head for the task.
         """
         if task not in self.heads:
             raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {task!r}")
@@ -101,14 +103,14 @@ class MultiTaskModel(nn.Module):
         return outputs
 
     def exchanged(self) -> dict[str, Tensor]:
-        """What may be exchanged, by name, the encoder's first: every parameter, and every floating-point buffer that
-        belongs to the model's state."""
+        """Return the tensors that may be exchanged, by name, the encoder's first: every parameter, and every persistent
+        floating-point buffer."""
         persistent = self.state_dict().keys()
         tensors: dict[str, Tensor] = dict(self.named_parameters())
         return tensors | {n: b for n, b in self.named_buffers() if n in persistent and b.is_floating_point()}
 
     def shape(self) -> ModelShape:
-        """The exchanged tensors' names, by where in the model they are."""
+        """Return the exchanged tensors' names, grouped by their part of the model."""
         names = self.exchanged()
         part_of, norms = parts_of(self.encoder), norms_of(self.encoder)
         encoder = [name for name in names if name.startswith("encoder.")]

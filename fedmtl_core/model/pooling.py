@@ -1,8 +1,7 @@
-"""From an encoder's output to one vector for each text.
+"""Pools an encoder's output into one vector per text.
 
-A text's vector does not depend on the texts beside it in a batch. Padding is moved behind the tokens before the encoder
-sees a batch: encoders number positions from the first column, and their poolers take the first column, whichever side a
-tokenizer pads on.
+A text's vector doesn't depend on the other texts in its batch. Padding is moved behind the tokens before encoding, on
+whichever side the tokenizer pads: encoders number positions from the first column, and poolers use the first column.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def is_token(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """Which positions hold a token and not padding, bool `(batch, tokens)`; None for inputs that are not tokens.
+    """Return the positions with a token instead of padding, bool `(batch, tokens)`; None for inputs without tokens.
 
-    Where a tokenizer gives no attention mask, padding is told by its id, and without such an id there is none.
+    Without an attention mask, padding is recognized by its id; without a padding id, there is no padding.
     """
     if "attention_mask" in inputs:
         return inputs["attention_mask"].bool()
@@ -34,15 +33,15 @@ def is_token(encoder: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def padded_behind(inputs: Mapping[str, Tensor], tokens: Tensor | None) -> dict[str, Tensor]:
-    """Inputs whose rows all begin with their first token: what was padded in front is padded behind.
+    """Shift inputs so that every row begins with its first token: padding in front moves behind the tokens.
 
     Args:
-        inputs: each `(batch, tokens, …)`; a tensor of another shape stays as it is.
+        inputs: each `(batch, tokens, …)`; a tensor of another shape is unchanged.
         tokens: see `is_token`.
     """
     if tokens is None or not tokens.numel():
         return dict(inputs)
-    shifts = tokens.int().argmax(dim=1)  # of the first token; 0 for a row without any
+    shifts = tokens.int().argmax(dim=1)  # position of the first token; 0 for a row without tokens
     if not shifts.any():
         return dict(inputs)
     batch, length = tokens.shape
@@ -52,24 +51,24 @@ def padded_behind(inputs: Mapping[str, Tensor], tokens: Tensor | None) -> dict[s
 
 
 def encode_texts(encoder: nn.Module, inputs: Mapping[str, Tensor], pooling: Pooling) -> Tensor:
-    """What a head sees of each text, `(batch, hidden_size)`.
+    """Return the vector of each text that its head sees, `(batch, hidden_size)`.
 
     Args:
         encoder: returns a Hugging Face model output.
-        inputs: a tokenizer's, each `(batch, tokens)`, padded on either side.
-        pooling: which of a text's tokens it is made of.
+        inputs: a tokenizer's output, each tensor `(batch, tokens)`, padded on either side.
+        pooling: the tokens that the vector is made from.
     """
     inputs = padded_behind(inputs, is_token(encoder, inputs))
     return _POOLING[pooling](encoder(**inputs), is_token(encoder, inputs))
 
 
 def encode_tokens(encoder: nn.Module, inputs: Mapping[str, Tensor], wanted: Tensor | None = None) -> Tensor:
-    """The hidden states of tokens, `(wanted tokens, hidden_size)`, row by row.
+    """Return the hidden states of tokens, `(wanted tokens, hidden_size)`, row by row.
 
     Args:
         encoder: returns a Hugging Face model output.
-        inputs: a tokenizer's, each `(batch, tokens)`, padded on either side.
-        wanted: of which tokens, bool `(batch, tokens)`; of all that are no padding if None.
+        inputs: a tokenizer's output, each tensor `(batch, tokens)`, padded on either side.
+        wanted: the tokens, bool `(batch, tokens)`; None for all tokens except padding.
     """
     tokens = is_token(encoder, inputs)
     moved = padded_behind(inputs, tokens)
@@ -79,7 +78,7 @@ def encode_tokens(encoder: nn.Module, inputs: Mapping[str, Tensor], wanted: Tens
 
 
 def _first(output: BaseModelOutput, tokens: Tensor | None) -> Tensor:
-    """The encoder's own pooler where it has one, else the first token's hidden state."""
+    """Return the output of the encoder's own pooler if it has one, else the first token's hidden state."""
     own: Tensor | None = getattr(output, "pooler_output", None)
     if own is not None:
         return own
@@ -88,14 +87,14 @@ def _first(output: BaseModelOutput, tokens: Tensor | None) -> Tensor:
 
 
 def _mean(output: BaseModelOutput, tokens: Tensor | None) -> Tensor:
-    """The mean of the hidden states of all tokens."""
+    """Return the mean of the hidden states of all tokens."""
     hidden: Tensor = output.last_hidden_state
     mask = _present(hidden, tokens).unsqueeze(-1).to(hidden.dtype)
     return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def _last(output: BaseModelOutput, tokens: Tensor | None) -> Tensor:
-    """The last token's hidden state."""
+    """Return the last token's hidden state."""
     hidden: Tensor = output.last_hidden_state
     number = torch.arange(hidden.shape[1], device=hidden.device)
     last = (_present(hidden, tokens) * number).argmax(dim=1)

@@ -1,7 +1,7 @@
-"""Pretrained weights: reading them, and which of an encoder's its files have.
+"""Loads pretrained weights, and records which of an encoder's weights its files have.
 
-`transformers` gives random values to whatever its files lack, and its report of that is kept out of the log. Here the
-report is kept; `encoder_check` says what it means.
+`transformers` gives random values to weights that the files lack, and FedMTL keeps its report out of the log. This
+module keeps the report, and `encoder_check` interprets it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from fedmtl_core.errors import ModelUnavailableError, first_line
 _POINTER = b"version https://git-lfs"
 _DAMAGED = (SafetensorError, RuntimeError, EOFError, UnpicklingError)
 _SHOWN = 120
-"""Characters of a library's reason."""
+"""Longest excerpt of a library's message, in characters."""
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """Which of an encoder's weights its files have. Names are the encoder's, in its order."""
+    """The weights found in an encoder's files. Names are the encoder's, in its order."""
 
     num_wanted: int
-    """Tensors that the encoder has."""
+    """Number of tensors of the encoder."""
     missing: tuple[str, ...] = ()
-    """That the files lack: their values are random."""
+    """Tensors that the files lack, so that their values are random."""
     leftover: tuple[str, ...] = ()
-    """That the files have and the encoder has no place for, by their names in the files."""
+    """Tensors of the files that the encoder doesn't have, by their names in the files."""
 
     def of_part(self, model: nn.Module, part: nn.Module) -> LoadedWeights:
-        """The same of one part of a model, by its own names. A tensor may have several names in the model."""
+        """Return this report for one part of a model, by its own names. A tensor may have several names in a model."""
         own = {tensor.data_ptr(): name for name, tensor in part.state_dict(keep_vars=True).items()}
         tensors = model.state_dict(keep_vars=True)
         names = {name: own.get(tensor.data_ptr()) for name, tensor in tensors.items()}
@@ -49,12 +49,12 @@ class LoadedWeights:
 
 
 def load_pretrained(location: str, config: PretrainedConfig) -> tuple[PreTrainedModel, LoadedWeights]:
-    """An encoder in float32 on CPU, with the weights of a folder or of a model on the hub.
+    """Load an encoder in float32 on CPU, with the weights of a folder or of a model on the hub.
 
     Raises:
-        ModelUnavailableError: a file of weights is damaged, or was never fetched, and the message names it; or a weight
+        ModelUnavailableError: a file of weights is damaged or was never fetched, and the message names it; or a weight
             has another shape than the configuration says.
-        OSError: there is no such model, or it can't be reached.
+        OSError: the model doesn't exist or can't be reached.
     """
     try:
         encoder, info = AutoModel.from_pretrained(
@@ -77,29 +77,30 @@ def load_pretrained(location: str, config: PretrainedConfig) -> tuple[PreTrained
 
 
 def pointers(location: str) -> list[str]:
-    """The files of a folder that Git LFS hasn't fetched; empty where it is no folder."""
+    """Return the files of a folder that are unfetched Git LFS pointers; empty if the location is no folder."""
     return [path.name for path in _files(location) if _beginning(path).startswith(_POINTER)]
 
 
 def not_fetched(names: list[str]) -> str:
-    """A sentence on files that are pointers of Git LFS."""
-    are = "is a pointer" if len(names) == 1 else "are pointers"
-    return f"{', '.join(names)} {are} of Git LFS, and not the file itself; `git lfs pull` in the folder fetches it."
+    """Return a sentence about files that are Git LFS pointers."""
+    are = "is a Git LFS pointer, not the file itself" if len(names) == 1 else "are Git LFS pointers, not the files"
+    return f"{', '.join(names)} {are}; run `git lfs pull` in the folder."
 
 
 def _damage(location: str, error: Exception) -> str:
-    """A sentence on weights that can't be read."""
+    """Return a sentence about weights that can't be read."""
     if names := pointers(location):
         return not_fetched(names)
     reason = first_line(error)[:_SHOWN]
     for path in _files(location):
         if path.suffix == ".safetensors" and (reason_here := _unreadable(path)):
-            return f"{path.name} ({path.stat().st_size:,} bytes) is truncated or damaged ({reason_here}); copy it anew."
-    return f"its weights are truncated or damaged ({reason}); copy or download them anew."
+            size = f"{path.stat().st_size:,} bytes"
+            return f"{path.name} ({size}) is truncated or damaged ({reason_here}); copy or download it again."
+    return f"its weights are truncated or damaged ({reason}); copy or download them again."
 
 
 def _unreadable(path: Path) -> str:
-    """Why a file of safetensors can't be read; empty if it can."""
+    """Return why a safetensors file can't be read; empty if it can."""
     try:
         with safe_open(path, framework="pt"):
             return ""

@@ -1,7 +1,7 @@
-"""A look at an encoder before anybody trains it: what comes out for two short texts.
+"""Probes an encoder before training: encodes two short texts and checks the output.
 
-An encoder's configuration doesn't say how wide its output is: OPT's may be projected to another width, Reformer's is
-twice as wide as its hidden states. So two texts go through it, and what comes out is looked at.
+An encoder's configuration doesn't give the width of its output: OPT may project its output to another width, and
+Reformer's is twice as wide as its hidden states. So the probe measures it.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutput
 
 _TOKENS = 7
-"""How long the texts are: no multiple of anything, as the longest text of a batch may be."""
+"""Length of the texts in tokens: no multiple of a likely block size, as the longest text of a batch may be."""
 
 
 @torch.no_grad()
 def output_width(encoder: PreTrainedModel, source: str) -> int:
-    """The width of an encoder's output. The encoder is as it was afterwards.
+    """Return the width of an encoder's output. The encoder is unchanged afterwards.
 
-    An encoder without memory for its numbers, on PyTorch's device `meta`, computes nothing; its configuration is taken
-    at its word.
+    For an encoder on PyTorch's device `meta`, which has no memory for values, the width is the configuration's.
 
     Args:
-        encoder: on CPU, as `transformers` has them.
-        source: where it comes from, for messages.
+        encoder: a `transformers` encoder on CPU.
+        source: the encoder's name, for messages.
 
     Raises:
-        ModelUnavailableError: it can't be trained on texts of any length, gives no hidden state for each token, or its
-            tokens don't see one another.
+        ModelUnavailableError: the encoder can't be trained on texts of any length, returns no hidden state per token,
+            or computes tokens independently of each other.
     """
     if next(encoder.parameters()).is_meta:
         return int(encoder.config.hidden_size)
@@ -50,18 +49,19 @@ def output_width(encoder: PreTrainedModel, source: str) -> int:
     if not isinstance(states, Tensor) or states.ndim != 3 or states.shape[:2] != (2, _TOKENS):
         got = list(states.shape) if isinstance(states, Tensor) else "none"
         raise ModelUnavailableError(
-            f"{what} gives no hidden state for each token: expected (2, {_TOKENS}, width) of two texts of {_TOKENS} "
-            f"tokens, got {got}"
+            f"{what} returns no hidden state per token: expected the shape (2, {_TOKENS}, width) for two texts of "
+            f"{_TOKENS} tokens, got {got}"
         )
     if not states.isnan().any() and torch.equal(states[0, 1:], states[1, 1:]):
         raise ModelUnavailableError(
-            f"{what} computes no attention on this machine: another first token changes no other token's hidden "
-            "state. Some encoders need code that is compiled for a GPU; take another one"
+            f"{what} computes no attention on this machine: changing the first token changes no other token's hidden "
+            "state. Some encoders need code that is compiled for a GPU; use another encoder"
         )
     pooled = getattr(output, "pooler_output", None)
     if pooled is not None and pooled.shape[-1] != states.shape[-1]:
         raise ModelUnavailableError(
-            f"{what} has a pooler of another width than its hidden states: {pooled.shape[-1]} and {states.shape[-1]}"
+            f"{what}: its pooler and its hidden states differ in width: {pooled.shape[-1]} and {states.shape[-1]}; use "
+            "another encoder"
         )
     return states.shape[-1]
 
@@ -70,15 +70,15 @@ def _run(encoder: PreTrainedModel, what: str, *, is_training: bool) -> BaseModel
     ids = _two_texts(encoder)
     try:
         return encoder.train(is_training)(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except Exception as error:  # hundreds of families, each with errors of its own
+    except Exception as error:  # each of hundreds of model families raises its own errors
         raise ModelUnavailableError(
-            f"{what} can't be {'trained on' if is_training else 'given'} texts of any length; two texts of {_TOKENS} "
+            f"{what} can't {'be trained on' if is_training else 'encode'} texts of any length; two texts of {_TOKENS} "
             f"tokens give: {first_line(error)}"
         ) from None
 
 
 def _two_texts(encoder: PreTrainedModel) -> Tensor:
-    """Token ids, `(2, _TOKENS)`, of which only the first differ."""
+    """Return the token ids of two texts, `(2, _TOKENS)`, which differ only in the first token."""
     words = word_embeddings(encoder)
     rows = len(words) if words is not None else getattr(encoder.config, "vocab_size", None) or 2 * _TOKENS
     ids = torch.arange(rows - _TOKENS, rows) % rows
@@ -89,13 +89,13 @@ def _two_texts(encoder: PreTrainedModel) -> Tensor:
 
 @contextmanager
 def unchanged(encoder: nn.Module) -> Iterator[None]:
-    """Leave modules as they were: which parts and attributes they have, and what their buffers hold.
+    """Restore modules after the context: their submodules, attributes and buffers.
 
-    A forward pass may change them. I-BERT follows the range of its activations, and BigBird replaces its attention by
-    another one where texts are short.
+    A forward pass may change them. I-BERT tracks the range of its activations, and BigBird replaces its attention
+    module for short texts.
     """
     modules = [(module, dict(vars(module))) for module in encoder.modules()]
-    plain = (dict, OrderedDict)  # which a module's parts, and hooks, are in
+    plain = (dict, OrderedDict)  # the types in which a module stores submodules and hooks
     parts = [(inner, dict(inner)) for _, own in modules for inner in own.values() if type(inner) in plain]
     values = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
     try:

@@ -1,11 +1,10 @@
-"""Who shares which parameter: the table from parameter names to scopes, task by task.
+"""Parameter sharing: the table from parameter names to scopes, task by task.
 
-A parameter of the encoder is shared by some *blocks* of tasks: by one block of all of them (MT-DNN; Liu et al. 2019,
-arXiv:1901.11504), by a block for each group, by one for each task, or by nobody at all. A block is named as a scope,
-and the parameters of one scope form a component. What a client keeps for itself has the scope `local`, and no
-component.
+An encoder parameter is shared within *blocks* of tasks: one block of all tasks (MT-DNN; Liu et al. 2019,
+arXiv:1901.11504), one block per group, one per task, or none. A block is named by a scope, and the parameters of one
+scope form a component. A client's local parameters have the scope `local`, and no component.
 
-All of this is names. It knows no tensors, no clients and no rounds.
+This module works on names only. It uses no tensors, clients or rounds.
 """
 
 from __future__ import annotations
@@ -20,14 +19,15 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.scopes import LOCAL, SHARED, group_scope, scope_of, task_scope
 
 Block = tuple[str, ...]
-"""Tasks whose clients share something, in the run's order."""
+"""Tasks whose clients share parameters, in the run's order."""
 Partition = tuple[Block, ...]
-"""The tasks in blocks: each of them in exactly one."""
+"""The tasks in blocks, each task in exactly one block."""
 
 NAMED_PARTS = ("embeddings", "pooler", "rest")
-"""Parts of an encoder besides its layers: `rest` is what is in none, such as a norm after the last layer."""
+"""Parts of an encoder besides its layers. `rest` has the parameters of no other part, such as a norm after the last
+layer."""
 LEVELS = ("shared", "all", "group", "task", "local")
-"""Who may share a part; besides these, a group's name."""
+"""The levels at which a part may be shared; a group's name is a level too."""
 
 _RANGE = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 _EMPTY: Mapping[str, Partition] = MappingProxyType({})
@@ -35,39 +35,39 @@ _EMPTY: Mapping[str, Partition] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A multi-task model's parameters by name, as far as the table needs to know them."""
+    """The parameter names of a multi-task model, by their position in the model."""
 
     parts: Mapping[str, str]
-    """The encoder's, in its own order: each with the part that it is in, a layer's number or one of `NAMED_PARTS`."""
+    """The encoder's parameters in its own order, each with its part: a layer's number or one of `NAMED_PARTS`."""
     heads: Mapping[str, Sequence[str]]
-    """Each task's head's."""
+    """By task, the parameters of the task's head."""
     norms: Collection[str] = ()
-    """The encoder's that are in its normalisation layers."""
+    """The encoder's parameters that belong to normalization layers."""
 
 
 @dataclass(frozen=True)
 class SharingRules:
-    """The section `sharing`: what a table is made by."""
+    """The configuration's section `sharing`, from which a table is made."""
 
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By name, the tasks and groups in a group."""
     layers: Mapping[str, str] = field(default_factory=dict)
-    """By part or range of layers, who shares it; what isn't there, all do."""
+    """By part or range of layers, the level at which it is shared; all tasks share parts that aren't listed."""
     head: str = "task"
     norms: str | None = None
-    """Who shares the encoder's norms, wherever they are; None for what shares the part that they are in."""
+    """The level at which all norms of the encoder are shared; None for the level of the part that each norm is in."""
 
 
 @dataclass(frozen=True)
 class GroupTree:
-    """The tasks as leaves of a tree, whose inner nodes are groups and whose root are all tasks.
+    """A tree with the tasks as leaves, groups as inner nodes, and the set of all tasks as root.
 
     Args:
         tasks: in the run's order.
         groups: by name, the tasks and groups in a group.
 
     Raises:
-        ValueError: that is no tree; the message says where.
+        ValueError: the groups don't form a tree; the message says where.
     """
 
     tasks: Sequence[str]
@@ -84,17 +84,17 @@ class GroupTree:
             if group in self.tasks:
                 raise ValueError(f"groups: {group!r} is a task, and can't be a group's name too")
             if group in LEVELS:
-                raise ValueError(f"groups: {group!r} means something else, and can't be a group's name")
+                raise ValueError(f"groups: {group!r} is the name of a level, and can't be a group's name")
             if not members:
                 raise ValueError(f"groups.{group}: expected at least one task or group, got none")
             for member in members:
                 if member not in self.tasks and member not in self.groups:
                     known = ", ".join([*self.tasks, *self.groups])
-                    raise ValueError(f"groups.{group}: there is no task or group {member!r}; there are {known}")
+                    raise ValueError(f"groups.{group}: there is no task or group {member!r}; expected one of {known}")
                 if member in parents:
                     first = parents[member]
                     twice = f"twice in {group!r}" if first == group else f"in {first!r} and in {group!r}"
-                    raise ValueError(f"groups: {member!r} is {twice}; it can be in one alone, once")
+                    raise ValueError(f"groups: {member!r} is {twice}; it can be in one group only, and once")
                 parents[member] = group
         return parents
 
@@ -106,7 +106,7 @@ class GroupTree:
             raise ValueError(f"groups: {' is in '.join(map(repr, path))}: a group can't be in itself")
 
     def above(self, task: str) -> list[str]:
-        """The groups that a task is in, the innermost first."""
+        """Return the groups that contain a task, the innermost first."""
         found = []
         while task in self._parents:
             task = self._parents[task]
@@ -114,15 +114,16 @@ class GroupTree:
         return found
 
     def members(self, group: str) -> Block:
-        """The tasks of a group and of those in it."""
+        """Return the tasks of a group, including those of its inner groups."""
         return tuple(task for task in self.tasks if group in self.above(task))
 
     def scopes(self, level: str) -> dict[str, str]:
-        """By task, the scope of what its model shares at a level.
+        """Return, by task, the scope in which its model shares a part.
 
         Args:
-            level: `shared` or `all`; `group`, with those that are in the same innermost group, or in none; a group's
-                name, the same but all within that group together; `task`; or `local`.
+            level: `shared` or `all` for all tasks together; `group` for the tasks of the same innermost group, or of
+                none; `task` for each task alone; or `local`. A group's name joins the tasks of that group, and treats
+                other tasks as `group` does.
         """
         if level == "local":
             return dict.fromkeys(self.tasks, LOCAL)
@@ -132,18 +133,18 @@ class GroupTree:
         return self.scopes_of([[task for task in self.tasks if keys[task] == key] for key in set(keys.values())])
 
     def scopes_of(self, blocks: Iterable[Sequence[str]]) -> dict[str, str]:
-        """By task, the scope of what blocks of tasks share."""
+        """Return, by task, the scope of its block."""
         return {task: self.scope(block) for block in blocks for task in block}
 
     def _key(self, task: str, level: str) -> str:
-        """What the tasks that share something at a level have in common."""
+        """Return the key that tasks sharing a part at a level have in common."""
         if level in ("shared", "all"):
             return ""
         groups = self.above(task)
         return level if level in groups else groups[0] if groups else ""
 
     def scope(self, block: Sequence[str]) -> str:
-        """The name of what a block of tasks shares in the encoder."""
+        """Return the scope of the encoder parameters that a block of tasks shares."""
         if len(block) == len(self.tasks):
             return SHARED
         if len(block) == 1:
@@ -154,11 +155,11 @@ class GroupTree:
 
 @dataclass(frozen=True)
 class SharingTable:
-    """Every parameter of every task's model with its scope."""
+    """The scope of every parameter of every task's model."""
 
     tasks: Sequence[str]
     by_task: Mapping[str, Mapping[str, str]]
-    """By task, the scope by parameter, in the model's order."""
+    """By task, the scopes by parameter name, in the model's order."""
 
     @cached_property
     def _members(self) -> Mapping[str, Block]:
@@ -171,7 +172,7 @@ class SharingTable:
 
     @cached_property
     def scopes(self) -> tuple[str, ...]:
-        """Of the components: `shared` first, then from those of many tasks to those of one."""
+        """The scopes of the components: `shared` first, then from those of many tasks to those of one."""
         place = {task: number for number, task in enumerate(self.tasks)}
 
         def outside_in(scope: str) -> tuple[bool, int, list[int]]:
@@ -181,34 +182,34 @@ class SharingTable:
         return tuple(sorted(self._members, key=outside_in))
 
     def members(self, scope: str) -> Block:
-        """The tasks whose clients share a scope."""
+        """Return the tasks whose clients share a scope."""
         return self._members[scope]
 
     def tensors(self, scope: str) -> tuple[str, ...]:
-        """A scope's parameters, in the model's order: the same for each of its tasks."""
+        """Return a scope's parameters in the model's order, which are the same for each of its tasks."""
         return tuple(name for name, one in self.by_task[self.members(scope)[0]].items() if one == scope)
 
     def scopes_for(self, task: str) -> tuple[str, ...]:
-        """The scopes of a task's slice."""
+        """Return the scopes of a task's slice."""
         mine = set(self.by_task[task].values())
         return tuple(scope for scope in self.scopes if scope in mine)
 
     def local_for(self, task: str) -> tuple[str, ...]:
-        """The parameters that a task's clients keep for themselves."""
+        """Return the local parameters of a task's clients."""
         return tuple(name for name, scope in self.by_task[task].items() if scope == LOCAL)
 
     @property
     def is_one_model(self) -> bool:
-        """Whether there is one of each parameter, and none is local: one encoder, with all heads on it."""
+        """Whether each parameter exists once and none is local, so that one encoder has all heads."""
         return self.has_one_encoder and not any(map(self.local_for, self.tasks))
 
     @property
     def has_one_encoder(self) -> bool:
-        """Whether all tasks share one encoder, which is nobody's own."""
+        """Whether all tasks share one encoder, without local parameters."""
         return len({tuple(self._of_encoder(task)) for task in self.tasks}) == 1 and self.has_encoder(self.tasks[0])
 
     def has_encoder(self, task: str) -> bool:
-        """Whether none of a task's encoder is local."""
+        """Whether no parameter of a task's encoder is local."""
         return LOCAL not in self._of_encoder(task)
 
     def _of_encoder(self, task: str) -> list[str]:
@@ -218,16 +219,16 @@ class SharingTable:
 def make_table(
     tasks: Sequence[str], shape: ModelShape, rules: SharingRules, moved: Mapping[str, Partition] = _EMPTY
 ) -> SharingTable:
-    """The table that rules come to for a model.
+    """Return the sharing table of a model.
 
     Args:
         tasks: in the run's order.
-        shape: of the model.
-        rules: the configuration's.
-        moved: by part, blocks that hold instead of the rules'.
+        shape: the model's parameter names.
+        rules: the configuration's sharing rules.
+        moved: by part, blocks that override the rules.
 
     Raises:
-        ConfigError: the rules name what the model hasn't, or leave a task nothing to send.
+        ConfigError: the rules name a part that the model doesn't have, or leave a task nothing to send.
     """
     tree = tree_of(tasks, rules)
     by_part = {part: tree.scopes(level) for part, level in levels_of(shape, rules).items()}
@@ -242,15 +243,18 @@ def make_table(
         head = LOCAL if rules.head == "local" else task_scope(task)
         by_task[task] = encoder | dict.fromkeys(shape.heads[task], head)
         if all(scope == LOCAL for scope in by_task[task].values()):
-            raise ConfigError(f"sharing: nothing of {task}'s model is shared: its clients would have nothing to send")
+            raise ConfigError(
+                f"sharing: all parameters of {task}'s model are local, so its clients would have nothing to send; "
+                f"share the head or a part of the encoder"
+            )
     return SharingTable(tuple(tasks), by_task)
 
 
 def tree_of(tasks: Sequence[str], rules: SharingRules) -> GroupTree:
-    """The tree of a run's tasks.
+    """Return the tree of a run's tasks.
 
     Raises:
-        ConfigError: the rules describe none.
+        ConfigError: the rules describe no tree.
     """
     try:
         return GroupTree(tuple(tasks), rules.groups)
@@ -259,10 +263,10 @@ def tree_of(tasks: Sequence[str], rules: SharingRules) -> GroupTree:
 
 
 def levels_of(shape: ModelShape, rules: SharingRules) -> dict[str, str]:
-    """By part of the encoder, who shares it.
+    """Return, by part of the encoder, the level at which it is shared.
 
     Raises:
-        ConfigError: the rules name a part that the encoder hasn't.
+        ConfigError: the rules name a part that the encoder doesn't have.
     """
     there = list(dict.fromkeys(shape.parts.values()))
     levels = dict.fromkeys(there, "shared")
@@ -276,29 +280,31 @@ def levels_of(shape: ModelShape, rules: SharingRules) -> dict[str, str]:
 
 
 def movable_parts(rules: SharingRules, layers: Sequence[str] | None) -> Collection[str] | None:
-    """The parts that may move from one scope to another; None for all that no rule names.
+    """Return the parts that may move between scopes; None for all parts that no rule names.
 
     Args:
-        rules: what they name stays as they say.
-        layers: what may move, in the form of the rules' layers.
+        rules: the parts that they name don't move.
+        layers: the parts that may move, in the notation of the rules' layers.
 
     Raises:
-        ValueError: a rule names one of them too, or it is none.
+        ValueError: a rule names one of these parts, or a name is no part.
     """
     if layers is None:
         return None
     named = {part for key in rules.layers for part in parts_in(key)}
     parts = [part for key in layers for part in parts_in(key)]
     if both := [part for part in parts if part in named]:
-        raise ValueError(f"adaptive.layers: {_called(both[0])} is in `layers`, and stays as that says")
+        raise ValueError(
+            f"adaptive.layers: {_called(both[0])} is in `layers`, and stays fixed; remove it from one of the two"
+        )
     return parts
 
 
 def require_rules(tasks: Sequence[str], rules: SharingRules) -> None:
-    """Check what can be checked without the model.
+    """Check the rules as far as possible without the model.
 
     Raises:
-        ValueError: the groups are no tree of these tasks, or a level or part is unknown or there twice.
+        ValueError: the groups form no tree of these tasks, or a level or part is unknown or occurs twice.
     """
     tree = GroupTree(tuple(tasks), rules.groups)
     first: dict[str, str] = {}
@@ -306,17 +312,17 @@ def require_rules(tasks: Sequence[str], rules: SharingRules) -> None:
         _require_level(f"layers.{key}", level, tree)
         for part in parts_in(key):
             if part in first:
-                raise ValueError(f"layers: {_called(part)} is there twice, in {first[part]!r} and in {key!r}")
+                raise ValueError(f"layers: {_called(part)} occurs twice, in {first[part]!r} and in {key!r}")
             first[part] = key
     if rules.norms is not None:
         _require_level("norms", rules.norms, tree)
 
 
 def parts_in(key: str) -> Iterator[str]:
-    """The parts that a key of `sharing.layers` stands for: a layer's number, a range of them, or one of `NAMED_PARTS`.
+    """Yield the parts of a key in `sharing.layers`: a layer's number, a range of layers, or one of `NAMED_PARTS`.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the key has another form.
     """
     if key in NAMED_PARTS:
         yield key
@@ -337,7 +343,7 @@ def _require_level(key: str, level: str, tree: GroupTree) -> None:
         groups = f", or one of the groups {', '.join(tree.groups)}" if tree.groups else "; there are no groups"
         raise ValueError(f"{key}: expected one of {', '.join(LEVELS)}{groups}, got {level!r}")
     if level == "group" and not tree.groups:
-        raise ValueError(f"{key}: `group` needs `sharing.groups`, which has none")
+        raise ValueError(f"{key}: `group` needs groups in `sharing.groups`, got none")
 
 
 def _called(part: str) -> str:
@@ -349,10 +355,10 @@ def _numbers_first(part: str) -> tuple[bool, int, str]:
 
 
 def blocks_text(partition: Iterable[Iterable[str]]) -> str:
-    """Blocks of tasks for people: `sst2 | qqp+stsb`."""
+    """Format blocks of tasks for people: `sst2 | qqp+stsb`."""
     return " | ".join("+".join(block) for block in partition)
 
 
 def blocks_of(partition: Iterable[Iterable[str]]) -> Partition:
-    """A partition as JSON has it."""
+    """Convert a partition from JSON."""
     return tuple(tuple(block) for block in partition)

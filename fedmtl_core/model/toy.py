@@ -1,15 +1,15 @@
 """A toy language: three generated tasks that a small encoder learns within a minute, for demos and tests.
 
-It is not natural language and says nothing about real data. Its world is a few dozen concepts, each with
-two interchangeable words, and sentences made from a handful of templates:
+It is not natural language and says nothing about real data. It has a few dozen concepts, each with two
+interchangeable words, and sentences made from a handful of templates:
 
-* `sst2`: one to three opinions ("the film was not dull"), labelled by what most of them say; "not" flips one.
+* `sst2`: one to three opinions ("the film was not dull"), labeled by the majority; "not" inverts an opinion.
 * `qqp`: two questions with a verb, an adjective and a noun each; duplicates name the same three concepts,
-  mostly in other words, the others have one in common at most.
+  mostly in other words, and other pairs have at most one concept in common.
 * `stsb`: two statements of three concepts each; the score is 5/3 of the number they share.
 
-The rows of a task are drawn from a fixed seed, so every process sees the same ones; no row is drawn twice, in
-either order of its two texts, so evaluation rows never stand in train.
+A task's rows are drawn from a fixed seed, so every process has the same rows. No row is drawn twice, in either order of
+its two texts, so training and evaluation rows don't overlap.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Row = dict[str, str | int | float]
 Words = tuple[str, ...]
 
 NUM_TRAIN, NUM_VALIDATION = 6000, 1000
-"""Rows of each task's splits."""
+"""Number of rows in each task's splits."""
 
 _NOUNS: tuple[Words, ...] = (
     ("film", "movie"),
@@ -71,7 +71,7 @@ SPECIAL_TOKENS: Words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def vocabulary() -> list[str]:
-    """Special tokens first, then every word the language has, sorted."""
+    """Return the special tokens, then every word of the language, sorted."""
     concepts = [word for table in _CONCEPTS for words in table for word in words]
     templates = " ".join((*_QUESTIONS, *_STATEMENTS, *_ADVERBS, *_JOINERS, "the was not"))
     words = {*concepts, *_GOOD, *_BAD, *re.sub(r"\{\d\}", " ", templates).split()}
@@ -80,7 +80,7 @@ def vocabulary() -> list[str]:
 
 @cache
 def rows(task: str) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """The training and evaluation rows of `sst2`, `qqp` or `stsb`, with the columns of the GLUE task."""
+    """Return the training and evaluation rows of `sst2`, `qqp` or `stsb`, with the columns of the GLUE task."""
     unique: dict[frozenset[str], Row] = {}
     for row in _draw(_TASKS[task], random.Random(f"toy language: {task}")):
         unique.setdefault(frozenset(text for text in row.values() if isinstance(text, str)), row)
@@ -91,7 +91,7 @@ def rows(task: str) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
 
 
 def tasks() -> list[str]:
-    """Names of the tasks."""
+    """Return the names of the tasks."""
     return list(_TASKS)
 
 
@@ -132,7 +132,7 @@ def _statements(rng: random.Random) -> Row:
 
 
 def _meanings(rng: random.Random, shared: int) -> tuple[list[int], list[int]]:
-    """A concept from each table, twice; so many of them are the same."""
+    """Draw a concept from each table, twice, with the given number of equal concepts."""
     first = [rng.randrange(len(table)) for table in _CONCEPTS]
     same = rng.sample(range(len(_CONCEPTS)), shared)
     second = [

@@ -1,1 +1,1 @@
-"""What a process needs for itself: its command line, checks before a start, tracing, sockets."""
+"""Process infrastructure: command line, checks before the start, tracing, connections."""

@@ -1,4 +1,4 @@
-"""How the process gets its memory and gives it back: large blocks are kept, and what stays isn't looked at again."""
+"""Memory management of the process: keep freed blocks, and exclude permanent objects from garbage collection."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import gc
 import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # <malloc.h>
-_LARGEST_FROM_HEAP = 32 * 2**20  # the most that glibc takes
+_LARGEST_FROM_HEAP = 32 * 2**20  # the largest value that glibc accepts
 _KEPT_FREE = 64 * 2**20
 _TAKEN_AHEAD = 16 * 2**20
 
 
 def keep_freed_blocks() -> bool:
-    """Tell the C library's allocator to keep freed blocks of a few megabytes instead of giving them back at once.
+    """Make the C library's allocator keep freed blocks of a few megabytes instead of returning them at once.
 
-    A stream of 2 MiB messages otherwise asks the kernel for every one of them anew, and clearing those pages costs as
-    much as moving the bytes: bare gRPC runs 1.3 to 1.6 times as fast with this. The process keeps up to 64 MiB of
-    freed memory. It is for command lines to call, once, before anything large; a library leaves its host alone.
+    Otherwise, a stream of 2 MiB messages requests new pages from the kernel for each message. Clearing the pages costs
+    as much as moving the bytes: bare gRPC runs 1.3 to 1.6 times as fast with this setting. The process keeps up to 64
+    MiB of freed memory. Command lines call it once, before large allocations; libraries should leave their host
+    process alone.
 
     Returns:
-        Whether the allocator understood. Only glibc's does.
+        Whether the allocator accepted the settings. Only glibc's does.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -29,16 +30,16 @@ def keep_freed_blocks() -> bool:
         _M_MMAP_THRESHOLD: _LARGEST_FROM_HEAP,
         _M_TRIM_THRESHOLD: _KEPT_FREE,
         _M_TOP_PAD: _TAKEN_AHEAD,
-        _M_ARENA_MAX: 1,  # each arena keeps what was freed for itself, and gRPC's threads would use a dozen
+        _M_ARENA_MAX: 1,  # each arena keeps its own freed memory, and gRPC's threads would use a dozen arenas
     }
     understood = [mallopt(name, value) == 1 for name, value in settings.items()]
     return all(understood)
 
 
 def give_back_freed_blocks() -> None:
-    """Give memory that was freed back to the system, wherever it lies. It takes a moment; for after something large.
+    """Return freed memory to the system, including blocks inside the heap. Call it rarely, since it takes a moment.
 
-    A PyTorch model that was built and copied elsewhere leaves hundreds of megabytes in the middle of the heap.
+    A PyTorch model that was built and copied elsewhere leaves hundreds of megabytes of freed memory inside the heap.
     """
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if malloc_trim is not None:
@@ -46,10 +47,10 @@ def give_back_freed_blocks() -> None:
 
 
 def keep_what_is_there() -> None:
-    """Tell Python's garbage collector to leave alone what there is by now: libraries, mostly, that stay to the end.
+    """Make Python's garbage collector ignore all existing objects, mostly those of libraries.
 
-    Otherwise it looks through all of that every now and then, which takes half a second in which nothing else runs, and
-    does so the more often the more calls come. For command lines to call, once, when all is loaded.
+    Otherwise the collector occasionally scans them all. A scan blocks the process for half a second, and scans become
+    more frequent with more calls. Command lines call this once, after loading everything.
     """
     gc.collect()
     gc.freeze()

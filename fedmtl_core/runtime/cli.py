@@ -1,4 +1,4 @@
-"""What the command lines share: options, help, and how errors reach a person."""
+"""Parts shared by all command lines: options, help, and error output."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ EXIT_FAILURE, EXIT_USAGE = 1, 2
 
 
 class LogFormat(StrEnum):
-    """How log lines look."""
+    """The format of log lines."""
 
     console = "console"
     json = "json"
 
 
 class LogLevel(StrEnum):
-    """The least that is logged."""
+    """The lowest level to log."""
 
     info = "info"
     warning = "warning"
@@ -40,9 +40,9 @@ class LogLevel(StrEnum):
 
 
 def run(app: Callable[[], object]) -> None:
-    """Run a typer application; what goes wrong in a known way is a line on standard error, not a traceback.
+    """Run a typer application. Known errors are one line on standard error instead of a traceback.
 
-    So is a path that can't be used, such as one that is too long or in a folder that may not be read.
+    Unusable paths are known errors too, such as a path that is too long or a folder without read permission.
     """
     keep_freed_blocks()
     try:
@@ -52,20 +52,20 @@ def run(app: Callable[[], object]) -> None:
         _fail(error, EXIT_USAGE)
     except FedMTLError as error:
         _fail(error, EXIT_FAILURE)
-    except OSError as error:  # of a path that can't be used
+    except OSError as error:  # from an unusable path
         if not isinstance(error.filename, (str, bytes)):
             raise
-        option, text = _told(error, sys.argv[1:])
+        option, text = _describe(error, sys.argv[1:])
         _fail(FedMTLError(text), EXIT_USAGE if option else EXIT_FAILURE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
 
 def new_app(several: str = "") -> typer.Typer:
-    """A command line as all of FedMTL's are.
+    """Return a typer application in FedMTL's style.
 
     Args:
-        several: for one of several commands, which shows its help when none is given: what they are for.
+        several: the description of an application with several commands, which shows its help if no command is given.
     """
     if several:
         return typer.Typer(no_args_is_help=True, help=several, **_STYLE)
@@ -93,11 +93,11 @@ HelpConfig = Annotated[
         help="Show every configuration key with its default, meaning and readers, and exit.",
     ),
 ]
-"""The option for what `--help` has no room for."""
+"""The option that prints the configuration reference, which is too long for `--help`."""
 
 
-def _told(error: OSError, arguments: Sequence[str]) -> tuple[str, str]:
-    """The option that a path came with, if it is one's, and what to say of it."""
+def _describe(error: OSError, arguments: Sequence[str]) -> tuple[str, str]:
+    """Return the option whose value is an unusable path, empty if there is none, and the error message."""
     path = os.fsdecode(error.filename)
     option = ""
     for before, argument in zip(["", *arguments], arguments, strict=False):

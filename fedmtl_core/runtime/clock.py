@@ -6,5 +6,5 @@ import time
 
 
 def now_ms() -> int:
-    """Milliseconds since the epoch (1970-01-01 UTC)."""
+    """Return the milliseconds since the epoch (1970-01-01 UTC)."""
     return time.time_ns() // 1_000_000

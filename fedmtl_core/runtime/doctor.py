@@ -1,7 +1,7 @@
-"""What can be found out before anything starts: whether this machine has what a server or a client needs.
+"""Checks before a start: whether this machine has everything that a server or a client needs.
 
-A check looks at one thing and comes to findings; it changes nothing. Here is what both sides need looked at, and how
-findings are shown; what a server or a client needs besides is in its own `doctor.py`.
+A check inspects one thing and yields findings; it changes nothing. This module has the checks of both sides and the
+output of findings. The other checks are in the `doctor.py` of the server and of the client.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 
 
 class Level(StrEnum):
-    """How bad a finding is."""
+    """The severity of a finding."""
 
     ok = "ok"
     warn = "warn"
-    """It works, though perhaps not as it is meant."""
+    """It works, but perhaps not as intended."""
     fail = "fail"
     """It won't work."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of what was found."""
+    """One result of a check."""
 
     level: Level
     check: str
-    """What was looked at."""
+    """The name of the check."""
     found: str
     advice: str = ""
-    """What to do about it; empty where nothing is to be done, or `found` says it."""
+    """What to do about it; empty if there is nothing to do, or `found` says it."""
 
 
 Check = Callable[[], Iterable[Finding]]
@@ -76,10 +76,10 @@ def fail(check: str, found: str, advice: str = "") -> Finding:
 
 
 def findings(name: str, look: Check) -> list[Finding]:
-    """What a check comes to. One that ends with an error of FedMTL, or for lack of a package, has found a failure.
+    """Run a check and return its findings. FedMTL errors and missing packages become failures.
 
     Args:
-        name: the check's, for such a failure.
+        name: the check's name for such a failure.
         look: the check.
     """
     found: list[Finding] = []
@@ -88,7 +88,7 @@ def findings(name: str, look: Check) -> list[Finding]:
     except FedMTLError as error:
         found.append(fail(name, str(error)))
     except ImportError as error:
-        found.append(fail(name, f"can't import what it needs: {error}", "install FedMTL anew: make install"))
+        found.append(fail(name, f"a package can't be imported: {error}", "install FedMTL again: make install"))
     return found
 
 
@@ -96,15 +96,15 @@ def has_failed(found: Iterable[Finding]) -> bool:
     return any(one.level is Level.fail for one in found)
 
 
-# What every side needs.
+# Checks of both sides.
 
 
 def environment() -> Iterator[Finding]:
-    """Python, the packages FedMTL names, and whether the generated code runs with them."""
+    """Check Python, the packages that FedMTL requires, and the generated code."""
     try:
         distribution = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:
-        yield fail("packages", f"{DISTRIBUTION} isn't installed, so its requirements aren't known", "make install")
+        yield fail("packages", f"{DISTRIBUTION} isn't installed, so its requirements are unknown", "run make install")
     else:
         yield from python(distribution.metadata["Requires-Python"] or "")
         yield from packages(distribution.requires or ())
@@ -112,28 +112,30 @@ def environment() -> Iterator[Finding]:
 
 
 def python(required: str, version: str = platform.python_version()) -> Iterator[Finding]:
-    """Whether a version of Python is within bounds such as `>=3.11`."""
+    """Check that a Python version is within bounds such as `>=3.11`."""
     if SpecifierSet(required).contains(version, prereleases=True):
         yield ok("python", version)
     else:
-        yield fail("python", f"expected {required}, got {version}", f"install FedMTL under a Python {required}")
+        yield fail("python", f"expected {required}, got {version}", f"install FedMTL with Python {required}")
 
 
 def packages(requirements: Sequence[str]) -> Iterator[Finding]:
-    """Whether installed packages are within their bounds; those of extras are not looked at.
+    """Check that installed packages are within their bounds; packages of extras aren't checked.
 
     Args:
-        requirements: such as `torch>=2.6`, as `importlib.metadata` has them.
+        requirements: requirements such as `torch>=2.6`, in the form of `importlib.metadata`.
     """
     needed = [one for one in map(_requirement, requirements) if one is not None]
     bad = list(filter(None, map(_unmet, needed)))
     for requirement, version in bad:
-        got = f"got {version}" if version else "it isn't installed"
+        got = f"got {version}" if version else "but it isn't installed"
         yield fail(
-            "packages", f"{requirement.name}: expected {requirement.specifier}, {got}", f"pip install '{requirement}'"
+            "packages",
+            f"{requirement.name}: expected {requirement.specifier}, {got}",
+            f"run pip install '{requirement}'",
         )
     if not bad:
-        yield ok("packages", f"all {len(needed)} that FedMTL needs are within their bounds")
+        yield ok("packages", f"all {len(needed)} required packages are within their bounds")
 
 
 def _requirement(text: str) -> Requirement | None:
@@ -147,7 +149,7 @@ def _requirement(text: str) -> Requirement | None:
 
 
 def _unmet(requirement: Requirement) -> tuple[Requirement, str] | None:
-    """A requirement that isn't met, with the version that is there; None if it is met."""
+    """Return an unmet requirement with the installed version, empty if there is none; None if it is met."""
     try:
         version = metadata.version(requirement.name)
     except metadata.PackageNotFoundError:
@@ -156,9 +158,9 @@ def _unmet(requirement: Requirement) -> tuple[Requirement, str] | None:
 
 
 def generated_code(modules: Sequence[str] = GENERATED) -> Iterator[Finding]:
-    """Whether what `make proto` wrote runs with the installed protobuf and gRPC.
+    """Check that the output of `make proto` works with the installed protobuf and gRPC.
 
-    Each refuses a runtime that is older than itself when it is imported.
+    Generated modules refuse a runtime that is older than themselves when they are imported.
     """
     versions = ", ".join(f"{name} {_version(name)}" for name in ("protobuf", "grpcio"))
     for module in modules:
@@ -167,7 +169,9 @@ def generated_code(modules: Sequence[str] = GENERATED) -> Iterator[Finding]:
         except (ImportError, RuntimeError, TypeError, VersionError) as error:
             reason = first_line(error)
             yield fail(
-                "generated code", f"{module} doesn't run with {versions}: {reason}", "make proto, or make install"
+                "generated code",
+                f"{module} doesn't work with {versions}: {reason}",
+                "run make proto, or make install",
             )
             return
     yield ok("generated code", f"fits {versions}")
@@ -180,11 +184,11 @@ def _version(name: str) -> str:
         return "(missing)"
 
 
-# Files and room.
+# Files and disk space.
 
 
 def writable(check: str, folder: Path) -> Iterator[Finding]:
-    """Whether a folder can be written, or made: its nearest parent that is there is tried with a file that vanishes."""
+    """Check that a folder can be written or created, with a temporary file in the folder or its nearest parent."""
     place = nearest(folder)
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -193,35 +197,35 @@ def writable(check: str, folder: Path) -> Iterator[Finding]:
         yield fail(
             check,
             f"{folder}: can't write to {place}: {error.strerror or error}",
-            "choose another folder, or its rights",
+            "choose another folder, or change its permissions",
         )
     else:
         yield ok(
-            check, f"{folder} can be written" + ("" if place == folder.absolute() else "; it is made at the start")
+            check, f"{folder} is writable" + ("" if place == folder.absolute() else "; it is created at the start")
         )
 
 
 def room(check: str, folder: Path, needed: int, what: str) -> Iterator[Finding]:
-    """Whether a folder's disk has so many bytes left.
+    """Check that a folder's disk has enough free space.
 
     Args:
         check: the check's name.
-        folder: it need not be there yet.
-        needed: bytes.
-        what: they are for.
+        folder: the folder, which need not exist yet.
+        needed: number of bytes needed.
+        what: the purpose of the bytes.
     """
     free = shutil.disk_usage(nearest(folder)).free
     found = f"{megabytes(free)} free, about {megabytes(needed)} needed: {what}"
     if free < needed:
-        yield fail(check, found, "make room, or choose another folder")
+        yield fail(check, found, "free disk space, or choose another folder")
     elif free < 2 * needed:
-        yield warn(check, found, "that is little; other files may take it")
+        yield warn(check, found, "less than twice the need is free; other files may use it up")
     else:
         yield ok(check, found)
 
 
 def nearest(folder: Path) -> Path:
-    """The folder, or what is there of its parents."""
+    """Return the folder, or its nearest existing parent."""
     folder = folder.absolute()
     return next(one for one in (folder, *folder.parents) if os.path.lexists(one))
 
@@ -234,9 +238,9 @@ def megabytes(num_bytes: int) -> str:
 
 
 def model(config: Config) -> Iterator[Finding]:
-    """Whether the server's encoder can be had, has weights, and can be trained as it is asked for.
+    """Check that the server's encoder can be loaded, has weights, and can be trained as configured.
 
-    Weights that are on this machine are read. From the hub come the encoder's settings, and its weights don't.
+    Weights on this machine are read. From the hub, only the encoder's configuration is downloaded.
     """
     from fedmtl_core.model.encoder_check import Use, check_for_server
     from fedmtl_core.model.modeling import load_encoder
@@ -257,28 +261,28 @@ def model(config: Config) -> Iterator[Finding]:
     if has_weights or config.model.random_init:
         yield ok("model", found)
     elif where.startswith("on the hub"):
-        yield warn("model", f"{found}; its weights aren't on this machine", "they are downloaded at the start")
+        yield warn("model", f"{found}; its weights aren't on this machine", "they will be downloaded at the start")
     else:
-        yield fail("model", f"{found} without weights", "set model.random_init to true, or name a folder that has some")
+        yield fail("model", f"{found} without weights", "set model.random_init to true, or name a folder with weights")
     use = Use.by_tasks(source, config.training.max_length, config.model.pooling, config.task_specs())
     yield from remarks(check_for_server(use, config.model.client_model, encoder, loaded[0] if loaded else None))
 
 
 def remarks(report: EncoderReport) -> Iterator[Finding]:
-    """What the check of an encoder has found."""
+    """Yield the findings of an encoder check."""
     for one in report.remarks:
         yield (fail if one.is_error else warn)("encoder", one.found, one.advice)
     if not report.remarks and report.is_tried:
-        yield ok("encoder", "it encodes texts of every length that is asked for, alone and padded")
+        yield ok("encoder", "it encodes texts of every length up to training.max_length, alone and padded")
     elif not report.remarks:
-        yield ok("encoder", "not tried on a text, since its tokenizer isn't on this machine")
+        yield ok("encoder", "not tried on texts, since its tokenizer isn't on this machine")
 
 
 def weights_of(source: str) -> tuple[str, bool]:
-    """Where a model is, in words, and whether its weights are on this machine.
+    """Return a model's location in words, and whether its weights are on this machine.
 
     Args:
-        source: as `load_encoder` takes it; the model was found there.
+        source: as for `load_encoder`; the model must exist.
     """
     from fedmtl_core.model.modeling import TOY_MODEL, locate
 
@@ -294,7 +298,7 @@ def weights_of(source: str) -> tuple[str, bool]:
 
 
 def tokenizer(source: str, specs: Iterable[TaskSpec] = ()) -> Iterator[Finding]:
-    """Whether a model's tokenizer can be had, and is one that tasks can do with."""
+    """Check that a model's tokenizer can be loaded and suits the tasks."""
     from fedmtl_core.model.modeling import load_tokenizer
     from fedmtl_core.tasks.registry import kind_of
 
@@ -308,7 +312,7 @@ def tokenizer(source: str, specs: Iterable[TaskSpec] = ()) -> Iterator[Finding]:
 
 
 def expiry(check: str, path: Path, certificate: Certificate) -> Iterator[Finding]:
-    """Whether a certificate that is valid now stays so for a while."""
+    """Check that a valid certificate doesn't expire soon."""
     from fedmtl_core.runtime.pem import EXPIRES_SOON_DAYS
 
     ends = certificate.not_valid_after_utc
@@ -317,13 +321,13 @@ def expiry(check: str, path: Path, certificate: Certificate) -> Iterator[Finding
     yield warn(check, found, "renew it in time") if days < EXPIRES_SOON_DAYS else ok(check, found)
 
 
-# How findings are shown.
+# Output of findings.
 
-_COLOURS: Mapping[Level, str] = {Level.ok: "green", Level.warn: "yellow", Level.fail: "bold red"}
+_COLORS: Mapping[Level, str] = {Level.ok: "green", Level.warn: "yellow", Level.fail: "bold red"}
 
 
 def tell(found: Sequence[Finding], *, as_json: bool) -> None:
-    """Print findings, for programs or for people."""
+    """Print findings as JSON or for people."""
     if as_json:
         print(json.dumps(to_dicts(found), indent=2, ensure_ascii=False))
     else:
@@ -331,7 +335,7 @@ def tell(found: Sequence[Finding], *, as_json: bool) -> None:
 
 
 def show(found: Sequence[Finding]) -> None:
-    """Print findings for people: one line each, and below it what to do."""
+    """Print findings for people: one line each, followed by its advice."""
     from rich.console import Console
     from rich.text import Text
 
@@ -340,7 +344,7 @@ def show(found: Sequence[Finding]) -> None:
     for one in found:
         lines = one.found.splitlines() or [""]
         indent = " " * (width + 8)
-        console.print(Text.assemble((f"{one.level:<4}", _COLOURS[one.level]), f"  {one.check:<{width}}  {lines[0]}"))
+        console.print(Text.assemble((f"{one.level:<4}", _COLORS[one.level]), f"  {one.check:<{width}}  {lines[0]}"))
         for line in lines[1:]:
             console.print(Text(indent + line))
         if one.advice:
@@ -350,5 +354,5 @@ def show(found: Sequence[Finding]) -> None:
 
 
 def to_dicts(found: Iterable[Finding]) -> list[dict[str, object]]:
-    """Findings for programs."""
+    """Convert findings to dictionaries."""
     return [asdict(one) for one in found]

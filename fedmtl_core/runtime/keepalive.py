@@ -1,17 +1,18 @@
-"""How both sides notice that a connection is dead: the same options for a channel and for a server."""
+"""Keepalive options of gRPC, with which client and server detect a dead connection."""
 
 from __future__ import annotations
 
 
 def keepalive(silence_s: float, timeout_s: float) -> dict[str, int]:
-    """gRPC's options to give a connection up if nothing is heard of the other side.
+    """Return gRPC options that end a connection if nothing is received from the other side.
 
-    The first two are not enough. gRPC waits a minute for the answer to a ping, however short the keepalive's timeout
-    is; and a client that only listens, as one that watches does, would ping twice and then once a minute.
+    The first two options aren't enough. gRPC waits a minute for the answer to a ping, even with a shorter keepalive
+    timeout. Moreover, a client that only receives, such as one that watches rounds, would ping twice and then only
+    once a minute.
 
     Args:
-        silence_s: how long to hear nothing before the other side is asked for a sign of life.
-        timeout_s: how long to wait for that.
+        silence_s: seconds without received data after which to ping the other side.
+        timeout_s: seconds to wait for the answer.
     """
     return {
         "grpc.keepalive_time_ms": round(silence_s * 1000),

@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry, exported by OTLP over gRPC from a thread of their own.
+"""OpenTelemetry traces, exported by OTLP over gRPC from a separate thread.
 
-The instrumentation that OpenTelemetry has for gRPC iterates over what an asynchronous handler yields; FedMTL's write to
-their context instead, so calls are traced here by hand, with the W3C `traceparent` in their metadata.
+OpenTelemetry's own gRPC instrumentation iterates over the values that an asynchronous handler yields. FedMTL's handlers
+write to their context instead. So calls are traced by hand, with the W3C `traceparent` in their metadata.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 
 class OpenTelemetryTracing(Tracing):
-    """Records spans.
+    """Records spans with OpenTelemetry.
 
     Args:
-        service: what this process is.
-        endpoint: where they are exported to; as OpenTelemetry's environment variables say if None.
+        service: the service name of this process.
+        endpoint: the collector's address; None for the one in OpenTelemetry's environment variables.
     """
 
     def __init__(self, service: str, endpoint: str | None = None):
@@ -37,8 +37,8 @@ class OpenTelemetryTracing(Tracing):
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
         self._tracer = self._provider.get_tracer("fedmtl")
 
-    def span(self, name: str, **facts: str | int) -> AbstractContextManager[Span]:
-        return self._tracer.start_as_current_span(name, attributes=_attributes(facts), record_exception=False)
+    def span(self, name: str, **attributes: str | int) -> AbstractContextManager[Span]:
+        return self._tracer.start_as_current_span(name, attributes=_prefixed(attributes), record_exception=False)
 
     def call(self, name: str) -> AbstractContextManager[Span]:
         return self._tracer.start_as_current_span(name, kind=SpanKind.CLIENT, record_exception=False)
@@ -49,11 +49,11 @@ class OpenTelemetryTracing(Tracing):
         return tuple(carrier.items())
 
     def answer(self, name: str, metadata: Iterable[tuple[str, str | bytes]]) -> AbstractContextManager[Span]:
-        """A span of answering a call, a child of the one that the call was made in.
+        """Return the span of answering a call, a child of the caller's span.
 
         Args:
             name: the call.
-            metadata: what came with it; what isn't a valid `traceparent` is passed over.
+            metadata: the call's metadata; an invalid `traceparent` is ignored.
         """
         carrier = {key: value for key, value in metadata if isinstance(value, str)}
         return self._tracer.start_as_current_span(
@@ -61,27 +61,27 @@ class OpenTelemetryTracing(Tracing):
         )
 
     def current(self) -> SpanContext:
-        """Names the span that this runs in."""
+        """Return the context of the current span."""
         return get_current_span().get_span_context()
 
-    def add(self, name: str, parent: SpanContext, began_ns: int, **facts: str | int) -> None:
-        """Add a span of something that ends now, as a child of one that may have ended.
+    def add(self, name: str, parent: SpanContext, began_ns: int, **attributes: str | int) -> None:
+        """Add a span that ends now, as a child of a span that may have ended.
 
         Args:
-            name: what it was.
-            parent: what it belongs to.
-            began_ns: when it began, in nanoseconds of the Unix clock.
-            facts: its attributes.
+            name: the span's name.
+            parent: the parent span's context.
+            began_ns: the start of the span, in nanoseconds since the Unix epoch.
+            attributes: the span's attributes.
         """
         within = set_span_in_context(NonRecordingSpan(parent))
-        self._tracer.start_span(name, within, attributes=_attributes(facts), start_time=began_ns).end()
+        self._tracer.start_span(name, within, attributes=_prefixed(attributes), start_time=began_ns).end()
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        # It waits for a collector that is away; a daemon, so that one that hangs doesn't keep the process.
+        # The shutdown waits for an unreachable collector. A daemon thread doesn't keep the process alive if it hangs.
         closing = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
         closing.start()
         closing.join(timeout_s)
 
 
-def _attributes(facts: dict[str, str | int]) -> dict[str, str | int]:
-    return {f"fedmtl.{key}": value for key, value in facts.items()}
+def _prefixed(attributes: dict[str, str | int]) -> dict[str, str | int]:
+    return {f"fedmtl.{key}": value for key, value in attributes.items()}

@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM files, checked before gRPC takes them: it says of a bad one only that it is."""
+"""Reads and checks PEM files before gRPC uses them: gRPC's errors don't say why a certificate or key is bad."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from cryptography.hazmat.primitives import serialization
 from fedmtl_core.errors import ConfigError
 
 EXPIRES_SOON_DAYS = 14
-"""So long before its end, it is said of a certificate that it ends."""
+"""Certificates that expire within this many days give a warning."""
 
 
 def read(setting: str, path: Path) -> bytes:
-    """A file's bytes.
+    """Read a file.
 
     Args:
-        setting: the configuration key that names it, for the error.
+        setting: the configuration key that names the file, for the error.
         path: the file.
 
     Raises:
-        ConfigError: it can't be read.
+        ConfigError: the file can't be read.
     """
     try:
         return path.read_bytes()
@@ -32,23 +32,26 @@ def read(setting: str, path: Path) -> bytes:
 
 
 def read_certificates(setting: str, path: Path) -> tuple[bytes, x509.Certificate]:
-    """A file of certificates, as it is, and the first of them.
+    """Read a file of certificates; return its bytes and the first certificate.
 
     Raises:
-        ConfigError: it can't be read, or holds none.
+        ConfigError: the file can't be read, or has no certificate.
     """
     data = read(setting, path)
     try:
         return data, x509.load_pem_x509_certificates(data)[0]
     except (ValueError, UnsupportedAlgorithm):
-        raise ConfigError(f"{setting}: expected certificates in PEM, {path} holds none") from None
+        raise ConfigError(
+            f"{setting}: expected certificates in PEM (-----BEGIN CERTIFICATE-----), but {path} has none"
+        ) from None
 
 
 def read_key(setting: str, path: Path, certificate: x509.Certificate) -> bytes:
-    """The private key of a certificate.
+    """Read the private key of a certificate.
 
     Raises:
-        ConfigError: it can't be read, needs a password, or is another's. It isn't shown.
+        ConfigError: the key can't be read, needs a password, or belongs to another certificate. The message doesn't
+            show the key.
     """
     data = read(setting, path)
     try:
@@ -56,15 +59,17 @@ def read_key(setting: str, path: Path, certificate: x509.Certificate) -> bytes:
         fits = key.public_key() == certificate.public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError(
-            f"{setting}: expected a private key in PEM that needs no password, {path} isn't one"
+            f"{setting}: expected a private key in PEM that needs no password, but {path} isn't one"
         ) from None
     if not fits:
-        raise ConfigError(f"{setting}: the key in {path} isn't that of the certificate")
+        raise ConfigError(
+            f"{setting}: the key in {path} isn't that of the certificate; give the key that belongs to it"
+        )
     return data
 
 
 def require_valid_now(setting: str, path: Path, certificate: x509.Certificate) -> None:
-    """Check a certificate's dates.
+    """Check that a certificate is valid now.
 
     Raises:
         ConfigError: it has expired, or isn't valid yet.
@@ -72,5 +77,6 @@ def require_valid_now(setting: str, path: Path, certificate: x509.Certificate) -
     begins, ends, now = certificate.not_valid_before_utc, certificate.not_valid_after_utc, datetime.now(UTC)
     if not begins <= now <= ends:
         raise ConfigError(
-            f"{setting}: {path} is valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, which isn't now"
+            f"{setting}: {path} is valid from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, which isn't now; "
+            f"renew it, or correct this machine's clock"
         )

@@ -1,7 +1,8 @@
-"""The HTTP proxy that gRPC connects through, as the environment names it.
+"""The HTTP proxy that gRPC connects through, according to the environment.
 
-gRPC has no call that tells, and its errors don't name the proxy. So its reading of the environment is repeated here:
-only lower-case variables, the first that is set counts even if it is empty, and only `http://` addresses are used.
+gRPC has no function that returns its proxy, and its errors don't name it. So this module repeats gRPC's reading of the
+environment: only lower-case variables are read, the first one that is set counts even if it is empty, and only
+`http://` addresses are used.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ class Proxy:
     """A proxy between this machine and a host."""
 
     variable: str
-    """The environment variable that names it."""
+    """The environment variable that names the proxy."""
     address: str
-    """Without user and password."""
+    """The proxy's address, without user and password."""
     exceptions: str
-    """The variable in which gRPC looks for the hosts that it connects to directly."""
+    """The variable with the hosts that gRPC connects to directly."""
     host: str
-    """The host that is reached through it."""
+    """The host that is reached through the proxy."""
 
     def __str__(self) -> str:
         return (
@@ -43,17 +44,17 @@ class Proxy:
 
 
 def channel_options(host: str) -> Mapping[str, int]:
-    """The options of a channel to a host: what goes to this machine goes through no proxy."""
+    """Return the channel options for a host: connections to this machine use no proxy."""
     return NO_PROXY if is_loopback(host) else {}
 
 
 def proxy_of(host: str, environment: Mapping[str, str] = os.environ) -> Proxy | None:
-    """The proxy that a client of FedMTL reaches a host through; None if it connects directly."""
+    """Return the proxy through which a FedMTL client reaches a host; None if it connects directly."""
     return None if is_loopback(host) else proxy_of_grpc(host, environment)
 
 
 def proxy_of_grpc(host: str, environment: Mapping[str, str] = os.environ) -> Proxy | None:
-    """The proxy that gRPC reaches a host through, unless a channel option forbids it; None if it connects directly."""
+    """Return the proxy through which gRPC reaches a host without channel options; None if it connects directly."""
     variable = next((name for name in _PROXIES if name in environment), None)
     address = _without_user(environment[variable]) if variable else ""
     if variable is None or not address:
@@ -67,14 +68,14 @@ def proxy_of_grpc(host: str, environment: Mapping[str, str] = os.environ) -> Pro
 
 
 def _without_user(url: str) -> str:
-    """A proxy's address without user and password; empty if gRPC doesn't use it."""
+    """Return a proxy's address without user and password; empty if gRPC doesn't use it."""
     scheme, _, rest = url.partition("://")
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]  # any text is an answer here
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]  # accepts malformed addresses too
     return f"http://{authority}" if scheme == "http" else ""
 
 
 def _covers(entry: str, host: str) -> bool:
-    """Whether an entry of `no_proxy` means a host: as its name, a domain above it, or a range of addresses."""
+    """Whether an entry of `no_proxy` matches a host: by its name, a parent domain, or an address range."""
     name, domain = host.lower(), entry.lower().removeprefix(".")
     if name == domain or name.endswith(f".{domain}"):
         return True

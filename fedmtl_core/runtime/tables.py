@@ -1,4 +1,4 @@
-"""Tables for people."""
+"""Tables for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedmtl_core.identifiers import name_task
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path, console: Console | None = None) -> None:
-    """Print what a run came to, task by task, from the contents of its `results.json`."""
+    """Print the results of a run, task by task, from the contents of its `results.json`."""
     table = Table(title="Metric of the shared model on each task's evaluation rows", title_justify="left")
     table.add_column("task")
     table.add_column("metric")
@@ -33,7 +33,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path, conso
 
 
 def _value(result: Mapping[str, Any], key: str, round_: int | None) -> str:
-    """The metric of a model; `undefined` if its clients have measured it, and there is none."""
+    """Format the metric of a model; `undefined` if its clients measured it and it has no value."""
     is_measured = round_ is not None and round_ in map(int, result.get("measured", ()))
     return "undefined" if result[key] is None and is_measured else _number(result[key])
 

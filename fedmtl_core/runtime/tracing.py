@@ -1,30 +1,30 @@
-"""Traces of what a process does, as the rest of FedMTL sees them. Off, they cost nothing and nothing is imported."""
+"""The tracing interface. Its default implementation records nothing, costs nothing and imports nothing."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
 CLOSE_S = 5.0
-"""How long a process that ends waits for its last spans to be taken."""
+"""Longest wait for the export of the last spans when a process ends, in seconds."""
 
 
 class Tracing:
-    """No traces at all."""
+    """Records no traces."""
 
-    def span(self, name: str, **facts: str | int) -> AbstractContextManager[object]:
-        """A span of what is done within, a child of the one around it."""
+    def span(self, name: str, **attributes: str | int) -> AbstractContextManager[object]:
+        """Return a context manager for a span, a child of the current span."""
         return nullcontext()
 
     def call(self, name: str) -> AbstractContextManager[object]:
-        """Likewise, of a call to another process."""
+        """Return a context manager for the span of a call to another process."""
         return nullcontext()
 
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """What tells the process that is called of the span it is called in."""
+        """Return the metadata that tells the called process the current span."""
         return ()
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Have what is there exported, for so long at most."""
+        """Export the remaining spans, for at most this time."""
 
 
 OFF = Tracing()

@@ -1,4 +1,4 @@
-"""The traces that a configuration asks for. OpenTelemetry is imported only where they are on."""
+"""Makes the tracing that a configuration asks for. OpenTelemetry is imported only if tracing is enabled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from fedmtl_core.runtime.tracing import OFF, Tracing
 
 
 def tracing_for(config: TracingConfig, service: str) -> Tracing:
-    """Traces as they are configured.
+    """Return the tracing implementation that is configured.
 
     Args:
-        config: its section.
-        service: what this process is, unless OTEL_SERVICE_NAME says otherwise.
+        config: the configuration's section `tracing`.
+        service: the service name of this process, unless OTEL_SERVICE_NAME is set.
 
     Raises:
         ConfigError: OpenTelemetry isn't installed.
@@ -23,6 +23,6 @@ def tracing_for(config: TracingConfig, service: str) -> Tracing:
         from fedmtl_core.runtime.otel import OpenTelemetryTracing
     except ImportError as error:
         raise ConfigError(
-            f"tracing.enabled: spans can't be recorded: {error}. Install what they take: pip install 'fedmtl[otel]'"
+            f"tracing.enabled: OpenTelemetry can't be imported: {error}. Install it: pip install 'fedmtl[otel]'"
         ) from None
     return OpenTelemetryTracing(service, config.endpoint)

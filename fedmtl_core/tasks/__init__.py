@@ -1,1 +1,1 @@
-"""Tasks: what they are, what their types compute, how their results are measured."""
+"""Tasks: their definition, the computations of their types, and their evaluation."""

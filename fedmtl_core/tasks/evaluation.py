@@ -1,7 +1,7 @@
-"""What clients measure of a model, and a task's metrics from it.
+"""Evaluations by clients, and a task's metrics computed from them.
 
 Accuracy, F1, Matthews' and Pearson's correlation follow from sums over the evaluation rows. Sums of several clients add
-up, so a task's metric is exactly that of its clients' rows together. Other metrics are averaged.
+up, so a task's metric is exactly the metric of all its clients' rows together. Other metrics are averaged.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Self
 Bounds = tuple[float, float]
 
 MAX_LOSS = 3.4028234663852886e38
-"""Losses are float32 numbers: this is the largest."""
+"""The largest loss, since losses are float32 numbers."""
 
 LOSS_BOUNDS: Mapping[str, Bounds] = {"loss": (-MAX_LOSS, MAX_LOSS), "train_loss": (-MAX_LOSS, MAX_LOSS)}
-"""Of losses of any kind: those of a user's own kind or trainer may be negative."""
+"""Bounds of losses of any task type: those of a custom task type or trainer may be negative."""
 
 BUILT_IN_BOUNDS: Mapping[str, Bounds] = {
     **LOSS_BOUNDS,
@@ -30,28 +30,28 @@ BUILT_IN_BOUNDS: Mapping[str, Bounds] = {
     "spearman": (-1.0, 1.0),
     "masked_accuracy": (0.0, 1.0),
 }
-"""The lowest and the highest value of what is measured of the built-in kinds of tasks."""
+"""The lowest and the highest value of the losses and metrics of the built-in task types."""
 
 NO_MEANS = frozenset({"f1", "matthews", "pearson"})
-"""Metrics of which the value for all rows isn't the mean of the clients' values, but follows from their sums."""
+"""Metrics whose value for all rows isn't the mean of the clients' values, but follows from their sums."""
 
 MAX_METRIC = 1e100
-"""Bound of the absolute value of metrics that have no bounds of their own."""
+"""Bound of the absolute value of metrics without bounds of their own."""
 
 ROUNDING = 1e-6
-"""How far rounding may take a value over its bounds, also in a client that computes in float32. It is set to the bound
-then."""
+"""Largest excess over a bound that counts as rounding, also for a client that computes in float32. The value is then
+set to the bound."""
 
 MAX_MOMENT = 1e200
-"""Bound of the absolute value of the sums in `Moments`. Beyond it a correlation is undefined."""
+"""Bound of the absolute value of the sums in `Moments`. Correlations beyond it are undefined."""
 
 LEAST_VARIANCE = 1e-12
-"""Relative to the mean square. Values with a smaller variance count as constant: the sums are rounded to about 1e-16,
-and float32 outputs vary by as much from rounding alone."""
+"""Smallest variance, relative to the mean square. Values with a smaller variance count as constant: the sums are
+rounded to about 1e-16, and float32 outputs vary by as much from rounding alone."""
 
 
 class Undefined(float):
-    """A metric that has no value, and why: a NaN that carries its reason."""
+    """A metric without a value: a NaN with a reason."""
 
     reason: str
 
@@ -63,10 +63,10 @@ class Undefined(float):
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Evaluation rows of a classification by class number."""
+    """Counts of evaluation rows of a classification, by class number."""
 
     correct: tuple[int, ...]
-    """Rows of the class that were predicted to be of it."""
+    """Rows of the class that were predicted correctly."""
     predicted: tuple[int, ...]
     """Rows that were predicted to be of the class."""
     actual: tuple[int, ...]
@@ -78,27 +78,27 @@ class ClassCounts:
 
     @classmethod
     def total(cls, counts: Sequence[Self]) -> Self:
-        """The counts of several clients' rows together."""
+        """Return the counts of several clients' rows together."""
         columns = ([one.correct for one in counts], [one.predicted for one in counts], [one.actual for one in counts])
         return cls(*(tuple(map(sum, zip(*column, strict=True))) for column in columns))
 
     def gives(self, name: str) -> bool:
-        """Whether a metric follows from these sums. F1 is for two classes."""
+        """Whether a metric follows from these sums. F1 needs two classes."""
         return name in ("accuracy", "matthews") or (name == "f1" and len(self.actual) == 2)
 
     def metric(self, name: str) -> float:
-        """A metric that follows from these sums; `Undefined` if it has no value for the rows."""
+        """Return a metric that follows from these sums; `Undefined` if it has no value for the rows."""
         if name == "accuracy":
             return sum(self.correct) / self.num_examples if self.num_examples else Undefined("there are no rows")
         return self._f1() if name == "f1" else self._matthews()
 
     def _f1(self) -> float:
-        """2 tp / (2 tp + fp + fn); the second class is the positive one."""
+        """Return 2 tp / (2 tp + fp + fn); the second class is the positive one."""
         total = self.predicted[1] + self.actual[1]
         return 2 * self.correct[1] / total if total else Undefined("no row is positive, and none was predicted to be")
 
     def _matthews(self) -> float:
-        """R_K (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006), in integers up to the last step."""
+        """Return R_K (Gorodkin 2004, doi:10.1016/j.compbiolchem.2004.09.006), in integers up to the last step."""
         size = self.num_examples
         of_actual = size**2 - sum(count**2 for count in self.actual)
         of_predicted = size**2 - sum(count**2 for count in self.predicted)
@@ -122,7 +122,7 @@ class Moments:
 
     @classmethod
     def total(cls, moments: Sequence[Self]) -> Self:
-        """The sums over several clients' rows together, each rounded once."""
+        """Return the sums over several clients' rows together, each rounded once."""
         num_examples, *sums = zip(*map(astuple, moments), strict=True)
         return cls(sum(num_examples), *map(math.fsum, sums))
 
@@ -131,13 +131,13 @@ class Moments:
         return name == "pearson"
 
     def metric(self, name: str) -> float:
-        """A metric that follows from these sums; `Undefined` if it has no value for the rows."""
+        """Return a metric that follows from these sums; `Undefined` if it has no value for the rows."""
         assert self.gives(name)
         return self._pearson()
 
     def centered(self) -> tuple[Fraction, Fraction, Fraction]:
-        """The variance of x, that of y and their covariance, times the square of the rows. Nothing is rounded here: the
-        difference of two large sums would lose all of its digits."""
+        """Return the variance of x, the variance of y and their covariance, times the squared number of rows. The
+        results are exact, since the difference of two large rounded sums would lose all its digits."""
         size, x, y, xx, yy, xy = map(Fraction, astuple(self))
         return size * xx - x * x, size * yy - y * y, size * xy - x * y
 
@@ -157,26 +157,26 @@ Sums = ClassCounts | Moments
 
 @dataclass(frozen=True)
 class EvaluationDetails:
-    """What the metrics of an evaluation leave unsaid, as an update carries it."""
+    """The part of an evaluation that its metrics don't contain, as an update carries it."""
 
     undefined: tuple[str, ...] = ()
     """Names of metrics that have no value."""
     sums: Sums | None = None
-    """Of the rows, where metrics follow from sums."""
+    """Sums over the rows, if metrics follow from sums."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(Mapping[str, float]):
-    """What one client measured of one model: a mapping of the metrics that have a value."""
+    """One client's evaluation of one model: a mapping of the metrics that have a value."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Finite values by name."""
     num_examples: int = 0
-    """Evaluation rows."""
+    """Number of evaluation rows."""
     undefined: Mapping[str, str] = field(default_factory=dict)
-    """Why a metric has no value, by name."""
+    """By metric without a value, the reason."""
     sums: Sums | None = None
-    """Where metrics follow from sums."""
+    """Sums over the rows, if metrics follow from sums."""
 
     def __getitem__(self, name: str) -> float:
         return self.metrics[name]
@@ -189,23 +189,23 @@ class Evaluation(Mapping[str, float]):
 
     @classmethod
     def of(cls, values: Mapping[str, float], num_examples: int, sums: Sums | None = None) -> Evaluation:
-        """Of values, those that aren't finite are undefined."""
+        """Return an evaluation with these values; values that aren't finite are undefined."""
         undefined = {name: _reason(value) for name, value in values.items() if not math.isfinite(value)}
         metrics = {name: float(value) for name, value in values.items() if name not in undefined}
         return cls(metrics, num_examples, undefined, sums)
 
     @classmethod
     def with_details(cls, metrics: Mapping[str, float], num_examples: int, details: EvaluationDetails) -> Evaluation:
-        """An evaluation as an update carries it: without reasons."""
+        """Return an evaluation from the fields of an update, which have no reasons."""
         return cls(metrics, num_examples, dict.fromkeys(details.undefined, ""), details.sums)
 
     @property
     def says_anything(self) -> bool:
-        """Whether anything was measured, be it that a metric has no value."""
+        """Whether anything was measured, including metrics without a value."""
         return bool(self.metrics or self.undefined or self.sums)
 
     def same_as(self, other: Evaluation) -> bool:
-        """Whether another says the same in everything, also in what the metrics leave unsaid."""
+        """Whether another evaluation is equal in all fields, except for the reasons of undefined metrics."""
         return (self.metrics, self.num_examples, set(self.undefined), self.sums) == (
             other.metrics,
             other.num_examples,
@@ -214,13 +214,13 @@ class Evaluation(Mapping[str, float]):
         )
 
     def with_metric(self, name: str, value: float) -> Evaluation:
-        """This with one metric more; undefined if it isn't finite."""
+        """Return this evaluation with one more metric, which is undefined if it isn't finite."""
         if math.isfinite(value):
             return replace(self, metrics={**self.metrics, name: float(value)})
         return replace(self, undefined={**self.undefined, name: _reason(value)})
 
     def has_sums_for(self, name: str) -> bool:
-        """Whether a metric follows from its sums."""
+        """Whether a metric follows from this evaluation's sums."""
         return self.sums is not None and self.sums.gives(name)
 
 
@@ -230,28 +230,28 @@ def _reason(value: float) -> str:
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """One metric of one task, and what it was taken over."""
+    """One metric of one task, with the rows and clients that it was computed from."""
 
     value: float | None
-    """None if it is undefined for the task."""
+    """None if the metric is undefined for the task."""
     is_pooled: bool
-    """Whether it is the metric of all rows together; else it is the clients' mean, weighted by their rows."""
+    """Whether it is the metric of all rows together; otherwise it is the clients' mean, weighted by their rows."""
     num_clients: int
-    """Clients that it was taken over."""
+    """Number of clients that it was computed from."""
     num_examples: int
-    """Their evaluation rows."""
+    """Number of these clients' evaluation rows."""
     num_undefined: int
-    """Clients for which it is undefined. A mean leaves them out; where rows are pooled, their rows count."""
+    """Number of clients for which it is undefined. A mean excludes them; a pooled metric includes their rows."""
 
 
 def task_metrics(evaluations: Iterable[Evaluation]) -> dict[str, TaskMetric]:
-    """A task's metrics by name, of its clients' evaluations of one model, or of their own models.
+    """Return a task's metrics by name, from its clients' evaluations of one model or of their own models.
 
-    A metric is pooled if its value follows from the sums of every client that has one; otherwise it is a mean.
+    A metric is pooled if its value follows from the sums of every client that has a value; otherwise it is a mean.
     """
     evaluations = list(evaluations)
     sums = [one.sums for one in evaluations if one.sums is not None]
-    total = type(sums[0]).total(sums) if sums else None  # type: ignore[arg-type]  # all of one task are of one kind
+    total = type(sums[0]).total(sums) if sums else None  # type: ignore[arg-type]  # one task's sums have one type
     names = dict.fromkeys(name for one in evaluations for name in (*one.metrics, *one.undefined))
     return {name: _task_metric(name, evaluations, total) for name in names}
 

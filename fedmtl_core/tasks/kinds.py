@@ -1,7 +1,7 @@
-"""Kinds of tasks: what a task's head is, what it minimises, and how well it does.
+"""Task types: each defines a task's head, loss and metrics.
 
-Classification, regression and masked-language modelling (`fedmtl_core.tasks.masked_lm`) are built in; a subclass of
-`TaskKind` is a kind of one's own.
+Classification, regression and masked-language modeling (`fedmtl_core.tasks.masked_lm`) are built in; a subclass of
+`TaskKind` is a custom task type.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 
 Row = Mapping[str, Any]
-"""One row as token ids: what a tokenizer made of its text, by name, and its `TARGETS` where it has some."""
+"""One row as token ids: a tokenizer's output for its text, by name, and its `TARGETS` if it has any."""
 Collate = Callable[[Sequence[Row]], tuple[dict[str, Tensor], Tensor]]
-"""Makes a batch of rows: what the encoder takes, each `(batch, tokens)`, and the targets."""
+"""Collates rows into a batch: the encoder's inputs, each `(batch, tokens)`, and the targets."""
 
 TARGETS = "targets"
-"""The column of `TaskKind.encode` that isn't the encoder's."""
+"""The column of `TaskKind.encode` with the targets; the other columns are the encoder's inputs."""
 CUT = "cut"
-"""An optional column of `TaskKind.encode`: whether `max_length` cut the row. No batch has it."""
+"""An optional column of `TaskKind.encode`: whether `max_length` truncated the row. Batches don't have it."""
 IGNORED = -100
-"""The target of a token that has none; PyTorch's and transformers' own."""
+"""The target of a token without a target; PyTorch and transformers use the same value."""
 
 
 @dataclass(frozen=True)
-class EncoderFacts:
-    """What a head may have to know of the encoder that it sits on."""
+class EncoderInfo:
+    """Properties of an encoder that a head may need."""
 
     hidden_size: int
-    """Width of its output."""
+    """Width of the encoder's output."""
     vocabulary_size: int = 0
-    """Rows of its word embeddings; 0 if it has none."""
+    """Number of word embeddings; 0 if the encoder has none."""
     embedding_size: int = 0
-    """Their width."""
+    """Width of the word embeddings."""
     activation: str = "gelu"
-    """By its name in transformers."""
+    """The activation function, by its name in transformers."""
     norm_eps: float = 1e-12
-    """Of its layer norms."""
+    """Epsilon of the layer norms."""
 
     @classmethod
-    def of(cls, encoder: nn.Module, hidden_size: int) -> EncoderFacts:
-        """An encoder's facts, as far as it has them."""
+    def of(cls, encoder: nn.Module, hidden_size: int) -> EncoderInfo:
+        """Return an encoder's properties, with defaults for those that its configuration doesn't give."""
         words, config = word_embeddings(encoder), getattr(encoder, "config", None)
         rows, width = (0, 0) if words is None else words.shape
         activation = getattr(config, "hidden_act", None) or getattr(config, "activation", None) or cls.activation
@@ -68,12 +68,12 @@ class EncoderFacts:
 
 
 def word_embeddings(encoder: nn.Module) -> Tensor | None:
-    """An encoder's word embeddings, `(vocabulary, width)`: the parameter itself; None if it has none."""
+    """Return an encoder's word embeddings, `(vocabulary, width)`: the parameter itself; None if it has none."""
     return getattr(input_embeddings(encoder), "weight", None)
 
 
 def input_embeddings(encoder: nn.Module) -> nn.Module | None:
-    """The module that looks words up; None if an encoder has none, such as CANINE, which hashes characters."""
+    """Return the module that looks words up; None if an encoder has none, such as CANINE, which hashes characters."""
     get = getattr(encoder, "get_input_embeddings", None)
     try:
         return get() if get is not None else None
@@ -82,83 +82,83 @@ def input_embeddings(encoder: nn.Module) -> nn.Module | None:
 
 
 class TaskKind(ABC):
-    """One kind of task. Server and clients need it alike: the head's parameters are what is averaged.
+    """A task type. Server and clients need the same one, since the head's parameters are averaged.
 
     Args:
         spec: the task.
     """
 
     name: ClassVar[str] = ""
-    """By which server and clients tell that they mean the same kind; the class's name if not given. 1 to 64 letters,
-    digits, `.`, `_` or `-`."""
+    """Identifies the task type: server and clients compare it. 1 to 64 letters, digits, `.`, `_` or `-`; by default the
+    class's name."""
     metrics: ClassVar[tuple[str, ...]]
-    """Names of what `measure` gives; a task takes the first unless it names others. More is better."""
+    """Names of the metrics that `measure` returns; a task that names none has the first. Higher is better."""
     metric_bounds: ClassVar[Mapping[str, Bounds]] = {}
-    """The lowest and the highest value of a metric, by name: the server refuses others. Of a metric without bounds it
-    takes any number up to 1e100."""
+    """The lowest and the highest value of a metric, by name: the server refuses other values. For a metric without
+    bounds it accepts any number up to 1e100."""
     has_labels: ClassVar[bool] = True
-    """Whether a task of this kind has classes: its targets are their numbers then, and any numbers otherwise."""
+    """Whether tasks of this type have classes. Then targets are class numbers, otherwise arbitrary numbers."""
     is_labelled: ClassVar[bool] = True
-    """Whether its rows have a label, in the task's `label_column`; else its targets are made of the texts alone."""
+    """Whether rows have a label, in the task's `label_column`; otherwise targets are made from the texts alone."""
     sees: ClassVar[Literal["text", "tokens"]] = "text"
-    """What a head gets a vector for: each text, pooled as the plan says, which has one target; or each token that has a
-    target of its own."""
+    """The head's input. `text`: one vector per text, pooled as the plan says, with one target. `tokens`: one vector per
+    token that has a target."""
     sees_embeddings: ClassVar[bool] = False
-    """Whether the head gets the encoder's word embeddings, `(vocabulary, width)`, as a second argument."""
+    """Whether the head receives the encoder's word embeddings, `(vocabulary, width)`, as a second argument."""
 
     def __init__(self, spec: TaskSpec):
         self.spec = spec
 
     @abstractmethod
-    def head(self, encoder: EncoderFacts, dropout: float) -> nn.Module:
-        """A new head: from a vector for each target, `(targets, hidden_size)`, to outputs, `(targets, anything)`.
+    def head(self, encoder: EncoderInfo, dropout: float) -> nn.Module:
+        """Return a new head: a module from a vector per target, `(targets, hidden_size)`, to `(targets, anything)`.
 
-        What is random in it comes from PyTorch's global generator, which has the head's seed.
+        Random initial values must come from PyTorch's global generator, which is seeded for the head.
         """
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-        """What training minimises.
+        """Return the training objective.
 
         Args:
-            outputs: the head's, `(targets, anything)`.
-            targets: `(targets,)`, int64 class numbers, or float32 where there are no labels.
-            reduction: `mean` for their mean, a scalar; `none` for each target's, `(targets,)`.
+            outputs: the head's outputs, `(targets, anything)`.
+            targets: `(targets,)`, int64 class numbers, or float32 for a type without classes.
+            reduction: `mean` for the mean loss, a scalar; `none` for the loss of each target, `(targets,)`.
         """
 
     @abstractmethod
     def measure(self, outputs: Array, targets: Array) -> Mapping[str, float]:
-        """The metrics over a whole evaluation set.
+        """Return the metrics over a whole evaluation set.
 
         Args:
-            outputs: what `kept` left of the head's, `(targets, anything)`.
+            outputs: the head's outputs after `reduce_outputs`, `(targets, anything)`.
             targets: `(targets,)`.
 
         Returns:
-            By name, at least those that the task names: finite, or where a metric is undefined NaN or a
-            `fedmtl_core.tasks.evaluation.Undefined`, which says why.
+            By name, at least the metrics that the task names. Values are finite; an undefined metric is NaN, or a
+            `fedmtl_core.tasks.evaluation.Undefined` with the reason.
         """
 
     def sums(self, outputs: Array, targets: Array) -> Sums | None:
-        """What the built-in metrics of several clients' rows together follow from; None if they don't.
+        """Return sums from which the built-in metrics of several clients' rows together follow; None if they don't.
 
         Args:
-            outputs: what `kept` left of the head's, `(targets, anything)`.
+            outputs: the head's outputs after `reduce_outputs`, `(targets, anything)`.
             targets: `(targets,)`.
         """
         return None
 
-    def kept(self, outputs: Tensor) -> Tensor:
-        """What `measure` needs of a batch's outputs: all of them are kept until the last batch is evaluated."""
+    def reduce_outputs(self, outputs: Tensor) -> Tensor:
+        """Reduce a batch's outputs to what `measure` needs: results of all batches stay in memory until the last."""
         return outputs
 
     def target(self, value: Any) -> Any:
-        """What a cell of the label column says: a class's number (see `tasks.labels.LabelNames`), or a number.
+        """Convert a cell of the label column to a target: a class number (see `tasks.labels.LabelNames`), or a number.
 
-        A kind that sees tokens may make more of it, such as a list, and `encode` gives each token its target.
+        A type that sees tokens may return another object, such as a list, from which `encode` makes targets of tokens.
 
         Raises:
-            ValueError: it is neither; the message says what was expected.
+            ValueError: the cell is neither; the message says what was expected.
         """
         if not self.has_labels:
             number = _number(value)
@@ -171,11 +171,11 @@ class TaskKind(ABC):
     def _label_names(self) -> LabelNames:
         return LabelNames(self.spec.labels)
 
-    def require_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027  most kinds can do with any
-        """Check that a `transformers` tokenizer is one that the kind can do with.
+    def require_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027  most types accept any
+        """Check that the task type can use a `transformers` tokenizer.
 
         Raises:
-            ConfigError: it isn't.
+            ConfigError: it can't.
         """
 
     def encode(
@@ -185,31 +185,33 @@ class TaskKind(ABC):
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
     ) -> Mapping[str, Sequence[Any]]:
-        """Rows as token ids, made once.
+        """Tokenize rows, once before training.
 
         Args:
-            texts: at least one row's.
-            targets: each row's, as `target` gave it; None each where rows have no label.
+            texts: the texts of at least one row.
+            targets: each row's target, as `target` returned it; None for each row without a label.
             tokenizer: a `transformers` fast tokenizer.
-            max_length: longer inputs are cut, the longer text of a pair first.
+            max_length: longer inputs are truncated, the longer text of a pair first.
 
         Returns:
-            Columns: what the tokenizer gives, and `TARGETS`: a number a row, or where a head sees tokens a list of one
-            for each, `IGNORED` where there is none. With `CUT` too (see `cut_rows`), clients report the rows cut.
+            Columns: the tokenizer's output, and `TARGETS`: a number per row, or for a head that sees tokens a list of
+            one per token, with `IGNORED` for tokens without a target. With `CUT` too (see `cut_rows`), clients report
+            the number of truncated rows.
         """
         columns = [list(column) for column in zip(*texts, strict=True)]
         encoded = tokenizer(*columns, truncation=True, max_length=max_length)
         return {**encoded, **cut_rows(encoded), TARGETS: targets}
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> Collate:
-        """What makes batches of encoded rows.
+        """Return the function that collates encoded rows into batches.
 
-        The targets are `(batch,)`, or where a head sees tokens `(batch, tokens)` with `IGNORED` where there is none.
+        Targets are `(batch,)`, or for a head that sees tokens `(batch, tokens)`, with `IGNORED` for tokens without a
+        target.
 
         Args:
-            tokenizer: which made them.
-            seed: of what is random in it. Every pass over the rows in training has something else of it; every
-                evaluation has the same.
+            tokenizer: the tokenizer of the rows.
+            seed: seeds random choices in batches. Every training pass over the rows makes new choices; every evaluation
+                makes the same ones.
         """
         dtype = torch.int64 if self.has_labels else torch.float32
 
@@ -227,19 +229,19 @@ class TaskKind(ABC):
 
 
 def cut_rows(encoded: BatchEncoding) -> dict[str, list[bool]]:
-    """The column `CUT` for what a tokenizer gave with `truncation=True`.
+    """Return the column `CUT` for a tokenizer's output with `truncation=True`.
 
     Args:
         encoded: a `transformers.BatchEncoding`.
 
     Returns:
-        Nothing if it comes from a tokenizer in Python, which doesn't say.
+        The column by its name; empty for the output of a Python tokenizer, which doesn't report truncation.
     """
     return {CUT: [bool(row.overflowing) for row in encoded.encodings]} if encoded.encodings else {}
 
 
 def _number(value: Any) -> float:
-    """A cell as a number; NaN if it is none."""
+    """Convert a cell to a number; NaN if it is none."""
     if isinstance(value, str) and not is_number(value):
         return math.nan
     try:
@@ -260,9 +262,9 @@ class TaskHead(nn.Linear):
 
 
 class _Linear(TaskKind):
-    """What has a linear head."""
+    """Base of task types with a linear head."""
 
-    def head(self, encoder: EncoderFacts, dropout: float) -> TaskHead:
+    def head(self, encoder: EncoderInfo, dropout: float) -> TaskHead:
         head = TaskHead(encoder.hidden_size, self.spec.num_outputs, dropout)
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
@@ -270,7 +272,7 @@ class _Linear(TaskKind):
 
 
 class Classification(_Linear):
-    """Each row is of one class: an output for each, and cross-entropy."""
+    """Each row belongs to one class: one output per class, and cross-entropy."""
 
     name = "classification"
     metrics = METRICS_OF["classification"]
@@ -296,10 +298,10 @@ class Regression(_Linear):
     metrics = METRICS_OF["regression"]
     has_labels = False
 
-    def head(self, encoder: EncoderFacts, dropout: float) -> TaskHead:
+    def head(self, encoder: EncoderInfo, dropout: float) -> TaskHead:
         head = super().head(encoder, dropout)
         if self.spec.value_range is not None:
-            # From 0 a small learning rate takes a round or more to get to where the values are.
+            # From 0, a small learning rate would need a round or more to reach the range of the values.
             nn.init.constant_(head.bias, sum(self.spec.value_range) / 2)
         return head
 
@@ -318,46 +320,46 @@ class Regression(_Linear):
         return sums if metrics.is_bounded(sums) else None
 
 
-def new_head(kind: TaskKind, encoder: EncoderFacts, dropout: float) -> nn.Module:
-    """A new head for a task of a kind.
+def new_head(kind: TaskKind, encoder: EncoderInfo, dropout: float) -> nn.Module:
+    """Return a new head for a task of a type.
 
     Raises:
-        ConfigError: the kind gives none.
+        ConfigError: the type returns no head.
     """
     spec = kind.spec
     key = f"tasks.{spec.name}.type"
     with plugins.attribute_errors(key, spec.type):
         head: object = kind.head(encoder, dropout)
     if not isinstance(head, nn.Module) or not any(True for _ in head.parameters()):
-        raise ConfigError(f"{key}: {spec.type}: head() gives no torch.nn.Module with parameters, but {head!r}")
+        raise ConfigError(f"{key}: {spec.type}: head() must return a torch.nn.Module with parameters, got {head!r}")
     return head
 
 
 def measure(kind: TaskKind, outputs: Array, targets: Array) -> Evaluation:
-    """A task's metrics, and where a task's metric isn't its clients' mean, the sums that it follows from.
+    """Return a task's metrics, and if one of them isn't the mean of clients' values, the sums that it follows from.
 
     Args:
-        kind: the task's; the `metrics` of its `spec` are measured.
-        outputs: what the kind's `kept` left of the head's, `(targets, …)`: logits, or the predicted value.
+        kind: the task's type; the `metrics` of its `spec` are measured.
+        outputs: the head's outputs after `reduce_outputs`, `(targets, …)`: logits, or the predicted value.
         targets: class numbers or values, `(targets,)`.
 
     Raises:
-        ConfigError: the task's kind is a plug-in, and doesn't give each metric within its bounds.
+        ConfigError: the type is a plug-in that doesn't return each metric within its bounds.
     """
     spec = kind.spec
     values = kind.measure(outputs, targets)
     for name in spec.metrics:
         _require_possible(spec, name, values)
-    # A plug-in's metrics may mean something else under the same names.
+    # A plug-in's metrics may have another meaning under the same names.
     needs_sums = spec.type in METRICS_OF and not NO_MEANS.isdisjoint(spec.metrics)
     sums = kind.sums(outputs, targets) if needs_sums else None
     return Evaluation.of({name: values[name] for name in spec.metrics}, len(targets), sums=sums)
 
 
 def _require_possible(spec: TaskSpec, name: str, values: Mapping[str, float]) -> None:
-    where = f"tasks.{spec.name}.type: {spec.type}: measure() gives"
+    where = f"tasks.{spec.name}.type: {spec.type}: measure() must return"
     if name not in values or math.isinf(values[name]):
-        raise ConfigError(f"{where} {values.get(name, 'nothing')} for {name!r}, not a number")
+        raise ConfigError(f"{where} a finite number or NaN for {name!r}, got {values.get(name, 'nothing')}")
     low, high = spec.metric_bounds.get(name, (-math.inf, math.inf))
     if not (low - ROUNDING <= values[name] <= high + ROUNDING or math.isnan(values[name])):
-        raise ConfigError(f"{where} {values[name]} for {name!r}, expected {low:g} to {high:g}")
+        raise ConfigError(f"{where} a number from {low:g} to {high:g} for {name!r}, got {values[name]}")

@@ -1,8 +1,8 @@
-"""Which class a cell of a label column names.
+"""Matches the cells of a label column to classes.
 
-Cells are compared with the names of the classes by value, since files spell one value in many ways: pandas writes the
-integers of a column with a gap as `1.0`, spreadsheets pad with blanks, JSON and Parquet have numbers and booleans of
-their own.
+Cells are compared with class names by value, since files spell one value in many ways. pandas writes the integers of a
+column with missing values as `1.0`, spreadsheets pad with blanks, and JSON and Parquet have their own numbers and
+booleans.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_SHOWN = 20
 """Messages show at most this many labels."""
 
 TRUTH_PAIRS = (("true", "false"), ("yes", "no"), ("on", "off"), ("t", "f"), ("y", "n"), ("1", "0"))
-"""Pairs of labels that mean true and false, in any case; the last one only where a task has no other label. PostgreSQL
+"""Pairs of labels that mean true and false, in any case; the last pair only if a task has no other label. PostgreSQL
 accepts the same words as booleans."""
 
 _NUMERAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
@@ -35,7 +35,7 @@ def is_number(text: str) -> bool:
 
 
 def number_in(text: str) -> Decimal | None:
-    """The exact value of a text that is a number; None if it is none."""
+    """Return the exact value of a text that is a number; None if it is none."""
     try:
         return Decimal(text.strip()) if is_number(text) else None
     except InvalidOperation:  # the exponent has too many digits
@@ -43,35 +43,35 @@ def number_in(text: str) -> Decimal | None:
 
 
 def text_of(cell: Any) -> str | None:
-    """A cell as text; None for a missing value: None, a NaN, or pandas' `NA` and `NaT`."""
+    """Return a cell as text; None for a missing value: None, a NaN, or pandas' `NA` and `NaT`."""
     if isinstance(cell, str):
         return cell
     text = str(cell)
     if text.lower() in _MISSING:
         return None
-    if getattr(cell, "ndim", None) == 0 and number_in(text) is None:  # a scalar of NumPy's or PyTorch's
+    if getattr(cell, "ndim", None) == 0 and number_in(text) is None:  # a NumPy or PyTorch scalar
         return str(cell.item())
     return text
 
 
 def listing(names: Sequence[str]) -> str:
-    """Labels for a message, the first ones if there are many."""
+    """Format labels for a message; long lists are shortened."""
     more = f", … ({len(names):,} in all)" if len(names) > MAX_SHOWN else ""
     return ", ".join(names[:MAX_SHOWN]) + more
 
 
 @dataclass(frozen=True)
 class Values:
-    """Texts that other texts are compared with by value.
+    """Texts that can be found by value.
 
-    Two texts have the same value if they are equal, are equal without the white space around them, or spell the same
+    Two texts have the same value if they are equal, are equal without surrounding white space, or spell the same
     number.
     """
 
     texts: tuple[str, ...]
 
     def find(self, text: str) -> int | None:
-        """The index of the text that has the same value; None if there is none."""
+        """Return the index of the text that has the same value; None if there is none."""
         index = self._by_text.get(text)
         if index is None:
             index = self._by_text.get(text.strip())
@@ -80,7 +80,7 @@ class Values:
         return index
 
     def first_repeated(self) -> tuple[str, str] | None:
-        """The first two texts that have the same value; None if all differ."""
+        """Return the first two texts that have the same value; None if all differ."""
         seen: dict[str | Decimal, str] = {}
         for text in self.texts:
             number = number_in(text)
@@ -107,23 +107,25 @@ class Values:
 
 @dataclass(frozen=True)
 class LabelNames:
-    """The names of a task's classes, in the order of their class numbers, and what cells mean by them.
+    """The names of a task's classes, in the order of class numbers, and the meaning of cells.
 
-    A cell is a name by its value (see `Values`). If it is no name, it may be a boolean, for labels that mean true and
-    false, or a class number, counted from 0. Numbers are no class numbers where they could mean something else: where
-    a label is a number, where the number stands in another label (`1` for `1 star`), or where the two labels mean true
-    and false in the opposite order of 1 and 0.
+    A cell is a name by its value (see `Values`). A cell that is no name may be a boolean, for labels that mean true and
+    false, or a class number, counted from 0. Numbers that could mean something else aren't accepted as class numbers:
+
+    * if a label is a number;
+    * if the number occurs in another label (`1` in `1 star`);
+    * if the two labels mean true and false in the opposite order of 1 and 0.
     """
 
     names: tuple[str, ...]
     _known: dict[str, int] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Class numbers of texts that came before."""
+    """Class numbers of earlier texts."""
 
     def number_of(self, cell: object) -> int:
-        """The class number that a cell means.
+        """Return the class number of a cell.
 
         Raises:
-            ValueError: it means none, or could mean two; the message says what was expected, and what came.
+            ValueError: the cell means no class, or could mean two; the message says what was expected and received.
         """
         text = cell if isinstance(cell, str) else text_of(cell)
         number = self._known.get(text) if text is not None else None
@@ -143,11 +145,11 @@ class LabelNames:
         if number is None and self._has_class_numbers:
             number = self._as_class_number(text)
             if number is not None and self._labels_with.get(number, number) != number:
-                number = None  # the label may be meant in which the number stands
+                number = None  # the cell may mean the label in which the number occurs
         return number
 
     def _as_class_number(self, text: str) -> int | None:
-        """The class of a number from 0, such as `1` or `1.0`; None if it is out of range or has another form."""
+        """Return the class of a number from 0, such as `1` or `1.0`; None if out of range or in another form."""
         match = _CLASS_NUMBER.fullmatch(text.strip())
         if match is None or len(match[1]) > len(str(len(self.names))):
             return None
@@ -155,7 +157,7 @@ class LabelNames:
         return number if number < len(self.names) else None
 
     def _refusal(self, cell: object, text: str | None) -> str:
-        """Why a cell means no class."""
+        """Return the error message for a cell that means no class."""
         numbers = f", or a number from 0 to {len(self.names) - 1}" if self._has_class_numbers else ""
         expected = f"expected one of {listing(self.names)}{numbers}, got {_cut(repr(cell))}"
         if text is None:
@@ -168,13 +170,11 @@ class LabelNames:
         as_number = f"as a class number, counted from 0, it would be {self.names[other]!r}"
         if self._has_class_numbers:
             inner = self.names[self._labels_with[other]]
-            return f"{expected}: it is the number in {inner!r}, {as_number}. Write the label's name"
+            return f"{expected}: it is the number in {inner!r}, {as_number}. Write the label's name instead"
         if self._values.has_numbers:
-            return (
-                f"{expected}: as a name it is no label, {as_number}. Labels that are numbers are matched by name only"
-            )
+            return f"{expected}: it is no label's name, {as_number}. Labels that are numbers are matched by name only"
         truth = self.names[self._truth["true" if other else "false"]]
-        return f"{expected}: as a boolean it would be {truth!r}, {as_number}. Write the label's name"
+        return f"{expected}: as a boolean it would be {truth!r}, {as_number}. Write the label's name instead"
 
     @cached_property
     def _values(self) -> Values:
@@ -182,7 +182,7 @@ class LabelNames:
 
     @cached_property
     def _truth(self) -> Mapping[str, int]:
-        """The class numbers of `true` and `false`; empty unless two labels certainly mean them."""
+        """The class numbers of `true` and `false`; empty unless exactly one pair of labels means them."""
         lowered = Values(tuple(name.lower() for name in self.names))
         if lowered.first_repeated():
             return {}
@@ -195,7 +195,7 @@ class LabelNames:
 
     @cached_property
     def _labels_with(self) -> Mapping[int, int]:
-        """By number, the index of the only label that it stands in, as 4 does in `4 stars`."""
+        """By number, the index of the only label that contains it, such as the label `4 stars` for 4."""
         found: dict[int, set[int]] = {}
         for index, name in enumerate(self.names):
             for digits in _INTEGER.findall(name):

@@ -1,11 +1,11 @@
-"""Masked-language modelling on a client's own texts: Devlin et al. 2019, arXiv:1810.04805, section 3.1.
+"""Masked-language modeling on a client's own texts: Devlin et al. 2019, arXiv:1810.04805, section 3.1.
 
-Of the tokens of a text, 15 % are to be found again: 80 % of these are replaced by the mask token, 10 % by a random one,
-and 10 % stay. It needs no labels, so that whoever has texts can take part.
+The model predicts 15 % of a text's tokens. Of these, 80 % are replaced by the mask token, 10 % by a random token, and
+10 % are unchanged. No labels are needed, so any client with texts can participate.
 
-The output layer is tied to the encoder's word embeddings, which are everybody's: the head has but a transform, and a
-bias for each word. Only the masked tokens go through it: a product with all words for every token would be most of the
-work.
+The output layer is tied to the encoder's word embeddings, which all clients share. The head itself has only a transform
+and a bias per word. Only the masked tokens go through it, since a product with all words for every token would dominate
+the computation.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from transformers.activations import ACT2FN
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.tasks import metrics
 from fedmtl_core.tasks.evaluation import Undefined
-from fedmtl_core.tasks.kinds import Array, Collate, EncoderFacts, Row, TaskKind, cut_rows
+from fedmtl_core.tasks.kinds import Array, Collate, EncoderInfo, Row, TaskKind, cut_rows
 from fedmtl_core.tasks.spec import METRICS_OF
 
 
 class MaskedLMHead(nn.Module):
-    """BERT's: a dense layer, the encoder's activation and a layer norm; then a product with the word embeddings.
+    """BERT's head: a dense layer, the encoder's activation, a layer norm, and a product with the word embeddings.
 
     `(targets, hidden_size)` to `(targets, vocabulary)`.
 
     Args:
-        encoder: whose activation, norms and embeddings it takes after.
+        encoder: the properties of the encoder whose activation, norms and embeddings the head follows.
     """
 
-    def __init__(self, encoder: EncoderFacts):
+    def __init__(self, encoder: EncoderInfo):
         super().__init__()
         self.dense = nn.Linear(encoder.hidden_size, encoder.embedding_size)
         self.activation = ACT2FN[encoder.activation]
@@ -48,7 +48,7 @@ class MaskedLMHead(nn.Module):
 
 
 class MaskedLM(TaskKind):
-    """Tokens that were masked are to be found again. A subclass with a name of its own may mask otherwise."""
+    """Predicts masked tokens. A subclass with its own name may mask differently."""
 
     name = "masked_lm"
     metrics = METRICS_OF["masked_lm"]
@@ -58,22 +58,24 @@ class MaskedLM(TaskKind):
     sees_embeddings = True
 
     mask_probability: ClassVar[float] = 0.15
-    """Share of the tokens that are to be found again; those that a tokenizer adds, such as [CLS], never are."""
+    """Share of the tokens to predict; tokens that a tokenizer adds, such as [CLS], are never predicted."""
     replaced_by_mask: ClassVar[float] = 0.8
-    """Of these, the share that is replaced by the mask token."""
+    """Share of the tokens to predict that are replaced by the mask token."""
     replaced_by_random: ClassVar[float] = 0.1
-    """And by a random token."""
+    """Share of the tokens to predict that are replaced by a random token."""
 
-    def head(self, encoder: EncoderFacts, dropout: float) -> nn.Module:
+    def head(self, encoder: EncoderInfo, dropout: float) -> nn.Module:
         if not encoder.vocabulary_size:
-            raise ConfigError(f"tasks.{self.spec.name}.type: masked_lm needs an encoder that has word embeddings")
+            raise ConfigError(
+                f"tasks.{self.spec.name}.type: masked_lm needs an encoder with word embeddings; use one such as BERT"
+            )
         return MaskedLMHead(encoder)
 
     def loss(self, outputs: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
         return nn.functional.cross_entropy(outputs, targets, reduction=reduction)
 
-    def kept(self, outputs: Tensor) -> Tensor:
-        """The most likely token, NaN where an output isn't finite: the argmax of NaN is a token too."""
+    def reduce_outputs(self, outputs: Tensor) -> Tensor:
+        """Return the most likely token; NaN if an output isn't finite, since the argmax of NaN is a token too."""
         return outputs.argmax(dim=1).float().masked_fill(~outputs.isfinite().all(dim=1), math.nan)
 
     def measure(self, outputs: Array, targets: Array) -> Mapping[str, float]:
@@ -83,8 +85,8 @@ class MaskedLM(TaskKind):
     def require_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if tokenizer.mask_token is None:
             raise ConfigError(
-                f"tasks.{self.spec.name}.type: masked_lm needs a tokenizer that has a mask token; take an encoder that "
-                f"was trained with one, such as BERT"
+                f"tasks.{self.spec.name}.type: masked_lm needs a tokenizer with a mask token; use an encoder that was "
+                f"trained with masking, such as BERT"
             )
 
     def encode(

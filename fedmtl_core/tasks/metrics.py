@@ -18,12 +18,12 @@ Array = npt.NDArray[np.float64]
 
 
 def class_counts(targets: Array, predictions: Array, num_classes: int) -> ClassCounts:
-    """Rows by class.
+    """Count rows by class.
 
     Args:
         targets: class numbers, `(examples,)`.
         predictions: class numbers, `(examples,)`.
-        num_classes: class numbers are below it.
+        num_classes: all class numbers are below it.
     """
     actual, predicted = targets.astype(np.int64), predictions.astype(np.int64)
 
@@ -34,7 +34,7 @@ def class_counts(targets: Array, predictions: Array, num_classes: int) -> ClassC
 
 
 def moments(targets: Array, predictions: Array) -> Moments:
-    """Sums over rows, each rounded once.
+    """Return sums over rows, each rounded once.
 
     Args:
         targets: values, `(examples,)`; finite.
@@ -47,7 +47,7 @@ def moments(targets: Array, predictions: Array) -> Moments:
 
 
 def _sum(values: Array) -> float:
-    """The sum of values, rounded once; infinite if one of them is, or the sum is too large."""
+    """Return the sum of values, rounded once; infinite if a value is infinite, or the sum is too large."""
     try:
         return math.fsum(values.tolist()) if np.isfinite(values).all() else math.inf
     except OverflowError:
@@ -55,18 +55,18 @@ def _sum(values: Array) -> float:
 
 
 def is_bounded(sums: Moments) -> bool:
-    """Whether sums are small enough to be computed with."""
+    """Whether sums are small enough to compute with."""
     return all(abs(value) <= MAX_MOMENT for value in (sums.sum_x, sums.sum_y, sums.sum_xx, sums.sum_yy, sums.sum_xy))
 
 
 def scores(names: Iterable[str], targets: Array, predictions: Array, sums: Sums | None) -> dict[str, float]:
-    """Metrics by name, `Undefined` where they have no value.
+    """Return metrics by name, `Undefined` for those without a value.
 
     Args:
-        names: of `fedmtl_core.tasks.spec.METRICS`.
+        names: names from `fedmtl_core.tasks.spec.METRICS`.
         targets: class numbers or values, `(examples,)`; finite.
         predictions: class numbers or values, `(examples,)`; finite.
-        sums: of these rows; None if values are too large for them.
+        sums: the sums over these rows; None if values are too large for sums.
     """
     return {name: _score(name, targets, predictions, sums) for name in names}
 
@@ -78,7 +78,7 @@ def _score(name: str, targets: Array, predictions: Array, sums: Sums | None) -> 
 
 
 def spearman(targets: Array, predictions: Array) -> float:
-    """The correlation of the ranks; `Undefined` with fewer than two rows, or if one side is constant."""
+    """Return the correlation of ranks; `Undefined` with fewer than two rows, or if one side is constant."""
     if len(targets) < 2:
         return Undefined("a correlation takes at least 2 rows")
     for what, values in (("predictions", predictions), ("targets", targets)):
@@ -88,7 +88,7 @@ def spearman(targets: Array, predictions: Array) -> float:
 
 
 def not_finite(outputs: Array) -> str:
-    """In words, how many rows of outputs have a number that isn't finite; empty if none."""
+    """Say how many rows of outputs have a number that isn't finite; empty if none has."""
     is_finite = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
     count = len(outputs) - int(is_finite.sum())
     return f"{count} of {len(outputs)} outputs aren't finite" if count else ""

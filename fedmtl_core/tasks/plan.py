@@ -1,4 +1,4 @@
-"""What a client is asked to do in a round."""
+"""A client's instructions for a round."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 LocalOptimizer = Literal["adamw", "sgd"]
-"""What a client takes its steps with."""
+"""The optimizer of a client's steps."""
 
 UpdateKind = Literal["parameters", "delta", "metrics"]
-"""What an update carries: trained parameters, trained minus received parameters, or metrics alone."""
+"""The contents of an update: trained parameters, trained minus received parameters, or metrics alone."""
 
 Pooling = Literal["cls", "mean", "last"]
-"""What a head sees of the encoder: its pooled first token, the mean over all tokens, or the last token."""
+"""The vector that a head sees: the encoder's pooled first token, the mean of all tokens, or the last token."""
 
 Purpose = Literal["train", "evaluate"]
-"""What a round asks for."""
+"""The purpose of a round."""
 
 
 def round_title(purpose: Purpose, round_: int, num_rounds: int) -> str:
-    """A round's name for people, in logs and progress bars: `Round 2/10`, or `Final evaluation`.
+    """Return a round's name for people, in logs and progress bars: `Round 2/10`, or `Final evaluation`.
 
     Args:
-        purpose: what the round asks for.
-        round_: its number, counted from 1.
+        purpose: the round's purpose.
+        round_: the round's number, counted from 1.
         num_rounds: training rounds in the run.
     """
     return "Final evaluation" if purpose == "evaluate" else f"Round {round_}/{num_rounds}"
@@ -31,13 +31,13 @@ def round_title(purpose: Purpose, round_: int, num_rounds: int) -> str:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How a client is asked to train; it travels in the slice's header."""
+    """The training instructions for a client, sent in the slice's header."""
 
     local_epochs: int
     """Passes over the client's examples in one round."""
     batch_size: int
     learning_rate: float
-    """The optimiser's, at its peak."""
+    """The optimizer's peak learning rate."""
     weight_decay: float
     warmup_ratio: float
     """Share of the run's steps over which the learning rate rises; then it falls linearly to 0 at the run's end."""
@@ -49,26 +49,26 @@ class TrainingPlan:
     client_model: str
     """Name or folder of the encoder's architecture and tokenizer."""
     num_hidden_layers: int
-    """Layers to keep of it; 0 for all."""
+    """Number of the model's layers to keep; 0 for all."""
     pooling: Pooling
     head_dropout: float
     update: UpdateKind
     train_samples: int
-    """Rows to train on, at most; 0 for all."""
+    """Largest number of training rows; 0 for all."""
     val_samples: int
-    """Rows to evaluate on, at most; 0 for all."""
+    """Largest number of evaluation rows; 0 for all."""
     num_rounds: int
     """Training rounds in the run."""
     task_type: str | None = None
-    """The kind of task of the slice's head, `TaskSpec.kind`; None if the server doesn't say."""
+    """The task type of the slice's head, as in `TaskSpec.kind`; None if the server doesn't say."""
     labels: tuple[str, ...] = ()
-    """Names of its classes, in the order of the head's outputs. Empty for regression."""
+    """Names of the task's classes, in the order of the head's outputs. Empty for regression."""
     proximal_mu: float = 0.0
-    """What half the squared distance to the received parameters counts for in the loss; 0 for nothing."""
+    """Weight of half the squared distance to the received parameters in the loss; 0 for no such term."""
     optimizer: LocalOptimizer = "adamw"
     head_epochs: int = 0
-    """Passes in which the head alone is trained, before those of `local_epochs` train the rest alone; 0 for neither."""
+    """Passes that train only the head, before the `local_epochs` train only the rest; 0 to train both together."""
     group_by_length: bool = False
-    """Whether rows of like length come in a batch together, else in random order."""
+    """Whether batches have rows of similar length; otherwise rows are in random order."""
     local: tuple[str, ...] = ()
-    """Names of the parameters that a client keeps for itself: no slice and no update has them."""
+    """Names of the parameters that a client keeps local: no slice and no update has them."""

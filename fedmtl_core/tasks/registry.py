@@ -1,4 +1,4 @@
-"""The kinds of tasks by the type that names them: those that are built in, and users' own."""
+"""Task types by name: built-in ones and users' own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _KINDS: Mapping[str, type[TaskKind]] = {kind.name: kind for kind in (Classificat
 
 
 def kind_of(spec: TaskSpec) -> TaskKind:
-    """A task's kind.
+    """Return a task's type as an object.
 
     Raises:
-        ConfigError: it is a plug-in that can't be loaded, or whose constructor raises.
+        ConfigError: the type is a plug-in that can't be loaded, or whose constructor raises.
     """
     key = f"tasks.{spec.name}.type"
     kind = _KINDS.get(spec.type) or plugins.load(key, spec.type, TaskKind)  # type: ignore[type-abstract]
@@ -28,14 +28,14 @@ def kind_of(spec: TaskSpec) -> TaskKind:
 
 
 def traits_of(task: str, type_: str) -> Traits:
-    """The traits of a task's type.
+    """Return the traits of a task type.
 
     Args:
         task: the task's name, for messages.
         type_: `classification`, `regression`, `masked_lm`, or `module:Name`, which is imported.
 
     Raises:
-        ConfigError: it is a plug-in that can't be loaded, or whose class attributes contradict each other.
+        ConfigError: the type is a plug-in that can't be loaded, or whose class attributes contradict each other.
     """
     if type_ in BUILT_IN:
         return BUILT_IN[type_]
@@ -47,7 +47,9 @@ def traits_of(task: str, type_: str) -> Traits:
     except InvalidRequestError as error:
         raise ConfigError(f"{key}: {type_}: {error}") from None
     if name in BUILT_IN:
-        raise ConfigError(f"{key}: {type_} needs a name of its own, got {name!r}, which is built in")
+        raise ConfigError(
+            f"{key}: {type_}: expected `name` to differ from the built-in types, got {name!r}; give it another name"
+        )
     metrics = getattr(plugin, "metrics", None)
     if not isinstance(metrics, tuple) or not metrics or not all(isinstance(metric, str) for metric in metrics):
         raise ConfigError(f"{key}: {type_}: expected `metrics` to be a tuple of names, got {metrics!r}")
@@ -57,10 +59,10 @@ def traits_of(task: str, type_: str) -> Traits:
 
 
 def _bounds_of(key: str, type_: str, bounds: object) -> Mapping[str, Bounds]:
-    """The bounds of a plug-in's metrics, with those of losses.
+    """Return the bounds of a plug-in's metrics, and those of losses.
 
     Raises:
-        ConfigError: they aren't pairs of numbers by name.
+        ConfigError: the bounds aren't pairs of numbers by name.
     """
     try:
         pairs = {str(name): (float(low), float(high)) for name, (low, high) in dict(bounds).items()}  # type: ignore[call-overload]
@@ -68,7 +70,7 @@ def _bounds_of(key: str, type_: str, bounds: object) -> Mapping[str, Bounds]:
         pairs = {"": (0.0, 0.0)}
     if not all(-MAX_METRIC <= low < high <= MAX_METRIC for low, high in pairs.values()):
         raise ConfigError(
-            f"{key}: {type_}: expected `metric_bounds` to have the lowest and the highest value of metrics by name, "
-            f"got {bounds!r}"
+            f"{key}: {type_}: expected `metric_bounds` to map metric names to (lowest, highest), within "
+            f"±{MAX_METRIC:g}, got {bounds!r}"
         )
     return {**LOSS_BOUNDS, **pairs}

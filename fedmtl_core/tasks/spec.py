@@ -1,4 +1,4 @@
-"""Tasks: what kind of problem, over which columns, measured how."""
+"""Task definitions: type, columns, labels and metrics."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from fedmtl_core.tasks.evaluation import BUILT_IN_BOUNDS, Bounds
 from fedmtl_core.tasks.labels import MAX_SHOWN, Values
 
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "masked_accuracy")
-"""The metrics a task may name: GLUE's own (Wang et al. 2019, arXiv:1804.07461), and the share of masked tokens that
-are found."""
+"""The metrics that a task may name: GLUE's metrics (Wang et al. 2019, arXiv:1804.07461), and the share of masked tokens
+that are predicted correctly."""
 
 METRICS_OF: dict[str, tuple[str, ...]] = {
     "classification": ("accuracy", "f1", "matthews"),
     "regression": ("pearson", "spearman"),
     "masked_lm": ("masked_accuracy",),
 }
-"""By built-in type, the metrics that fit it."""
+"""The metrics of each built-in task type."""
 
 
 @dataclass(frozen=True)
 class Traits:
-    """The properties of a type of task that need neither its class nor PyTorch."""
+    """The properties of a task type that need neither its class nor PyTorch."""
 
     kind: str
     """The type's name in the contract: the same on the server and on clients."""
@@ -41,43 +41,43 @@ BUILT_IN: Mapping[str, Traits] = {
     type_: Traits(type_, metrics, type_ == "classification", type_ != "masked_lm", BUILT_IN_BOUNDS)
     for type_, metrics in METRICS_OF.items()
 }
-"""The traits of the built-in types, by type."""
+"""The traits of the built-in task types, by type."""
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task, as server and clients both understand it."""
+    """One task, as defined on the server and on its clients."""
 
     name: str
     type: str
-    """`classification`, `regression`, `masked_lm`, or `module:Name` for the user's own
+    """`classification`, `regression`, `masked_lm`, or `module:Name` for a user's subclass of
     `fedmtl_core.tasks.kinds.TaskKind`."""
     text_columns: tuple[str, ...]
-    """One column of text, or two that are read as a pair."""
+    """One text column, or two columns whose texts form a pair."""
     label_column: str
-    """Empty where the kind's rows have no label."""
+    """Empty for a task type without labels."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, in the order of their numbers. Empty where the kind has none."""
+    """Names of the classes, in the order of their numbers. Empty for a task type without classes."""
     metrics: tuple[str, ...] = ()
-    """The first is the task's main metric: what tables, plots and early decisions look at. Higher is better."""
+    """The first metric is the task's main metric, which tables, plots and early stopping use. Higher is better."""
     hub: tuple[str, str] | None = None
-    """Where the data set hub has it: repository and configuration."""
+    """The task's data set on the hub: repository and configuration."""
     hub_splits: tuple[str, str] = ("train", "validation")
-    """Names of the training and evaluation splits there."""
+    """Names of the training and evaluation splits on the hub."""
     value_range: tuple[float, float] | None = None
-    """Of a regression, the lowest and the highest value: its head begins in the middle. None if nobody knows."""
+    """The lowest and the highest value of a regression, whose head starts in the middle. None if unknown."""
     traits: Traits | None = field(default=None, compare=False, repr=False)
-    """The type's traits, from `fedmtl_core.tasks.registry.traits_of`. Needed for a plug-in; a built-in type has its
+    """The type's traits, from `fedmtl_core.tasks.registry.traits_of`. Required for a plug-in; a built-in type has its
     own."""
     kind: str = field(init=False)
-    """The type by the name that both sides have for it; that of a plug-in is what its class says."""
+    """The type's name that server and clients compare; for a plug-in, the name that its class gives."""
     metric_bounds: Mapping[str, Bounds] = field(init=False, compare=False, repr=False)
-    """The lowest and the highest value of a metric, by name, as far as they are known."""
+    """The lowest and the highest value of each metric whose bounds are known, by name."""
 
     def __post_init__(self) -> None:
         traits = BUILT_IN.get(self.type, self.traits)
         if traits is None:
-            raise ConfigError(f"tasks.{self.name}.type: {self.type} isn't built in, and its traits weren't given")
+            raise ConfigError(f"tasks.{self.name}.type: {self.type} isn't built in, and has no traits")
         object.__setattr__(self, "traits", traits)
         object.__setattr__(self, "kind", traits.kind)
         object.__setattr__(self, "metric_bounds", traits.metric_bounds)
@@ -89,47 +89,48 @@ class TaskSpec:
         """Check that the fields suit the type and each other.
 
         Raises:
-            ConfigError: they don't; the message has the first field that is wrong.
+            ConfigError: they don't; the message names the first wrong field.
         """
         kind, has_labels = traits.kind, traits.has_labels
         if bool(self.label_column) != traits.is_labelled:
             expected = "needs" if traits.is_labelled else "has no"
-            raise ConfigError(f"tasks.{self.name}: a {kind} {expected} `label_column`, got {self.label_column!r}")
+            raise ConfigError(f"tasks.{self.name}: a {kind} task {expected} `label_column`, got {self.label_column!r}")
         if has_labels and len(self.labels) < 2:
-            raise ConfigError(f"tasks.{self.name}: a {kind} needs at least 2 labels, got {len(self.labels)}")
+            raise ConfigError(f"tasks.{self.name}: a {kind} task needs at least 2 labels, got {len(self.labels)}")
         if not has_labels and self.labels:
-            raise ConfigError(f"tasks.{self.name}: a {kind} has no labels, got {list(self.labels)}")
+            raise ConfigError(f"tasks.{self.name}: a {kind} task has no labels, got {list(self.labels)}")
         if same := Values(self.labels).first_repeated():
             raise ConfigError(
-                f"tasks.{self.name}: labels must differ, also as numbers and without the white space around them, "
+                f"tasks.{self.name}: labels must differ, also as numbers and without surrounding white space, "
                 f"got {same[0]!r} and {same[1]!r}"
             )
         if len(self.text_columns) not in (1, 2):
             raise ConfigError(f"tasks.{self.name}: expected 1 or 2 text columns, got {list(self.text_columns)}")
         if self.value_range is not None:
             if has_labels or not traits.is_labelled:
-                raise ConfigError(f"tasks.{self.name}.value_range: a {kind} has no values")
+                raise ConfigError(f"tasks.{self.name}.value_range: a {kind} task has no values; leave it out")
             if not self.value_range[0] < self.value_range[1]:
                 raise ConfigError(
-                    f"tasks.{self.name}.value_range: expected the lowest and the highest value, got "
+                    f"tasks.{self.name}.value_range: expected the lowest value, then the highest, got "
                     f"{list(self.value_range)}"
                 )
         for metric in self.metrics:
             if metric not in traits.metrics:
                 raise ConfigError(
-                    f"tasks.{self.name}: metric {metric!r} doesn't fit a {kind}; expected {', '.join(traits.metrics)}"
+                    f"tasks.{self.name}: metric {metric!r} doesn't fit a {kind} task; expected one of "
+                    f"{', '.join(traits.metrics)}"
                 )
             if self.type == "classification" and metric == "f1" and len(self.labels) != 2:
-                raise ConfigError(f"tasks.{self.name}: f1 is for 2 labels, got {len(self.labels)}")
+                raise ConfigError(f"tasks.{self.name}: the metric f1 needs exactly 2 labels, got {len(self.labels)}")
 
     @property
     def num_outputs(self) -> int:
-        """Width of a linear head: a classification's classes, or 1 for a regression."""
+        """Width of a linear head: the number of classes, or 1 for a regression."""
         return len(self.labels) or 1
 
     @property
     def is_labelled(self) -> bool:
-        """Whether its rows have a label."""
+        """Whether the task's rows have a label."""
         return bool(self.label_column)
 
     @property
@@ -137,37 +138,41 @@ class TaskSpec:
         return self.metrics[0]
 
     def require_same(self, kind: str, labels: Sequence[str]) -> None:
-        """Check that a server's task of this name is this one: a label means what it means there.
+        """Check that the server's task of this name has the same type and labels.
 
         Args:
-            kind: the server's.
-            labels: the server's, in the order of their numbers.
+            kind: the server's task type.
+            labels: the server's labels, in the order of their numbers.
 
         Raises:
-            ConfigError: it is another; the message has both.
+            ConfigError: they differ; the message has both.
         """
         if kind != self.kind:
-            raise ConfigError(f"task {self.name}: the server has {_named(kind)}; this client has {_named(self.kind)}")
-        if tuple(labels) != self.labels:
-            theirs, mine = _told_apart(tuple(labels), self.labels)
             raise ConfigError(
-                f"task {self.name}: the server has {theirs}; this client has {mine}. They have to be the same in the "
-                f"same order, since a label is the number of an output: see tasks.{self.name}.labels on both sides"
+                f"task {self.name}: the server has the task type {_named(kind)}; this client has {_named(self.kind)}. "
+                f"Set tasks.{self.name}.type to the same type on both sides"
+            )
+        if tuple(labels) != self.labels:
+            theirs, mine = _describe_difference(tuple(labels), self.labels)
+            raise ConfigError(
+                f"task {self.name}: the server has {theirs}; this client has {mine}. Labels and their order must be "
+                f"the same, since a label is the number of an output: give tasks.{self.name}.labels the same list on "
+                f"both sides"
             )
 
 
 def _named(kind: str) -> str:
-    return f"a {kind}" if kind in METRICS_OF else f"the kind {kind!r}"
+    return kind if kind in METRICS_OF else repr(kind)
 
 
-def _told_apart(theirs: Sequence[str], mine: Sequence[str]) -> tuple[str, str]:
-    """Two lists of labels in words, short enough to be read."""
+def _describe_difference(theirs: Sequence[str], mine: Sequence[str]) -> tuple[str, str]:
+    """Describe two lists of labels, short enough to read."""
     if max(len(theirs), len(mine)) <= MAX_SHOWN:
         return f"the labels {', '.join(theirs) or '(none)'}", ", ".join(mine) or "none"
     differ = next((i for i, (one, other) in enumerate(zip(theirs, mine, strict=False)) if one != other), None)
     if differ is None:
         return f"{len(theirs)} labels", str(len(mine))
     return (
-        f"{len(theirs)} labels, number {differ} is {theirs[differ]!r}",
-        f"{len(mine)}, and there it is {mine[differ]!r}",
+        f"{len(theirs)} labels, and number {differ} is {theirs[differ]!r}",
+        f"{len(mine)}, and number {differ} is {mine[differ]!r}",
     )

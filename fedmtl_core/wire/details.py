@@ -57,7 +57,7 @@ def trailing_metadata(error: RequestError, text: str) -> tuple[tuple[str, bytes]
         error: the error.
         text: the message that the call fails with; the details repeat it, as their readers expect.
     """
-    facts = {name: _shortened(fact, MAX_FACT) for name, fact in list(error.facts.items())[:MAX_FACTS]}
+    facts = {name: _shortened(fact, MAX_FACT) for name, fact in list(error.metadata.items())[:MAX_FACTS]}
     status = status_pb2.Status(code=status_of(error).value[0], message=text)
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason_of(error), domain=DOMAIN, metadata=facts))
     if error.field and status_of(error) is StatusCode.INVALID_ARGUMENT:

@@ -77,7 +77,5 @@ def test_options_win_over_what_the_configuration_lists(monkeypatch, tmp_path):
 
 
 def test_a_client_whose_configuration_gives_it_another_task_is_told_so(monkeypatch, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"^task: in .*c\.yaml, `clients` say that 'a' has the task 'sst2', got 'qqp'"
-    ):
+    with pytest.raises(ConfigError, match=r"^task: in `clients` of .*c\.yaml, 'a' has the task 'sst2', got 'qqp'"):
         taken(monkeypatch, tmp_path, "--client-id", "a", "--task", "qqp")

@@ -142,7 +142,7 @@ def test_the_doctor_says_which_share_of_the_rows_is_cut(lengths, level, found, t
 
 
 def test_of_many_rows_the_doctor_tokenises_some_from_the_whole_file(monkeypatch):
-    monkeypatch.setattr(doctor, "MAX_TOKENISED", 1000)
+    monkeypatch.setattr(doctor, "MAX_TOKENIZED", 1000)
     seen = survey(SST2, DataConfig(builtin="sst2"), "train")
     (one,) = doctor.lengths(SST2, seen, TOY_MODEL, 12, "train rows")
     assert one.found.startswith(f"{longer_than(seen.texts[::6], 12):,} of 1,000 sampled rows")

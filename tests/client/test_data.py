@@ -177,7 +177,7 @@ def test_a_hub_out_of_reach_is_an_error_that_says_what_to_do_instead(monkeypatch
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        DataError, match=r"'nyu-mll/glue' \(sst2\), split 'train', can't be had .*--config configs/demo"
+        DataError, match=r"'nyu-mll/glue' \(sst2\), split 'train', can't be loaded .*--config configs/demo"
     ):
         load_task_data(SST2, None)
 
@@ -206,7 +206,7 @@ def test_a_task_of_ones_own_without_data_is_told_so():
     config = Config.model_validate(
         {"tasks": {"mine": {"type": "regression", "text_columns": ["a"], "label_column": "y"}}}
     )
-    with pytest.raises(DataError, match=r"tasks\.mine\.data: needed"):
+    with pytest.raises(DataError, match=r"tasks\.mine\.data: required"):
         load_task_data(config.task_specs()[0], None)
 
 

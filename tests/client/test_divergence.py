@@ -28,7 +28,7 @@ async def test_a_client_whose_received_model_is_damaged_says_so_and_tells_the_se
                 await asyncio.to_thread(session_of(real_api(server.address)).run)
             status = await observer.stub.GetStatus(pb.GetStatusRequest())
             refused = list(server.federation.stats.refused)
-    assert "the server's model is damaged, this client's data and training are not the cause" in str(error.value)
+    assert "The server's model is damaged; this client's data and training are not the cause" in str(error.value)
     assert "metric" not in str(error.value)
     (warning,) = status.warnings
     assert (warning.kind, list(warning.client_ids)) == (DAMAGED, ["a"])

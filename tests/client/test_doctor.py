@@ -159,7 +159,7 @@ class TestServer:
     async def test_a_client_id_that_is_in_use(self, tmp_path):
         async with serving(tmp_path, tiny_model("sst2")) as server, watching(server, a="sst2"):
             found, _ = await self.reach(server)
-        assert of_level(found, WARN)[0].found == "'a' takes part already"
+        assert of_level(found, WARN)[0].found == "a client 'a' is connected already"
 
     async def test_credentials_that_the_server_doesnt_take(self, tmp_path):
         settings = {"runs_dir": str(tmp_path)}
@@ -199,10 +199,10 @@ def test_what_a_client_is_to_keep_needs_values_to_begin_with_and_may_outlast_it(
     bare = str(tmp_path / "bare")
     (found,) = look(doctor.own_parameters, Config(), norms, bare)
     assert found.level is FAIL
-    assert found.found.startswith("1 tensors of the encoder begin with")
+    assert found.found.startswith("1 local tensors of the encoder start from the weights of")
     assert [one.level for one in look(doctor.own_parameters, Config(), norms, "builtin:toy")] == [OK]
     (found,) = look(doctor.own_parameters, Config(), head, bare)
-    assert (found.level, found.found) == (OK, "1 tensors, in memory alone; client.state_dir would keep them")
+    assert (found.level, found.found) == (OK, "1 tensors, in memory only; client.state_dir would keep them")
     (tmp_path / "file").touch()
     kept = Config.model_validate({"client": {"state_dir": str(tmp_path / "file" / "state")}})
     assert [one.level for one in look(doctor.own_parameters, kept, head, bare)] == [FAIL]
@@ -216,7 +216,7 @@ def test_an_encoder_is_tried_as_the_servers_plan_says(tmp_path):
     (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
     assert found.level is OK
     (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last", max_length=65), source, [PRESETS["sst2"]])
-    assert (found.level, "takes 64 tokens at most" in found.found) == (FAIL, True)
+    assert (found.level, "takes at most 64 tokens" in found.found) == (FAIL, True)
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(b"")  # a client that takes all values from the server has no use for weights
     (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])

@@ -73,15 +73,15 @@ def test_a_difference_that_leads_elsewhere_leaves_nothing_to_rely_on():
     cache = ComponentCache()
     receive(Download(cache), component(1.0, 2.0))
     download = Download(cache)
-    with pytest.raises(ChecksumError, match="doesn't lead to the bytes that the server has"):
+    with pytest.raises(ChecksumError, match="isn't the server's version"):
         receive(download, component(0.25, 0.0), "topk", base=component(1.0, 2.0).digest(), digest=bytes(32))
     assert download.held() == []
 
 
 def test_a_server_that_contradicts_itself_is_not_followed():
     for message, text in [
-        (header(component(1.0), start=4), "continues at byte 4, but only 0 bytes are here"),
-        (header(component(1.0), "topk", base=b"x" * 32), "a difference from what isn't here"),
+        (header(component(1.0), start=4), "continues at byte 4, but this client has only 0 bytes"),
+        (header(component(1.0), "topk", base=b"x" * 32), "a difference from a version that this client lacks"),
     ]:
         with pytest.raises(MalformedStreamError, match=text):
             Download(ComponentCache()).begin(message)

@@ -75,7 +75,7 @@ def test_a_column_means_the_same_classes_in_every_kind_of_file(ending, labels, c
         (("spam", "ham"), [True, False], r"row 1: label: expected one of spam, ham, .*no pair of labels means true"),
         (("1", "2", "3"), [1, 0], r"row 2: label: expected one of 1, 2, 3, got '?0'?: .* it would be '1'"),
         (("true", "false"), [1, 0], r"row 1: label: .*as a boolean it would be 'true', as a class number"),
-        (tuple(f"class {i}" for i in range(12)), ["1_0"], r"row 1: label: expected one of .*, got '1_0'$"),
+        (tuple(f"class {i}" for i in range(12)), ["1_0"], r"row 1: label: expected one of .*, got '1_0'\. Fix"),
     ],
 )
 def test_a_column_that_could_mean_other_classes_is_refused_in_every_kind_of_file(
@@ -136,7 +136,7 @@ def test_a_declared_name_that_is_no_label_is_refused_with_both_lists(tmp_path):
     with pytest.raises(
         DataError,
         match=r"row 2: label: expected one of spam, ham, or a number from 0 to 1, got 'junk'; "
-        r"the source declares the classes ham, junk$",
+        r"the source declares the classes ham, junk\. Fix",
     ):
         load_task_data(spec, source)
     assert survey(spec, source, "train").unknown == {"junk": 1}
@@ -164,7 +164,9 @@ def test_declared_names_are_matched_by_value_or_by_number_where_labels_are_a_cou
 
 def test_a_count_of_labels_other_than_the_number_of_declared_names_is_refused(tmp_path):
     spec = spec_of("0", "1", "2")
-    with pytest.raises(DataError, match=r"row 1: label: expected one of 0, 1, 2, got 'neg'; .* the classes neg, pos$"):
+    with pytest.raises(
+        DataError, match=r"row 1: label: expected one of 0, 1, 2, got 'neg'; .* the classes neg, pos\. Fix"
+    ):
         load_task_data(spec, declaring(tmp_path, ("neg", "pos"), [0, 1], spec))
 
 
@@ -192,7 +194,7 @@ def test_the_glue_presets_take_the_hubs_sets_and_refuse_or_drop_rows_without_a_l
     spec, numbers = PRESETS[task], list(range(len(GLUE[task])))
     assert by_row(spec, declaring(tmp_path, GLUE[task], numbers, spec)) == numbers
     source = declaring(tmp_path, GLUE[task], [*numbers, -1], spec)
-    with pytest.raises(DataError, match=rf"row {len(numbers) + 1}: label: .* got -1, which stands for no label; "):
+    with pytest.raises(DataError, match=rf"row {len(numbers) + 1}: label: .* got -1, which means no label; "):
         load_task_data(spec, source)
     assert by_row(spec, source.model_copy(update={"drop_labels": ["-1"]})) == numbers
 
@@ -262,7 +264,7 @@ def test_rows_with_a_dropped_label_are_left_out_counted_and_logged(ending, label
     ]
     seen = survey(spec, config, "train")
     assert (seen.num_rows, seen.dropped, seen.unknown) == (len(kept), {"drop_labels": count}, {})
-    assert f"{count} rows are left out by tasks.t.data.drop_labels" in [
+    assert f"{count} rows are dropped by tasks.t.data.drop_labels" in [
         one.found for one in judge(spec, seen, "train rows", (1, 1))
     ]
 
@@ -294,7 +296,7 @@ def test_the_text_of_a_dropped_row_may_be_missing_but_no_others(tmp_path):
 def test_no_row_that_is_left_is_an_error_that_names_the_setting(tmp_path):
     source = written(tmp_path, ".csv", ["-", "-"]).model_copy(update={"drop_labels": ["-"]})
     with pytest.raises(
-        DataError, match=r"^t, train rows in .*: no row is left: tasks\.t\.data\.drop_labels leaves out all 2$"
+        DataError, match=r"^t, train rows in .*: no row is left: tasks\.t\.data\.drop_labels drops all 2 rows$"
     ):
         load_task_data(spec_of("a", "b"), source)
     found = list(judge(spec_of("a", "b"), survey(spec_of("a", "b"), source, "train"), "train rows", (1, 1)))

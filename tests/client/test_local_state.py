@@ -75,12 +75,12 @@ def test_a_folder_that_cannot_be_is_refused_in_words(tmp_path):
 def test_a_file_that_is_damaged_or_of_another_model_is_refused_in_words(tmp_path):
     path = tmp_path / "c.safetensors"
     LocalParameters(tiny(), HEAD, "run", path).keep(tiny(), 1)
-    with pytest.raises(
-        DataError, match=r"has other parameters than this client keeps for itself \(heads\.sst2\.bias\)"
-    ):
+    with pytest.raises(DataError, match=r"has other parameters than this client's local ones \(heads\.sst2\.bias\)"):
         LocalParameters(tiny(), HEAD[1:], "run", path)
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"client\.state_dir: can't read .*; remove it to begin anew"):
+    with pytest.raises(
+        DataError, match=r"client\.state_dir: can't read .*; remove the file to start from the initial values"
+    ):
         LocalParameters(tiny(), HEAD, "run", path)
 
 
@@ -98,7 +98,7 @@ def test_a_folder_that_can_not_be_written_is_told_and_the_values_are_kept(tmp_pa
 
 def test_a_plan_for_another_encoder_is_refused_in_words():
     with pytest.raises(
-        ConfigError, match=r"has this client keep encoder\.norm\.weight for itself, which its model hasn't"
+        ConfigError, match=r"makes encoder\.norm\.weight local to this client, but its model has no such parameters"
     ):
         LocalParameters(tiny(), ["encoder.norm.weight"], "run")
 

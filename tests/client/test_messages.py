@@ -49,5 +49,5 @@ def test_a_receipt_says_what_became_of_the_update(outcome):
 
 @pytest.mark.parametrize("opening", [b"", pb.GetSliceResponse(chunk=pb.Chunk(scope="shared", data=b"x"))])
 def test_a_slice_that_does_not_begin_with_its_header_is_malformed(opening):
-    with pytest.raises(MalformedStreamError, match="expected a header first"):
+    with pytest.raises(MalformedStreamError, match="expected a header as the first message"):
         slice_header(opening if isinstance(opening, bytes) else opening.SerializeToString())

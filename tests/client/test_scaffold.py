@@ -193,7 +193,7 @@ def test_a_clients_variate_from_before_the_servers_began_is_void(since, expected
 def test_a_trainer_of_several_learning_rates_is_refused():
     spec, model, rows = setting()
     trainer = LayerwiseTrainer(spec, PLAN, CPU, decay=0.5)
-    with pytest.raises(ConfigError, match=r"training\.control_variates: expected a trainer of one"):
+    with pytest.raises(ConfigError, match=r"training\.control_variates: expected a trainer with one"):
         trainer.train(model, rows, 1, seed=1, correct=lambda: None)
 
 
@@ -240,6 +240,6 @@ def test_a_trainer_whose_loop_cannot_be_corrected_is_refused_in_words(tmp_path):
         "clients=[{client_id: a, task: sst2}]",
     )
     with pytest.raises(
-        ConfigError, match=r"control_variates: expected a trainer whose `train` takes `correct`, got Old"
+        ConfigError, match=r"control_variates: expected a trainer whose `train` has a parameter `correct`, got Old"
     ):
         run(config, tmp_path)

@@ -55,17 +55,23 @@ class TestWhichTasks:
     @pytest.mark.parametrize(
         ("given", "told"),
         [
-            ({"task": "sst2"}, "client_id: needed, since `clients` list several for 'sst2': a, b"),
-            ({}, "client_id: needed, since `clients` list several: a, b"),
-            ({"client_id": "c"}, "task: needed: the task that this client has rows for, or several; with --task"),
-            ({"client_id": "b", "tasks": ["sst2", "stsb"]}, "'b' has the task 'sst2', got 'stsb'; change one"),
-            ({"client_id": "c", "tasks": ["sst2", "sst2"]}, "task: expected each once; 'sst2' is there twice"),
+            ({"task": "sst2"}, "client_id: required, since `clients` list several for 'sst2': a, b"),
+            ({}, "client_id: required, since `clients` list several: a, b"),
+            ({"client_id": "c"}, "task: required: name the task or tasks that this client has data for, with --task"),
+            (
+                {"client_id": "b", "tasks": ["sst2", "stsb"]},
+                "'b' has the task 'sst2', got 'stsb'; change the entry or the task",
+            ),
+            ({"client_id": "c", "tasks": ["sst2", "sst2"]}, "task: expected each task once, got 'sst2' several times"),
             ({"client_id": "c", "tasks": ["sst2", "qqp"]}, "task: the configuration has the tasks sst2, stsb, got 'qq"),
             (
                 {"client_id": "c", "task": "sst2", "tasks": ["stsb"]},
-                "task: expected `task`, or `tasks` for several, go",
+                "task: expected either `task`, or `tasks` for several tasks, go",
             ),
-            ({"client_id": "c", "tasks": "sst2"}, "tasks: expected a list of names, got 'sst2'; one task is `task`"),
+            (
+                {"client_id": "c", "tasks": "sst2"},
+                "tasks: expected a list of names, got 'sst2'; pass a single task as `task`",
+            ),
         ],
     )
     def test_what_makes_no_sense_is_told(self, given, told):
@@ -111,8 +117,8 @@ def test_the_command_takes_tasks_one_by_one_and_says_what_is_wrong_with_them(tmp
     assert (type(result.exception), loaded) == (Reached, ["stsb", "sst2"])
 
     for more, told in (
-        ([], "task: needed: the task that this client has rows for"),
-        (["--task", "sst2", "--task", "sst2"], "task: expected each once; 'sst2' is there twice"),
+        ([], "task: required: name the task or tasks that this client has data for"),
+        (["--task", "sst2", "--task", "sst2"], "task: expected each task once, got 'sst2' several times"),
         (["--task", "sst2", "--task", "sst3"], "has the tasks sst2, stsb, got 'sst3'"),
     ):
         result = CliRunner().invoke(cli.app, [*options, *more])

@@ -101,7 +101,10 @@ def test_encoded_rows_have_to_be_as_many_as_the_texts(config, tmp_path):
     (code,) = tmp_path.glob("shown.py")
     code.write_text(code.read_text().replace("for i in range(len(words))]", "for i in range(1)]"))
     (spec,) = config.task_specs()
-    with pytest.raises(ConfigError, match=r"tasks\.tags\.type: .*: encode\(\) gives 1 targets for 16 rows"):
+    with pytest.raises(
+        ConfigError,
+        match=r"tasks\.tags\.type: .*: encode\(\) must return one value per row: expected 16 targets, got 1",
+    ):
         EncodedRows(load_task_data(spec, config.tasks["tags"].data).train, spec, load_tokenizer(TOY_MODEL), 16)
 
 

@@ -272,7 +272,9 @@ class TestControlVariates:
 
     def test_a_client_of_several_tasks_is_refused(self):
         slice_ = slice_of(1, SGD)
-        with pytest.raises(ConfigError, match=r"control_variates: .* clients of one task each; this one has sst2, st"):
+        with pytest.raises(
+            ConfigError, match=r"control_variates: .* clients with one task each; this client has sst2, st"
+        ):
             worker_of("sst2", "stsb").train(dataclasses.replace(slice_, controls=zero_controls(slice_)))
 
 

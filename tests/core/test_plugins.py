@@ -20,7 +20,7 @@ from fedmtl_core import config, plugins
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DataError, InvalidRequestError
 from fedmtl_core.tasks.glue import PRESETS
-from fedmtl_core.tasks.kinds import EncoderFacts, TaskKind, measure, new_head
+from fedmtl_core.tasks.kinds import EncoderInfo, TaskKind, measure, new_head
 from fedmtl_core.tasks.registry import kind_of
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.messages import plan_from_proto, plan_to_proto
@@ -71,7 +71,7 @@ def task_of(reference: str, **fields: Any) -> Config:
         (
             None,
             "Rows",
-            r"^key: there is no module 'no_such_module', neither in the working folder \(.*\) nor inst",
+            r"^key: there is no module 'no_such_module', neither in the working directory \(.*\) nor inst",
         ),
         (
             "import no_such_library",
@@ -137,9 +137,13 @@ GIVES = "  def train(self): return {}\n  def validation(self): return self.train
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        ("[]", DataError, r"^tasks\.sst2\.data\.plugin: written_\d+:Rows: train\(\) gives no rows"),
-        ("[3]", DataError, r"train\(\) gives a int as row 1, not a mapping"),
-        ("[{'sentence': 'a', 'label': 1}, {'label': 1}]", DataError, r"train\(\): row 2 has no 'sentence', which the "),
+        ("[]", DataError, r"^tasks\.sst2\.data\.plugin: written_\d+:Rows: train\(\) returned no rows"),
+        ("[3]", DataError, r"train\(\): row 1: expected a mapping of columns, got a int"),
+        (
+            "[{'sentence': 'a', 'label': 1}, {'label': 1}]",
+            DataError,
+            r"train\(\): row 2 has no 'sentence', which row 1 ",
+        ),
         (
             "[{'text': 'a', 'label': 1}]",
             DataError,
@@ -168,7 +172,7 @@ def test_options_reach_the_class_and_unknown_ones_are_told(module):
     assert (data.train.texts, data.train.labels) == ([("fine",)], [1])
     with pytest.raises(ConfigError, match=r"raised TypeError: .*unexpected keyword argument 'wrod'"):
         rows_of(f"{name}:Rows", wrod="fine")
-    with pytest.raises(ConfigError, match="Rows knows no option 'word'"):
+    with pytest.raises(ConfigError, match="Rows has no option 'word'"):
         rows_of(module(ROWS + GIVES.format("[]")) + ":Rows", word="fine")
 
 
@@ -176,7 +180,7 @@ def test_a_kind_of_ones_own_is_the_tasks_in_every_place(module):
     loaded = task_of(f"{module(KIND)}:Count")
     spec = loaded.tasks["visits"].spec("visits")
     assert (spec.kind, spec.metrics, spec.main_metric) == ("Count", ("closeness",), "closeness")
-    assert isinstance(new_head(kind_of(spec), EncoderFacts(4), 0.0), nn.Linear)
+    assert isinstance(new_head(kind_of(spec), EncoderInfo(4), 0.0), nn.Linear)
     assert measure(kind_of(spec), torch.tensor([[3.0], [5.0]]).numpy(), torch.tensor([4.0, 5.0]).numpy()) == {
         "closeness": -0.5
     }
@@ -188,11 +192,11 @@ def test_a_kind_of_ones_own_is_the_tasks_in_every_place(module):
 
 def test_a_kind_that_contradicts_itself_is_told(module):
     kind = module(KIND)
-    with pytest.raises(ConfigError, match=r"tasks\.visits: a Count has no labels, got \['a', 'b'\]"):
+    with pytest.raises(ConfigError, match=r"tasks\.visits: a Count task has no labels, got \['a', 'b'\]"):
         task_of(f"{kind}:Count", labels=["a", "b"])
-    with pytest.raises(ConfigError, match="metric 'accuracy' doesn't fit a Count; expected closeness"):
+    with pytest.raises(ConfigError, match="metric 'accuracy' doesn't fit a Count task; expected one of closeness"):
         task_of(f"{kind}:Count", metrics=["accuracy"])
-    with pytest.raises(ConfigError, match="needs a name of its own, got 'regression', which is built in"):
+    with pytest.raises(ConfigError, match="expected `name` to differ from the built-in types, got 'regression'"):
         task_of(module(KIND.replace("metrics =", "name = 'regression'\n    metrics =")) + ":Count")
     with pytest.raises(ConfigError, match="expected `metrics` to be a tuple of names, got 'closeness'"):
         task_of(module(KIND.replace('("closeness",)', '"closeness"')) + ":Count")
@@ -206,14 +210,16 @@ def test_a_kind_whose_methods_give_nothing_of_use_is_told(module):
     spec = task_of(
         module(KIND.replace("return nn.Linear(encoder.hidden_size, 1)", "return None")) + ":Count"
     ).task_specs()[0]
-    with pytest.raises(ConfigError, match=r"tasks\.visits\.type: .*: head\(\) gives no torch\.nn\.Module .* but None"):
-        new_head(kind_of(spec), EncoderFacts(4), 0.0)
-    for given, told in (
-        ('"closeness": float("inf")', "inf for 'closeness', not a number"),
-        ('"nearness": 1.0', "nothing for 'closeness', not a number"),
-        ('"closeness": 0.5', "0.5 for 'closeness', expected -10 to 0"),
+    with pytest.raises(
+        ConfigError, match=r"tasks\.visits\.type: .*: head\(\) must return a torch\.nn\.Module .* got None"
     ):
-        with pytest.raises(ConfigError, match=rf"measure\(\) gives {told}"):
+        new_head(kind_of(spec), EncoderInfo(4), 0.0)
+    for given, told in (
+        ('"closeness": float("inf")', "a finite number or NaN for 'closeness', got inf"),
+        ('"nearness": 1.0', "a finite number or NaN for 'closeness', got nothing"),
+        ('"closeness": 0.5', "a number from -10 to 0 for 'closeness', got 0.5"),
+    ):
+        with pytest.raises(ConfigError, match=rf"measure\(\) must return {told}"):
             measure(kind_of(task_that_gives(module, given)), torch.zeros(1, 1).numpy(), torch.zeros(1).numpy())
 
 
@@ -237,7 +243,7 @@ def test_a_kind_may_say_that_a_metric_is_undefined_and_why(module, given, reason
 @pytest.mark.parametrize("bounds", ['{"closeness": (0,)}', '{"closeness": (1, 0)}', '{"closeness": (0, "a")}', "3"])
 def test_bounds_of_metrics_that_are_none_are_told(module, bounds):
     text = KIND.replace("has_labels", f"metric_bounds = {bounds}\n    has_labels")
-    with pytest.raises(ConfigError, match="expected `metric_bounds` to have the lowest and the highest value"):
+    with pytest.raises(ConfigError, match="expected `metric_bounds` to map metric names to"):
         task_of(module(text) + ":Count")
 
 

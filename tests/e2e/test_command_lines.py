@@ -148,11 +148,15 @@ WRONG = {
     ),
     "no tasks": ("fedmtl_server", ("--config", os.devnull), "tasks: expected at least one task, got none"),
     "a wrong flag": ("fedmtl_server", (*DEMO, "--prot", "1"), "No such option"),
-    "a task of no name": ("fedmtl_client", ("--client-id", "a"), "error: task: needed: the task that this client has"),
+    "a task of no name": (
+        "fedmtl_client",
+        ("--client-id", "a"),
+        "error: task: required: name the task or tasks that this client has",
+    ),
     "a task given twice": (
         "fedmtl_client",
         ("--client-id", "a", "--task", "sst2", "--task", "sst2"),
-        "error: task: expected each once; 'sst2' is there twice",
+        "error: task: expected each task once, got 'sst2' several times",
     ),
     "a selection of no name": (
         "fedmtl_server",
@@ -176,9 +180,9 @@ WRONG = {
     "another task than the file's": (
         "fedmtl_client",
         ("--client-id", "qqp_client", "--task", "sst2", *DEMO),
-        "`clients` say that 'qqp_client' has the task 'qqp', got 'sst2'",
+        "'qqp_client' has the task 'qqp', got 'sst2'",
     ),
-    "no data without a hub": ("fedmtl_client", ("--client-id", "a", "--task", "sst2"), "can't be had from the hub"),
+    "no data without a hub": ("fedmtl_client", ("--client-id", "a", "--task", "sst2"), "can't be loaded from the hub"),
     "no model without a hub": (
         "fedmtl_server",
         ("--config", str(CONFIGS / "federated_config.yaml")),

@@ -34,6 +34,6 @@ def test_a_client_refuses_an_encoder_of_its_own_before_it_takes_part_in_a_round(
         run = Federation(tmp_path, stack, "tasks={sst2: {data: {builtin: sst2}}}")
         client = run.client("sst2", "--set", f"model.client_model={source}")
         assert client.wait(90) == 2, run.log("sst2_client")
-        assert f"{source}: with model.pooling: cls heads see the first token" in run.log("sst2_client")
+        assert f"{source}: with model.pooling: cls the heads see the first token" in run.log("sst2_client")
         assert "Traceback" not in run.log("sst2_client")
         assert run.reports() == []

@@ -104,7 +104,7 @@ def test_a_client_that_means_another_kind_by_the_task_stops_before_it_trains(tmp
     plain = loaded(ROOT / "examples/own_task/config.yaml", "tasks.stars.type=classification")
     plan = server.plan("stars")
     assert plan.task_type == "ordinal"
-    with pytest.raises(ConfigError, match="task stars: the server has the kind 'ordinal'; this client has a cl"):
+    with pytest.raises(ConfigError, match="task stars: the server has the task type 'ordinal'; this client has cl"):
         plain.tasks["stars"].spec("stars").require_same(plan.task_type, plan.labels)
 
 

@@ -143,7 +143,7 @@ def test_a_server_that_cannot_start_says_why_where_it_was_started(tmp_path):
         (lambda: Server([]), "expected a Config, a dictionary or a YAML file's path, got list"),
         (lambda: Server({}), "tasks: expected at least one task, got none"),
         (lambda: Client(config(), task="qqp"), "task: the configuration has the tasks sst2, stsb, got 'qqp'"),
-        (lambda: Client(config(), task="sst2"), "client_id: needed, since `clients` list several for 'sst2': a, b"),
+        (lambda: Client(config(), task="sst2"), "client_id: required, since `clients` list several for 'sst2': a, b"),
         (lambda: Client(config(), task="sst2", client_id="c"), "'c' has the task 'stsb', got 'sst2'"),
         (lambda: Client(config(), task="stsb", server="here"), "server: expected HOST:PORT"),
         (lambda: Client(config(), task="stsb", shard="2/1"), "shard: expected K/N"),

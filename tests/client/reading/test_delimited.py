@@ -71,7 +71,7 @@ def test_whatever_a_writer_with_quotes_writes_comes_back(rows, quoting, delimite
         ("a,label\nx,1\ny\n", "line 3: expected 2 fields, .* found 1: 'y'. Complete the row"),
         ("a,label\n7,x,1\n", "line 2: expected 2 fields, .* found 3"),  # one row counts nothing up
         ("a,label\n7,x,1\n9,x,1\n", "line 2: expected 2 fields, .* found 3"),
-        ("a,label\n1,x,\n2,x,\n", "line 2: expected 2 fields, .* found 3.* numbers, .*; if .* a superfluous comma"),
+        ("a,label\n1,x,\n2,x,\n", "line 2: expected 2 fields, .* found 3.* numbers, .*; if .* an extra comma"),
         ("a,label\n1,x,1\n2,x,1\n3,y\n", "line 2: expected 2 fields, .* found 3"),
         ('a,label\n"two\nlines",1\nx,y,0\n', "line 4: expected 2 fields"),
         ('a,label\n"two\nlines",1,2\n', r"lines 2 to 3: expected 2 fields, .* found 3"),
@@ -128,11 +128,11 @@ def test_a_header_that_alone_ends_with_a_comma_and_blank_lines_move_no_column(tm
         ('text,label\na,1\n"oh,0\nb,1\n', "line 3: the quote that opens a cell is never closed"),
         (
             'text,label\na,1\n"oh,0\nb,1\nend",0\nc,1\nd,0\n',
-            "lines 3 to 5: .* joins 3 lines into one row, though each of them is a complete row",
+            "lines 3 to 5: .* joins 3 lines into one row, but each line is a complete row",
         ),
         (
             'text,label\n"great,1.5\nscreen 5",2.25\nfoo,3.75\nbar,4.1\n',
-            "lines 2 to 3: .* joins 2 lines into one row, though each of them is a complete row",
+            "lines 2 to 3: .* joins 2 lines into one row, but each line is a complete row",
         ),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_column_that_is_not_there_is_left_to_the_caller_with_the_names_that_ar
         ("text,label\nok,1\ncafé,0\n".encode("latin-1"), "line 3: expected UTF-8 text, found the byte 0xe9"),
         ("text,label\nok,1\n".encode("utf-16"), "line 1: expected UTF-8 text, found UTF-16"),
         (b"text,label\n" + b"ok,1\n" * 9_999 + b"\xff,0\n", "line 10,001: expected UTF-8 text, found the byte 0xff"),
-        (b"", "it is empty: expected a header"),
+        (b"", "the file is empty: expected a header"),
     ],
 )
 def test_a_file_that_is_no_utf_8_is_named_with_the_line(content, says, tmp_path):
@@ -224,5 +224,7 @@ class TestWithoutHeader:
             read(file(tmp_path, "1,a\n0,b,c\n"), "1", header="none")
 
     def test_other_formats_have_no_header(self, tmp_path):
-        with pytest.raises(DataError, match=r"`quoting` and `header` are for CSV and TSV; .*rows\.jsonl is neither"):
+        with pytest.raises(
+            DataError, match=r"data\.quoting and data\.header apply to CSV and TSV only; .*rows\.jsonl is neither"
+        ):
             read(file(tmp_path, "{}", "rows.jsonl"), header="none")

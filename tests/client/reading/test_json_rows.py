@@ -73,7 +73,7 @@ def test_a_byte_order_mark_line_ends_of_windows_and_blank_lines_are_no_rows(cont
         (['{"text": "a", "label": 1, "label": 0}'], "line 1: the key 'label' occurs more than once"),
         ([{"text": "a", "label": 1}, {"text": "cut \ud83d", "label": 1}], "row 2: text: unpaired surrogate \\ud83d"),
         (['{"text": "a", "label": ' + "1" * 5000 + "}"], "line 1: Exceeds the limit"),
-        (['{"text": "a", "label": ' + "[" * 100_000 + "}"], "line 1: it is nested too deeply"),
+        (['{"text": "a", "label": ' + "[" * 100_000 + "}"], "line 1: the JSON is nested too deeply"),
     ],
 )
 def test_a_row_that_is_none_is_named_with_its_place(rows, says, tmp_path):

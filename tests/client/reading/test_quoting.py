@@ -183,7 +183,7 @@ class TestRowsOfOneWidthEachWay:
 
     def test_one_column_that_fits_both_is_refused_unless_it_is_said(self, tmp_path):
         path = self.file(tmp_path, 'text\nhello\n"a\nb"\nfoo\n')
-        with pytest.raises(DataError, match=r"one column, and 2 lines with quotes .*: set data.quoting to none, or to"):
+        with pytest.raises(DataError, match=r"one column, and 2 lines with quotes .*: set data.quoting to none or to"):
             read(path, "text")
         assert read(path, "text", quoting="minimal") == [("hello",), ("a\nb",), ("foo",)]
         assert read(path, "text", quoting="none") == [("hello",), ('"a',), ('b"',), ("foo",)]

@@ -134,17 +134,17 @@ class TestWeights:
         source = save(tmp_path, "bert")
         (Path(source) / "model.safetensors").unlink()
         (Path(source) / "pytorch_model.bin").write_text(content)
-        expected = "pytorch_model.bin is a pointer of Git LFS" if content is POINTER else "are truncated or damaged"
+        expected = "pytorch_model.bin is a Git LFS pointer" if content is POINTER else "are truncated or damaged"
         with pytest.raises(ModelUnavailableError, match=expected):
             load_encoder(source, weights=True)
 
     def test_a_pointer_of_git_lfs_is_told_with_the_command_that_fetches_the_file(self, tmp_path):
         source = save(tmp_path, "bert")
         (Path(source) / "model.safetensors").write_text(POINTER)
-        with pytest.raises(ModelUnavailableError, match=r"model\.safetensors is a pointer of Git LFS.*`git lfs pull`"):
+        with pytest.raises(ModelUnavailableError, match=r"model\.safetensors is a Git LFS pointer.*`git lfs pull`"):
             load_encoder(source, weights=True)
         (Path(source) / "tokenizer.json").write_text(POINTER)
-        with pytest.raises(ModelUnavailableError, match=r"tokenizer\.json are pointers of Git LFS.*`git lfs pull`"):
+        with pytest.raises(ModelUnavailableError, match=r"tokenizer\.json are Git LFS pointers.*`git lfs pull`"):
             load_tokenizer(source)
 
 
@@ -154,7 +154,7 @@ def test_the_folder_inside_a_sentence_encoders_older_layout_is_named_and_will_do
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     for load in (lambda folder: load_encoder(folder, weights=True), load_tokenizer):
-        with pytest.raises(ModelUnavailableError, match=rf"name the folder inside it that has one: {source}$"):
+        with pytest.raises(ModelUnavailableError, match=rf"name its subfolder that has one: {source}$"):
             load(str(tmp_path))
     assert checked(source).remarks == ()
 
@@ -173,7 +173,7 @@ class TestTokenizer:
         assert checked(source, pooling="last").remarks == ()
 
     def test_one_with_more_tokens_than_embeddings_is_refused_with_both_numbers(self, tmp_path):
-        assert "numbers tokens up to 14, and the encoder has embeddings for 9" in only_error(
+        assert "has token ids up to 14, but the encoder has 9 embeddings" in only_error(
             checked(save(tmp_path, "bert", rows_missing=6))
         )
 
@@ -190,7 +190,7 @@ class TestLength:
         assert checked(source, max_length=longest).remarks == ()
         for weights in (True, False):
             said = only_error(checked(source, max_length=longest + 1, weights=weights))
-            assert f"training.max_length: {source} takes {longest} tokens at most, asked for {longest + 1}; set" in said
+            assert f"training.max_length: {source} takes at most {longest} tokens, got {longest + 1}; set" in said
 
     def test_without_a_number_there_is_no_limit(self, tmp_path):
         source = save(tmp_path, "xlnet")
@@ -204,7 +204,7 @@ class TestLength:
         size = DebertaV2Config(vocab_size=15, max_position_embeddings=64, position_biased_input=False, **small)
         tokenizer = load_tokenizer(str(tmp_path))
         said = only_warning(check(DebertaV2Model(size), tokenizer, Use("deberta", 100, "mean")))
-        assert "deberta computes positions of any number, and its configuration names 64; asked for 100" in said
+        assert "deberta computes positions without a limit, but its configuration names 64 as the most; got 100" in said
         rotary = Qwen3Config(vocab_size=15, num_key_value_heads=1, head_dim=16, max_position_embeddings=64, **small)
         only_warning(check(Qwen3Model(rotary), tokenizer, Use("qwen3", 100, "mean")))
 
@@ -221,7 +221,7 @@ class TestLength:
                 return SimpleNamespace(last_hidden_state=self.words(input_ids) + places)
 
         report = check(Short(), load_tokenizer(TOY_MODEL), Use("short", 20, "mean"))
-        assert "short takes 10 tokens at most, asked for 20 (IndexError" in only_error(report)
+        assert "short takes at most 10 tokens, got 20 (IndexError" in only_error(report)
 
 
 class TestPooling:
@@ -252,7 +252,7 @@ class TestPooling:
         encoder, tokenizer = load_encoder(TOY_MODEL, weights=True)[0], load_tokenizer(TOY_MODEL)
         encoder.embeddings.token_type_embeddings = nn.Embedding(1, 64)
         assert check(encoder, tokenizer, Use("one", 20, "mean")).remarks == ()
-        assert "it can't encode what its tokenizer makes of a pair of texts (IndexError" in only_error(
+        assert "it can't encode its tokenizer's output for a pair of texts (IndexError" in only_error(
             check(encoder, tokenizer, Use("one", 20, "mean", pairs=True))
         )
 

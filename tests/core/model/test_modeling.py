@@ -39,7 +39,7 @@ def test_only_the_first_layers_are_kept(tmp_path):
     names = {name for name, _ in encoder.named_parameters()}
     assert any("layer.1." in name for name in names)
     assert not any("layer.2." in name for name in names)
-    with pytest.raises(ModelUnavailableError, match=r"has 3 layers, asked for 4"):
+    with pytest.raises(ModelUnavailableError, match=r"has 3 layers, got 4"):
         load_encoder(str(tmp_path), weights=True, num_hidden_layers=4)
 
 
@@ -78,10 +78,10 @@ def test_loading_leaves_the_global_random_state_alone():
         ("builtin:big", "there is no built-in model 'builtin:big'; expected 'builtin:toy'"),
         ("python:no_such_package/model", "'no_such_package' is not installed; try: pip install no-such-package"),
         ("python:no_such.package/model", "'no_such.package' is not installed"),
-        ("python:yaml/model", "the package has no folder 'model'"),
+        ("python:yaml/model", "the package .* has no folder 'model'"),
         (
             "no-such-org/no-such-model",
-            "is not a local folder, and the model hub doesn't give it .*--config configs/demo",
+            "is not a local folder, and can't be loaded from the model hub .*--config configs/demo",
         ),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_folder_without_weights_says_how_to_go_without(tmp_path):
 
 
 def test_an_empty_folder_says_what_it_needs(tmp_path):
-    with pytest.raises(ModelUnavailableError, match=r"config\.json, weights, tokenizer"):
+    with pytest.raises(ModelUnavailableError, match=r"config\.json, weights.* tokenizer"):
         load_encoder(str(tmp_path), weights=True)
 
 

@@ -85,12 +85,18 @@ class Broken(Encoder):
     [
         (ValueError("a multiple of 64\nor not"), "can't be trained on texts of any length; .* give: a multiple of 64$"),
         (KeyError(), "can't be trained on texts of any length; .* give: KeyError$"),
-        (BaseModelOutput(torch.zeros(2, 6)), r"expected \(2, 7, width\) of two texts of 7 tokens, got \[2, 6\]"),
-        (BaseModelOutput(torch.zeros(2, 4, 6)), r"expected \(2, 7, width\) of two texts of 7 tokens, got \[2, 4, 6\]"),
+        (
+            BaseModelOutput(torch.zeros(2, 6)),
+            r"expected the shape \(2, 7, width\) for two texts of 7 tokens, got \[2, 6\]",
+        ),
+        (
+            BaseModelOutput(torch.zeros(2, 4, 6)),
+            r"expected the shape \(2, 7, width\) for two texts of 7 tokens, got \[2, 4, 6\]",
+        ),
         ((torch.zeros(2, 7, 6),), "got none"),
         (
             BaseModelOutputWithPooling(torch.randn(2, 7, 6), torch.zeros(2, 5)),
-            "has a pooler of another width than its hidden states: 5 and 6",
+            "its pooler and its hidden states differ in width: 5 and 6",
         ),
     ],
 )

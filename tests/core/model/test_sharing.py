@@ -111,7 +111,7 @@ def test_blocks_that_were_moved_hold_instead_of_the_rules():
 
 
 def test_a_model_of_which_nothing_is_shared_is_refused():
-    with pytest.raises(ConfigError, match="sharing: nothing of sst2's model is shared"):
+    with pytest.raises(ConfigError, match="sharing: all parameters of sst2's model are local"):
         table(head="local", layers={"0-1": "local", "embeddings": "local", "pooler": "local"})
 
 
@@ -124,20 +124,26 @@ def test_a_layer_that_the_encoder_has_not_is_named_with_those_it_has():
 @pytest.mark.parametrize(
     ("sharing", "expected"),
     [
-        ({"groups": {"g": ["qqp", "cola"]}}, "sharing.groups.g: there is no task or group 'cola'; there are sst2, qqp"),
+        (
+            {"groups": {"g": ["qqp", "cola"]}},
+            "sharing.groups.g: there is no task or group 'cola'; expected one of sst2, qqp",
+        ),
         ({"groups": {"g": []}}, "sharing.groups.g: expected at least one task or group, got none"),
         ({"groups": {"qqp": ["sst2"]}}, "'qqp' is a task, and can't be a group's name too"),
-        ({"groups": {"task": ["sst2"]}}, "'task' means something else"),
+        ({"groups": {"task": ["sst2"]}}, "'task' is the name of a level"),
         ({"groups": {"a b": ["sst2"]}}, "a group's name: expected 1 to 64 letters"),
-        ({"groups": {"g": ["sst2"], "h": ["sst2", "qqp"]}}, "'sst2' is in 'g' and in 'h'; it can be in one alone"),
+        (
+            {"groups": {"g": ["sst2"], "h": ["sst2", "qqp"]}},
+            "'sst2' is in 'g' and in 'h'; it can be in one group only, and once",
+        ),
         ({"groups": {"g": ["sst2", "sst2"]}}, "'sst2' is twice in 'g'"),
         ({"groups": {"g": ["h"], "h": ["g"]}}, "'g' is in 'h' is in 'g': a group can't be in itself"),
         ({"groups": {"g": ["g"]}}, "'g' is in 'g': a group can't be in itself"),
-        ({"layers": {3: "task", "2-5": "shared"}}, "sharing.layers: layer 3 is there twice, in '3' and in '2-5'"),
+        ({"layers": {3: "task", "2-5": "shared"}}, "sharing.layers: layer 3 occurs twice, in '3' and in '2-5'"),
         ({"layers": {"5-2": "task"}}, "the range '5-2' ends before it begins"),
         ({"layers": {"last": "task"}}, "expected a layer's number, a range such as 2-5, or one of embeddings, pooler"),
         ({"layers": {"0": "gruop"}}, "layers.0: expected one of shared, all, group, task, local; there are no groups"),
-        ({"layers": {"0": "group"}}, "layers.0: `group` needs `sharing.groups`"),
+        ({"layers": {"0": "group"}}, "layers.0: `group` needs groups in `sharing.groups`"),
         (
             {"groups": GROUPS, "norms": "pair"},
             "norms: expected one of shared, all, group, task, local, or one of the g",

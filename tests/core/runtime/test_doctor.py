@@ -42,13 +42,13 @@ def test_packages_out_of_bounds_or_missing_are_told_one_by_one():
     found = list(doctor.packages(["torch>=999", "no-such-package-at-all>=1", "numpy>=1", "psycopg>=99; extra == 'x'"]))
     assert levels(found) == [FAIL, FAIL]
     assert found[0].found.startswith("torch: expected >=999, got 2.")
-    assert found[1].found == "no-such-package-at-all: expected >=1, it isn't installed"
-    assert found[1].advice == "pip install 'no-such-package-at-all>=1'"
+    assert found[1].found == "no-such-package-at-all: expected >=1, but it isn't installed"
+    assert found[1].advice == "run pip install 'no-such-package-at-all>=1'"
 
 
 def test_packages_for_other_machines_dont_count():
     found = only(doctor.packages(["no-such-package-at-all>=1; sys_platform == 'amiga'", "numpy>=1"]))
-    assert (found.level, found.found) == (OK, "all 1 that FedMTL needs are within their bounds")
+    assert (found.level, found.found) == (OK, "all 1 required packages are within their bounds")
 
 
 def test_generated_code_of_a_newer_protobuf_is_told(tmp_path, monkeypatch):
@@ -59,7 +59,7 @@ def test_generated_code_of_a_newer_protobuf_is_told(tmp_path, monkeypatch):
     found = only(doctor.generated_code(["newer_pb2"]))
     sys.modules.pop("newer_pb2", None)
     assert found.level is FAIL
-    assert found.found.startswith(f"newer_pb2 doesn't run with protobuf {runtime_version.MAJOR}.")
+    assert found.found.startswith(f"newer_pb2 doesn't work with protobuf {runtime_version.MAJOR}.")
     assert "gencode 99.1.0" in found.found
 
 
@@ -116,7 +116,7 @@ def test_a_model_is_found_where_it_is(tmp_path):
     assert (tried.level, tried.check) == (OK, "encoder")
     found, tried = of_model(a_model(tmp_path))
     assert (found.level, f"parameters, in {tmp_path}" in found.found) == (OK, True)
-    assert (tried.level, tried.found) == (OK, "not tried on a text, since its tokenizer isn't on this machine")
+    assert (tried.level, tried.found) == (OK, "not tried on texts, since its tokenizer isn't on this machine")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_model_without_weights_or_with_too_few_positions_is_told(tmp_path):
     assert (found.level, found.found.endswith("without weights")) == (FAIL, True)
     _, found = of_model(a_model(tmp_path / "b", positions=16), max_length=48)
     assert (found.level, found.check) == (FAIL, "encoder")
-    assert "takes 16 tokens at most, asked for 48" in found.found
+    assert "takes at most 16 tokens, got 48" in found.found
 
 
 def test_each_thing_that_is_wrong_with_an_encoder_is_a_line_of_its_own(tmp_path):
@@ -147,9 +147,9 @@ def test_each_thing_that_is_wrong_with_an_encoder_is_a_line_of_its_own(tmp_path)
     assert model.level is OK
     assert [(one.level, one.check) for one in found] == [(FAIL, "encoder")] * 3
     assert [one.found.split(", ")[0].removeprefix(f"{source}: ") for one in found] == [
-        f"training.max_length: {source} takes 32 tokens at most",
+        f"training.max_length: {source} takes at most 32 tokens",
         "its tokenizer has no padding token",
-        "its tokenizer numbers tokens up to 13",
+        "its tokenizer has token ids up to 13",
     ]
     assert all(one.advice for one in found)
 
@@ -158,7 +158,9 @@ def test_a_tokenizer_is_tried(tmp_path):
     assert only(doctor.tokenizer("builtin:toy")).found == "builtin:toy: 87 tokens"
     found = only(doctor.findings("tokenizer", lambda: doctor.tokenizer(a_model(tmp_path))))
     assert found.level is FAIL  # transformers makes one of special tokens alone where the folder has none
-    assert "it knows 5 tokens, none of them a word's. The folder needs the files that save_pretrained" in found.found
+    assert (
+        "no vocabulary was found, only 5 special tokens. The folder needs the files that save_pretrained" in found.found
+    )
 
 
 @pytest.mark.parametrize(("days", "level"), [(3, WARN), (300, OK)])

@@ -98,13 +98,13 @@ def test_only_an_integer_in_its_plain_form_and_range_is_a_class_number(cell):
 def test_a_number_that_is_no_name_is_refused_with_both_readings_where_labels_are_numbers():
     with pytest.raises(
         ValueError,
-        match=r"^expected one of 1, 2, 3, got 0: as a name it is no label, as a class number, counted from 0, it would "
+        match=r"^expected one of 1, 2, 3, got 0: it is no label's name, as a class number, counted from 0, it would "
         r"be '1'\. Labels that are numbers are matched by name only$",
     ):
         number_of(STARS, 0)
     with pytest.raises(ValueError, match=r"^expected one of 1, 2, 3, got '7'$"):
         number_of(STARS, "7")
-    with pytest.raises(ValueError, match=r"got 3: as a name .* it would be '3\+'"):
+    with pytest.raises(ValueError, match=r"got 3: it is no label's name.* it would be '3\+'"):
         number_of(["0", "1", "2", "3+"], 3)
 
 

@@ -88,7 +88,7 @@ def test_outputs_that_are_not_finite_are_of_no_class(value):
 def test_masked_tokens_are_not_found_by_outputs_that_are_not_finite():
     kind = kind_of(TaskSpec("texts", "masked_lm", ("text",), ""))
     outputs = torch.tensor([[NAN, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    kept = kind.kept(outputs)
+    kept = kind.reduce_outputs(outputs)
     assert kept[1] == 2.0
     assert measure(kind, kept.numpy(), np.array([0.0, 2.0])).undefined == {
         "masked_accuracy": "1 of 2 outputs aren't finite"

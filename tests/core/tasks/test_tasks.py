@@ -26,16 +26,19 @@ def test_the_glue_presets_have_glues_main_metrics():
     ("fields", "message"),
     [
         ({"type": "classification", "labels": ("one",)}, "at least 2 labels, got 1"),
-        ({"type": "regression", "labels": ("a", "b")}, "a regression has no labels"),
+        ({"type": "regression", "labels": ("a", "b")}, "a regression task has no labels"),
         ({"type": "regression", "text_columns": ("a", "b", "c")}, "expected 1 or 2 text columns"),
-        ({"type": "classification", "labels": ("a", "b", "c"), "metrics": ("f1",)}, "f1 is for 2 labels, got 3"),
+        (
+            {"type": "classification", "labels": ("a", "b", "c"), "metrics": ("f1",)},
+            "the metric f1 needs exactly 2 labels, got 3",
+        ),
         (
             {"type": "classification", "labels": ("a", "b"), "value_range": (0, 1)},
-            r"tasks\.x\.value_range: a classification has no values",
+            r"tasks\.x\.value_range: a classification task has no values",
         ),
         (
             {"type": "regression", "value_range": (5.0, 0.0)},
-            r"expected the lowest and the highest value, got \[5\.0, 0\.0\]",
+            r"expected the lowest value, then the highest, got \[5\.0, 0\.0\]",
         ),
     ],
 )
@@ -52,12 +55,12 @@ def test_a_task_of_a_plug_in_takes_the_traits_it_is_given_and_imports_nothing():
     assert (spec.kind, spec.metrics, dict(spec.metric_bounds)) == ("count", ("closeness",), {"closeness": (-1.0, 0.0)})
     renamed = replace(spec, name="calls")
     assert (renamed.kind, renamed.traits) == ("count", COUNT)
-    with pytest.raises(ConfigError, match=r"tasks\.visits: a count has no labels"):
+    with pytest.raises(ConfigError, match=r"tasks\.visits: a count task has no labels"):
         replace(spec, labels=("a", "b"), name="visits")
 
 
 def test_a_task_of_a_plug_in_without_its_traits_is_refused():
-    message = r"tasks\.visits\.type: no_such_module:Count isn't built in, and its traits weren't given"
+    message = r"tasks\.visits\.type: no_such_module:Count isn't built in, and has no traits"
     with pytest.raises(ConfigError, match=message):
         TaskSpec("visits", "no_such_module:Count", ("text",), "visits")
 
@@ -95,9 +98,13 @@ MANY = tuple(f"label-{i}" for i in range(30))
             ("bug", "praise", "question"),
             "the labels bug, praise; this client has bug, praise, quest",
         ),
-        (("bug", "praise"), (), "the server has a classification; this client has a regression"),
-        ((), ("bug", "praise"), "the server has a regression; this client has a classification"),
-        (MANY, (*MANY[:25], "x", *MANY[26:]), "has 30 labels, number 25 is 'label-25'; this client has 30, .* is 'x'"),
+        (("bug", "praise"), (), "the server has the task type classification; this client has regression"),
+        ((), ("bug", "praise"), "the server has the task type regression; this client has classification"),
+        (
+            MANY,
+            (*MANY[:25], "x", *MANY[26:]),
+            "has 30 labels, and number 25 is 'label-25'; this client has 30, .* is 'x'",
+        ),
         (MANY, MANY[:29], "the server has 30 labels; this client has 29"),
     ],
 )
