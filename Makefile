@@ -55,7 +55,7 @@ proto-breaking: ## Fail if protos/ breaks the contract of the last release. Need
 proto-release: ## For a release, save protos/ as the contract that proto-breaking compares with. Needs npm.
 	$(BUF) build --exclude-source-info --output $(RELEASED)
 
-lint: $(STAMP) ## Run ruff, mypy and bandit, and with FEDMTL_AUDIT=1 also the audit.
+lint: $(STAMP) prose ## Run ruff, mypy, bandit and the check of the prose, and with FEDMTL_AUDIT=1 also the audit.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))

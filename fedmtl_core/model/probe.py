@@ -1,7 +1,6 @@
 """Probes an encoder before training: encodes two short texts and checks the output.
 
-An encoder's configuration doesn't give the width of its output: OPT may project its output to another width, and
-Reformer's is twice as wide as its hidden states. So the probe measures it.
+A configuration doesn't give the output's width: OPT may project it, and Reformer's is twice its hidden states' width.
 """
 
 from __future__ import annotations

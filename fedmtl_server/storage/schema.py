@@ -1,7 +1,4 @@
-"""The tables of the database, exactly as the revisions in `migrations` create them.
-
-A database has one schema and one chain of revisions, so the clients' table is declared here as well.
-"""
+"""The tables of the database, the clients' table included, exactly as the revisions in `migrations` create them."""
 
 from __future__ import annotations
 
