@@ -13,6 +13,7 @@ from typer.cli import get_docs_for_click
 from fedmtl_client.cli import app as client
 from fedmtl_client.doctor_cli import doctor_app as doctor
 from fedmtl_client.init_cli import init_app as init
+from fedmtl_experiment.cli import app as experiment
 from fedmtl_local.cli import app as local
 from fedmtl_local.new.cli import new_federation_app as new
 from fedmtl_server.commands.app import app as server
@@ -37,6 +38,7 @@ _APPS = {
     "fedmtl-client init": init,
     "fedmtl-local": local,
     "fedmtl-local new": new,
+    "fedmtl-experiment": experiment,
 }
 
 
@@ -57,3 +59,8 @@ def _keep_summaries(command: object) -> None:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Replace links to files outside `docs/` with their names, because the site doesn't contain them."""
     return re.sub(r"\[([^]]+)\]\(\.\./(?:\.\./)?(?:protos|tests|fedmtl_|examples|configs)[^)]*\)", r"\1", markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let the keys and names that begin a table's rows break after dots and underscores, where the page is narrow."""
+    return re.sub(r"(?<=<td><code>)[^<]+(?=</code>)", lambda name: re.sub(r"([._])", r"\1<wbr>", name[0]), html)
