@@ -191,7 +191,7 @@ QUESTIONS = (
     Question(
         "I want to simulate clients with one data set",
         ("clients[].shard", "clients[].partition.dirichlet"),
-        ("tutorial",),
+        ("data",),
     ),
 )
 

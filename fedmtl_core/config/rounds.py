@@ -28,7 +28,7 @@ class RoundsConfig(Section):
         60.0,
         gt=0,
         description="Seconds that a round waits for each task's `min_clients` before it opens with the connected "
-        "clients. The first round waits without limit.",
+        "clients, of which at least one needs a task that isn't auxiliary. The first round waits without limit.",
     )
     rejoin_grace_s: float = Field(
         10.0,
@@ -45,8 +45,8 @@ class RoundsConfig(Section):
     )
     on_missing_quorum: MissingQuorum = Field(
         "commit",
-        description="Action when a round lacks a task's quorum of updates at its deadline: `commit` the updates "
-        "received, `extend` the deadline by its own length, or `fail` the round.",
+        description="Action when a round closes without a task's quorum of updates, although its cohort had enough "
+        "clients: `commit` the updates received, `extend` the deadline by its own length, or `fail` the round.",
     )
     max_extensions: int = Field(
         3,

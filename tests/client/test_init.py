@@ -165,7 +165,7 @@ def test_a_server_that_knows_its_clients_is_shown_a_token_over_tls(tmp_path):
         assert list(config.tasks) == ["tickets"]
         assert (config.client.token_file, config.client.tls_ca) == (token, certs / "ca.pem")
         result = CliRunner().invoke(doctor_app, ["--config", str(file), "--client-id", "desk"])
-        assert "the server has tickets with the same labels, and lets desk have it" in result.output
+        assert "the server has tickets with the same labels, and accepts desk for it" in result.output
 
 
 def test_a_type_that_is_not_built_in_is_left_to_be_named():
