@@ -273,7 +273,7 @@ def test_a_glue_tasks_texts_are_known_by_its_name():
         ({"label_column": "label"}, r"tasks\.texts: a masked_lm task has no `label_column`, got 'label'"),
         ({"labels": ["a", "b"]}, r"tasks\.texts: a masked_lm task has no labels, got \['a', 'b'\]"),
         ({"metrics": ["accuracy"]}, r"metric 'accuracy' doesn't fit a masked_lm task; expected one of masked_accuracy"),
-        ({"text_columns": None}, r"tasks\.texts\.text_columns: needed"),
+        ({"text_columns": None}, r"tasks\.texts\.text_columns: required"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(section, message):
@@ -283,7 +283,7 @@ def test_what_does_not_fit_is_refused_in_words(section, message):
 
 def test_a_labelled_kind_still_needs_its_column():
     section = {"type": "regression", "text_columns": ["sentence"]}
-    with pytest.raises(ConfigError, match=r"tasks\.texts\.label_column: needed"):
+    with pytest.raises(ConfigError, match=r"tasks\.texts\.label_column: required"):
         validated({"tasks": {"texts": section}}, "c.yaml")
 
 

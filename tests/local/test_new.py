@@ -176,7 +176,7 @@ def test_what_cannot_work_is_refused_and_nothing_is_written(tmp_path):
     refused(
         tmp_path,
         DataError,
-        "task t: .*empty.csv can't be read as csv: it is empty",
+        "task t: .*empty.csv can't be read as csv: the file is empty",
         "--task",
         f"t={tmp_path}/empty.csv",
     )
@@ -212,7 +212,7 @@ def test_the_longest_input_fits_an_encoder_in_a_folder(tmp_path, monkeypatch):
     options = ("--task", f"t={save(tmp_path / 'a.csv', texts)}", "--encoder", "tiny")
     result = CliRunner().invoke(cli.new_federation_app, ["fed", *options])
     assert result.exit_code == 1
-    assert "tiny takes 64 tokens at most, asked for 128" in result.output
+    assert "tiny takes at most 64 tokens, got 128" in result.output
     new(Path("fed"), *options, "--max-length", "64")
     assert configuration.load(Path("fed/federation.yaml")).model.server_model == str(tmp_path / "tiny")
 

@@ -315,7 +315,7 @@ async def test_a_run_weighs_auxiliary_updates_and_says_so_everywhere(tmp_path, m
         for words in (["list"], ["show", "run"], ["show", "run", "--round", "2"])
     ]
     assert all("qqp (auxiliary" in text for text in shown)
-    assert "qqp (auxiliary, 0.25 an example)" in shown[2]
+    assert "qqp (auxiliary, weight 0.25 per example)" in shown[2]
     assert not any("sst2 (auxiliary" in text for text in shown)
     exported = CliRunner().invoke(runs_app, ["export", "run", "--what", "rounds", "--runs-dir", str(tmp_path)]).stdout
     assert "qqp.auxiliary_weight" in exported.splitlines()[0].split(",")

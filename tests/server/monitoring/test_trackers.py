@@ -248,8 +248,8 @@ def test_no_password_reaches_a_tracker(tmp_path):
     ("override", "told"),
     [
         ("tracking.report_to=wandb", r"tracking.report_to\[0\]: input should be 'tensorboard' or 'mlflow'"),
-        ("tracking.mlflow_uri=http://me:hunter2@host", "give it in MLFLOW_TRACKING_PASSWORD"),
-        ("tracing.endpoint=http://me:hunter2@host", "give it in OTEL_EXPORTER_OTLP_HEADERS"),
+        ("tracking.mlflow_uri=http://me:hunter2@host", "give the password in MLFLOW_TRACKING_PASSWORD"),
+        ("tracing.endpoint=http://me:hunter2@host", "give the password in OTEL_EXPORTER_OTLP_HEADERS"),
         ("tracing.endpoint=host", "expected a URL such as http://127.0.0.1:4317"),
     ],
 )
