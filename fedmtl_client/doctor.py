@@ -139,7 +139,7 @@ def judge(spec: TaskSpec, seen: Survey, check: str, shard: tuple[int, int]) -> I
         return
     columns = ", ".join((*spec.text_columns, *([spec.label_column] if spec.is_labelled else [])))
     of_all = f" of {seen.num_rows:,}" if whole > 1 else ""
-    yield ok(check, f"{mine:,}{of_all}, with the columns {columns}{_shares(spec, seen)}")
+    yield ok(check, f"{mine:,}{of_all}, using the columns {columns}{_shares(spec, seen)}")
     if seen.class_names:
         matched = "name" if matched_by_name(spec, seen.class_names) else "number"
         yield ok(check, f"the source declares the classes {listing(seen.class_names)}; matched by {matched}")

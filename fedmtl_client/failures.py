@@ -60,5 +60,6 @@ def _without_reason(code: grpc.StatusCode, details: str, address: str) -> Reques
     error = error_from_status(code, details)
     between = proxy_of(host_of(address))
     hint = between or "is there a proxy or another server at that address?"
-    error.args = (f"{error} (the answer of {address} has no FedMTL error reason, so no FedMTL server sent it; {hint})",)
+    sender = "gRPC itself or another server sent it"
+    error.args = (f"{error} (the answer of {address} has no FedMTL error reason, so {sender}; {hint})",)
     return error

@@ -29,6 +29,9 @@ STEADY_S = 10.0
 _T = TypeVar("_T")
 
 
+_ADVICE = ". Is it running, and is the address right? A server without --keep-serving stops when its run is over"
+
+
 class Patience:
     """Retries calls until the server answers.
 
@@ -94,8 +97,8 @@ class Patience:
             if self.closed.is_set() or should_stop():
                 raise
             waited = f" for {series.away_s:.0f} s (client.reconnect_s)" if series.has_failed else ""
-            question = "" if str(error).endswith("?") else ". Is it running, and is the address right?"
-            raise UnreachableError(f"no server at {self.address}{waited}: {error}{question}") from None
+            advice = "" if str(error).endswith("?") else _ADVICE
+            raise UnreachableError(f"no server at {self.address}{waited}: {error}{advice}") from None
         if series.has_failed:
             self._end_outage()
         return answer

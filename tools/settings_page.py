@@ -38,8 +38,17 @@ QUESTIONS = (
     ),
     Question(
         "I want my own code in a run",
-        ("tasks.NAME.data.plugin", "training.trainer", "tasks.NAME.type", "aggregation.rule"),
-        ("plugins",),
+        (
+            "tasks.NAME.data.plugin",
+            "training.trainer",
+            "tasks.NAME.type",
+            "aggregation.rule",
+            "aggregation.task_weighting",
+            "server_optimizer.name",
+            "rounds.task_selection",
+            "sharing.adaptive.policy",
+        ),
+        ("plugins", "aggregation", "sharing", "task-selection"),
     ),
     Question("I have texts without labels", ("tasks.NAME.type", "tasks.NAME.auxiliary.weight"), ("auxiliary",)),
     Question(
@@ -95,9 +104,11 @@ QUESTIONS = (
             "rounds.deadline_s",
             "tasks.NAME.deadline_s",
             "rounds.cohort",
+            "rounds.cohort_size",
             "rounds.cohort_extra",
             "rounds.mode",
             "rounds.buffer_size",
+            "rounds.max_staleness",
         ),
         ("rounds",),
     ),
@@ -115,6 +126,7 @@ QUESTIONS = (
     Question(
         "I want fewer rounds",
         (
+            "training.num_rounds",
             "training.local_epochs",
             "training.learning_rate",
             "aggregation.scaling",
@@ -142,7 +154,7 @@ QUESTIONS = (
     ),
     Question(
         "I want to resume after a crash",
-        ("store.durability", "store.keep_checkpoints", "store.url", "server.runs_dir"),
+        ("store.durability", "store.keep_checkpoints", "store.url", "server.runs_dir", "client.state_dir"),
         ("durability",),
     ),
     Question(

@@ -33,9 +33,9 @@ class NormsConfig(Section):
 
     action: NormAction = Field(
         "report",
-        description="Treatment of an update by the L2 norm of each component's delta: `none`, `report`, `clip` or "
-        "`refuse`. `clip` scales a delta down to the bound before averaging; `refuse` rejects an update above the "
-        "bound.",
+        description="Treatment of an update by the L2 norm of each component's delta. `none` doesn't measure norms. "
+        "`report` measures and reports them. `clip` also scales a delta down to the bound before averaging, and "
+        "`refuse` also rejects an update above the bound.",
     )
     bound: float | None = Field(
         None,
@@ -46,8 +46,9 @@ class NormsConfig(Section):
     median_factor: float | None = Field(
         None,
         gt=1,
-        description="Bound for `action: clip` and `action: refuse` as a multiple of the median norm of recent rounds, "
-        "above 1. The smaller bound applies if `bound` is given too. If not given, `bound` alone applies.",
+        description="Bound for `action: clip` and `action: refuse` as a multiple, above 1, of the median of the norms "
+        "that counted in recent rounds: clipped norms after clipping, and no refused updates. "
+        "The smaller bound applies if `bound` is given too. If not given, `bound` alone applies.",
     )
     window: int = Field(
         5,

@@ -39,9 +39,9 @@ class RoundsConfig(Section):
     await_clients_s: Annotated[float | None, SERVER_AND_LAUNCHER] = Field(
         None,
         ge=0,
-        description="Seconds that the server's first round waits for further clients of the list `clients`, counted "
-        "from the last arrival. If not given, `fedmtl-local` uses 180 s, and `fedmtl-server` waits for each task's "
-        "`min_clients` only.",
+        description="Seconds without a further arrival after which the first round that a server opens, also after a "
+        "resume, stops waiting for absent clients of the list `clients`. It needs each task's `min_clients` as well. "
+        "If not given, `fedmtl-local` uses 180 s, and `fedmtl-server` waits for each task's `min_clients` only.",
     )
     on_missing_quorum: MissingQuorum = Field(
         "commit",
@@ -57,8 +57,8 @@ class RoundsConfig(Section):
     cohort: CohortSelection = Field(
         "all",
         description="Client selection for a round: `all`, `fraction` or `over_select`. `fraction` selects a random "
-        "share of each task's connected clients. `over_select` selects `cohort_size + cohort_extra` clients of each "
-        "task, of which `cohort_size` updates are enough.",
+        "share of each task's connected clients. `over_select` selects `cohort_size + cohort_extra` random clients of "
+        "each task, of which `cohort_size` updates are enough.",
     )
     cohort_fraction: float = Field(
         0.5, gt=0, le=1, description="Share of each task's clients that a round with `cohort: fraction` selects."

@@ -112,13 +112,19 @@ def _federation_file(new: NewFederation, folder: Path) -> str:
         "server:",
         f"  port: {new.server.rpartition(':')[2]}",
         "tasks:",
-        *(line for one in new.tasks for line in task_lines(one.task)),
+        *(line for one in new.tasks for line in [*task_lines(one.task), *_quorum(one)]),
         "clients:",
     ]
     for site in new.sites:
         lines += client_lines(site, new.tasks_of(site))
         lines.append(f"    config: {flow(str(folder / client_path(site)))}")
     return "\n".join(lines) + "\n"
+
+
+def _quorum(one: ExaminedTask) -> list[str]:
+    """The line that makes a round wait for all sites of a task, since by default one client opens it."""
+    number = sum(len(source.entry.sites) for source in one.sources)
+    return [f"    min_clients: {number}  # clients of this task that a round waits for"] if number > 1 else []
 
 
 def _files(one: ExaminedTask, source: Source, folder: Path) -> TaskFiles:

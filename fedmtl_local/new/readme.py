@@ -73,8 +73,8 @@ def _overview(new: NewFederation) -> list[str]:
     ]
     if new.has_split_rows:
         notes.append(
-            "`data` has copies of rows. A fifth of the rows of each task that had one file became evaluation rows. "
-            "Rows with the same text are either all training rows or all evaluation rows."
+            "`data` has copies of rows. About a fifth of the rows of each task that had one file became evaluation "
+            "rows. Rows with the same text are either all training rows or all evaluation rows."
         )
     return ["\n".join(tasks), "\n".join(files), *map(_text, notes)]
 
@@ -88,8 +88,8 @@ def _separately(new: NewFederation) -> list[str]:
             *(_client("", site) for site in new.sites),
         ),
         _text(
-            f"Clients connect to {new.server} (`client.server`). A site on another machine needs its file in "
-            "`clients`, with the paths of its rows on that machine."
+            f"Clients connect to {new.server} (`client.server`). A round waits for all sites of a task "
+            "(`min_clients`). A site on another machine needs its file in `clients`, with the paths of its rows there."
         ),
     ]
     if not here:

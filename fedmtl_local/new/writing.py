@@ -95,3 +95,5 @@ def _write_files(folder: Path, files: Mapping[str, str]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+        if path.suffix == ".jsonl":  # a copy of rows, which are for nobody else to read
+            path.chmod(0o600)

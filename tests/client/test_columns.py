@@ -38,7 +38,12 @@ def test_keys_that_some_objects_lack_and_columns_without_a_name_of_their_own_are
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "there is no file"), ("", "the file is empty: expected a header"), ("text,kind\n", "has no rows"), (",\n1,2\n", "has no column")],
+    [
+        (None, "there is no file"),
+        ("", "the file is empty: expected a header"),
+        ("text,kind\n", "has no rows"),
+        (",\n1,2\n", "has no column"),
+    ],
 )
 def test_a_file_without_rows_is_refused(tmp_path, content, message):
     if content is not None:

@@ -51,7 +51,7 @@ class TestRows:
 
     def test_good_rows_with_how_many_there_are_of_each_label(self, tmp_path):
         (found,) = self.rows(tmp_path, "text\tlabel\na\tgood\nb\tbad\nc\t1\n")
-        assert (found.level, found.found) == (OK, "3, with the columns text, label; bad 1, good 2")
+        assert (found.level, found.found) == (OK, "3, using the columns text, label; bad 1, good 2")
 
     def test_unknown_labels_are_told_by_value(self, tmp_path):
         text = "text\tlabel\na\tgood\nb\tbad\nc\tso-so\nd\tso-so\ne\t7\n"

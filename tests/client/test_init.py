@@ -59,7 +59,7 @@ def test_a_file_for_one_task_has_the_servers_labels_and_the_columns_of_the_data(
     with serving(tmp_path) as address:
         said = init(file, "--server", address, "--task", "tickets", "--data", data)
         assert f"{address} has tickets (classification: bug, praise)" in said
-        assert "3, with the columns body, verdict; bug 2, praise 1" in said
+        assert "3, using the columns body, verdict; bug 2, praise 1" in said
         assert f"next: fedmtl-client doctor --config {file} --client-id desk" in said
         config = configuration.load(file)
         assert config.client.server == address

@@ -227,7 +227,7 @@ def test_texts_without_labels_are_read_and_a_label_column_is_not_looked_at(tmp_p
     seen = survey(SPEC, DataConfig(train=alone, validation=labelled), "train")
     assert (seen.num_rows, seen.labels, seen.unknown) == (2, {}, {})
     (finding,) = doctor.judge(SPEC, seen, "train rows", (1, 1))
-    assert finding.found == "2, with the columns sentence"
+    assert finding.found == "2, using the columns sentence"
 
 
 def test_texts_come_from_every_source(tmp_path, monkeypatch):

@@ -109,6 +109,7 @@ def test_one_file_is_split_and_its_copy_has_the_columns_that_are_needed(tmp_path
     assert [path.name for path in files] == ["mood-train.jsonl", "mood-validation.jsonl"]
     parts = [[json.loads(line) for line in path.read_text().splitlines()] for path in files]
     assert (sum(map(len, parts)), len(parts[1])) == (50, 10)
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
     assert set(parts[0][0]) == {"sentence", "label"}
 
 
@@ -118,9 +119,11 @@ def test_sites_share_one_file_or_have_files_of_their_own(tmp_path):
     clients = [configuration.load(tmp_path / f"one/clients/{site}.yaml") for site in "xy"]
     assert [one.clients[0].shard for one in clients] == ["1/2", "2/2"]
     assert clients[0].tasks["mood"].data == clients[1].tasks["mood"].data
+    assert configuration.load(tmp_path / "one/federation.yaml").tasks["mood"].min_clients == 2
     new(tmp_path / "two", "--task", f"mood@x={first}", "--task", f"mood@y={second}")
     paths = [configuration.load(tmp_path / f"two/clients/{site}.yaml").tasks["mood"].data.train for site in "xy"]
     assert paths == [str(tmp_path / f"two/data/{site}/mood-train.jsonl") for site in "xy"]
+    assert configuration.load(tmp_path / "two/federation.yaml").tasks["mood"].min_clients == 2
     refused(tmp_path, ConfigError, "'x' has two entries", "--task", f"m@x={first}", "--task", f"m@x={second}")
     refused(tmp_path, ConfigError, "one part of all", "--task", f"m@x,y={first}", "--task", f"n@x={second}")
 

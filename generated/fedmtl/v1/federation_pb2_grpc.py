@@ -79,8 +79,8 @@ class FederatedMtlServiceStub:
     * `RetryInfo` has the delay after which a call can succeed that exceeded a
     temporary limit.
 
-    A message is at most 600 characters of ASCII, a fact 100, and a path 200;
-    `...` marks where one was cut. The details together are less than 8 KiB. The
+    A message is at most 600 characters of ASCII, a fact 100, and a path 200. A
+    text that was cut has `...` after these characters. The details together are less than 8 KiB. The
     server can refuse a call before the call reaches the service. Every call can
     therefore end with `LIMIT_EXCEEDED`, `UNAUTHENTICATED`, `PERMISSION_DENIED`
     or `SERVER_FAULT`, even if the call's `Errors:` list does not name the
@@ -174,8 +174,8 @@ class FederatedMtlServiceServicer:
     * `RetryInfo` has the delay after which a call can succeed that exceeded a
     temporary limit.
 
-    A message is at most 600 characters of ASCII, a fact 100, and a path 200;
-    `...` marks where one was cut. The details together are less than 8 KiB. The
+    A message is at most 600 characters of ASCII, a fact 100, and a path 200. A
+    text that was cut has `...` after these characters. The details together are less than 8 KiB. The
     server can refuse a call before the call reaches the service. Every call can
     therefore end with `LIMIT_EXCEEDED`, `UNAUTHENTICATED`, `PERMISSION_DENIED`
     or `SERVER_FAULT`, even if the call's `Errors:` list does not name the
@@ -427,8 +427,8 @@ class FederatedMtlService:
     * `RetryInfo` has the delay after which a call can succeed that exceeded a
     temporary limit.
 
-    A message is at most 600 characters of ASCII, a fact 100, and a path 200;
-    `...` marks where one was cut. The details together are less than 8 KiB. The
+    A message is at most 600 characters of ASCII, a fact 100, and a path 200. A
+    text that was cut has `...` after these characters. The details together are less than 8 KiB. The
     server can refuse a call before the call reaches the service. Every call can
     therefore end with `LIMIT_EXCEEDED`, `UNAUTHENTICATED`, `PERMISSION_DENIED`
     or `SERVER_FAULT`, even if the call's `Errors:` list does not name the
