@@ -76,6 +76,8 @@ class Assembly:
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self.run_id = self._held_id or uuid.uuid4().hex
         rules = AggregationRules.of(config)  # errors in the configuration come before the slow steps
+        if rules.rule is not None:
+            get_logger().info("rule.loaded", rule=config.aggregation.rule, options=config.aggregation.rule_options)
         self._selection = make_selection(config.rounds.task_selection)
         if model is None:
             get_logger().info("model.loading", source=config.model.server_model)

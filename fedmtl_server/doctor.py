@@ -37,6 +37,7 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
         "tls": lambda: certificates(config),
         "clients": lambda: clients(config),
         "tasks": lambda: tasks(config),
+        "plug-ins": lambda: plug_ins(config),
         "run folder": lambda: doctor.writable("run folder", place),
         "database": lambda: database(config, run_dir),
         "trackers": lambda: trackers(config),
@@ -177,6 +178,19 @@ def tasks(config: Config) -> Iterator[Finding]:
         f"{name} {'0 (auxiliary)' if task.auxiliary else task.min_clients}" for name, task in config.tasks.items()
     )
     yield ok("tasks", f"clients needed per round: {needed}")
+
+
+def plug_ins(config: Config) -> Iterator[Finding]:
+    """Check that the classes of the user that the server's settings name can be loaded and created."""
+    from fedmtl_core.plugins import is_reference
+    from fedmtl_server.aggregation_setup import AggregationRules
+    from fedmtl_server.rounds.task_selection import make_selection
+
+    AggregationRules.of(config)
+    make_selection(config.rounds.task_selection)
+    section, policy = config.aggregation, config.sharing.adaptive.policy
+    names = [section.rule, section.task_weighting, config.server_optimizer.name, config.rounds.task_selection, policy]
+    yield ok("plug-ins", ", ".join(name for name in names if name and is_reference(name)) or "none for the server")
 
 
 def trackers(config: Config) -> Iterator[Finding]:

@@ -103,6 +103,11 @@ class AggregationConfig(Section):
         description="Rule that combines the updates of a component: `mean` (weighted mean), or your own class as "
         "`module:Name`, which gets all updates at once.",
     )
+    rule_options: dict[str, object] | None = Field(
+        None,
+        description="Options of the class that `aggregation.rule` names, which reads them as `settings.rule_options`. "
+        "If not given, the class gets none.",
+    )
     task_weighting: str = Field(
         "examples",
         description=f"Method for each task's weight in the encoder's average: {', '.join(TASK_WEIGHTINGS)}, or your "
@@ -172,6 +177,12 @@ class AggregationConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         return require_known_or_reference(name, TASK_WEIGHTINGS)
+
+    @model_validator(mode="after")
+    def _options_have_a_rule(self) -> AggregationConfig:
+        if self.rule_options is not None and self.rule in RULES:
+            raise ValueError(f"`rule_options` are for a class of your own in `rule`, got `rule: {self.rule}`")
+        return self
 
     @model_validator(mode="after")
     def _has_its_weights(self) -> AggregationConfig:

@@ -73,7 +73,7 @@ class RuleAccumulator(Accumulator):
             own = None if base is None else base.to(values.dtype, copy=True)
             context = BlockContext(self._round, self.layout.scope, client_ids, tasks, own)
             answer = self._rule.aggregate(values, weights.clone(), context)
-            _require_block(self.layout.scope, answer, values)
+            _require_block(self._rule, self.layout.scope, answer, values)
             self.runs[run][start:stop] = answer
 
     @property
@@ -107,7 +107,7 @@ class RuleAccumulator(Accumulator):
                 yield number, start, values
 
 
-def _require_block(scope: str, answer: object, values: Tensor) -> None:
+def _require_block(rule: BlockRule, scope: str, answer: object, values: Tensor) -> None:
     """Check the result of a rule, which may be a plug-in.
 
     Raises:
@@ -116,7 +116,9 @@ def _require_block(scope: str, answer: object, values: Tensor) -> None:
     expected = _described(values[0])
     got = _described(answer) if isinstance(answer, Tensor) else type(answer).__name__
     if got != expected:
-        raise AggregationError(f"aggregation.rule: {scope}: expected a tensor of {expected}, got {got}")
+        raise AggregationError(
+            f"aggregation.rule: {type(rule).__name__} for {scope}: expected a tensor of {expected}, got {got}"
+        )
 
 
 def _described(tensor: Tensor) -> str:

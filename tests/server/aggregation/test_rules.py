@@ -5,6 +5,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from examples.own_aggregation.median import Median
 from fedmtl_core.config import AggregationConfig, AuxiliaryConfig, NormsConfig
@@ -395,6 +396,22 @@ def test_what_a_rule_raises_is_attributed_to_the_setting(own):
     rule = make_rule(AggregationConfig(rule="rules_of_mine:Raising"))
     with pytest.raises(ConfigError, match=r"aggregation\.rule: rules_of_mine:Raising raised ValueError: not today"):
         aggregated(rule, *updates_of(drawn(2, 3)))
+
+
+def test_a_rule_reads_its_options_from_its_settings(tmp_path, monkeypatch):
+    (tmp_path / "rule_with_options.py").write_text(
+        "from fedmtl_server.aggregation.rules import BlockRule\n\n"
+        "class Nth(BlockRule):\n"
+        "    def aggregate(self, values, weights, context):\n"
+        "        return values[self.settings.rule_options['row']]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    matrix = drawn(3, 4)
+    for row in range(2):
+        rule = make_rule(AggregationConfig(rule="rule_with_options:Nth", rule_options={"row": row}))
+        assert torch.equal(values_of(aggregated(rule, *updates_of(matrix))), matrix[row])
+    with pytest.raises(ValidationError, match="`rule_options` are for a class of your own in `rule`, got `rule: mean`"):
+        AggregationConfig(rule_options={"row": 1})
 
 
 def test_the_mean_is_no_rule():

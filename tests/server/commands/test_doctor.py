@@ -250,6 +250,25 @@ def test_no_tasks(tmp_path):
     assert found.level is FAIL
 
 
+def test_a_class_of_the_users_is_loaded_and_a_wrong_one_is_a_failure(tmp_path, monkeypatch):
+    (tmp_path / "rules_for_doctor.py").write_text(
+        "from fedmtl_server.aggregation.rules import BlockRule\n\n"
+        "class First(BlockRule):\n"
+        "    def aggregate(self, values, weights, context):\n"
+        "        return values[0]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (fine,) = look(doctor.plug_ins, config_of(tmp_path, aggregation={"rule": "rules_for_doctor:First"}))
+    assert (fine.level, fine.found) == (OK, "rules_for_doctor:First")
+    (none,) = look(doctor.plug_ins, config_of(tmp_path))
+    assert (none.level, none.found) == (OK, "none for the server")
+    wrong = doctor.examine(config_of(tmp_path, aggregation={"rule": "rules_for_doctor:Last"}))
+    (failed,) = of_level(wrong, FAIL)
+    assert failed.check == "plug-ins"
+    assert "aggregation.rule: the module 'rules_for_doctor'" in failed.found
+    assert "it has First" in failed.found
+
+
 def test_a_model_that_isnt_there_leaves_out_what_needs_it(tmp_path):
     found = doctor.examine(config_of(tmp_path, model={"server_model": "/no/such/folder"}))
     assert [one.check for one in of_level(found, FAIL)] == ["model"]
