@@ -342,7 +342,7 @@ def test_another_answer_than_one_value_for_each_element_is_an_error_of_the_setti
         def aggregate(self, values, weights, context):
             return answer(values)
 
-    with pytest.raises(AggregationError, match=rf"^aggregation\.rule: shared: .* float32 \(3,\), got {got}$"):
+    with pytest.raises(AggregationError, match=rf"^aggregation\.rule: Wrong for shared: .* float32 \(3,\), got {got}$"):
         aggregated(Wrong(SETTINGS), *updates_of(drawn(2, 3)))
 
 
