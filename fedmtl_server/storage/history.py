@@ -120,8 +120,8 @@ class History:
     def roll_back(self, run_id: str, to_round: int) -> None:
         """Return a run to the state after a round. The rounds after it may be repeated.
 
-        Rounds that had ended and their updates are kept, marked as rolled back; the metrics of later models are
-        deleted. A finished run is running again.
+        Rounds that had ended and their updates are kept, marked as rolled back. What these rounds measured is deleted:
+        the metrics of the models from `to_round` on. A finished run is running again.
         """
         with self._database.transaction(f"roll back run {run_id} to round {to_round}") as connection:
             _require_run(connection, run_id, self.name)
@@ -129,7 +129,7 @@ class History:
             connection.execute(ROUNDS.delete().where(later, ROUNDS.c.outcome == "open"))
             ended = connection.execute(ROUNDS.update().where(later).values(outcome="rolled_back"))
             _roll_back_updates(connection, (UPDATES.c.run_id == run_id) & (UPDATES.c.round > to_round))
-            connection.execute(METRICS.delete().where(METRICS.c.run_id == run_id, METRICS.c.round > to_round))
+            connection.execute(METRICS.delete().where(METRICS.c.run_id == run_id, METRICS.c.round >= to_round))
             if ended.rowcount:
                 unfinished = {"state": "running", "finished_at_unix_ms": None}
                 connection.execute(RUNS.update().where(RUNS.c.run_id == run_id).values(unfinished))

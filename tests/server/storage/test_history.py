@@ -174,8 +174,8 @@ class HistoryBehaviour:
         expected = {0: "committed", 1: "committed", 2: "rolled_back", 3: "rolled_back", 4: "rolled_back"}
         assert outcomes(history) == expected  # 5 was only open
         assert [one.outcome for one in history.updates("run-1")] == ["counted"] * 2 + ["rolled_back"] * 4 + ["refused"]
-        # Round 2 measured model 1, which still is; later models are no more.
-        assert {one.round for one in history.metrics("run-1")} == {0, 1}
+        # Round 2 measured model 1 and is rolled back: `results.json` has only what the reports of kept rounds have.
+        assert {one.round for one in history.metrics("run-1")} == {0}
         assert history.last_counted("run-1") == {"a": ("a-1", 1), "b": ("b-1", 1)}
         assert history.num_committed("run-1") == 1
 
