@@ -55,11 +55,11 @@ def take_part(
 
     Without --config, a GLUE task's rows come from the Hugging Face Hub, and the server's plan sets everything else.
     If `clients` in the configuration lists this client id, its tasks, shard, partition, token and certificate apply.
-    Options take precedence over the configuration.
+    Options take precedence over the configuration, but --task must agree with that entry.
 
     --help-config lists all configuration keys. `fedmtl-client doctor` with the same options checks everything that the
-    client needs, without joining the run. `fedmtl-client init` writes a client's
-    configuration file for the tasks of a running server.
+    client needs, without joining the run. `fedmtl-client init` writes a client's configuration
+    file for the tasks of a running server.
     """
     logs.configure(log_format.value, log_level.value)
     overrides = list(set_ or []) + ([f"training.device={device}"] if device is not None else [])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedmtl_core.addresses import is_loopback, join_address
 from fedmtl_core.config import Config
+from fedmtl_core.identifiers import name_some
 from fedmtl_core.runtime import doctor
 from fedmtl_core.runtime.doctor import Finding, fail, ok, warn
 
@@ -126,6 +127,12 @@ def names(host: str, certificate: Certificate) -> Iterator[Finding]:
             "the certificate names no host, so no client will trust it",
             "issue a certificate with the server's name",
         )
+    elif host in _EVERYWHERE and all(is_loopback(name) for name in named):
+        yield warn(
+            "tls",
+            f"the certificate names only this machine: {', '.join(named)}",
+            "issue a certificate with the name that clients use: fedmtl-server certs init DIR --host NAME",
+        )
     elif host in _EVERYWHERE or host in named:
         yield ok("tls", f"clients can connect to the server as {', '.join(named)}")
     else:
@@ -142,11 +149,15 @@ def clients(config: Config) -> Iterator[Finding]:
     from fedmtl_server.access.tls import is_authenticating
     from fedmtl_server.storage.database import Database
 
-    if not is_authenticating(config):
-        level = ok if is_loopback(config.server.host) else warn
-        yield level("clients", "authentication is off: any client that reaches the server is admitted")
-        return
     place, advice = database_of(config), "fedmtl-server clients add NAME --task TASK"
+    if not is_authenticating(config):
+        found = "authentication is off: any client that reaches the server is admitted"
+        if config.security.tls.certificate is not None and config.security.authentication is None:
+            yield warn("clients", f"{found}, although TLS is on", "set security.authentication to true or false")
+        else:
+            level = ok if is_loopback(config.server.host) else warn
+            yield level("clients", found)
+        return
     if (file := _file_of(place)) and not file.is_file():
         yield warn("clients", f"{file} does not exist, so no client is registered yet", advice)
         return
@@ -156,6 +167,13 @@ def clients(config: Config) -> Iterator[Finding]:
         return
     with closing(ClientRegistry.open(place, create=False)) as registry:
         live = [one for one in registry.records() if one.revoked_at_unix_ms is None]
+    certified = [one.name for one in live if one.proof == "certificate"]
+    if certified and config.security.tls.client_ca is None:
+        yield warn(
+            "clients",
+            f"the server reads no client certificates, so {name_some(certified)} can't connect",
+            "set security.tls.client_ca",
+        )
     unserved = [task for task in config.tasks if not any(one.tasks is None or task in one.tasks for one in live)]
     found = f"{len(live)} active in {_name_of(place)}"
     if unserved:

@@ -115,7 +115,7 @@ class KnownClients:
         else:
             raise UnauthenticatedError(
                 "expected a client's certificate or its token, got neither; a client gives its token with "
-                "--token-file or FEDMTL_TOKEN"
+                "--token-file or FEDMTL_TOKEN, and the server reads certificates only with security.tls.client_ca"
             )
         if client.revoked:
             raise UnauthenticatedError(f"client {client.name!r} was revoked")

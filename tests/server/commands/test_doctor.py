@@ -109,6 +109,14 @@ class TestTls:
         assert {one.level for one in found} == {OK}
         assert any("localhost, 127.0.0.1, ::1, fedmtl.example.org" in one.found for one in found)
 
+    def test_a_certificate_for_this_machine_alone_on_every_address(self, tmp_path):
+        self.files(tmp_path, hosts=())
+        *_, found = look(doctor.certificates, self.config(tmp_path, host="0.0.0.0"))
+        assert (found.level, found.found) == (
+            WARN,
+            "the certificate names only this machine: localhost, 127.0.0.1, ::1",
+        )
+
     @pytest.mark.parametrize(
         ("options", "said"),
         [
@@ -152,6 +160,29 @@ class TestClients:
         (found,) = look(doctor.clients, self.config(tmp_path))
         assert found.level is WARN
         assert "clients.sqlite does not exist, so no client is registered yet" in found.found
+
+    def test_tls_without_authentication_on_this_machine_is_a_warning_unless_it_is_said(self, tmp_path):
+        tls = {"certificate": "server.pem", "key": "server.key"}
+        (found,) = look(doctor.clients, config_of(tmp_path, security={"tls": tls}))
+        assert (found.level, "authentication is off" in found.found, "although TLS is on" in found.found) == (
+            WARN,
+            True,
+            True,
+        )
+        (said,) = look(doctor.clients, config_of(tmp_path, security={"tls": tls, "authentication": False}))
+        assert said.level is OK
+
+    def test_a_client_with_a_certificate_cannot_connect_to_a_server_that_reads_none(self, tmp_path):
+        (tmp_path / "runs").mkdir()
+        with contextlib.closing(ClientRegistry.open(tmp_path / "runs" / "clients.sqlite")) as registry:
+            registry.add("a", None, with_token=True)
+            registry.add("b", None, with_token=False)
+        security = {"authentication": True}
+        first, _ = look(doctor.clients, config_of(tmp_path, security=security))
+        assert (first.level, first.found) == (WARN, "the server reads no client certificates, so b can't connect")
+        security["tls"] = {"certificate": "server.pem", "key": "server.key", "client_ca": "ca.pem"}
+        (found,) = look(doctor.clients, config_of(tmp_path, security=security))
+        assert found.level is OK
 
     def test_a_task_that_nobody_has(self, tmp_path):
         (tmp_path / "runs").mkdir()
