@@ -97,12 +97,22 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if source == TOY_MODEL:
         return _toy_tokenizer()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(source))
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # it would map every word to the unknown token
+        place = locate(source)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        if len(tokenizer) <= len(tokenizer.all_special_ids) or _lacks_files(tokenizer, Path(place)):
             raise ValueError(f"no vocabulary was found, only {len(tokenizer)} special tokens.")
     except (OSError, ValueError) as error:
         raise _unavailable(source, "tokenizer", error) from None
     return _with_mask(tokenizer)
+
+
+def _lacks_files(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
+    """Return whether a tokenizer was made without its files: it would map every word to the unknown token, or to none.
+
+    Some families add tokens that aren't special, so their number says nothing. ByT5 and CANINE need no files.
+    """
+    names = {"tokenizer.json", "tokenizer.model", *tokenizer.vocab_files_names.values()}
+    return folder.is_dir() and bool(tokenizer.vocab_files_names) and not any((folder / name).exists() for name in names)
 
 
 def _with_mask(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

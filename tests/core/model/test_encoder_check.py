@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertForMaskedLM,
@@ -146,6 +147,20 @@ class TestWeights:
         (Path(source) / "tokenizer.json").write_text(POINTER)
         with pytest.raises(ModelUnavailableError, match=r"tokenizer\.json are Git LFS pointers.*`git lfs pull`"):
             load_tokenizer(source)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "t5", "deberta-v2", "camembert", "mpnet", "modernbert"])
+def test_a_folder_without_a_tokenizers_files_has_no_tokenizer(family, tmp_path):
+    """transformers makes one of special tokens, and for some families of a few more: none knows a word."""
+    CONFIG_MAPPING[family]().save_pretrained(tmp_path)
+    with pytest.raises(ModelUnavailableError, match=r"tokenizer .* can't be loaded from its folder: .*save_pretrained"):
+        load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["canine"])
+def test_a_tokenizer_that_needs_no_files_is_loaded(family, tmp_path):
+    CONFIG_MAPPING[family]().save_pretrained(tmp_path)
+    assert len(load_tokenizer(str(tmp_path))("film")["input_ids"]) == 6
 
 
 def test_the_folder_inside_a_sentence_encoders_older_layout_is_named_and_will_do(tmp_path):
