@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -199,4 +200,4 @@ def _show_end(file: Path, client_id: str, tasks: Sequence[ServerTask], given: Ma
             typer.echo(f"edit tasks.{task.name}: text_columns, label_column and data are placeholders")
         if not task.is_built_in:
             typer.echo(f"edit tasks.{task.name}.type: module:Name of the class {task.type!r}")
-    typer.echo(f"next: fedmtl-client doctor --config {file} --client-id {client_id}")
+    typer.echo(f"next: fedmtl-client doctor --config {shlex.quote(str(file))} --client-id {client_id}")

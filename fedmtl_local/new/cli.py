@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -24,7 +25,7 @@ from fedmtl_local.new.entries import parse_entry
 from fedmtl_local.new.examined import ExaminedTask, examine, read_source
 from fedmtl_local.new.federation import FEDERATION_FILE, NewFederation, client_path
 from fedmtl_local.new.questions import Questions
-from fedmtl_local.new.readme import README_FILE
+from fedmtl_local.new.readme import README_FILE, alternating
 from fedmtl_local.new.writing import require_usable, write
 
 new_federation_app = new_app()
@@ -141,6 +142,8 @@ def _show_end(planned: NewFederation, folder: Path, *, is_tokenized: bool) -> No
         label = f", label {task.label_column}" if task.label_column else ""
         names = f" ({', '.join(task.labels)})" if task.labels else ""
         typer.echo(f"{task.name}: {task.type}, text {' and '.join(task.text_columns)}{label}{names}")
+    if planned.sites_of_several:
+        typer.echo(alternating(planned))
     written = [FEDERATION_FILE, *map(client_path, planned.sites), README_FILE]
     written += ["data/ (copies of rows)"] if planned.has_split_rows else []
     typer.echo(f"wrote {', '.join(str(folder / name) for name in written)}")
@@ -149,4 +152,4 @@ def _show_end(planned: NewFederation, folder: Path, *, is_tokenized: bool) -> No
         not_checked = f"ports, and the encoder {planned.encoder} with its tokenizer, which the first start downloads"
     tokens = ", and the tokens of the first rows" if is_tokenized else ""
     typer.echo(f"checked: files, columns, every label{tokens}; not checked: {not_checked}")
-    typer.echo(f"next: cd {folder} && fedmtl-local --config {FEDERATION_FILE}")
+    typer.echo(f"next: cd {shlex.quote(str(folder))} && fedmtl-local --config {FEDERATION_FILE}")

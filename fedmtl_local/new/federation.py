@@ -14,6 +14,7 @@ from fedmtl_client.reading.remote import is_url
 from fedmtl_client.tables import Table
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_local.new.examined import ExaminedTask, Source
+from fedmtl_local.new.quorums import min_clients
 
 FEDERATION_FILE = "federation.yaml"
 
@@ -38,6 +39,11 @@ class NewFederation:
     def tasks_of(self, site: str) -> tuple[str, ...]:
         """The tasks that a site has rows of."""
         return tuple(task.task.name for task in self.tasks for one in task.sources if site in one.entry.sites)
+
+    @property
+    def sites_of_several(self) -> tuple[str, ...]:
+        """The sites with several tasks."""
+        return tuple(site for site in self.sites if len(self.tasks_of(site)) > 1)
 
     def shard_of(self, site: str) -> str:
         """The part of its files that a site uses, `K/N`; empty for all rows.
@@ -98,6 +104,7 @@ def client_path(site: str) -> str:
 
 
 def _federation_file(new: NewFederation, folder: Path) -> str:
+    quorums = min_clients({site: new.tasks_of(site) for site in new.sites})
     lines = [
         "# Configuration of the server, and of fedmtl-local, which starts server and clients on one machine.",
         "# README.md has the commands. `clients` lists the clients with their files, which name their rows.",
@@ -112,7 +119,7 @@ def _federation_file(new: NewFederation, folder: Path) -> str:
         "server:",
         f"  port: {new.server.rpartition(':')[2]}",
         "tasks:",
-        *(line for one in new.tasks for line in [*task_lines(one.task), *_quorum(one)]),
+        *(line for one in new.tasks for line in [*task_lines(one.task), *_quorum(quorums[one.task.name])]),
         "clients:",
     ]
     for site in new.sites:
@@ -121,10 +128,10 @@ def _federation_file(new: NewFederation, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _quorum(one: ExaminedTask) -> list[str]:
-    """The line that makes a round wait for all sites of a task, since by default one client opens it."""
-    number = sum(len(source.entry.sites) for source in one.sources)
-    return [f"    min_clients: {number}  # clients of this task that a round waits for"] if number > 1 else []
+def _quorum(number: int) -> list[str]:
+    """The line with the number of clients that a round waits for; by default it waits for one."""
+    why = "clients of this task that a round waits for" if number else "its clients train another task in some rounds"
+    return [] if number == 1 else [f"    min_clients: {number}  # {why}"]
 
 
 def _files(one: ExaminedTask, source: Source, folder: Path) -> TaskFiles:

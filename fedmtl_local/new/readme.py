@@ -88,8 +88,8 @@ def _separately(new: NewFederation) -> list[str]:
             *(_client("", site) for site in new.sites),
         ),
         _text(
-            f"Clients connect to {new.server} (`client.server`). A round waits for all sites of a task "
-            "(`min_clients`). A site on another machine needs its file in `clients`, with the paths of its rows there."
+            f"Clients connect to {new.server} (`client.server`). {_waiting(new)} A site on another machine needs its "
+            "file in `clients`, with the paths of its rows there."
         ),
     ]
     if not here:
@@ -101,6 +101,26 @@ def _separately(new: NewFederation) -> list[str]:
             )
         )
     return blocks
+
+
+def _waiting(new: NewFederation) -> str:
+    """What a round waits for."""
+    if not new.sites_of_several:
+        return "A round waits for all sites of a task (`min_clients`)."
+    return (
+        f"{alternating(new)} A round waits for the sites with one task, and of sites with the same tasks for as many "
+        "as each task always has (`min_clients`). Start every client before the server, so that the first round has "
+        "all of them."
+    )
+
+
+def alternating(new: NewFederation) -> str:
+    """Say which sites train their tasks in turn; empty if none does."""
+    sites = new.sites_of_several
+    if not sites:
+        return ""
+    has = f"The site {sites[0]} has" if len(sites) == 1 else f"The sites {', '.join(sites)} have"
+    return f"{has} several tasks: a client trains one task per round, in turn."
 
 
 def _client(command: str, site: str) -> str:

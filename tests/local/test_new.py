@@ -20,7 +20,10 @@ from fedmtl_core.errors import ConfigError, DataError, FedMTLError, ModelUnavail
 from fedmtl_core.model import toy
 from fedmtl_local.new import cli
 from fedmtl_local.new.entries import Entry, parse_entry
+from fedmtl_local.new.quorums import min_clients
 from fedmtl_server import Server
+from fedmtl_server.rounds.quorums import lacking
+from fedmtl_server.rounds.task_selection import RoundRobin, choose_tasks
 from tests import tiny_encoders
 
 TOY = ("--encoder", "builtin:toy")
@@ -257,7 +260,9 @@ def test_an_entry_names_a_task_its_sites_and_its_files(text, entry):
     assert parse_entry(text) == entry
 
 
-@pytest.mark.parametrize("text", ["t", "t=", "=a.csv", "t@=a.csv", "a b=a.csv", "t.u=a.csv", "t=a,b,c", "t=a,"])
+@pytest.mark.parametrize(
+    "text", ["t", "t=", "=a.csv", "t@=a.csv", "a b=a.csv", "t.u=a.csv", "t=a,b,c", "t=a,", "t@a,a=f", "t@..=f", "t@.=f"]
+)
 def test_an_entry_of_another_form_is_refused(text):
     with pytest.raises(ConfigError, match="--task: "):
         parse_entry(text)
@@ -339,3 +344,37 @@ def test_the_commands_of_the_readme_work(tmp_path):
     local = next(one for one in commands if one.startswith("fedmtl-local"))
     assert "Final evaluation" in run(local)
     run(next(one for one in commands if one.startswith("fedmtl-server export")))
+
+
+@pytest.mark.parametrize(
+    ("sites", "expected"),
+    [
+        ({"a": ["x"], "b": ["x"], "c": ["y"]}, {"x": 2, "y": 1}),
+        ({"a": ["x", "y"], "b": ["z"]}, {"x": 0, "y": 0, "z": 1}),
+        ({"a": ["x", "y"]}, {"x": 0, "y": 0}),
+        ({"a": ["x", "y"], "b": ["y", "x"], "c": ["x"]}, {"x": 2, "y": 1}),
+        ({"a": ["x", "y"], "b": ["x", "z"], "c": ["z"]}, {"x": 0, "y": 0, "z": 1}),
+        ({"a": ["x", "y", "z"], "b": ["x", "y", "z"], "c": ["y"]}, {"x": 0, "y": 1, "z": 0}),
+    ],
+)
+def test_rounds_open_with_the_quorums_and_train_every_task_of_every_site(sites, expected):
+    quorums = min_clients(sites)
+    assert quorums == expected
+    assert not lacking(sites, quorums)
+    trained = [choose_tasks(RoundRobin(), sites, round_, quorums, {}, 0) for round_ in range(1, 13)]
+    for site, tasks in sites.items():
+        assert {chosen[site] for chosen in trained} == set(tasks)
+
+
+def test_a_site_with_several_tasks_trains_one_per_round(tmp_path):
+    first, second = opinions(tmp_path / "a.csv"), opinions(tmp_path / "b.csv")
+    said = new(tmp_path / "fed", "--task", f"m@x={first}", "--task", f"n@x={second}", "--task", f"o@y={first}")
+    assert "The site x has several tasks: a client trains one task per round, in turn." in said
+    assert "The site x has several tasks" in (tmp_path / "fed/README.md").read_text()
+    tasks = configuration.load(tmp_path / "fed/federation.yaml").tasks
+    assert [tasks[name].min_clients for name in "mno"] == [0, 0, 1]
+
+
+def test_a_folders_name_is_quoted_in_the_next_command(tmp_path):
+    said = new(tmp_path / "two words", "--task", f"m={opinions(tmp_path / 'a.csv')}")
+    assert f"next: cd '{tmp_path}/two words' && fedmtl-local" in said
