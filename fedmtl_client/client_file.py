@@ -32,8 +32,8 @@ class TaskFiles:
 
     train: str
     validation: str
-    drops_empty_labels: bool = False
-    """Whether rows without a label are left out."""
+    drop_labels: tuple[str, ...] = ()
+    """The cells that stand for no label; their rows are left out."""
 
 
 CREDENTIALS = {
@@ -80,7 +80,8 @@ def client_file(
     for task, files in tasks:
         lines += [*task_lines(task), "    data:"]
         lines += [f"      train: {flow(files.train)}", f"      validation: {flow(files.validation)}"]
-        lines += ["      drop_labels: ['']  # leave out rows without a label"] if files.drops_empty_labels else []
+        if files.drop_labels:
+            lines.append(f"      drop_labels: {flow(list(files.drop_labels))}  # leave out rows without a label")
     lines += ["clients:", *client_lines(client_id, names), *([f"    shard: {shard}"] if shard else [])]
     return "\n".join(lines) + "\n"
 

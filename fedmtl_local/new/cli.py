@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from fedmtl_core.runtime.cli import EXIT_FAILURE, new_app
 from fedmtl_core.runtime.doctor import Finding, Level
 from fedmtl_local.new import options
 from fedmtl_local.new.asked import asked_entries
-from fedmtl_local.new.dry_run import local_tokenizer
+from fedmtl_local.new.dry_run import local_tokenizer, most_positions
 from fedmtl_local.new.entries import parse_entry
 from fedmtl_local.new.examined import ExaminedTask, examine, read_source
 from fedmtl_local.new.federation import FEDERATION_FILE, NewFederation, client_path
@@ -32,9 +33,12 @@ new_federation_app = new_app()
 
 _LEARNING_RATES = {options.PACKAGED_ENCODER: 2e-4, options.HUB_ENCODER: 2e-4, "builtin:toy": 2e-3}
 _OTHER_LEARNING_RATE = 5e-5
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _CHARACTERS_PER_TOKEN = 3
 """An estimate for texts whose tokenizer isn't on this machine, rather low."""
 _MOST_TOKENIZED = 1_000
+_NO_LIMIT = 10**6
+"""Tokenizers without a longest input name a larger number."""
 
 
 @new_federation_app.command("new")
@@ -81,13 +85,20 @@ def create(
         )
         for name in names
     ]
-    chosen = questions.find("Encoder", _encoder, option="--encoder", given=encoder, proposed=_default_encoder())
+    chosen = questions.find(
+        "Encoder",
+        _encoder,
+        option="--encoder",
+        given=encoder,
+        proposed=_default_encoder(),
+        check=local_tokenizer if questions.asks else lambda encoder: None,
+    )
     question = "Address that clients connect to"
     address = questions.find(question, parse_address, option="--server", given=server, proposed=DEFAULT_ADDRESS)
     typer.echo("reading rows and encoder; it takes some seconds", err=True)
     tokenizer = local_tokenizer(chosen)
     rate = _LEARNING_RATES.get(chosen, _OTHER_LEARNING_RATE)
-    planned = NewFederation(tasks, chosen, rate, max_length or _max_length(tasks, tokenizer), rounds, address)
+    planned = NewFederation(tasks, chosen, rate, max_length or _max_length(tasks, chosen, tokenizer), rounds, address)
     if not write(planned, folder.absolute(), tokenizer, _tell):
         advice = "Fix the rows, or set other values with options: see `fedmtl-local new --help`"
         typer.echo(f"the dry run failed; nothing was written. {advice}", err=True)
@@ -100,15 +111,28 @@ def _is_terminal() -> bool:
 
 
 def _tell(found: Sequence[Finding]) -> None:
-    """Show the first finding of each check, and whatever isn't as it should be."""
-    firsts = {one.check: one for one in reversed(found)}
-    doctor.tell([one for one in found if one.level is not Level.ok or firsts[one.check] is one], as_json=False)
+    """Show the number of rows of each check, the findings before it, and whatever isn't as it should be."""
+    told: set[str] = set()
+    shown: list[Finding] = []
+    for one in found:
+        if one.level is not Level.ok or one.check not in told:
+            shown.append(one)
+        if "using the columns" in one.found or one.check == "encoder":
+            told.add(one.check)
+    doctor.tell(shown, as_json=False)
 
 
 def _encoder(text: str) -> str:
     """An encoder's name, such that the server finds it from any folder."""
-    is_folder = ":" not in text and Path(text).is_dir()
-    return str(Path(text).absolute()) if is_folder else text
+    if ":" in text or text.startswith(("/", ".", "~")):
+        return str(Path(text).absolute()) if ":" not in text and Path(text).is_dir() else text
+    if text and Path(text).is_dir():
+        return str(Path(text).absolute())
+    if not _HUB_NAME.fullmatch(text):
+        raise ValueError(
+            f"expected a folder, python:PACKAGE/FOLDER, a name on the model hub or builtin:toy, got {text!r}"
+        )
+    return text
 
 
 def _default_encoder() -> str:
@@ -116,7 +140,7 @@ def _default_encoder() -> str:
     return options.PACKAGED_ENCODER if find_spec(package) is not None else options.HUB_ENCODER
 
 
-def _max_length(tasks: Sequence[ExaminedTask], tokenizer: Any | None) -> int:
+def _max_length(tasks: Sequence[ExaminedTask], encoder: str, tokenizer: Any | None) -> int:
     """The longest input in tokens that is proposed for the rows of all tasks."""
     lengths: list[int] = []
     for one in tasks:
@@ -132,8 +156,9 @@ def _max_length(tasks: Sequence[ExaminedTask], tokenizer: Any | None) -> int:
         else:
             encoded = tokenizer(*(list(column) for column in zip(*sample, strict=True)))
             lengths += [len(ids) for ids in encoded["input_ids"]]
-    limit = getattr(tokenizer, "model_max_length", None)
-    return proposals.propose_max_length(lengths, limit if limit is not None and limit < 10**6 else None)
+    limits = [] if tokenizer is None else [tokenizer.model_max_length, most_positions(encoder)]
+    known = [limit for limit in limits if limit is not None and limit < _NO_LIMIT]
+    return proposals.propose_max_length(lengths, min(known, default=None))
 
 
 def _show_end(planned: NewFederation, folder: Path, *, is_tokenized: bool) -> None:

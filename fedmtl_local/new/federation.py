@@ -12,11 +12,20 @@ from fedmtl_client import proposals
 from fedmtl_client.client_file import NewTask, TaskFiles, client_file, client_lines, flow, task_lines
 from fedmtl_client.reading.remote import is_url
 from fedmtl_client.tables import Table
+from fedmtl_core.addresses import host_of, is_loopback
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_local.new.examined import ExaminedTask, Source
 from fedmtl_local.new.quorums import min_clients
 
 FEDERATION_FILE = "federation.yaml"
+
+_TLS_COMMENTS = (
+    "# security:",
+    "#   tls:",
+    "#     certificate: certs/server.pem  # it turns TLS on",
+    "#     key: certs/server.key",
+    "#     client_ca: certs/ca.pem  # the CA of the clients' certificates",
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,7 @@ def _federation_file(new: NewFederation, folder: Path) -> str:
         f"  max_length: {new.max_length}  # tokens; longer texts are cut",
         "server:",
         f"  port: {new.server.rpartition(':')[2]}",
+        *([] if is_loopback(host_of(new.server)) else _TLS_COMMENTS),
         "tasks:",
         *(line for one in new.tasks for line in [*task_lines(one.task), *_quorum(quorums[one.task.name])]),
         "clients:",
@@ -140,7 +150,7 @@ def _files(one: ExaminedTask, source: Source, folder: Path) -> TaskFiles:
         train, validation = (str(folder / path) for path in _split_paths(one.task, source))
     else:
         train, validation = _absolute(entry.train), _absolute(entry.validation)
-    return TaskFiles(train, validation, drops_empty_labels=one.drops_empty_labels)
+    return TaskFiles(train, validation, drop_labels=one.drop_labels)
 
 
 def _absolute(address: str) -> str:

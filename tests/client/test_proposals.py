@@ -90,7 +90,6 @@ def test_classes_are_named_in_a_stated_order(cells, type_, labels):
 def test_classes_that_a_file_declares_keep_their_order():
     assert proposals.propose_type([0, 1], ("good", "bad")) == "classification"
     assert proposals.propose_labels([0, 1], ("good", "bad")) == ("good", "bad")
-    assert proposals.count_missing([0, -1, 1], ("good", "bad")) == 1
 
 
 @pytest.mark.parametrize("cells", [["0.5", "1"], [0.5, 2.0], list(range(11))])
