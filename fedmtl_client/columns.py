@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fedmtl_client.reading import Dialect, read_files
 from fedmtl_client.tables import Table
-from fedmtl_core.errors import DataError, first_line
+from fedmtl_core.errors import ConfigError, DataError, first_line
+from fedmtl_core.tasks.labels import listing
 
 _WITHOUT_NAME = "(without a name)"
 _SEPARATORS = {";": "a semicolon", "|": "a vertical bar", "\t": "a tab"}
@@ -59,6 +60,25 @@ def read_columns(address: str) -> Columns:
 def is_delimited(address: str) -> bool:
     """Whether an address names CSV or TSV files, compressed or not."""
     return re.search(r"\.(csv|tsv)(\.[a-z0-9]+)?$", address, re.IGNORECASE) is not None
+
+
+def require_header(file: str, column: str, labels: Sequence[str]) -> None:
+    """Check that the first line of a CSV or TSV file has the names of its columns.
+
+    Args:
+        file: the file's address.
+        column: the name of its label column.
+        labels: the labels in the file.
+
+    Raises:
+        ConfigError: the name of the label column is one of the labels.
+    """
+    if column in labels and is_delimited(file):
+        raise ConfigError(
+            f"{file}: its first line looks like a row, not like the names of the columns: {column!r} is also one of "
+            f"the labels ({listing(labels)}). Add a line with names, or give --label-column {column} if that is the "
+            "column's name. For rows without a header see tasks.NAME.data.header"
+        )
 
 
 def _require_separator(address: str, names: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fedmtl_client.columns import Columns
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.tasks.labels import LabelNames, listing
+from fedmtl_core.tasks.labels import LabelNames
 from fedmtl_core.tasks.spec import METRICS_OF, TaskSpec
 
 
@@ -58,16 +58,6 @@ def require_usable_options(name: str, type_: str, given: Mapping[str, str]) -> N
                 f"{option}: the task {name!r} is a {type_} task, which has no {what}; leave {option} out, or give "
                 f"another --type"
             )
-
-
-def require_header(file: str, column: str, labels: Sequence[str]) -> None:
-    """Check that a file's first line has the names of its columns."""
-    if column in labels:
-        raise ConfigError(
-            f"{file}: its first line looks like a row, not like the names of the columns: {column!r} is also one of "
-            f"the labels ({listing(labels)}). Add a line with names, or give --label-column {column} if that is the "
-            "column's name. For rows without a header see tasks.NAME.data.header"
-        )
 
 
 def type_of(text: str) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from fedmtl_client import proposals
 from fedmtl_client.client_file import NewTask
-from fedmtl_client.columns import Columns, is_delimited, read_columns
+from fedmtl_client.columns import Columns, read_columns, require_header
 from fedmtl_client.label_cells import LeftOut, declared_names, label_cells, left_out, missing_words
 from fedmtl_client.task_options import as_list, as_text_columns
 from fedmtl_core.errors import ConfigError, DataError
@@ -104,8 +104,8 @@ def examine(name: str, sources: Sequence[Source], given: Mapping[str, str], ques
     labels: tuple[str, ...] = ()
     if type_ == "classification":
         labels = _labels(name, label or "", cells, declared, given, questions)
-        if "--label-column" not in given and is_delimited(first):
-            checks.require_header(first, label or "", labels)
+        if "--label-column" not in given:
+            require_header(first, label or "", labels)
     metrics = questions.find(
         f"{name}: metrics, the main one first",
         as_list,
