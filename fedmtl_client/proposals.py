@@ -95,7 +95,7 @@ def propose_label_column(table: Table) -> str | None:
 
 def likely_label_columns(table: Table) -> list[str]:
     """The columns that are most likely to hold the labels, all equally likely, the last column first."""
-    scores = {name: _label_score(_column(table, name), table) for name in reversed(table.columns)}
+    scores = {name: _label_score(_column(table, name), table) for name in reversed(list(table.columns))}
     highest = max(scores.values(), default=0.0)
     return [name for name, score in scores.items() if score == highest > 0]
 

@@ -81,7 +81,8 @@ def _task(server: Config, client: Config, site: str, task: str, tokenizer: Any |
         found = doctor.findings(name, look)
         yield from found
         if split == "validation" and len(surveys) == 2:
-            yield from shared_texts(*(one.texts for one in surveys.values()), name)
+            train, validation = (one.texts for one in surveys.values())
+            yield from shared_texts(train, validation, name)
         if tokenizer is None or doctor.has_failed(found):
             continue
         yield from doctor.findings(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmtl_client import proposals
 from fedmtl_client.client_file import NewTask, TaskFiles, client_file, client_lines, flow, task_lines
 from fedmtl_client.reading.remote import is_url
-from fedmtl_client.tables import Table
+from fedmtl_client.row_copies import split_copies
 from fedmtl_core.addresses import host_of, is_loopback
-from fedmtl_core.errors import ConfigError, DataError
+from fedmtl_core.errors import ConfigError
 from fedmtl_local.new.examined import ExaminedTask, Source
 from fedmtl_local.new.quorums import min_clients
 
@@ -164,27 +161,5 @@ def _split_paths(task: NewTask, source: Source) -> tuple[str, str]:
 
 def _split(task: NewTask, source: Source) -> Iterator[tuple[str, str]]:
     """The files of an entry that has one file: rows to train on, and rows to evaluate on."""
-    table = source.train
-    columns = (*task.text_columns, *([task.label_column] if task.label_column else []))
-    texts = list(zip(*(table.columns[column] for column in task.text_columns), strict=True))
-    is_grouped = bool(task.labels) and task.label_column is not None
-    groups = list(map(str, table.columns[task.label_column or ""])) if is_grouped else [""] * len(texts)
-    parts = proposals.split_rows(texts, groups)
-    if not all(parts):
-        raise DataError(
-            f"task {task.name}: {source.entry.train} has {len(texts)} rows with {len(set(texts))} different texts: too "
-            "few to split evaluation rows off. Name a file of evaluation rows after a comma"
-        )
-    for path, rows in zip(_split_paths(task, source), parts, strict=True):
-        objects = ({column: _plain(table, column, row) for column in columns} for row in rows)
-        yield path, "".join(json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in objects)
-
-
-def _plain(table: Table, column: str, row: int) -> object:
-    """A cell as JSON has it; the index of a declared class as the class's name."""
-    cell, names = table.columns[column][row], table.class_names.get(column, ())
-    if names and type(cell) is int:
-        return names[cell] if 0 <= cell < len(names) else None
-    if isinstance(cell, float):
-        return cell if math.isfinite(cell) else None
-    return cell if cell is None or isinstance(cell, (str, int, list)) else str(cell)
+    copies = split_copies(task, source.train, source.entry.train)
+    yield from zip(_split_paths(task, source), copies, strict=True)

@@ -113,6 +113,23 @@ def test_rows_without_a_label_and_texts_in_both_files_are_said(tmp_path):
     assert "# the server's metrics must be among them" in (tmp_path / "a b.yaml").read_text()
 
 
+def test_one_file_is_split_into_files_that_only_the_owner_reads(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,lang\n" + "".join(f"some words {row},en\n" for row in range(10)))
+    file, options = tmp_path / "clients/desk.yaml", ("--task", "words", "--data", str(tmp_path / "rows.csv"))
+    with serving(tmp_path) as address:
+        said = init(file, "--server", address, *options)
+        data = configuration.load(file).tasks["words"].data
+        paths = [tmp_path / f"clients/desk-words-{split}.jsonl" for split in ("train", "validation")]
+        assert (data.train, data.validation) == tuple(map(str, paths))
+        assert [len(path.read_text().splitlines()) for path in paths] == [8, 2]
+        assert {path.stat().st_mode & 0o777 for path in paths} == {0o600}
+        assert f"wrote {file}, {paths[0]}, {paths[1]}" in said
+        file.unlink()
+        with pytest.raises(ConfigError, match=r"desk-words-train\.jsonl, a file of split rows, exists; overwrite"):
+            init(file, "--server", address, *options)
+        init(file, "--server", address, *options, "--force")
+
+
 def test_a_run_that_is_over_is_said(tmp_path):
     with serving(tmp_path, "tasks.scores.min_clients=0") as address:
         init(tmp_path / "desk.yaml", "--server", address, "--task", "tickets", "--data", rows_in(tmp_path))
@@ -149,13 +166,11 @@ def test_what_cannot_work_is_an_error_and_nothing_is_written(tmp_path):
     with serving(tmp_path) as address:
         server = ("--server", address)
         refused(ConfigError, "--task: the server has the tasks tickets, scores, words, got 'x'", *server, "--task", "x")
-        refused(ConfigError, "--data: expected the files of", *server, "--task", "words", "--data", "a.csv")
+        refused(ConfigError, "--data: expected the file of", *server, "--task", "words", "--data", "a,b,c")
         columns = ("--task", "words", "--text-columns", "a,,b")
         refused(ConfigError, "--text-columns: expected different names with commas between them", *server, *columns)
         tickets = (*server, "--task", "tickets", "--data", rows_in(tmp_path))
-        refused(
-            ConfigError, "--text-columns: expected 1 or 2 text", *tickets, "--text-columns", "body,lang,verdict"
-        )
+        refused(ConfigError, "--text-columns: expected 1 or 2 text", *tickets, "--text-columns", "body,lang,verdict")
         refused(ConfigError, "--text-columns: 'verdict' is the label", *tickets, "--text-columns", "body,verdict")
         refused(ConfigError, "--label-column: expected the name of a column, got ''", *tickets, "--label-column", "")
         label = ("--task", "words", "--label-column", "x")
