@@ -73,22 +73,9 @@ def examine(name: str, sources: Sequence[Source], given: Mapping[str, str], ques
         ConfigError: an option's value doesn't fit the rows or the type, or a fact is missing.
     """
     tables = [one for source in sources for one in source.tables]
-    first, table = tables[0]
-    if questions.asks:
-        typer.echo(f"{name}: {first} has {table.num_rows:,} rows with the columns {', '.join(table.columns)}")
-    for column, reason in table.left_out.items():
-        typer.echo(f"{name}: the column {column!r} is left out: {reason}")
-    is_unlabelled = given.get("--type") == "masked_lm"
-    label = None if is_unlabelled else _label_column(name, tables, given, questions)
-    texts = questions.find(
-        f"{name}: column of the text, or two columns of a pair",
-        as_text_columns,
-        option="--text-columns",
-        given=given.get("--text-columns"),
-        proposed=proposals.propose_text_columns(table, label) or None,
-        why_needed=f"no column of {first} looks like text; its columns are {table.listing}",
-        check=lambda columns: checks.require_text_columns(name, tables, columns, label),
-    )
+    _introduce(name, tables[0], questions)
+    label = None if given.get("--type") == "masked_lm" else _label_column(name, tables, given, questions)
+    texts = _text_columns(name, tables, label, given, questions)
     rows = [one for _, one in tables]
     cells = [] if label is None else label_cells(rows, label)
     declared = declared_names(rows, label) if label else ()
@@ -105,7 +92,7 @@ def examine(name: str, sources: Sequence[Source], given: Mapping[str, str], ques
     if type_ == "classification":
         labels = _labels(name, label or "", cells, declared, given, questions)
         if "--label-column" not in given:
-            require_header(first, label or "", labels)
+            require_header(tables[0][0], label or "", labels)
     metrics = questions.find(
         f"{name}: metrics, the main one first",
         as_list,
@@ -126,6 +113,15 @@ def examine(name: str, sources: Sequence[Source], given: Mapping[str, str], ques
     missing = left_out(rows, task.label_column, labels) if task.label_column else LeftOut(0, ())
     _tell_missing(name, missing, cells, labels)
     return ExaminedTask(task, sources, missing.cells)
+
+
+def _introduce(name: str, first: tuple[str, Columns], questions: Questions) -> None:
+    """Say which columns the first file of a task has."""
+    file, table = first
+    if questions.asks:
+        typer.echo(f"{name}: {file} has {table.num_rows:,} rows with the columns {', '.join(table.columns)}")
+    for column, reason in table.left_out.items():
+        typer.echo(f"{name}: the column {column!r} is left out: {reason}")
 
 
 def _tell_missing(name: str, missing: LeftOut, cells: Sequence[object], labels: Sequence[str]) -> None:
@@ -165,6 +161,25 @@ def _label_column(
         proposed=likely[0] if likely else None,
         why_needed=f"the task {name!r}: {reason}",
         check=lambda column: checks.require_columns(name, tables, [column]),
+    )
+
+
+def _text_columns(
+    name: str,
+    tables: Sequence[tuple[str, Columns]],
+    label: str | None,
+    given: Mapping[str, str],
+    questions: Questions,
+) -> tuple[str, ...]:
+    file, table = tables[0]
+    return questions.find(
+        f"{name}: column of the text, or two columns of a pair",
+        as_text_columns,
+        option="--text-columns",
+        given=given.get("--text-columns"),
+        proposed=proposals.propose_text_columns(table, label) or None,
+        why_needed=f"no column of {file} looks like text; its columns are {table.listing}",
+        check=lambda columns: checks.require_text_columns(name, tables, columns, label),
     )
 
 

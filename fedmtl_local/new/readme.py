@@ -115,19 +115,20 @@ def _credentials(new: NewFederation) -> list[str]:
         ),
         _console(*commands),
         _text(
-            f"Then remove the comment signs of `security.tls` in `{FEDERATION_FILE}` (`certificate`, `key`, "
-            "`client_ca`), and of `tls_ca`, `tls_certificate` and `tls_key` in each client's file. FedMTL's "
-            "docs/security.md describes all of them, and tokens instead of certificates."
+            f"Then uncomment `security.tls` in `{FEDERATION_FILE}`. In each client's file, uncomment `tls_ca` "
+            "(`certs/ca.pem`), `tls_certificate` (`certs/clients/SITE.pem`) and `tls_key` (`certs/clients/SITE.key`). "
+            "FedMTL's docs/security.md describes these files, and tokens instead of certificates."
         ),
     ]
 
 
 def _waiting(new: NewFederation) -> str:
-    """What a round waits for."""
+    """Say how many clients a round waits for."""
     if not new.sites_of_several:
         return "A round waits for all sites of a task (`min_clients`)."
     return (
-        f"{alternating(new)} A round waits for `min_clients` clients of each task, at least for the sites of one task."
+        f"{alternating(new)} A round waits for `min_clients` clients of each task, at least those that train no other "
+        "task."
     )
 
 
