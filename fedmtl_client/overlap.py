@@ -17,5 +17,5 @@ def shared_texts(
         yield warn(
             check,
             f"{count:,} of {len(validation):,} evaluation rows have the texts of training rows",
-            "remove these rows from one of the files: they make the metrics better than on new texts",
+            "remove them from one of the files: metrics are better on texts of training rows than on new texts",
         )

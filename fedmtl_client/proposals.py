@@ -21,6 +21,8 @@ MAX_CLASSES = 50
 """A label column with more different values isn't taken for classes, unless the values repeat."""
 MAX_REPEATED_CLASSES = 200
 """A label column with more different values isn't taken for classes, even if the values repeat."""
+ROWS_OF_A_LABEL = 3
+"""Values repeat if a value has this many rows on average."""
 MAX_INTEGER_CLASSES = 10
 """A label column with more different integers is taken for a regression, unless they number classes from 0."""
 MAX_NUMBERED_CLASSES = 100
@@ -46,8 +48,6 @@ _ID_NAMES = frozenset(["id", "idx", "index", "guid", "uuid", "row"])
 _LONGEST_LABEL_WORDS = 3.0
 _LONGEST_NAMED_LABEL_WORDS = 10.0
 """The limit for a column with a usual name whose values repeat."""
-_ROWS_OF_A_LABEL = 3
-"""Values repeat if a value has this many rows on average."""
 _MIN_TEXT_WORDS = 2.0
 _MOST_UNEQUAL = 3.0
 """Two columns whose mean lengths differ by a larger factor aren't taken for a pair."""
@@ -74,7 +74,7 @@ class _Column:
 
     @property
     def repeats(self) -> bool:
-        return len(self.values) >= _ROWS_OF_A_LABEL * self.num_distinct
+        return len(self.values) >= ROWS_OF_A_LABEL * self.num_distinct
 
     @property
     def is_id(self) -> bool:
@@ -168,7 +168,7 @@ def propose_type(cells: Iterable[object], class_names: Sequence[str] = ()) -> st
 
 def may_be_classes(num_labels: int, num_rows: int) -> bool:
     """Whether a label column with so many different values in so many rows is taken for classes."""
-    repeats = num_rows >= _ROWS_OF_A_LABEL * num_labels
+    repeats = num_rows >= ROWS_OF_A_LABEL * num_labels
     return 2 <= num_labels <= (MAX_REPEATED_CLASSES if repeats else MAX_CLASSES)
 
 

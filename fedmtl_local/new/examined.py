@@ -144,10 +144,10 @@ def _label_column(
     likely = proposals.likely_label_columns(table)
     reason = f"no column of {file} looks like labels; its columns are {table.listing}"
     if len(table.columns) == 1:
-        reason = (
-            f"{file} has one column ({table.listing}), and a task needs a text column and a label column. For texts "
-            f"without labels, give --type {name}=masked_lm"
-        )
+        advice = f"For texts without labels, give --type {name}=masked_lm"
+        if table.left_out:
+            advice = "Correct the columns that are left out"
+        reason = f"{file} has one column ({table.listing}), and a task needs a text column and a label column. {advice}"
         if "--label-column" not in given:
             raise ConfigError(f"--label-column: needed for the task {name!r}: {reason}")
     if len(likely) > 1 and "--label-column" not in given:
@@ -208,8 +208,9 @@ def _labels(
         proposed=found if is_usable else None,
         why_needed=(
             f"the task {name!r}: its label column {column!r} has {different} ({name_some(found, _EXAMPLES)}), and "
-            f"classes are proposed from 2 to {proposals.MAX_CLASSES}. Name another column with --label-column, or "
-            "every label with --labels"
+            f"classes are proposed from 2 to {proposals.MAX_CLASSES}, or to {proposals.MAX_REPEATED_CLASSES} that "
+            f"have {proposals.ROWS_OF_A_LABEL} rows on average. Name another column with --label-column, or every "
+            "label with --labels"
         ),
         check=check,
     )
