@@ -32,8 +32,8 @@ class TaskFiles:
 
     train: str
     validation: str
-    drops_empty_labels: bool = False
-    """Whether rows without a label are left out."""
+    drop_labels: tuple[str, ...] = ()
+    """The cells that stand for no label; their rows are left out."""
 
 
 CREDENTIALS = {
@@ -53,6 +53,7 @@ def client_file(
     shard: str = "",
     credentials: Mapping[str, Path] | None = None,
     insecure: bool = False,
+    metrics_note: str = "",
 ) -> str:
     """A client's configuration file.
 
@@ -63,6 +64,7 @@ def client_file(
         shard: `K/N` if it uses a part of the rows.
         credentials: by key of `CREDENTIALS`; keys that aren't given are written as comments.
         insecure: whether it may connect to another machine without TLS.
+        metrics_note: a comment on the metrics of each task.
     """
     given = credentials or {}
     names = [task.name for task, _ in tasks]
@@ -78,9 +80,10 @@ def client_file(
         "tasks:",
     ]
     for task, files in tasks:
-        lines += [*task_lines(task), "    data:"]
+        lines += [*task_lines(task, metrics_note), "    data:"]
         lines += [f"      train: {flow(files.train)}", f"      validation: {flow(files.validation)}"]
-        lines += ["      drop_labels: ['']  # leave out rows without a label"] if files.drops_empty_labels else []
+        if files.drop_labels:
+            lines.append(f"      drop_labels: {flow(list(files.drop_labels))}  # leave out rows without a label")
     lines += ["clients:", *client_lines(client_id, names), *([f"    shard: {shard}"] if shard else [])]
     return "\n".join(lines) + "\n"
 
@@ -91,7 +94,7 @@ def client_lines(client_id: str, tasks: Sequence[str]) -> list[str]:
     return [f"  - client_id: {flow(client_id)}", f"    {has}"]
 
 
-def task_lines(task: NewTask) -> list[str]:
+def task_lines(task: NewTask, metrics_note: str = "") -> list[str]:
     """A task's section without its `data`, the same for the server and for clients."""
     lines = [f"  {flow(task.name)}:", f"    type: {flow(task.type)}"]
     if task.labels:
@@ -102,7 +105,7 @@ def task_lines(task: NewTask) -> list[str]:
     if task.value_range is not None:
         lines.append(f"    value_range: {flow([_short(number) for number in task.value_range])}")
     if task.metrics:
-        lines.append(f"    metrics: {flow(list(task.metrics))}")
+        lines.append(f"    metrics: {flow(list(task.metrics))}" + (f"  # {metrics_note}" if metrics_note else ""))
     return lines
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -12,8 +14,8 @@ from typing import Annotated
 import typer
 
 from fedmtl_client.client import named_once
-from fedmtl_client.client_file import NewTask, TaskFiles, client_file
-from fedmtl_client.columns import read_columns
+from fedmtl_client.client_file import client_file
+from fedmtl_client.init_sections import section
 from fedmtl_client.options import (
     Connection,
     Insecure,
@@ -24,19 +26,22 @@ from fedmtl_client.options import (
     TokenFile,
     identifier,
 )
-from fedmtl_client.server_tasks import ServerTask, described, require_columns, tasks_of_server
-from fedmtl_client.task_options import as_list, by_task
+from fedmtl_client.server_tasks import ServerTask, tasks_of_server
+from fedmtl_client.task_options import by_task
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.config import Config
-from fedmtl_core.errors import ConfigError
+from fedmtl_core.errors import ConfigError, InvalidRequestError
+from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.runtime import doctor
 from fedmtl_core.runtime.cli import EXIT_FAILURE, new_app
 from fedmtl_core.runtime.doctor import Finding
 
 init_app = new_app()
 
-_PLACEHOLDERS = TaskFiles("TRAIN_FILE", "VALIDATION_FILE")
+_DOCTOR = "fedmtl-client doctor --config"
+_AFTER_THE_RUN = "start a new run of the server, then "
+_METRICS_NOTE = "the server's metrics must be among them"
 
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.", show_default=False)]
 _ClientId = Annotated[
@@ -56,8 +61,9 @@ _Data = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        metavar="[TASK=]TRAIN,VALIDATION",
-        help="The files of training and evaluation rows. Columns are proposed from the first.",
+        metavar="[TASK=]TRAIN[,VALIDATION]",
+        help="The files of training and evaluation rows. Columns are proposed from the first. Without VALIDATION, a "
+        "fifth of the rows is split off, into files beside FILE.",
         show_default=False,
     ),
 ]
@@ -103,100 +109,111 @@ def init(
     logs.configure(level="critical")
     if file.exists() and not force:
         raise ConfigError(f"FILE: {file} exists; overwrite it with --force, or name another file")
-    name = identifier(client_id or file.stem)
+    name = _client_id(file) if client_id is None else identifier(client_id)
     overrides = Connection(tls_ca, tls_certificate, tls_key, token_file, insecure).overrides()
     settled = configuration.load(None, overrides)
     address = server or settled.client.server
     typer.echo(f"asking {address} for its tasks; it takes some seconds", err=True)
-    tasks = _ask(settled, address, name, named_once(task or ()))
+    tasks, is_over = _ask(settled, address, name, named_once(task or ()))
     names = [one.name for one in tasks]
     given = by_task("--data", data or (), names)
     texts = by_task("--text-columns", text_columns or (), names)
     labels = by_task("--label-column", label_column or (), names)
-    sections = [_section(one, given.get(one.name), texts.get(one.name), labels.get(one.name)) for one in tasks]
+    sections = [
+        section(one, file, given.get(one.name), texts.get(one.name), labels.get(one.name), overwrites=force)
+        for one in tasks
+    ]
     credentials = {"tls_ca": tls_ca, "tls_certificate": tls_certificate, "tls_key": tls_key, "token_file": token_file}
     known = {key: path.absolute() for key, path in credentials.items() if path is not None}
-    _write(file, client_file(name, address, sections, credentials=known, insecure=insecure), tasks)
+    text = client_file(
+        name,
+        address,
+        [(one.task, one.files) for one in sections],
+        credentials=known,
+        insecure=insecure,
+        metrics_note=_METRICS_NOTE,
+    )
+    _write(file, text, [copy for one in sections for copy in one.copies.items()], tasks)
     found = _compare(file, [one.name for one in tasks if one.name in given and one.is_built_in])
     if found:
         doctor.tell(found, as_json=False)
-    _show_end(file, name, tasks, given)
+    _show_end([file, *(path for one in sections for path in one.copies)], tasks, given)
     if doctor.has_failed(found):
+        typer.echo("next: fix what failed, or name other columns, and repeat this command with --force")
         raise typer.Exit(EXIT_FAILURE)
+    typer.echo(f"next: {_AFTER_THE_RUN if is_over else ''}{_DOCTOR} {shlex.quote(str(file))} --client-id {name}")
 
 
-def _ask(config: Config, address: str, client_id: str, wanted: Sequence[str]) -> list[ServerTask]:
-    """The server's tasks for this client."""
+def _client_id(file: Path) -> str:
+    """The client's name if none is given: that of its file."""
+    try:
+        return require_identifier("client id", file.stem)
+    except InvalidRequestError as error:
+        raise ConfigError(f"FILE: {error}; name the client with --client-id") from None
+
+
+def _ask(config: Config, address: str, client_id: str, wanted: Sequence[str]) -> tuple[list[ServerTask], bool]:
+    """The server's tasks for this client, and whether its run is over."""
+    from fedmtl.v1 import federation_pb2 as pb
+
     from fedmtl_client import credentials
     from fedmtl_client.api import ConnectionSettings, FederationApi
 
     connection = ConnectionSettings(credentials.load(config))
     with closing(FederationApi(address, client_id=client_id, task="", reconnect_s=0, connection=connection)) as api:
         tasks, denied = tasks_of_server(api, wanted)
+        is_over = api.get_status().phase == pb.PHASE_FINISHED
     typer.echo(f"{address} has {', '.join(map(str, tasks))}")
     if denied:
         typer.echo(f"{address} doesn't let {client_id} have {', '.join(denied)}")
-    return tasks
+    if is_over:
+        typer.echo(f"the run of {address} is over: no client can join it")
+    return tasks, is_over
 
 
-def _section(
-    task: ServerTask, data: str | None, texts: str | None, label_column: str | None
-) -> tuple[NewTask, TaskFiles]:
-    """A task's section, and the files of its rows; of options as they were given."""
-    try:
-        text_columns = as_list(texts) if texts is not None else ()
-    except ValueError as error:
-        raise ConfigError(f"--text-columns: {error}") from None
-    if data is None:
-        return described(task, None, text_columns, label_column), _PLACEHOLDERS
-    files = data.split(",")
-    if len(files) != 2 or not all(files):
-        raise ConfigError(
-            f"--data: expected the files of training and evaluation rows with a comma between them, got {data!r} for "
-            f"the task {task.name!r}"
-        )
-    tables = [read_columns(one) for one in files]
-    section = described(task, tables[0], text_columns, label_column)
-    for one, table in zip(files, tables, strict=True):
-        require_columns(section, table, one)
-    train, validation = (one if "://" in one else str(Path(one).absolute()) for one in files)
-    return section, TaskFiles(train, validation)
-
-
-def _write(file: Path, text: str, tasks: Sequence[ServerTask]) -> None:
-    """Write the file if it can be loaded."""
+def _write(file: Path, text: str, copies: Sequence[tuple[Path, str]], tasks: Sequence[ServerTask]) -> None:
+    """Write the file and copies of rows, if the file can be loaded."""
+    if all(task.is_built_in for task in tasks):
+        with tempfile.TemporaryDirectory() as folder:
+            draft = Path(folder) / file.name
+            draft.write_text(text, encoding="utf-8")
+            configuration.load(draft)
     file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        if all(task.is_built_in for task in tasks):
-            configuration.load(scratch)
-        scratch.replace(file)
-    finally:
-        scratch.unlink(missing_ok=True)
+    for path, content in (*copies, (file, text)):
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            scratch.touch(0o666 if path == file else 0o600)  # only the owner may read copies of rows
+            scratch.write_text(content, encoding="utf-8")
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def _compare(file: Path, tasks: Sequence[str]) -> list[Finding]:
     """Compare the rows with the server's labels, by the written file."""
+    from fedmtl_client.data import Survey
     from fedmtl_client.doctor import rows
+    from fedmtl_client.overlap import shared_texts
 
     found: list[Finding] = []
     config = configuration.load(file) if tasks else None
     for name in tasks:
         assert config is not None
-        section = config.tasks[name]
+        entry, surveys = config.tasks[name], dict[str, Survey]()
         for split in ("train", "validation"):
             check = f"{name}: {split} rows"
-            look = partial(rows, section.spec(name), section.data, split, (1, 1), check)
+            look = partial(rows, entry.spec(name), entry.data, split, (1, 1), check, surveys)
             found += doctor.findings(check, look)
+        if len(surveys) == 2:
+            train, validation = (one.texts for one in surveys.values())
+            found += shared_texts(train, validation, check)
     return found
 
 
-def _show_end(file: Path, client_id: str, tasks: Sequence[ServerTask], given: Mapping[str, str]) -> None:
-    typer.echo(f"wrote {file}")
+def _show_end(written: Sequence[Path], tasks: Sequence[ServerTask], given: Mapping[str, str]) -> None:
+    typer.echo(f"wrote {', '.join(map(str, written))}")
     for task in tasks:
         if task.name not in given:
             typer.echo(f"edit tasks.{task.name}: text_columns, label_column and data are placeholders")
         if not task.is_built_in:
             typer.echo(f"edit tasks.{task.name}.type: module:Name of the class {task.type!r}")
-    typer.echo(f"next: fedmtl-client doctor --config {file} --client-id {client_id}")

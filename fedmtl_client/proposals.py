@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -18,9 +18,15 @@ from fedmtl_core.tasks.labels import Values, number_in, text_of
 from fedmtl_core.tasks.spec import METRICS_OF
 
 MAX_CLASSES = 50
-"""A label column with more different values isn't taken for classes."""
+"""A label column with more different values isn't taken for classes, unless the values repeat."""
+MAX_REPEATED_CLASSES = 200
+"""A label column with more different values isn't taken for classes, even if the values repeat."""
+ROWS_OF_A_LABEL = 3
+"""Values repeat if a value has this many rows on average."""
 MAX_INTEGER_CLASSES = 10
-"""A label column with more different integers is taken for a regression."""
+"""A label column with more different integers is taken for a regression, unless they number classes from 0."""
+MAX_NUMBERED_CLASSES = 100
+"""Integers from 0 without gaps are taken for the numbers of at most this many classes."""
 LENGTHS = (32, 64, 128, 256, 512)
 """The values of `training.max_length` that are proposed, in tokens."""
 MAX_CUT = 0.01
@@ -28,17 +34,20 @@ MAX_CUT = 0.01
 VALIDATION_SHARE = 0.2
 """Share of the rows that become evaluation rows where a task has one file."""
 
-_NO_LABEL = -1
-"""As `fedmtl_client.targets.NO_LABEL`, whose module imports PyTorch."""
 _SPLIT_SEED = 0
 _LABEL_NAMES = (
     *("label", "labels", "class", "category", "target", "gold", "gold_label", "y", "score", "rating", "stars"),
     *("sentiment", "intent", "topic", "verdict", "is_duplicate", "similarity", "grade"),
 )
 _TEXT_NAMES = ("text", "sentence", "content", "body", "message", "comment", "review", "document", "utterance", "query")
-_PAIRS = (("premise", "hypothesis"), ("question", "sentence"), ("query", "document"), ("first", "second"))
+_PAIRS = (
+    *(("premise", "hypothesis"), ("question", "sentence"), ("query", "document"), ("first", "second")),
+    *(("subject", "body"), ("subject", "text"), ("title", "body"), ("title", "text")),
+)
 _ID_NAMES = frozenset(["id", "idx", "index", "guid", "uuid", "row"])
 _LONGEST_LABEL_WORDS = 3.0
+_LONGEST_NAMED_LABEL_WORDS = 10.0
+"""The limit for a column with a usual name whose values repeat."""
 _MIN_TEXT_WORDS = 2.0
 _MOST_UNEQUAL = 3.0
 """Two columns whose mean lengths differ by a larger factor aren't taken for a pair."""
@@ -64,6 +73,10 @@ class _Column:
         return sum(len(str(value).split()) for value in self.values) / max(1, len(self.values))
 
     @property
+    def repeats(self) -> bool:
+        return len(self.values) >= ROWS_OF_A_LABEL * self.num_distinct
+
+    @property
     def is_id(self) -> bool:
         """Whether the column numbers or names its rows."""
         name = self.name.lower()
@@ -77,9 +90,14 @@ def propose_label_column(table: Table) -> str | None:
     Returns:
         None if no column looks like labels.
     """
-    scored = [(_label_score(_column(table, name), table), place) for place, name in enumerate(table.columns)]
-    score, place = max(scored, default=(0.0, -1))
-    return list(table.columns)[place] if score > 0 else None
+    return next(iter(likely_label_columns(table)), None)
+
+
+def likely_label_columns(table: Table) -> list[str]:
+    """The columns that are most likely to hold the labels, all equally likely, the last column first."""
+    scores = {name: _label_score(_column(table, name), table) for name in reversed(list(table.columns))}
+    highest = max(scores.values(), default=0.0)
+    return [name for name, score in scores.items() if score == highest > 0]
 
 
 def matching_label_column(table: Table, labels: Sequence[str]) -> str | None:
@@ -91,7 +109,7 @@ def matching_label_column(table: Table, labels: Sequence[str]) -> str | None:
     values = Values(tuple(labels))
     counts = {
         name: sum(
-            (text := _label_text(_named(cell, table.class_names.get(name, ())))) is not None
+            (text := label_text(named(cell, table.class_names.get(name, ())))) is not None
             and values.find(text) is not None
             for cell in cells
         )
@@ -126,25 +144,32 @@ def propose_text_columns(table: Table, label_column: str | None) -> tuple[str, .
 
 
 def propose_type(cells: Iterable[object], class_names: Sequence[str] = ()) -> str:
-    """`regression` for labels that are numbers, unless they are a few integers; else `classification`.
+    """`regression` for numbers other than a few integers and the numbers of classes; else `classification`.
 
     Args:
         cells: the label column's.
         class_names: those that the file declares for the column.
     """
-    numbers: set[Decimal] = set()
     if class_names:
         return "classification"
+    numbers: Counter[Decimal] = Counter()
     for cell in cells:
-        text = _label_text(cell)
+        text = label_text(cell)
         if text is None:
             continue
         number = None if isinstance(cell, bool) else number_in(text)
         if number is None:
             return "classification"
-        numbers.add(number)
+        numbers[number] += 1
     are_integers = all(number == number.to_integral_value() for number in numbers)
-    return "classification" if are_integers and len(numbers) <= MAX_INTEGER_CLASSES else "regression"
+    are_few = are_integers and len(numbers) <= MAX_INTEGER_CLASSES
+    return "classification" if are_few or _are_class_numbers(numbers) else "regression"
+
+
+def may_be_classes(num_labels: int, num_rows: int) -> bool:
+    """Whether a label column with so many different values in so many rows is taken for classes."""
+    repeats = num_rows >= ROWS_OF_A_LABEL * num_labels
+    return 2 <= num_labels <= (MAX_REPEATED_CLASSES if repeats else MAX_CLASSES)
 
 
 def propose_labels(cells: Iterable[object], class_names: Sequence[str] = ()) -> tuple[str, ...]:
@@ -158,7 +183,7 @@ def propose_labels(cells: Iterable[object], class_names: Sequence[str] = ()) -> 
         return tuple(class_names)
     names: dict[str | Decimal, str] = {}
     for cell in cells:
-        text = _label_text(cell)
+        text = label_text(cell)
         if text is None:
             continue
         number = number_in(text)
@@ -169,7 +194,7 @@ def propose_labels(cells: Iterable[object], class_names: Sequence[str] = ()) -> 
 
 def propose_value_range(cells: Iterable[object]) -> tuple[float, float] | None:
     """The lowest and the highest label of a regression, widened to integers; None without two different integers."""
-    numbers = [number for cell in cells if (number := number_in(_label_text(cell) or "")) is not None]
+    numbers = [number for cell in cells if (number := number_in(label_text(cell) or "")) is not None]
     if not numbers:
         return None
     lowest, highest = math.floor(min(numbers)), math.ceil(max(numbers))
@@ -194,11 +219,6 @@ def propose_max_length(lengths: Sequence[int], at_most: int | None = None) -> in
     needed = ranked[min(len(ranked) - 1, math.floor((1 - MAX_CUT) * len(ranked)))]
     proposed = next((length for length in LENGTHS if length >= needed), LENGTHS[-1])
     return proposed if at_most is None else max(8, min(proposed, at_most))
-
-
-def count_missing(cells: Iterable[object], class_names: Sequence[str] = ()) -> int:
-    """The number of cells without a label."""
-    return sum(_label_text(cell) is None or (bool(class_names) and cell == _NO_LABEL) for cell in cells)
 
 
 def split_rows(texts: Sequence[tuple[object, ...]], groups: Sequence[object]) -> tuple[list[int], list[int]]:
@@ -230,8 +250,14 @@ def split_rows(texts: Sequence[tuple[object, ...]], groups: Sequence[object]) ->
     return [row for row in range(len(texts)) if row not in chosen], sorted(chosen)
 
 
+def _are_class_numbers(numbers: Mapping[Decimal, int]) -> bool:
+    """Whether integers count from 0 without gaps, and each has several rows."""
+    is_counted = sorted(numbers) == list(range(len(numbers)))
+    return is_counted and len(numbers) <= MAX_NUMBERED_CLASSES and min(numbers.values()) > 1
+
+
 def _column(table: Table, name: str) -> _Column:
-    values = [value for value in table.columns[name] if _label_text(value) is not None]
+    values = [value for value in table.columns[name] if label_text(value) is not None]
     are_strings = all(isinstance(value, str) for value in table.columns[name])
     is_text = are_strings and any(number_in(str(value)) is None for value in values)
     return _Column(name, values, is_text, len(table.columns[name]))
@@ -240,10 +266,12 @@ def _column(table: Table, name: str) -> _Column:
 def _label_score(column: _Column, table: Table) -> float:
     """How much a column looks like labels; 0 if it doesn't."""
     are_scalars = not any(isinstance(value, (list, dict)) for value in column.values)
-    if not column.values or not are_scalars or column.is_id or column.mean_words > _LONGEST_LABEL_WORDS:
+    is_named = column.name.lower() in _LABEL_NAMES
+    longest = _LONGEST_NAMED_LABEL_WORDS if is_named and column.repeats else _LONGEST_LABEL_WORDS
+    if not column.values or not are_scalars or column.is_id or column.mean_words > longest:
         return 0.0
-    score = 4.0 if column.name.lower() in _LABEL_NAMES or column.name in table.class_names else 0.0
-    if 1 < column.num_distinct <= MAX_CLASSES and column.num_distinct < len(column.values):
+    score = 4.0 if is_named or column.name in table.class_names else 0.0
+    if may_be_classes(column.num_distinct, len(column.values)) and column.num_distinct < len(column.values):
         score += 2.0
     elif not column.is_text and column.num_distinct > 1:
         score += 1.0
@@ -264,12 +292,12 @@ def _known_pair(texts: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def _named(cell: object, class_names: Sequence[str]) -> object:
+def named(cell: object, class_names: Sequence[str]) -> object:
     """The class name that the index of a declared class stands for; any other cell as it is."""
     return class_names[cell] if type(cell) is int and 0 <= cell < len(class_names) else cell
 
 
-def _label_text(cell: object) -> str | None:
+def label_text(cell: object) -> str | None:
     """A cell as the name of a label; None if it is missing or empty."""
     if isinstance(cell, bool):
         return str(cell).lower()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedmtl_client import proposals
 from fedmtl_client.client_file import NewTask
-from fedmtl_client.tables import Table
+from fedmtl_client.columns import Columns
 from fedmtl_core.errors import ConfigError, DataError, PermissionDeniedError
 from fedmtl_core.tasks.spec import BUILT_IN, METRICS_OF
 
@@ -78,7 +78,7 @@ def tasks_of_server(api: FederationApi, wanted: Sequence[str] = ()) -> tuple[lis
 
 
 def described(
-    task: ServerTask, table: Table | None, text_columns: Sequence[str] = (), label_column: str | None = None
+    task: ServerTask, table: Columns | None, text_columns: Sequence[str] = (), label_column: str | None = None
 ) -> NewTask:
     """The section of a task in a client's file.
 
@@ -89,17 +89,23 @@ def described(
         label_column: the one that was given; proposed if None.
 
     Raises:
-        ConfigError: a column has to be given.
+        ConfigError: a column has to be given, or doesn't suit the task.
     """
     label = None
+    if label_column is not None and not label_column.strip():
+        raise ConfigError(f"--label-column: expected the name of a column, got {label_column!r}")
     if task.is_labelled:
         label = label_column or ("label" if table is None else _label_column(task, table))
     texts = tuple(text_columns) or (PLACEHOLDER_COLUMN,)
     if table is not None and not text_columns:
         texts = proposals.propose_text_columns(table, label)
+    if label_column is not None and not task.is_labelled:
+        raise ConfigError(f"--label-column: the task {task.name!r} is a {task.type} task, which has no label column")
+    if label in texts:
+        raise ConfigError(f"--text-columns: {label!r} is the label column of the task {task.name!r}; name another one")
     if not texts or (task.is_labelled and label is None):
         option = "--label-column" if texts else "--text-columns"
-        has = ", ".join(table.columns) if table else ""
+        has = table.listing if table else ""
         raise ConfigError(f"{option}: needed for the task {task.name!r}, whose file has the columns {has}")
     # The plan doesn't name the server's metrics: a client that measures all of them has those of the server.
     metrics = [one for one in METRICS_OF.get(task.type, ()) if one != "f1" or len(task.labels) == 2]
@@ -107,12 +113,12 @@ def described(
     return NewTask(task.name, type_, texts, label, task.labels, tuple(metrics))
 
 
-def _label_column(task: ServerTask, table: Table) -> str | None:
+def _label_column(task: ServerTask, table: Columns) -> str | None:
     matching = proposals.matching_label_column(table, task.labels) if task.labels else None
     return matching or proposals.propose_label_column(table)
 
 
-def require_columns(task: NewTask, table: Table, file: str) -> None:
+def require_columns(task: NewTask, table: Columns, file: str) -> None:
     """Check that a file has a task's columns.
 
     Raises:
@@ -120,4 +126,4 @@ def require_columns(task: NewTask, table: Table, file: str) -> None:
     """
     for column in (*task.text_columns, *([task.label_column] if task.label_column else [])):
         if column not in table.columns:
-            raise DataError(f"{file} has no column {column!r}; its columns are {', '.join(table.columns)}")
+            raise DataError(f"{file} has no column {column!r}; its columns are {table.listing}")

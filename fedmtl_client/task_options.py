@@ -41,3 +41,15 @@ def as_list(text: str) -> tuple[str, ...]:
     if not all(names) or len(set(names)) != len(names):
         raise ValueError(f"expected different names with commas between them, got {text!r}")
     return names
+
+
+def as_text_columns(text: str) -> tuple[str, ...]:
+    """The names of one text column, or of the two columns of a pair.
+
+    Raises:
+        ValueError: a name is empty or occurs twice, or there are more than two.
+    """
+    names = as_list(text)
+    if len(names) > 2:
+        raise ValueError(f"expected 1 or 2 text columns, got {len(names)}: {text!r}")
+    return names

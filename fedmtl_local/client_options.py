@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedmtl_core import config as configuration
-from fedmtl_core.config import LocalClient
+from fedmtl_core.config import Config, LocalClient
 from fedmtl_core.errors import ConfigError
 
 _READ_BY_CLIENTS = re.compile(
@@ -38,23 +38,39 @@ def options_of(client: LocalClient, address: str, config_path: Path, overrides: 
     ]
 
 
-def require_own_files(clients: Sequence[LocalClient], overrides: Sequence[str]) -> None:
+def require_own_files(config: Config, config_path: Path, overrides: Sequence[str]) -> None:
     """Check the configuration file of every client that has its own.
 
+    Args:
+        config: the launcher's configuration.
+        config_path: its file.
+        overrides: its overrides, `KEY=VALUE` each.
+
     Raises:
-        ConfigError: a file can't be read, has an error, or lacks one of the client's tasks.
+        ConfigError: a file can't be read, has an error, lacks one of the client's tasks, defines it in another way, or
+            has the client started with yet another file.
     """
-    for client in clients:
+    for client in config.clients:
         if client.config is None:
             continue
         key = f"clients: config of {client.client_id!r}"
+        if client.config.resolve() == config_path.resolve():
+            raise ConfigError(f"{key}: {client.config} is the launcher's own file; leave `config` out")
         try:
             settled = configuration.load(client.config, list(_overrides_for(client, overrides)))
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from None
+        if any(one.client_id == client.client_id and one.config is not None for one in settled.clients):
+            raise ConfigError(f"{key}: {client.config} names yet another file for the client; remove `config` there")
         if lacking := [task for task in client.task_names if task not in settled.tasks]:
             has = ", ".join(settled.tasks) or "(none)"
             raise ConfigError(f"{key}: {client.config} has the tasks {has}, and lacks {lacking[0]!r}")
+        try:
+            for task in client.task_names:
+                same = config.tasks[task].spec(task)
+                settled.tasks[task].spec(task).require_same(same.kind, same.labels)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {client.config}: {error}") from None
 
 
 def _overrides_for(client: LocalClient, overrides: Sequence[str]) -> Iterator[str]:

@@ -111,7 +111,7 @@ class LocalRun:
                 f"{config_path}: clients: expected at least one client to start, got none; for example "
                 "`clients: [{client_id: a, task: sst2}]`"
             )
-        require_own_files(config.clients, overrides)
+        require_own_files(config, config_path, overrides)
         self.run_dir = run_dir or config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}"
         with _attributed_to("--run-dir" if run_dir else "server.runs_dir"):
             _require_free(self.run_dir, config)

@@ -40,8 +40,8 @@ def read(open_file: Open, wanted: Sequence[str]) -> Table:
     for row, (place, value) in enumerate(_objects(open_file), 1):
         if not isinstance(value, dict):
             raise MalformedError(f"{place}: expected an object such as {{{_example(wanted)}}}, found {_kind(value)}")
-        if row == 1:
-            known = dict.fromkeys(value)
+        if row == 1 or not wanted:
+            known.update(dict.fromkeys(value))
         if type(value) is _Repeated and (twice := [name for name in wanted if value.keys_in_file.count(name) > 1]):
             raise MalformedError(f"{place}: the key {twice[0]!r} occurs more than once")
         for name, append in targets:

@@ -149,7 +149,10 @@ def explained(problem: ErrorDetails, document: Document, location: tuple[int | s
     if problem["type"] == SECRET or isinstance(value, (dict, BaseModel)):
         return Explained(line, message)
     fits = place is not None and place.is_scalar != isinstance(value, (list, tuple))
-    message += f" (got {place.text if place and fits else shown(value)})"
+    if problem["type"] == "path_type":
+        message = "expected a path"
+    if f"got {value!r}" not in message:
+        message += f" (got {place.text if place and fits else shown(value)})"
     if problem["type"] == "string_type" and value is not None and not isinstance(value, (list, tuple)):
         message += "; put quotes around text"
     return Explained(line, message)

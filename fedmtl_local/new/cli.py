@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import typer
 
-from fedmtl_client import proposals
 from fedmtl_client.task_options import by_task
 from fedmtl_core import logs
 from fedmtl_core.config import DEFAULT_ADDRESS, parse_address
@@ -20,20 +18,15 @@ from fedmtl_core.runtime.doctor import Finding, Level
 from fedmtl_local.new import options
 from fedmtl_local.new.asked import asked_entries
 from fedmtl_local.new.dry_run import local_tokenizer
+from fedmtl_local.new.encoder import find_encoder, learning_rate, propose_max_length
 from fedmtl_local.new.entries import parse_entry
-from fedmtl_local.new.examined import ExaminedTask, examine, read_source
+from fedmtl_local.new.examined import examine, read_source
 from fedmtl_local.new.federation import FEDERATION_FILE, NewFederation, client_path
 from fedmtl_local.new.questions import Questions
-from fedmtl_local.new.readme import README_FILE
+from fedmtl_local.new.readme import README_FILE, alternating
 from fedmtl_local.new.writing import require_usable, write
 
 new_federation_app = new_app()
-
-_LEARNING_RATES = {options.PACKAGED_ENCODER: 2e-4, options.HUB_ENCODER: 2e-4, "builtin:toy": 2e-3}
-_OTHER_LEARNING_RATE = 5e-5
-_CHARACTERS_PER_TOKEN = 3
-"""An estimate for texts whose tokenizer isn't on this machine, rather low."""
-_MOST_TOKENIZED = 1_000
 
 
 @new_federation_app.command("new")
@@ -80,13 +73,13 @@ def create(
         )
         for name in names
     ]
-    chosen = questions.find("Encoder", _encoder, option="--encoder", given=encoder, proposed=_default_encoder())
+    chosen = find_encoder(questions, encoder)
     question = "Address that clients connect to"
     address = questions.find(question, parse_address, option="--server", given=server, proposed=DEFAULT_ADDRESS)
     typer.echo("reading rows and encoder; it takes some seconds", err=True)
     tokenizer = local_tokenizer(chosen)
-    rate = _LEARNING_RATES.get(chosen, _OTHER_LEARNING_RATE)
-    planned = NewFederation(tasks, chosen, rate, max_length or _max_length(tasks, tokenizer), rounds, address)
+    length = max_length or propose_max_length(tasks, chosen, tokenizer)
+    planned = NewFederation(tasks, chosen, learning_rate(chosen), length, rounds, address)
     if not write(planned, folder.absolute(), tokenizer, _tell):
         advice = "Fix the rows, or set other values with options: see `fedmtl-local new --help`"
         typer.echo(f"the dry run failed; nothing was written. {advice}", err=True)
@@ -99,40 +92,15 @@ def _is_terminal() -> bool:
 
 
 def _tell(found: Sequence[Finding]) -> None:
-    """Show the first finding of each check, and whatever isn't as it should be."""
-    firsts = {one.check: one for one in reversed(found)}
-    doctor.tell([one for one in found if one.level is not Level.ok or firsts[one.check] is one], as_json=False)
-
-
-def _encoder(text: str) -> str:
-    """An encoder's name, such that the server finds it from any folder."""
-    is_folder = ":" not in text and Path(text).is_dir()
-    return str(Path(text).absolute()) if is_folder else text
-
-
-def _default_encoder() -> str:
-    package = options.PACKAGED_ENCODER.removeprefix("python:").partition("/")[0]
-    return options.PACKAGED_ENCODER if find_spec(package) is not None else options.HUB_ENCODER
-
-
-def _max_length(tasks: Sequence[ExaminedTask], tokenizer: Any | None) -> int:
-    """The longest input in tokens that is proposed for the rows of all tasks."""
-    lengths: list[int] = []
-    for one in tasks:
-        rows = [
-            row
-            for source in one.sources
-            for _, table in source.tables
-            for row in zip(*(map(str, table.columns[column]) for column in one.task.text_columns), strict=True)
-        ]
-        sample = rows[:: max(1, len(rows) // _MOST_TOKENIZED)]
-        if tokenizer is None:
-            lengths += [sum(len(text) // _CHARACTERS_PER_TOKEN + 2 for text in row) for row in sample]
-        else:
-            encoded = tokenizer(*(list(column) for column in zip(*sample, strict=True)))
-            lengths += [len(ids) for ids in encoded["input_ids"]]
-    limit = getattr(tokenizer, "model_max_length", None)
-    return proposals.propose_max_length(lengths, limit if limit is not None and limit < 10**6 else None)
+    """Show the number of rows of each check, the findings before it, and whatever isn't as it should be."""
+    told: set[str] = set()
+    shown: list[Finding] = []
+    for one in found:
+        if one.level is not Level.ok or one.check not in told:
+            shown.append(one)
+        if "using the columns" in one.found or one.check == "encoder":
+            told.add(one.check)
+    doctor.tell(shown, as_json=False)
 
 
 def _show_end(planned: NewFederation, folder: Path, *, is_tokenized: bool) -> None:
@@ -141,6 +109,8 @@ def _show_end(planned: NewFederation, folder: Path, *, is_tokenized: bool) -> No
         label = f", label {task.label_column}" if task.label_column else ""
         names = f" ({', '.join(task.labels)})" if task.labels else ""
         typer.echo(f"{task.name}: {task.type}, text {' and '.join(task.text_columns)}{label}{names}")
+    if planned.sites_of_several:
+        typer.echo(alternating(planned))
     written = [FEDERATION_FILE, *map(client_path, planned.sites), README_FILE]
     written += ["data/ (copies of rows)"] if planned.has_split_rows else []
     typer.echo(f"wrote {', '.join(str(folder / name) for name in written)}")
@@ -149,4 +119,4 @@ def _show_end(planned: NewFederation, folder: Path, *, is_tokenized: bool) -> No
         not_checked = f"ports, and the encoder {planned.encoder} with its tokenizer, which the first start downloads"
     tokens = ", and the tokens of the first rows" if is_tokenized else ""
     typer.echo(f"checked: files, columns, every label{tokens}; not checked: {not_checked}")
-    typer.echo(f"next: cd {folder} && fedmtl-local --config {FEDERATION_FILE}")
+    typer.echo(f"next: cd {shlex.quote(str(folder))} && fedmtl-local --config {FEDERATION_FILE}")

@@ -35,6 +35,14 @@ def local_tokenizer(encoder: str) -> Any | None:
     return load_tokenizer(encoder) if is_on_this_machine(encoder) else None
 
 
+def most_positions(encoder: str) -> int | None:
+    """The longest input in tokens of an encoder on this machine; None if its configuration gives no number."""
+    from fedmtl_core.model.encoder_check import longest_input
+    from fedmtl_core.model.encoders import load_encoder
+
+    return longest_input(load_encoder(encoder, weights=False)[0])
+
+
 def dry_run(folder: Path, sites: Sequence[str], tokenizer: Any | None) -> list[Finding]:
     """What was found in the files of a federation.
 
@@ -60,6 +68,7 @@ def dry_run(folder: Path, sites: Sequence[str], tokenizer: Any | None) -> list[F
 def _task(server: Config, client: Config, site: str, task: str, tokenizer: Any | None) -> Iterator[Finding]:
     """One site's rows of a task."""
     from fedmtl_client import doctor as client_doctor
+    from fedmtl_client.overlap import shared_texts
 
     section, plan = client.tasks[task], server.plan(task)
     spec = section.spec(task)
@@ -71,6 +80,9 @@ def _task(server: Config, client: Config, site: str, task: str, tokenizer: Any |
         look = partial(client_doctor.rows, spec, section.data, split, shard, name, surveys)
         found = doctor.findings(name, look)
         yield from found
+        if split == "validation" and len(surveys) == 2:
+            train, validation = (one.texts for one in surveys.values())
+            yield from shared_texts(train, validation, name)
         if tokenizer is None or doctor.has_failed(found):
             continue
         yield from doctor.findings(

@@ -38,6 +38,8 @@ def parse_entry(text: str) -> Entry:
     if "," in validation or (comma and not (train and validation)):
         raise ConfigError(f"--task: expected one file, or two with a comma between them, got {files!r}")
     named = tuple(sites.split(",")) if at else (default_site(task),)
+    if len(set(named)) < len(named):
+        raise ConfigError(f"--task: expected different sites with commas between them, got {sites!r}")
     return Entry(require_task(task), tuple(map(require_site, named)), train, validation or None)
 
 
@@ -58,11 +60,13 @@ def require_task(name: str) -> str:
 
 
 def require_site(name: str) -> str:
-    """A site's name, as it is: it becomes a client id.
+    """A site's name, as it is: it becomes a client id and the name of a folder.
 
     Raises:
-        ConfigError: no client can have the name.
+        ConfigError: no client or no folder can have the name.
     """
+    if name in (".", ".."):
+        raise ConfigError(f"--task: a site's name can't be '.' or '..', got {name!r}")
     return _identifier("a site's name", name)
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import typer
 
 from fedmtl_client import proposals
 from fedmtl_client.client_file import NewTask
-from fedmtl_client.columns import read_columns
-from fedmtl_client.tables import Table
-from fedmtl_client.task_options import as_list
+from fedmtl_client.columns import Columns, read_columns, require_header
+from fedmtl_client.label_cells import LeftOut, declared_names, label_cells, left_out, missing_words
+from fedmtl_client.task_options import as_list, as_text_columns
 from fedmtl_core.errors import ConfigError, DataError
 from fedmtl_core.identifiers import name_some
-from fedmtl_core.tasks.labels import listing
 from fedmtl_core.tasks.spec import METRICS_OF
+from fedmtl_local.new import checks
 from fedmtl_local.new.entries import Entry
 from fedmtl_local.new.questions import Questions
 
@@ -28,11 +27,11 @@ class Source:
     """The rows of one entry."""
 
     entry: Entry
-    train: Table
-    validation: Table | None
+    train: Columns
+    validation: Columns | None
 
     @property
-    def tables(self) -> Sequence[tuple[str, Table]]:
+    def tables(self) -> Sequence[tuple[str, Columns]]:
         """Each file with its rows."""
         rest = [(self.entry.validation, self.validation)] if self.entry.validation and self.validation else []
         return [(self.entry.train, self.train), *rest]
@@ -44,8 +43,8 @@ class ExaminedTask:
 
     task: NewTask
     sources: Sequence[Source]
-    drops_empty_labels: bool
-    """Whether rows without a label are left out."""
+    drop_labels: tuple[str, ...]
+    """The cells that stand for no label; their rows are left out."""
 
 
 def read_source(entry: Entry) -> Source:
@@ -71,38 +70,36 @@ def examine(name: str, sources: Sequence[Source], given: Mapping[str, str], ques
         questions: finds what isn't given.
 
     Raises:
-        ConfigError: an option's value doesn't fit the rows, or a fact is missing.
+        ConfigError: an option's value doesn't fit the rows or the type, or a fact is missing.
     """
-    first, table = sources[0].tables[0]
-    if questions.asks:
-        typer.echo(f"{name}: {first} has {table.num_rows:,} rows with the columns {', '.join(table.columns)}")
-    is_unlabelled = given.get("--type") == "masked_lm"
-    label = None if is_unlabelled else _label_column(name, first, table, given, questions)
-    texts = questions.find(
-        f"{name}: column of the text, or two columns of a pair",
-        as_list,
-        option="--text-columns",
-        given=given.get("--text-columns"),
-        proposed=proposals.propose_text_columns(table, label) or None,
-        why_needed=f"no column of {first} looks like text; its columns are {', '.join(table.columns)}",
-    )
-    _require_columns(name, sources, (*texts, *([label] if label else [])))
-    cells = [] if label is None else list(chain(*(one.columns[label] for _, one in _tables(sources))))
-    declared = table.class_names.get(label, ()) if label else ()
+    tables = [one for source in sources for one in source.tables]
+    _introduce(name, tables[0], questions)
+    label = None if given.get("--type") == "masked_lm" else _label_column(name, tables, given, questions)
+    texts = _text_columns(name, tables, label, given, questions)
+    rows = [one for _, one in tables]
+    cells = [] if label is None else label_cells(rows, label)
+    declared = declared_names(rows, label) if label else ()
+    implied = "classification" if "--labels" in given else None
     type_ = questions.find(
         f"{name}: type ({', '.join(METRICS_OF)})",
-        _type,
+        checks.type_of,
         option="--type",
-        given=given.get("--type"),
+        given=given.get("--type", implied),
         proposed="masked_lm" if label is None else proposals.propose_type(cells, declared),
     )
-    labels = _labels(name, label or "", cells, declared, given, questions) if type_ == "classification" else ()
+    checks.require_usable_options(name, type_, given)
+    labels: tuple[str, ...] = ()
+    if type_ == "classification":
+        labels = _labels(name, label or "", cells, declared, given, questions)
+        if "--label-column" not in given:
+            require_header(tables[0][0], label or "", labels)
     metrics = questions.find(
         f"{name}: metrics, the main one first",
         as_list,
         option="--metrics",
         given=given.get("--metrics"),
         proposed=proposals.propose_metrics(type_, labels),
+        check=lambda metrics: checks.require_spec(name, type_, label, labels, metrics),
     )
     task = NewTask(
         name=name,
@@ -113,30 +110,76 @@ def examine(name: str, sources: Sequence[Source], given: Mapping[str, str], ques
         metrics=metrics,
         value_range=proposals.propose_value_range(cells) if type_ == "regression" else None,
     )
-    missing = proposals.count_missing(cells, declared) if task.label_column else 0
-    if missing:
-        typer.echo(f"{name}: {missing:,} rows have no label; drop_labels leaves them out")
-    return ExaminedTask(task, sources, drops_empty_labels=missing > 0)
+    missing = left_out(rows, task.label_column, labels) if task.label_column else LeftOut(0, ())
+    _tell_missing(name, missing, cells, labels)
+    return ExaminedTask(task, sources, missing.cells)
 
 
-def _label_column(name: str, file: str, table: Table, given: Mapping[str, str], questions: Questions) -> str | None:
-    proposed = proposals.propose_label_column(table)
-    columns = ", ".join(table.columns)
-    reason = f"no column of {file} looks like labels; its columns are {columns}"
+def _introduce(name: str, first: tuple[str, Columns], questions: Questions) -> None:
+    """Say which columns the first file of a task has."""
+    file, table = first
+    if questions.asks:
+        typer.echo(f"{name}: {file} has {table.num_rows:,} rows with the columns {', '.join(table.columns)}")
+    for column, reason in table.left_out.items():
+        typer.echo(f"{name}: the column {column!r} is left out: {reason}")
+
+
+def _tell_missing(name: str, missing: LeftOut, cells: Sequence[object], labels: Sequence[str]) -> None:
+    if missing.num_rows:
+        spelled = ", ".join(repr(cell) for cell in missing.cells if cell)
+        words = f" ({spelled})" if spelled else ""
+        typer.echo(f"{name}: {missing.num_rows:,} rows have no label{words}; drop_labels leaves them out")
+    for word, count in missing_words(cells).items():
+        if word in labels:
+            typer.echo(
+                f"{name}: {word!r} in {count:,} rows is one of the labels; if it stands for no label, name the labels "
+                "without it (--labels)"
+            )
+
+
+def _label_column(
+    name: str, tables: Sequence[tuple[str, Columns]], given: Mapping[str, str], questions: Questions
+) -> str | None:
+    file, table = tables[0]
+    likely = proposals.likely_label_columns(table)
+    reason = f"no column of {file} looks like labels; its columns are {table.listing}"
     if len(table.columns) == 1:
-        reason = (
-            f"{file} has one column ({columns}), and a task needs a text column and a label column. For texts without "
-            f"labels, give --type {name}=masked_lm"
-        )
-        if not given.get("--label-column"):
+        advice = f"For texts without labels, give --type {name}=masked_lm"
+        if table.left_out:
+            advice = "Correct the columns that are left out"
+        reason = f"{file} has one column ({table.listing}), and a task needs a text column and a label column. {advice}"
+        if "--label-column" not in given:
             raise ConfigError(f"--label-column: needed for the task {name!r}: {reason}")
+    if len(likely) > 1 and "--label-column" not in given:
+        others = f"{', '.join(likely[1:])} {'is' if len(likely) == 2 else 'are'} as likely"
+        typer.echo(f"{name}: the label column {likely[0]} is proposed, and {others} (--label-column)")
     return questions.find(
         f"{name}: column of the label",
-        str.strip,
+        checks.column_of,
         option="--label-column",
         given=given.get("--label-column"),
-        proposed=proposed,
+        proposed=likely[0] if likely else None,
         why_needed=f"the task {name!r}: {reason}",
+        check=lambda column: checks.require_columns(name, tables, [column]),
+    )
+
+
+def _text_columns(
+    name: str,
+    tables: Sequence[tuple[str, Columns]],
+    label: str | None,
+    given: Mapping[str, str],
+    questions: Questions,
+) -> tuple[str, ...]:
+    file, table = tables[0]
+    return questions.find(
+        f"{name}: column of the text, or two columns of a pair",
+        as_text_columns,
+        option="--text-columns",
+        given=given.get("--text-columns"),
+        proposed=proposals.propose_text_columns(table, label) or None,
+        why_needed=f"no column of {file} looks like text; its columns are {table.listing}",
+        check=lambda columns: checks.require_text_columns(name, tables, columns, label),
     )
 
 
@@ -149,8 +192,14 @@ def _labels(
     questions: Questions,
 ) -> tuple[str, ...]:
     found = proposals.propose_labels(cells, declared)
-    is_usable = 2 <= len(found) <= proposals.MAX_CLASSES or len(declared) > 1
+    is_usable = proposals.may_be_classes(len(found), len(cells)) or len(declared) > 1
     different = f"{len(found):,} different value" + ("" if len(found) == 1 else "s")
+
+    def check(labels: tuple[str, ...]) -> None:
+        checks.require_spec(name, "classification", column, labels)
+        if questions.asks:  # else the dry run finds all of them
+            checks.require_every_label(labels, cells)
+
     return questions.find(
         f"{name}: labels, in the order of the head's outputs",
         as_list,
@@ -159,26 +208,9 @@ def _labels(
         proposed=found if is_usable else None,
         why_needed=(
             f"the task {name!r}: its label column {column!r} has {different} ({name_some(found, _EXAMPLES)}), and "
-            f"classes are proposed from 2 to {proposals.MAX_CLASSES}. Name another column with --label-column, or "
-            "every label with --labels"
+            f"classes are proposed from 2 to {proposals.MAX_CLASSES}, or to {proposals.MAX_REPEATED_CLASSES} that "
+            f"have {proposals.ROWS_OF_A_LABEL} rows on average. Name another column with --label-column, or every "
+            "label with --labels"
         ),
+        check=check,
     )
-
-
-def _type(text: str) -> str:
-    if text not in METRICS_OF:
-        raise ValueError(f"expected one of {', '.join(METRICS_OF)}, got {text!r}")
-    return text
-
-
-def _tables(sources: Sequence[Source]) -> list[tuple[str, Table]]:
-    return [one for source in sources for one in source.tables]
-
-
-def _require_columns(name: str, sources: Sequence[Source], columns: Sequence[str]) -> None:
-    for file, table in _tables(sources):
-        for column in columns:
-            if column not in table.columns:
-                raise ConfigError(
-                    f"the task {name!r} needs the column {column!r}, and {file} has {listing(list(table.columns))}"
-                )

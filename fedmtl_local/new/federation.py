@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedmtl_client import proposals
 from fedmtl_client.client_file import NewTask, TaskFiles, client_file, client_lines, flow, task_lines
 from fedmtl_client.reading.remote import is_url
-from fedmtl_client.tables import Table
-from fedmtl_core.errors import ConfigError, DataError
+from fedmtl_client.row_copies import split_copies
+from fedmtl_core.addresses import host_of, is_loopback
+from fedmtl_core.errors import ConfigError
 from fedmtl_local.new.examined import ExaminedTask, Source
+from fedmtl_local.new.quorums import min_clients
 
 FEDERATION_FILE = "federation.yaml"
+
+_TLS_COMMENTS = (
+    "# security:",
+    "#   tls:",
+    "#     certificate: certs/server.pem  # it turns TLS on",
+    "#     key: certs/server.key",
+    "#     client_ca: certs/ca.pem  # the CA of the clients' certificates",
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,11 @@ class NewFederation:
     def tasks_of(self, site: str) -> tuple[str, ...]:
         """The tasks that a site has rows of."""
         return tuple(task.task.name for task in self.tasks for one in task.sources if site in one.entry.sites)
+
+    @property
+    def sites_of_several(self) -> tuple[str, ...]:
+        """The sites with several tasks."""
+        return tuple(site for site in self.sites if len(self.tasks_of(site)) > 1)
 
     def shard_of(self, site: str) -> str:
         """The part of its files that a site uses, `K/N`; empty for all rows.
@@ -98,6 +110,7 @@ def client_path(site: str) -> str:
 
 
 def _federation_file(new: NewFederation, folder: Path) -> str:
+    quorums = min_clients({site: new.tasks_of(site) for site in new.sites})
     lines = [
         "# Configuration of the server, and of fedmtl-local, which starts server and clients on one machine.",
         "# README.md has the commands. `clients` lists the clients with their files, which name their rows.",
@@ -111,8 +124,9 @@ def _federation_file(new: NewFederation, folder: Path) -> str:
         f"  max_length: {new.max_length}  # tokens; longer texts are cut",
         "server:",
         f"  port: {new.server.rpartition(':')[2]}",
+        *([] if is_loopback(host_of(new.server)) else _TLS_COMMENTS),
         "tasks:",
-        *(line for one in new.tasks for line in [*task_lines(one.task), *_quorum(one)]),
+        *(line for one in new.tasks for line in [*task_lines(one.task), *_quorum(quorums[one.task.name])]),
         "clients:",
     ]
     for site in new.sites:
@@ -121,10 +135,10 @@ def _federation_file(new: NewFederation, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _quorum(one: ExaminedTask) -> list[str]:
-    """The line that makes a round wait for all sites of a task, since by default one client opens it."""
-    number = sum(len(source.entry.sites) for source in one.sources)
-    return [f"    min_clients: {number}  # clients of this task that a round waits for"] if number > 1 else []
+def _quorum(number: int) -> list[str]:
+    """The line with the number of clients that a round waits for; by default it waits for one."""
+    why = "clients of this task that a round waits for" if number else "its clients train another task in some rounds"
+    return [] if number == 1 else [f"    min_clients: {number}  # {why}"]
 
 
 def _files(one: ExaminedTask, source: Source, folder: Path) -> TaskFiles:
@@ -133,7 +147,7 @@ def _files(one: ExaminedTask, source: Source, folder: Path) -> TaskFiles:
         train, validation = (str(folder / path) for path in _split_paths(one.task, source))
     else:
         train, validation = _absolute(entry.train), _absolute(entry.validation)
-    return TaskFiles(train, validation, drops_empty_labels=one.drops_empty_labels)
+    return TaskFiles(train, validation, drop_labels=one.drop_labels)
 
 
 def _absolute(address: str) -> str:
@@ -147,27 +161,5 @@ def _split_paths(task: NewTask, source: Source) -> tuple[str, str]:
 
 def _split(task: NewTask, source: Source) -> Iterator[tuple[str, str]]:
     """The files of an entry that has one file: rows to train on, and rows to evaluate on."""
-    table = source.train
-    columns = (*task.text_columns, *([task.label_column] if task.label_column else []))
-    texts = list(zip(*(table.columns[column] for column in task.text_columns), strict=True))
-    is_grouped = bool(task.labels) and task.label_column is not None
-    groups = list(map(str, table.columns[task.label_column or ""])) if is_grouped else [""] * len(texts)
-    parts = proposals.split_rows(texts, groups)
-    if not all(parts):
-        raise DataError(
-            f"task {task.name}: {source.entry.train} has {len(texts)} rows with {len(set(texts))} different texts: too "
-            "few to split evaluation rows off. Name a file of evaluation rows after a comma"
-        )
-    for path, rows in zip(_split_paths(task, source), parts, strict=True):
-        objects = ({column: _plain(table, column, row) for column in columns} for row in rows)
-        yield path, "".join(json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in objects)
-
-
-def _plain(table: Table, column: str, row: int) -> object:
-    """A cell as JSON has it; the index of a declared class as the class's name."""
-    cell, names = table.columns[column][row], table.class_names.get(column, ())
-    if names and type(cell) is int:
-        return names[cell] if 0 <= cell < len(names) else None
-    if isinstance(cell, float):
-        return cell if math.isfinite(cell) else None
-    return cell if cell is None or isinstance(cell, (str, int, list)) else str(cell)
+    copies = split_copies(task, source.train, source.entry.train)
+    yield from zip(_split_paths(task, source), copies, strict=True)

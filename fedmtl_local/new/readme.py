@@ -11,6 +11,8 @@ from fedmtl_local.new.federation import FEDERATION_FILE, NewFederation, client_p
 
 README_FILE = "README.md"
 
+_WITHOUT_CREDENTIALS = ", and at `credentials` until its file names them (see below)"
+
 _ENCODERS = (
     "Another encoder is a folder, `python:PACKAGE/FOLDER` for a folder in an installed package, or a name on the model "
     "hub, which is downloaded when the server starts. Clients take the architecture and the tokenizer from the same "
@@ -22,6 +24,7 @@ _ENCODERS = (
 def readme(new: NewFederation, folder: Path) -> str:
     """The page, for a folder's final place."""
     first = new.tasks[0].task.name
+    here = is_loopback(host_of(new.server))
     blocks = [
         f"# {folder.name}",
         _text("Written by `fedmtl-local new`. Run the commands in this folder:"),
@@ -30,7 +33,7 @@ def readme(new: NewFederation, folder: Path) -> str:
         "## Check",
         _text(
             "`doctor` checks versions, configuration, rows and the encoder, and starts nothing. While no server runs, "
-            "a client's `doctor` reports a failure at `server`."
+            f"a client's `doctor` reports a failure at `server`{'' if here else _WITHOUT_CREDENTIALS}."
         ),
         _console(f"fedmtl-server doctor --config {FEDERATION_FILE}", *(_client("doctor ", site) for site in new.sites)),
         "## Run everything on this machine",
@@ -38,7 +41,10 @@ def readme(new: NewFederation, folder: Path) -> str:
         "## Run server and clients separately",
         *_separately(new),
         "## Resume a run",
-        _text("The first command resumes a run of `fedmtl-local`, the second a run of `fedmtl-server`:"),
+        _text(
+            "A run that was stopped before its end can be resumed: with the first command if `fedmtl-local` started "
+            "it, with the second if `fedmtl-server` did."
+        ),
         _console(f"fedmtl-local --config {FEDERATION_FILE} --run-dir runs/first", "fedmtl-server --resume runs/second"),
         "## Export the model",
         _console(f"fedmtl-server export --task {first} {first}-model --run-dir runs/first"),
@@ -82,25 +88,57 @@ def _overview(new: NewFederation) -> list[str]:
 def _separately(new: NewFederation) -> list[str]:
     here = is_loopback(host_of(new.server))
     host = "" if here else " --host 0.0.0.0"
-    blocks = [
+    return [
+        *([] if here else _credentials(new)),
         _console(
             f"fedmtl-server --config {FEDERATION_FILE} --run-dir runs/second{host}",
             *(_client("", site) for site in new.sites),
         ),
         _text(
-            f"Clients connect to {new.server} (`client.server`). A round waits for all sites of a task "
-            "(`min_clients`). A site on another machine needs its file in `clients`, with the paths of its rows there."
+            f"Clients connect to {new.server} (`client.server`). {_waiting(new)} A site on another machine needs its "
+            "file in `clients`, with the paths of its rows there."
         ),
     ]
-    if not here:
-        blocks.append(
-            _text(
-                "Connections between machines need TLS, and the server only admits clients that it knows: "
-                "`fedmtl-server certs init` makes certificates, `fedmtl-server clients add` adds a client. FedMTL's "
-                "docs/security.md describes both. Each client's file names its credentials in comments."
-            )
-        )
-    return blocks
+
+
+def _credentials(new: NewFederation) -> list[str]:
+    """What server and clients need before they connect between machines."""
+    certs = " ".join(["fedmtl-server certs init certs", *(f"--client {site}" for site in new.sites)])
+    commands = [f"{certs} --host {host_of(new.server)}"]
+    for site in new.sites:
+        tasks = " ".join(f"--task {task}" for task in new.tasks_of(site))
+        commands.append(f"fedmtl-server clients add {site} --config {FEDERATION_FILE} {tasks} --certificate")
+    return [
+        _text(
+            "Connections between machines need TLS, and the server only admits clients that it knows. These commands "
+            "make certificates for trials and add the clients:"
+        ),
+        _console(*commands),
+        _text(
+            f"Then uncomment `security.tls` in `{FEDERATION_FILE}`. In each client's file, uncomment `tls_ca` "
+            "(`certs/ca.pem`), `tls_certificate` (`certs/clients/SITE.pem`) and `tls_key` (`certs/clients/SITE.key`). "
+            "FedMTL's docs/security.md describes these files, and tokens instead of certificates."
+        ),
+    ]
+
+
+def _waiting(new: NewFederation) -> str:
+    """Say how many clients a round waits for."""
+    if not new.sites_of_several:
+        return "A round waits for all sites of a task (`min_clients`)."
+    return (
+        f"{alternating(new)} A round waits for `min_clients` clients of each task, at least those that train no other "
+        "task."
+    )
+
+
+def alternating(new: NewFederation) -> str:
+    """Say which sites train their tasks in turn; empty if none does."""
+    sites = new.sites_of_several
+    if not sites:
+        return ""
+    has = f"The site {sites[0]} has" if len(sites) == 1 else f"The sites {', '.join(sites)} have"
+    return f"{has} several tasks: a client trains one task per round, in turn."
 
 
 def _client(command: str, site: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +47,7 @@ def write(new: NewFederation, folder: Path, tokenizer: Any | None, tell: Callabl
     Raises:
         FedMTLError: the files can't be written, or contradict each other; the folder is as it was.
     """
-    with _scratch_beside(folder) as scratch:
+    with _ended_by_signals(), _scratch_beside(folder) as scratch:
         _write_files(scratch, files_of(new, scratch))
         found = dry_run(scratch, new.sites, tokenizer)
         tell(found)
@@ -88,6 +90,24 @@ def _scratch_beside(folder: Path) -> Iterator[Path]:
         yield inner
     finally:
         shutil.rmtree(outer, ignore_errors=True)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Leave by an exception at SIGTERM and SIGHUP, so that copies of rows are removed."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _write_files(folder: Path, files: Mapping[str, str]) -> None:

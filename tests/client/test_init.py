@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from fedmtl_client import Client, init_cli
+from fedmtl_client.columns import Columns
 from fedmtl_client.doctor_cli import doctor_app
 from fedmtl_client.server_tasks import ServerTask, described
-from fedmtl_client.tables import Table
 from fedmtl_core import config as configuration
 from fedmtl_core.errors import ConfigError, DataError, FedMTLError, UnauthenticatedError, UnavailableError
 from fedmtl_server import Server
@@ -97,7 +97,46 @@ def test_labels_that_the_server_does_not_have_are_named(tmp_path):
         said = init(tmp_path / "a.yaml", "--server", address, "--task", "tickets", "--data", data, code=1)
     assert "fail  tickets: train rows" in said
     assert "verdict: expected one of bug, praise; got 'spam' in 1 rows" in said
+    assert "next: fix what failed, or name other columns, and repeat this command with --force" in said
+    assert "next: fedmtl-client doctor" not in said
     assert (tmp_path / "a.yaml").exists()
+
+
+def test_rows_without_a_label_and_texts_in_both_files_are_said(tmp_path):
+    data = rows_in(tmp_path, ROWS + "the car was old,en,\nthe car was red,en,n/a\n")
+    with serving(tmp_path) as address:
+        said = init(tmp_path / "a b.yaml", "--server", address, "--task", "tickets", "--data", data, "--client-id", "x")
+    assert "tickets: 4 rows have no label; drop_labels leaves them out" in said
+    assert "3 of 3 evaluation rows have the texts of training rows" in said
+    assert f"next: fedmtl-client doctor --config '{tmp_path}/a b.yaml' --client-id x" in said
+    assert configuration.load(tmp_path / "a b.yaml").tasks["tickets"].data.drop_labels == ["", "n/a"]
+    assert "# the server's metrics must be among them" in (tmp_path / "a b.yaml").read_text()
+
+
+def test_one_file_is_split_into_files_that_only_the_owner_reads(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,lang\n" + "".join(f"some words {row},en\n" for row in range(10)))
+    file, options = tmp_path / "clients/desk.yaml", ("--task", "words", "--data", str(tmp_path / "rows.csv"))
+    with serving(tmp_path) as address:
+        said = init(file, "--server", address, *options)
+        data = configuration.load(file).tasks["words"].data
+        paths = [tmp_path / f"clients/desk-words-{split}.jsonl" for split in ("train", "validation")]
+        assert (data.train, data.validation) == tuple(map(str, paths))
+        assert [len(path.read_text().splitlines()) for path in paths] == [8, 2]
+        assert {path.stat().st_mode & 0o777 for path in paths} == {0o600}
+        assert f"wrote {file}, {paths[0]}, {paths[1]}" in said
+        file.unlink()
+        with pytest.raises(ConfigError, match=r"desk-words-train\.jsonl, a file of split rows, exists; overwrite"):
+            init(file, "--server", address, *options)
+        init(file, "--server", address, *options, "--force")
+
+
+def test_a_run_that_is_over_is_said(tmp_path):
+    with serving(tmp_path, "tasks.scores.min_clients=0") as address:
+        init(tmp_path / "desk.yaml", "--server", address, "--task", "tickets", "--data", rows_in(tmp_path))
+        Client(tmp_path / "desk.yaml").run()
+        said = init(tmp_path / "new.yaml", "--server", address, "--task", "words")
+    assert f"the run of {address} is over: no client can join it" in said
+    assert "next: start a new run of the server, then fedmtl-client doctor" in said
 
 
 def test_columns_are_taken_as_they_are_given(tmp_path):
@@ -120,14 +159,27 @@ def test_what_cannot_work_is_an_error_and_nothing_is_written(tmp_path):
             init(file, *options)
         assert not file.exists()
 
+    with pytest.raises(ConfigError, match=r"FILE: client id: .*got 'my site'; name the client with --client-id"):
+        init(tmp_path / "my site.yaml")
     refused(UnavailableError, "no server at 127.0.0.1:1: ", "--server", "127.0.0.1:1")
     refused(ConfigError, "--server: example.org:1 may be another machine", "--server", "example.org:1")
     with serving(tmp_path) as address:
         server = ("--server", address)
         refused(ConfigError, "--task: the server has the tasks tickets, scores, words, got 'x'", *server, "--task", "x")
-        refused(ConfigError, "--data: expected the files of", *server, "--task", "words", "--data", "a.csv")
+        refused(ConfigError, "--data: expected the file of", *server, "--task", "words", "--data", "a,b,c")
         columns = ("--task", "words", "--text-columns", "a,,b")
         refused(ConfigError, "--text-columns: expected different names with commas between them", *server, *columns)
+        tickets = (*server, "--task", "tickets", "--data", rows_in(tmp_path))
+        refused(ConfigError, "--text-columns: expected 1 or 2 text", *tickets, "--text-columns", "body,lang,verdict")
+        refused(ConfigError, "--text-columns: 'verdict' is the label", *tickets, "--text-columns", "body,verdict")
+        refused(ConfigError, "--label-column: expected the name of a column, got ''", *tickets, "--label-column", "")
+        label = ("--task", "words", "--label-column", "x")
+        refused(ConfigError, "--label-column: the task 'words' is a masked_lm task", *server, *label)
+        headless = rows_in(tmp_path, "a b c,bug\n" + "d e f,praise\ng h i,bug\n" * 3)
+        refused(ConfigError, "its first line looks like a row", *tickets[:-1], headless)
+        with pytest.raises(ConfigError, match="expected 1 or 2"):
+            init(tmp_path / "no/such/a.yaml", *server, "--text-columns", "tickets=a,b,c")
+        assert not (tmp_path / "no").exists()
         refused(DataError, "there is no file 'a.csv'", *server, "--task", "words", "--data", "a.csv,b.csv")
         refused(ConfigError, "--data: expected TASK=VALUE with a task of tickets, ", *server, "--data", "a.csv,b.csv")
         file.write_text("mine")
@@ -169,8 +221,8 @@ def test_a_server_that_knows_its_clients_is_shown_a_token_over_tls(tmp_path):
 
 
 def test_a_type_that_is_not_built_in_is_left_to_be_named():
-    table = Table({"text": ["some words", "other words"], "grade": ["low", "high"]})
+    table = Columns({"text": ["some words", "other words"], "grade": ["low", "high"]})
     task = described(ServerTask("t", "Ordinal", ("low", "high")), table)
     assert (task.type, task.label_column, task.metrics) == ("your_module:Ordinal", "grade", ())
     with pytest.raises(ConfigError, match="--text-columns: needed for the task 't', whose file has the columns id"):
-        described(ServerTask("t", "regression", ()), Table({"id": ["1", "2"]}), label_column="id")
+        described(ServerTask("t", "regression", ()), Columns({"id": ["1", "2"]}), label_column="id")

@@ -51,6 +51,8 @@ def test_a_column_that_numbers_rows_is_no_label_and_no_text():
         (["premise", "hypothesis", "label"], ("premise", "hypothesis")),
         (["text_a", "text_b", "label"], ("text_a", "text_b")),
         (["first", "second", "label"], ("first", "second")),
+        (["Subject", "body", "label"], ("Subject", "body")),
+        (["title", "text", "label"], ("title", "text")),
         (["Sentence", "label"], ("Sentence",)),
         (["note", "body", "label"], ("body",)),
     ],
@@ -90,7 +92,29 @@ def test_classes_are_named_in_a_stated_order(cells, type_, labels):
 def test_classes_that_a_file_declares_keep_their_order():
     assert proposals.propose_type([0, 1], ("good", "bad")) == "classification"
     assert proposals.propose_labels([0, 1], ("good", "bad")) == ("good", "bad")
-    assert proposals.count_missing([0, -1, 1], ("good", "bad")) == 1
+
+
+def test_integers_from_0_without_gaps_and_with_several_rows_each_are_classes():
+    assert proposals.propose_type([row % 20 for row in range(60)]) == "classification"
+    assert proposals.propose_type([1 + row % 20 for row in range(60)]) == "regression"
+    assert proposals.propose_type([row % 101 for row in range(1_000)]) == "regression"
+
+
+@pytest.mark.parametrize(("labels", "rows", "expected"), [(77, 800, True), (77, 100, False), (1, 9, False)])
+def test_many_labels_are_classes_if_they_repeat(labels, rows, expected):
+    assert proposals.may_be_classes(labels, rows) is expected
+
+
+def test_labels_of_many_words_are_found_in_a_column_with_a_usual_name():
+    texts = [f"some words {row}" for row in range(8)]
+    labels = ["wants to cancel the contract at once", "asks about a refund of the price"] * 4
+    assert proposals.propose_label_column(table(text=texts, label=labels)) == "label"
+
+
+def test_columns_that_are_as_likely_are_all_named():
+    rows = table(text=["a b c", "d e f", "g h i"], one=["x", "y", "x"], two=["x", "y", "y"])
+    assert proposals.likely_label_columns(rows) == ["two", "one"]
+    assert proposals.likely_label_columns(table(text=["a b c d", "d e f g"])) == []
 
 
 @pytest.mark.parametrize("cells", [["0.5", "1"], [0.5, 2.0], list(range(11))])

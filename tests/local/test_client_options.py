@@ -12,6 +12,7 @@ from fedmtl_core.config import LocalClient
 from fedmtl_core.errors import ConfigError
 from fedmtl_local.client_options import options_of, require_own_files
 
+OWN_TASK = "own: {type: classification, labels: [x, y], text_columns: [t], label_column: l}"
 OWN = "tasks: {sst2: {data: {builtin: sst2}}}\nclient: {server: 'localhost:1234'}\n"
 
 
@@ -42,14 +43,46 @@ def test_a_client_without_its_own_file_is_started_with_the_launchers():
     ]
 
 
+def require_own(tmp_path: Path, *, task: str = "sst2", config: str = "a.yaml", overrides: tuple[str, ...] = ()) -> None:
+    """Check the file of a client of a launcher's file."""
+    (tmp_path / "f.yaml").write_text(
+        f"tasks: {{sst2: {{data: {{builtin: sst2}}}}, stsb: {{data: {{builtin: stsb}}}}, {OWN_TASK}}}\n"
+        f"clients: [{{client_id: a, task: {task}, config: {tmp_path}/{config}}}]\n"
+    )
+    require_own_files(configuration.load(tmp_path / "f.yaml"), tmp_path / "f.yaml", overrides)
+
+
 def test_clients_own_files_are_looked_at_before_anything_starts(tmp_path):
     path = tmp_path / "a.yaml"
     with pytest.raises(ConfigError, match=r"clients: config of 'a': .*a\.yaml: can't read the configuration"):
-        require_own_files([LocalClient(client_id="a", task="sst2", config=path)], [])
+        require_own(tmp_path)
     path.write_text(OWN)
-    require_own_files([LocalClient(client_id="a", task="sst2", config=path)], ["tasks.stsb.labels=[]"])
+    require_own(tmp_path, overrides=("tasks.stsb.labels=[]",))
     with pytest.raises(ConfigError, match=r"config of 'a': .*a\.yaml has the tasks sst2, and lacks 'stsb'"):
-        require_own_files([LocalClient(client_id="a", task="stsb", config=path)], [])
+        require_own(tmp_path, task="stsb")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (OWN_TASK.replace("[x, y]", "[y, x]"), "task own: the server has the labels x, y; this client has y, x"),
+        ("own: {type: regression, text_columns: [t], label_column: l}", "this client has regression"),
+    ],
+)
+def test_clients_own_files_define_tasks_as_the_launchers_file_does(tmp_path, section, message):
+    (tmp_path / "a.yaml").write_text(f"tasks: {{{OWN_TASK}}}\n")
+    require_own(tmp_path, task="own")
+    (tmp_path / "a.yaml").write_text(f"tasks: {{{section}}}\n")
+    with pytest.raises(ConfigError, match=rf"clients: config of 'a': .*a\.yaml: .*{message}"):
+        require_own(tmp_path, task="own")
+
+
+def test_a_clients_own_file_names_no_further_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"config of 'a': .*f\.yaml is the launcher's own file; leave `config` out"):
+        require_own(tmp_path, config="f.yaml")
+    (tmp_path / "a.yaml").write_text(OWN + "clients: [{client_id: a, task: sst2, config: b.yaml}]\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml names yet another file for the client; remove `config` there"):
+        require_own(tmp_path)
 
 
 def test_a_client_with_its_own_file_is_not_started_with_the_launchers(tmp_path):

@@ -9,63 +9,21 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import datasets
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from fedmtl_client import Client
 from fedmtl_core import config as configuration
-from fedmtl_core.errors import ConfigError, DataError, FedMTLError, ModelUnavailableError
-from fedmtl_core.model import toy
+from fedmtl_core.errors import ConfigError, DataError, ModelUnavailableError
 from fedmtl_local.new import cli
 from fedmtl_local.new.entries import Entry, parse_entry
+from fedmtl_local.new.quorums import min_clients
 from fedmtl_server import Server
+from fedmtl_server.rounds.quorums import lacking
+from fedmtl_server.rounds.task_selection import RoundRobin, choose_tasks
 from tests import tiny_encoders
-
-TOY = ("--encoder", "builtin:toy")
-
-
-def rows_of(task: str, count: int) -> list[dict[str, object]]:
-    return [dict(row) for row in toy.rows(task)[0][:count]]
-
-
-def save(path: Path, rows: list[dict[str, object]]) -> str:
-    """Write rows in the format that the path's ending names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        datasets.Dataset.from_list(rows).to_parquet(path)
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        delimiter = {".csv": ",", ".tsv": "\t"}[path.suffix]
-        lines = [list(rows[0]), *(list(map(str, row.values())) for row in rows)]
-        quote = '"' if delimiter == "," else ""
-        path.write_text("".join(delimiter.join(f"{quote}{cell}{quote}" for cell in line) + "\n" for line in lines))
-    return str(path)
-
-
-def opinions(path: Path, count: int = 60) -> str:
-    names = ("bad", "good")
-    return save(path, [{"sentence": row["sentence"], "verdict": names[row["label"]]} for row in rows_of("sst2", count)])
-
-
-def new(folder: Path, *options: str, answers: str | None = None) -> str:
-    """What the command says."""
-    result = CliRunner().invoke(cli.new_federation_app, [str(folder), *TOY, *options], input=answers)
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def refused(tmp_path: Path, error: type[FedMTLError], match: str, *options: str, name: str = "refused") -> None:
-    """Check that the command fails, and leaves nothing behind."""
-    folder = tmp_path / name
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(error, match=match):
-        new(folder, *options)
-    assert sorted(tmp_path.rglob("*")) == before
+from tests.local.new_federations import TOY, new, opinions, refused, rows_of, save
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
@@ -213,11 +171,12 @@ def test_the_longest_input_fits_an_encoder_in_a_folder(tmp_path, monkeypatch):
     tiny_encoders.save(tmp_path / "tiny", "bert")
     texts = [{"text": "zaba dilo " * 40 + str(row), "label": "ab"[row % 2]} for row in range(20)]
     options = ("--task", f"t={save(tmp_path / 'a.csv', texts)}", "--encoder", "tiny")
-    result = CliRunner().invoke(cli.new_federation_app, ["fed", *options])
+    result = CliRunner().invoke(cli.new_federation_app, ["fed", *options, "--max-length", "128"])
     assert result.exit_code == 1
     assert "tiny takes at most 64 tokens, got 128" in result.output
-    new(Path("fed"), *options, "--max-length", "64")
-    assert configuration.load(Path("fed/federation.yaml")).model.server_model == str(tmp_path / "tiny")
+    new(Path("fed"), *options)
+    config = configuration.load(Path("fed/federation.yaml"))
+    assert (config.model.server_model, config.training.max_length) == (str(tmp_path / "tiny"), 64)
 
 
 def test_an_encoder_on_the_model_hub_is_not_loaded(tmp_path):
@@ -257,7 +216,9 @@ def test_an_entry_names_a_task_its_sites_and_its_files(text, entry):
     assert parse_entry(text) == entry
 
 
-@pytest.mark.parametrize("text", ["t", "t=", "=a.csv", "t@=a.csv", "a b=a.csv", "t.u=a.csv", "t=a,b,c", "t=a,"])
+@pytest.mark.parametrize(
+    "text", ["t", "t=", "=a.csv", "t@=a.csv", "a b=a.csv", "t.u=a.csv", "t=a,b,c", "t=a,", "t@a,a=f", "t@..=f", "t@.=f"]
+)
 def test_an_entry_of_another_form_is_refused(text):
     with pytest.raises(ConfigError, match="--task: "):
         parse_entry(text)
@@ -339,3 +300,37 @@ def test_the_commands_of_the_readme_work(tmp_path):
     local = next(one for one in commands if one.startswith("fedmtl-local"))
     assert "Final evaluation" in run(local)
     run(next(one for one in commands if one.startswith("fedmtl-server export")))
+
+
+@pytest.mark.parametrize(
+    ("sites", "expected"),
+    [
+        ({"a": ["x"], "b": ["x"], "c": ["y"]}, {"x": 2, "y": 1}),
+        ({"a": ["x", "y"], "b": ["z"]}, {"x": 0, "y": 0, "z": 1}),
+        ({"a": ["x", "y"]}, {"x": 0, "y": 0}),
+        ({"a": ["x", "y"], "b": ["y", "x"], "c": ["x"]}, {"x": 2, "y": 1}),
+        ({"a": ["x", "y"], "b": ["x", "z"], "c": ["z"]}, {"x": 0, "y": 0, "z": 1}),
+        ({"a": ["x", "y", "z"], "b": ["x", "y", "z"], "c": ["y"]}, {"x": 0, "y": 1, "z": 0}),
+    ],
+)
+def test_rounds_open_with_the_quorums_and_train_every_task_of_every_site(sites, expected):
+    quorums = min_clients(sites)
+    assert quorums == expected
+    assert not lacking(sites, quorums)
+    trained = [choose_tasks(RoundRobin(), sites, round_, quorums, {}, 0) for round_ in range(1, 13)]
+    for site, tasks in sites.items():
+        assert {chosen[site] for chosen in trained} == set(tasks)
+
+
+def test_a_site_with_several_tasks_trains_one_per_round(tmp_path):
+    first, second = opinions(tmp_path / "a.csv"), opinions(tmp_path / "b.csv")
+    said = new(tmp_path / "fed", "--task", f"m@x={first}", "--task", f"n@x={second}", "--task", f"o@y={first}")
+    assert "The site x has several tasks: a client trains one task per round, in turn." in said
+    assert "The site x has several tasks" in (tmp_path / "fed/README.md").read_text()
+    tasks = configuration.load(tmp_path / "fed/federation.yaml").tasks
+    assert [tasks[name].min_clients for name in "mno"] == [0, 0, 1]
+
+
+def test_a_folders_name_is_quoted_in_the_next_command(tmp_path):
+    said = new(tmp_path / "two words", "--task", f"m={opinions(tmp_path / 'a.csv')}")
+    assert f"next: cd '{tmp_path}/two words' && fedmtl-local" in said

@@ -94,7 +94,7 @@ fedmtl_server      commands/ __main__.py
 
 fedmtl_client      tables.py partition.py
 fedmtl_client      reading/
-fedmtl_client      columns.py targets.py proposals.py data.py batches.py vocabulary.py
+fedmtl_client      columns.py targets.py proposals.py label_cells.py overlap.py data.py batches.py vocabulary.py
 fedmtl_client      component_cache.py slices.py
 fedmtl_client      models.py proximal.py scaffold.py schedule.py synchronizer.py local_state.py trainer.py
 fedmtl_client      progress.py feedback.py transport.py task_state.py worker.py
@@ -103,8 +103,8 @@ fedmtl_client      connection.py messages.py
 fedmtl_client      api.py
 fedmtl_client      session.py
 fedmtl_client      client.py __init__.py
-fedmtl_client      client_file.py task_options.py options.py
-fedmtl_client      doctor.py server_tasks.py cli.py doctor_cli.py init_cli.py __main__.py
+fedmtl_client      client_file.py row_copies.py task_options.py options.py
+fedmtl_client      doctor.py server_tasks.py init_sections.py cli.py doctor_cli.py init_cli.py __main__.py
 
 fedmtl_local       *
 fedmtl_experiment  *
