@@ -126,7 +126,8 @@ def sentence_lengths(text: str) -> list[int]:
 
 def read_passages(root: Path) -> Iterator[Passage]:
     """Yield the prose of the files under version control in a folder, except tests and generated files."""
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True)
+    command = ["git", "ls-files", "-z"]
+    listing = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
     for name in sorted(filter(None, listing.stdout.split("\0"))):
         path = root / name
         read = _READERS.get(path.suffix)
