@@ -49,9 +49,8 @@ class Document:
         """The place of the value at one of pydantic's locations, or of the last section on the path to the value."""
         node, line = self.root, None
         for part in location:
-            if (
-                found := _below(node, part)
-            ) is not None:  # otherwise the part names one of several types, or a missing key
+            if (found := _below(node, part)) is not None:
+                # otherwise the part names one of several types, or a missing key
                 key, node = found
                 line = key.start_mark.line + 1
         return None if node is None else _place(line, node)
@@ -151,7 +150,7 @@ def explained(problem: ErrorDetails, document: Document, location: tuple[int | s
     fits = place is not None and place.is_scalar != isinstance(value, (list, tuple))
     if problem["type"] == "path_type":
         message = "expected a path"
-    if f"got {value!r}" not in message:
+    if f"got {shown(value)}" not in message:
         message += f" (got {place.text if place and fits else shown(value)})"
     if problem["type"] == "string_type" and value is not None and not isinstance(value, (list, tuple)):
         message += "; put quotes around text"
