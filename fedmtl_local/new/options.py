@@ -19,8 +19,8 @@ Tasks = Annotated[
         "--task",
         metavar=TASK_FORM,
         help="A task, the site that has its rows, and the files of its training and evaluation rows. Repeat the option "
-        "for each task and site. Several sites each use a part of the file. Without VALIDATION, a fifth of the rows is "
-        "split off.",
+        "for each task and site. Several sites each use a part of the file. Without VALIDATION, about a fifth of the "
+        "rows is split off.",
         show_default=False,
     ),
 ]
