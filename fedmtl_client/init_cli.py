@@ -27,7 +27,7 @@ from fedmtl_client.options import (
     identifier,
 )
 from fedmtl_client.server_tasks import ServerTask, tasks_of_server
-from fedmtl_client.task_options import by_task
+from fedmtl_client.task_options import LabelColumn, TextColumns, by_task
 from fedmtl_core import config as configuration
 from fedmtl_core import logs
 from fedmtl_core.config import Config
@@ -62,23 +62,10 @@ _Data = Annotated[
     typer.Option(
         "--data",
         metavar="[TASK=]TRAIN[,VALIDATION]",
-        help="The files of training and evaluation rows. Columns are proposed from the first. Without VALIDATION, a "
-        "fifth of the rows is split off, into files beside FILE.",
+        help="The files of training and evaluation rows. Columns are proposed from the first. Without VALIDATION, "
+        "about a fifth of the rows is split off, into files beside FILE.",
         show_default=False,
     ),
-]
-_TextColumns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--text-columns",
-        metavar="[TASK=]COLUMN[,COLUMN]",
-        help="The column of the text, or the two columns of a pair of texts.",
-        show_default=False,
-    ),
-]
-_LabelColumn = Annotated[
-    list[str] | None,
-    typer.Option("--label-column", metavar="[TASK=]COLUMN", help="The column of the label.", show_default=False),
 ]
 
 
@@ -89,8 +76,8 @@ def init(
     client_id: _ClientId = None,
     task: _Tasks = None,
     data: _Data = None,
-    text_columns: _TextColumns = None,
-    label_column: _LabelColumn = None,
+    text_columns: TextColumns = None,
+    label_column: LabelColumn = None,
     tls_ca: TlsCa = None,
     tls_certificate: TlsCertificate = None,
     tls_key: TlsKey = None,

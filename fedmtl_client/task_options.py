@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+import typer
 
 from fedmtl_core.errors import ConfigError
+
+TextColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-columns",
+        metavar="[TASK=]COLUMN[,COLUMN]",
+        help="The column of the text, or the two columns of a pair of texts.",
+        show_default=False,
+    ),
+]
+LabelColumn = Annotated[
+    list[str] | None,
+    typer.Option("--label-column", metavar="[TASK=]COLUMN", help="The column of the label.", show_default=False),
+]
 
 
 def by_task(option: str, values: Sequence[str], tasks: Sequence[str]) -> Mapping[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from fedmtl_client.task_options import by_task
+from fedmtl_client.task_options import LabelColumn, TextColumns, by_task
 from fedmtl_core import logs
 from fedmtl_core.config import DEFAULT_ADDRESS, parse_address
 from fedmtl_core.runtime import doctor
@@ -33,8 +33,8 @@ new_federation_app = new_app()
 def create(
     folder: options.Folder,
     task: options.Tasks = None,
-    text_columns: options.TextColumns = None,
-    label_column: options.LabelColumn = None,
+    text_columns: TextColumns = None,
+    label_column: LabelColumn = None,
     type_: options.Types = None,
     labels: options.Labels = None,
     metrics: options.Metrics = None,

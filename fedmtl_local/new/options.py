@@ -24,19 +24,6 @@ Tasks = Annotated[
         show_default=False,
     ),
 ]
-TextColumns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--text-columns",
-        metavar="[TASK=]COLUMN[,COLUMN]",
-        help="The column of the text, or the two columns of a pair of texts.",
-        show_default=False,
-    ),
-]
-LabelColumn = Annotated[
-    list[str] | None,
-    typer.Option("--label-column", metavar="[TASK=]COLUMN", help="The column of the label.", show_default=False),
-]
 Types = Annotated[
     list[str] | None,
     typer.Option("--type", metavar="[TASK=]TYPE", help="classification, regression or masked_lm.", show_default=False),
