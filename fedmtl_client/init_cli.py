@@ -36,6 +36,7 @@ from fedmtl_core.identifiers import require_identifier
 from fedmtl_core.runtime import doctor
 from fedmtl_core.runtime.cli import EXIT_FAILURE, new_app
 from fedmtl_core.runtime.doctor import Finding
+from fedmtl_core.runtime.help_text import reflowed
 
 init_app = new_app()
 
@@ -70,6 +71,7 @@ _Data = Annotated[
 
 
 @init_app.command("init")
+@reflowed
 def init(
     file: _File,
     server: ServerAddress = None,

@@ -53,7 +53,7 @@ TaskNames = Annotated[
 ]
 ServerAddress = Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="Where the server listens; client.server.", callback=address),
+    typer.Option(metavar="HOST:PORT", help="Address of the server. Overrides client.server.", callback=address),
 ]
 ConfigFile = Annotated[
     Path | None,

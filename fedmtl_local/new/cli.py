@@ -15,6 +15,7 @@ from fedmtl_core.config import DEFAULT_ADDRESS, parse_address
 from fedmtl_core.runtime import doctor
 from fedmtl_core.runtime.cli import EXIT_FAILURE, new_app
 from fedmtl_core.runtime.doctor import Finding, Level
+from fedmtl_core.runtime.help_text import reflowed
 from fedmtl_local.new import options
 from fedmtl_local.new.asked import asked_entries
 from fedmtl_local.new.dry_run import local_tokenizer
@@ -30,6 +31,7 @@ new_federation_app = new_app()
 
 
 @new_federation_app.command("new")
+@reflowed
 def create(
     folder: options.Folder,
     task: options.Tasks = None,
