@@ -10,7 +10,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from fractions import Fraction
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Bounds = tuple[float, float]
 
@@ -177,6 +181,9 @@ class Evaluation(Mapping[str, float]):
     """By metric without a value, the reason."""
     sums: Sums | None = None
     """Sums over the rows, if metrics follow from sums."""
+    losses: npt.NDArray[np.float64] | None = None
+    """The loss of each row that has one, in the order of the evaluation, `(rows,)`. They stay with the client. None if
+    they are unknown."""
 
     def __getitem__(self, name: str) -> float:
         return self.metrics[name]

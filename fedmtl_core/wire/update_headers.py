@@ -35,11 +35,12 @@ from fedmtl_core.wire.messages import (
     compression_to_proto,
 )
 from fedmtl_core.wire.updates import Update
+from fedmtl_core.wire.variant_messages import variant_to_proto, variants_from_proto
 
 MAX_EXAMPLES = 2**53
 """The largest number of examples; larger numbers are not exact as a float."""
 
-_EVALUATIONS = ("received_metrics", "trained_metrics", "received_details", "trained_details")
+_EVALUATIONS = ("received_metrics", "trained_metrics", "received_details", "trained_details", "variants")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def update_to_header(update: Update) -> pb.UpdateHeader:
         trained_metrics=dict(update.trained),
         num_eval_examples=update.received.num_examples or update.trained.num_examples,
         next_task=update.next_task,
+        variants=[variant_to_proto(one) for one in update.variants],
     )
     for field, evaluation in (("received_details", update.received), ("trained_details", update.trained)):
         if evaluation.says_anything or evaluation.num_examples:  # a custom trainer may measure nothing
@@ -100,7 +102,7 @@ def update_from_header(header: pb.UpdateHeader, spec: TaskSpec) -> Update:
     Raises:
         InvalidRequestError: a field is missing or out of range.
         NonFiniteError: a metric isn't finite.
-        LimitExceededError: there are too many metrics, or their names are too long.
+        LimitExceededError: there are too many metrics or variants, or their names are too long.
     """
     kind = UPDATE_KIND_FROM_PROTO.get(header.kind)
     if kind is None:
@@ -124,6 +126,7 @@ def update_from_header(header: pb.UpdateHeader, spec: TaskSpec) -> Update:
         received=received,
         trained=trained,
         next_task=header.next_task,
+        variants=variants_from_proto(header.variants, header.num_eval_examples, spec),
         extras=extras if kind != "metrics" else {},
     )
 
@@ -134,7 +137,7 @@ def _evaluations(header: pb.UpdateHeader, spec: TaskSpec) -> tuple[Evaluation, E
     trained = metrics_from_proto("trained_metrics", header.trained_metrics, spec)
     size = header.num_eval_examples
     has_details = header.HasField("received_details") or header.HasField("trained_details")
-    if (received or trained or has_details) and not 1 <= size <= MAX_EXAMPLES:
+    if (received or trained or has_details or header.variants) and not 1 <= size <= MAX_EXAMPLES:
         raise InvalidRequestError(
             f"num_eval_examples: expected 1 to {MAX_EXAMPLES} with metrics, got {size}", field="num_eval_examples"
         )

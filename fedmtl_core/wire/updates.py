@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fedmtl_core.tasks.evaluation import Evaluation
+from fedmtl_core.tasks.paired import VariantEvaluation
 from fedmtl_core.tasks.plan import UpdateKind
 from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.formats import Compression
@@ -40,6 +41,8 @@ class Update:
     """The task that the client chose for the round after this one; empty if its earlier choice stays."""
     extras: Extras = field(default_factory=dict)
     """Numbers for single stages of the aggregation, except zeros; `extra_of` reads them."""
+    variants: tuple[VariantEvaluation, ...] = ()
+    """The evaluations of variants of the model that the client started from, each on the rows of `received`."""
     claimed_examples: int = 0
     """The number of training examples that the client reported, if it exceeds the task's limit; 0 otherwise."""
 
@@ -67,4 +70,6 @@ class Update:
         """Whether this update equals another, as a retry does, whatever compression their chunks have."""
         pairs = ((self.received, other.received), (self.trained, other.trained))  # == compares only their metrics
         same_way = replace(self, compression=other.compression)
-        return same_way == other and all(mine.same_as(theirs) for mine, theirs in pairs)
+        if same_way != other or not all(mine.same_as(theirs) for mine, theirs in pairs):
+            return False
+        return all(mine.same_as(theirs) for mine, theirs in zip(self.variants, other.variants, strict=True))

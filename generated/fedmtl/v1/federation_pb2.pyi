@@ -253,7 +253,7 @@ class TrainingPlan(_message.Message):
     def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ..., proximal_mu: _Optional[float] = ..., optimizer: _Optional[_Union[LocalOptimizer, str]] = ..., group_by_length: _Optional[bool] = ..., head_epochs: _Optional[int] = ..., local: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetSliceRequest(_message.Message):
-    __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held", "encoding", "compression", "max_chunk_bytes")
+    __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held", "encoding", "compression", "max_chunk_bytes", "variant")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -263,6 +263,7 @@ class GetSliceRequest(_message.Message):
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     client_id: str
     task: str
@@ -272,7 +273,8 @@ class GetSliceRequest(_message.Message):
     encoding: Encoding
     compression: Compression
     max_chunk_bytes: int
-    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., all_tasks: _Optional[bool] = ..., round: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldComponent, _Mapping]]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., max_chunk_bytes: _Optional[int] = ...) -> None: ...
+    variant: str
+    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., all_tasks: _Optional[bool] = ..., round: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldComponent, _Mapping]]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., max_chunk_bytes: _Optional[int] = ..., variant: _Optional[str] = ...) -> None: ...
 
 class HeldComponent(_message.Message):
     __slots__ = ("scope", "digest", "num_bytes", "encoding")
@@ -294,8 +296,16 @@ class GetSliceResponse(_message.Message):
     chunk: Chunk
     def __init__(self, header: _Optional[_Union[SliceHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
+class SliceVariant(_message.Message):
+    __slots__ = ("name", "components")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    components: _containers.RepeatedCompositeFieldContainer[Component]
+    def __init__(self, name: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ...) -> None: ...
+
 class SliceHeader(_message.Message):
-    __slots__ = ("run_id", "round", "task", "components", "total_bytes", "plan", "purpose", "compression", "control_since")
+    __slots__ = ("run_id", "round", "task", "components", "total_bytes", "plan", "purpose", "compression", "control_since", "variants", "variant")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -305,6 +315,8 @@ class SliceHeader(_message.Message):
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     CONTROL_SINCE_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     round: int
     task: str
@@ -314,7 +326,9 @@ class SliceHeader(_message.Message):
     purpose: RoundPurpose
     compression: Compression
     control_since: int
-    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., task: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., control_since: _Optional[int] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[SliceVariant]
+    variant: str
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., task: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., control_since: _Optional[int] = ..., variants: _Optional[_Iterable[_Union[SliceVariant, _Mapping]]] = ..., variant: _Optional[str] = ...) -> None: ...
 
 class PushUpdateRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -360,8 +374,35 @@ class EvaluationDetails(_message.Message):
     moments: Moments
     def __init__(self, undefined: _Optional[_Iterable[str]] = ..., class_counts: _Optional[_Union[ClassCounts, _Mapping]] = ..., moments: _Optional[_Union[Moments, _Mapping]] = ...) -> None: ...
 
+class VariantEvaluation(_message.Message):
+    __slots__ = ("name", "diverged", "num_examples", "loss", "loss_difference", "squared_deviations", "metrics", "details")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIVERGED_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    SQUARED_DEVIATIONS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    diverged: bool
+    num_examples: int
+    loss: float
+    loss_difference: float
+    squared_deviations: float
+    metrics: _containers.ScalarMap[str, float]
+    details: EvaluationDetails
+    def __init__(self, name: _Optional[str] = ..., diverged: _Optional[bool] = ..., num_examples: _Optional[int] = ..., loss: _Optional[float] = ..., loss_difference: _Optional[float] = ..., squared_deviations: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., details: _Optional[_Union[EvaluationDetails, _Mapping]] = ...) -> None: ...
+
 class UpdateHeader(_message.Message):
-    __slots__ = ("run_id", "client_id", "task", "base_round", "update_id", "kind", "num_examples", "components", "received_metrics", "trained_metrics", "num_eval_examples", "compression", "num_steps", "next_task", "learning_rate_sum", "control_round", "received_details", "trained_details")
+    __slots__ = ("run_id", "client_id", "task", "base_round", "update_id", "kind", "num_examples", "components", "received_metrics", "trained_metrics", "num_eval_examples", "compression", "num_steps", "next_task", "learning_rate_sum", "control_round", "received_details", "trained_details", "variants")
     class ReceivedMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -394,6 +435,7 @@ class UpdateHeader(_message.Message):
     CONTROL_ROUND_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_DETAILS_FIELD_NUMBER: _ClassVar[int]
     TRAINED_DETAILS_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     client_id: str
     task: str
@@ -412,7 +454,8 @@ class UpdateHeader(_message.Message):
     control_round: int
     received_details: EvaluationDetails
     trained_details: EvaluationDetails
-    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., base_round: _Optional[int] = ..., update_id: _Optional[str] = ..., kind: _Optional[_Union[UpdateKind, str]] = ..., num_examples: _Optional[int] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., num_eval_examples: _Optional[int] = ..., compression: _Optional[_Union[Compression, str]] = ..., num_steps: _Optional[int] = ..., next_task: _Optional[str] = ..., learning_rate_sum: _Optional[float] = ..., control_round: _Optional[int] = ..., received_details: _Optional[_Union[EvaluationDetails, _Mapping]] = ..., trained_details: _Optional[_Union[EvaluationDetails, _Mapping]] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[VariantEvaluation]
+    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., base_round: _Optional[int] = ..., update_id: _Optional[str] = ..., kind: _Optional[_Union[UpdateKind, str]] = ..., num_examples: _Optional[int] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., num_eval_examples: _Optional[int] = ..., compression: _Optional[_Union[Compression, str]] = ..., num_steps: _Optional[int] = ..., next_task: _Optional[str] = ..., learning_rate_sum: _Optional[float] = ..., control_round: _Optional[int] = ..., received_details: _Optional[_Union[EvaluationDetails, _Mapping]] = ..., trained_details: _Optional[_Union[EvaluationDetails, _Mapping]] = ..., variants: _Optional[_Iterable[_Union[VariantEvaluation, _Mapping]]] = ...) -> None: ...
 
 class PushUpdateResponse(_message.Message):
     __slots__ = ("outcome", "round", "num_bytes")
@@ -590,8 +633,37 @@ class MetricReport(_message.Message):
     num_undefined: int
     def __init__(self, basis: _Optional[_Union[MetricBasis, str]] = ..., num_clients: _Optional[int] = ..., num_eval_examples: _Optional[int] = ..., num_undefined: _Optional[int] = ...) -> None: ...
 
+class VariantReport(_message.Message):
+    __slots__ = ("name", "num_clients", "num_examples", "num_diverged", "loss", "loss_difference", "standard_error", "metrics", "chosen")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUM_CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    NUM_DIVERGED_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    STANDARD_ERROR_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    num_clients: int
+    num_examples: int
+    num_diverged: int
+    loss: float
+    loss_difference: float
+    standard_error: float
+    metrics: _containers.ScalarMap[str, float]
+    chosen: bool
+    def __init__(self, name: _Optional[str] = ..., num_clients: _Optional[int] = ..., num_examples: _Optional[int] = ..., num_diverged: _Optional[int] = ..., loss: _Optional[float] = ..., loss_difference: _Optional[float] = ..., standard_error: _Optional[float] = ..., metrics: _Optional[_Mapping[str, float]] = ..., chosen: _Optional[bool] = ...) -> None: ...
+
 class TaskReport(_message.Message):
-    __slots__ = ("task", "num_updates", "num_examples", "encoder_share", "received_metrics", "trained_metrics", "auxiliary_weight", "received_metric_reports", "trained_metric_reports")
+    __slots__ = ("task", "num_updates", "num_examples", "encoder_share", "received_metrics", "trained_metrics", "auxiliary_weight", "received_metric_reports", "trained_metric_reports", "variants")
     class ReceivedMetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -629,6 +701,7 @@ class TaskReport(_message.Message):
     AUXILIARY_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_METRIC_REPORTS_FIELD_NUMBER: _ClassVar[int]
     TRAINED_METRIC_REPORTS_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
     task: str
     num_updates: int
     num_examples: int
@@ -638,7 +711,8 @@ class TaskReport(_message.Message):
     auxiliary_weight: float
     received_metric_reports: _containers.MessageMap[str, MetricReport]
     trained_metric_reports: _containers.MessageMap[str, MetricReport]
-    def __init__(self, task: _Optional[str] = ..., num_updates: _Optional[int] = ..., num_examples: _Optional[int] = ..., encoder_share: _Optional[float] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., auxiliary_weight: _Optional[float] = ..., received_metric_reports: _Optional[_Mapping[str, MetricReport]] = ..., trained_metric_reports: _Optional[_Mapping[str, MetricReport]] = ...) -> None: ...
+    variants: _containers.RepeatedCompositeFieldContainer[VariantReport]
+    def __init__(self, task: _Optional[str] = ..., num_updates: _Optional[int] = ..., num_examples: _Optional[int] = ..., encoder_share: _Optional[float] = ..., received_metrics: _Optional[_Mapping[str, float]] = ..., trained_metrics: _Optional[_Mapping[str, float]] = ..., auxiliary_weight: _Optional[float] = ..., received_metric_reports: _Optional[_Mapping[str, MetricReport]] = ..., trained_metric_reports: _Optional[_Mapping[str, MetricReport]] = ..., variants: _Optional[_Iterable[_Union[VariantReport, _Mapping]]] = ...) -> None: ...
 
 class RefusedUpdate(_message.Message):
     __slots__ = ("client_id", "task", "code", "reason")

@@ -193,10 +193,15 @@ class FederatedMtlServiceServicer:
         A client can resume an interrupted download: it calls `GetSlice` again and
         lists in `held` what has arrived.
 
+        While a round is open, the header of a task's slice MAY list variants of the
+        slice. A request with `variant` gets the components of that variant, and no
+        others.
+
         Errors:
         * `INVALID_ARGUMENT` (`INVALID_REQUEST`): the request has neither or both
         of `task` and `all_tasks`; `client_id` is malformed; `encoding` or
-        `compression` is unknown.
+        `compression` is unknown; the round in progress does not offer `variant`
+        for the task.
         * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
         * `ABORTED` (`STALE_ROUND`): `round` is not the current round.
