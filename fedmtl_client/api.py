@@ -17,7 +17,7 @@ from fedmtl_client.connection import SERVICE, Connection, ConnectionSettings
 from fedmtl_client.downloads import Download
 from fedmtl_client.messages import event_from_proto, receipt_from_proto, slice_from, slice_header
 from fedmtl_client.patience import Losses
-from fedmtl_client.slices import Slice
+from fedmtl_client.slices import Slice, SliceVariant
 from fedmtl_client.transfers import Attempts, ChunkSize
 from fedmtl_client.transport import Receipt, RoundEvent
 from fedmtl_client.uploads import Upload
@@ -148,11 +148,36 @@ class FederationApi:
             encoding=encoding_to_proto(encoding),
             compression=compression_to_proto(self._compression),
         )
-        attempts = Attempts(self._download_chunks)
-        header, components = self._connection.patiently(
-            "GetSlice", lambda: self._attempt_download(request, download, attempts), should_stop
-        )
+        header, components = self._download(request, download, should_stop)
         return slice_from(header, task, components, download.bytes_received)
+
+    def get_variant(
+        self,
+        slice_: Slice,
+        name: str,
+        *,
+        encoding: Encoding = "float32",
+        cache: ComponentCache | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> SliceVariant:
+        """Download a variant of a slice, as `get_slice` downloads the slice; see `Transport.get_variant`.
+
+        Raises:
+            MalformedStreamError: the server sends something else than the variant.
+            RequestError: as for `get_slice`.
+        """
+        download = Download(ComponentCache(), cache)
+        request = pb.GetSliceRequest(
+            run_id=slice_.run_id,
+            client_id=self.client_id,
+            task=slice_.task,
+            round=slice_.round,
+            variant=name,
+            encoding=encoding_to_proto(encoding),
+            compression=compression_to_proto(self._compression),
+        )
+        _, components = self._download(request, download, should_stop)
+        return SliceVariant(name, components, download.bytes_received)
 
     def push_update(
         self,
@@ -228,6 +253,14 @@ class FederationApi:
             raise UnavailableError("the server ended the stream without an event")
         return stream, first
 
+    def _download(
+        self, request: pb.GetSliceRequest, download: Download, should_stop: Callable[[], bool]
+    ) -> tuple[pb.SliceHeader, dict[str, Component]]:
+        attempts = Attempts(self._download_chunks)
+        return self._connection.patiently(
+            "GetSlice", lambda: self._attempt_download(request, download, attempts), should_stop
+        )
+
     def _attempt_download(
         self, request: pb.GetSliceRequest, download: Download, attempts: Attempts
     ) -> tuple[pb.SliceHeader, dict[str, Component]]:
@@ -237,7 +270,7 @@ class FederationApi:
         request.held.extend(download.held())
         request.max_chunk_bytes = self._download_chunks.num_bytes
         stream = connection.answers(connection.get_slice(request, metadata=connection.call_metadata()))
-        header = slice_header(next(stream, b""))
+        header = slice_header(next(stream, b""), request.variant)
         assembler = download.begin(header)
         try:
             for message in stream:

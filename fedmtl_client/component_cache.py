@@ -52,6 +52,11 @@ class ComponentCache:
         """Whether a component is complete, unchanged, and of the version with this digest."""
         return self._digests.get(scope) == digest
 
+    def find(self, digest: bytes) -> Component | None:
+        """Return a component of the version with this digest, whatever its scope; None if the cache has none."""
+        scope = next((scope for scope, version in self._digests.items() if version == digest), None)
+        return None if scope is None else self._components[scope]
+
     def set_version(self, scope: str, digest: bytes) -> None:
         """Record that a component is complete, and of the version with this digest."""
         self._digests[scope] = digest

@@ -38,14 +38,16 @@ class _Arriving:
 
 
 class Download:
-    """The download of one slice, across reconnections.
+    """The download of one slice, or of one variant of a slice, across reconnections.
 
     Args:
-        cache: stores the slice.
+        cache: stores the components.
+        others: further components that the client has, whose bytes are copied instead of downloaded; None for none.
     """
 
-    def __init__(self, cache: ComponentCache):
+    def __init__(self, cache: ComponentCache, others: ComponentCache | None = None):
         self._cache = cache
+        self._others = others or ComponentCache()
         self._arriving: dict[str, _Arriving] = {}
         self._assembler: Assembler | None = None
         self._scopes: list[str] = []
@@ -78,10 +80,11 @@ class Download:
             pb.HeldComponent(
                 scope=scope,
                 digest=digest,
-                num_bytes=self._cache.num_bytes(scope),
+                num_bytes=cache.num_bytes(scope),
                 encoding=pb.ENCODING_FLOAT32,
             )
-            for scope, digest in self._cache.versions().items()
+            for cache in (self._cache, self._others)
+            for scope, digest in cache.versions().items()
         ]
         return partly + whole
 
@@ -127,7 +130,9 @@ class Download:
         known = self._arriving.get(scope)
         goes_on = known is not None and known.is_same(layout, digest, base_digest)
         here = arrived.get(scope, 0) if goes_on else 0
-        if self._cache.is_version(scope, digest) and layout.encoding == "float32":
+        held = self._others.find(digest) if layout.encoding == "float32" else None
+        is_held = held is not None and held.layout.num_bytes == layout.num_bytes
+        if layout.encoding == "float32" and (is_held or self._cache.is_version(scope, digest)):
             here = layout.num_bytes
         if layout.start > here:
             raise MalformedStreamError(
@@ -139,6 +144,8 @@ class Download:
             known.layout = layout
         else:
             self._arriving[scope] = _Arriving(layout, digest, base_digest, self._room(layout))
+        if held is not None and layout.start == layout.num_bytes:
+            self._arriving[scope].data.copy_(held.buffer)
 
     def _room(self, layout: EncodedLayout) -> Tensor:
         if layout.encoding != "float32":

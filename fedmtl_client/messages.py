@@ -9,10 +9,12 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_client.slices import Slice
 from fedmtl_client.transport import EventKind, Outcome, Receipt, RoundEvent
 from fedmtl_core.errors import MalformedStreamError
+from fedmtl_core.identifiers import quoted
 from fedmtl_core.wire.chunks import Chunk, read_message
 from fedmtl_core.wire.controls import without_controls
 from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.messages import PURPOSE_FROM_PROTO, plan_from_proto
+from fedmtl_core.wire.variant_messages import MAX_VARIANTS
 
 _EVENT_KINDS: Mapping[pb.RoundEventKind, EventKind] = {
     pb.ROUND_EVENT_KIND_WAITING: "waiting",
@@ -46,15 +48,24 @@ def receipt_from_proto(message: pb.PushUpdateResponse) -> Receipt:
     return Receipt(_OUTCOMES.get(message.outcome, "unknown"), message.round, message.num_bytes)
 
 
-def slice_header(opening: bytes) -> pb.SliceHeader:
+def slice_header(opening: bytes, variant: str = "") -> pb.SliceHeader:
     """Return the header in the first message of a slice's stream.
 
+    Args:
+        opening: the message.
+        variant: the requested variant; empty for the slice itself.
+
     Raises:
-        MalformedStreamError: the message has no header.
+        MalformedStreamError: the message has no header, or its header is of another variant.
     """
     message = read_message(opening, pb.GetSliceResponse)
     if isinstance(message, Chunk) or message.WhichOneof("part") != "header":
         raise MalformedStreamError("expected a header as the first message of the slice's stream")
+    if message.header.variant != variant:
+        expected, got = (
+            f"the variant {quoted(name)}" if name else "the slice" for name in (variant, message.header.variant)
+        )
+        raise MalformedStreamError(f"expected {expected}, but the server sends {got}")
     return message.header
 
 
@@ -80,5 +91,6 @@ def slice_from(header: pb.SliceHeader, task: str, components: Mapping[str, Compo
         components=model,
         controls=controls,
         control_since=header.control_since,
+        variants=tuple(dict.fromkeys(one.name for one in header.variants))[:MAX_VARIANTS],
         bytes_received=bytes_received,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from fedmtl_client.progress import training_progress
 from fedmtl_client.schedule import TaskSchedule
-from fedmtl_client.slices import Slice
+from fedmtl_client.slices import Slice, SliceVariant
 from fedmtl_client.trainer import TrainingStopped
 from fedmtl_client.transport import Receipt, RoundEvent, Transport
 from fedmtl_client.worker import DamagedModelError, RoundWorker
@@ -193,6 +193,16 @@ class ClientSession:
                 should_stop=lambda: self._has_closed(event),
             )
 
+    def _get_variant(self, slice_: Slice, name: str, event: RoundEvent) -> SliceVariant:
+        with self._tracing.call("GetSlice"):
+            return self._transport.get_variant(
+                slice_,
+                name,
+                encoding=self._worker.download,
+                cache=self._worker.cache,
+                should_stop=lambda: self._has_closed(event),
+            )
+
     def _work(self, slice_: Slice, event: RoundEvent) -> None:
         try:
             if slice_.purpose == "evaluate":
@@ -205,7 +215,9 @@ class ClientSession:
             raise
 
     def _evaluate(self, slice_: Slice, event: RoundEvent) -> None:
-        update = self._worker.evaluate(slice_)
+        update = self._worker.evaluate(
+            slice_, lambda: self._has_closed(event), lambda name: self._get_variant(slice_, name, event)
+        )
         self._push(update, (), event)
         self._done[slice_.round] = RoundWork(slice_.round, update.task, "evaluate", update.received.metrics)
         facts = {"metrics": dict(update.received), **_undefined(update.received)}
@@ -213,7 +225,12 @@ class ClientSession:
 
     def _train(self, slice_: Slice, event: RoundEvent) -> None:
         with training_progress(event.title, bar=self._progress_bar) as on_step:
-            trained = self._worker.train(slice_, on_step, lambda: self._has_closed(event))
+            trained = self._worker.train(
+                slice_,
+                on_step,
+                lambda: self._has_closed(event),
+                lambda name: self._get_variant(slice_, name, event),
+            )
         result = trained.result
         self._log.info(
             "round.trained", progress=event.title, loss=result.loss, steps=result.num_steps, seconds=result.seconds

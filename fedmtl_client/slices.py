@@ -28,5 +28,18 @@ class Slice:
     They are the cache's own components too."""
     control_since: int = 0
     """The round in which the control variates began."""
+    variants: tuple[str, ...] = ()
+    """Names of the variants of this slice that the round offers."""
     bytes_received: int = 0
     """Encoded bytes that were received for this slice."""
+
+
+@dataclass(frozen=True)
+class SliceVariant:
+    """A variant of a slice: other values for some of its tensors."""
+
+    name: str
+    components: Mapping[str, Component]
+    """By scope; the scopes differ from those of the slice. The tensors have names and shapes of the slice's tensors."""
+    bytes_received: int = 0
+    """Encoded bytes that were received for this variant."""

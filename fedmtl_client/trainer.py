@@ -219,19 +219,22 @@ class Trainer:
     def evaluate(self, model: MultiTaskModel, rows: EncodedRows) -> Evaluation:
         """Return the task's metrics and the mean `loss` over all rows, or over all tokens that have a target.
 
-        The result maps the metrics with a value; its `undefined` gives the reason for each of the others.
+        The result maps the metrics with a value; its `undefined` gives the reason for each of the others. Its `losses`
+        are the rows' own losses: for a task that predicts tokens, the mean over a row's tokens that have a target. Rows
+        without such a token have none. Every evaluation has the same order of rows.
 
         Raises:
             DataError: there is nothing to measure.
             DivergedError: the model's outputs have a NaN, or the loss isn't finite.
         """
         model.eval()
-        kept, wanted, losses = [], [], []
+        kept, wanted, losses, by_row = [], [], [], []
         for inputs, labels in batches.to_evaluate_on(rows, self.plan):
             outputs, targets = self._outputs(model, inputs, labels)
             kept.append(self._kind.reduce_outputs(outputs).float().cpu())
             wanted.append(targets.cpu())
             losses.append(self._kind.loss(outputs, targets, reduction="none").float().cpu())
+            by_row.append(losses[-1] if self._kind.sees == "text" else _row_means(losses[-1], labels))
         all_outputs, all_targets = (torch.cat(parts).numpy().astype(np.float64) for parts in (kept, wanted))
         if not len(all_targets):
             raise DataError(f"{self.spec.name}: none of the {len(rows)} evaluation rows has a token with a target")
@@ -239,6 +242,7 @@ class Trainer:
         if not math.isfinite(loss) or np.isnan(all_outputs).any():
             raise DivergedError(f"{self.spec.name}: loss {loss} on {len(rows)} evaluation rows", loss)
         measured = replace(kinds.measure(self._kind, all_outputs, all_targets), num_examples=len(rows))
+        measured = replace(measured, losses=torch.cat(by_row).numpy().astype(np.float64))
         return measured.with_metric("loss", loss)
 
     def loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -289,6 +293,19 @@ class Trainer:
 
     def _to_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+
+def _row_means(losses: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean loss of each row that has a target.
+
+    Args:
+        losses: the losses of the tokens that have a target, row by row, `(targets,)`.
+        labels: `(batch, tokens)`, on CPU.
+    """
+    counts = (labels != kinds.IGNORED).sum(dim=1)
+    rows = torch.repeat_interleave(counts)
+    sums = torch.zeros(len(counts), dtype=losses.dtype).index_add_(0, rows, losses)
+    return sums[counts > 0] / counts[counts > 0]
 
 
 def _finite(loss: Tensor, step: int, num_steps: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from fedmtl_client.component_cache import ComponentCache
-from fedmtl_client.slices import Slice
+from fedmtl_client.slices import Slice, SliceVariant
 from fedmtl_core.tasks.plan import Purpose, round_title
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.formats import Encoding
@@ -97,6 +97,31 @@ class Transport(Protocol):
         Raises:
             StaleRoundError: the run has left this round.
             WrongRunError: the server serves another run.
+            UnavailableError: the server was unreachable for too long.
+        """
+
+    def get_variant(
+        self,
+        slice_: Slice,
+        name: str,
+        *,
+        encoding: Encoding = "float32",
+        cache: ComponentCache | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> SliceVariant:
+        """Download a variant of a slice.
+
+        Args:
+            slice_: a slice that was received with this variant's name.
+            name: the name of the variant.
+            encoding: the encoding with which the slice was received.
+            cache: the components that the client already has; they stay unchanged.
+            should_stop: called after every failed attempt; True ends the attempts.
+
+        Raises:
+            StaleRoundError: the run has left the slice's round.
+            WrongRunError: the server serves another run.
+            InvalidRequestError: the round offers no such variant.
             UnavailableError: the server was unreachable for too long.
         """
 

@@ -14,9 +14,11 @@ from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.slices import Slice
 from fedmtl_client.task_state import ClientTask, TaskState, TaskStates, WorkerSettings
 from fedmtl_client.trainer import Step, Trainer, TrainingResult
+from fedmtl_client.trials import GetVariant, Trials
 from fedmtl_core.errors import ConfigError, DivergedError
 from fedmtl_core.runtime.tracing import OFF, Tracing
 from fedmtl_core.tasks.evaluation import Evaluation
+from fedmtl_core.tasks.paired import VariantEvaluation
 from fedmtl_core.tasks.plan import UpdateKind
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.formats import DELTA_ENCODINGS, Encoding
@@ -89,8 +91,18 @@ class RoundWorker:
         self._controls.forget()
         self._states.forget()
 
-    def evaluate(self, slice_: Slice) -> Update:
-        """Evaluate the received model on the task's evaluation rows.
+    def evaluate(
+        self,
+        slice_: Slice,
+        should_stop: Callable[[], bool] = lambda: False,
+        get_variant: GetVariant | None = None,
+    ) -> Update:
+        """Evaluate the received model on the task's evaluation rows, and then its variants.
+
+        Args:
+            slice_: the task's slice.
+            should_stop: called before every variant; True skips the remaining variants.
+            get_variant: downloads a variant of the slice; None to evaluate no variant.
 
         Returns:
             An update with only the metrics.
@@ -101,21 +113,24 @@ class RoundWorker:
             LayoutMismatchError: the slice doesn't fit the model.
         """
         state = self._states.state_for(slice_)
-        self._load(state, slice_, self._kind(state, slice_), to_train=False)
-        return self._evaluate_received(state, slice_)
+        self._load(state, slice_, self._kind(state, slice_))
+        received = self._evaluate_received(state, slice_)
+        return self._with_variants(received, state, slice_, should_stop, get_variant)
 
     def train(
         self,
         slice_: Slice,
         on_step: Callable[[Step], None] = lambda step: None,
         should_stop: Callable[[], bool] = lambda: False,
+        get_variant: GetVariant | None = None,
     ) -> TrainedUpdate:
-        """Evaluate the received model, train it for one round, and evaluate it again.
+        """Evaluate the received model and its variants, train the model for one round, and evaluate it again.
 
         Args:
             slice_: the task's slice. Training may change its components.
             on_step: called after every optimizer step.
-            should_stop: called before every optimizer step; True ends training.
+            should_stop: called before every variant and every optimizer step; True ends training.
+            get_variant: downloads a variant of the slice; None to evaluate no variant.
 
         Raises:
             TrainingStopped: `should_stop` returned True.
@@ -127,8 +142,11 @@ class RoundWorker:
         """
         state = self._states.state_for(slice_)
         kind = self._kind(state, slice_)
-        self._load(state, slice_, kind, to_train=True)
+        is_overwritten = self._load(state, slice_, kind)
         received = self._evaluate_received(state, slice_)
+        received = self._with_variants(received, state, slice_, should_stop, get_variant)
+        if is_overwritten:
+            self.cache.invalidate(slice_.components)
         corrections = self._corrections(state, slice_)
         control_round = self._controls.round
         with self._tracing.span("train"):
@@ -172,18 +190,19 @@ class RoundWorker:
         # Slices may be rounded, so client and server measure control variates from the slice: deltas are required.
         return "delta" if state.feedback or slice_.controls else slice_.plan.update
 
-    def _load(self, state: TaskState, slice_: Slice, kind: UpdateKind, *, to_train: bool) -> None:
+    def _load(self, state: TaskState, slice_: Slice, kind: UpdateKind) -> bool:
         """Load a slice and the client's local parameters into the task's model.
 
-        If the received slice isn't needed unchanged, the model shares its memory and nothing is copied. Training
-        overwrites that memory, so the cache no longer reports a version of its components.
+        If the received slice isn't needed unchanged, the model shares its memory and nothing is copied.
+
+        Returns:
+            Whether training overwrites the slice's memory, so that the cache must not report its versions any longer.
         """
         is_needed = kind != "parameters" or self._settings.download in DELTA_ENCODINGS
         share = not is_needed and self._settings.device.type == "cpu"
-        if share and to_train:
-            self.cache.invalidate(slice_.components)
         state.synchronizer.load(state.model, slice_.components, share=share)
         state.local.put(state.model)
+        return share
 
     def _corrections(self, state: TaskState, slice_: Slice) -> Mapping[str, Callable[[], None]]:
         """Return the additional arguments of a trainer's `train` if the server has control variates.
@@ -226,6 +245,21 @@ class RoundWorker:
             report = replace(update, received=Evaluation({"loss": loss}, len(state.validation)))
             raise DamagedModelError(slice_.round, error, report) from None
 
+    def _with_variants(
+        self,
+        update: Update,
+        state: TaskState,
+        slice_: Slice,
+        should_stop: Callable[[], bool],
+        get_variant: GetVariant | None,
+    ) -> Update:
+        """Return the update of the received model with the evaluations of the slice's variants."""
+        variants: tuple[VariantEvaluation, ...] = ()
+        if get_variant is not None and slice_.variants:
+            trials = Trials(state.model, slice_, lambda: self._evaluate(state), get_variant, should_stop)
+            variants = trials.run(update.received)
+        return replace(update, received=replace(update.received, losses=None), variants=variants)
+
     def _evaluate_trained(self, state: TaskState, result: TrainingResult) -> Evaluation:
         """Return the metrics of the model after training.
 
@@ -235,7 +269,7 @@ class RoundWorker:
         try:
             if not math.isfinite(result.loss):
                 raise DivergedError(f"train_loss {result.loss}", result.loss)
-            return self._evaluate(state)
+            return replace(self._evaluate(state), losses=None)
         except DivergedError as error:
             raise DivergedError(
                 f"training diverged: the model gives values that aren't finite after {result.num_steps} steps "

@@ -111,7 +111,8 @@ class Assembly:
         if report is not None and report.sharing:  # layers were regrouped
             moved = {part: blocks_of(blocks) for part, blocks in report.sharing.items()}
             layouts = self.model.parts.moved(moved).layouts()
-        return CheckpointLayouts(layouts, self._pipeline.state_layouts(layouts))
+        metadata = report.stages if report is not None else {}
+        return CheckpointLayouts(layouts, self._pipeline.state_layouts(layouts, metadata))
 
     def _warn_of_unfinished(self) -> None:
         """Log a warning if an earlier, unfinished run of the same configuration could be resumed instead."""

@@ -9,6 +9,7 @@ from functools import partial
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import SharingTable
+from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.controls import control_scope
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.blocks import UpdateBlocks
@@ -17,9 +18,11 @@ from fedmtl_server.aggregation.pipeline import Pipeline, RoundAggregation
 from fedmtl_server.aggregation.rearranging import rearranged
 from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.aggregation.values import Aggregate, Regrouping
+from fedmtl_server.aggregation.variants import Results, is_finite, require_valid, with_chosen
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport, counted_examples
 from fedmtl_server.storage.store import RunStore
+from fedmtl_server.transfer.offered import NO_VARIANTS, OfferedVariants
 from fedmtl_server.transfer.slices import PublishedModel
 from fedmtl_server.transfer.staging import StagingArea
 
@@ -51,6 +54,8 @@ class Commits:
         self.model_norms = self._norms_of(model.components)
         self.published = self._publish(1)
         """The model that clients download."""
+        self.offered = NO_VARIANTS
+        """The variants of the model that clients compare with it in the round in progress."""
         self.on_written: Callable[[], None] = lambda: None
         """Called after a commit was written or its write has failed; `require_written` raises the failure."""
 
@@ -65,62 +70,110 @@ class Commits:
             return ()
         return tuple(map(control_scope, self.model.scopes_for(task)))
 
+    def offer(self, purpose: Purpose) -> None:
+        """Publish the variants of the round that opens. This is slow, and may run in any thread.
+
+        Raises:
+            AggregationError: a stage offers a variant that doesn't fit the model.
+        """
+        components, table = self.model.components, self.model.sharing
+        offered = self.pipeline.variants(components, purpose)
+        for task, variants in offered.items():
+            require_valid(task, variants, components, table)
+            offered[task] = [one for one in variants if is_finite(one)]
+            for one in variants:
+                if one not in offered[task]:
+                    reason = "it has values that aren't finite"
+                    self._log.warning("variant.discarded", task=task, variant=one.name, reason=reason)
+        scopes = {task: self.model.scopes_for(task) for task in offered}
+        self.offered = OfferedVariants(self.published, offered, scopes) if offered else NO_VARIANTS
+
+    def withdraw(self) -> None:
+        """Offer no variants until the next round opens."""
+        self.offered = NO_VARIANTS
+
     def finish(
-        self, aggregation: RoundAggregation, title: Mapping[str, str], blocks: UpdateBlocks | None = None
+        self,
+        aggregation: RoundAggregation,
+        title: Mapping[str, str],
+        variants: Results,
+        blocks: UpdateBlocks | None = None,
     ) -> Aggregate:
         """Compute the next model. A component that left the range of its dtype is discarded and stays unchanged.
 
         Args:
             aggregation: the aggregation, with all updates of the round.
             title: the fields that name the round in the log.
+            variants: by task, the results of the round's variants.
             blocks: the updates that the aggregation reads a second time; see `RoundAggregation.reads_again`.
 
         Raises:
             AggregationError, StoreError: see `RoundAggregation.close`.
         """
-        aggregate = aggregation.close(blocks)
+        aggregate = aggregation.close(blocks, variants)
         for one in aggregate.discarded:
             contributors = name_some(one.contributors)
             self._log.error(
                 "component.discarded", **title, scope=one.scope, reason=one.reason, contributors=contributors
             )
+        self._log_notices(aggregate, title)
+        return aggregate
+
+    def conclude(self, round_: int, title: Mapping[str, str], variants: Results) -> Aggregate:
+        """Return the change of the model after the evaluation round.
+
+        Args:
+            round_: the round.
+            title: the fields that name the round in the log.
+            variants: by task, the results of the round's variants.
+
+        Raises:
+            AggregationError: see `Pipeline.conclude`.
+        """
+        aggregate = self.pipeline.conclude(round_, variants)
+        self._log_notices(aggregate, title)
+        return aggregate
+
+    def _log_notices(self, aggregate: Aggregate, title: Mapping[str, str]) -> None:
         for notice in aggregate.notices:
             self._log.warning(notice.event, **title, reason=notice.reason)
-        return aggregate
 
     # Commits.
 
     async def commit(
-        self, changed: Mapping[str, Component], report: RoundReport, end_round: EndRound, best: Collection[int]
+        self, aggregate: Aggregate, report: RoundReport, end_round: EndRound, best: Collection[int]
     ) -> None:
         """Write the new model to disk, then install it. The old model is freed after its last download.
 
         With a store that writes behind, the write continues while the next round is in progress.
 
         Args:
-            changed: the new components by scope; empty if the model does not change.
+            aggregate: the result of the round; without components if the model does not change.
             report: the report of the round.
             end_round: writes the round's end to the history.
             best: the rounds whose checkpoints are kept.
 
         Raises:
+            AggregationError: a variant was chosen that can't replace tensors of its task's model.
             StoreError: the commit can't be written; the model is unchanged.
         """
         await self.until_written()
-        if not changed:
+        if not (aggregate.components or aggregate.moved or aggregate.chosen or aggregate.must_save):
             await asyncio.to_thread(end_round, None)
             await self._republish(report)
             return
-        components, table = {**self.model.components, **changed}, self.model.sharing
+        components, table = {**self.model.components, **aggregate.components}, self.model.sharing
         if report.moved:
             components, table = await asyncio.to_thread(self._regrouped, components, report)
+        if aggregate.chosen:
+            components = await asyncio.to_thread(with_chosen, components, table, aggregate.chosen)
         published, norms = await self._begin_writing(components, report, end_round, best)
         if not self._store.writes_behind:
             await self.until_written()
         if report.moved:
             self.model.rearrange(table, components)
         else:
-            self.model.install(changed)
+            self.model.install(components)
         self.model_norms = norms
         self._replace(published)
 
@@ -169,7 +222,7 @@ class Commits:
             asyncio.to_thread(self._store.write_model, components, report.round, state, report.sharing)
         )
         published, norms = await asyncio.gather(
-            asyncio.to_thread(self._publish, report.round + 1, components),
+            asyncio.to_thread(self._publish, report.round + (report.purpose == "train"), components),
             asyncio.to_thread(self._norms_of, components),
         )
         digests = {scope: one.digest for scope, one in published.components.items()}

@@ -129,6 +129,7 @@ class Driver:
             self.open_round.stats.opened_at_unix_ms = left_off.opened_at_unix_ms
             updates = sorted(updates, key=lambda update: update[0].client_id)
             self.engine.reopen(left_off.cohort, [update for update, _ in updates], self._clock())
+            self._commits.offer(self.engine.purpose)
             self._begin_round()
             for update, staged in updates:
                 self._updates.take(Transfer(update, staged, stream=None))
@@ -175,6 +176,7 @@ class Driver:
         await asyncio.to_thread(
             self._store.open_round, self.engine.round, self.engine.purpose, opened_at_unix_ms, cohort
         )
+        await asyncio.to_thread(self._commits.offer, self.engine.purpose)
         self._begin_round()
 
     def _begin_round(self) -> None:
@@ -187,6 +189,7 @@ class Driver:
     def _end_round(self, round_: int) -> None:
         """Stop accepting updates and drop uploads in progress, which asynchronous rounds keep for the next round."""
         self.open_round.is_open.clear()
+        self._commits.withdraw()
         if not self.engine.view.is_asynchronous:
             self.open_round.transfers.end(StaleRoundError(f"round {round_} has closed"))
 
@@ -197,13 +200,10 @@ class Driver:
         for listener in self._listeners:
             listener.round_closing()
         began = self._clock()
-        evaluates = self.engine.purpose == "evaluate"
-        aggregate = Aggregate() if failed or evaluates else await self._updates.aggregate(title(self.engine.view))
+        aggregate = Aggregate() if failed else await self._aggregate()
         report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
         self._learn(report)
-        await self._commits.commit(
-            aggregate.components, report, self._end_in_history(report), self.measured.best_rounds()
-        )
+        await self._commits.commit(aggregate, report, self._end_in_history(report), self.measured.best_rounds())
         self._remember(report)
         for listener in self._listeners:
             listener.round_ended(report)
@@ -217,6 +217,12 @@ class Driver:
         if not self.engine.view.is_asynchronous:
             self._end_round(round_)  # after the last round of training, drops uploads for another one
         self.audience.round_ended()
+
+    async def _aggregate(self) -> Aggregate:
+        """Return the result of a round that has closed with its quorum."""
+        view = self.engine.view
+        work = self._updates.aggregate if view.purpose == "train" else self._updates.conclude
+        return await work(title(view))
 
     def _expect_reported(self) -> None:
         """Record which clients to notify if the run is over, and how long to wait for absent clients."""

@@ -20,6 +20,7 @@ from fedmtl_server.storage.bookkeeping import RoundStats
 from fedmtl_server.storage.results import TaskResult
 from fedmtl_server.storage.resume import LeftOff
 from fedmtl_server.transfer.intake import Intake, Receipt, UploadStream
+from fedmtl_server.transfer.offered import PublishedVariant
 from fedmtl_server.transfer.slices import PublishedModel
 from fedmtl_server.transfer.staging import StagedUpdate
 
@@ -167,6 +168,26 @@ class Federation:
             component = published.components[scope]
             if not component.is_ready(encoding):
                 await asyncio.to_thread(component.prepare, encoding, self._topk_density)
+
+    async def variants_for(
+        self, task: str, published: PublishedModel, encoding: Encoding
+    ) -> Mapping[str, PublishedVariant]:
+        """Return the variants of a task's slice that the round in progress offers, ready for an encoding.
+
+        Args:
+            task: the task.
+            published: the model, whose components are ready for the encoding.
+            encoding: the encoding.
+        """
+        variants = self._commits.offered.for_task(task, published)
+        for variant in variants.values():
+            if not variant.is_ready(encoding):
+                await asyncio.to_thread(variant.prepare, encoding)
+        return variants
+
+    def require_variant(self, task: str, name: str, published: PublishedModel) -> None:
+        """Check that the round in progress offers a variant; see `OfferedVariants.require`."""
+        self._commits.offered.require(task, name, published)
 
     def watch(self, client_id: str, task: str, tasks: Sequence[str] = ()) -> AsyncGenerator[RoundEvent, None]:
         """Yield the run's events from now on. A client counts as connected while it watches.

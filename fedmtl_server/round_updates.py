@@ -10,6 +10,7 @@ from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.order import CohortOrder
 from fedmtl_server.aggregation.pipeline import RoundAggregation
 from fedmtl_server.aggregation.values import Aggregate, ScreenedUpdate
+from fedmtl_server.aggregation.variants import Results, results_of
 from fedmtl_server.commits import Commits
 from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.transfer.incoming import Transfer
@@ -36,6 +37,7 @@ class RoundUpdates:
         self._complete: dict[str, Transfer] = {}
         self._retained: dict[str, StagedUpdate] = {}
         self._reported: list[Transfer] = []
+        self._offered: Mapping[str, Sequence[str]] = {}
 
     def begin(self, view: RoundView) -> None:
         """Start accepting updates for a round that has opened.
@@ -43,7 +45,7 @@ class RoundUpdates:
         Args:
             view: the state of the round at its opening.
         """
-        model, self._view = self._commits.model, view
+        model, self._view, self._offered = self._commits.model, view, self._commits.offered.names
         contributors = {member.client_id: model.scopes_for(member.task) for member in view.cohort.values()}
         self._aggregation = self._pipeline.begin(
             model.components, view.round, None if view.is_asynchronous else contributors
@@ -97,11 +99,29 @@ class RoundUpdates:
         await self.accumulate_arrived()
         self._pipeline.complete()
         await self._accumulate(self._order.close())
-        blocks = await self._blocks()
-        aggregate = await asyncio.to_thread(self._commits.finish, self._aggregation, title, blocks)
+        blocks, variants = await self._blocks(), self._variant_results()
+        aggregate = await asyncio.to_thread(self._commits.finish, self._aggregation, title, variants, blocks)
         for buffer in aggregate.spare:
             self._staging.take_back(buffer)
         return aggregate
+
+    async def conclude(self, title: Mapping[str, str]) -> Aggregate:
+        """Return the change of the model after the evaluation round, which has the results of its variants.
+
+        Args:
+            title: the fields that name the round in the log.
+
+        Raises:
+            AggregationError: see `Pipeline.conclude`.
+        """
+        assert self._view is not None
+        return await asyncio.to_thread(self._commits.conclude, self._view.round, title, self._variant_results())
+
+    def _variant_results(self) -> Results:
+        """Return the results of the round's variants, with their clients in the order of the cohort."""
+        assert self._view is not None
+        updates = sorted(self.reported, key=lambda update: self._order.place(update.client_id))
+        return results_of(self._offered, updates, self._view.round)
 
     def forget(self) -> None:
         """Free the memory and files of the round's updates, which the history has recorded."""

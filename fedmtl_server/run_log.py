@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -12,6 +13,7 @@ from fedmtl_core.tasks.plan import round_title
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.rounds.completion import missing_quorum
 from fedmtl_server.rounds.report import ComponentReport, RoundReport, TaskReport
+from fedmtl_server.rounds.variant_reports import VariantReport
 from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.rounds.waiting import waiting_for
 
@@ -106,6 +108,8 @@ class RunLog:
             self._component(names, component)
         for task in report.tasks:
             self._task(names, task)
+            for variant in task.variants:
+                self._variant(names, task.task, variant)
         for warning in report.warnings:
             clients = name_some(warning.client_ids)
             self._log.warning("round.doubtful", **names, kind=warning.kind, clients=clients, reason=warning.message)
@@ -156,6 +160,23 @@ class RunLog:
             received=_shown_metrics(task.received_metrics),
             trained=_shown_metrics(task.trained_metrics),
             **_undefined_fields(task),
+        )
+
+    def _variant(self, names: Mapping[str, str], task: str, variant: VariantReport) -> None:
+        facts = {
+            "loss_difference": math.inf if variant.num_diverged else variant.loss_difference,
+            "standard_error": variant.standard_error,
+        }
+        self._log.info(
+            "variant.reported",
+            **names,
+            task=task,
+            variant=variant.name,
+            **{key: value for key, value in facts.items() if value is not None},
+            examples=variant.num_examples,
+            clients=variant.num_clients,
+            **({"diverged": variant.num_diverged} if variant.num_diverged else {}),
+            **({"chosen": True} if variant.chosen else {}),
         )
 
 

@@ -14,6 +14,8 @@ Without any stage, the pipeline is FedAvg (McMahan et al. 2017, arXiv:1602.05629
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import TypeVar
 
 from torch import Tensor
@@ -23,12 +25,14 @@ from fedmtl_core.errors import AggregationError, NonFiniteError
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import task_of
 from fedmtl_core.model.sharing import SharingTable
+from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.accumulators import Accumulator, Weight
 from fedmtl_server.aggregation.blocks import BlockReader, UpdateBlocks
 from fedmtl_server.aggregation.delta_products import combine as move_by_deltas
 from fedmtl_server.aggregation.means import ComponentMean
+from fedmtl_server.aggregation.outcomes import merged_outcomes, table_of
 from fedmtl_server.aggregation.stages.base import Combination, Ending, Group, Stage
 from fedmtl_server.aggregation.values import (
     Aggregate,
@@ -42,6 +46,7 @@ from fedmtl_server.aggregation.values import (
     StageState,
     TaskFactors,
 )
+from fedmtl_server.aggregation.variants import Results, Variant, merged
 
 _S = TypeVar("_S", bound=Stage)
 
@@ -122,10 +127,24 @@ class Pipeline:
         for stage in self.stages:
             stage.regroup(regrouping)
 
+    def conclude(self, round_: int, variants: Results) -> Aggregate:
+        """Return the change of the model after the evaluation round; see `Stage.conclude`.
+
+        Args:
+            round_: the round's number.
+            variants: by task, the results of the round's variants.
+
+        Raises:
+            AggregationError: a plug-in returned an invalid result, or two stages choose a variant for one task.
+        """
+        return merged_outcomes(
+            self.stages, [stage.conclude(Ending(round_, (), variants)) for stage in self.stages], variants
+        )
+
     @property
     def table(self) -> SharingTable | None:
         """The sharing table as decided during the run; None if only the configuration determines it."""
-        return _table(self.stages)
+        return table_of(self.stages)
 
     # Components to send, saved state, and memory.
 
@@ -135,9 +154,22 @@ class Pipeline:
         components = {scope: component for one in sent for scope, component in one.components.items()}
         return Broadcast(components, max((one.since for one in sent), default=0))
 
-    def state_layouts(self, layouts: Sequence[Layout]) -> list[Layout]:
-        """Return the layouts of all saved components, for a model with the given layouts."""
-        return [layout for stage in self.stages for layout in stage.state_layouts(layouts)]
+    def variants(self, model: Mapping[str, Component], purpose: Purpose) -> dict[str, list[Variant]]:
+        """Return, by task, the variants to offer in the round that begins; see `Stage.variants`.
+
+        Raises:
+            AggregationError: two variants of one task have the same name.
+        """
+        return merged(stage.variants(model, purpose) for stage in self.stages)
+
+    def state_layouts(self, layouts: Sequence[Layout], metadata: Mapping[str, JsonObject]) -> list[Layout]:
+        """Return the layouts of all saved components.
+
+        Args:
+            layouts: the layouts of the model.
+            metadata: the result of `metadata` when the components were saved.
+        """
+        return [one for stage in self.stages for one in stage.state_layouts(layouts, metadata.get(stage.name, {}))]
 
     def components(self) -> dict[str, Component]:
         """Return the saved components by scope, for the checkpoint's state file."""
@@ -223,19 +255,24 @@ class RoundAggregation:
         layouts = [component.layout for component in update.components.values()]
         return any(_accumulator(self._stages, layout).reads_blocks for layout in layouts)
 
-    def close(self, blocks: UpdateBlocks | None = None) -> Aggregate:
+    def close(self, blocks: UpdateBlocks | None = None, variants: Results = MappingProxyType({})) -> Aggregate:
         """Close the round and return its result. A component with a non-finite result keeps its old value.
 
         Args:
             blocks: the updates that are read again; see `reads_again`.
+            variants: by task, the results of the round's variants.
 
         Raises:
-            AggregationError: see `combine`; or a plug-in returned an invalid result.
+            AggregationError: see `combine`; or a plug-in returned an invalid result, or two stages choose a variant
+                for one task.
             StoreError: an update can't be read again.
         """
         components, contributions = self.combine(blocks)
         released, discarded = self._release(components, contributions)
-        return self._end(released, contributions, discarded)
+        ending = Ending(self._context.round, released.keys(), variants)
+        aggregate = merged_outcomes(self._stages, [stage.end(ending) for stage in self._stages], variants)
+        counted = {scope: contributions[scope] for scope in released}
+        return replace(aggregate, components=released, contributions=counted, discarded=discarded, spare=self._spare)
 
     def _screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
         for stage in self._stages:
@@ -310,27 +347,6 @@ class RoundAggregation:
                 discarded.append(DiscardedComponent(scope, f"its {what} isn't finite: {error}", contributors))
         return released, discarded
 
-    def _end(
-        self,
-        released: Mapping[str, Component],
-        contributions: Mapping[str, Sequence[Contribution]],
-        discarded: Sequence[DiscardedComponent],
-    ) -> Aggregate:
-        ending = Ending(self._context.round, released.keys())
-        outcomes = [stage.end(ending) for stage in self._stages]
-        moved = {part: blocks for one in outcomes for part, blocks in one.moved.items()}
-        if moved and (table := _table(self._stages)) is not None:
-            for stage in self._stages:
-                stage.keep(table.scopes)
-        return Aggregate(
-            released,
-            {scope: contributions[scope] for scope in released},
-            discarded,
-            moved,
-            notices=[one.notice for one in outcomes if one.notice],
-            spare=self._spare,
-        )
-
     def _require_known(self, update: ScreenedUpdate) -> None:
         if update.num_examples < 0:
             raise AggregationError(
@@ -369,10 +385,6 @@ class RoundAggregation:
         move_by_deltas(group.base, [one.runs for one in (first, *others)], list(coefficients.values()))
         self._spare += [one.buffer for one in group.accumulators.values() if one is not first]
         return first.result()
-
-
-def _table(stages: Sequence[Stage]) -> SharingTable | None:
-    return next((table for stage in stages if (table := stage.table()) is not None), None)
 
 
 def _is_by_task(stages: Sequence[Stage], scope: str) -> bool:

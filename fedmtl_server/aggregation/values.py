@@ -15,6 +15,7 @@ from fedmtl_core.model.sharing import Partition, SharingTable
 from fedmtl_core.tasks.plan import UpdateKind
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_core.wire.updates import Update
+from fedmtl_server.aggregation.variants import Results, Variant
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,12 @@ class Aggregate:
     """The components whose new value isn't used; `components` and `contributions` don't contain them."""
     moved: Mapping[str, Partition] = field(default_factory=dict)
     """By part of the encoder whose sharing changes, the blocks of tasks that shared it before."""
+    variants: Results = field(default_factory=dict)
+    """By task, the results of the variants that the round offered."""
+    chosen: Mapping[str, Variant] = field(default_factory=dict)
+    """By task, a variant whose tensors replace the model's, after `moved`."""
+    must_save: bool = False
+    """Whether the stages' components are saved even if the model doesn't change."""
     notices: Sequence[Notice] = ()
     """The stages' warnings for the log."""
     spare: Sequence[Tensor] = ()

@@ -19,7 +19,13 @@ from fedmtl_server.storage.runs import Place
 
 if TYPE_CHECKING:
     from fedmtl_server.storage.records import MetricRecord, RoundRecord, RunRecord, UpdateRecord
-    from fedmtl_server.storage.stored_reports import StoredContribution, StoredMetric, StoredReport, StoredTask
+    from fedmtl_server.storage.stored_reports import (
+        StoredContribution,
+        StoredMetric,
+        StoredReport,
+        StoredTask,
+        StoredVariant,
+    )
 
 # A run.
 
@@ -229,6 +235,7 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
         missing=", ".join(report["missing_clients"]) or "no client",
         unchanged=", ".join(f"head {task}" for task in report["unchanged_tasks"]) or "no head",
         **_moves(report),
+        **_variants(report),
         **_discarded(report),
         **_warnings(report),
     )
@@ -242,6 +249,24 @@ def _moves(report: StoredReport) -> dict[str, str]:
     moved = report.get("moved") or {}
     texts = (f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}" for part, old in moved.items())
     return {"moved": "; ".join(texts)} if moved else {}
+
+
+def _variants(report: StoredReport) -> dict[str, str]:
+    """Return the results of the round's variants in words; empty without variants, and for older reports."""
+    texts = [f"{task['task']}: {_variant_text(one)}" for task in report["tasks"] for one in task.get("variants", ())]
+    return {"variants": "; ".join(texts)} if texts else {}
+
+
+def _variant_text(variant: StoredVariant) -> str:
+    """Return the result of a variant, such as `variant own: loss -0.031 ± 0.008 on 400 rows`."""
+    difference, error = variant["loss_difference"], variant["standard_error"]
+    text = "not evaluated"
+    if variant["num_diverged"]:
+        text = f"loss not finite for {_clients_text(variant['num_diverged'])}"
+    elif difference is not None:
+        text = f"loss {difference:+.3f}" + ("" if error is None else f" ± {error:.3f}")
+        text += f" on {variant['num_examples']} rows"
+    return f"variant {variant['name']}: {text}" + (", chosen" if variant["chosen"] else "")
 
 
 def _discarded(report: StoredReport) -> dict[str, str]:

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedmtl_core.json_types import JsonObject
-from fedmtl_core.tasks.evaluation import TaskMetric, task_metrics
+from fedmtl_core.tasks.evaluation import task_metrics
 from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.values import Aggregate, Contribution, DiscardedComponent, RoundRecord
 from fedmtl_server.rounds.membership import Member
+from fedmtl_server.rounds.metric_reports import MetricReport, metric_reports, values_of
+from fedmtl_server.rounds.variant_reports import VariantReport, variant_reports
 from fedmtl_server.rounds.warnings import RoundWarning
 
 
@@ -22,20 +24,6 @@ class ComponentReport:
     scope: str
     num_tensors: int
     contributions: Sequence[Contribution]
-
-
-@dataclass(frozen=True)
-class MetricReport:
-    """The clients and rows that a task's metric was computed over."""
-
-    is_pooled: bool
-    """Whether the metric is computed over all rows together; otherwise it is the clients' mean, weighted by rows."""
-    num_clients: int
-    """Clients that the metric was computed over."""
-    num_eval_examples: int
-    """Evaluation rows of these clients."""
-    num_undefined: int
-    """Clients for which the metric is undefined."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +47,24 @@ class TaskReport:
     """By name, how each received metric was computed, including undefined metrics."""
     trained_reports: Mapping[str, MetricReport] = field(default_factory=dict)
     """By name, how each trained metric was computed, including undefined metrics."""
+    variants: Sequence[VariantReport] = field(default_factory=list)
+    """The results of the variants that the round offered, in the order of the offer."""
+
+    @property
+    def chosen(self) -> VariantReport | None:
+        """The variant whose values the task's model has after the round; None if there is none."""
+        return next((one for one in self.variants if one.chosen), None)
 
     @classmethod
     def from_dict(cls, values: JsonObject) -> TaskReport:
-        """Return the report that `asdict` was made of; older reports don't say how metrics were computed."""
+        """Return the report that `asdict` was made of; older reports don't say how metrics were computed, nor have
+        variants."""
         reports = {
             key: {name: MetricReport(**one) for name, one in values.get(key, {}).items()}
             for key in ("received_reports", "trained_reports")
         }
-        return cls(**{**values, **reports})
+        variants = [VariantReport.from_dict(one) for one in values.get("variants", ())]
+        return cls(**{**values, **reports, "variants": variants})
 
 
 @dataclass(frozen=True)
@@ -115,6 +112,11 @@ class RoundReport:
     """The components left unchanged although updates of them counted."""
     warnings: Sequence[RoundWarning] = field(default_factory=list)
     """The warnings about the round's result."""
+
+    @property
+    def makes_final_model(self) -> bool:
+        """Whether this round evaluated the model of the last training round, and then changed it for some task."""
+        return self.purpose == "evaluate" and any(task.chosen for task in self.tasks)
 
     @property
     def sharing(self) -> Mapping[str, Sequence[Sequence[str]]]:
@@ -238,23 +240,12 @@ def task_reports(
                 num_updates=len(mine),
                 num_examples=sum(update.num_examples for update in mine),
                 encoder_share=sum(part.weight for part in encoder if part.task == task),
-                received_metrics=_values(received),
-                trained_metrics=_values(trained),
+                received_metrics=values_of(received),
+                trained_metrics=values_of(trained),
                 auxiliary_weight=(factors or {}).get(task),
-                received_reports=_metric_reports(received),
-                trained_reports=_metric_reports(trained),
+                received_reports=metric_reports(received),
+                trained_reports=metric_reports(trained),
+                variants=variant_reports(aggregate.variants.get(task, ()), aggregate.chosen.get(task)),
             )
         )
     return reports
-
-
-def _values(metrics: Mapping[str, TaskMetric]) -> dict[str, float]:
-    """Return the values of the metrics that have one."""
-    return {name: one.value for name, one in metrics.items() if one.value is not None}
-
-
-def _metric_reports(metrics: Mapping[str, TaskMetric]) -> dict[str, MetricReport]:
-    return {
-        name: MetricReport(one.is_pooled, one.num_clients, one.num_examples, one.num_undefined)
-        for name, one in metrics.items()
-    }

@@ -8,8 +8,10 @@ from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_core.wire.messages import PURPOSE_TO_PROTO
 from fedmtl_server.events import EventKind, RoundEvent
-from fedmtl_server.rounds.report import MetricReport, RoundReport
+from fedmtl_server.rounds.metric_reports import MetricReport
+from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.transitions import Phase
+from fedmtl_server.rounds.variant_reports import VariantReport
 from fedmtl_server.rounds.warnings import RoundWarning, WarningKind
 from fedmtl_server.status import Status
 
@@ -89,6 +91,7 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
                 auxiliary_weight=task.auxiliary_weight,
                 received_metric_reports=_metric_reports(task.received_reports),
                 trained_metric_reports=_metric_reports(task.trained_reports),
+                variants=[_variant_to_proto(one) for one in task.variants],
             )
             for task in report.tasks
         ],
@@ -160,6 +163,20 @@ def status_to_proto(status: Status) -> pb.GetStatusResponse:
         ),
         uptime_seconds=status.uptime_s,
         warnings=[_warning_to_proto(one) for one in status.warnings],
+    )
+
+
+def _variant_to_proto(variant: VariantReport) -> pb.VariantReport:
+    return pb.VariantReport(
+        name=variant.name,
+        num_clients=variant.num_clients,
+        num_examples=variant.num_examples,
+        num_diverged=variant.num_diverged,
+        loss=variant.loss,
+        loss_difference=variant.loss_difference,
+        standard_error=variant.standard_error,
+        metrics=variant.metrics,
+        chosen=variant.chosen,
     )
 
 

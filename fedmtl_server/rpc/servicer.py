@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -89,15 +89,8 @@ class FederatedMtlServicer:
         published = self._federation.published
         published.acquire()
         try:
-            scopes = self._federation.model.scopes_for(request.task or None)
-            await self._federation.prepare(published, scopes, encoding)
-            held = _held(request)
-            forms: dict[str, Encoding] = dict.fromkeys(scopes, encoding)
-            for scope in self._federation.control_scopes_for(request.task):
-                forms[scope] = "float32"  # both sides must compute with the same numbers
-            size = chunk_bytes_for(request.max_chunk_bytes)
-            parts = [published.components[scope].part(form, held.get(scope, ()), size) for scope, form in forms.items()]
-            await _send(context, pb.GetSliceResponse(header=self._header(request, published, parts)))
+            header, parts = await self._slice(request, published, encoding)
+            await _send(context, pb.GetSliceResponse(header=header))
             num_bytes = 0
             for part in parts:
                 for offset in part.offsets:
@@ -109,7 +102,34 @@ class FederatedMtlServicer:
         finally:
             published.release()
         self._federation.note_sent(num_bytes)
-        log.info("slice.sent", round=published.round, bytes_sent=num_bytes, duration_s=time.monotonic() - began)
+        facts = {"variant": request.variant} if request.variant else {}
+        duration_s = time.monotonic() - began
+        log.info("slice.sent", round=published.round, **facts, bytes_sent=num_bytes, duration_s=duration_s)
+
+    async def _slice(
+        self, request: pb.GetSliceRequest, published: PublishedModel, encoding: Encoding
+    ) -> tuple[pb.SliceHeader, list[SlicePart]]:
+        """Return the header of a slice or of a variant, and its parts in order.
+
+        Raises:
+            InvalidRequestError: an entry of `held` has an unknown encoding, or the round doesn't offer the variant.
+            StaleRoundError: no round is open that offers variants.
+        """
+        scopes = self._federation.model.scopes_for(request.task or None)
+        await self._federation.prepare(published, scopes, encoding)
+        offered = await self._federation.variants_for(request.task, published, encoding)
+        held, size = _held(request), chunk_bytes_for(request.max_chunk_bytes)
+        whatever = [one for entries in held.values() for one in entries]
+        variants = {name: one.parts(encoding, whatever, size) for name, one in offered.items()}
+        if request.variant:
+            self._federation.require_variant(request.task, request.variant, published)
+            parts, variants = variants[request.variant], {}
+        else:
+            forms: dict[str, Encoding] = dict.fromkeys(scopes, encoding)
+            for scope in self._federation.control_scopes_for(request.task):
+                forms[scope] = "float32"  # both sides must compute with the same numbers
+            parts = [published.components[scope].part(form, held.get(scope, ()), size) for scope, form in forms.items()]
+        return self._header(request, published, parts, variants), parts
 
     async def PushUpdate(
         self, requests: AsyncIterator[pb.PushUpdateRequest | Chunk], context: CallContext
@@ -203,10 +223,16 @@ class FederatedMtlServicer:
             )
         if request.task:
             self._federation.require_task(request.task)
+        elif request.variant:
+            raise InvalidRequestError("variant: expected a task with a variant, got all_tasks", field="variant")
         self._federation.require_round(request.round)
 
     def _header(
-        self, request: pb.GetSliceRequest, published: PublishedModel, parts: Sequence[SlicePart]
+        self,
+        request: pb.GetSliceRequest,
+        published: PublishedModel,
+        parts: Sequence[SlicePart],
+        variants: Mapping[str, Sequence[SlicePart]],
     ) -> pb.SliceHeader:
         plans = self._federation.plans
         has_controls = any(is_control(part.layout.scope) for part in parts)
@@ -216,12 +242,16 @@ class FederatedMtlServicer:
             run_id=self._federation.run_id,
             round=published.round,
             task=request.task,
-            components=[component_to_proto(part.layout, part.digest, part.base_digest) for part in parts],
+            components=[_component_to_proto(part) for part in parts],
             total_bytes=sum(part.layout.layout.num_bytes for part in parts),
             plan=plan_to_proto(plan),
             purpose=PURPOSE_TO_PROTO[self._federation.purpose],
             compression=request.compression,
             control_since=published.control_since if has_controls else 0,
+            variants=[
+                pb.SliceVariant(name=name, components=map(_component_to_proto, mine)) for name, mine in variants.items()
+            ],
+            variant=request.variant,
         )
 
     def _require_watcher(self, request: pb.WatchRoundsRequest) -> None:
@@ -249,6 +279,10 @@ class FederatedMtlServicer:
             raise InvalidRequestError(
                 f"task: expected one of the request's tasks {', '.join(tasks)}, got {quoted(task)}", field="task"
             )
+
+
+def _component_to_proto(part: SlicePart) -> pb.Component:
+    return component_to_proto(part.layout, part.digest, part.base_digest)
 
 
 def _held(request: pb.GetSliceRequest) -> dict[str, list[CachedVersion]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from fedmtl_core.json_types import JsonObject
@@ -96,12 +96,27 @@ class RoundRecord:
         return _columns(self)
 
     def metrics(self) -> list[MetricRecord]:
-        """Return the metrics that the round's clients measured on the received model, made in the round before."""
-        return [
+        """Return the metrics that the round's clients measured on the received model, made in the round before.
+
+        If an evaluation round changed the model, they are followed by the metrics of the changed model: for each task
+        those of its chosen variant, or of the received model if no variant was chosen for it.
+        """
+        tasks = self.report.get("tasks", ()) if self.report else ()
+        received = [
             MetricRecord(self.round - 1, task["task"], storable(name), value, _num_clients(task, name))
-            for task in (self.report.get("tasks", ()) if self.report else ())
+            for task in tasks
             for name, value in task["received_metrics"].items()
         ]
+        chosen = {task["task"]: one for task in tasks for one in task.get("variants", ()) if one["chosen"]}
+        if self.purpose != "evaluate" or not chosen:
+            return received
+        kept = [replace(one, round=self.round) for one in received if one.task not in chosen]
+        changed = [
+            MetricRecord(self.round, task, storable(name), value, one["metric_reports"][name]["num_clients"])
+            for task, one in chosen.items()
+            for name, value in one["metrics"].items()
+        ]
+        return [*received, *kept, *changed]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.tasks.spec import TaskSpec
-from fedmtl_server.rounds.report import MetricReport, RoundReport, TaskReport
+from fedmtl_server.rounds.metric_reports import MetricReport
+from fedmtl_server.rounds.report import RoundReport, TaskReport
 from fedmtl_server.rounds.task_selection import TaskLoss
 
 
@@ -84,18 +85,28 @@ class Measurements:
     def add(self, report: RoundReport) -> None:
         """Add the metrics that a round's clients reported.
 
-        Clients evaluate the model they receive, which is the one that the round before committed.
+        Clients evaluate the model they receive, which is the one that the round before committed. If an evaluation
+        round then changed it, the changed model has the metrics of each task's chosen variant.
         """
         for task in (task for task in report.tasks if task.task in self._metric_of and _is_measured(task)):
-            self.last[task.task] = task.received_metrics
-            if (loss := task.received_metrics.get("loss")) is not None:
-                before = self.losses.get(task.task)
-                self.losses[task.task] = TaskLoss(before.first if before else loss, loss)
-            metric = self._metric_of[task.task]
-            if metric in task.received_metrics:
-                self.by_round[task.task][report.round - 1] = task.received_metrics[metric]
-            if metric in task.received_reports:
-                self.measured[task.task][report.round - 1] = task.received_reports[metric]
+            self._add(task.task, report.round - 1, task.received_metrics, task.received_reports)
+            if report.makes_final_model:
+                chosen = task.chosen
+                metrics = chosen.metrics if chosen else task.received_metrics
+                reports = chosen.metric_reports if chosen else task.received_reports
+                self._add(task.task, report.round, metrics, reports)
+
+    def _add(self, task: str, round_: int, metrics: Mapping[str, float], reports: Mapping[str, MetricReport]) -> None:
+        """Add the metrics of the model that a round made."""
+        self.last[task] = metrics
+        if (loss := metrics.get("loss")) is not None:
+            before = self.losses.get(task)
+            self.losses[task] = TaskLoss(before.first if before else loss, loss)
+        metric = self._metric_of[task]
+        if metric in metrics:
+            self.by_round[task][round_] = metrics[metric]
+        if metric in reports:
+            self.measured[task][round_] = reports[metric]
 
     def results(self) -> dict[str, TaskResult]:
         """Return every task's main metric by round."""

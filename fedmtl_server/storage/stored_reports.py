@@ -7,12 +7,26 @@ from typing import NotRequired, TypedDict, cast
 
 
 class StoredMetric(TypedDict):
-    """`fedmtl_server.rounds.report.MetricReport`."""
+    """`fedmtl_server.rounds.metric_reports.MetricReport`."""
 
     is_pooled: bool
     num_clients: int
     num_eval_examples: int
     num_undefined: int
+
+
+class StoredVariant(TypedDict):
+    """The displayed part of `fedmtl_server.rounds.variant_reports.VariantReport`."""
+
+    name: str
+    num_clients: int
+    num_examples: int
+    num_diverged: int
+    loss_difference: float | None
+    standard_error: float | None
+    chosen: bool
+    metrics: Mapping[str, float]
+    metric_reports: Mapping[str, StoredMetric]
 
 
 class StoredTask(TypedDict):
@@ -27,6 +41,7 @@ class StoredTask(TypedDict):
     auxiliary_weight: NotRequired[float | None]
     received_reports: NotRequired[Mapping[str, StoredMetric]]
     trained_reports: NotRequired[Mapping[str, StoredMetric]]
+    variants: NotRequired[Sequence[StoredVariant]]
 
 
 class StoredContribution(TypedDict):

@@ -115,6 +115,10 @@ class PublishedComponent:
     def is_ready(self, encoding: Encoding) -> bool:
         return encoding in self._versions
 
+    def version(self, encoding: Encoding) -> Component:
+        """Return the component that clients have after they received an encoding; `prepare` must have been called."""
+        return self._versions[encoding].component
+
     def prepare(self, encoding: Encoding, density: float = DEFAULT_DENSITY) -> None:
         """Encode the component for the clients that use an encoding. This is slow, and may run in any thread."""
         with self._lock:

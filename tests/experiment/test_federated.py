@@ -14,7 +14,7 @@ from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_experiment.evaluation import Evaluator
 from fedmtl_experiment.federated import FederatedRun, curve_of, evaluate_checkpoints
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.rounds.report import MetricReport
+from fedmtl_server.rounds.metric_reports import MetricReport
 from fedmtl_server.storage.results import TaskResult
 from fedmtl_server.storage.store import RunStore
 

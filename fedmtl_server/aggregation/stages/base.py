@@ -11,8 +11,10 @@ from torch import Tensor
 
 from fedmtl_core.config.stages import StageRule
 from fedmtl_core.errors import AggregationError
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import task_of
 from fedmtl_core.model.sharing import Partition, SharingTable
+from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.accumulators import Accumulator, Weight
@@ -26,6 +28,7 @@ from fedmtl_server.aggregation.values import (
     StageState,
     TaskFactors,
 )
+from fedmtl_server.aggregation.variants import Results, Variant
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,9 @@ class Ending:
 
     round: int
     committed: Collection[str]
-    """The scopes whose new value becomes the model's."""
+    """The scopes whose new value becomes the model's; none after an evaluation round."""
+    variants: Results = field(default_factory=dict)
+    """By task, the results of the variants that the round offered. A variant without any evaluation is included."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,12 @@ class Outcome:
     """A warning for the log."""
     moved: Mapping[str, Partition] = field(default_factory=dict)
     """By part of the encoder whose sharing changes, the blocks of tasks that shared it before."""
+    chosen: Mapping[str, Variant] = field(default_factory=dict)
+    """By task, a variant whose tensors replace the model's, after the round's average and after `moved`. The task must
+    then share these tensors with no other task."""
+    must_save: bool = False
+    """Whether the stage's saved components have changed. They are then saved even if the model hasn't changed; without
+    it, a round that doesn't change the model saves only the stage's metadata."""
 
 
 class Stage:
@@ -232,6 +243,19 @@ class Stage:
         """
         return Outcome()
 
+    def conclude(self, ending: Ending) -> Outcome:
+        """Return the change of the model after the evaluation round, which makes it the run's final model.
+
+        It is called once, at the end of the run. Without a change, the evaluated model is the final one.
+
+        Args:
+            ending: the evaluation round, with the results of its variants.
+
+        Raises:
+            AggregationError: a plug-in returned an invalid result.
+        """
+        return Outcome()
+
     def table(self) -> SharingTable | None:
         """Return the new sharing table if this stage decides it; None otherwise."""
         return None
@@ -251,8 +275,25 @@ class Stage:
         """Return the components that clients receive in addition to the model."""
         return Broadcast()
 
-    def state_layouts(self, layouts: Sequence[Layout]) -> list[Layout]:
-        """Return the layouts of the saved components, for a model with the given layouts."""
+    def variants(self, model: Mapping[str, Component], purpose: Purpose) -> Mapping[str, Sequence[Variant]]:
+        """Return, by task, the variants to offer in the round that begins; at most 16 for a task.
+
+        The result is a function of the arguments and the stage's state: a server that resumes the round calls this
+        again, and must offer the same bytes. Variants with values that aren't finite are left out of the offer.
+
+        Args:
+            model: the model's components by scope.
+            purpose: the purpose of the round: training, or the evaluation of the final model.
+        """
+        return {}
+
+    def state_layouts(self, layouts: Sequence[Layout], metadata: JsonObject) -> list[Layout]:
+        """Return the layouts of the saved components.
+
+        Args:
+            layouts: the layouts of the model.
+            metadata: the metadata that `state` returned together with the components.
+        """
         return []
 
     def state(self) -> StageState:

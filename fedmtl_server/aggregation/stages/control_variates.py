@@ -32,6 +32,7 @@ from torch import Tensor
 
 from fedmtl_core.config.stages import CONTROL_VARIATES
 from fedmtl_core.errors import NonFiniteError
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import SHARED, task_scope
 from fedmtl_core.wire.controls import control_layout, control_scope, vector
 from fedmtl_core.wire.layout import Component, Layout
@@ -132,7 +133,7 @@ class ControlVariates(Stage):
         """
         return Broadcast(self._components, self._since)
 
-    def state_layouts(self, layouts: Sequence[Layout]) -> list[Layout]:
+    def state_layouts(self, layouts: Sequence[Layout], metadata: JsonObject) -> list[Layout]:
         return [control_layout(layout) for layout in layouts]
 
     def state(self) -> StageState:

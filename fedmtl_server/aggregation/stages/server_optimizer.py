@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedmtl_core.config.stages import SERVER_OPTIMIZER
 from fedmtl_core.errors import AggregationError
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.aggregation.optimizers import ServerOptimizer
 from fedmtl_server.aggregation.rearranging import rearranged
@@ -88,10 +89,10 @@ class OptimizerSteps(Stage):
         self._spare.clear()
         self._components = {
             layout.scope: Component(layout, components[layout.scope].buffer)
-            for layout in self.state_layouts(regrouping.layouts)
+            for layout in self.state_layouts(regrouping.layouts, {})
         }
 
-    def state_layouts(self, layouts: Iterable[Layout]) -> list[Layout]:
+    def state_layouts(self, layouts: Sequence[Layout], metadata: JsonObject) -> list[Layout]:
         return [state_layout(layout, slot) for layout in layouts for slot in self._slots]
 
     def state(self) -> StageState:

@@ -204,7 +204,7 @@ def test_blocks_make_no_difference(name, monkeypatch):
 
 def test_what_is_remembered_is_float32_under_the_tensors_own_names():
     base = Component.pack("shared", dict(OddEncoder().named_parameters()))
-    layout = state_of("fedavgm", base).state_layouts([base.layout])[0]
+    layout = state_of("fedavgm", base).state_layouts([base.layout], {})[0]
     assert layout.scope == "shared/momentum"
     assert [spec.name for spec in layout.tensors] == [f"momentum/{spec.name}" for spec in base.layout.tensors]
     assert {spec.dtype for spec in layout.tensors} == {torch.float32}

@@ -232,7 +232,7 @@ def test_all_that_stages_remember_is_written_and_restored_in_one_loop():
     run.restore({}, {}, model)
     run.stages[1].release(Component(model[0]), Component.pack("shared", {"shared.w": torch.ones(4)}))
     components, metadata = run.components(), run.metadata()
-    assert list(components) == [layout.scope for layout in run.state_layouts(model)]
+    assert list(components) == [layout.scope for layout in run.state_layouts(model, {})]
     assert list(components) == ["shared/momentum", "control:shared"]
     assert metadata == {"control_variates": {"since": 1, "known": {}}}
     again = made()

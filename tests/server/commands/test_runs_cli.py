@@ -26,7 +26,7 @@ from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, EarlyStoppingConfig
 from fedmtl_core.errors import StoreError, UserError
 from fedmtl_server.commands.runs import runs_app
-from fedmtl_server.rounds.report import MetricReport
+from fedmtl_server.rounds.metric_reports import MetricReport
 from fedmtl_server.storage.history import History
 from fedmtl_server.storage.records import RoundRecord, RunRecord, UpdateRecord
 

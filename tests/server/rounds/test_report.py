@@ -14,7 +14,8 @@ from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.values import Aggregate, Contribution
 from fedmtl_server.rounds.membership import Member
-from fedmtl_server.rounds.report import MetricReport, RoundReport, task_reports
+from fedmtl_server.rounds.metric_reports import MetricReport
+from fedmtl_server.rounds.report import RoundReport, task_reports
 from fedmtl_server.storage.results import Measurements, TaskResult, plot
 
 SLICES = {"sst2": ("shared", "task:sst2"), "qqp": ("shared", "task:qqp")}

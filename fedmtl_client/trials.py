@@ -1,0 +1,206 @@
+"""Trials: a client evaluates variants of the model that it received, beside that model on the same rows.
+
+One variant at a time is in memory. The model's own tensors are put aside meanwhile and stay untouched, so training
+starts from exactly what was received.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedmtl_client.slices import Slice, SliceVariant
+from fedmtl_core.errors import (
+    DivergedError,
+    LayoutMismatchError,
+    RequestError,
+    StaleRoundError,
+    UnavailableError,
+    WrongRunError,
+)
+from fedmtl_core.identifiers import quoted, shown
+from fedmtl_core.logs import get_logger
+from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.tasks.evaluation import Evaluation
+from fedmtl_core.tasks.paired import PairedLoss, VariantEvaluation
+
+GetVariant = Callable[[str], SliceVariant]
+"""Downloads a variant of the slice by name, or raises a `RequestError`."""
+
+_HOPELESS = (StaleRoundError, WrongRunError, UnavailableError)
+"""Errors of a download after which no other variant can be downloaded either."""
+
+
+class Trials:
+    """The trials of one round.
+
+    A trial that fails for any reason is skipped, with a line in the log. It never costs the round.
+
+    Args:
+        model: the model that the slice was loaded into.
+        slice_: the slice.
+        evaluate: evaluates the model.
+        get_variant: downloads a variant.
+        should_stop: called before each variant; True ends the trials.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        slice_: Slice,
+        evaluate: Callable[[], Evaluation],
+        get_variant: GetVariant,
+        should_stop: Callable[[], bool],
+    ):
+        self._model = model
+        self._slice = slice_
+        self._evaluate = evaluate
+        self._get_variant = get_variant
+        self._should_stop = should_stop
+        self._log = get_logger()
+
+    def run(self, received: Evaluation) -> tuple[VariantEvaluation, ...]:
+        """Return the evaluations of the slice's variants, without those that couldn't be evaluated.
+
+        Args:
+            received: the evaluation of the slice itself.
+        """
+        done: list[VariantEvaluation] = []
+        for name in self._slice.variants:
+            if self._should_stop():
+                self._note_skipped(name, "the round has closed")
+                break
+            try:
+                result = self._try(name, received)
+            except _HOPELESS as error:
+                self._note_skipped(name, str(error))
+                break
+            except Exception as error:  # a variant may need more memory, or break a custom trainer
+                self._note_skipped(name, str(error) if isinstance(error, RequestError) else repr(error))
+                continue
+            if result is None:
+                self._note_skipped(name, "the trainer reports no loss")
+            else:
+                done.append(result)
+        return tuple(done)
+
+    def _try(self, name: str, received: Evaluation) -> VariantEvaluation | None:
+        """Return the evaluation of a variant; None if there is no loss to compare.
+
+        Raises:
+            RequestError: the variant can't be downloaded, or doesn't fit the slice.
+        """
+        variant = self._get_variant(name)
+        tensors = tensors_of(variant, self._slice)
+        try:
+            with _unchanged_generator(), overlaid(self._model, tensors):
+                measured = self._evaluate()
+            result = compared(name, measured, received)
+        except DivergedError:
+            result = VariantEvaluation(name, None)
+        if result is not None:
+            self._note_evaluated(result, variant.bytes_received)
+        return result
+
+    def _note_evaluated(self, result: VariantEvaluation, num_bytes: int) -> None:
+        paired = result.paired
+        facts = (
+            {"loss": math.inf}
+            if paired is None
+            else {
+                "loss": paired.loss,
+                "loss_difference": paired.difference,
+                **({} if paired.standard_error is None else {"standard_error": paired.standard_error}),
+                "rows": paired.num_examples,
+            }
+        )
+        self._log.info(
+            "variant.evaluated",
+            task=self._slice.task,
+            round=self._slice.round,
+            variant=result.name,
+            **facts,
+            bytes_received=num_bytes,
+        )
+
+    def _note_skipped(self, name: str, reason: str) -> None:
+        facts = {"task": self._slice.task, "round": self._slice.round, "variant": shown(name)}
+        self._log.warning("variant.skipped", **facts, reason=reason)
+
+
+def compared(name: str, variant: Evaluation, received: Evaluation) -> VariantEvaluation | None:
+    """Return the paired evaluation of a variant and the received model; None if one of them has no loss.
+
+    A custom trainer may report no losses of single rows. The difference of the mean losses then has no standard error.
+    """
+    if "loss" in variant.undefined:
+        return VariantEvaluation(name, None)
+    evaluation = replace(variant, losses=None)
+    mine, theirs = variant.losses, received.losses
+    if mine is not None and theirs is not None and len(mine) == len(theirs) > 0:
+        return VariantEvaluation(name, PairedLoss.of(mine, theirs), evaluation)
+    if "loss" not in variant or "loss" not in received:
+        return None
+    loss = variant["loss"]
+    return VariantEvaluation(name, PairedLoss(received.num_examples, loss, loss - received["loss"]), evaluation)
+
+
+def tensors_of(variant: SliceVariant, slice_: Slice) -> dict[str, Tensor]:
+    """Return a variant's tensors by name, as views.
+
+    Raises:
+        LayoutMismatchError: a tensor isn't in the slice, has another shape or dtype there, or occurs twice.
+    """
+    expected = {spec.name: str(spec) for one in slice_.components.values() for spec in one.layout.tensors}
+    tensors: dict[str, Tensor] = {}
+    for component in variant.components.values():
+        for spec in component.layout.tensors:
+            if expected.get(spec.name) != str(spec) or spec.name in tensors:
+                raise LayoutMismatchError(
+                    f"the variant {quoted(variant.name)} doesn't fit the slice: expected tensors of the slice, each "
+                    f"once, got {quoted(spec.name)} {spec}"
+                )
+        tensors |= component.views()
+    return tensors
+
+
+@contextmanager
+def overlaid(model: MultiTaskModel, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the context, let a model use other tensors in place of some of its own.
+
+    The model's own memory isn't written to. Its buffers, which an evaluation might change, are restored as well.
+
+    Args:
+        model: the model, on any device.
+        tensors: by name, tensors on CPU with the shapes and dtypes of the model's.
+    """
+    own = model.exchanged()
+    aside = {name: own[name].data for name in tensors}
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        for name, tensor in tensors.items():
+            own[name].data = tensor.to(own[name].device)
+        yield
+    finally:
+        for name, data in aside.items():
+            own[name].data = data
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                setattr(module, name, buffer)  # a module may give a buffer new memory
+                buffer.copy_(value)
+
+
+@contextmanager
+def _unchanged_generator() -> Iterator[None]:
+    """Restore PyTorch's global random generator afterwards, from which a custom trainer's evaluation may draw."""
+    with torch.random.fork_rng(devices=[]):
+        yield

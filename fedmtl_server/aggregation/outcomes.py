@@ -1,0 +1,45 @@
+"""The stages' outcomes of a round, merged into one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedmtl_core.errors import AggregationError
+from fedmtl_core.model.sharing import SharingTable
+from fedmtl_server.aggregation.stages.base import Outcome, Stage
+from fedmtl_server.aggregation.values import Aggregate
+from fedmtl_server.aggregation.variants import Results, Variant
+
+
+def table_of(stages: Sequence[Stage]) -> SharingTable | None:
+    """Return the sharing table of the stage that decides it; None without such a stage."""
+    return next((table for stage in stages if (table := stage.table()) is not None), None)
+
+
+def merged_outcomes(stages: Sequence[Stage], outcomes: Sequence[Outcome], variants: Results) -> Aggregate:
+    """Return the stages' part of the result of a round, without components.
+
+    Args:
+        stages: the stages.
+        outcomes: their outcomes.
+        variants: by task, the results of the round's variants.
+
+    Raises:
+        AggregationError: two stages choose a variant for one task.
+    """
+    moved = {part: blocks for one in outcomes for part, blocks in one.moved.items()}
+    if moved and (table := table_of(stages)) is not None:
+        for stage in stages:
+            stage.keep(table.scopes)
+    chosen: dict[str, Variant] = {}
+    for one in outcomes:
+        if both := chosen.keys() & one.chosen.keys():
+            raise AggregationError(f"{min(both)}: expected at most one stage to choose a variant for the task, got two")
+        chosen |= one.chosen
+    return Aggregate(
+        moved=moved,
+        variants=variants,
+        chosen=chosen,
+        must_save=any(one.must_save for one in outcomes),
+        notices=[one.notice for one in outcomes if one.notice],
+    )
