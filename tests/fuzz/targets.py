@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import struct
 import tempfile
 import tracemalloc
@@ -32,6 +33,7 @@ from fedmtl_core import config
 from fedmtl_core.errors import ConfigError, RequestError
 from fedmtl_core.tasks.evaluation import TaskMetric, task_metrics
 from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.paired import PairedLoss
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, Assembler, Chunk, read_message
 from fedmtl_core.wire.encoded import EncodedLayout
@@ -324,6 +326,7 @@ def fuzz_header(data: bytes) -> None:
                 assert 0 <= update.num_examples <= 2**53
                 assert all(abs(value) <= 1e100 for value in update.received.values())
                 assert all(-1 <= one.value <= 1 for one in _pooled_of(update) if one.value is not None)
+                assert all(math.isfinite(number) for number in _numbers_of_variants(update))
                 assert sum(part.num_bytes for part in parts) <= 2 * sum(one.num_bytes for one in _expected())
         try:
             update_from_bytes(data, lambda task: _expected(), _spec_of)
@@ -334,6 +337,15 @@ def fuzz_header(data: bytes) -> None:
 def _spec_of(task: str) -> TaskSpec:
     """A classification or a regression, by the length of its name: what a client says of either is looked at."""
     return PRESETS["stsb" if len(task) % 2 else "qqp"]
+
+
+def _numbers_of_variants(update: Update) -> Iterator[float]:
+    """The figures of an update's variants, and of their sums as if two clients had sent it."""
+    for one in update.variants:
+        assert one.paired is None or one.paired.num_examples >= 1
+        for paired in (one.paired, PairedLoss.pooled([one.paired] * 2)) if one.paired else ():
+            yield from (paired.loss, paired.difference, paired.standard_error or 0.0)
+        yield from one.evaluation.values()
 
 
 def _pooled_of(update: Update) -> list[TaskMetric]:
@@ -377,6 +389,12 @@ def _header_seeds() -> list[bytes]:
     counts = pb.ClassCounts(correct=[1, 1], predicted=[2, 1], actual=[1, 2])
     header.received_details.CopyFrom(pb.EvaluationDetails(undefined=["f1"], class_counts=counts))
     seeds.append(header.SerializeToString())
+    numbers = {"num_examples": 3, "loss": 0.5, "loss_difference": -0.25, "squared_deviations": 0.125}
+    details = pb.EvaluationDetails(class_counts=counts)
+    own = pb.VariantEvaluation(name="own", metrics={"accuracy": 1.0}, details=details, **numbers)
+    header.variants.extend([own, pb.VariantEvaluation(name="bad", diverged=True)])
+    seeds.append(header.SerializeToString())
+    header.ClearField("variants")
     sums = pb.Moments(num_examples=3, sum_x=6, sum_y=7, sum_xx=14, sum_yy=21, sum_xy=17)
     header.received_details.CopyFrom(pb.EvaluationDetails(moments=sums))
     header.task = "score"

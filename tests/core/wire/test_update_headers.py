@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError
 from fedmtl_core.tasks.evaluation import ClassCounts, Evaluation
 from fedmtl_core.tasks.glue import PRESETS
+from fedmtl_core.tasks.paired import PairedLoss, VariantEvaluation
 from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.layout import Layout, TensorSpec
 from fedmtl_core.wire.update_headers import (
@@ -45,6 +46,12 @@ WHOLE = Update(
     compression="zstd",
     next_task="qqp",
     extras=EXTRAS,
+    variants=(
+        VariantEvaluation(
+            "own", PairedLoss(5, 0.5, -0.25, 0.125), Evaluation({"accuracy": 0.75}, 5, {"f1": ""}, COUNTS)
+        ),
+        VariantEvaluation("bad", None),
+    ),
 )
 
 
@@ -94,6 +101,22 @@ def test_metrics_alone_have_no_number_of_any_stage_and_no_examples():
     assert (update.extras, update.num_examples) == ({}, 0)
 
 
+def test_variants_count_for_metrics_alone_too_and_need_rows():
+    header = update_to_header(dataclasses.replace(WHOLE, kind="metrics", components=()))
+    assert len(update_from_header(header, SPEC).variants) == 2
+    for name in ("received_metrics", "trained_metrics", "received_details", "trained_details", "num_eval_examples"):
+        header.ClearField(name)
+    with pytest.raises(InvalidRequestError, match=r"num_eval_examples: expected 1 to .* with metrics, got 0"):
+        update_from_header(header, SPEC)
+
+
+def test_variants_that_an_older_server_did_not_look_at_are_left_out_of_an_update_from_its_file():
+    header = update_to_header(WHOLE)
+    header.variants[0].loss = float("nan")
+    update = update_from_bytes(header.SerializeToString(), lambda task: [LAYOUT], lambda task: SPEC)
+    assert (update.variants, update.num_examples) == ((), 40)
+
+
 @given(st.integers(1, 2**53), st.integers(1, 2**53))
 def test_a_limit_keeps_what_the_client_said_and_the_header_says_it_again(said, limit):
     update = dataclasses.replace(WHOLE, num_examples=said).limited_to(limit)
@@ -112,6 +135,10 @@ def test_a_limit_keeps_what_the_client_said_and_the_header_says_it_again(said, l
         {"received": Evaluation({"accuracy": 0.5}, 6, {"f1": ""}, COUNTS)},
         {"received": Evaluation({"accuracy": 0.5}, 5, {}, COUNTS)},
         {"trained": Evaluation({"train_loss": 0.5}, 5)},
+        {"variants": ()},
+        {"variants": WHOLE.variants[:1]},
+        {"variants": (dataclasses.replace(WHOLE.variants[0], paired=PairedLoss(5, 0.5, -0.25)), WHOLE.variants[1])},
+        {"variants": (dataclasses.replace(WHOLE.variants[0], evaluation=Evaluation()), WHOLE.variants[1])},
     ],
     ids=str,
 )
