@@ -69,10 +69,10 @@ class VariantResult:
     @property
     def difference(self) -> float:
         """The mean of the variant's loss minus the model's over all examples; below 0 if the variant is better.
-        Infinite if the variant diverged for a client, NaN if no client evaluated it."""
-        if self.num_diverged:
+        Infinite if the variant diverged for a client, or if no client evaluated it."""
+        if self.num_diverged or self.paired is None:
             return math.inf
-        return math.nan if self.paired is None else self.paired.difference
+        return self.paired.difference
 
     @property
     def metrics(self) -> Mapping[str, TaskMetric]:
