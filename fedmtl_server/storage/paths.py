@@ -8,8 +8,8 @@ RUN_DIR/
   server.json              address, process id and run id of the server that serves the run, or served it last
   history.sqlite           the run's history, unless `store.url` names another database
   checkpoints/             round-0003.safetensors: the model after a round; the newest few, and each task's best.
-                           round-0003.state.safetensors: the state of the server optimizer and the server's control
-                           variates after the round, if the run has any
+                           round-0003.state.safetensors: the saved components of the aggregation stages after the round,
+                           if the run has any: the server optimizer's state, control variates, variants
   staging/                 acknowledged updates of the round in progress
   results.json, metrics.png    written when the run is over
 """
@@ -36,7 +36,7 @@ def checkpoint_path(run_dir: Path, round_: int) -> Path:
 
 
 def state_path(run_dir: Path, round_: int) -> Path:
-    """Return the path of the server optimizer's state and the server's control variates after a round."""
+    """Return the path of the aggregation stages' saved components after a round."""
     return checkpoint_path(run_dir, round_).with_suffix(".state.safetensors")
 
 

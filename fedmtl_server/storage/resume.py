@@ -38,8 +38,8 @@ class LeftOff:
     components: Mapping[str, Component]
     """The model by scope."""
     state: Mapping[str, Component] = field(default_factory=dict)
-    """The server optimizer's state by `SCOPE/SLOT`, and its control variates by `control:SCOPE`; empty before the first
-    step."""
+    """The saved components of the aggregation stages: the server optimizer's state by `SCOPE/SLOT`, control variates by
+    `control:SCOPE`, and others. Empty before the first step."""
 
 
 @dataclass(frozen=True)
