@@ -185,10 +185,6 @@ class Federation:
                 await asyncio.to_thread(variant.prepare, encoding)
         return variants
 
-    def require_variant(self, task: str, name: str, published: PublishedModel) -> None:
-        """Check that the round in progress offers a variant; see `OfferedVariants.require`."""
-        self._commits.offered.require(task, name, published)
-
     def watch(self, client_id: str, task: str, tasks: Sequence[str] = ()) -> AsyncGenerator[RoundEvent, None]:
         """Yield the run's events from now on. A client counts as connected while it watches.
 

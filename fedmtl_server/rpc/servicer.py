@@ -44,6 +44,7 @@ from fedmtl_server.rpc.abort import abort
 from fedmtl_server.rpc.handlers import CallContext, Handler, Q, R
 from fedmtl_server.rpc.messages import event_to_proto, report_to_proto, status_to_proto
 from fedmtl_server.rpc.uploads import Upload
+from fedmtl_server.transfer.offered import require_offered
 from fedmtl_server.transfer.slices import CachedVersion, MessageCache, PublishedModel, SlicePart
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
@@ -122,7 +123,7 @@ class FederatedMtlServicer:
         whatever = [one for entries in held.values() for one in entries]
         variants = {name: one.parts(encoding, whatever, size) for name, one in offered.items()}
         if request.variant:
-            self._federation.require_variant(request.task, request.variant, published)
+            require_offered(request.task, request.variant, offered)
             parts, variants = variants[request.variant], {}
         else:
             forms: dict[str, Encoding] = dict.fromkeys(scopes, encoding)

@@ -8,7 +8,7 @@ variant is that version plus the variant's exact difference from the model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from fedmtl_core.errors import InvalidRequestError, NonFiniteError, StaleRoundError
@@ -121,23 +121,23 @@ class OfferedVariants:
         """Return a task's variants of a published model, by name; empty if they are of another model."""
         return self._by_task.get(task, {}) if published is self._published else {}
 
-    def require(self, task: str, name: str, published: PublishedModel) -> PublishedVariant:
-        """Return one of a task's variants.
 
-        Raises:
-            StaleRoundError: no round is open that offers variants for the task.
-            InvalidRequestError: the round in progress doesn't offer this one.
-        """
-        variants = self.for_task(task, published)
-        if not variants:
-            raise StaleRoundError(
-                f"no round is open that offers variants for the task {task}, got {quoted(name)}", round=published.round
-            )
-        if name not in variants:
-            raise InvalidRequestError(
-                f"variant: expected one of {', '.join(variants)}, got {quoted(name)}", field="variant"
-            )
-        return variants[name]
+def require_offered(task: str, name: str, names: Collection[str]) -> None:
+    """Check that a round offers a variant.
+
+    Args:
+        task: the task.
+        name: the name of the variant.
+        names: the names of the task's variants in the round in progress; empty if no round is open.
+
+    Raises:
+        StaleRoundError: no round is open that offers variants for the task.
+        InvalidRequestError: the round in progress doesn't offer this one.
+    """
+    if not names:
+        raise StaleRoundError(f"no round is open that offers variants for the task {task}, got {quoted(name)}")
+    if name not in names:
+        raise InvalidRequestError(f"variant: expected one of {', '.join(names)}, got {quoted(name)}", field="variant")
 
 
 NO_VARIANTS = OfferedVariants()

@@ -25,6 +25,7 @@ class Offering(Stage):
         offers: by task, the names of its variants.
         chooses: whether each task gets the variant with the smallest loss at the end, if that is below the model's.
         accepts: whether it gets such a variant at the end of a training round too.
+        saves: whether the stage's state is saved after the evaluation round, though nothing changes.
     """
 
     rule = StageRule("offering", "tests.offering")
@@ -36,9 +37,10 @@ class Offering(Stage):
         *,
         chooses: bool = False,
         accepts: bool = False,
+        saves: bool = False,
     ):
         self._heads = {task: layout for task in offers for layout in layouts if layout.scope == f"task:{task}"}
-        self._offers, self._chooses, self._accepts = offers, chooses, accepts
+        self._offers, self._chooses, self._accepts, self._saves = offers, chooses, accepts, saves
         self.seen: dict[int, Results] = {}
         """By round, what it was told."""
         self.num_concluded = 0
@@ -69,7 +71,7 @@ class Offering(Stage):
     def conclude(self, ending: Ending) -> Outcome:
         self.seen[ending.round] = ending.variants
         self.num_concluded += 1
-        return Outcome(chosen=self._best(ending) if self._chooses else {})
+        return Outcome(chosen=self._best(ending) if self._chooses else {}, must_save=self._saves)
 
     def _best(self, ending: Ending) -> dict[str, Variant]:
         chosen = {}

@@ -21,6 +21,7 @@ from fedmtl_core.wire.encodings import decode
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.aggregation.variants import Variant, make_variant
 from fedmtl_server.commands.app import app
+from fedmtl_server.saved_runs import choose_round, open_run
 from fedmtl_server.storage.history import History
 from fedmtl_server.storage.paths import HISTORY_FILE
 from tests.server.offering import Offering, install
@@ -359,6 +360,9 @@ async def test_the_variant_that_a_stage_chooses_at_the_end_is_the_final_model_ev
     shown = CliRunner().invoke(app, ["runs", "show", str(tmp_path), "--round", "3"]).output
     assert "variant own: loss -0.167 ± 0.149 on 10 rows, chosen" in " ".join(shown.split())
 
+    saved = open_run(tmp_path)
+    assert [choose_round(saved, which, "sst2") for which in ("last", "best")] == [3, 3]
+
     # A server that serves the run after its end sends it, without variants.
     model = tiny_model("sst2", "qqp", encoder=TinyEncoder(seed=99))
     async with serving(tmp_path, model, num_rounds=2, finished=True) as server:
@@ -382,6 +386,35 @@ async def test_without_a_better_variant_the_evaluated_model_is_the_final_one(tmp
     history.close()
     assert [one.has_model for one in rounds] == [True, True, True, False]
     assert reports_of(tmp_path)[-1].tasks[0].chosen is None
+
+
+async def test_what_a_stage_must_save_is_saved_though_the_model_stays(tmp_path, monkeypatch):
+    stages = install(monkeypatch, saves=True)
+    final, _ = await run_of(tmp_path, answers=answers)
+    history = History.open(tmp_path / HISTORY_FILE, create=False)
+    last = history.rounds(history.runs()[0].run_id)[-1]
+    history.close()
+    states = {one.scope: one.digest().hex() for one in stages[-1].state().components.values()}
+    assert last.checkpoint.items() >= states.items()
+    assert final["task:sst2"] == full_of({"h": bytes(40)}, 2)["h"]
+    assert reports_of(tmp_path)[-1].tasks[0].chosen is None
+
+
+async def test_asynchronous_rounds_count_what_is_said_of_their_own_model(tmp_path, monkeypatch):
+    stages, rounds = install(monkeypatch), {"mode": "async", "buffer_size": 1}
+    delta = {"kind": pb.UPDATE_KIND_DELTA}
+    async with serving(tmp_path, tiny_model("sst2"), num_rounds=2, min_clients=2, **rounds) as server:
+        async with watching(server, a="sst2", b="sst2") as clients:
+            await clients["a"].until(OPENED, 1)
+            header, data = await clients["a"].get_slice(round=1)
+            assert [one.name for one in header.variants] == ["own", "mixed"]
+            first = clients["a"].update(header, full_of(data, 1), **delta, **evaluated(said("own", -0.5)))
+            await clients["a"].push(first)
+            await clients["a"].until(OPENED, 2)
+            late = clients["b"].update(header, full_of(data, 1), **delta, **evaluated(said("own", -0.25)))
+            await clients["b"].push(late)
+            await eventually(lambda: 2 in stages[0].seen)
+    assert [list(stages[0].seen[round_]["sst2"][0].clients) for round_ in (1, 2)] == [["a"], []]
 
 
 async def test_a_variant_that_is_chosen_after_training_replaces_the_average(tmp_path, monkeypatch):
