@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from fedmtl_core.config import Config, contradictions
@@ -78,6 +79,11 @@ class Assembly:
         rules = AggregationRules.of(config)  # errors in the configuration come before the slow steps
         if rules.rule is not None:
             get_logger().info("rule.loaded", rule=config.aggregation.rule, options=config.aggregation.rule_options)
+        if rules.policy is not None:
+            adaptive = config.sharing.adaptive
+            get_logger().info("policy.loaded", policy=adaptive.policy, options=adaptive.options)
+        for entry in config.sharing.schedule:
+            get_logger().info("sharing.scheduled", **entry.model_dump(exclude_none=True))
         self._selection = make_selection(config.rounds.task_selection)
         if model is None:
             get_logger().info("model.loading", source=config.model.server_model)
@@ -134,8 +140,9 @@ class Assembly:
             run_id=self.run_id,
             specs=config.task_specs(),
             rules=RoundRules.from_config(config, self._selection),
-            plans={task: replace(config.plan(task), local=model.sharing.local_for(task)) for task in config.tasks},
+            plan=cache(lambda task, round_: replace(config.plan(task, round_), local=model.sharing.local_for(task))),
             early_stopping=config.early_stopping,
+            may_stop_after=max((entry.after_round for entry in config.sharing.schedule), default=0),
             topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,
         )

@@ -327,6 +327,7 @@ class RoundAggregation:
             {scope: contributions[scope] for scope in released},
             discarded,
             moved,
+            moved_by={part: cause for one in outcomes for part, cause in one.moved_by.items()},
             notices=[one.notice for one in outcomes if one.notice],
             spare=self._spare,
         )

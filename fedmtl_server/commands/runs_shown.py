@@ -238,9 +238,13 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
 
 
 def _moves(report: StoredReport) -> dict[str, str]:
-    """Return the regrouped layers with their old and new groups; empty for older reports, which lack them."""
-    moved = report.get("moved") or {}
-    texts = (f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}" for part, old in moved.items())
+    """Return the regrouped layers with their old and new groups and the cause; older reports lack some of them."""
+    moved, causes = report.get("moved") or {}, report.get("moved_by") or {}
+    texts = (
+        f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}"
+        + (f" ({causes[part]})" if part in causes else "")
+        for part, old in moved.items()
+    )
     return {"moved": "; ".join(texts)} if moved else {}
 
 

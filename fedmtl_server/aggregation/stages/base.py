@@ -132,6 +132,8 @@ class Outcome:
     """A warning for the log."""
     moved: Mapping[str, Partition] = field(default_factory=dict)
     """By part of the encoder whose sharing changes, the blocks of tasks that shared it before."""
+    moved_by: Mapping[str, str] = field(default_factory=dict)
+    """By part in `moved`, the setting that changed its sharing, such as `sharing.schedule[0]`."""
 
 
 class Stage:
