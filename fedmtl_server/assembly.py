@@ -18,6 +18,7 @@ from fedmtl_server.access.tls import is_authenticating, require_safe
 from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
+from fedmtl_server.initial_model import Start, find_source, start_from
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.trackers import trackers_for
@@ -56,7 +57,7 @@ class Assembly:
         ConfigError: the configuration names no task, contradicts the run in the folder, would admit any client by
             accident, or names a class that can't be loaded.
         ModelUnavailableError: the encoder can't be loaded.
-        StoreError: the folder can't be read.
+        StoreError: the folder, or the run that `model.from_run` names, can't be read.
     """
 
     def __init__(self, config: Config, run_dir: Path | None, model: MTLServerModel | None, *, finished: bool):
@@ -85,10 +86,15 @@ class Assembly:
         for entry in config.sharing.schedule:
             get_logger().info("sharing.scheduled", **entry.model_dump(exclude_none=True))
         self._selection = make_selection(config.rounds.task_selection)
+        source = find_source(config) if self._held_id is None else None
         if model is None:
             get_logger().info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
         self.model = model
+        self._start: Start | None = None
+        if source is not None:
+            self._start = start_from(source, model)
+            self._start.tell(get_logger())
         self._pipeline = make_pipeline(config, model, rules)
 
     def open(self) -> OpenedRun:
@@ -101,7 +107,10 @@ class Assembly:
         if self._held_id is None or self._run_dir is None:
             if self._run_dir is None:
                 self._warn_of_unfinished()
-            store = RunStore.create(config, self.run_id, model.components, model.summary(), self._run_dir)
+            started_from = self._start.facts() if self._start else None
+            store = RunStore.create(
+                config, self.run_id, model.components, model.summary(), self._run_dir, started_from=started_from
+            )
             self._pipeline.restore({}, {}, model.layouts_for(None))
             return self._opened(store)
         store = RunStore.resume(config, self.run_id, self._run_dir, finished=self._may_be_over)

@@ -41,7 +41,8 @@ class ScheduleEntry(Section):
         ge=1,
         le=UINT32,
         description="Number of training rounds from `sharing.schedule[].after_round` to the next entry, or to the end "
-        "of the run. In the last entry, it determines `training.num_rounds`.",
+        "of the run. In the last entry, it determines `training.num_rounds`. If not given, `training.num_rounds` and "
+        "the next entry determine it.",
     )
 
     @field_validator("layers", mode="before")

@@ -50,6 +50,13 @@ class ModelConfig(Section):
         description="Whether the encoder starts from random values; weights in its folder are then ignored. Required "
         "for a folder without weights.",
     )
+    from_run: str | None = Field(
+        None,
+        min_length=1,
+        description="Run whose encoder and heads a new run starts from: its folder, or its name or id in "
+        "`server.runs_dir`. `@` and a round's number, `best` or `last` may follow; without them, `last` applies. If "
+        "not given, the encoder's own weights and new heads are used.",
+    )
 
 
 class TrainingConfig(Section):
