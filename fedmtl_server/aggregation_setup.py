@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedmtl_core.config import Config, SharingConfig
-from fedmtl_core.model.sharing import movable_parts
-from fedmtl_core.model.sharing_schedule import SharingSchedule, scheduled_parts
+from fedmtl_core.config import Config
 from fedmtl_server.aggregation.optimizers import ServerOptimizer, make_optimizer
 from fedmtl_server.aggregation.pipeline import Pipeline
 from fedmtl_server.aggregation.rules import BlockRule, make_rule
@@ -23,8 +21,7 @@ from fedmtl_server.aggregation.task_weighting import make_weighting
 from fedmtl_server.aggregation.task_weighting.base import TaskWeighting
 from fedmtl_server.aggregation.task_weighting.shares import Examples
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.model_parts import ModelParts
-from fedmtl_server.sharing.layer_moves import Adaptation, LayerRegrouping
+from fedmtl_server.sharing.layer_moves import make_regrouping
 from fedmtl_server.sharing.policies import SharingPolicy, make_policy
 
 
@@ -82,15 +79,5 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
         members = {scope: model.sharing.members(scope) for scope in model.components}
         stages.append(ControlVariates(layouts, members))
     if rules.policy is not None or config.sharing.schedule:
-        stages.append(_regrouping(config.sharing, model.parts, rules.policy))
+        stages.append(make_regrouping(config.sharing, model.parts, rules.policy))
     return Pipeline(stages)
-
-
-def _regrouping(section: SharingConfig, parts: ModelParts, policy: SharingPolicy | None) -> LayerRegrouping:
-    """Return the stage that changes the sharing by the section's schedule and by a policy."""
-    rules, changes = section.rules(), section.changes()
-    adaptation = None
-    if policy is not None:
-        layers = movable_parts(rules, section.adaptive.layers, scheduled_parts(changes))
-        adaptation = Adaptation(policy, layers, section.adaptive.max_parameters)
-    return LayerRegrouping(parts, SharingSchedule.of(parts.shape, rules, changes), adaptation)

@@ -18,7 +18,7 @@ from fedmtl_server.access.tls import is_authenticating, require_safe
 from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
-from fedmtl_server.initial_model import Start, find_source, start_from
+from fedmtl_server.initial_model import Start, start_from
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.trackers import trackers_for
@@ -28,6 +28,7 @@ from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rounds.task_selection import make_selection
 from fedmtl_server.run_spec import RunParts, RunSpec
+from fedmtl_server.starting_run import find_source
 from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.folders import held_run, unfinished_run
 from fedmtl_server.storage.store import RunStore, without_secrets

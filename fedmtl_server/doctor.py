@@ -262,17 +262,13 @@ def sharing(config: Config) -> Iterator[Finding]:
 
 def starting_run(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
     """Check that a new run can start from the run that `model.from_run` names. A run in the folder needs no other."""
-    from fedmtl_server.initial_model import find_source, require_same_encoder
+    from fedmtl_server.initial_model import examine_start
     from fedmtl_server.storage.paths import RUN_FILE
 
     if run_dir is not None and (run_dir / RUN_FILE).is_file():
         yield ok("from_run", f"not used: {run_dir} has a run, which continues from its own checkpoint")
-        return
-    source = find_source(config)
-    assert source is not None
-    other = source.load()
-    require_same_encoder(source, other.parts, next(iter(parts_of(config).values())))
-    yield ok("from_run", f"the model of round {source.round} of the run in {source.run.folder}")
+    else:
+        yield ok("from_run", examine_start(config, next(iter(parts_of(config).values()))))
 
 
 def slice_bytes(config: Config) -> dict[str, int]:
@@ -307,12 +303,8 @@ def parts_of(config: Config) -> dict[str, ModelParts]:
         )
         model = MultiTaskModel(encoder, config.task_specs(), hidden_size=hidden_size)
         parts = ModelParts.of(model, section.rules())
-    found = {"": parts}
-    schedule = SharingSchedule.of(parts.shape, section.rules(), section.changes())
-    for change in schedule.changes:
-        blocks = {part: one.blocks for part, one in schedule.after(change.after_round).items()}
-        found[f"after round {change.after_round}: "] = parts.moved(blocks)
-    return found
+    planned = parts.planned(SharingSchedule.of(parts.shape, section.rules(), section.changes()))
+    return {"": parts} | {f"after round {round_}: ": one for round_, one in planned.items()}
 
 
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
 from fedmtl_core.config import Config
-from fedmtl_core.errors import ConfigError, ModelUnavailableError, StoreError, UserError
+from fedmtl_core.errors import ConfigError
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.logs import Logger
@@ -20,30 +19,7 @@ from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.rearranging import weighted_mean
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.model_parts import ModelParts
-from fedmtl_server.saved_runs import SavedRun, Which, best_round, choose_round, load_model, open_run
-from fedmtl_server.storage.folders import read_run_id
-from fedmtl_server.storage.paths import RUN_FILE
-
-KEY = "model.from_run"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A round of a saved run."""
-
-    run: SavedRun
-    round: int
-
-    def load(self) -> MTLServerModel:
-        """Load the model after the round, and check its digests if the run has a history.
-
-        Raises:
-            StoreError: the checkpoint is damaged or can't be read.
-            UserError: a parameter is NaN or infinite.
-            ModelUnavailableError: the encoder's architecture can't be loaded.
-        """
-        with _attributed():
-            return load_model(self.run, self.round, option="")
+from fedmtl_server.starting_run import KEY, Source, find_source
 
 
 @dataclass(frozen=True)
@@ -91,29 +67,6 @@ class Start:
             )
 
 
-def find_source(config: Config) -> Source | None:
-    """Return the round of the run that `model.from_run` names; None if it names none.
-
-    `best` is the best round for the tasks that both runs have, or for all tasks of that run. Auxiliary tasks don't
-    count.
-
-    Raises:
-        ConfigError: there is no such run or round, or it is ambiguous.
-        StoreError: the run can't be read.
-    """
-    text = config.model.from_run
-    if text is None:
-        return None
-    with _attributed():
-        is_name = _folder_named(text, config.server.runs_dir) is not None  # with an @ in it
-        name, which = (text, "last") if is_name else _parted(text)
-        run = open_run(_folder(name, config.server.runs_dir))
-        if which == "best":
-            theirs = [task for task in run.config.tasks if task not in run.config.auxiliary_tasks()]
-            return Source(run, best_round(run, [task for task in theirs if task in config.tasks] or theirs))
-        return Source(run, choose_round(run, which, None, option=""))
-
-
 def start_from(source: Source, model: MTLServerModel) -> Start:
     """Overwrite a new run's model with the encoder and heads of another run's round.
 
@@ -149,6 +102,22 @@ def start_from(source: Source, model: MTLServerModel) -> Start:
     model.install(installed)
     new = [task for task in model.tasks if task not in heads]
     return Start(source.run.run_id, source.run.folder, source.round, heads, new, averaged)
+
+
+def examine_start(config: Config, parts: ModelParts) -> str:
+    """Check that a model can start from the run that its configuration names, and describe that run's model.
+
+    Args:
+        config: a configuration with `model.from_run`.
+        parts: the parts of the new model.
+
+    Raises:
+        ConfigError, StoreError, UserError, ModelUnavailableError: see `find_source` and `start_from`.
+    """
+    source = find_source(config)
+    assert source is not None
+    require_same_encoder(source, source.load().parts, parts)
+    return f"the model of round {source.round} of the run in {source.run.folder}"
 
 
 def require_same_encoder(source: Source, other: ModelParts, mine: ModelParts) -> None:
@@ -210,56 +179,3 @@ def _weights(name: str, members: Sequence[str], other: ModelParts) -> dict[str, 
 def _kind(tensor: Tensor | None) -> str:
     """Return a tensor's dtype and shape for messages."""
     return "nothing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _parted(text: str) -> tuple[str, Which]:
-    """Return the run and the round in the value of `model.from_run`; the newest round if it names none."""
-    name, at, which = text.rpartition("@")
-    if not at:
-        return text, "last"
-    if which.isdecimal():
-        return name, int(which)
-    if which in ("best", "last"):
-        return name, "best" if which == "best" else "last"
-    raise ConfigError(f"expected a round's number, `best` or `last` after the @, got {text!r}")
-
-
-def _folder_named(name: str, runs_dir: Path) -> Path | None:
-    """Return the folder of a run by its path or its name in `runs_dir`; None if there is none."""
-    return next((one for one in (Path(name), runs_dir / name) if (one / RUN_FILE).is_file()), None)
-
-
-def _folder(name: str, runs_dir: Path) -> Path:
-    """Return the folder of a run, by its path, or by its name or the beginning of its id in `runs_dir`.
-
-    Raises:
-        ConfigError: no run matches, or several do.
-    """
-    if (folder := _folder_named(name, runs_dir)) is not None:
-        return folder
-    ids: dict[Path, str] = {}
-    for path in sorted(runs_dir.glob(f"*/{RUN_FILE}")):
-        try:
-            ids[path.parent] = read_run_id(path)
-        except StoreError:  # this run isn't the one, or can't be read anyway
-            continue
-    found = [folder for folder, run_id in ids.items() if name and run_id.startswith(name)]
-    if len(found) > 1:
-        raise ConfigError(f"{name!r} could be any of the runs {name_some([one.name for one in found])} in {runs_dir}")
-    if not found:
-        there = f"which has {name_some([one.name for one in reversed(ids)])}" if ids else "which has no run"
-        raise ConfigError(
-            f"there is no run {name!r}: expected the path of a run's folder, or the name or id of a run in {runs_dir}, "
-            f"{there}"
-        )
-    return found[0]
-
-
-@contextmanager
-def _attributed() -> Iterator[None]:
-    """Attribute the errors raised in the context to the setting."""
-    try:
-        yield
-    except (UserError, StoreError) as error:
-        kind = type(error) if isinstance(error, (ConfigError, ModelUnavailableError, StoreError)) else ConfigError
-        raise kind(f"{KEY}: {error}") from None

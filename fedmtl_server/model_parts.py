@@ -11,6 +11,7 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.model.scopes import SHARED, scope_of, task_scope
 from fedmtl_core.model.sharing import ModelShape, Partition, SharingRules, SharingTable, make_table, parts_in
+from fedmtl_core.model.sharing_schedule import SharingSchedule
 from fedmtl_core.wire.layout import Layout
 
 
@@ -104,6 +105,15 @@ class ModelParts:
             moved: the blocks of tasks that share each regrouped encoder part. Other parts are shared as configured.
         """
         return self.shared_by(make_table(self.tasks, self.shape, self.rules, moved))
+
+    def planned(self, schedule: SharingSchedule) -> dict[int, ModelParts]:
+        """Return a copy for each entry of a schedule, by the round after which the entry changes the sharing."""
+        return {
+            change.after_round: self.moved(
+                {part: one.blocks for part, one in schedule.after(change.after_round).items()}
+            )
+            for change in schedule.changes
+        }
 
     def shared_by(self, table: SharingTable) -> ModelParts:
         """Return a copy with another sharing table."""

@@ -11,7 +11,7 @@ from fedmtl_core.config import stages
 from fedmtl_core.config.aggregation import AggregationConfig, RobustnessConfig, ServerOptimizerConfig
 from fedmtl_core.config.clients import ClientConfig, LocalClient, WireConfig, require_one_partition
 from fedmtl_core.config.rounds import EarlyStoppingConfig, RoundsConfig
-from fedmtl_core.config.schedule import learning_rate_in, num_rounds_of, rate_schedule_in
+from fedmtl_core.config.schedule_rounds import learning_rate_in, num_rounds_of, rate_schedule_in
 from fedmtl_core.config.section import Section, not_text, require_identified
 from fedmtl_core.config.server import LimitsConfig, SecurityConfig, ServerConfig, StoreConfig
 from fedmtl_core.config.sharing import SharingConfig

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmtl_core.config import SharingConfig
 from fedmtl_core.config.stages import SHARING
 from fedmtl_core.json_types import JsonObject
-from fedmtl_core.model.sharing import Partition, SharingTable, blocks_of
+from fedmtl_core.model.sharing import Partition, SharingTable, blocks_of, movable_parts
 from fedmtl_core.model.sharing_schedule import ScheduledBlocks, SharingSchedule, scheduled_parts
 from fedmtl_core.wire.layout import Layout
 from fedmtl_server.aggregation.delta_products import inner_products_of
@@ -150,10 +151,21 @@ class LayerRegrouping(Stage):
         return products
 
 
+def make_regrouping(section: SharingConfig, parts: ModelParts, policy: SharingPolicy | None) -> LayerRegrouping:
+    """Return the stage that regroups layers by a configuration's schedule, and by a policy if there is one.
+
+    Raises:
+        ConfigError: the schedule or `sharing.adaptive.layers` names a layer that the encoder does not have.
+    """
+    rules, changes = section.rules(), section.changes()
+    adaptation = None
+    if policy is not None:
+        layers = movable_parts(rules, section.adaptive.layers, scheduled_parts(changes))
+        adaptation = Adaptation(policy, layers, section.adaptive.max_parameters)
+    return LayerRegrouping(parts, SharingSchedule.of(parts.shape, rules, changes), adaptation)
+
+
 def _growth(parts: ModelParts, schedule: SharingSchedule) -> float:
     """Return the largest size of the model under a schedule, as a multiple of its size before the first change."""
-    sizes = [parts.num_bytes()]
-    for change in schedule.changes:
-        blocks = {part: one.blocks for part, one in schedule.after(change.after_round).items()}
-        sizes.append(parts.moved(blocks).num_bytes())
-    return max(sizes) / max(sizes[0], 1)
+    before = parts.num_bytes()
+    return max([before, *(one.num_bytes() for one in parts.planned(schedule).values())]) / max(before, 1)

@@ -16,9 +16,10 @@ from fedmtl_core.errors import ConfigError, CorruptCheckpointError, StoreError
 from fedmtl_core.model.modeling import TOY_MODEL
 from fedmtl_server import doctor
 from fedmtl_server.commands.app import app
-from fedmtl_server.initial_model import find_source, start_from
+from fedmtl_server.initial_model import start_from
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.saved_runs import best_round, open_run
+from fedmtl_server.starting_run import find_source
 from tests.support import eventually, model_bytes, serving, watching
 
 LAYER, HEAD = "encoder.encoder.layer.1.output.dense.weight", "heads.sst2.weight"
