@@ -11,7 +11,7 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.model.scopes import SHARED, scope_of, task_scope
 from fedmtl_core.model.sharing import ModelShape, Partition, SharingRules, SharingTable, make_table, parts_in
-from fedmtl_core.model.sharing_schedule import SharingSchedule
+from fedmtl_core.model.sharing_schedule import SharingSchedule, scheduled_parts
 from fedmtl_core.wire.layout import Layout
 
 
@@ -107,7 +107,17 @@ class ModelParts:
         return self.shared_by(make_table(self.tasks, self.shape, self.rules, moved))
 
     def planned(self, schedule: SharingSchedule) -> dict[int, ModelParts]:
-        """Return a copy for each entry of a schedule, by the round after which the entry changes the sharing."""
+        """Return a copy for each entry of a schedule, by the round after which the entry changes the sharing.
+
+        Raises:
+            ConfigError: an entry names a part that has only norms, which `sharing.norms` fixes.
+        """
+        fixed = {part for part, names in self.regroupable().items() if not names}
+        if named := fixed & scheduled_parts(schedule.changes):
+            raise ConfigError(
+                f"sharing.schedule: {min(named)} has only normalization layers, whose sharing `sharing.norms` fixes; "
+                "leave out one of the two"
+            )
         return {
             change.after_round: self.moved(
                 {part: one.blocks for part, one in schedule.after(change.after_round).items()}

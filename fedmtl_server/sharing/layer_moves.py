@@ -45,7 +45,7 @@ class LayerRegrouping(Stage):
         adaptation: the policy, and what it may change; None for no policy.
 
     Raises:
-        ConfigError: the encoder doesn't have one of the layers.
+        ConfigError: the encoder doesn't have one of the layers, or the schedule names a part that doesn't move.
     """
 
     rule = SHARING
@@ -105,7 +105,7 @@ class LayerRegrouping(Stage):
         return {
             part: one
             for part, one in self._schedule.after(round_).items()
-            if self._names[part] and set(one.blocks) != set(self._blocks(part))
+            if set(one.blocks) != set(self._blocks(part))
         }
 
     def _decided(self, round_: int) -> dict[str, Partition]:

@@ -218,6 +218,7 @@ async def test_a_server_starts_from_a_run_and_resumes_from_its_own_checkpoint(tm
     assert "model.taken" in log
     assert "heads=['sst2']" in log
     assert "new_heads=['stsb']" in log
+    first_id = open_run(tmp_path / "first").run_id
     shutil.rmtree(tmp_path / "first")
     again = MTLServerModel.from_config(config(("sst2", "stsb"), seed=3))
     async with serving(
@@ -232,6 +233,10 @@ async def test_a_server_starts_from_a_run_and_resumes_from_its_own_checkpoint(tm
     text = " ".join(shown.output.split())
     assert "from round 0 of run" in text
     assert "heads of sst2; new heads of stsb" in text
+    exported = CliRunner().invoke(app, ["export", str(tmp_path / "it"), "--all", "--run-dir", str(tmp_path / "second")])
+    assert exported.exit_code == 0, exported.output
+    card = " ".join((tmp_path / "it" / "README.md").read_text().split())
+    assert f"Training started from the model of round 0 of the run `{first_id}`, an encoder of the arch" in card
 
 
 async def test_the_doctor_checks_the_run_to_start_from(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import numpy as np
 import pytest
@@ -70,6 +71,16 @@ def test_a_layer_that_the_encoder_lacks_is_named_with_its_entry():
     shape = layered_model().parts.shape
     with pytest.raises(ConfigError, match=r"sharing\.schedule\[1\]\.layers: the encoder has no layer 2; it has 0, 1"):
         SharingSchedule.of(shape, SharingRules(), [SharingChange(1, {"1": "task"}), SharingChange(2, {"1-2": "task"})])
+
+
+def test_a_part_that_has_only_norms_stays_as_the_norms_are_to_be_shared():
+    parts = layered_model().parts
+    fixed = dataclasses.replace(parts, rules=SharingRules(norms="task"))
+    schedule = SharingSchedule.of(parts.shape, fixed.rules, [SharingChange(1, {"1": "task"})])
+    assert set(fixed.planned(schedule)) == {1}
+    schedule = SharingSchedule.of(parts.shape, fixed.rules, [SharingChange(1, {"1": "task", "rest": "shared"})])
+    with pytest.raises(ConfigError, match=r"sharing\.schedule: rest has only normalization layers, whose sharing"):
+        LayerRegrouping(fixed, schedule)
 
 
 def test_a_schedule_needs_no_mean_of_each_task_and_room_for_the_largest_model_only():
