@@ -137,6 +137,14 @@ class TaskStates:
         if state is not None and state.plan.differs_only_in_rate(plan):  # keeps the model and its local parameters
             trainer = self._settings.trainer(self._tasks[slice_.task].spec, plan, self._settings.device)
             state = replace(state, plan=plan, trainer=trainer)
+            first, num_rounds = plan.rate_schedule
+            self._log.info(
+                "plan.changed",
+                task=slice_.task,
+                learning_rate=plan.learning_rate,
+                schedule_first_round=first,
+                schedule_num_rounds=num_rounds,
+            )
         else:
             state = self._made(slice_, state.feedback if state else self._feedback())
         self._states[slice_.task] = state

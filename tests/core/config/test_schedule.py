@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedmtl_core import config as configuration
-from fedmtl_core.config import contradictions, validated
+from fedmtl_core.config import ScheduleEntry, contradictions, validated
+from fedmtl_core.config.schedule_rounds import rate_schedule_in
 from fedmtl_core.errors import ConfigError
 
 TASKS = {"sst2": {}, "qqp": {}}
@@ -39,6 +43,25 @@ def test_the_rounds_of_the_run_follow_from_the_last_entry_if_it_has_some(entries
     again = configuration.load(path)
     assert contradictions(config, again) == []
     assert again.training.num_rounds == total
+
+
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=8),
+    st.lists(st.integers(1, 3), min_size=8, max_size=8),
+    st.integers(1, 3),
+)
+def test_every_round_is_in_one_learning_rate_schedule_and_each_ends_where_the_next_begins(restarts, gaps, left):
+    ends = list(accumulate(gaps[: len(restarts)]))
+    entries = [
+        ScheduleEntry(after_round=end, layers={"0": "task"}, restart_schedule=restart)
+        for end, restart in zip(ends, restarts, strict=True)
+    ]
+    total = ends[-1] + left
+    expected, first = [], 1
+    for last in [*(end for end, restart in zip(ends, restarts, strict=True) if restart), total]:
+        expected += [(first, last - first + 1)] * (last - first + 1)
+        first = last + 1
+    assert [rate_schedule_in(entries, round_, total) for round_ in range(1, total + 1)] == expected
 
 
 def test_the_command_line_changes_an_entrys_rounds(tmp_path):
