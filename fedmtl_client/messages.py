@@ -8,7 +8,7 @@ from fedmtl.v1 import federation_pb2 as pb
 
 from fedmtl_client.slices import Slice
 from fedmtl_client.transport import EventKind, Outcome, Receipt, RoundEvent
-from fedmtl_core.errors import MalformedStreamError
+from fedmtl_core.errors import InvalidRequestError, MalformedStreamError
 from fedmtl_core.identifiers import quoted
 from fedmtl_core.wire.chunks import Chunk, read_message
 from fedmtl_core.wire.controls import without_controls
@@ -82,12 +82,19 @@ def slice_from(header: pb.SliceHeader, task: str, components: Mapping[str, Compo
         InvalidRequestError: a value of the training plan is out of range.
     """
     model, controls = without_controls(components)
+    plan = plan_from_proto(header.plan)
+    if plan.schedule_first_round > header.round:
+        raise InvalidRequestError(
+            f"plan.schedule_first_round: expected at most the slice's round {header.round}, got "
+            f"{plan.schedule_first_round}",
+            field="plan.schedule_first_round",
+        )
     return Slice(
         run_id=header.run_id,
         round=header.round,
         task=task,
         purpose=PURPOSE_FROM_PROTO[header.purpose],
-        plan=plan_from_proto(header.plan),
+        plan=plan,
         components=model,
         controls=controls,
         control_since=header.control_since,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -96,6 +96,8 @@ class TaskState:
 class TaskStates:
     """The states of a client's tasks. Each is made in the first round of its task, and again when the plan changes.
 
+    If only the plan's learning rates change, only the trainer is made again.
+
     Args:
         client_id: names the files of local parameters.
         tasks: the client's tasks; at least one.
@@ -129,9 +131,23 @@ class TaskStates:
             ConfigError: the server's task of this name differs.
             ModelUnavailableError: the encoder's architecture or its tokenizer can't be loaded.
         """
-        state = self._states.get(slice_.task)
-        if state is None or state.plan != slice_.plan:
-            state = self._states[slice_.task] = self._made(slice_, state.feedback if state else self._feedback())
+        state, plan = self._states.get(slice_.task), slice_.plan
+        if state is not None and state.plan == plan:
+            return state
+        if state is not None and state.plan.differs_only_in_rate(plan):  # keeps the model and its local parameters
+            trainer = self._settings.trainer(self._tasks[slice_.task].spec, plan, self._settings.device)
+            state = replace(state, plan=plan, trainer=trainer)
+            first, num_rounds = plan.rate_schedule
+            self._log.info(
+                "plan.changed",
+                task=slice_.task,
+                learning_rate=plan.learning_rate,
+                schedule_first_round=first,
+                schedule_num_rounds=num_rounds,
+            )
+        else:
+            state = self._made(slice_, state.feedback if state else self._feedback())
+        self._states[slice_.task] = state
         return state
 
     def state_of(self, task: str) -> TaskState:

@@ -148,7 +148,7 @@ class Trainer:
     With `proximal_mu`, the objective is the loss plus FedProx's term, and gradients are clipped after adding the term.
 
     A subclass is a custom trainer for `training.trainer`. It may override `train`, `loss` and `optimizer`. One object
-    serves all rounds until the server's plan changes.
+    serves all rounds until the server's plan changes, as at a new learning-rate schedule.
 
     Args:
         spec: the task.
@@ -175,8 +175,8 @@ class Trainer:
     ) -> TrainingResult:
         """Train for one round, in place.
 
-        The learning rate follows one schedule over the whole run, starting at this round's position in it, so that a
-        client may join in any round.
+        The learning rate follows the plan's schedule, which spans the run or some of its rounds. It starts at this
+        round's position in the schedule, so that a client may join in any round.
 
         Args:
             round_: counted from 1.
@@ -274,15 +274,16 @@ class Trainer:
     def schedule(
         self, optimizer: torch.optim.Optimizer, steps_per_round: int, round_: int
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Return the run's schedule from this round's position, for an optimizer whose rates are the peak rates."""
+        """Return the plan's schedule from this round's position, for an optimizer whose rates are the peak rates."""
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-        total = self.plan.num_rounds * steps_per_round
+        first_round, num_rounds = self.plan.rate_schedule
+        total = num_rounds * steps_per_round
         schedule: torch.optim.lr_scheduler.LRScheduler = get_linear_schedule_with_warmup(
             optimizer,
             num_warmup_steps=round(self.plan.warmup_ratio * total),
             num_training_steps=total,
-            last_epoch=(round_ - 1) * steps_per_round - 1,
+            last_epoch=(round_ - first_round) * steps_per_round - 1,
         )
         return schedule
 

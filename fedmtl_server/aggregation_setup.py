@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedmtl_core.config import Config
-from fedmtl_core.model.sharing import movable_parts
 from fedmtl_server.aggregation.optimizers import ServerOptimizer, make_optimizer
 from fedmtl_server.aggregation.pipeline import Pipeline
 from fedmtl_server.aggregation.rules import BlockRule, make_rule
@@ -22,7 +21,7 @@ from fedmtl_server.aggregation.task_weighting import make_weighting
 from fedmtl_server.aggregation.task_weighting.base import TaskWeighting
 from fedmtl_server.aggregation.task_weighting.shares import Examples
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.sharing.layer_moves import LayerRegrouping
+from fedmtl_server.sharing.layer_moves import make_regrouping
 from fedmtl_server.sharing.policies import SharingPolicy, make_policy
 
 
@@ -59,7 +58,7 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
         rules: the rules from `AggregationRules.of`.
 
     Raises:
-        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have.
+        ConfigError: `sharing.schedule` or `sharing.adaptive.layers` names a layer that the encoder does not have.
     """
     layouts = model.layouts_for(None)
     stages: list[Stage] = [NormScreening(config.robustness.norms)]
@@ -79,8 +78,6 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
     if config.training.control_variates:
         members = {scope: model.sharing.members(scope) for scope in model.components}
         stages.append(ControlVariates(layouts, members))
-    if rules.policy is not None:
-        section = config.sharing
-        layers = movable_parts(section.rules(), section.adaptive.layers)
-        stages.append(LayerRegrouping(rules.policy, model.parts, layers, section.adaptive.max_parameters))
+    if rules.policy is not None or config.sharing.schedule:
+        stages.append(make_regrouping(config.sharing, model.parts, rules.policy))
     return Pipeline(stages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from fedmtl_core.config import Config, contradictions
@@ -17,6 +18,7 @@ from fedmtl_server.access.tls import is_authenticating, require_safe
 from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
+from fedmtl_server.initial_model import Start, start_from
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.trackers import trackers_for
@@ -26,6 +28,7 @@ from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rounds.task_selection import make_selection
 from fedmtl_server.run_spec import RunParts, RunSpec
+from fedmtl_server.starting_run import find_source
 from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.folders import held_run, unfinished_run
 from fedmtl_server.storage.store import RunStore, without_secrets
@@ -55,7 +58,7 @@ class Assembly:
         ConfigError: the configuration names no task, contradicts the run in the folder, would admit any client by
             accident, or names a class that can't be loaded.
         ModelUnavailableError: the encoder can't be loaded.
-        StoreError: the folder can't be read.
+        StoreError: the folder, or the run that `model.from_run` names, can't be read.
     """
 
     def __init__(self, config: Config, run_dir: Path | None, model: MTLServerModel | None, *, finished: bool):
@@ -78,11 +81,21 @@ class Assembly:
         rules = AggregationRules.of(config)  # errors in the configuration come before the slow steps
         if rules.rule is not None:
             get_logger().info("rule.loaded", rule=config.aggregation.rule, options=config.aggregation.rule_options)
+        if rules.policy is not None:
+            adaptive = config.sharing.adaptive
+            get_logger().info("policy.loaded", policy=adaptive.policy, options=adaptive.options)
+        for entry in config.sharing.schedule:
+            get_logger().info("sharing.scheduled", **entry.model_dump(exclude_none=True))
         self._selection = make_selection(config.rounds.task_selection)
+        source = find_source(config) if self._held_id is None else None
         if model is None:
             get_logger().info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
         self.model = model
+        self._start: Start | None = None
+        if source is not None:
+            self._start = start_from(source, model)
+            self._start.tell(get_logger())
         self._pipeline = make_pipeline(config, model, rules)
 
     def open(self) -> OpenedRun:
@@ -95,7 +108,10 @@ class Assembly:
         if self._held_id is None or self._run_dir is None:
             if self._run_dir is None:
                 self._warn_of_unfinished()
-            store = RunStore.create(config, self.run_id, model.components, model.summary(), self._run_dir)
+            started_from = self._start.facts() if self._start else None
+            store = RunStore.create(
+                config, self.run_id, model.components, model.summary(), self._run_dir, started_from=started_from
+            )
             self._pipeline.restore({}, {}, model.layouts_for(None))
             return self._opened(store)
         store = RunStore.resume(config, self.run_id, self._run_dir, finished=self._may_be_over)
@@ -135,8 +151,9 @@ class Assembly:
             run_id=self.run_id,
             specs=config.task_specs(),
             rules=RoundRules.from_config(config, self._selection),
-            plans={task: replace(config.plan(task), local=model.sharing.local_for(task)) for task in config.tasks},
+            plan=cache(lambda task, round_: replace(config.plan(task, round_), local=model.sharing.local_for(task))),
             early_stopping=config.early_stopping,
+            may_stop_after=max((entry.after_round for entry in config.sharing.schedule), default=0),
             topk_density=config.wire.topk_density,
             report_interval_s=config.rounds.report_interval_s,
         )

@@ -18,7 +18,7 @@ from fedmtl_core.runtime.doctor import Finding, fail, ok, warn
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-    from fedmtl_core.model.sharing import SharingTable
+    from fedmtl_server.model_parts import ModelParts
 
 # These addresses may appear in a configuration. This module does not listen on them.
 _EVERYWHERE = ("0.0.0.0", "::")  # nosec B104
@@ -51,6 +51,8 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
     found += (of_sharing := doctor.findings("sharing", lambda: sharing(config)))
     if doctor.has_failed(of_sharing):
         return found
+    if config.model.from_run is not None:
+        found += doctor.findings("from_run", lambda: starting_run(config, run_dir))
     found += doctor.findings("disk", lambda: disk(config, place))
     return found
 
@@ -246,23 +248,44 @@ def disk(config: Config, place: Path) -> Iterator[Finding]:
 
 
 def sharing(config: Config) -> Iterator[Finding]:
-    """Report the size of each scope, and check that the encoder has the layers that the configuration names."""
-    table, sizes = sizes_of(config)
-    yield ok("sharing", ", ".join(f"{scope} {doctor.megabytes(size)}" for scope, size in sizes.items()))
+    """Report the size of each scope, also after each entry of the schedule, and check that the encoder has the layers
+    that the configuration names."""
+    stages = parts_of(config)
+    for when, parts in stages.items():
+        sizes = {layout.scope: layout.num_bytes for layout in parts.layouts()}
+        yield ok("sharing", when + ", ".join(f"{scope} {doctor.megabytes(size)}" for scope, size in sizes.items()))
+    table = next(iter(stages.values())).table
     if local := {task: table.local_for(task) for task in table.tasks if table.local_for(task)}:
         kept = ", ".join(f"{len(names)} tensors of {task}" for task, names in local.items())
         yield ok("sharing", f"each client keeps {kept} for itself, and needs weights for those of the encoder")
 
 
+def starting_run(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
+    """Check that a new run can start from the run that `model.from_run` names. A run in the folder needs no other."""
+    from fedmtl_server.initial_model import examine_start
+    from fedmtl_server.storage.paths import RUN_FILE
+
+    if run_dir is not None and (run_dir / RUN_FILE).is_file():
+        yield ok("from_run", f"not used: {run_dir} has a run, which continues from its own checkpoint")
+    else:
+        yield ok("from_run", examine_start(config, next(iter(parts_of(config).values()))))
+
+
 def slice_bytes(config: Config) -> dict[str, int]:
-    """Return the size of each task's slice in bytes by task, and of the whole model under the empty name."""
-    table, sizes = sizes_of(config)
-    slices = {task: sum(sizes[scope] for scope in table.scopes_for(task)) for task in config.tasks}
-    return {"": sum(sizes.values())} | slices
+    """Return the size of each task's slice in bytes by task, and of the whole model under the empty name.
+
+    With a schedule, the whole model's size is its largest one.
+    """
+    stages = list(parts_of(config).values())
+    sizes = {layout.scope: layout.num_bytes for layout in stages[0].layouts()}
+    slices = {task: sum(sizes[scope] for scope in stages[0].table.scopes_for(task)) for task in config.tasks}
+    return {"": max(parts.num_bytes() for parts in stages)} | slices
 
 
-def sizes_of(config: Config) -> tuple[SharingTable, dict[str, int]]:
-    """Return the sharing table, and the bytes of each scope. The model is built without memory.
+def parts_of(config: Config) -> dict[str, ModelParts]:
+    """Return the model's parts before the first round, and after each entry of the schedule by a text that says when.
+
+    The model is built without memory.
 
     Raises:
         ConfigError: `sharing` names a part that the encoder does not have.
@@ -270,16 +293,18 @@ def sizes_of(config: Config) -> tuple[SharingTable, dict[str, int]]:
     import torch
 
     from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
-    from fedmtl_core.model.sharing import make_table
+    from fedmtl_core.model.sharing_schedule import SharingSchedule
+    from fedmtl_server.model_parts import ModelParts
 
+    section = config.sharing
     with torch.device("meta"):
         encoder, hidden_size = load_encoder(
             config.model.server_model, weights=False, num_hidden_layers=config.model.num_hidden_layers
         )
         model = MultiTaskModel(encoder, config.task_specs(), hidden_size=hidden_size)
-    table = make_table(model.tasks, model.shape(), config.sharing.rules())
-    num_bytes = {name: tensor.numel() * tensor.element_size() for name, tensor in model.exchanged().items()}
-    return table, {scope: sum(num_bytes[name] for name in table.tensors(scope)) for scope in table.scopes}
+        parts = ModelParts.of(model, section.rules())
+    planned = parts.planned(SharingSchedule.of(parts.shape, section.rules(), section.changes()))
+    return {"": parts} | {f"after round {round_}: ": one for round_, one in planned.items()}
 
 
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:

@@ -49,7 +49,7 @@ class Driver:
         self.log = RunLog()
         self._commits, self._store, self._staging = parts.commits, parts.store, parts.staging
         self._listeners, self._clock = parts.listeners, parts.clock
-        self._early_stopping = spec.early_stopping
+        self._early_stopping, self._may_stop_after = spec.early_stopping, spec.may_stop_after
         self._report_interval_s = spec.report_interval_s
         self._wake = asyncio.Event()
         self.audience = Audience(self.engine, parts.clock, self._wake.set)
@@ -266,7 +266,7 @@ class Driver:
     def _stop_training_if_due(self) -> None:
         if self.engine.purpose != "train":
             return
-        if should_stop(self._early_stopping, self.measured.that_may_stop()):
+        if should_stop(self._early_stopping, self.measured.that_may_stop(), self._may_stop_after):
             self.engine.stop_training()
             self.log.training_stopped(self._early_stopping.patience)
 

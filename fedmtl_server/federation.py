@@ -36,7 +36,7 @@ class Federation:
     def __init__(self, spec: RunSpec, parts: RunParts):
         self.run_id = spec.run_id
         self.rules = spec.rules
-        self.plans = spec.plans
+        self.plan = spec.plan
         self.staging = parts.staging
         self._topk_density = spec.topk_density
         self._commits = parts.commits

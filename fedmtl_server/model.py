@@ -77,7 +77,8 @@ class MTLServerModel:
         Args:
             config: the configuration.
             weights: whether to load the encoder's weights and check the encoder, as a new run needs. If False, only
-                the architecture is built, for the model of an existing run.
+                the architecture is built, for the model of an existing run. With `model.from_run`, weights aren't
+                loaded, since another run's follow.
 
         Raises:
             ModelUnavailableError: the encoder can't be loaded.
@@ -88,7 +89,7 @@ class MTLServerModel:
             config.model.server_model,
             weights=weights,
             num_hidden_layers=config.model.num_hidden_layers,
-            random_init=config.model.random_init,
+            random_init=config.model.random_init or config.model.from_run is not None,
             seed=config.training.seed,
             on_weights=loaded.append,
         )

@@ -11,6 +11,7 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.model.scopes import SHARED, scope_of, task_scope
 from fedmtl_core.model.sharing import ModelShape, Partition, SharingRules, SharingTable, make_table, parts_in
+from fedmtl_core.model.sharing_schedule import SharingSchedule, scheduled_parts
 from fedmtl_core.wire.layout import Layout
 
 
@@ -72,20 +73,28 @@ class ModelParts:
 
     # Sharing.
 
-    def movable(self, layers: Collection[str] | None) -> dict[str, tuple[str, ...]]:
+    def regroupable(self) -> dict[str, tuple[str, ...]]:
+        """Return, by encoder part, the parameters that a regrouping of the part moves.
+
+        These are all of its parameters, except norms with a level of their own (`sharing.norms`).
+        """
+        norms = self.shape.norms if self.rules.norms is not None else ()
+        return {part: tuple(name for name in names if name not in norms) for part, names in self.encoder.items()}
+
+    def movable(self, layers: Collection[str] | None, scheduled: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
         """Return the parts that adaptive sharing may regroup, with the parameters of each part.
 
         Args:
             layers: the parts; None for all parts that `sharing.layers` does not name.
+            scheduled: parts that only the schedule of the sharing regroups.
 
         Raises:
             ConfigError: the encoder does not have one of the parts.
         """
-        norms = self.shape.norms if self.rules.norms is not None else ()
-        parts = {part: tuple(name for name in names if name not in norms) for part, names in self.encoder.items()}
+        parts = self.regroupable()
         if missing := [part for part in layers or () if part not in parts]:
             raise ConfigError(f"sharing.adaptive.layers: the encoder has no {missing[0]}; it has {', '.join(parts)}")
-        named = {part for key in self.rules.layers for part in parts_in(key)}
+        named = {part for key in self.rules.layers for part in parts_in(key)}.union(scheduled)
         chosen = [part for part in parts if part not in named] if layers is None else layers
         return {part: parts[part] for part in chosen if parts[part]}
 
@@ -96,6 +105,25 @@ class ModelParts:
             moved: the blocks of tasks that share each regrouped encoder part. Other parts are shared as configured.
         """
         return self.shared_by(make_table(self.tasks, self.shape, self.rules, moved))
+
+    def planned(self, schedule: SharingSchedule) -> dict[int, ModelParts]:
+        """Return a copy for each entry of a schedule, by the round after which the entry changes the sharing.
+
+        Raises:
+            ConfigError: an entry names a part that has only norms, which `sharing.norms` fixes.
+        """
+        fixed = {part for part, names in self.regroupable().items() if not names}
+        if named := fixed & scheduled_parts(schedule.changes):
+            raise ConfigError(
+                f"sharing.schedule: {min(named)} has only normalization layers, whose sharing `sharing.norms` fixes; "
+                "leave out one of the two"
+            )
+        return {
+            change.after_round: self.moved(
+                {part: one.blocks for part, one in schedule.after(change.after_round).items()}
+            )
+            for change in schedule.changes
+        }
 
     def shared_by(self, table: SharingTable) -> ModelParts:
         """Return a copy with another sharing table."""
@@ -114,6 +142,10 @@ class ModelParts:
             Layout.of(scope, {name: self.tensors[name] for name in self.table.tensors(scope)})
             for scope in self.table.scopes
         ]
+
+    def num_bytes(self) -> int:
+        """Return the number of bytes of all components."""
+        return sum(layout.num_bytes for layout in self.layouts())
 
     # Parameter counts.
 

@@ -115,7 +115,10 @@ class RunLog:
             self._log.warning("round.doubtful", **names, kind=warning.kind, clients=clients, reason=warning.message)
         for layer, before in report.moved.items():
             after = report.sharing[layer]
-            self._log.info("layer.moved", **names, part=layer, before=blocks_text(before), after=blocks_text(after))
+            by = {"by": report.moved_by[layer]} if layer in report.moved_by else {}
+            self._log.info(
+                "layer.moved", **names, part=layer, before=blocks_text(before), after=blocks_text(after), **by
+            )
         self._log.info(
             "round.committed",
             **names,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fedmtl_core.config import EarlyStoppingConfig
@@ -27,10 +27,12 @@ class RunSpec:
     """The run's tasks."""
     rules: RoundRules
     """The conditions for opening and closing rounds."""
-    plans: Mapping[str, TrainingPlan] = field(default_factory=dict)
-    """The training plan sent to the clients of each task."""
+    plan: Callable[[str, int], TrainingPlan]
+    """Returns the training plan that the clients of a task get in a round."""
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     """The conditions for ending training before the last round."""
+    may_stop_after: int = 0
+    """The first round whose model counts for `early_stopping`: the round of the last planned change of the sharing."""
     topk_density: float = DEFAULT_DENSITY
     """The share of a component's elements in a `topk` slice."""
     report_interval_s: float = 10.0

@@ -16,6 +16,7 @@ from typing import Literal
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, CorruptCheckpointError, NonFiniteError, StoreError, UserError
+from fedmtl_core.json_types import JsonObject
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.wire.layout import Component
@@ -31,6 +32,7 @@ from fedmtl_server.storage.paths import (
     checkpoint_path,
     checkpoint_rounds,
 )
+from fedmtl_server.storage.runs import read_started_from
 from fedmtl_server.storage.stored_reports import StoredReport
 
 Which = int | Literal["best", "last"]
@@ -51,6 +53,8 @@ class SavedRun:
     contributors: Mapping[int, Mapping[str, str]] | None = None
     """The tasks of the clients whose updates counted, by round and client id; None without a history."""
 
+    started_from: JsonObject | None = None
+    """The run and the round that the run's model started from, and its heads; None if it didn't start from a run."""
     reports: Sequence[StoredReport] = ()
     """`RoundReport.to_dict()` of each round that has ended, in order; empty without a history."""
 
@@ -73,7 +77,7 @@ def open_run(folder: Path) -> SavedRun:
         config = configuration.load(folder / CONFIG_FILE)
     except ConfigError as error:
         raise StoreError(f"the run in {folder} can't be read: {error}") from None
-    run = SavedRun(folder, run_id, config)
+    run = SavedRun(folder, run_id, config, started_from=read_started_from(folder))
     if config.store.url is None and not (folder / HISTORY_FILE).is_file():
         return _with_results(run)
     try:
@@ -83,24 +87,25 @@ def open_run(folder: Path) -> SavedRun:
         return _with_results(run)
 
 
-def choose_round(run: SavedRun, which: Which, task: str | None) -> int:
+def choose_round(run: SavedRun, which: Which, task: str | None, *, option: str = "--round: ") -> int:
     """Return the number of a round that has a checkpoint.
 
     Args:
         run: the run.
         which: the round.
         task: the task whose main metric determines the best round.
+        option: the option or setting that names the round, for messages.
 
     Raises:
         UserError: the round has no checkpoint; the message names the rounds with checkpoints.
     """
     stored = run.rounds()
     if not stored:
-        raise UserError(f"--round: {run.folder} has no checkpoint")
+        raise UserError(f"{option}{run.folder} has no checkpoint")
     round_ = stored[-1] if which == "last" else _best(run, task) if which == "best" else which
     if round_ not in stored:
         raise UserError(
-            f"--round: {run.folder} has no checkpoint of round {round_}; it has checkpoints of rounds "
+            f"{option}{run.folder} has no checkpoint of round {round_}; it has checkpoints of rounds "
             f"{', '.join(map(str, stored))}"
         )
     return round_
@@ -120,8 +125,32 @@ def _best(run: SavedRun, task: str | None) -> int:
     return max(sorted(measured), key=lambda round_: measured[round_])
 
 
-def load_model(run: SavedRun, round_: int) -> MTLServerModel:
+def best_round(run: SavedRun, tasks: Sequence[str]) -> int:
+    """Return the round whose model has the highest mean of some tasks' main metrics.
+
+    Only rounds count that have a checkpoint and a value for each of these tasks. Of equal rounds, the first is taken.
+
+    Raises:
+        UserError: no round has a checkpoint and all values.
+    """
+    metrics = {task: run.config.tasks[task].spec(task).main_metric for task in tasks}
+    means = {}
+    for round_ in run.rounds():
+        values = [run.metrics.get(task, {}).get(round_, {}).get(metric, math.nan) for task, metric in metrics.items()]
+        if all(map(math.isfinite, values)):
+            means[round_] = sum(values) / len(values)
+    if not means:
+        raise UserError(f"{run.folder} has no checkpoint with measured values of all of {', '.join(tasks)}; try @last")
+    return max(means, key=lambda round_: means[round_])
+
+
+def load_model(run: SavedRun, round_: int, *, option: str = "--round: ") -> MTLServerModel:
     """Load the model after a round. If the run has a history, the digests are checked.
+
+    Args:
+        run: the run.
+        round_: a round with a checkpoint.
+        option: the option or setting that names the round, for messages.
 
     Raises:
         StoreError: the checkpoint can't be read, or differs from what was written.
@@ -143,12 +172,12 @@ def load_model(run: SavedRun, round_: int) -> MTLServerModel:
         raise StoreError(f"can't read {path}: {error.strerror or error}") from None
     if run.digests is not None:
         require_digests(path, components, run.digests[round_])
-    _require_finite(run, round_, components)
+    _require_finite(run, round_, components, option)
     model.rearrange(parts.table, components)
     return model
 
 
-def _require_finite(run: SavedRun, round_: int, components: Mapping[str, Component]) -> None:
+def _require_finite(run: SavedRun, round_: int, components: Mapping[str, Component], option: str) -> None:
     """Check that all parameters of a round's model are finite.
 
     Raises:
@@ -159,7 +188,7 @@ def _require_finite(run: SavedRun, round_: int, components: Mapping[str, Compone
             component.require_finite()
     except NonFiniteError as error:
         raise UserError(
-            f"--round: the model of round {round_} in {run.folder} is damaged: {error}; export an earlier round"
+            f"{option}the model of round {round_} in {run.folder} is damaged: {error}; choose an earlier round"
         ) from None
 
 

@@ -57,6 +57,11 @@ QUESTIONS = (
         ("encoders",),
     ),
     Question(
+        "I want to continue from another run's model",
+        ("model.from_run", "sharing.layers", "training.learning_rate"),
+        ("encoders",),
+    ),
+    Question(
         "My clients differ in their labels or texts",
         (
             "training.proximal_mu",
@@ -85,7 +90,13 @@ QUESTIONS = (
     ),
     Question(
         "My tasks harm one another",
-        ("aggregation.task_weighting", "sharing.layers", "sharing.groups", "sharing.adaptive.policy"),
+        (
+            "aggregation.task_weighting",
+            "sharing.layers",
+            "sharing.groups",
+            "sharing.schedule[].layers",
+            "sharing.adaptive.policy",
+        ),
         ("sharing", "aggregation"),
     ),
     Question(

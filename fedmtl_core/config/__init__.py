@@ -36,6 +36,7 @@ from fedmtl_core.config.rounds import (
     MissingQuorum,
     RoundsConfig,
 )
+from fedmtl_core.config.schedule import ScheduleEntry
 from fedmtl_core.config.section import READERS, Reader
 from fedmtl_core.config.server import (
     Durability,
@@ -83,6 +84,7 @@ __all__ = [
     "ResolvedServerOptimizer",
     "RobustnessConfig",
     "RoundsConfig",
+    "ScheduleEntry",
     "SecurityConfig",
     "ServerConfig",
     "ServerOptimizerConfig",

@@ -15,6 +15,7 @@ from fedmtl_core.config import documents
 from fedmtl_core.config.clients import LocalClient, PartitionConfig
 from fedmtl_core.config.documents import Document
 from fedmtl_core.config.root import Config
+from fedmtl_core.config.schedule import ScheduleEntry
 from fedmtl_core.config.tasks import AuxiliaryConfig, DataConfig, TaskConfig
 from fedmtl_core.errors import ConfigError
 
@@ -169,6 +170,8 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
         return list((inner.get(parts[-1], TaskConfig) if len(parts) > 2 else TaskConfig).model_fields)
     if parts[0].startswith("clients"):
         return list((PartitionConfig if parts[-1] == "partition" else LocalClient).model_fields)
+    if path.startswith("sharing.schedule["):
+        return list(ScheduleEntry.model_fields)
     section: type[BaseModel] = Config
     for part in parts:
         section = type(section.model_fields[part].default)

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from fedmtl_core.config.clients import LocalClient, PartitionConfig
 from fedmtl_core.config.root import Config
+from fedmtl_core.config.schedule import ScheduleEntry
 from fedmtl_core.config.section import ReadBy, Reader, Section
 from fedmtl_core.config.tasks import AuxiliaryConfig, DataConfig, TaskConfig
 
@@ -48,7 +49,9 @@ _NESTED: Mapping[str, type[Section]] = {"data": DataConfig, "auxiliary": Auxilia
 _LISTED: Mapping[str, tuple[str, type[Section]]] = {
     "tasks": ("tasks.NAME.", TaskConfig),
     "clients": ("clients[].", LocalClient),
+    "sharing.schedule": ("sharing.schedule[].", ScheduleEntry),
 }
+"""Collections of sections by key: the prefix of their keys, and the class of each section."""
 
 
 def _sections(section: type[Section], prefix: str) -> Iterator[tuple[str, type[Section]]]:
@@ -59,14 +62,14 @@ def _sections(section: type[Section], prefix: str) -> Iterator[tuple[str, type[S
             yield from _sections(type(field.default), f"{prefix}{name}.")
         elif name in _NESTED:
             yield from _sections(_NESTED[name], f"{prefix}{name}.")
-        elif not prefix and name in _LISTED:
-            inner, kind = _LISTED[name]
+        elif prefix + name in _LISTED:
+            inner, kind = _LISTED[prefix + name]
             yield from _sections(kind, inner)
 
 
 def _is_section(prefix: str, name: str, field: FieldInfo) -> bool:
     """Whether a field is a section or a collection of sections; in inner sections `tasks` is a list of names."""
-    return isinstance(field.default, Section) or name in _NESTED or (not prefix and name in _LISTED)
+    return isinstance(field.default, Section) or name in _NESTED or prefix + name in _LISTED
 
 
 def _default(field: FieldInfo) -> str:

@@ -11,6 +11,7 @@ from fedmtl_core.config import stages
 from fedmtl_core.config.aggregation import AggregationConfig, RobustnessConfig, ServerOptimizerConfig
 from fedmtl_core.config.clients import ClientConfig, LocalClient, WireConfig, require_one_partition
 from fedmtl_core.config.rounds import EarlyStoppingConfig, RoundsConfig
+from fedmtl_core.config.schedule_rounds import learning_rate_in, num_rounds_of, rate_schedule_in
 from fedmtl_core.config.section import Section, not_text, require_identified
 from fedmtl_core.config.server import LimitsConfig, SecurityConfig, ServerConfig, StoreConfig
 from fedmtl_core.config.sharing import SharingConfig
@@ -19,6 +20,7 @@ from fedmtl_core.config.tasks import AuxiliaryConfig, TaskConfig
 from fedmtl_core.config.tracking import TracingConfig, TrackingConfig
 from fedmtl_core.config.training import ModelConfig, TrainingConfig
 from fedmtl_core.model.sharing import movable_parts, require_rules
+from fedmtl_core.model.sharing_schedule import require_schedule, scheduled_parts
 from fedmtl_core.tasks.plan import TrainingPlan
 from fedmtl_core.tasks.spec import TaskSpec
 
@@ -95,6 +97,7 @@ class Config(Section):
                 )
         self._require_task_weights()
         self._require_sharing()
+        self._count_rounds()
         require_compatible(self._stages(), self._breaches())
         if self.rounds.mode == "async" and self.rounds.cohort != "all":
             raise ValueError(f"rounds.cohort: `mode: async` needs `cohort: all`, got {self.rounds.cohort!r}")
@@ -120,9 +123,23 @@ class Config(Section):
         if self.tasks or self.sharing != SharingConfig():
             try:
                 require_rules(tuple(self.tasks), self.sharing.rules())
-                movable_parts(self.sharing.rules(), self.sharing.adaptive.layers)
+                require_schedule(tuple(self.tasks), self.sharing.rules(), self.sharing.changes())
+                movable_parts(
+                    self.sharing.rules(), self.sharing.adaptive.layers, scheduled_parts(self.sharing.changes())
+                )
             except ValueError as error:
                 raise ValueError(f"sharing.{error}") from None
+
+    def _count_rounds(self) -> None:
+        """Set `training.num_rounds` to the number of rounds that follows from the schedule, if it has one."""
+        given = self.training.num_rounds
+        try:
+            total = num_rounds_of(self.sharing.schedule, given, is_given="num_rounds" in self.training.model_fields_set)
+        except ValueError as error:
+            raise ValueError(f"sharing.{error}") from None
+        if total != given:
+            # The section is immutable for its readers; validation completes it.
+            object.__setattr__(self, "training", self.training.model_copy(update={"num_rounds": total}))
 
     def _stages(self) -> Iterator[StageRule]:
         """The configured aggregation stages that have requirements."""
@@ -134,6 +151,8 @@ class Config(Section):
             yield stages.CONTROL_VARIATES
         if self.sharing.adaptive.policy is not None:
             yield stages.SHARING
+        if self.sharing.schedule:
+            yield stages.SCHEDULE
 
     def _breaches(self) -> Iterator[Breach]:
         """The settings that remove a property that some aggregation stages require."""
@@ -157,6 +176,8 @@ class Config(Section):
             if task.auxiliary is not None and task.auxiliary != AuxiliaryConfig():
                 needs = f"`tasks.{name}.auxiliary` to have a weight and a decay of 1"
                 yield Breach(by_examples, needs, stage=stages.AUXILIARY)
+        if self.sharing.schedule:
+            yield Breach(Property.FIXED_SCOPES, "no `sharing.schedule`", stage=stages.SCHEDULE)
         if several := [client.client_id for client in self.clients if len(client.task_names) > 1]:
             yield Breach(Property.ONE_TASK_PER_CLIENT, "clients of one task each", f"several for {several[0]!r}")
         if self.robustness.norms.action == "clip":
@@ -175,14 +196,16 @@ class Config(Section):
         """The largest number of examples that an update counts for, by task; tasks without a limit are absent."""
         return {name: task.max_examples for name, task in self.tasks.items() if task.max_examples is not None}
 
-    def plan(self, task: str) -> TrainingPlan:
-        """The training plan for clients of a task."""
-        training, section = self.training, self.tasks[task]
+    def plan(self, task: str, round_: int = 1) -> TrainingPlan:
+        """The training plan for clients of a task in a round, counted from 1."""
+        training, section, schedule = self.training, self.tasks[task], self.sharing.schedule
         spec = section.spec(task)
+        restarts = any(entry.restart_schedule for entry in schedule)
+        first, count = rate_schedule_in(schedule, round_, training.num_rounds) if restarts else (0, 0)
         return TrainingPlan(
             local_epochs=section.local_epochs or training.local_epochs,
             batch_size=training.per_device_train_batch_size,
-            learning_rate=training.learning_rate,
+            learning_rate=learning_rate_in(schedule, round_, training.learning_rate),
             weight_decay=training.weight_decay,
             warmup_ratio=training.warmup_ratio,
             max_grad_norm=training.max_grad_norm,
@@ -202,6 +225,8 @@ class Config(Section):
             optimizer=training.optimizer,
             head_epochs=training.head_epochs,
             group_by_length=training.train_sampling_strategy == "group_by_length",
+            schedule_first_round=first,
+            schedule_num_rounds=count,
         )
 
 

@@ -6,8 +6,13 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fedmtl_core.config.schedule import ScheduleEntry, text_keys
 from fedmtl_core.config.section import Section, require_identified, require_known_or_reference
 from fedmtl_core.model.sharing import NAMED_PARTS, SharingRules
+from fedmtl_core.model.sharing_schedule import SharingChange
+
+POLICIES = ("cosine",)
+"""The built-in policies of adaptive sharing."""
 
 
 class AdaptiveConfig(Section):
@@ -18,7 +23,12 @@ class AdaptiveConfig(Section):
     policy: str | None = Field(
         None,
         description="Policy that regroups layers among tasks during the run: `cosine` (similarity of the tasks' "
-        "updates), or your own class as `module:Name`. If not given, the sharing never changes.",
+        "updates), or your own class as `module:Name`. If not given, no policy changes the sharing.",
+    )
+    options: dict[str, object] | None = Field(
+        None,
+        description="Options of the class that `sharing.adaptive.policy` names, which reads them as "
+        "`settings.options`. If not given, the class gets none.",
     )
     split_below: float = Field(
         -0.2,
@@ -61,13 +71,20 @@ class AdaptiveConfig(Section):
     @field_validator("policy")
     @classmethod
     def _known(cls, policy: str | None) -> str | None:
-        return None if policy is None else require_known_or_reference(policy, ["cosine"])
+        return None if policy is None else require_known_or_reference(policy, POLICIES)
 
     @field_validator("layers", mode="before")
     @classmethod
     def _text(cls, layers: object) -> object:
         """Convert layer numbers, which YAML reads as integers, to text."""
         return [str(one) for one in layers] if isinstance(layers, list) else layers
+
+    @model_validator(mode="after")
+    def _options_have_a_policy(self) -> AdaptiveConfig:
+        if self.options is not None and (self.policy is None or self.policy in POLICIES):
+            got = "no `policy`" if self.policy is None else f"`policy: {self.policy}`"
+            raise ValueError(f"`options` are for a class of your own in `policy`, got {got}")
+        return self
 
     @model_validator(mode="after")
     def _apart(self) -> AdaptiveConfig:
@@ -106,13 +123,15 @@ class SharingConfig(Section):
         description="Sharing of the encoder's normalization layers, with the values of `sharing.layers`. If not given, "
         "a normalization layer is shared like the part that contains it.",
     )
+    schedule: list[ScheduleEntry] = Field(
+        default_factory=list, description="Changes of the sharing after given rounds, in ascending order."
+    )
     adaptive: AdaptiveConfig = AdaptiveConfig()
 
     @field_validator("layers", mode="before")
     @classmethod
     def _text_keys(cls, layers: object) -> object:
-        """Convert layer numbers, which YAML reads as integers, to text."""
-        return {str(key): level for key, level in layers.items()} if isinstance(layers, dict) else layers
+        return text_keys(layers)
 
     @field_validator("groups")
     @classmethod
@@ -124,3 +143,7 @@ class SharingConfig(Section):
     def rules(self) -> SharingRules:
         """The rules from which the table of scopes follows."""
         return SharingRules(self.groups, self.layers, self.head, self.norms)
+
+    def changes(self) -> list[SharingChange]:
+        """The changes of the sharing that the schedule plans."""
+        return [entry.change() for entry in self.schedule]

@@ -7,7 +7,7 @@ stated once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 
@@ -84,6 +84,8 @@ SHARING = StageRule(
     ),
     breaks=frozenset({Property.FIXED_SCOPES, Property.TASKS_TOGETHER}),
 )
+SCHEDULE = replace(SHARING, key="sharing.schedule", breaks=frozenset({Property.FIXED_SCOPES}))
+"""The stage `SHARING` as `sharing.schedule` enables it. A schedule doesn't compare the tasks' updates."""
 
 STAGES = (
     CLIENT_SHARES,

@@ -50,6 +50,13 @@ class ModelConfig(Section):
         description="Whether the encoder starts from random values; weights in its folder are then ignored. Required "
         "for a folder without weights.",
     )
+    from_run: str | None = Field(
+        None,
+        min_length=1,
+        description="Run whose encoder and heads a new run starts from: its folder, or its name or id in "
+        "`server.runs_dir`. `@` and a round's number, `best` or `last` may follow; without them, `last` applies. If "
+        "not given, the encoder's own weights and new heads are used.",
+    )
 
 
 class TrainingConfig(Section):
@@ -62,7 +69,11 @@ class TrainingConfig(Section):
     read_by = ("server",)
 
     num_rounds: Annotated[int, SERVER_AND_LAUNCHER] = Field(
-        10, ge=1, le=UINT32, description="Number of training rounds in the run."
+        10,
+        ge=1,
+        le=UINT32,
+        description="Number of training rounds in the run. `sharing.schedule[].num_rounds` of the last entry replaces "
+        "the default.",
     )
     local_epochs: int = Field(
         3, ge=1, le=UINT32, description="Number of passes over a client's training rows in one round."
@@ -91,7 +102,11 @@ class TrainingConfig(Section):
     per_device_train_batch_size: int = Field(32, ge=1, le=UINT32, description="Number of rows in one optimizer step.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay of the clients' optimizer; 0 turns it off.")
     warmup_ratio: float = Field(
-        0.1, ge=0, le=1, description="Share of the run's optimizer steps in which the learning rate rises to its peak."
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of a learning-rate schedule's optimizer steps in which the rate rises to its peak. The "
+        "schedule spans the run unless `sharing.schedule[].restart_schedule` divides it.",
     )
     max_grad_norm: float = Field(
         1.0, ge=0, description="Norm to which clients clip their gradients; 0 turns clipping off."

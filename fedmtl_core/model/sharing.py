@@ -132,6 +132,13 @@ class GroupTree:
         keys = {task: self._key(task, level) for task in self.tasks}
         return self.scopes_of([[task for task in self.tasks if keys[task] == key] for key in set(keys.values())])
 
+    def blocks(self, level: str) -> Partition:
+        """Return the blocks of tasks that share a part at a level other than `local`; see `scopes`."""
+        scopes = self.scopes(level)
+        return tuple(
+            tuple(task for task in self.tasks if scopes[task] == scope) for scope in dict.fromkeys(scopes.values())
+        )
+
     def scopes_of(self, blocks: Iterable[Sequence[str]]) -> dict[str, str]:
         """Return, by task, the scope of its block."""
         return {task: self.scope(block) for block in blocks for task in block}
@@ -262,8 +269,13 @@ def tree_of(tasks: Sequence[str], rules: SharingRules) -> GroupTree:
         raise ConfigError(f"sharing.{error}") from None
 
 
-def levels_of(shape: ModelShape, rules: SharingRules) -> dict[str, str]:
+def levels_of(shape: ModelShape, rules: SharingRules, key_of_layers: str = "sharing.layers") -> dict[str, str]:
     """Return, by part of the encoder, the level at which it is shared.
+
+    Args:
+        shape: the model's parameter names.
+        rules: the sharing rules.
+        key_of_layers: the setting that the rules' layers come from, for messages.
 
     Raises:
         ConfigError: the rules name a part that the encoder doesn't have.
@@ -274,29 +286,32 @@ def levels_of(shape: ModelShape, rules: SharingRules) -> dict[str, str]:
         for part in parts_in(key):
             if part not in levels:
                 has = ", ".join(sorted(there, key=_numbers_first))
-                raise ConfigError(f"sharing.layers: the encoder has no {_called(part)}; it has {has}")
+                raise ConfigError(f"{key_of_layers}: the encoder has no {part_text(part)}; it has {has}")
             levels[part] = level
     return levels
 
 
-def movable_parts(rules: SharingRules, layers: Sequence[str] | None) -> Collection[str] | None:
-    """Return the parts that may move between scopes; None for all parts that no rule names.
+def movable_parts(
+    rules: SharingRules, layers: Sequence[str] | None, scheduled: Collection[str] = ()
+) -> Collection[str] | None:
+    """Return the parts that a policy may move between scopes; None for all parts that nothing else names.
 
     Args:
         rules: the parts that they name don't move.
         layers: the parts that may move, in the notation of the rules' layers.
+        scheduled: the parts that only the schedule moves.
 
     Raises:
-        ValueError: a rule names one of these parts, or a name is no part.
+        ValueError: a rule or the schedule names one of these parts, or a name is no part.
     """
     if layers is None:
         return None
     named = {part for key in rules.layers for part in parts_in(key)}
     parts = [part for key in layers for part in parts_in(key)]
-    if both := [part for part in parts if part in named]:
-        raise ValueError(
-            f"adaptive.layers: {_called(both[0])} is in `layers`, and stays fixed; remove it from one of the two"
-        )
+    for part in parts:
+        if part in named or part in scheduled:
+            where = "`layers`, and stays fixed" if part in named else "`schedule`, which alone moves it"
+            raise ValueError(f"adaptive.layers: {part_text(part)} is in {where}; remove it from one of the two")
     return parts
 
 
@@ -312,7 +327,7 @@ def require_rules(tasks: Sequence[str], rules: SharingRules) -> None:
         _require_level(f"layers.{key}", level, tree)
         for part in parts_in(key):
             if part in first:
-                raise ValueError(f"layers: {_called(part)} occurs twice, in {first[part]!r} and in {key!r}")
+                raise ValueError(f"layers: {part_text(part)} occurs twice, in {first[part]!r} and in {key!r}")
             first[part] = key
     if rules.norms is not None:
         _require_level("norms", rules.norms, tree)
@@ -346,7 +361,8 @@ def _require_level(key: str, level: str, tree: GroupTree) -> None:
         raise ValueError(f"{key}: `group` needs groups in `sharing.groups`, got none")
 
 
-def _called(part: str) -> str:
+def part_text(part: str) -> str:
+    """Return a part's name in messages: `layer 7`, or `pooler`."""
     return f"layer {part}" if part.isdecimal() else part
 
 

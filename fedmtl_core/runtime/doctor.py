@@ -247,18 +247,19 @@ def model(config: Config) -> Iterator[Finding]:
     from fedmtl_core.model.pretrained import LoadedWeights
 
     source, layers = config.model.server_model, config.model.num_hidden_layers
+    needs_weights = not config.model.random_init and config.model.from_run is None
     loaded: list[LoadedWeights] = []
     where, has_weights = weights_of(source)
     encoder, _ = load_encoder(
         source,
         weights=has_weights,
         num_hidden_layers=layers,
-        random_init=config.model.random_init,
+        random_init=not needs_weights,
         on_weights=loaded.append,
     )
     size = sum(parameter.numel() for parameter in encoder.parameters())
     found = f"{source}: {size:,} parameters, {where}"
-    if has_weights or config.model.random_init:
+    if has_weights or not needs_weights:
         yield ok("model", found)
     elif where.startswith("on the hub"):
         yield warn("model", f"{found}; its weights aren't on this machine", "they will be downloaded at the start")

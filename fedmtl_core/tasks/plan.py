@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 LocalOptimizer = Literal["adamw", "sgd"]
@@ -40,7 +40,8 @@ class TrainingPlan:
     """The optimizer's peak learning rate."""
     weight_decay: float
     warmup_ratio: float
-    """Share of the run's steps over which the learning rate rises; then it falls linearly to 0 at the run's end."""
+    """Share of the learning-rate schedule's steps over which the rate rises; then it falls linearly to 0 at the
+    schedule's end."""
     max_grad_norm: float
     """L2 norm that gradients are clipped to; 0 for no clipping."""
     max_length: int
@@ -72,3 +73,23 @@ class TrainingPlan:
     """Whether batches have rows of similar length; otherwise rows are in random order."""
     local: tuple[str, ...] = ()
     """Names of the parameters that a client keeps local: no slice and no update has them."""
+    schedule_first_round: int = 0
+    """The first round of the learning-rate schedule in progress; 0 if one schedule spans the run."""
+    schedule_num_rounds: int = 0
+    """Rounds that the learning-rate schedule in progress spans; 0 if one schedule spans the run."""
+
+    @property
+    def rate_schedule(self) -> tuple[int, int]:
+        """The first round and the number of rounds of the learning-rate schedule in progress."""
+        if self.schedule_num_rounds:
+            return self.schedule_first_round, self.schedule_num_rounds
+        return 1, self.num_rounds
+
+    def differs_only_in_rate(self, other: TrainingPlan) -> bool:
+        """Return whether another plan asks for the same model, rows and steps, at whatever learning rates."""
+        rate = {name: getattr(other, name) for name in _RATE}
+        return replace(self, **rate) == other
+
+
+_RATE = ("learning_rate", "schedule_first_round", "schedule_num_rounds")
+"""The fields of a plan that determine the learning rate, and that change between the entries of a run's schedule."""

@@ -215,6 +215,12 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
     for name in ("local_epochs", "batch_size", "max_length", "num_rounds"):
         if getattr(message, name) < 1:
             raise InvalidRequestError(f"plan.{name}: expected at least 1, got {getattr(message, name)}")
+    if bool(message.schedule_first_round) != bool(message.schedule_num_rounds):
+        raise InvalidRequestError(
+            "plan.schedule_num_rounds: expected it together with schedule_first_round, got "
+            f"{message.schedule_num_rounds} and {message.schedule_first_round}",
+            field="plan.schedule_num_rounds",
+        )
     unchanged = (field.name for field in fields(TrainingPlan) if field.name not in _TRANSLATED)
     return TrainingPlan(
         update=update,

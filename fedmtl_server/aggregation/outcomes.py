@@ -38,6 +38,7 @@ def merged_outcomes(stages: Sequence[Stage], outcomes: Sequence[Outcome], varian
         chosen |= one.chosen
     return Aggregate(
         moved=moved,
+        moved_by={part: cause for one in outcomes for part, cause in one.moved_by.items()},
         variants=variants,
         chosen=chosen,
         must_save=any(one.must_save for one in outcomes),

@@ -43,7 +43,7 @@ def rearranged(
             result[scope] = components[scope]
             continue
         tensors = {
-            prefix + name: _mean(
+            prefix + name: weighted_mean(
                 [
                     (weight, views[source][prefix + name])
                     for source, weight in _sources(name, after.members(scope), before, num_examples).items()
@@ -68,8 +68,12 @@ def _sources(
     return {scope: weight / total for scope, weight in weights.items() if weight}
 
 
-def _mean(values: Sequence[tuple[float, Tensor]]) -> Tensor:
-    """Return the mean of tensors with weights that add up to 1; a single tensor is returned itself."""
+def weighted_mean(values: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Return the mean of tensors with weights that add up to 1; a single tensor is returned itself.
+
+    Args:
+        values: weights and tensors of one shape and dtype, which is the result's dtype; sums are in float64.
+    """
     if len(values) == 1:
         return values[0][1]
     total = torch.zeros(values[0][1].shape, dtype=torch.float64)

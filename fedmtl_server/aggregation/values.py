@@ -175,6 +175,8 @@ class Aggregate:
     """The components whose new value isn't used; `components` and `contributions` don't contain them."""
     moved: Mapping[str, Partition] = field(default_factory=dict)
     """By part of the encoder whose sharing changes, the blocks of tasks that shared it before."""
+    moved_by: Mapping[str, str] = field(default_factory=dict)
+    """By part in `moved`, the setting that changed its sharing, such as `sharing.schedule[0]`."""
     variants: Results = field(default_factory=dict)
     """By task, the results of the variants that the round offered."""
     chosen: Mapping[str, Variant] = field(default_factory=dict)

@@ -36,7 +36,7 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
     done = sum(one.outcome == "committed" and one.purpose == "train" and one.round > 0 for one in rounds)
     by_round = updates_by_round(rounds, updates)
     if as_json:
-        run_facts = summary(place, done) | {"config": _shown_config(run)}
+        run_facts = summary(place, done) | {"started_from": place.started_from, "config": _shown_config(run)}
         print_json({"run": run_facts, "rounds": [round_summary(one, by_round[one.round]) for one in rounds]})
         return
     finished = f", finished {time_text(run.finished_at_unix_ms)}" if run.finished_at_unix_ms is not None else ""
@@ -44,7 +44,7 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
         run=run.run_id,
         state=f"{place.state}, {done} of {run.num_rounds} rounds{_why_early(place)}",
         created=time_text(run.created_at_unix_ms) + finished,
-        model=run.base_model,
+        model=run.base_model + _started_from(place),
         tasks=tasks_text(run),
         folder=place.folder,
     )
@@ -75,6 +75,21 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
             *(_metric_and_share(main.get(task), tasks.get(task)) for task in run.tasks),
         )
     table.show()
+
+
+def _started_from(place: Place) -> str:
+    """Return the text about the run that a run's model started from; empty if it didn't start from one."""
+    started = place.started_from
+    if started is None:
+        return ""
+    text = f", from round {started['round']} of run {started['run_id']}"
+    heads = [f"{kind} of {', '.join(started[key])}" for kind, key in _HEADS.items() if started[key]]
+    means = [f"{scope} is the mean of the encoders of {', '.join(of)}" for scope, of in started["averaged"].items()]
+    return "; ".join([text, *heads, *means])
+
+
+_HEADS = {"heads": "heads", "new heads": "new_heads"}
+"""By kind of head in words, its key in `read_started_from`."""
 
 
 def _outcome_text(record: RoundRecord) -> str:
@@ -245,9 +260,13 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
 
 
 def _moves(report: StoredReport) -> dict[str, str]:
-    """Return the regrouped layers with their old and new groups; empty for older reports, which lack them."""
-    moved = report.get("moved") or {}
-    texts = (f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}" for part, old in moved.items())
+    """Return the regrouped layers with their old and new groups and the cause; older reports lack some of them."""
+    moved, causes = report.get("moved") or {}, report.get("moved_by") or {}
+    texts = (
+        f"{part}: {blocks_text(old)} to {blocks_text(report['sharing'][part])}"
+        + (f" ({causes[part]})" if part in causes else "")
+        for part, old in moved.items()
+    )
     return {"moved": "; ".join(texts)} if moved else {}
 
 

@@ -156,6 +156,7 @@ def _metadata(run: SavedRun, round_: int, model: MTLServerModel) -> CardMetadata
         num_clients=None if clients is None else {task: len(ids) for task, ids in clients.items()},
         sharing=_sharing_metadata(model),
         auxiliary=run.config.auxiliary_tasks(),
+        started_from=None if run.started_from is None else (run.started_from["run_id"], run.started_from["round"]),
     )
 
 

@@ -56,6 +56,8 @@ class CardMetadata:
     """None if all tasks share the encoder, and each task has its own head."""
     auxiliary: Collection[str] = ()
     """The auxiliary tasks."""
+    started_from: tuple[str, int] | None = None
+    """The id of the run and its round whose model this run started from; None if it started from the base model."""
 
 
 def card_of_task(metadata: CardMetadata, spec: TaskSpec, architecture: str, *, is_native: bool) -> str:
@@ -216,7 +218,7 @@ def _card(metadata: CardMetadata, title: str, specs: Sequence[TaskSpec], text: s
 ## Training
 
 The model is from round {metadata.round} of {metadata.num_rounds} of the run `{metadata.run_id}`. Training started
-from `{metadata.base_model}`. {_sharing(metadata.sharing)}
+from {_start(metadata)}. {_sharing(metadata.sharing)}
 
 {_table(metadata)}
 
@@ -230,6 +232,16 @@ all clients of the task. Undefined metrics are omitted.
 - Averaging doesn't hide the influence of a single client: training used neither differential privacy nor secure
   aggregation.
 """
+
+
+def _start(metadata: CardMetadata) -> str:
+    """Return the model that training started from, in words."""
+    if metadata.started_from is None:
+        return f"`{metadata.base_model}`"
+    run_id, round_ = metadata.started_from
+    return (
+        f"the model of round {round_} of the run `{run_id}`, an encoder of the architecture of `{metadata.base_model}`"
+    )
 
 
 def _sharing(sharing: SharingMetadata | None) -> str:

@@ -108,6 +108,8 @@ class RoundReport:
     """By stage of the aggregation, its state after the round, as JSON; see `StageState`."""
     moved: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
     """By part of the encoder that moved in this round, the blocks of tasks that shared it before."""
+    moved_by: Mapping[str, str] = field(default_factory=dict)
+    """By part of the encoder that moved in this round, the setting that moved it; older reports lack it."""
     discarded: Sequence[DiscardedComponent] = field(default_factory=list)
     """The components left unchanged although updates of them counted."""
     warnings: Sequence[RoundWarning] = field(default_factory=list)

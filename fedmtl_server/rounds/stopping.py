@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from fedmtl_core.config import EarlyStoppingConfig
 
 
-def should_stop(section: EarlyStoppingConfig, by_round: Mapping[str, Mapping[int, float]]) -> bool:
+def should_stop(section: EarlyStoppingConfig, by_round: Mapping[str, Mapping[int, float]], since: int = 0) -> bool:
     """Return whether training should end: none of the watched tasks has improved for `patience` rounds in a row.
 
     As in `EarlyStoppingCallback` of transformers, only an increase by more than `threshold` is an improvement.
@@ -15,9 +15,14 @@ def should_stop(section: EarlyStoppingConfig, by_round: Mapping[str, Mapping[int
     Args:
         section: the watched tasks and the patience; without `patience` training never ends early.
         by_round: by task, its main metric by the number of the model measured; higher is better.
+        since: the number of the first model that counts.
     """
     if section.patience is None:
         return False
+    by_round = {
+        task: {number: value for number, value in measured.items() if number >= since}
+        for task, measured in by_round.items()
+    }
     watched = [
         measured for task, measured in by_round.items() if measured and (not section.watch or task in section.watch)
     ]

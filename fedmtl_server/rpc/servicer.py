@@ -235,10 +235,10 @@ class FederatedMtlServicer:
         parts: Sequence[SlicePart],
         variants: Mapping[str, Sequence[SlicePart]],
     ) -> pb.SliceHeader:
-        plans = self._federation.plans
         has_controls = any(is_control(part.layout.scope) for part in parts)
-        # A slice of all tasks has no single task type.
-        plan = plans[request.task] if request.task else replace(next(iter(plans.values())), task_type=None, labels=())
+        plan = self._federation.plan(request.task or self._federation.model.tasks[0], published.round)
+        if not request.task:  # a slice of all tasks has no single task type
+            plan = replace(plan, task_type=None, labels=())
         return pb.SliceHeader(
             run_id=self._federation.run_id,
             round=published.round,

@@ -87,6 +87,7 @@ def round_report(
         failed=failed,
         stages=stages,
         moved=aggregate.moved,
+        moved_by=aggregate.moved_by,
         discarded=list(aggregate.discarded),
         warnings=[*stats.warnings(closed.round), *warnings_of(aggregate.contributions, model_norms)],
     )

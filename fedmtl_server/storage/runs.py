@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmtl_core.errors import StoreError, UserError
+from fedmtl_core.json_types import JsonObject
 from fedmtl_server.storage.lock import is_held
 from fedmtl_server.storage.missing import lacks_history, missing_history
 from fedmtl_server.storage.paths import BEGINNING_FILE, HISTORY_FILE, LOCK_FILE, RUN_FILE, SERVER_FILE
@@ -46,9 +47,27 @@ class Place:
         return "never began" if (self.folder / BEGINNING_FILE).is_file() else "stopped"
 
     @property
+    def started_from(self) -> JsonObject | None:
+        """The run that its model started from; see `read_started_from`."""
+        return read_started_from(self.folder)
+
+    @property
     def stopped_early(self) -> bool:
         """Whether its training ended before its last round: no watched metric improved (`early_stopping`)."""
         return self.last_training_round is not None and self.last_training_round < self.run.num_rounds
+
+
+def read_started_from(folder: Path) -> JsonObject | None:
+    """Return the facts about the run that the model of a folder's run started from, as `Start.facts` made them.
+
+    Returns:
+        None if the model didn't start from a run, or the folder can't be read.
+    """
+    try:
+        started: JsonObject | None = json.loads((folder / RUN_FILE).read_text(encoding="utf-8")).get("started_from")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return started
 
 
 def databases_of(runs_dir: Path, url: str | None) -> list[str | Path]:

@@ -98,6 +98,7 @@ class RunStore:
         components: Mapping[str, Component],
         summary: ModelSummary,
         run_dir: Path | None = None,
+        started_from: JsonObject | None = None,
     ) -> RunStore:
         """Begin a run in a folder.
 
@@ -107,6 +108,7 @@ class RunStore:
             components: the model before the first round, by scope.
             summary: the summary of that model.
             run_dir: the folder; if None, one in `server.runs_dir` that is named after the time.
+            started_from: the facts about the run that the model comes from, if it comes from one.
 
         Raises:
             StoreError: another server is using the folder, it holds a run, or it can't be created.
@@ -115,7 +117,7 @@ class RunStore:
             run_dir = config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}-{run_id[:8]}"
         store = cls(run_dir, run_id, config, is_new=True)
         try:
-            store._begin(without_secrets(config), components, summary)
+            store._begin(without_secrets(config), components, summary, started_from)
         except BaseException:
             store.close()
             raise
@@ -261,7 +263,13 @@ class RunStore:
         self._history.close()
         self._lock.release()
 
-    def _begin(self, config: Config, components: Mapping[str, Component], summary: ModelSummary) -> None:
+    def _begin(
+        self,
+        config: Config,
+        components: Mapping[str, Component],
+        summary: ModelSummary,
+        started_from: JsonObject | None,
+    ) -> None:
         """Make the folder hold the run.
 
         The history knows the run a moment before `run.json` is there. If the server ends in between, the next run that
@@ -274,7 +282,7 @@ class RunStore:
             self._history.delete_run(read_run_id(beginning))
         write_text(self.run_dir / CONFIG_FILE, configuration.dump(config))
         self.write_model(components, 0)
-        write_json(beginning, {"run_id": self.run_id})
+        write_json(beginning, {"run_id": self.run_id} | ({"started_from": started_from} if started_from else {}))
         record = RunRecord(
             run_id=self.run_id,
             created_at_unix_ms=now_ms(),

@@ -105,6 +105,7 @@ class StoredReport(TypedDict):
     aggregation_s: NotRequired[float]
     sharing: NotRequired[Mapping[str, Sequence[Sequence[str]]]]
     moved: NotRequired[Mapping[str, Sequence[Sequence[str]]] | None]
+    moved_by: NotRequired[Mapping[str, str]]
     discarded: NotRequired[Sequence[StoredDiscard] | None]
     warnings: NotRequired[Sequence[StoredWarning]]
 

@@ -3,9 +3,11 @@
 import pytest
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_client.messages import event_from_proto, receipt_from_proto, slice_header
+from fedmtl_client.messages import event_from_proto, receipt_from_proto, slice_from, slice_header
 from fedmtl_client.transport import Receipt, RoundEvent
-from fedmtl_core.errors import MalformedStreamError
+from fedmtl_core.config import Config
+from fedmtl_core.errors import InvalidRequestError, MalformedStreamError
+from fedmtl_core.wire.messages import plan_to_proto
 
 
 @pytest.mark.parametrize("name", [name for name, _ in pb.RoundEventKind.items() if not name.endswith("UNSPECIFIED")])
@@ -51,3 +53,13 @@ def test_a_receipt_says_what_became_of_the_update(outcome):
 def test_a_slice_that_does_not_begin_with_its_header_is_malformed(opening):
     with pytest.raises(MalformedStreamError, match="expected a header as the first message"):
         slice_header(opening if isinstance(opening, bytes) else opening.SerializeToString())
+
+
+def test_a_learning_rate_schedule_that_begins_after_the_slices_round_is_refused():
+    entry = {"after_round": 3, "layers": {"0": "task"}, "restart_schedule": True}
+    config = Config.model_validate({"tasks": {"sst2": {}}, "sharing": {"schedule": [entry]}})
+    header = pb.SliceHeader(round=4, purpose=pb.ROUND_PURPOSE_TRAIN, plan=plan_to_proto(config.plan("sst2", 4)))
+    assert slice_from(header, "sst2", {}, 0).plan.rate_schedule == (4, 7)
+    header.round = 3
+    with pytest.raises(InvalidRequestError, match=r"schedule_first_round: expected at most the slice's round 3, got 4"):
+        slice_from(header, "sst2", {}, 0)

@@ -39,12 +39,19 @@ TASKS = ("sst2", "qqp", "stsb")
 class Federation:
     """A server process and client processes, started by hand as a user would in several terminals."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack, *set_: str, keep_serving: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        stack: contextlib.ExitStack,
+        *set_: str,
+        keep_serving: bool = False,
+        config: str = CONFIG,
+    ):
         self.folder = folder
         self.run_dir = folder / "run"
         self._stack = stack
         self.config = folder / "config.yaml"
-        self.config.write_text(CONFIG)
+        self.config.write_text(config)
         self._overrides = [part for text in set_ for part in ("--set", text)]
         options = ["--port", "0", "--run-dir", str(self.run_dir)] + (["--keep-serving"] if keep_serving else [])
         self.server = self.start("server", "fedmtl_server", *options)
@@ -206,3 +213,49 @@ def test_deltas_and_parameters_train_to_the_same_results_within_rounding(tmp_pat
         with safe_open(run.run_dir / "checkpoints" / "round-0001.safetensors", "pt") as checkpoint:
             results.append(checkpoint.get_tensor("encoder.pooler.dense.weight"))
     assert (results[0] - results[1]).abs().max() < 1e-6
+
+
+@pytest.mark.long
+def test_a_run_of_two_stages_is_killed_between_them_and_a_second_run_starts_from_its_model(tmp_path, stack):
+    """All tasks together for a round, then each for itself with a learning rate of its own; then another federation."""
+    stages = (
+        "sharing.schedule=[{after_round: 1, layers: {embeddings: task, 0-1: task, pooler: task}, num_rounds: 2,"
+        " restart_schedule: true, learning_rate: 2e-3}]"
+    )
+    path = tmp_path / "first"
+    path.mkdir()
+    waits = ("rounds.quorum_timeout_s=60", "rounds.rejoin_grace_s=60")
+    run = Federation(path, stack, stages, *waits, config=CONFIG.replace("num_rounds: 3, ", ""))
+    clients = [run.client(task) for task in TASKS]
+    run.until(pb.PHASE_OPEN, 2)
+    run.server.kill()
+    run.server.wait(30)
+    (run.run_dir / "server.json").unlink()
+    port = run.address.rpartition(":")[2]
+    run.server = run.start("again", "fedmtl_server", "--port", port, "--resume", str(run.run_dir))
+    assert run.server.wait(120) == 0, run.log("again")
+    assert [client.wait(30) for client in clients] == [0, 0, 0], run.log("sst2_client")
+    reports = run.reports()
+    assert [report["round"] for report in reports] == [1, 2, 3, 4]
+    assert [sorted(report["moved"]) for report in reports] == [["0", "1", "embeddings", "pooler"], [], [], []]
+    assert set(reports[0]["moved_by"].values()) == {"sharing.schedule[0]"}
+    assert [one["scope"] for one in reports[1]["components"]] == [f"task:{task}" for task in TASKS]
+    for task in TASKS:  # of a task's own model, what is received is what its only client trained in the round before
+        trained, received = (
+            next(one[key]["loss"] for one in reports[number]["tasks"] if one["task"] == task)
+            for number, key in ((1, "trained_metrics"), (2, "received_metrics"))
+        )
+        assert received == pytest.approx(trained, rel=1e-5)
+
+    whole = "sharing.layers={embeddings: task, 0-1: task, pooler: task}"
+    other = tmp_path / "second"
+    other.mkdir()
+    second = Federation(other, stack, whole, f"model.from_run={run.run_dir}@last", "training.num_rounds=1")
+    clients = [second.client(task) for task in TASKS]
+    assert second.server.wait(120) == 0, second.log("server")
+    assert [client.wait(30) for client in clients] == [0, 0, 0]
+    final = {one["task"]: one["received_metrics"]["loss"] for one in reports[-1]["tasks"]}
+    first = {one["task"]: one["received_metrics"]["loss"] for one in second.reports()[0]["tasks"]}
+    assert first == pytest.approx(final, rel=1e-5)
+    assert "model.taken" in second.log("server")
+    assert "encoder.averaged" not in second.log("server")

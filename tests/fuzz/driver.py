@@ -182,7 +182,7 @@ class Driver:
             run_id=self.run_id,
             specs=self._config.task_specs(),
             rules=self._rules,
-            plans={task: self._config.plan(task) for task in self._config.tasks},
+            plan=self._config.plan,
             report_interval_s=1e9,
         )
         parts = RunParts(commits, store, staging, clock=lambda: self.loop.moved_s)

@@ -29,6 +29,7 @@ CHANGES = (
     Change("report.discarded", "cf6e3e0", "reports list the components that were discarded"),
     Change("contributions[].counted_examples", "64a100e", "reports have the limited number of examples"),
     Change("report.warnings", "d76e8f2", "reports have warnings about doubtful results"),
+    Change("report.moved_by", "7aa45d6", "reports name the settings that regrouped layers"),
     Change("received_reports", _POOLED, "reports have the examples and clients of each metric"),
     Change("trained_reports", _POOLED, "reports have the examples and clients of each metric"),
     Change("measured", _POOLED, "results have the examples and clients of each metric"),

@@ -49,6 +49,16 @@ _REMEMBERING: Settings = {
     "wire.upload": "topk",
 }
 """State between rounds: the server's weights, norms, moments and cosines, and the clients' compression errors."""
+_TWO_STAGES: Settings = {
+    "training.num_rounds": 4,
+    "sharing.groups": {"pairs": ["qqp", "stsb"]},
+    "sharing.schedule": [
+        {"after_round": 1, "layers": {"0-1": "task"}, "restart_schedule": True, "learning_rate": 5e-4},
+        {"after_round": 2, "layers": {"1": "group", "pooler": "group"}, "num_rounds": 2},
+    ],
+    "server_optimizer.name": "fedadam",
+    "wire.upload": "int8",
+}
 _MORE_ROWS: Mapping[str, Settings] = {"b": {"tasks.sst2.train_samples": 320}}
 
 SCENARIOS = (
@@ -282,5 +292,14 @@ SCENARIOS = (
         TWO_OF_SST2,
         own=_MORE_ROWS,
         needs=("robustness.max_client_share", "tasks.NAME.max_examples"),
+    ),
+    Scenario("schedule", _TWO_STAGES, TWO_OF_SST2, needs=("sharing.schedule[].layers",)),
+    Scenario(
+        "schedule-killed",
+        _TWO_STAGES,
+        TWO_OF_SST2,
+        script="a1? b1? c1? a1 b1 kill c1 d1 c2? d2? a2 b2 kill c2 d2",
+        same_as="schedule",
+        needs=("sharing.schedule[].layers",),
     ),
 )

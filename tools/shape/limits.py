@@ -75,6 +75,7 @@ fedmtl_server      aggregation_setup.py
 fedmtl_server      rounds/
 fedmtl_server      storage/
 fedmtl_server      saved_runs.py
+fedmtl_server      starting_run.py initial_model.py
 fedmtl_server      transfer/
 fedmtl_server      events.py status.py
 fedmtl_server      commits.py

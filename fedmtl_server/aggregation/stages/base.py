@@ -137,6 +137,8 @@ class Outcome:
     """A warning for the log."""
     moved: Mapping[str, Partition] = field(default_factory=dict)
     """By part of the encoder whose sharing changes, the blocks of tasks that shared it before."""
+    moved_by: Mapping[str, str] = field(default_factory=dict)
+    """By part in `moved`, the setting that changed its sharing, such as `sharing.schedule[0]`."""
     chosen: Mapping[str, Variant] = field(default_factory=dict)
     """By task, a variant whose tensors replace the model's, after the round's average and after `moved`. The task must
     then share these tensors with no other task."""

@@ -201,7 +201,7 @@ class Chunk(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ..., uncompressed_bytes: _Optional[int] = ...) -> None: ...
 
 class TrainingPlan(_message.Message):
-    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds", "pooling", "task_type", "labels", "task_kind", "proximal_mu", "optimizer", "group_by_length", "head_epochs", "local")
+    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds", "pooling", "task_type", "labels", "task_kind", "proximal_mu", "optimizer", "group_by_length", "head_epochs", "local", "schedule_first_round", "schedule_num_rounds")
     LOCAL_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -226,6 +226,8 @@ class TrainingPlan(_message.Message):
     GROUP_BY_LENGTH_FIELD_NUMBER: _ClassVar[int]
     HEAD_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     LOCAL_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIRST_ROUND_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     local_epochs: int
     batch_size: int
     learning_rate: float
@@ -250,7 +252,9 @@ class TrainingPlan(_message.Message):
     group_by_length: bool
     head_epochs: int
     local: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ..., proximal_mu: _Optional[float] = ..., optimizer: _Optional[_Union[LocalOptimizer, str]] = ..., group_by_length: _Optional[bool] = ..., head_epochs: _Optional[int] = ..., local: _Optional[_Iterable[str]] = ...) -> None: ...
+    schedule_first_round: int
+    schedule_num_rounds: int
+    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ..., proximal_mu: _Optional[float] = ..., optimizer: _Optional[_Union[LocalOptimizer, str]] = ..., group_by_length: _Optional[bool] = ..., head_epochs: _Optional[int] = ..., local: _Optional[_Iterable[str]] = ..., schedule_first_round: _Optional[int] = ..., schedule_num_rounds: _Optional[int] = ...) -> None: ...
 
 class GetSliceRequest(_message.Message):
     __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held", "encoding", "compression", "max_chunk_bytes", "variant")

@@ -125,3 +125,23 @@ def test_a_name_that_is_no_identifier_is_refused(name):
 
 def test_an_identifier_is_taken():
     assert require_identifier("client_id", "site-7_a.b") == "site-7_a.b"
+
+
+def test_a_plan_says_which_learning_rate_schedule_is_in_progress():
+    config = Config.model_validate(
+        {
+            "tasks": {"sst2": {}},
+            "training": {"num_rounds": 5},
+            "sharing": {"schedule": [{"after_round": 2, "layers": {"0": "task"}, "restart_schedule": True}]},
+        }
+    )
+    message = plan_to_proto(config.plan("sst2", 4))
+    assert (message.schedule_first_round, message.schedule_num_rounds) == (3, 3)
+    assert plan_from_proto(message) == config.plan("sst2", 4)
+    plain = plan_from_proto(plan_to_proto(Config.model_validate({"tasks": {"sst2": {}}}).plan("sst2")))
+    assert plain.rate_schedule == (1, 10)  # as with a server that doesn't know the fields
+    message.schedule_first_round = 0
+    with pytest.raises(
+        InvalidRequestError, match=r"plan\.schedule_num_rounds: expected it together with schedule_first"
+    ):
+        plan_from_proto(message)

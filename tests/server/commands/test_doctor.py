@@ -263,6 +263,22 @@ def test_a_disk_that_is_too_small_for_the_models_checkpoints(tmp_path):
     assert (found.level, "1000000000003 checkpoints of 0.5 MiB" in found.found) == (FAIL, True)
 
 
+def test_the_sizes_before_and_after_each_entry_of_a_schedule(tmp_path):
+    """A layer of the toy model, 64 wide: four maps 64 x 64, two of 64 x 256, all with biases, and two norms."""
+    entries = [{"after_round": 1, "layers": {"1": "task"}}, {"after_round": 2, "layers": {"1": "shared"}}]
+    config = config_of(tmp_path, sharing={"schedule": entries})
+    found = [one.found for one in look(doctor.sharing, config)]
+    assert [one.partition(":")[0] for one in found[1:]] == ["after round 1", "after round 2"]
+    assert found[2].partition(": ")[2] == found[0]
+    plain = doctor.slice_bytes(config_of(tmp_path))[""]
+    assert doctor.slice_bytes(config)[""] == plain + 4 * (
+        4 * 65 * 64 + 65 * 256 + 257 * 64 + 4 * 64
+    )  # the largest: one copy of the layer more
+    bad = [{"after_round": 1, "layers": {"1-2": "task"}}]
+    (fails,) = of_level(look(doctor.sharing, config_of(tmp_path, sharing={"schedule": bad})), FAIL)
+    assert "sharing.schedule[0].layers: the encoder has no layer 2; it has 0, 1, embeddings, pooler" in fails.found
+
+
 def test_layers_that_the_encoder_has_not_and_what_there_is_of_those_it_has(tmp_path):
     shared = {"groups": {"pairs": ["qqp"]}, "layers": {"1": "task"}, "norms": "local"}
     (found, kept) = look(doctor.sharing, config_of(tmp_path, sharing=shared))

@@ -279,6 +279,23 @@ def test_the_policy_that_the_documentation_shows_can_be_had(tmp_path, monkeypatc
     assert seen == [{}, {"0": (("a",), ("b",), ("c",))}, {}]
 
 
+def test_a_policy_of_ones_own_has_its_options(tmp_path, monkeypatch):
+    (tmp_path / "apart_from.py").write_text(
+        "from fedmtl_server.sharing.policies import Decided, SharingPolicy\n"
+        "class Apart(SharingPolicy):\n"
+        "    def decide(self, round_):\n"
+        "        due = round_.round == self.settings.options['round']\n"
+        "        return Decided({one.part: [[t] for t in round_.tasks] for one in round_.parts} if due else {})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for due in (2, 3):
+        policy = make_policy(AdaptiveConfig(policy="apart_from:Apart", options={"round": due}))
+        assert policy is not None
+        seen = [bool(decide(policy, facts({}), round_=round_).blocks) for round_ in (1, 2, 3)]
+        assert seen == [round_ == due for round_ in (1, 2, 3)]
+
+
 # Whole runs. A client moves each layer by a direction that is its task's, so that cosines are certain.
 
 CLIENTS = {"x": "sst2", "y": "qqp", "z": "stsb"}
