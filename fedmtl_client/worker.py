@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -69,6 +70,8 @@ class RoundWorker:
         self.client_id = client_id
         self.cache = ComponentCache()
         """The memory for slices. Slices that were received into another cache are accepted too."""
+        self.evaluation_seconds = 0.0
+        """Seconds of all evaluations since the last slice was loaded."""
         self._settings = settings
         self._tracing = tracing
         self._states = TaskStates(client_id, tasks, settings)
@@ -182,6 +185,7 @@ class RoundWorker:
         share = not is_needed and self._settings.device.type == "cpu"
         if share and to_train:
             self.cache.invalidate(slice_.components)
+        self.evaluation_seconds = 0.0
         state.synchronizer.load(state.model, slice_.components, share=share)
         state.local.put(state.model)
 
@@ -203,8 +207,10 @@ class RoundWorker:
         return {"correct": self._controls.correction(state.model)}
 
     def _evaluate(self, state: TaskState) -> Evaluation:
+        began = time.monotonic()
         with self._tracing.span("evaluate"):
             measured: Mapping[str, float] = state.trainer.evaluate(state.model, state.validation)
+        self.evaluation_seconds += time.monotonic() - began
         if isinstance(measured, Evaluation):
             return measured
         return Evaluation.of(measured, len(state.validation))  # from a custom trainer
