@@ -213,6 +213,7 @@ def inputs(experiment: Experiment, cell: Cell) -> dict[str, object]:
             "validation_rows": setting.validation_rows,
             "report_rows": setting.report_rows,
             "dirichlet": setting.partition.dirichlet if setting.partition else None,
+            **({"held_back_rows": setting.held_back_rows} if setting.held_back_rows else {}),
         }
     )
     return values | {f"code.{module}": digest for module, digest in plugin_code.digests(values).items()}
