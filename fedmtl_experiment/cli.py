@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +17,24 @@ from fedmtl_core.runtime.help_text import reflowed
 from fedmtl_experiment import cells as grid
 from fedmtl_experiment import config as configuration
 from fedmtl_experiment.config import Experiment
-from fedmtl_experiment.jobs import compute_all, run_side_by_side
+from fedmtl_experiment.job_processes import run_side_by_side
+from fedmtl_experiment.jobs import compute_all
 from fedmtl_experiment.results import Folder
 from fedmtl_local.forked import preload
 from fedmtl_local.interrupts import interruptible
 from fedmtl_local.processes import num_processors
 
 app = new_app()
+
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Number of cells to compute side by side, each with its share of the processors.")
+]
+Processors = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Number of processors for all cells together. If not given, all that this process may use."
+    ),
+]
 
 
 @app.command()
@@ -46,26 +58,18 @@ def run(
         bool,
         typer.Option("--report-only", help="Write tables and plots of the finished cells without computing others."),
     ] = False,
-    jobs: Annotated[
-        int, typer.Option(min=1, help="Number of cells to compute side by side, each with its share of the processors.")
-    ] = 1,
-    processors: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of processors for all cells together. If not given, all that this process may use."
-        ),
-    ] = None,
+    jobs: Jobs = 1,
+    processors: Processors = None,
     keep_runs: Annotated[
         bool, typer.Option("--keep-runs", help="Keep each cell's rows, runs and logs in the results' folder work/.")
     ] = False,
     log_level: Annotated[LogLevel, typer.Option(help="Lowest level to log.")] = LogLevel.warning,
-    is_job: Annotated[bool, typer.Option("--job", hidden=True, help="Compute cells without writing a report.")] = False,
+    is_job: Annotated[bool, typer.Option("--job", hidden=True, help="Compute cells without a report.")] = False,
 ) -> None:
     """Compare clients alone, single-task federations, one federation of all tasks, and centralized training.
 
     Federations are real servers and clients, as processes on this machine. Finished cells are not computed again: after
-    Ctrl-C, the same command continues with the remaining cells. Several commands may use one folder: each cell is
-    computed by one of them.
+    Ctrl-C, the same command continues with the others. Several commands with one folder compute each cell only once.
     """
     logs.configure(level=log_level.value)
     experiment = configuration.load(config)
@@ -77,28 +81,28 @@ def run(
             typer.echo(f"{'finished' if cell in done else 'to do':<9} {cell.id}")
         return
     console = Console()
-    if not is_job:
-        console.print(f"{config}: {len(done)} of {len(cells)} cells are finished", soft_wrap=True, highlight=False)
     to_do = [cell for cell in cells if cell not in done]
+    if not is_job:
+        _say(console, f"{config}: {len(done)} of {len(cells)} cells are finished")
     if not report_only and to_do:
         try:
             with interruptible():
                 if jobs > 1:
                     share = max(1, (processors or num_processors()) // jobs)  # also if fewer cells are left
                     arguments = _arguments(config, folder, only or (), share, log_level, keep_runs=keep_runs)
-                    run_side_by_side(
-                        arguments,
-                        min(jobs, len(to_do)),
-                        lambda line: console.print(line, soft_wrap=True, highlight=False, markup=False),
-                    )
+                    run_side_by_side(arguments, min(jobs, len(to_do)), partial(_say, console))
                 else:
                     _compute(experiment, folder, to_do, len(cells), console, keep_runs=keep_runs, processors=processors)
         except KeyboardInterrupt:
-            left = len(cells) - len(folder.finished({cell: grid.inputs(experiment, cell) for cell in cells}))
+            left = sum(not folder.is_finished(cell) for cell in cells)
             typer.echo(f"stopped with {left} of {len(cells)} cells to do; repeat the command to continue", err=True)
             raise
     if not is_job:
         _report(experiment, folder, console)
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _arguments(

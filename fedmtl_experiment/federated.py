@@ -19,6 +19,7 @@ from fedmtl_experiment.evaluation import UNDEFINED, Candidate, Evaluator
 from fedmtl_experiment.timing import RoundTimes, round_times
 from fedmtl_local.forked import ForkedProcess
 from fedmtl_local.launcher import LocalRun
+from fedmtl_local.processes import Start, num_processors
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.saved_runs import load_model, open_run
 from fedmtl_server.storage.results import TaskResult
@@ -70,16 +71,8 @@ def run_federation(
     began = time.monotonic()
     with run_dir.with_suffix(".log").open("w", encoding="utf-8") as log:
         console = Console(file=log, width=200)
-        LocalRun(
-            config,
-            path,
-            [],
-            run_dir,
-            console=console,
-            on_round=on_round,
-            start=ForkedProcess,
-            processors=processors,
-        ).complete()
+        start = _start_with_threads(config, processors or num_processors())
+        LocalRun(config, path, [], run_dir, console=console, on_round=on_round, start=start).complete()
     seconds = time.monotonic() - began
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
     reports = open_run(run_dir).reports
@@ -95,6 +88,16 @@ def run_federation(
         seconds,
         round_times(reports, sorted((run_dir / "logs").glob("client-*.log"))),
     )
+
+
+def _start_with_threads(config: Config, processors: int) -> Start:
+    """Return a function that forks a process. The server has a thread per processor, and the clients share them."""
+
+    def start(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
+        threads = processors if module == "fedmtl_server" else max(1, processors // len(config.clients))
+        return ForkedProcess(module, arguments, {**environment, "OMP_NUM_THREADS": str(threads)})
+
+    return start
 
 
 def curve_of(result: TaskResult) -> dict[int, float]:

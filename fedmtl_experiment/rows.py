@@ -49,17 +49,16 @@ def draw(
         validation_rows: number of validation rows, drawn from the training file before the training rows.
         report_rows: number of reported rows; all rows of the evaluation file if None.
         seed: seed of the drawing. With the same seed, a larger number of training rows includes the smaller one's rows.
-        held_back_rows: number of held-back rows, drawn from the training file and the same for every number of training
-            rows; none if None.
+        held_back_rows: number of held-back rows; none if None. They are the same for every number of training rows.
 
     Raises:
         ConfigError: the files have fewer rows than requested.
     """
     held_back = held_back_rows or 0
     if validation_rows + (train_rows or 1) + held_back > len(data.train):
-        requested = f"{train_rows or 1} training and {validation_rows} validation rows"
-        requested += f" and {held_back} held-back rows" if held_back else ""
-        raise ConfigError(f"{spec.name}: {requested} are requested, but the training file has {len(data.train)} rows")
+        counts = f"{train_rows or 1} training and {validation_rows} validation rows"
+        counts += f" and {held_back} held-back rows" if held_back else ""
+        raise ConfigError(f"{spec.name}: {counts} are requested, but the training file has {len(data.train)} rows")
     if (report_rows or 0) > len(data.validation):
         raise ConfigError(
             f"{spec.name}: {report_rows} rows to report on are requested, but the evaluation file has "

@@ -97,7 +97,8 @@ class Runner:
         self._data: dict[str, TaskData] = {}
         self._drawn: dict[tuple[str, int, str, RowCounts], TaskRows] = {}
         self._encoder = RowEncoder()
-        torch.set_num_threads(self._processors)
+        if processors:
+            torch.set_num_threads(processors)
 
     def require_possible(self, cells: Sequence[Cell]) -> None:
         """Check the configurations, rows and tokenizers of all cells before the first one is computed.

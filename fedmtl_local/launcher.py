@@ -87,7 +87,6 @@ class LocalRun:
         on_round: called with the number of finished rounds whenever a round opens.
         start: starts a process.
         log_level: the lowest level of the processes' log lines to print.
-        processors: the number of CPUs that the processes share; all that this process may use if None.
 
     Raises:
         ConfigError: the configuration names no clients, its credentials can't be used, or a client's own file has an
@@ -106,7 +105,6 @@ class LocalRun:
         on_round: Callable[[int], None] = lambda done: None,
         start: Start = start_module,
         log_level: LogLevel = "warning",
-        processors: int | None = None,
     ):
         if not config.clients:
             raise ConfigError(
@@ -128,7 +126,6 @@ class LocalRun:
         self._on_round = on_round
         self._start_process = start
         self._log_level: LogLevel = log_level
-        self._processors = processors
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -258,11 +255,10 @@ class LocalRun:
         options = ["--port", "0", "--run-dir", str(self.run_dir)]
         if self._config.rounds.await_clients_s is None:
             options += ["--set", f"rounds.await_clients_s={START_TIMEOUT_S:.0f}"]
-        threads = {"OMP_NUM_THREADS": str(self._processors)} if self._processors else {}
-        return self._start("server", Program("fedmtl_server", [*self._options, *options], threads))
+        return self._start("server", Program("fedmtl_server", [*self._options, *options]))
 
     def _start_client(self, address: str, client: LocalClient) -> LoggedProcess:
-        threads = max(1, (self._processors or num_processors()) // len(self._config.clients))
+        threads = max(1, num_processors() // len(self._config.clients))
         options = options_of(client, address, self._config_path, self._overrides)
         program = Program("fedmtl_client", options, {"OMP_NUM_THREADS": str(threads)})
         return self._start(f"client-{client.client_id}", program, milestone=JOINED)

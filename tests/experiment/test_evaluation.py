@@ -19,6 +19,13 @@ CONFIG = configuration.resolve({"model": {"server_model": "builtin:toy"}, "tasks
 ROWS = {name: load_task_data(PRESETS[name], DataConfig(builtin=name)).validation.head(70) for name in ("sst2", "stsb")}
 
 
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def new_model(seed):
     """A model with other values for each seed."""
     model = MTLServerModel.from_config(CONFIG).module
@@ -33,14 +40,16 @@ def new_model(seed):
 def test_all_models_are_evaluated_as_each_would_be_alone_to_the_last_bit(processors):
     evaluator = Evaluator(CONFIG, ROWS)
     models = {round_: new_model(round_) for round_ in (1, 2, 3)}
+    torch.set_num_threads(1)
     alone = {(t, r, ""): evaluator.evaluate(model, t) for r, model in models.items() for t in ROWS}
     assert len({metrics["loss"] for metrics in alone.values()}) == 6
-    before, started = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    started = []
     candidates = [Candidate(task, round_, model) for round_, model in models.items() for task in ROWS]
     found = evaluator.evaluate_all(iter(candidates), processors, lambda one: started.append(one.label))
     assert found == alone
     assert started == [f"{task}, round {round_}" for round_ in models for task in ROWS]
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2
 
 
 def test_a_model_is_made_only_when_a_thread_is_free_for_it():

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from fedmtl_core.errors import FedMTLError
-from fedmtl_experiment import jobs
+from fedmtl_experiment import job_processes
 from fedmtl_experiment.cells import Cell
 from fedmtl_experiment.results import Folder
 
@@ -91,10 +91,10 @@ def test_the_first_failure_of_several_processes_stops_the_others_and_is_the_erro
         started.append(popen([sys.executable, *next(commands)], **options))
         return started[-1]
 
-    monkeypatch.setattr(jobs.subprocess, "Popen", fake)
+    monkeypatch.setattr(job_processes.subprocess, "Popen", fake)
     said = []
     with pytest.raises(FedMTLError, match=r"^cell a/b/c/1: it failed$"):
-        jobs.run_side_by_side([], 2, said.append)
+        job_processes.run_side_by_side([], 2, said.append)
     assert [one.returncode for one in started] == [-15, 1]
     assert "two" in said
 
