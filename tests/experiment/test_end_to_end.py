@@ -20,6 +20,7 @@ SETTINGS = {
     "pair": {
         "validation_rows": 60,
         "report_rows": 100,
+        "held_back_rows": 50,
         "methods": ["central", "mtl", "standard"],
         "tasks": {"sst2": {"train_rows": 64, "clients": 1}, "stsb": {"train_rows": 64, "clients": 1}},
     },
@@ -76,7 +77,16 @@ def test_all_four_methods_run_go_on_after_ctrl_c_and_begin_alike(tmp_path):
             "alone/toy/local",
         )
     }
-    for one in cells.values():
+    for name, one in cells.items():
+        held_back = [task["held_back"] for task in one["tasks"].values()]
+        if name.startswith("pair/"):
+            assert [set(metrics) - {"loss"} for metrics in held_back] == [{"accuracy"}, {"pearson", "spearman"}]
+            assert all(
+                metrics["loss"] != task["report"]["loss"]
+                for metrics, task in zip(held_back, one["tasks"].values(), strict=True)
+            )
+        else:
+            assert held_back == [None]
         wall = one["wall"]
         parts = [wall[part] for part in ("start_up", "training", "evaluation", "exchange", "reporting")]
         assert sum(parts) == pytest.approx(wall["total"])
