@@ -15,7 +15,7 @@ from fedmtl_client.trainer import TrainingStopped
 from fedmtl_client.transport import Receipt, RoundEvent, Transport
 from fedmtl_client.worker import DamagedModelError, RoundWorker
 from fedmtl_core.errors import MalformedStreamError, RequestError, StaleRoundError, UnavailableError, WrongRunError
-from fedmtl_core.logs import JOINED, get_logger
+from fedmtl_core.logs import EVALUATED, JOINED, TRAINED, get_logger
 from fedmtl_core.runtime.tracing import OFF, Tracing
 from fedmtl_core.tasks.evaluation import Evaluation
 from fedmtl_core.tasks.plan import Purpose
@@ -221,7 +221,8 @@ class ClientSession:
         self._push(update, (), event)
         self._done[slice_.round] = RoundWork(slice_.round, update.task, "evaluate", update.received.metrics)
         facts = {"metrics": dict(update.received), **_undefined(update.received)}
-        self._log.info("model.evaluated", progress=event.title, task=update.task, **facts)
+        seconds = self._worker.evaluation_seconds
+        self._log.info(EVALUATED, progress=event.title, task=update.task, **facts, evaluation_seconds=seconds)
 
     def _train(self, slice_: Slice, event: RoundEvent) -> None:
         with training_progress(event.title, bar=self._progress_bar) as on_step:
@@ -233,7 +234,12 @@ class ClientSession:
             )
         result = trained.result
         self._log.info(
-            "round.trained", progress=event.title, loss=result.loss, steps=result.num_steps, seconds=result.seconds
+            TRAINED,
+            progress=event.title,
+            loss=result.loss,
+            steps=result.num_steps,
+            seconds=result.seconds,
+            evaluation_seconds=self._worker.evaluation_seconds,
         )
         update = replace(trained.update, next_task=self._schedule.after(event.task, event.round))
         receipt = self._push(update, trained.components, event)

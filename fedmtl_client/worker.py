@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,8 @@ class RoundWorker:
         self.client_id = client_id
         self.cache = ComponentCache()
         """The memory for slices. Slices that were received into another cache are accepted too."""
+        self.evaluation_seconds = 0.0
+        """Seconds of all evaluations since the last slice was loaded."""
         self._settings = settings
         self._tracing = tracing
         self._states = TaskStates(client_id, tasks, settings)
@@ -200,6 +203,7 @@ class RoundWorker:
         """
         is_needed = kind != "parameters" or self._settings.download in DELTA_ENCODINGS
         share = not is_needed and self._settings.device.type == "cpu"
+        self.evaluation_seconds = 0.0
         state.synchronizer.load(state.model, slice_.components, share=share)
         state.local.put(state.model)
         return share
@@ -222,8 +226,10 @@ class RoundWorker:
         return {"correct": self._controls.correction(state.model)}
 
     def _evaluate(self, state: TaskState) -> Evaluation:
+        began = time.monotonic()
         with self._tracing.span("evaluate"):
             measured: Mapping[str, float] = state.trainer.evaluate(state.model, state.validation)
+        self.evaluation_seconds += time.monotonic() - began
         if isinstance(measured, Evaluation):
             return measured
         return Evaluation.of(measured, len(state.validation))  # from a custom trainer

@@ -23,6 +23,13 @@ Logger = structlog.stdlib.BoundLogger
 JOINED = "run.joined"
 """The event that a client logs when the server has accepted it; `fedmtl-local` waits for it."""
 
+TRAINED = "round.trained"
+"""The event that a client logs after its training and evaluations in a round, with the `seconds` of the training and
+the `evaluation_seconds` of all its evaluations in the round."""
+
+EVALUATED = "model.evaluated"
+"""The event that a client logs after a round that only evaluates, with its `evaluation_seconds`."""
+
 
 def configure(log_format: LogFormat = "console", level: str = "info") -> None:
     """Send every log line of this process to standard error in one format, and silence libraries."""
@@ -59,6 +66,18 @@ def level_of(line: str) -> str:
     """Return the level of a console line; empty for lines that begin no event, such as those of a traceback."""
     found = re.match(r"\S+ \[(\w+) *\]", line)
     return found[1] if found and found[1] in LEVELS else ""
+
+
+def event_of(line: str) -> str:
+    """Return the event of a console line; empty for lines that begin no event."""
+    found = re.match(r"\S+ \[\w+ *\] (\S+)", line)
+    return found[1] if found else ""
+
+
+def value_in(line: str, key: str) -> str | None:
+    """Return the text of a value in a console line, without its quotes; None if the line doesn't have the key."""
+    found = re.search(rf" {re.escape(key)}=(?:'([^']*)'|(\S+))", line)
+    return None if found is None else found[1] if found[1] is not None else found[2]
 
 
 def be_quiet_unless_configured() -> None:

@@ -6,6 +6,7 @@ Plug-ins are imported and run. Only this machine's own configuration can name on
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -14,6 +15,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
 
@@ -60,6 +63,28 @@ def load(key: str, reference: str, base: type[_T]) -> type[_T]:
         raise ConfigError(f"{key}: {reference} lacks the methods {', '.join(missing)} of {base.__qualname__}")
     result: type[_T] = found
     return result
+
+
+def source_file(module: str) -> Path | None:
+    """Return the file that `load` would import a module from; None if there is no such module or it has no file.
+
+    Neither the module nor a package above it is imported.
+
+    Args:
+        module: the dotted name of a module, in the working directory or installed.
+    """
+    first, *others = module.split(".")
+    try:
+        spec = PathFinder.find_spec(first, [os.getcwd()]) or importlib.util.find_spec(first)
+    except (ImportError, ValueError):  # a module that is loaded already may have no specification
+        return None
+    name = first
+    for other in others:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name = f"{name}.{other}"
+        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The grid of an experiment: its cells, their federations and configurations. Nothing here runs or reads data."""
+"""The grid of an experiment: its cells, their federations and configurations. Nothing here runs or reads rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from fedmtl_core.errors import ConfigError
+from fedmtl_experiment import plugin_code
 from fedmtl_experiment.config import Experiment, RowCounts, flattened, merged
 
 _TIMEOUTS: Mapping[str, object] = {
@@ -192,14 +193,17 @@ def _quorum(experiment: Experiment, federation: Federation, task: str) -> dict[s
 
 
 def inputs(experiment: Experiment, cell: Cell) -> dict[str, object]:
-    """Return everything that a cell's result depends on, by dotted key. Equal inputs make a stored result valid."""
+    """Return everything that a cell's result depends on, by dotted key. Equal inputs make a stored result valid.
+
+    `code.MODULE` is the digest of a plug-in that the settings name; see `plugin_code.digests`.
+    """
     setting, method = experiment.settings[cell.setting], experiment.methods[cell.method]
     tasks = {
         task: experiment.tasks[task].model_dump(mode="json", exclude_defaults=True)
         | rows.model_dump(mode="json", exclude_none=True)
         for task, rows in {**setting.tasks, **method.auxiliary}.items()
     }
-    return flattened(
+    values = flattened(
         {
             "base": method.base,
             **({"several": True} if method.several else {}),
@@ -209,8 +213,10 @@ def inputs(experiment: Experiment, cell: Cell) -> dict[str, object]:
             "validation_rows": setting.validation_rows,
             "report_rows": setting.report_rows,
             "dirichlet": setting.partition.dirichlet if setting.partition else None,
+            **({"held_back_rows": setting.held_back_rows} if setting.held_back_rows else {}),
         }
     )
+    return values | {f"code.{module}": digest for module, digest in plugin_code.digests(values).items()}
 
 
 def differences(stored: Mapping[str, object], planned: Mapping[str, object]) -> list[str]:

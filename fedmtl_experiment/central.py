@@ -7,6 +7,7 @@ together, and each step uses one batch of one task. Each task takes as many step
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from fedmtl_client.trainer import Trainer, choose_device, local_optimizer, take_
 from fedmtl_core.config import Config
 from fedmtl_core.model.modeling import MultiTaskModel, load_tokenizer
 from fedmtl_core.tasks.plan import TrainingPlan
-from fedmtl_experiment.evaluation import Evaluator
+from fedmtl_experiment.evaluation import Evaluator, RowEncoder
 from fedmtl_experiment.rows import TaskRows
 from fedmtl_server.model import MTLServerModel
 
@@ -36,6 +37,8 @@ class CentralRun:
     """For each task, its main metric on its validation rows by round; round 0 is before the first step."""
     best: Mapping[str, tuple[int, State]]
     """For each task, the round that was best on its validation rows, and the model's state after that round."""
+    evaluation_seconds: float = 0.0
+    """Seconds of the evaluations on the validation rows."""
 
 
 def train_central(
@@ -43,6 +46,7 @@ def train_central(
     rows: Mapping[str, TaskRows],
     steps_per_round: Mapping[str, int],
     on_round: Callable[[int], None] = lambda done: None,
+    encoder: RowEncoder | None = None,
 ) -> CentralRun:
     """Train one model on all tasks.
 
@@ -51,6 +55,7 @@ def train_central(
         rows: the rows of each task.
         steps_per_round: the steps of each task.
         on_round: called with the number of finished rounds.
+        encoder: tokenizes the validation rows, and may know them from other configurations.
     """
     device = choose_device(config.training.device)
     model = MTLServerModel.from_config(config).module.to(device)
@@ -64,7 +69,7 @@ def train_central(
         )
         for task, spec in specs.items()
     }
-    evaluator = Evaluator(config, {task: one.validation for task, one in rows.items()})
+    evaluator = Evaluator(config, {task: one.validation for task, one in rows.items()}, encoder, "validation")
     optimizer = local_optimizer(model, config.plan(next(iter(specs))))
     total = training.num_rounds * sum(steps_per_round.values())
     schedule = get_linear_schedule_with_warmup(optimizer, round(training.warmup_ratio * total), total)
@@ -78,7 +83,7 @@ def train_central(
             loss = trainers[task].loss(model, *next(streams[task]))
             take_step(model, loss, optimizer, schedule, training.max_grad_norm)
         curve.measure(model, round_)
-    return CentralRun(model, curve.by_round, curve.best)
+    return CentralRun(model, curve.by_round, curve.best, curve.seconds)
 
 
 def mixed(steps: Mapping[str, int], seed: int) -> list[str]:
@@ -103,13 +108,16 @@ class _Curve:
         self._evaluator = evaluator
         self.by_round: dict[str, dict[int, float]] = {task: {} for task in metrics}
         self.best: dict[str, tuple[int, State]] = {}
+        self.seconds = 0.0
 
     def measure(self, model: MultiTaskModel, round_: int) -> None:
         """Evaluate the model on every task, and keep its state for the tasks that improved."""
         state: State | None = None
+        began = time.monotonic()
         for task, metric in self._metrics.items():
             value = self._evaluator.evaluate(model, task)[metric]
             if all(value > earlier for earlier in self.by_round[task].values()):
                 state = state or {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
                 self.best[task] = (round_, state)
             self.by_round[task][round_] = value
+        self.seconds += time.monotonic() - began

@@ -63,6 +63,12 @@ class Setting(Section):
     report_rows: int | None = Field(
         None, ge=1, description="Rows of each task's evaluation file to report on; all if None"
     )
+    held_back_rows: int | None = Field(
+        None,
+        ge=1,
+        description="Rows of each task's training file to hold back, besides validation and training rows; none if "
+        "None. Metrics on them are stored separately, to confirm a method that was chosen on the validation rows",
+    )
     partition: Skew | None = None
     encoders: list[str] | None = Field(None, description="Encoders of the setting; all if None")
     methods: list[str] | None = Field(None, description="Methods of the setting; all if None")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config
 from fedmtl_core.errors import FedMTLError
-from fedmtl_experiment.evaluation import UNDEFINED, Evaluator
+from fedmtl_experiment.evaluation import UNDEFINED, Candidate, Evaluator
+from fedmtl_experiment.timing import RoundTimes, round_times
 from fedmtl_local.forked import ForkedProcess
 from fedmtl_local.launcher import LocalRun
+from fedmtl_local.processes import Start, num_processors
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.saved_runs import load_model, open_run
 from fedmtl_server.storage.results import TaskResult
@@ -40,10 +42,15 @@ class FederatedRun:
     """Encoded bytes from the server to clients."""
     seconds: float
     """Duration of the run with the start of its processes."""
+    rounds: RoundTimes = field(default_factory=RoundTimes)
+    """The parts of the duration of its rounds."""
 
 
 def run_federation(
-    values: Mapping[str, object], run_dir: Path, on_round: Callable[[int], None] = lambda done: None
+    values: Mapping[str, object],
+    run_dir: Path,
+    on_round: Callable[[int], None] = lambda done: None,
+    processors: int | None = None,
 ) -> FederatedRun:
     """Run a federation until it finishes.
 
@@ -51,6 +58,7 @@ def run_federation(
         values: the configuration.
         run_dir: the folder of the run. The configuration `….yaml` and the launcher's log `….log` are written beside.
         on_round: called with the number of finished rounds.
+        processors: the number of CPUs that the processes share; all that this process may use if None.
 
     Raises:
         FedMTLError: a process failed, or a round went without one of its clients.
@@ -63,7 +71,8 @@ def run_federation(
     began = time.monotonic()
     with run_dir.with_suffix(".log").open("w", encoding="utf-8") as log:
         console = Console(file=log, width=200)
-        LocalRun(config, path, [], run_dir, console=console, on_round=on_round, start=ForkedProcess).complete()
+        start = _start_with_threads(config, processors or num_processors())
+        LocalRun(config, path, [], run_dir, console=console, on_round=on_round, start=start).complete()
     seconds = time.monotonic() - began
     results = json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
     reports = open_run(run_dir).reports
@@ -77,7 +86,18 @@ def run_federation(
         sum(report["bytes_received"] for report in reports),
         sum(report["bytes_sent"] for report in reports),
         seconds,
+        round_times(reports, sorted((run_dir / "logs").glob("client-*.log"))),
     )
+
+
+def _start_with_threads(config: Config, processors: int) -> Start:
+    """Return a function that forks a process. The server has a thread per processor, and the clients share them."""
+
+    def start(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
+        threads = processors if module == "fedmtl_server" else max(1, processors // len(config.clients))
+        return ForkedProcess(module, arguments, {**environment, "OMP_NUM_THREADS": str(threads)})
+
+    return start
 
 
 def curve_of(result: TaskResult) -> dict[int, float]:
@@ -103,29 +123,69 @@ def require_complete(reports: Sequence[StoredReport], config: Config) -> None:
 
 
 def evaluate_checkpoints(
-    run: FederatedRun, evaluator: Evaluator
+    run: FederatedRun,
+    evaluator: Evaluator,
+    processors: int = 1,
+    on_start: Callable[[Candidate], None] = lambda candidate: None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Return each evaluated task's metrics, of the final model and of the model of the task's best round.
 
     If clients keep parameters for themselves, the metrics are means over the clients' own models. Only the last round's
     local parameters exist, so that its metrics also stand for the best round.
+
+    Args:
+        run: the run.
+        evaluator: evaluates on the reported rows.
+        processors: the number of evaluations side by side.
+        on_start: called before each evaluation.
     """
-    kept = open_run(run.folder)
     last = run.config.training.num_rounds
     best_rounds = {task: round_ for task, round_ in run.best_rounds.items() if task in evaluator.tasks}
-    measured: dict[tuple[str, int], dict[str, float]] = {}
+    measured: dict[tuple[str, int], list[dict[str, float]]] = {}
+    all_measured = evaluator.evaluate_all(_candidates(run, best_rounds), processors, on_start)
+    for (task, round_, _), metrics in all_measured.items():
+        measured.setdefault((task, round_), []).append(metrics)
+    final = {task: _mean(measured[task, last]) for task in best_rounds}
+    at_best = {task: measured.get((task, best)) for task, best in best_rounds.items()}
+    return final, {task: _mean(metrics) if metrics else final[task] for task, metrics in at_best.items()}
+
+
+def evaluate_final(
+    run: FederatedRun,
+    evaluator: Evaluator,
+    processors: int = 1,
+    on_start: Callable[[Candidate], None] = lambda candidate: None,
+) -> dict[str, dict[str, float]]:
+    """Return each evaluated task's metrics, of the final model only; see `evaluate_checkpoints`."""
+    if not evaluator.tasks:
+        return {}
+    last = dict.fromkeys(run.best_rounds, run.config.training.num_rounds)
+    return evaluate_checkpoints(replace(run, best_rounds=last), evaluator, processors, on_start)[0]
+
+
+def _candidates(run: FederatedRun, best_rounds: Mapping[str, int]) -> Iterator[Candidate]:
+    """Yield the models to evaluate."""
+    kept, last = open_run(run.folder), run.config.training.num_rounds
     for round_ in sorted({last, *best_rounds.values()}):
         model = load_model(kept, round_)
         for task, best in best_rounds.items():
             if model.sharing.local_for(task):
                 if round_ == last:
-                    measured[task, last] = measured[task, best] = _mean_of_clients(run, model, task, evaluator)
+                    yield from _candidates_of_clients(run, model, task)
             elif round_ in (last, best):
-                measured[task, round_] = evaluator.evaluate(model.module_for(task), task)
-    return (
-        {task: measured[task, last] for task in best_rounds},
-        {task: measured[task, best] for task, best in best_rounds.items()},
-    )
+                yield Candidate(task, round_, model.module_for(task))
+
+
+def _candidates_of_clients(run: FederatedRun, model: MTLServerModel, task: str) -> Iterator[Candidate]:
+    """Yield the final model of each of a task's clients, with the client's local parameters."""
+    clients = [client.client_id for client in run.config.clients if task in client.task_names]
+    for client_id in clients:
+        local = load_file(_state_dir(run.folder) / f"{client_id}.{task}.safetensors")
+        yield Candidate(task, run.config.training.num_rounds, model.module_for(task, local), client_id)
+
+
+def _mean(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: fmean(one[name] for one in measured) for name in measured[0]}
 
 
 def parameters_of(run: FederatedRun) -> tuple[int, int]:
@@ -135,16 +195,6 @@ def parameters_of(run: FederatedRun) -> tuple[int, int]:
     """
     model = load_model(open_run(run.folder), run.config.training.num_rounds)
     return model.parts.encoder_elements(), sum(model.summary().scope_parameters.values())
-
-
-def _mean_of_clients(run: FederatedRun, model: MTLServerModel, task: str, evaluator: Evaluator) -> dict[str, float]:
-    """Return the mean of the metrics of a task's clients, each evaluated with its local parameters."""
-    measured = []
-    for client in run.config.clients:
-        if task in client.task_names:
-            local = load_file(_state_dir(run.folder) / f"{client.client_id}.{task}.safetensors")
-            measured.append(evaluator.evaluate(model.module_for(task, local), task))
-    return {name: fmean(one[name] for one in measured) for name in measured[0]}
 
 
 def _state_dir(run_dir: Path) -> Path:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from fedmtl_core.identifiers import name_some
 from fedmtl_experiment.cells import Cell
 from fedmtl_experiment.results import CellResult
 
@@ -53,6 +55,21 @@ class ConsoleProgress:
 
     def round_opened(self, done: int) -> None:
         self._bars.update(self._rounds, completed=done)
+
+    def evaluation_started(self, cell: Cell, name: str, what: str) -> None:
+        self._bars.reset(self._rounds, total=None, description=f"{cell.id}: {name}: evaluating {what}")
+
+    def found_finished(self) -> None:
+        """Count a cell that another process has finished."""
+        self._finished += 1
+        self._bars.update(self._cells, completed=self._finished)
+
+    def waiting_for(self, cells: Sequence[Cell]) -> None:
+        """Tell that only cells remain that other processes compute."""
+        text = f"waiting for cells that other processes compute: {name_some([one.id for one in cells])}"
+        self._bars.reset(self._rounds, total=None, description=text)
+        if not self._console.is_terminal:
+            self._say(text)
 
     def cell_finished(self, result: CellResult) -> None:
         self._finished += 1

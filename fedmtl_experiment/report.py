@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from fedmtl_experiment.config import Base
 from fedmtl_experiment.results import CellResult
 from fedmtl_experiment.statistics import Difference, Summary, paired_difference, ratio_of_means, summary
+from fedmtl_experiment.timing import WallTime, mean_wall_time
 
 DEFAULT_LABELS: Mapping[Base, str] = {
     "local": "each client alone",
@@ -17,6 +18,16 @@ DEFAULT_LABELS: Mapping[Base, str] = {
     "central": "centralized training",
 }
 """Labels of the first method of each base, for experiments that give none."""
+
+
+@dataclass(frozen=True)
+class HeldBackRow:
+    """One method on the held-back rows, with the final model: one task, or the mean of all tasks."""
+
+    value: Summary
+    """The main metric."""
+    to_standard: Difference | None
+    """The difference to single-task federations; None if there are none to compare with."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,8 @@ class TaskRow:
     steps: int
     by_round: Mapping[int, float]
     """The main metric on the validation rows by round, as the mean over seeds."""
+    held_back: HeldBackRow | None = None
+    """None if the setting holds no rows back."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,8 @@ class MeanRow:
     """The ratio to centralized training; None if there is none to compare with."""
     for_choosing: float
     """The final model's mean over tasks and seeds, on the validation rows."""
+    held_back: HeldBackRow | None = None
+    """None if the setting holds no rows back."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +83,8 @@ class MethodRow:
     """Encoded bytes in both directions, as the mean over seeds; None if no bytes are exchanged."""
     seconds: float
     """The duration as the mean over seeds."""
+    wall: WallTime | None = None
+    """The parts of the wall time as means over the seeds that have them; None if none has."""
 
     @property
     def title(self) -> str:
@@ -211,6 +228,7 @@ def _method_row(
             ratio_of_means(values, _by_seed(central, task)),
             outcome.steps,
             _mean_curve([one.tasks[task].by_round for one in mine]),
+            _held_back_row([task], mine, None if is_standard else standard),
         )
     moved = [one.bytes_up + one.bytes_down for one in mine if one.bytes_up is not None and one.bytes_down is not None]
     return MethodRow(
@@ -222,6 +240,7 @@ def _method_row(
         mine[0].held_parameters,
         stats.fmean(moved) if moved else None,
         stats.fmean(one.seconds for one in mine),
+        mean_wall_time(walls) if (walls := [one.wall for one in mine if one.wall]) else None,
     )
 
 
@@ -238,7 +257,27 @@ def _mean_row(
         None if standard is None else paired_difference(values, by_seed(standard)),
         ratio_of_means(values, by_seed(central)),
         stats.fmean(last),
+        _held_back_row(list(mine[0].tasks), mine, standard),
     )
+
+
+def _held_back_row(
+    tasks: Sequence[str], mine: Sequence[CellResult], standard: Sequence[CellResult] | None
+) -> HeldBackRow | None:
+    """Return a method's row for the mean of some tasks on the held-back rows; None if no rows are held back."""
+
+    def by_seed(results: Sequence[CellResult]) -> dict[int, float]:
+        values = {one.cell.seed: [one.tasks[task].held_back_value for task in tasks] for one in results}
+        return {
+            seed: stats.fmean(known)
+            for seed, of_seed in values.items()
+            if len(known := [value for value in of_seed if value is not None]) == len(of_seed)
+        }
+
+    if not (values := by_seed(mine)):
+        return None
+    difference = None if standard is None else paired_difference(values, by_seed(standard))
+    return HeldBackRow(summary(list(values.values())), difference)
 
 
 def _by_seed(results: Sequence[CellResult], task: str) -> dict[int, float]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from fedmtl_core.errors import ConfigError, StoreError
 from fedmtl_experiment.cells import Cell, differences
+from fedmtl_experiment.timing import WallTime
 
 FORMAT = 2
 """The version of the files' format; files of other versions are rejected.
@@ -41,6 +45,8 @@ class TaskOutcome:
     report_rows: int
     trivial: float | None
     """The main metric of a trivial baseline; None for metrics without one."""
+    held_back: Mapping[str, float] | None = None
+    """All metrics of the final model on the held-back rows; None if the setting holds no rows back."""
 
     @property
     def value(self) -> float:
@@ -51,6 +57,11 @@ class TaskOutcome:
     def value_at_best(self) -> float:
         """The main metric on the reported rows, of the model of the best round."""
         return self.report_at_best[self.metric]
+
+    @property
+    def held_back_value(self) -> float | None:
+        """The main metric of the final model on the held-back rows; None if the setting holds no rows back."""
+        return None if self.held_back is None else self.held_back[self.metric]
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,9 @@ class CellResult:
     seconds: float
     """Seconds from the start of the first process to the end of the last, without the evaluation on reported rows."""
     environment: Mapping[str, str]
-    """Package versions and the number of processors."""
+    """Package versions and the number of processors that the cell used."""
+    wall: WallTime | None = None
+    """The parts of the cell's wall time; None in cells of older versions."""
 
     def to_json(self) -> str:
         """Return the result as JSON text, with the format's version."""
@@ -93,7 +106,8 @@ class CellResult:
                 task: TaskOutcome(**{**one, "by_round": {int(key): value for key, value in one["by_round"].items()}})
                 for task, one in values["tasks"].items()
             }
-            return cls(**{**values, "cell": Cell(**values["cell"]), "tasks": tasks})
+            wall = values.get("wall") and WallTime(**values["wall"])
+            return cls(**{**values, "cell": Cell(**values["cell"]), "tasks": tasks, "wall": wall})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a cell's result: {error!r}") from None
 
@@ -103,7 +117,8 @@ class Folder:
 
     ```
     cells/SETTING/ENCODER/METHOD-SEED.json   a finished cell
-    work/                                    rows and runs of the cell in progress
+    locks/                                   locks of the cells in progress
+    work/                                    rows and runs of the cells in progress
     results.md, results.json, *.png          the report on all finished cells
     ```
 
@@ -138,6 +153,37 @@ class Folder:
             found[cell] = result
         return found
 
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether a cell has a stored result, whatever its inputs."""
+        return self._path(cell).exists()
+
+    @contextmanager
+    def claim(self, cell: Cell) -> Iterator[bool]:
+        """Lock a cell in the context, so that no other process computes it.
+
+        The operating system releases the lock when its process ends, however it ends.
+
+        Yields:
+            Whether the cell is locked now; False if another process has locked it.
+
+        Raises:
+            StoreError: the folder can't be written.
+        """
+        path = self.path / "locks" / _name(cell)
+        lock = FileLock(path, blocking=False, is_singleton=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        except OSError as error:
+            raise StoreError(f"{self.path} can't be written: {error.strerror or error}") from None
+        try:
+            yield True
+        finally:
+            lock.release()
+
     def save(self, result: CellResult) -> Path:
         """Store a cell's result atomically, and return the file's path."""
         path = self._path(result.cell)
@@ -145,7 +191,7 @@ class Folder:
         return path
 
     def begin_work(self, cell: Cell) -> Path:
-        """Create an empty folder for a cell's rows and runs."""
+        """Create an empty folder for a cell's rows and runs. What a killed process has left of the cell is removed."""
         path = self.work(cell)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
@@ -153,7 +199,7 @@ class Folder:
 
     def work(self, cell: Cell) -> Path:
         """Return the folder of a cell's rows and runs while the cell is computed."""
-        return self.path / "work" / cell.id.replace("/", "-")
+        return self.path / "work" / _name(cell)
 
     def remove_work(self, cell: Cell) -> None:
         """Remove a cell's rows and runs."""
@@ -169,19 +215,25 @@ class Folder:
             raise StoreError(f"{path} can't be read: {error}; remove it to compute the cell again") from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file atomically: after a crash, it is complete or unchanged.
+def _name(cell: Cell) -> str:
+    """Return a file name for a cell. No two cells have the same: names of settings and methods have no `+`."""
+    return cell.id.replace("/", "+")
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file atomically: after a crash, it is complete or unchanged. Several processes may write it.
 
     Raises:
         StoreError: the file can't be written.
     """
-    beside = path.with_suffix(path.suffix + ".new")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
+        beside.unlink(missing_ok=True)
         raise StoreError(f"{path} can't be written: {error.strerror or error}") from None

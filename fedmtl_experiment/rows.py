@@ -18,7 +18,7 @@ from fedmtl_core.tasks.spec import TaskSpec
 
 @dataclass(frozen=True)
 class TaskRows:
-    """One task's rows; the three parts are disjoint."""
+    """One task's rows; the parts are disjoint."""
 
     train: Rows
     """Training rows of all clients together."""
@@ -26,6 +26,8 @@ class TaskRows:
     """Rows of the training file on which clients evaluate in every round, and by which best rounds are chosen."""
     report: Rows
     """Rows of the evaluation file, used for reported metrics only."""
+    held_back: Rows | None = None
+    """Rows of the training file, used to confirm a choice only; None if none are held back."""
 
 
 def draw(
@@ -36,6 +38,7 @@ def draw(
     validation_rows: int,
     report_rows: int | None,
     seed: int,
+    held_back_rows: int | None = None,
 ) -> TaskRows:
     """Draw a task's rows.
 
@@ -46,16 +49,16 @@ def draw(
         validation_rows: number of validation rows, drawn from the training file before the training rows.
         report_rows: number of reported rows; all rows of the evaluation file if None.
         seed: seed of the drawing. With the same seed, a larger number of training rows includes the smaller one's rows.
+        held_back_rows: number of held-back rows; none if None. They are the same for every number of training rows.
 
     Raises:
         ConfigError: the files have fewer rows than requested.
     """
-    wanted = validation_rows + (train_rows or 1)
-    if wanted > len(data.train):
-        raise ConfigError(
-            f"{spec.name}: {train_rows or 1} training and {validation_rows} validation rows are requested, but the "
-            f"training file has {len(data.train)} rows"
-        )
+    held_back = held_back_rows or 0
+    if validation_rows + (train_rows or 1) + held_back > len(data.train):
+        counts = f"{train_rows or 1} training and {validation_rows} validation rows"
+        counts += f" and {held_back} held-back rows" if held_back else ""
+        raise ConfigError(f"{spec.name}: {counts} are requested, but the training file has {len(data.train)} rows")
     if (report_rows or 0) > len(data.validation):
         raise ConfigError(
             f"{spec.name}: {report_rows} rows to report on are requested, but the evaluation file has "
@@ -63,11 +66,13 @@ def draw(
         )
     random = np.random.RandomState((seed + zlib.crc32(spec.name.encode())) % 2**32)
     order = random.permutation(len(data.train)).tolist()
-    end = None if train_rows is None else validation_rows + train_rows
+    start_held_back = len(order) - held_back
+    end = start_held_back if train_rows is None else validation_rows + train_rows
     return TaskRows(
         train=data.train.select(order[validation_rows:end]),
         validation=data.train.select(order[:validation_rows]),
         report=data.validation.head(report_rows or 0),
+        held_back=data.train.select(order[start_held_back:]) if held_back else None,
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedmtl_experiment.report import Comparison
+from fedmtl_experiment.report import Comparison, HeldBackRow
 from fedmtl_experiment.statistics import Difference, Summary
+from fedmtl_experiment.timing import WallTime
 
 DIFFERENCES_FILE = "differences.png"
 """The file name of the chart of differences to single-task federations."""
@@ -36,13 +37,30 @@ _HOW_TO_READ = """\
 """
 
 
+_HOW_TO_READ_WALL = """\
+- "wall seconds" are of a whole cell, from the drawing of its rows to its result; the columns after it are its parts. In
+  each round, "training" and "evaluation" are those of the client that was busy longest, and "exchange" is the rest of
+  the round: transfers, aggregation and waiting. "reporting" is the evaluation on the reported rows. "start-up" is all
+  else. Cells of older versions don't have these columns.
+"""
+
+_HOW_TO_READ_HELD_BACK = """\
+- Held-back rows are rows of the training file that are neither trained on nor used for any choice. They confirm a
+  choice that was made on the validation rows.
+"""
+
+
 def markdown(comparisons: Sequence[Comparison], *, finished: int, planned: int) -> str:
     """Return the comparisons as a Markdown page."""
     lines = ["# Results by setting and encoder", "", f"{finished} of {planned} cells are finished.", ""]
-    lines += [*_overview(comparisons), "## How to read the tables", "", _HOW_TO_READ]
+    rows = [row for comparison in comparisons for row in comparison.methods]
+    how_to_read = _HOW_TO_READ + (_HOW_TO_READ_HELD_BACK if any(row.mean.held_back for row in rows) else "")
+    how_to_read += _HOW_TO_READ_WALL if any(row.wall for row in rows) else ""
+    lines += [*_overview(comparisons), "## How to read the tables", "", how_to_read]
     for comparison in comparisons:
         lines += [f"## {comparison.title}", "", *_metrics_table(comparison), ""]
-        lines += [*_chosen_line(comparison), *_differences_table(comparison), *_costs_table(comparison), ""]
+        lines += [*_chosen_line(comparison), *_differences_table(comparison), *_held_back_table(comparison)]
+        lines += [*_costs_table(comparison), ""]
         lines += [*_image(comparison, "curves", "Main metric on the validation rows by round"), ""]
         lines += [*_image(comparison, "bars", "Main metric on the reported rows by method"), ""]
     return "\n".join(lines).rstrip("\n") + "\n"
@@ -120,12 +138,31 @@ def _differences_table(comparison: Comparison) -> list[str]:
     return [*_table(["difference to single-task federations", *tasks, "mean"], rows), ""] if rows else []
 
 
+def _held_back_table(comparison: Comparison) -> list[str]:
+    """Return a table of the metrics on the held-back rows, with differences; nothing if no rows are held back."""
+    tasks = list(comparison.metrics)
+    lines = [
+        [row.title, *(_held_back(one) for one in [*(row.tasks[task].held_back for task in tasks), row.mean.held_back])]
+        for row in comparison.methods
+        if row.mean.held_back
+    ]
+    return [*_table(["held-back rows, and difference", *tasks, "mean"], lines), ""] if lines else []
+
+
+def _held_back(row: HeldBackRow | None) -> str:
+    if row is None:
+        return "–"
+    difference = "" if row.to_standard is None else f", {_difference(row.to_standard)}"
+    return f"{_plus_minus(row.value)}{difference}"
+
+
 def _chosen_line(comparison: Comparison) -> list[str]:
     row = comparison.best
     return [f"Chosen on the validation rows: {row.title}.", ""] if comparison.chosen and row else []
 
 
 def _costs_table(comparison: Comparison) -> list[str]:
+    has_wall = any(row.wall for row in comparison.methods)
     rows = [
         [
             row.title,
@@ -134,11 +171,22 @@ def _costs_table(comparison: Comparison) -> list[str]:
             "–" if row.bytes_moved is None else f"{row.bytes_moved / 1e6:,.1f}",
             " + ".join(f"{task.steps:,}" for task in row.tasks.values()),
             f"{row.seconds:,.0f}",
+            *(_wall_columns(row.wall) if has_wall else []),
         ]
         for row in comparison.methods
     ]
     heads = ["method", "parameters held", "encoders held", "MB sent", "steps by task", "seconds"]
-    return _table(heads, rows)
+    return _table([*heads, *(_WALL_HEADS if has_wall else [])], rows)
+
+
+_WALL_HEADS = ["wall seconds", "start-up", "training", "evaluation", "exchange", "reporting"]
+
+
+def _wall_columns(wall: WallTime | None) -> list[str]:
+    if wall is None:
+        return ["–"] * len(_WALL_HEADS)
+    parts = (wall.total, wall.start_up, wall.training, wall.evaluation, wall.exchange, wall.reporting)
+    return [f"{part:,.0f}" for part in parts]
 
 
 def _image(comparison: Comparison, kind: str, text: str) -> list[str]:

@@ -13,8 +13,10 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from multiprocessing import resource_tracker
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TextIO
@@ -24,8 +26,29 @@ from fedmtl_local.interrupts import STOPPING
 _THREADS = "OMP_NUM_THREADS"
 
 
+def preload() -> None:
+    """Start the process that later processes are forked from, in the background. `ForkedProcess` does it if needed."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["fedmtl_local.preloaded"])
+    resource_tracker.ensure_running()  # starting it later would unblock the signals that are blocked here
+    with _signals_blocked():
+        forkserver.ensure_running()
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Block the signals that ask to stop. Only this process handles Ctrl-C; the forkserver, which ends with this
+    process, inherits the blocked signals."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 class ForkedProcess:
     """A Python module that runs as its own process, like `python -m`, but without waiting for its imports.
+
+    The process is killed if the process that started it ends before it.
 
     The class has the part of the interface of `subprocess.Popen` that `LoggedProcess` needs.
 
@@ -36,20 +59,17 @@ class ForkedProcess:
     """
 
     def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]):
+        preload()
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["fedmtl_local.preloaded"])
         reader, writer = context.Pipe(duplex=False)
+        starter, self._held_open = context.Pipe(duplex=False)
         self._process: BaseProcess = context.Process(
-            target=_run, args=(module, [*arguments], {**os.environ, **environment}, writer)
+            target=_run, args=(module, [*arguments], {**os.environ, **environment}, writer, starter)
         )
-        resource_tracker.ensure_running()  # starting it later would unblock the signals that are blocked here
-        # Only this process handles Ctrl-C. The forkserver inherits the blocked signals, and ends with this process.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        try:
+        with _signals_blocked():
             self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         writer.close()
+        starter.close()
         self.stderr: TextIO = os.fdopen(os.dup(reader.fileno()), encoding="utf-8", errors="replace")
         reader.close()
         assert self._process.pid is not None
@@ -80,11 +100,27 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(module: str, arguments: list[str], environment: dict[str, str], stderr: Connection) -> None:
+def _end_with(starter: Connection) -> None:
+    """End this process as soon as the process that started it has ended, however it ended.
+
+    Otherwise a killed program would leave a server and clients that write to its folder.
+    """
+
+    def watch() -> None:
+        starter.poll(None)  # until the other end is closed
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="watch the starting process", daemon=True).start()
+
+
+def _run(
+    module: str, arguments: list[str], environment: dict[str, str], stderr: Connection, starter: Connection
+) -> None:
     """Run a module in the new process as `python -m module` would."""
     import torch
     from setproctitle import setproctitle
 
+    _end_with(starter)
     os.setsid()  # Ctrl-C reaches the process that started this one, which stops its processes in order
     multiprocessing.current_process().name = "MainProcess"  # transformers takes other names for a data loader's worker
     setproctitle(shlex.join([sys.executable, "-m", module, *arguments]))  # the name that `ps` shows

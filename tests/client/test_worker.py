@@ -19,7 +19,7 @@ from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.session import ClientSession
 from fedmtl_client.slices import Slice
 from fedmtl_client.task_state import ClientTask, WorkerSettings
-from fedmtl_client.trainer import Trainer, TrainingStopped
+from fedmtl_client.trainer import Trainer, TrainingResult, TrainingStopped
 from fedmtl_client.worker import DamagedModelError, RoundWorker, round_seed
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DivergedError, LayoutMismatchError
@@ -403,3 +403,15 @@ def test_what_works_without_a_wire_imports_neither_grpc_nor_the_contract(module)
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_seconds_of_all_evaluations_in_a_round_are_summed_and_begin_anew_in_the_next(monkeypatch):
+    """A clock that each look moves on by 1: an evaluation takes 1, and training takes one evaluation more."""
+    worker = worker_of()
+    ticks = iter(range(1000))
+    monkeypatch.setattr("fedmtl_client.worker.time.monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(Trainer, "train", lambda self, *_, **__: TrainingResult(0.5, 1, 0.0))
+    worker.train(slice_of())
+    assert worker.evaluation_seconds == 2.0
+    worker.evaluate(slice_of(2, purpose="evaluate"))
+    assert worker.evaluation_seconds == 1.0

@@ -108,6 +108,7 @@ def test_a_cells_inputs_are_all_that_its_result_depends_on(tmp_path):
         "set.training.num_rounds": {"common": {"training": {**TOY["common"]["training"], "num_rounds": 3}}},
         "set.rounds.max_extensions": {"methods": {"mtl": {"base": "mtl", "set": {"rounds.max_extensions": 2}}}},
         "dirichlet": {"settings": SKEWED},
+        "held_back_rows": {"settings": {"tiny": {**TOY["settings"]["tiny"], "held_back_rows": 30}}},
         "tasks.sst2.train_rows": {
             "settings": {"tiny": {**TOY["settings"]["tiny"], "tasks": {"sst2": {"train_rows": 9}, "stsb": {}}}}
         },

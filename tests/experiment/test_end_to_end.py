@@ -20,6 +20,7 @@ SETTINGS = {
     "pair": {
         "validation_rows": 60,
         "report_rows": 100,
+        "held_back_rows": 50,
         "methods": ["central", "mtl", "standard"],
         "tasks": {"sst2": {"train_rows": 64, "clients": 1}, "stsb": {"train_rows": 64, "clients": 1}},
     },
@@ -41,7 +42,7 @@ def command(tmp_path: Path) -> list[str]:
 @pytest.mark.long
 def test_all_four_methods_run_go_on_after_ctrl_c_and_begin_alike(tmp_path):
     with subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
-        first_cell, server = tmp_path / "r/cells/pair/toy/central-1.json", tmp_path / "r/work/pair-toy-mtl-1/run-all"
+        first_cell, server = tmp_path / "r/cells/pair/toy/central-1.json", tmp_path / "r/work/pair+toy+mtl+1/run-all"
         _wait(first, server / "server.json")
         first.send_signal(signal.SIGINT)
         _, errors = first.communicate(timeout=120)
@@ -51,9 +52,19 @@ def test_all_four_methods_run_go_on_after_ctrl_c_and_begin_alike(tmp_path):
     of_this_run = str(tmp_path / "r").encode()
     assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if of_this_run in _read(path)] == []
 
-    result = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=600, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    # Two processes go on, and a third command with the same folder beside them.
+    with subprocess.Popen(
+        [*command(tmp_path), "--processors", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as beside:
+        result = subprocess.run(
+            [*command(tmp_path), "--jobs", "2"], capture_output=True, text=True, timeout=600, check=False
+        )
+        output, errors = beside.communicate(timeout=600)
+    assert (result.returncode, beside.returncode) == (0, 0), result.stdout + result.stderr + output + errors
     assert "5 of 5 cells are finished." in result.stdout
+    assert "5 of 5 cells are finished." in output
+    computed_lines = [line for line in (result.stdout + output).splitlines() if "  (" in line and "/toy/" in line]
+    assert len(computed_lines) == 4  # each of the others once
     assert "pair/toy/central" not in result.stdout  # it was there already
     assert first_cell.read_text() == computed
     assert list((tmp_path / "r" / "work").iterdir()) == []
@@ -66,7 +77,20 @@ def test_all_four_methods_run_go_on_after_ctrl_c_and_begin_alike(tmp_path):
             "alone/toy/local",
         )
     }
-    for one in cells.values():
+    for name, one in cells.items():
+        held_back = [task["held_back"] for task in one["tasks"].values()]
+        if name.startswith("pair/"):
+            assert [set(metrics) - {"loss"} for metrics in held_back] == [{"accuracy"}, {"pearson", "spearman"}]
+            assert all(
+                metrics["loss"] != task["report"]["loss"]
+                for metrics, task in zip(held_back, one["tasks"].values(), strict=True)
+            )
+        else:
+            assert held_back == [None]
+        wall = one["wall"]
+        parts = [wall[part] for part in ("start_up", "training", "evaluation", "exchange", "reporting")]
+        assert sum(parts) == pytest.approx(wall["total"])
+        assert all(part > 0 for part in (wall["training"], wall["evaluation"], wall["reporting"]))
         sst2 = one["tasks"]["sst2"]
         assert sst2["by_round"]["0"] == cells["pair/toy/mtl"]["tasks"]["sst2"]["by_round"]["0"]
         assert sst2["by_round"].keys() == {"0", "1"}

@@ -8,6 +8,7 @@ import pytest
 from fedmtl_experiment.plots import bars, curves, difference_points, differences
 from fedmtl_experiment.report import compare, to_json
 from fedmtl_experiment.tables import markdown
+from fedmtl_experiment.timing import WallTime
 from tests.experiment.support import outcome, result
 
 BASES = {"local": "local", "standard": "standard", "mtl": "mtl", "mtl_other": "mtl", "central": "central"}
@@ -44,6 +45,37 @@ def test_a_table_has_means_deviations_differences_ratios_and_costs():
         assert line in text.splitlines(), line
     assert "| single-task federations (`standard`) | –" not in text  # they aren't compared with themselves
     assert "`local`" not in text
+
+
+def test_costs_have_the_parts_of_the_wall_time_where_cells_have_them():
+    """Means of 10 and 20 in total, of 1 and 3 at the start, and so on; the third cell is of an older version."""
+    timed = [
+        result("mtl", 1, 0.7, wall=WallTime(10.0, 1.0, 4.0, 2.0, 2.0, 1.0)),
+        result("mtl", 2, 0.7, wall=WallTime(20.0, 3.0, 8.0, 4.0, 2.0, 3.0)),
+        result("mtl", 3, 0.7),
+        result("standard", 1, 0.7),
+    ]
+    lines = markdown(compare(timed, BASES), finished=4, planned=4).splitlines()
+    head = "wall seconds | start-up | training | evaluation | exchange | reporting |"
+    assert any(line.endswith(f"| seconds | {head}") for line in lines)
+    assert "| whole encoder shared (`mtl`) | 1,010 | 1.01 | 4.0 | 8 | 10 | 15 | 2 | 6 | 3 | 2 | 2 |" in lines
+    assert "| single-task federations (`standard`) | 1,010 | 1.01 | 4.0 | 8 | 10 | – | – | – | – | – | – |" in lines
+    assert "wall seconds" not in markdown(compare(RESULTS, BASES), finished=7, planned=10)
+
+
+def test_held_back_rows_have_their_own_table_with_differences():
+    """Differences of 0.1 and 0.3: mean 0.2, error sqrt(0.02) / sqrt(2) = 0.1."""
+
+    def held(method, seed, value):
+        return result(method, seed, 0.5, tasks={"sst2": outcome(0.5, held_back={"accuracy": value})})
+
+    results = [held("standard", 1, 0.6), held("standard", 2, 0.6), held("mtl", 1, 0.7), held("mtl", 2, 0.9)]
+    lines = markdown(compare(results, BASES), finished=4, planned=4).splitlines()
+    assert "| held-back rows, and difference | sst2 | mean |" in lines
+    both = "0.800 ± 0.141, +0.200 (SE 0.100)"
+    assert f"| whole encoder shared (`mtl`) | {both} | {both} |" in lines
+    assert "| single-task federations (`standard`) | 0.600 ± 0.000 | 0.600 ± 0.000 |" in lines
+    assert "held-back" not in markdown(compare(RESULTS, BASES), finished=7, planned=10)
 
 
 def test_the_mean_over_tasks_is_taken_seed_by_seed():

@@ -1,12 +1,15 @@
 """Finished cells, and how an experiment goes on with them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from fedmtl_core.errors import ConfigError, StoreError
 from fedmtl_experiment.cells import Cell
 from fedmtl_experiment.results import CellResult, Folder, write_atomically
+from fedmtl_experiment.timing import WallTime
 from tests.experiment.support import outcome, result
 
 
@@ -61,6 +64,47 @@ def test_work_that_was_left_is_not_taken_for_this_cells(tmp_path):
     assert list(folder.begin_work(cell).iterdir()) == []
     folder.remove_work(cell)
     assert not folder.work(cell).exists()
+
+
+CLAIMER = """
+import sys, time
+from pathlib import Path
+from fedmtl_experiment.cells import Cell
+from fedmtl_experiment.results import Folder
+
+with Folder(Path(sys.argv[1])).claim(Cell("tiny", "toy", "mtl", 1)) as is_mine:
+    print(is_mine, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_cell_is_locked_for_other_processes_until_its_process_ends_even_by_sigkill(tmp_path):
+    folder, cell = Folder(tmp_path), Cell("tiny", "toy", "mtl", 1)
+    with subprocess.Popen([sys.executable, "-c", CLAIMER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        with folder.claim(cell) as is_mine:
+            assert not is_mine
+        with folder.claim(Cell("tiny", "toy", "mtl", 2)) as is_mine:
+            assert is_mine
+        other.kill()
+    with folder.claim(cell) as is_mine:
+        assert is_mine
+        with folder.claim(cell) as again:
+            assert not again
+
+
+def test_no_two_cells_have_the_same_folder_of_work(tmp_path):
+    cells = [Cell("a-b", "c", "d", 1), Cell("a", "b-c", "d", 1), Cell("a", "b", "c-d", 1)]
+    assert len({Folder(tmp_path).work(cell) for cell in cells}) == 3
+
+
+def test_a_cell_of_an_older_version_has_no_parts_of_its_time_and_no_held_back_metrics():
+    values = json.loads(result("mtl", 1, 0.7).to_json())
+    del values["wall"], values["tasks"]["sst2"]["held_back"]
+    assert CellResult.from_json(json.dumps(values)) == result("mtl", 1, 0.7)
+    times = WallTime(10.0, 1.0, 4.0, 2.0, 2.5, 0.5)
+    written = result("mtl", 1, 0.7, wall=times, tasks={"sst2": outcome(0.7, held_back={"accuracy": 0.6})})
+    assert CellResult.from_json(written.to_json()) == written
 
 
 def test_numbers_of_rounds_are_numbers_again():

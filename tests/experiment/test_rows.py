@@ -33,6 +33,19 @@ def test_no_row_is_for_two_purposes_and_reporting_is_not_drawn(train_rows, valid
     assert rows.report.texts == DATA.validation.texts[:report_rows]
 
 
+@settings(deadline=None)
+@given(st.one_of(st.none(), st.integers(1, 30)), st.integers(1, 10), st.integers(1, 10), st.integers(0, 2**40))
+def test_held_back_rows_are_in_no_other_part_and_the_same_for_every_number_of_training_rows(train, chosen, held, seed):
+    rows = taken(train_rows=train, validation_rows=chosen, held_back_rows=held, seed=seed)
+    assert len(rows.held_back) == held
+    assert len(rows.train) == (50 - chosen - held if train is None else train)
+    parts = [rows.train.texts, rows.validation.texts, rows.held_back.texts]
+    assert len({text for part in parts for text in part}) == sum(map(len, parts))
+    assert taken(train_rows=1, validation_rows=1, held_back_rows=held, seed=seed).held_back == rows.held_back
+    if train is not None:
+        assert replace(rows, held_back=None) == taken(train_rows=train, validation_rows=chosen, seed=seed)
+
+
 def test_a_seed_draws_the_same_rows_again_and_more_rows_contain_the_fewer():
     assert taken() == taken()
     assert taken(seed=2).train != taken().train
@@ -53,6 +66,10 @@ def test_all_rows_are_those_that_choosing_leaves():
             "sst2: 41 training and 10 validation rows are requested, but the training file has 50 rows",
         ),
         ({"train_rows": None, "validation_rows": 50}, "sst2: 1 training and 50 validation rows"),
+        (
+            {"held_back_rows": 11},
+            "sst2: 30 training and 10 validation rows and 11 held-back rows are requested, but the",
+        ),
         ({"report_rows": 21}, "sst2: 21 rows to report on are requested, but the evaluation file has 20 rows"),
     ],
 )

@@ -61,6 +61,42 @@ def test_one_that_runs_on_is_waited_for_no_longer_than_that_and_ends_by_a_signal
         process.kill()  # it has ended: nothing happens
 
 
+KILLED = """
+import time
+from fedmtl_local.forked import ForkedProcess
+
+if __name__ == "__main__":
+    process = ForkedProcess("tests.local.told", ["--wait"], {})
+    assert process.stderr.readline()
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_it_ends_with_the_process_that_started_it_even_if_that_is_killed(tmp_path):
+    script = tmp_path / "caller.py"
+    script.write_text(KILLED)
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}
+    ) as caller:
+        pid = int(caller.stdout.readline())
+        assert is_alive(pid)
+        caller.kill()
+    give_up = time.monotonic() + 60
+    while is_alive(pid):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    """Whether a process exists and isn't a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_ctrl_c_while_the_libraries_are_imported_is_for_the_caller_alone(tmp_path):
     script = tmp_path / "caller.py"
     script.write_text(CALLER)
