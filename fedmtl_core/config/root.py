@@ -14,7 +14,7 @@ from fedmtl_core.config.rounds import EarlyStoppingConfig, RoundsConfig
 from fedmtl_core.config.schedule_rounds import learning_rate_in, num_rounds_of, rate_schedule_in
 from fedmtl_core.config.section import Section, not_text, require_identified
 from fedmtl_core.config.server import LimitsConfig, SecurityConfig, ServerConfig, StoreConfig
-from fedmtl_core.config.sharing import SharingConfig
+from fedmtl_core.config.sharing import VALIDATED, SharingConfig
 from fedmtl_core.config.stages import Breach, Property, StageRule, require_compatible
 from fedmtl_core.config.tasks import AuxiliaryConfig, TaskConfig
 from fedmtl_core.config.tracking import TracingConfig, TrackingConfig
@@ -150,14 +150,15 @@ class Config(Section):
         if self.training.control_variates:
             yield stages.CONTROL_VARIATES
         if self.sharing.adaptive.policy is not None:
-            yield stages.SHARING
+            yield stages.SOURCES if self.sharing.adaptive.policy == VALIDATED else stages.SHARING
         if self.sharing.schedule:
             yield stages.SCHEDULE
 
     def _breaches(self) -> Iterator[Breach]:
         """The settings that remove a property that some aggregation stages require."""
         aggregation, by_examples, together = self.aggregation, Property.EXAMPLE_WEIGHTS, Property.TASKS_TOGETHER
-        policy = self.sharing.adaptive.policy
+        validates = self.sharing.adaptive.policy == VALIDATED
+        policy = None if validates else self.sharing.adaptive.policy
         for property_, key, got, needed, stage in (
             (Property.SGD_STEPS, "training.optimizer", self.training.optimizer, "sgd", None),
             (Property.SYNCHRONOUS, "rounds.mode", self.rounds.mode, "sync", None),
@@ -176,6 +177,8 @@ class Config(Section):
             if task.auxiliary is not None and task.auxiliary != AuxiliaryConfig():
                 needs = f"`tasks.{name}.auxiliary` to have a weight and a decay of 1"
                 yield Breach(by_examples, needs, stage=stages.AUXILIARY)
+        if validates:
+            yield Breach(by_examples, "another `sharing.adaptive.policy` than `validated`", stage=stages.SOURCES)
         if self.sharing.schedule:
             yield Breach(Property.FIXED_SCOPES, "no `sharing.schedule`", stage=stages.SCHEDULE)
         if several := [client.client_id for client in self.clients if len(client.task_names) > 1]:

@@ -76,6 +76,17 @@ CONTROL_VARIATES = StageRule(
         }
     ),
 )
+SOURCES = StageRule(
+    "sources",
+    "sharing.adaptive.policy: validated",
+    requires=MappingProxyType(
+        {
+            Property.SYNCHRONOUS: "tasks' updates of one round are mixed",
+            Property.FIXED_SCOPES: "each task has layers of its own for the whole run",
+        }
+    ),
+    breaks=frozenset({Property.EXAMPLE_WEIGHTS}),
+)
 SHARING = StageRule(
     "sharing",
     "sharing.adaptive",
@@ -94,6 +105,7 @@ STAGES = (
     RULE,
     TASK_WEIGHTING,
     AUXILIARY,
+    SOURCES,
     SERVER_OPTIMIZER,
     CONTROL_VARIATES,
     SHARING,
