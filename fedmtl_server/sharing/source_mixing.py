@@ -52,13 +52,16 @@ class SourceMixing(Stage):
     at right angles, and their plain mean would be shorter than each of them.
 
     Trials leave the word embeddings out if other parts are mixed too: most of a small encoder's bytes are embeddings,
-    and the difference shows without them. Accepted sources count for all parts.
+    and the difference shows without them. The sources in effect count for all parts.
+
+    An auxiliary task has no trials. It takes the updates of the tasks that take its updates, so that they train
+    together.
 
     Args:
         parts: the parts of the server's model.
         mixed: by part of the encoder that is mixed, its parameters; each task must own them.
         kin: by task, the tasks of the same type.
-        auxiliary: the tasks that take no other task's updates.
+        auxiliary: the auxiliary tasks.
         rules: the limits of trials and the margins of decisions.
     """
 
@@ -86,8 +89,14 @@ class SourceMixing(Stage):
 
     @property
     def sources(self) -> dict[str, Sources]:
-        """By task that isn't auxiliary, the tasks whose updates its layers take."""
-        return {task: one.sources for task, one in self._selections.items()}
+        """By task, the tasks whose updates its layers take."""
+        chosen = {task: one.sources for task, one in self._selections.items()}
+        return {task: chosen[task] if task in chosen else self._followed(task) for task in self._tasks}
+
+    def _followed(self, auxiliary: str) -> Sources:
+        """Return the sources of an auxiliary task: itself, and the tasks that take its updates."""
+        takers = [task for task, one in self._selections.items() if auxiliary in one.sources]
+        return tuple(task for task in self._tasks if task == auxiliary or task in takers)
 
     # A round.
 
@@ -110,18 +119,20 @@ class SourceMixing(Stage):
         deltas = {task: one for task, one in self._new.items() if task_scope(task) in ending.committed}
         if not deltas:
             return Outcome()
-        before, last = self._selections, self._last
-        accepted = self._decide(ending)
-        self._last = LastRound.of(ending.round, deltas, self._parts)
-        if not last.deltas:
+        before, earlier = self._selections, self._last
+        accepted = self._decide(ending, deltas)
+        now = LastRound.of(ending.round, deltas, self._parts)
+        self._last = now.without_parts_but(self._tried)
+        if not earlier.deltas:
             self._begin_trials()
         chosen, adjusted = {}, {}
-        for task in self._selections.keys() & deltas.keys():
-            shift = self._last.shift(self._parts, task, (task,), self._selections[task].sources)
+        for task, sources in self.sources.items():
+            if task not in deltas:
+                continue
+            shift = now.shift(self._parts, task, (task,), sources)
             if task in accepted:  # the update of the trial's round follows the new sources too
-                earlier = last.shift(self._parts, task, before[task].sources, accepted[task].sources)
-                shift = {name: value + earlier[name] if name in earlier else value for name, value in shift.items()}
-                shift |= {name: value for name, value in earlier.items() if name not in shift}
+                late = earlier.shift(self._tried, task, before[task].sources, accepted[task].sources)
+                shift = _sum(shift, late)
                 chosen[task] = make_variant(task, accepted[task].name, _shifted(self._released[task], shift))
             elif shift:
                 adjusted[task] = make_variant(task, "mixed", _shifted(self._released[task], shift))
@@ -130,7 +141,7 @@ class SourceMixing(Stage):
 
     def conclude(self, ending: Ending) -> Outcome:
         """Choose the sources of the final model's last update."""
-        accepted = self._decide(ending)
+        accepted = self._decide(ending, self._selections)
         return Outcome(chosen={task: self._made[task, one.name] for task, one in accepted.items()})
 
     # Trials.
@@ -156,11 +167,11 @@ class SourceMixing(Stage):
         order = {one: self._last.cosine(task, one) + (2 if one in kin else 0) for one in present if one != task}
         return candidates(self._selections[task], present, order, self._last.round + 1, self._rules)
 
-    def _decide(self, ending: Ending) -> dict[str, Candidate]:
-        """Decide on the trials of a round, and return the accepted candidates by task."""
+    def _decide(self, ending: Ending, tasks: Collection[str]) -> dict[str, Candidate]:
+        """Decide on the trials of some tasks in a round, and return the accepted candidates by task."""
         accepted, selections = {}, dict(self._selections)
         for task, results in ending.variants.items():
-            if task not in selections:
+            if task not in selections or task not in tasks:
                 continue
             compared = {one.name: comparison for one in results if (comparison := _comparison(one)) is not None}
             offered = self._candidates(task)
@@ -212,7 +223,7 @@ class SourceMixing(Stage):
         }
 
     def _delta_layout(self, task: str) -> Layout:
-        names = [name for names in self._parts.values() for name in names]
+        names = [name for mine in self._tried.values() for name in mine]
         shapes = {name: self._model.tensors[name] for name in names}
         return Layout.of(_delta_scope(task), {name: _wide(torch.empty_like(one)) for name, one in shapes.items()})
 
@@ -223,7 +234,7 @@ class LastRound:
 
     round: int = 0
     deltas: Mapping[str, Component] = field(default_factory=dict)
-    """By task, its delta of the mixed parts, float32 (float64 for float64)."""
+    """By task, its delta of some parts, float32 (float64 for float64)."""
     products: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """By part, the inner products of the deltas, in their order."""
 
@@ -239,6 +250,15 @@ class LastRound:
                 for part, names in parts.items()
             },
         )
+
+    def without_parts_but(self, parts: Mapping[str, Sequence[str]]) -> LastRound:
+        """Return a copy that has only some of the parts."""
+        names = [name for mine in parts.values() for name in mine]
+        deltas = {}
+        for task, component in self.deltas.items():
+            views = component.views()
+            deltas[task] = Component.pack(component.scope, {name: views[name] for name in names})
+        return LastRound(self.round, deltas, {part: self.products[part] for part in parts})
 
     def cosine(self, task: str, other: str) -> float:
         """Return the cosine of two tasks' deltas over all parts; 0 if one of them is 0."""
@@ -331,6 +351,11 @@ def _shifted(component: Component, shift: Mapping[str, Tensor]) -> dict[str, Ten
     """Return the tensors of a component that a shift concerns, with the shift added."""
     views = component.views()
     return {name: _wide(views[name]).add(value).to(views[name].dtype) for name, value in shift.items()}
+
+
+def _sum(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the sum of two shifts, which may concern different tensors."""
+    return {**one, **{name: value + one[name] if name in one else value for name, value in other.items()}}
 
 
 def _delta_scope(task: str) -> str:

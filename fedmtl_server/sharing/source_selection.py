@@ -95,8 +95,7 @@ class Selection:
     task: str
     sources: Sources
     is_trial: bool = False
-    """Whether the sources are in effect before a comparison has confirmed them. Without a confirmation in the next
-    round, the task returns to its own updates."""
+    """Whether the sources are in effect before a comparison with the task's own updates has confirmed them."""
     failures: Mapping[str, int] = field(default_factory=dict)
     """By candidate, the number of its trials in a row in which it was not better."""
     next_round: Mapping[str, int] = field(default_factory=dict)
@@ -175,8 +174,10 @@ def decided(
     noted = _noted(selection, compared, round_)
     if selection.is_trial:
         own = compared.get(OWN)
-        is_confirmed = own is not None and own.z >= rules.z_join and -own.gain >= rules.min_gain
+        if own is None:
+            return noted, None
         noted = replace(noted, is_trial=False)
+        is_confirmed = own.z >= rules.z_join and -own.gain >= rules.min_gain
         if not is_confirmed:
             accepted = next((one for one in offered if one.name == OWN), Candidate(OWN, (selection.task,)))
             return replace(noted, sources=accepted.sources), accepted
