@@ -75,10 +75,10 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
     auxiliary = {name: task.auxiliary for name, task in config.tasks.items() if task.auxiliary is not None}
     if auxiliary:
         stages.append(AuxiliaryTasks(auxiliary))
-    if config.sharing.adaptive.policy == VALIDATED:
-        stages.append(make_source_mixing(config, model.parts))
     if rules.optimizer is not None:
         stages.append(OptimizerSteps(rules.optimizer, layouts))
+    if config.sharing.adaptive.policy == VALIDATED:
+        stages.append(make_source_mixing(config, model.parts))
     if config.training.control_variates:
         members = {scope: model.sharing.members(scope) for scope in model.components}
         stages.append(ControlVariates(layouts, members))

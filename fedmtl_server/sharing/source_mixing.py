@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedmtl_core.config import Config
 from fedmtl_core.config.stages import SOURCES
+from fedmtl_core.errors import ConfigError, NonFiniteError
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import task_of, task_scope
 from fedmtl_core.model.sharing import movable_parts
@@ -21,10 +22,11 @@ from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.aggregation.delta_products import products_of
 from fedmtl_server.aggregation.stages.base import Ending, Outcome, Stage
-from fedmtl_server.aggregation.values import RoundContext, StageState
-from fedmtl_server.aggregation.variants import Variant, VariantResult, make_variant
+from fedmtl_server.aggregation.values import Notice, RoundContext, StageState
+from fedmtl_server.aggregation.variants import Variant, VariantResult, is_finite, make_variant
 from fedmtl_server.model_parts import ModelParts
 from fedmtl_server.sharing.source_selection import (
+    DIVERGED,
     Candidate,
     Comparison,
     Selection,
@@ -32,6 +34,7 @@ from fedmtl_server.sharing.source_selection import (
     Sources,
     candidates,
     decided,
+    sources_of,
 )
 
 _EMBEDDINGS = "embeddings"
@@ -52,7 +55,8 @@ class SourceMixing(Stage):
     at right angles, and their plain mean would be shorter than each of them.
 
     Trials leave the word embeddings out if other parts are mixed too: most of a small encoder's bytes are embeddings,
-    and the difference shows without them. The sources in effect count for all parts.
+    and the difference shows without them. The sources in effect count for all parts. An accepted candidate replaces the
+    last update of the tried parts only.
 
     An auxiliary task has no trials. It takes the updates of the tasks that take its updates, so that they train
     together.
@@ -90,13 +94,7 @@ class SourceMixing(Stage):
     @property
     def sources(self) -> dict[str, Sources]:
         """By task, the tasks whose updates its layers take."""
-        chosen = {task: one.sources for task, one in self._selections.items()}
-        return {task: chosen[task] if task in chosen else self._followed(task) for task in self._tasks}
-
-    def _followed(self, auxiliary: str) -> Sources:
-        """Return the sources of an auxiliary task: itself, and the tasks that take its updates."""
-        takers = [task for task, one in self._selections.items() if auxiliary in one.sources]
-        return tuple(task for task in self._tasks if task == auxiliary or task in takers)
+        return sources_of({task: one.sources for task, one in self._selections.items()}, self._tasks)
 
     # A round.
 
@@ -110,8 +108,14 @@ class SourceMixing(Stage):
             return
         before, after = base.views(), combined.views()
         names = [name for names in self._parts.values() for name in names]
-        deltas = {name: _wide(after[name]).sub(_wide(before[name])) for name in names}
-        self._new[task] = Component.pack(_delta_scope(task), deltas)
+        delta = Component.pack(
+            _delta_scope(task), {name: _wide(after[name]).sub(_wide(before[name])) for name in names}
+        )
+        try:
+            delta.require_finite()
+        except NonFiniteError:  # the difference of two huge numbers can overflow; the task then mixes nothing
+            return
+        self._new[task] = delta
         self._released[task] = combined
 
     def end(self, ending: Ending) -> Outcome:
@@ -136,13 +140,13 @@ class SourceMixing(Stage):
                 chosen[task] = make_variant(task, accepted[task].name, _shifted(self._released[task], shift))
             elif shift:
                 adjusted[task] = make_variant(task, "mixed", _shifted(self._released[task], shift))
-        self._new, self._released = {}, {}
-        return Outcome(chosen=chosen, adjusted=adjusted)
+        self._new, self._released, self._made = {}, {}, {}
+        return _finite(Outcome(chosen=chosen, adjusted=adjusted))
 
     def conclude(self, ending: Ending) -> Outcome:
         """Choose the sources of the final model's last update."""
         accepted = self._decide(ending, self._selections)
-        return Outcome(chosen={task: self._made[task, one.name] for task, one in accepted.items()})
+        return _finite(Outcome(chosen={task: self._made[task, one.name] for task, one in accepted.items()}))
 
     # Trials.
 
@@ -165,7 +169,7 @@ class SourceMixing(Stage):
             return []
         kin = self._kin.get(task, ())
         order = {one: self._last.cosine(task, one) + (2 if one in kin else 0) for one in present if one != task}
-        return candidates(self._selections[task], present, order, self._last.round + 1, self._rules)
+        return candidates(self._selections[task], self._tasks, present, order, self._last.round + 1, self._rules)
 
     def _decide(self, ending: Ending, tasks: Collection[str]) -> dict[str, Candidate]:
         """Decide on the trials of some tasks in a round, and return the accepted candidates by task."""
@@ -269,7 +273,9 @@ class LastRound:
         return float(total[i, j]) / norms if norms > 0 else 0.0
 
     def shift(self, parts: Mapping[str, Sequence[str]], task: str, now: Sources, then: Sources) -> dict[str, Tensor]:
-        """Return the change of a task's parameters if its update had the mean of other sources; none if both are equal.
+        """Return the change of a task's parameters if its update had the mean of other sources.
+
+        It is empty if the sources with a delta are the same.
 
         Args:
             parts: by part, the parameters.
@@ -277,7 +283,7 @@ class LastRound:
             now: the sources in effect.
             then: the other sources.
         """
-        if task not in self.deltas or set(now) == set(then):
+        if task not in self.deltas or self.deltas.keys() & set(now) == self.deltas.keys() & set(then):
             return {}
         views = {one: component.views() for one, component in self.deltas.items()}
         shift = {}
@@ -312,7 +318,7 @@ def make_source_mixing(config: Config, parts: ModelParts) -> SourceMixing:
     """Return the stage that `sharing.adaptive.policy: validated` configures.
 
     Raises:
-        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have.
+        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have, or no part is mixed.
     """
     section, specs = config.sharing.adaptive, config.task_specs()
     auxiliary = config.auxiliary_tasks()
@@ -324,6 +330,11 @@ def make_source_mixing(config: Config, parts: ModelParts) -> SourceMixing:
         num_trials=section.trials * num_targets * config.training.num_rounds,
     )
     mixed = parts.movable(movable_parts(config.sharing.rules(), section.layers))
+    if not mixed:
+        raise ConfigError(
+            "sharing.adaptive.policy: `validated` needs a part of the encoder that neither `sharing.layers` nor "
+            "`sharing.norms` fixes, and that `sharing.adaptive.layers` names if it is given; there is none"
+        )
     return SourceMixing(parts, mixed, kin_of(specs), auxiliary, rules)
 
 
@@ -340,11 +351,26 @@ def kin_of(specs: Sequence[TaskSpec]) -> dict[str, list[str]]:
 
 
 def _comparison(result: VariantResult) -> Comparison | None:
-    """Return a variant's comparison; None if it diverged, nobody evaluated it, or its standard error is unknown."""
+    """Return a variant's comparison; None if nobody evaluated it, or its standard error is unknown."""
     paired = result.paired
-    if paired is None or result.num_diverged or paired.standard_error is None:
+    if result.num_diverged:
+        return DIVERGED
+    if paired is None or paired.standard_error is None:
         return None
     return Comparison(paired.loss, paired.difference, paired.standard_error, paired.num_examples)
+
+
+def _finite(outcome: Outcome) -> Outcome:
+    """Return an outcome without tensors that aren't finite, as the sum of huge numbers can be."""
+    bad = [task for both in (outcome.chosen, outcome.adjusted) for task, one in both.items() if not is_finite(one)]
+    if not bad:
+        return outcome
+    reason = f"the mix isn't finite, so that a task keeps its own update: {', '.join(bad)}"
+    return Outcome(
+        chosen={task: one for task, one in outcome.chosen.items() if task not in bad},
+        adjusted={task: one for task, one in outcome.adjusted.items() if task not in bad},
+        notice=Notice("sources.discarded", reason),
+    )
 
 
 def _shifted(component: Component, shift: Mapping[str, Tensor]) -> dict[str, Tensor]:

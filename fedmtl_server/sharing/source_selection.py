@@ -11,7 +11,8 @@ This module works on names and numbers only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
@@ -23,10 +24,12 @@ Sources = tuple[str, ...]
 OWN = "own"
 """The candidate that takes the task's own updates only."""
 ALL = "all"
-"""The candidate that takes the updates of all tasks."""
+"""The candidate that takes the updates of all tasks with an update."""
 
 _MAX_WAIT = 8
-"""The largest number of rounds between two trials of a candidate that keeps failing."""
+"""The largest number of rounds from one trial of a candidate to the next."""
+_MAX_SCORE = 1e9
+"""The largest recorded number of standard errors; JSON has no infinite numbers."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,14 @@ class SelectionRules:
     @property
     def z_join(self) -> float:
         """The number of standard errors by which a candidate must be better (Bonferroni's correction)."""
-        return NormalDist().inv_cdf(1 - self.error_rate / max(self.num_trials, 1))
+        rate = max(self.error_rate / max(self.num_trials, 1), sys.float_info.min)
+        return -NormalDist().inv_cdf(rate)  # the lower tail, because 1 - rate is 1 for small rates
 
     @property
     def z_leave(self) -> float:
         """The number of standard errors by which fewer sources must be better. The correction does not apply, because
         a task that returns to its own updates risks nothing."""
-        return NormalDist().inv_cdf(1 - self.error_rate)
+        return -NormalDist().inv_cdf(max(self.error_rate, sys.float_info.min))
 
 
 @dataclass(frozen=True)
@@ -70,22 +74,39 @@ class Comparison:
     loss: float
     """Mean loss of the candidate's model."""
     difference: float
-    """Mean of the candidate's loss minus the model's; below 0 if the candidate is better."""
+    """Mean of the candidate's loss minus the model's; below 0 if the candidate is better, infinite if it diverged."""
     standard_error: float
     num_examples: int
 
     @property
     def z(self) -> float:
-        """The difference in standard errors; infinite with its sign if the standard error is 0."""
-        if self.standard_error > 0:
-            return self.difference / self.standard_error
-        return math.copysign(math.inf, self.difference) if self.difference else 0.0
+        """The difference in standard errors, corrected for few examples: the normal quantile for Student's quantile.
+
+        It is infinite with the sign of the difference if the standard error is 0. The correction is an approximation
+        (Wallace 1959, Annals of Mathematical Statistics 30). It errs towards 0, for 10 examples and 4 standard errors
+        by less than 0.01.
+        """
+        if not self.difference or not math.isfinite(self.difference):
+            return self.difference
+        t = self.difference / self.standard_error if self.standard_error > 0 else math.inf
+        if not math.isfinite(t):
+            return math.copysign(math.inf, self.difference)
+        free = max(self.num_examples - 1, 1)
+        # log(1 + t²/free), also for t whose square is too large for a float
+        grown = 2 * math.log(math.hypot(1, t / math.sqrt(free)))
+        return math.copysign((8 * free + 1) / (8 * free + 3) * math.sqrt(free * grown), t)
 
     @property
     def gain(self) -> float:
         """The reduction of the loss as a share of the model's loss; below 0 if the candidate is worse."""
+        if not math.isfinite(self.difference):
+            return -self.difference
         model = self.loss - self.difference
         return -self.difference / model if model > 0 else 0.0
+
+
+DIVERGED = Comparison(math.inf, math.inf, 0.0, 0)
+"""The comparison of a candidate whose loss isn't finite: it is infinitely worse than the model."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +122,7 @@ class Selection:
     next_round: Mapping[str, int] = field(default_factory=dict)
     """By candidate, the first round in which it may be tried again."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """By candidate, its last difference in standard errors."""
+    """By candidate, the `z` of its last comparison, at most 1e9 in size; 1e9 without a valid comparison."""
 
     def to_json(self) -> JsonObject:
         """Return the selection as JSON values; `of_json` is the inverse."""
@@ -118,40 +139,66 @@ class Selection:
         return cls(task, **{**values, "sources": tuple(values["sources"])})
 
 
+def sources_of(selections: Mapping[str, Sources], tasks: Sequence[str]) -> dict[str, Sources]:
+    """Return, by task, the tasks whose updates its layers take, including the tasks without trials.
+
+    A task without trials is an auxiliary task. It takes its own updates and those of the tasks that take its updates.
+
+    Args:
+        selections: by task with trials, its sources.
+        tasks: all tasks, in the run's order.
+    """
+
+    def followed(auxiliary: str) -> Sources:
+        takers = [task for task, sources in selections.items() if auxiliary in sources]
+        return tuple(task for task in tasks if task == auxiliary or task in takers)
+
+    return {task: selections[task] if task in selections else followed(task) for task in tasks}
+
+
 def candidates(
-    selection: Selection, tasks: Sequence[str], order: Mapping[str, float], round_: int, rules: SelectionRules
+    selection: Selection,
+    tasks: Sequence[str],
+    present: Collection[str],
+    order: Mapping[str, float],
+    round_: int,
+    rules: SelectionRules,
 ) -> list[Candidate]:
     """Return the candidates to compare with a task's model in a round, at most `rules.trials`.
 
     A task with other sources than itself always compares with its own updates first. Then come candidates without a
-    trial, by `order`, and after them those with the best last result. A candidate that was not better waits for 1, 2,
-    4 and at most 8 rounds before it is tried again.
+    trial, by `order`, and after them those with the best last result. A candidate that was better, but not by the
+    margins, is tried again in the next round; one that wasn't better 2, 4 and then 8 rounds later. Candidates differ
+    from the sources in tasks with an update only, because another model would be equal.
 
     Args:
         selection: the task's selection.
-        tasks: the tasks with an update, in the run's order.
+        tasks: all tasks, in the run's order.
+        present: the tasks with an update, including the selection's task.
         order: by task, the priority of its first trial; higher values come first.
         round_: the round of the trials.
         rules: the limits.
     """
     task, now = selection.task, selection.sources
-    others = [one for one in tasks if one != task]
+    others = [one for one in tasks if one != task and one in present]
     found = []
     for one in others:
         name = f"without.{one}" if one in now else f"with.{one}"
         sources = tuple(other for other in tasks if (other in now) != (other == one))
         found.append((order.get(one, 0.0), Candidate(name, sources)))
     if len(others) > 1:
-        found.append((-math.inf, Candidate(ALL, tuple(tasks))))
+        found.append((-math.inf, Candidate(ALL, tuple(one for one in tasks if one in now or one in present))))
     own = Candidate(OWN, (task,))
-    seen = {now, own.sources}
+    effective = {one for one in now if one in present}
+    seen = {frozenset(effective), frozenset(own.sources)}
     ranked = []
     for priority, candidate in found:
-        if candidate.sources not in seen and selection.next_round.get(candidate.name, 0) <= round_:
-            seen.add(candidate.sources)
+        others_now = frozenset(one for one in candidate.sources if one in present)
+        if others_now not in seen and selection.next_round.get(candidate.name, 0) <= round_:
+            seen.add(others_now)
             score = selection.scores.get(candidate.name, -math.inf)
             ranked.append((score, -priority, candidate.name, candidate))
-    guard = [own] if now != own.sources else []
+    guard = [own] if effective != set(own.sources) else []
     return (guard + [candidate for *_, candidate in sorted(ranked, key=lambda item: item[:3])])[: rules.trials]
 
 
@@ -164,6 +211,9 @@ def decided(
 ) -> tuple[Selection, Candidate | None]:
     """Return a task's selection after the trials of a round, and the accepted candidate; None if there is none.
 
+    Sources in effect on trial are confirmed if the task's own updates are worse by the margins of joining. Otherwise
+    the task returns to its own updates, also if nobody has compared them.
+
     Args:
         selection: the selection with which the round began.
         offered: the candidates of the round.
@@ -171,16 +221,13 @@ def decided(
         round_: the round.
         rules: the margins.
     """
-    noted = _noted(selection, compared, round_)
-    if selection.is_trial:
+    noted = _noted(selection, offered, compared, round_)
+    by_name = {one.name: one for one in offered}
+    if selection.is_trial and OWN in by_name:
         own = compared.get(OWN)
-        if own is None:
-            return noted, None
+        if own is None or own.z < rules.z_join or -own.gain < rules.min_gain:
+            return Selection(selection.task, by_name[OWN].sources), by_name[OWN]
         noted = replace(noted, is_trial=False)
-        is_confirmed = own.z >= rules.z_join and -own.gain >= rules.min_gain
-        if not is_confirmed:
-            accepted = next((one for one in offered if one.name == OWN), Candidate(OWN, (selection.task,)))
-            return replace(noted, sources=accepted.sources), accepted
     best = min(
         (one for one in offered if one.name in compared and _is_better(selection, one, compared[one.name], rules)),
         key=lambda one: (compared[one.name].difference, one.name),
@@ -189,7 +236,7 @@ def decided(
     if best is None:
         return noted, None
     # Trials relative to the old sources say little about the new ones.
-    return replace(noted, sources=best.sources, failures={}, next_round={}, scores={}), best
+    return Selection(selection.task, best.sources, is_trial=noted.is_trial), best
 
 
 def _is_better(selection: Selection, candidate: Candidate, compared: Comparison, rules: SelectionRules) -> bool:
@@ -199,11 +246,14 @@ def _is_better(selection: Selection, candidate: Candidate, compared: Comparison,
     return compared.z <= -z and compared.gain >= rules.min_gain
 
 
-def _noted(selection: Selection, compared: Mapping[str, Comparison], round_: int) -> Selection:
-    """Return a selection with the results of a round's trials."""
+def _noted(
+    selection: Selection, offered: Sequence[Candidate], compared: Mapping[str, Comparison], round_: int
+) -> Selection:
+    """Return a selection with the results of a round's trials. A trial without a valid comparison is a failure."""
     failures, waits, scores = dict(selection.failures), dict(selection.next_round), dict(selection.scores)
-    for name, one in compared.items():
+    for name in (one.name for one in offered):
+        one = compared.get(name, DIVERGED)
         failures[name] = failures.get(name, 0) + 1 if one.difference >= 0 else 0
         waits[name] = round_ + min(2 ** failures[name], _MAX_WAIT)
-        scores[name] = one.z if math.isfinite(one.z) else math.copysign(1e9, one.z)
+        scores[name] = max(-_MAX_SCORE, min(one.z, _MAX_SCORE))
     return replace(selection, failures=failures, next_round=waits, scores=scores)

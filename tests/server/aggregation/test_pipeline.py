@@ -25,6 +25,7 @@ from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation.task_weighting.shares import Uniform
 from fedmtl_server.sharing.layer_moves import LayerRegrouping
+from fedmtl_server.sharing.source_mixing import SourceMixing
 from tests.server.aggregation.updates import BlocksInMemory, begun, update_of
 
 CLASSES = (
@@ -35,6 +36,7 @@ CLASSES = (
     TaskWeights,
     AuxiliaryTasks,
     OptimizerSteps,
+    SourceMixing,
     ControlVariates,
     LayerRegrouping,
 )
@@ -58,7 +60,7 @@ def test_the_documentation_quotes_the_steps_and_the_stages_in_their_order():
     text = (Path(__file__).parents[3] / "docs" / "aggregation.md").read_text(encoding="utf-8")
     section = text.partition("## Order of the steps")[2].partition("\n## ")[0]
     assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == STEPS
-    quoted = re.findall(r"^\d\. `(\w+)`: `([\w.]+)`$", section, re.MULTILINE)
+    quoted = re.findall(r"^\d+\. `(\w+)`: `([\w.: ]+)`$", section, re.MULTILINE)
     assert quoted == [(stage.name, stage.key) for stage in STAGES]
 
 

@@ -1,0 +1,306 @@
+"""The selection of source tasks: which sets are tried and when, and which comparisons decide."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fedmtl_server.sharing.source_selection import (
+    DIVERGED,
+    Candidate,
+    Comparison,
+    Selection,
+    SelectionRules,
+    candidates,
+    decided,
+    sources_of,
+)
+
+TASKS = ("a", "b", "c", "d")
+RULES = SelectionRules(trials=9, error_rate=0.05, min_gain=0.02, num_trials=100)
+ALONE, PAIR = Selection("a", ("a",)), Selection("a", ("a", "b"))
+OWN, WITH_B, WITH_C = Candidate("own", ("a",)), Candidate("with.b", ("a", "b")), Candidate("with.c", ("a", "c"))
+
+
+def offered(selection=ALONE, present=TASKS, order=None, round_=2, rules=RULES):
+    return [(one.name, one.sources) for one in candidates(selection, TASKS, present, order or {}, round_, rules)]
+
+
+def names(*args, **fields):
+    return [name for name, _ in offered(*args, **fields)]
+
+
+def compared(z, *, gain=0.5, error=0.01, rows=100_000):
+    """A comparison with this number of standard errors and this reduction of the loss; below 0 is better."""
+    difference = z * error
+    model = -difference / math.copysign(gain, -z)
+    return Comparison(model + difference, difference, error, rows)
+
+
+# The candidates.
+
+
+def test_a_task_alone_tries_each_other_task_by_priority_and_all_of_them_last():
+    assert offered(order={"b": -0.5, "c": 2.1, "d": 0.3}) == [
+        ("with.c", ("a", "c")),
+        ("with.d", ("a", "d")),
+        ("with.b", ("a", "b")),
+        ("all", TASKS),
+    ]
+
+
+def test_sources_are_in_the_runs_order_and_equal_priorities_by_name():
+    third = Selection("c", ("c",))
+    assert offered(third)[:2] == [("with.a", ("a", "c")), ("with.b", ("b", "c"))]
+
+
+def test_a_task_with_other_sources_compares_with_its_own_updates_first():
+    pair = Selection("a", ("a", "b"), scores={"with.c": -9.0})
+    assert offered(pair, rules=SelectionRules(trials=1)) == [("own", ("a",))]
+    three = Selection("a", ("a", "b", "c"))
+    assert offered(three) == [
+        ("own", ("a",)),
+        ("with.d", TASKS),
+        ("without.b", ("a", "c")),
+        ("without.c", ("a", "b")),
+    ]
+
+
+def test_no_set_of_sources_is_tried_twice_under_two_names():
+    assert names(PAIR, present=("a", "b")) == ["own"]  # without.b is its own updates, and all is what it has
+    assert names(Selection("a", ("a", "b", "c"))).count("all") == 0  # with.d
+    assert names(present=("a", "b")) == ["with.b"]
+    for selection in (ALONE, PAIR, Selection("a", TASKS)):
+        sets = [frozenset(sources) for _, sources in offered(selection)]
+        assert len({*sets, frozenset(selection.sources)}) == len(sets) + 1
+
+
+def test_one_task_has_nothing_to_try():
+    assert candidates(ALONE, ("a",), ("a",), {}, 2, RULES) == []
+
+
+def test_what_has_been_tried_comes_after_what_has_not_and_the_best_of_it_first():
+    selection = Selection("a", ("a",), scores={"with.b": -1.0, "with.c": -2.5, "all": 3.0})
+    assert names(selection, order={"b": 9.0}) == ["with.d", "with.c", "with.b", "all"]
+    assert names(selection, rules=SelectionRules(trials=2)) == ["with.d", "with.c"]
+
+
+def test_a_source_without_an_update_in_the_round_stays_and_is_no_reason_for_a_trial():
+    """With b away, (a, b) and (a) are the same model: neither confirms nor refutes the other."""
+    assert names(PAIR, present=("a",)) == []
+    assert offered(PAIR, present=("a", "c", "d")) == [
+        ("with.c", ("a", "b", "c")),
+        ("with.d", ("a", "b", "d")),
+        ("all", TASKS),
+    ]
+    trial = Selection("a", ("a", "b"), is_trial=True)
+    assert decided(trial, [], {}, 2, RULES) == (trial, None)
+    joined, accepted = decided(trial, [Candidate("with.c", ("a", "b", "c"))], {"with.c": compared(-50)}, 2, RULES)
+    assert (joined, accepted.name) == (Selection("a", ("a", "b", "c"), is_trial=True), "with.c")
+
+
+def test_a_candidate_that_keeps_failing_is_tried_again_2_4_and_then_8_rounds_later():
+    selection, tried = ALONE, []
+    for round_ in range(1, 40):
+        if "with.b" in names(selection, round_=round_):
+            tried.append(round_)
+            selection, accepted = decided(selection, [WITH_B], {"with.b": compared(0.5)}, round_, RULES)
+            assert accepted is None
+    assert [later - earlier for earlier, later in itertools.pairwise(tried)] == [2, 4, 8, 8, 8, 8]
+
+
+def test_one_that_is_better_but_not_by_the_margins_is_tried_again_at_once_and_its_failures_are_forgotten():
+    selection = Selection("a", ("a",), failures={"with.b": 3}, next_round={"with.b": 5})
+    selection, accepted = decided(selection, [WITH_B], {"with.b": compared(-1)}, 5, RULES)
+    assert accepted is None
+    assert (selection.failures["with.b"], selection.next_round["with.b"]) == (0, 6)
+    assert "with.b" in names(selection, round_=6)
+
+
+@pytest.mark.parametrize("result", [{}, {"with.b": DIVERGED}], ids=["missing", "diverged"])
+def test_a_trial_that_nobody_can_evaluate_is_a_failure_and_does_not_come_first_for_ever(result):
+    selection, accepted = decided(ALONE, [WITH_B], result, 2, RULES)
+    assert accepted is None
+    assert (selection.failures, selection.next_round) == ({"with.b": 1}, {"with.b": 4})
+    assert names(selection, round_=3, rules=SelectionRules(trials=1)) == ["with.c"]
+    assert names(selection, round_=4)[-1] == "with.b"
+
+
+@given(
+    st.sets(st.sampled_from(TASKS[1:])),
+    st.sets(st.sampled_from(TASKS[1:])),
+    st.integers(1, 16),
+    st.dictionaries(st.sampled_from(["with.b", "without.b", "all", "with.c"]), st.integers(1, 5)),
+)
+def test_candidates_always_change_the_model_in_tasks_that_are_present(sources, present, trials, waits):
+    now = Selection("a", tuple(sorted({"a", *sources})), next_round=waits)
+    here = {"a", *present}
+    found = candidates(now, TASKS, here, {}, 3, SelectionRules(trials=trials))
+    assert len(found) <= trials
+    assert len({one.name for one in found}) == len(found)
+    for one in found:
+        assert "a" in one.sources
+        assert tuple(sorted(one.sources)) == one.sources
+        assert set(one.sources) & here != set(now.sources) & here
+        assert one.name == "own" or set(one.sources) - here == set(now.sources) - here
+
+
+# The decisions.
+
+
+@pytest.mark.parametrize(("rate", "num_trials"), [(0.05, 1), (0.05, 45), (0.2, 1000), (1e-17, 3), (1e-300, 10)])
+def test_the_margin_of_joining_is_bonferronis_quantile(rate, num_trials):
+    rules = SelectionRules(error_rate=rate, num_trials=num_trials)
+    assert rules.z_join == pytest.approx(stats.norm.isf(rate / num_trials), rel=1e-6)
+    assert rules.z_leave == pytest.approx(stats.norm.isf(rate), rel=1e-6)
+
+
+def test_margins_are_finite_without_any_trial_and_for_the_smallest_rate():
+    assert SelectionRules(num_trials=0).z_join == SelectionRules().z_leave
+    assert math.isfinite(SelectionRules(error_rate=5e-324, num_trials=10).z_join)
+
+
+@pytest.mark.parametrize("rows", [10, 20, 50, 200])
+@pytest.mark.parametrize("t", [-4.0, -2.0, 1.0, 3.3])
+def test_few_rows_count_as_students_distribution_says(rows, t):
+    expected = stats.norm.isf(stats.t.sf(t, rows - 1))
+    assert Comparison(1.0, t / 100, 0.01, rows).z == pytest.approx(expected, abs=0.01)
+
+
+def test_two_rows_that_happen_to_agree_are_no_evidence():
+    """A t of 4 with one degree of freedom is reached by chance in 8 % of all trials."""
+    assert abs(Comparison(0.9, -0.04, 0.01, 2).z) < stats.norm.isf(0.05)
+    assert abs(Comparison(0.9, -0.04, 0.01, 100_000).z) == pytest.approx(4, abs=1e-3)
+
+
+def test_joining_needs_both_margins():
+    z = RULES.z_join
+    for margin, gain, joins in [
+        (1.001, 0.021, True),
+        (0.999, 0.5, False),
+        (50, 0.019, False),
+    ]:
+        selection, accepted = decided(ALONE, [WITH_B], {"with.b": compared(-z * margin, gain=gain)}, 4, RULES)
+        assert (accepted == WITH_B, selection.sources == ("a", "b")) == (joins, joins)
+        assert not selection.is_trial
+
+
+def test_leaving_needs_the_uncorrected_margin_and_a_gain():
+    for margin, gain, leaves in [(1.001, 0.021, True), (0.999, 0.5, False), (50, 0.019, False)]:
+        result = {"own": compared(-RULES.z_leave * margin, gain=gain)}
+        selection, accepted = decided(PAIR, [OWN], result, 4, RULES)
+        assert (accepted == OWN, selection.sources == ("a",)) == (leaves, leaves)
+    swap = Candidate("with.c", ("a", "c"))  # neither fewer nor more: the margin of joining
+    assert decided(PAIR, [swap], {"with.c": compared(-RULES.z_leave - 0.1)}, 4, RULES)[1] is None
+
+
+def test_the_largest_improvement_is_accepted_and_of_equal_ones_the_first_by_name():
+    result = {"with.b": compared(-20), "with.c": compared(-20.5), "all": compared(-5)}
+    everything = [WITH_B, WITH_C, Candidate("all", TASKS)]
+    assert decided(ALONE, everything, result, 3, RULES)[1] == WITH_C
+    result["with.b"] = result["with.c"]
+    assert decided(ALONE, everything[::-1], result, 3, RULES)[1] == WITH_B
+
+
+def test_an_acceptance_forgets_trials_against_the_old_sources():
+    old = Selection("a", ("a",), failures={"with.c": 2}, next_round={"with.c": 9}, scores={"with.c": 1.0})
+    selection, _ = decided(old, [WITH_B, WITH_C], {"with.b": compared(-9), "with.c": compared(2)}, 3, RULES)
+    assert selection == Selection("a", ("a", "b"))
+
+
+def test_what_was_not_offered_is_not_accepted():
+    assert decided(ALONE, [], {"with.b": compared(-50)}, 3, RULES) == (ALONE, None)
+
+
+def test_a_difference_of_exactly_0_without_an_error_is_no_improvement():
+    same = Comparison(0.5, 0.0, 0.0, 40)
+    assert (same.z, same.gain) == (0.0, 0.0)
+    selection, accepted = decided(ALONE, [WITH_B], {"with.b": same}, 2, RULES)
+    assert accepted is None
+    assert selection.failures == {"with.b": 1}
+
+
+def test_an_error_of_0_is_certain_but_the_gain_still_counts():
+    sure = Comparison(0.9, -0.1, 0.0, 40)
+    assert (sure.z, sure.gain) == (-math.inf, pytest.approx(0.1))
+    assert decided(ALONE, [WITH_B], {"with.b": sure}, 2, RULES)[1] == WITH_B
+    small = Comparison(0.99, -0.01, 0.0, 40)
+    selection, accepted = decided(ALONE, [WITH_B], {"with.b": small}, 2, RULES)
+    assert (accepted, selection.scores) == (None, {"with.b": -1e9})
+
+
+def test_a_loss_of_0_cannot_be_improved():
+    assert Comparison(0.0, 0.0, 0.0, 9).gain == 0.0
+    assert decided(ALONE, [WITH_B], {"with.b": Comparison(-1.0, -1.0, 0.1, 9)}, 2, RULES)[1] is None
+
+
+# Trials in effect.
+
+TRIAL = Selection("a", ("a", "b"), is_trial=True)
+
+
+def test_a_trial_is_confirmed_if_the_tasks_own_updates_are_worse_by_the_margins_of_joining():
+    selection, accepted = decided(TRIAL, [OWN], {"own": compared(RULES.z_join + 0.01, gain=0.03)}, 2, RULES)
+    assert (selection.sources, selection.is_trial, accepted) == (("a", "b"), False, None)
+    assert selection.failures == {"own": 1}
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {},
+        {"own": compared(RULES.z_join - 0.01)},
+        {"own": compared(50, gain=0.019)},
+        {"own": compared(-9)},
+        {"own": Comparison(0.5, 0.0, 0.0, 30)},
+        {"own": compared(1), "with.c": compared(-50)},
+    ],
+    ids=["nobody compared", "not significant", "too small", "worse", "equal", "another is better"],
+)
+def test_any_other_result_ends_a_trial_and_leaves_no_trace(result):
+    selection, accepted = decided(TRIAL, [OWN, Candidate("with.c", ("a", "b", "c"))], result, 2, RULES)
+    assert selection == Selection("a", ("a",))
+    assert accepted == OWN
+
+
+def test_a_task_does_not_return_to_updates_that_diverge():
+    selection, accepted = decided(TRIAL, [OWN], {"own": DIVERGED}, 2, RULES)
+    assert (selection.sources, selection.is_trial, accepted) == (("a", "b"), False, None)
+
+
+def test_a_confirmed_trial_may_join_another_task_in_the_same_round():
+    three = Candidate("with.c", ("a", "b", "c"))
+    result = {"own": compared(50), "with.c": compared(-50)}
+    assert decided(TRIAL, [OWN, three], result, 2, RULES) == (Selection("a", ("a", "b", "c")), three)
+
+
+# Sources of all tasks, and saved values.
+
+
+def test_an_auxiliary_task_takes_the_updates_of_those_that_take_its_own():
+    chosen = {"a": ("a", "d"), "b": ("b",), "c": ("a", "c", "d")}
+    assert sources_of(chosen, TASKS) == {**chosen, "d": ("a", "c", "d")}
+    assert sources_of({"b": ("b",)}, ("a", "b")) == {"a": ("a",), "b": ("b",)}
+
+
+@pytest.mark.parametrize("z", [math.inf, -math.inf, 1e300, -1e300, 0.0])
+def test_a_selection_is_restored_from_json_whatever_the_results_were(z):
+    one = Comparison(1.0, math.copysign(0.1, z), 0.0, 20) if math.isinf(z) else Comparison(1.0, z, 1.0, 10**9)
+    selection, _ = decided(ALONE, [WITH_B, WITH_C], {"with.b": one, "with.c": DIVERGED}, 3, SelectionRules(min_gain=2))
+    text = json.dumps(selection.to_json(), allow_nan=False)
+    assert Selection.of_json("a", json.loads(text)) == selection
+    assert abs(selection.scores["with.b"]) <= 1e9
+    assert json.loads(json.dumps(TRIAL.to_json())) == TRIAL.to_json()
+    assert Selection.of_json("a", TRIAL.to_json()) == TRIAL
+
+
+def test_after_many_failures_numbers_stay_small():
+    selection = Selection("a", ("a",), failures={"with.b": 5000})
+    selection, _ = decided(selection, [WITH_B], {"with.b": compared(1)}, 7, RULES)
+    assert selection.next_round == {"with.b": 15}
