@@ -28,6 +28,7 @@ from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rounds.task_selection import make_selection
 from fedmtl_server.run_spec import RunParts, RunSpec
+from fedmtl_server.sharing.modes import in_words
 from fedmtl_server.starting_run import find_source
 from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.folders import held_run, unfinished_run
@@ -78,6 +79,7 @@ class Assembly:
         self.gate = Gate(config) if is_authenticating(config) else None
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self.run_id = self._held_id or uuid.uuid4().hex
+        get_logger().info("sharing.chosen", **in_words(config))
         rules = AggregationRules.of(config)  # errors in the configuration come before the slow steps
         if rules.rule is not None:
             get_logger().info("rule.loaded", rule=config.aggregation.rule, options=config.aggregation.rule_options)

@@ -39,6 +39,7 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
         "clients": lambda: clients(config),
         "tasks": lambda: tasks(config),
         "plug-ins": lambda: plug_ins(config),
+        "sharing": lambda: sharing_mode(config),
         "run folder": lambda: doctor.writable("run folder", place),
         "database": lambda: database(config, run_dir),
         "trackers": lambda: trackers(config),
@@ -245,6 +246,14 @@ def disk(config: Config, place: Path) -> Iterator[Finding]:
     what = f"{kept} checkpoints of {doctor.megabytes(whole)}"
     what += f", and {doctor.megabytes(staged)} for the updates of min_clients clients per task" if staged else ""
     yield from doctor.room("disk", place, kept * whole + staged, what)
+
+
+def sharing_mode(config: Config) -> Iterator[Finding]:
+    """Report what the configuration's sharing does, and what the other modes would do."""
+    from fedmtl_server.sharing.modes import in_words
+
+    words = in_words(config)
+    yield ok("sharing", "; ".join([f"{words.pop('mode')}: {words.pop('meaning')}", *words.values()]))
 
 
 def sharing(config: Config) -> Iterator[Finding]:

@@ -96,6 +96,7 @@ class Config(Section):
                     f"early_stopping.watch: {task!r} is auxiliary, and auxiliary tasks don't count for early stopping"
                 )
         self._require_task_weights()
+        self._complete("sharing", self.sharing.with_policy_of_mode(len(self.tasks)))
         self._require_sharing()
         self._count_rounds()
         require_compatible(self._stages(), self._breaches())
@@ -138,8 +139,11 @@ class Config(Section):
         except ValueError as error:
             raise ValueError(f"sharing.{error}") from None
         if total != given:
-            # The section is immutable for its readers; validation completes it.
-            object.__setattr__(self, "training", self.training.model_copy(update={"num_rounds": total}))
+            self._complete("training", self.training.model_copy(update={"num_rounds": total}))
+
+    def _complete(self, name: str, section: Section) -> None:
+        """Replace a section during validation. Sections are immutable for their readers."""
+        object.__setattr__(self, name, section)
 
     def _stages(self) -> Iterator[StageRule]:
         """The configured aggregation stages that have requirements."""
@@ -150,14 +154,16 @@ class Config(Section):
         if self.training.control_variates:
             yield stages.CONTROL_VARIATES
         if self.sharing.adaptive.policy is not None:
-            yield stages.SHARING
+            yield stages.AUTO if self.sharing.is_auto else stages.SHARING
         if self.sharing.schedule:
             yield stages.SCHEDULE
 
     def _breaches(self) -> Iterator[Breach]:
         """The settings that remove a property that some aggregation stages require."""
         aggregation, by_examples, together = self.aggregation, Property.EXAMPLE_WEIGHTS, Property.TASKS_TOGETHER
-        policy = self.sharing.adaptive.policy
+        adaptive: tuple[str, str | None, str | None] = ("sharing.adaptive.policy", self.sharing.adaptive.policy, None)
+        if self.sharing.is_auto:
+            adaptive = ("sharing", "auto", "plain")
         for property_, key, got, needed, stage in (
             (Property.SGD_STEPS, "training.optimizer", self.training.optimizer, "sgd", None),
             (Property.SYNCHRONOUS, "rounds.mode", self.rounds.mode, "sync", None),
@@ -166,9 +172,9 @@ class Config(Section):
             (by_examples, "aggregation.scaling", aggregation.scaling, 1.0, stages.TASK_WEIGHTING),
             (together, "aggregation.task_weighting", aggregation.task_weighting, "examples", stages.TASK_WEIGHTING),
             (together, "aggregation.scaling", aggregation.scaling, 1.0, stages.TASK_WEIGHTING),
-            (together, "sharing.adaptive.policy", policy, None, stages.SHARING),
+            (together, *adaptive, stages.SHARING),
             (Property.WHOLE_STEPS, "training.head_epochs", self.training.head_epochs, 0, None),
-            (Property.FIXED_SCOPES, "sharing.adaptive.policy", policy, None, stages.SHARING),
+            (Property.FIXED_SCOPES, *adaptive, stages.SHARING),
         ):
             if got != needed:
                 yield Breach(property_, f"`{key}: {needed}`", repr(got), stage)
@@ -236,6 +242,8 @@ def contradictions(stored: Config, given: Config) -> list[str]:
     if stored.tasks.keys() != given.tasks.keys():
         problems.append(f"tasks: the run has {', '.join(stored.tasks)}, got {', '.join(given.tasks)}")
     mine, theirs = (dict(flattened(config.model_dump(mode="json"))) for config in (stored, given))
+    if stored.sharing.adaptive.policy == given.sharing.adaptive.policy:
+        del mine["sharing.mode"], theirs["sharing.mode"]  # the mode determines the policy and nothing else
     is_drawn = stored.rounds.cohort != "all"
     return problems + [
         f"{key}: the run has {mine.get(key)!r}, got {theirs.get(key)!r}"

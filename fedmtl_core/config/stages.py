@@ -84,6 +84,17 @@ SHARING = StageRule(
     ),
     breaks=frozenset({Property.FIXED_SCOPES, Property.TASKS_TOGETHER}),
 )
+AUTO = replace(
+    SHARING,
+    key="sharing",
+    requires=MappingProxyType(
+        {
+            Property.SYNCHRONOUS: "`auto` can't regroup layers for updates that start from older models; set "
+            "`sharing: plain` to keep one encoder for all tasks"
+        }
+    ),
+)
+"""The stage `SHARING` as `sharing: auto` enables it."""
 SCHEDULE = replace(SHARING, key="sharing.schedule", breaks=frozenset({Property.FIXED_SCOPES}))
 """The stage `SHARING` as `sharing.schedule` enables it. A schedule doesn't compare the tasks' updates."""
 
