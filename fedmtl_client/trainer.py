@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import get_linear_schedule_with_warmup
@@ -220,21 +221,23 @@ class Trainer:
         """Return the task's metrics and the mean `loss` over all rows, or over all tokens that have a target.
 
         The result maps the metrics with a value; its `undefined` gives the reason for each of the others. Its `losses`
-        are the rows' own losses: for a task that predicts tokens, the mean over a row's tokens that have a target. Rows
-        without such a token have none. Every evaluation has the same order of rows.
+        are the rows' own calibrated losses (`TaskKind.calibrated_losses`), whose mean isn't the metric `loss`. For a
+        task that predicts tokens, a row's loss is the mean over its tokens that have a target; rows without such a
+        token have none. Every evaluation has the same order of rows.
 
         Raises:
             DataError: there is nothing to measure.
             DivergedError: the model's outputs have a NaN, or the loss isn't finite.
         """
         model.eval()
-        kept, wanted, losses, by_row = [], [], [], []
+        kept, wanted, losses, counts = [], [], [], []
         for inputs, labels in batches.to_evaluate_on(rows, self.plan):
             outputs, targets = self._outputs(model, inputs, labels)
             kept.append(self._kind.reduce_outputs(outputs).float().cpu())
             wanted.append(targets.cpu())
             losses.append(self._kind.loss(outputs, targets, reduction="none").float().cpu())
-            by_row.append(losses[-1] if self._kind.sees == "text" else _row_means(losses[-1], labels))
+            if self._kind.sees == "tokens":
+                counts.append((labels != kinds.IGNORED).sum(dim=1))
         all_outputs, all_targets = (torch.cat(parts).numpy().astype(np.float64) for parts in (kept, wanted))
         if not len(all_targets):
             raise DataError(f"{self.spec.name}: none of the {len(rows)} evaluation rows has a token with a target")
@@ -242,8 +245,10 @@ class Trainer:
         if not math.isfinite(loss) or np.isnan(all_outputs).any():
             raise DivergedError(f"{self.spec.name}: loss {loss} on {len(rows)} evaluation rows", loss)
         measured = replace(kinds.measure(self._kind, all_outputs, all_targets), num_examples=len(rows))
-        measured = replace(measured, losses=torch.cat(by_row).numpy().astype(np.float64))
-        return measured.with_metric("loss", loss)
+        plain = torch.cat(losses).numpy().astype(np.float64)
+        calibrated = kinds.calibrated_losses(self._kind, all_outputs, all_targets, plain)
+        by_row = _row_means(calibrated, torch.cat(counts).numpy()) if counts else calibrated
+        return replace(measured, losses=by_row).with_metric("loss", loss)
 
     def loss(self, model: MultiTaskModel, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
         """Return the training objective over one batch, a scalar.
@@ -296,17 +301,17 @@ class Trainer:
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
 
-def _row_means(losses: Tensor, labels: Tensor) -> Tensor:
+def _row_means(losses: kinds.Array, counts: npt.NDArray[np.int64]) -> kinds.Array:
     """Return the mean loss of each row that has a target.
 
     Args:
         losses: the losses of the tokens that have a target, row by row, `(targets,)`.
-        labels: `(batch, tokens)`, on CPU.
+        counts: the number of these tokens in each row, `(rows,)`.
     """
-    counts = (labels != kinds.IGNORED).sum(dim=1)
-    rows = torch.repeat_interleave(counts)
-    sums = torch.zeros(len(counts), dtype=losses.dtype).index_add_(0, rows, losses)
-    return sums[counts > 0] / counts[counts > 0]
+    rows = np.repeat(np.arange(len(counts)), counts)
+    sums = np.bincount(rows, weights=losses, minlength=len(counts))
+    means: kinds.Array = sums[counts > 0] / counts[counts > 0]
+    return means
 
 
 def _finite(loss: Tensor, step: int, num_steps: int) -> float:

@@ -136,7 +136,8 @@ class Trials:
 def compared(name: str, variant: Evaluation, received: Evaluation) -> VariantEvaluation | None:
     """Return the paired evaluation of a variant and the received model; None if one of them has no loss.
 
-    A custom trainer may report no losses of single rows. The difference of the mean losses then has no standard error.
+    A custom trainer may report no losses of single rows. The mean plain losses are then compared, and their difference
+    has no standard error.
     """
     if "loss" in variant.undefined:
         return VariantEvaluation(name, None)

@@ -45,6 +45,11 @@ class FederatedRun:
     rounds: RoundTimes = field(default_factory=RoundTimes)
     """The parts of the duration of its rounds."""
 
+    @property
+    def last_round(self) -> int:
+        """The round of the final model: the last round of training, or the evaluation if it chose a variant."""
+        return open_run(self.folder).rounds()[-1]
+
 
 def run_federation(
     values: Mapping[str, object],
@@ -139,7 +144,7 @@ def evaluate_checkpoints(
         processors: the number of evaluations side by side.
         on_start: called before each evaluation.
     """
-    last = run.config.training.num_rounds
+    last = run.last_round
     best_rounds = {task: round_ for task, round_ in run.best_rounds.items() if task in evaluator.tasks}
     measured: dict[tuple[str, int], list[dict[str, float]]] = {}
     all_measured = evaluator.evaluate_all(_candidates(run, best_rounds), processors, on_start)
@@ -159,13 +164,13 @@ def evaluate_final(
     """Return each evaluated task's metrics, of the final model only; see `evaluate_checkpoints`."""
     if not evaluator.tasks:
         return {}
-    last = dict.fromkeys(run.best_rounds, run.config.training.num_rounds)
+    last = dict.fromkeys(run.best_rounds, run.last_round)
     return evaluate_checkpoints(replace(run, best_rounds=last), evaluator, processors, on_start)[0]
 
 
 def _candidates(run: FederatedRun, best_rounds: Mapping[str, int]) -> Iterator[Candidate]:
     """Yield the models to evaluate."""
-    kept, last = open_run(run.folder), run.config.training.num_rounds
+    kept, last = open_run(run.folder), run.last_round
     for round_ in sorted({last, *best_rounds.values()}):
         model = load_model(kept, round_)
         for task, best in best_rounds.items():
@@ -181,7 +186,7 @@ def _candidates_of_clients(run: FederatedRun, model: MTLServerModel, task: str) 
     clients = [client.client_id for client in run.config.clients if task in client.task_names]
     for client_id in clients:
         local = load_file(_state_dir(run.folder) / f"{client_id}.{task}.safetensors")
-        yield Candidate(task, run.config.training.num_rounds, model.module_for(task, local), client_id)
+        yield Candidate(task, run.last_round, model.module_for(task, local), client_id)
 
 
 def _mean(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -193,7 +198,7 @@ def parameters_of(run: FederatedRun) -> tuple[int, int]:
 
     Layers may have been regrouped since the first round.
     """
-    model = load_model(open_run(run.folder), run.config.training.num_rounds)
+    model = load_model(open_run(run.folder), run.last_round)
     return model.parts.encoder_elements(), sum(model.summary().scope_parameters.values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedmtl_core.config import Config
+from fedmtl_core.config.sharing import VALIDATED
 from fedmtl_server.aggregation.optimizers import ServerOptimizer, make_optimizer
 from fedmtl_server.aggregation.pipeline import Pipeline
 from fedmtl_server.aggregation.rules import BlockRule, make_rule
@@ -23,6 +24,7 @@ from fedmtl_server.aggregation.task_weighting.shares import Examples
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.sharing.layer_moves import make_regrouping
 from fedmtl_server.sharing.policies import SharingPolicy, make_policy
+from fedmtl_server.sharing.source_mixing import make_source_mixing
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
     auxiliary = {name: task.auxiliary for name, task in config.tasks.items() if task.auxiliary is not None}
     if auxiliary:
         stages.append(AuxiliaryTasks(auxiliary))
+    if config.sharing.adaptive.policy == VALIDATED:
+        stages.append(make_source_mixing(config, model.parts))
     if rules.optimizer is not None:
         stages.append(OptimizerSteps(rules.optimizer, layouts))
     if config.training.control_variates:

@@ -158,15 +158,16 @@ class Commits:
             StoreError: the commit can't be written; the model is unchanged.
         """
         await self.until_written()
-        if not (aggregate.components or aggregate.moved or aggregate.chosen or aggregate.must_save):
+        replaced = {**aggregate.adjusted, **aggregate.chosen}
+        if not (aggregate.components or aggregate.moved or replaced or aggregate.must_save):
             await asyncio.to_thread(end_round, None)
             await self._republish(report)
             return
         components, table = {**self.model.components, **aggregate.components}, self.model.sharing
         if report.moved:
             components, table = await asyncio.to_thread(self._regrouped, components, report)
-        if aggregate.chosen:
-            components = await asyncio.to_thread(with_chosen, components, table, aggregate.chosen)
+        if replaced:
+            components = await asyncio.to_thread(with_chosen, components, table, replaced)
         published, norms = await self._begin_writing(components, report, end_round, best)
         if not self._store.writes_behind:
             await self.until_written()

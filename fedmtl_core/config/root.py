@@ -14,7 +14,7 @@ from fedmtl_core.config.rounds import EarlyStoppingConfig, RoundsConfig
 from fedmtl_core.config.schedule_rounds import learning_rate_in, num_rounds_of, rate_schedule_in
 from fedmtl_core.config.section import Section, not_text, require_identified
 from fedmtl_core.config.server import LimitsConfig, SecurityConfig, ServerConfig, StoreConfig
-from fedmtl_core.config.sharing import SharingConfig
+from fedmtl_core.config.sharing import VALIDATED, SharingConfig
 from fedmtl_core.config.stages import Breach, Property, StageRule, require_compatible
 from fedmtl_core.config.tasks import AuxiliaryConfig, TaskConfig
 from fedmtl_core.config.tracking import TracingConfig, TrackingConfig
@@ -154,16 +154,21 @@ class Config(Section):
         if self.training.control_variates:
             yield stages.CONTROL_VARIATES
         if self.sharing.adaptive.policy is not None:
-            yield stages.AUTO if self.sharing.is_auto else stages.SHARING
+            yield self._policy_stage()
         if self.sharing.schedule:
             yield stages.SCHEDULE
+
+    def _policy_stage(self) -> StageRule:
+        """The stage that the policy of adaptive sharing enables."""
+        if self.sharing.adaptive.policy != VALIDATED:
+            return stages.SHARING
+        return stages.AUTO if self.sharing.is_auto else stages.SOURCES
 
     def _breaches(self) -> Iterator[Breach]:
         """The settings that remove a property that some aggregation stages require."""
         aggregation, by_examples, together = self.aggregation, Property.EXAMPLE_WEIGHTS, Property.TASKS_TOGETHER
-        adaptive: tuple[str, str | None, str | None] = ("sharing.adaptive.policy", self.sharing.adaptive.policy, None)
-        if self.sharing.is_auto:
-            adaptive = ("sharing", "auto", "plain")
+        validates = self.sharing.adaptive.policy == VALIDATED
+        policy = None if validates else self.sharing.adaptive.policy
         for property_, key, got, needed, stage in (
             (Property.SGD_STEPS, "training.optimizer", self.training.optimizer, "sgd", None),
             (Property.SYNCHRONOUS, "rounds.mode", self.rounds.mode, "sync", None),
@@ -172,9 +177,9 @@ class Config(Section):
             (by_examples, "aggregation.scaling", aggregation.scaling, 1.0, stages.TASK_WEIGHTING),
             (together, "aggregation.task_weighting", aggregation.task_weighting, "examples", stages.TASK_WEIGHTING),
             (together, "aggregation.scaling", aggregation.scaling, 1.0, stages.TASK_WEIGHTING),
-            (together, *adaptive, stages.SHARING),
+            (together, "sharing.adaptive.policy", policy, None, stages.SHARING),
             (Property.WHOLE_STEPS, "training.head_epochs", self.training.head_epochs, 0, None),
-            (Property.FIXED_SCOPES, *adaptive, stages.SHARING),
+            (Property.FIXED_SCOPES, "sharing.adaptive.policy", policy, None, stages.SHARING),
         ):
             if got != needed:
                 yield Breach(property_, f"`{key}: {needed}`", repr(got), stage)
@@ -182,6 +187,9 @@ class Config(Section):
             if task.auxiliary is not None and task.auxiliary != AuxiliaryConfig():
                 needs = f"`tasks.{name}.auxiliary` to have a weight and a decay of 1"
                 yield Breach(by_examples, needs, stage=stages.AUXILIARY)
+        if validates:
+            needs = "another `sharing.adaptive.policy` than `validated`"
+            yield Breach(by_examples, "`sharing: plain`" if self.sharing.is_auto else needs, stage=stages.SOURCES)
         if self.sharing.schedule:
             yield Breach(Property.FIXED_SCOPES, "no `sharing.schedule`", stage=stages.SCHEDULE)
         if several := [client.client_id for client in self.clients if len(client.task_names) > 1]:

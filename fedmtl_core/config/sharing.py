@@ -8,12 +8,12 @@ from pydantic import Field, field_validator, model_validator
 
 from fedmtl_core.config.schedule import ScheduleEntry, text_keys
 from fedmtl_core.config.section import Section, require_identified, require_known_or_reference
-from fedmtl_core.model.sharing import NAMED_PARTS, SharingRules
+from fedmtl_core.model.sharing import NAMED_PARTS, SharingRules, parts_in
 from fedmtl_core.model.sharing_schedule import SharingChange
 
-AUTO_POLICY = "validated"
-"""The policy of `mode: auto`."""
-POLICIES = ("cosine", AUTO_POLICY)
+VALIDATED = "validated"
+"""The policy that selects source tasks by clients' paired losses; also the policy of `sharing: auto`."""
+POLICIES = ("cosine", VALIDATED)
 """The built-in policies of adaptive sharing."""
 
 
@@ -24,8 +24,9 @@ class AdaptiveConfig(Section):
 
     policy: str | None = Field(
         None,
-        description="Policy that regroups layers among tasks during the run: `cosine` (similarity of the tasks' "
-        "updates), or your own class as `module:Name`. If not given, no policy changes the sharing.",
+        description="Policy that changes the sharing during the run: `validated` (each task has its own encoder, and "
+        "takes other tasks' updates if its clients' evaluations improve), `cosine` (regroups layers by the similarity "
+        "of the tasks' updates), or your own class as `module:Name`. If not given, no policy changes the sharing.",
     )
     options: dict[str, object] | None = Field(
         None,
@@ -64,10 +65,31 @@ class AdaptiveConfig(Section):
         description="Largest number of encoder parameters that the server keeps, as a multiple of one encoder's "
         "parameters.",
     )
+    trials: int = Field(
+        3,
+        ge=1,
+        le=16,
+        description="Largest number of variants that each client of `policy: validated` compares with its task's model "
+        "in a round.",
+    )
+    error_rate: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="Probability that `policy: validated` accepts any variant of the run that is no better than its "
+        "task's model, divided among all trials (Bonferroni's correction).",
+    )
+    min_gain: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="Smallest reduction of the calibrated loss, as a share of it, for which `policy: validated` "
+        "accepts a variant.",
+    )
     layers: list[str] | None = Field(
         None,
-        description="Parts of the encoder that a policy may regroup, named as in `sharing.layers`. If not given, all "
-        "parts that `sharing.layers` doesn't name.",
+        description="Parts of the encoder that a policy may regroup, or that each task owns with `policy: validated`, "
+        "named as in `sharing.layers`. If not given, all parts that `sharing.layers` doesn't name.",
     )
 
     @field_validator("policy")
@@ -163,7 +185,7 @@ class SharingConfig(Section):
     @property
     def is_auto(self) -> bool:
         """Whether the mode determines the policy."""
-        return self.mode == "auto" and self.adaptive.policy == AUTO_POLICY
+        return self.mode == "auto" and self.adaptive.policy == VALIDATED
 
     def with_policy_of_mode(self, num_tasks: int) -> SharingConfig:
         """Return the section with the policy of its mode, unless it names a policy.
@@ -173,11 +195,15 @@ class SharingConfig(Section):
         """
         if self.mode == "plain" or num_tasks < 2 or self.adaptive.policy is not None:
             return self
-        return self.model_copy(update={"adaptive": self.adaptive.model_copy(update={"policy": AUTO_POLICY})})
+        return self.model_copy(update={"adaptive": self.adaptive.model_copy(update={"policy": VALIDATED})})
 
     def rules(self) -> SharingRules:
         """The rules from which the table of scopes follows."""
-        return SharingRules(self.groups, self.layers, self.head, self.norms)
+        own: tuple[str, ...] | None = ()
+        if self.adaptive.policy == VALIDATED:
+            layers = self.adaptive.layers
+            own = None if layers is None else tuple(part for key in layers for part in parts_in(key))
+        return SharingRules(self.groups, self.layers, self.head, self.norms, own)
 
     def changes(self) -> list[SharingChange]:
         """The changes of the sharing that the schedule plans."""

@@ -76,6 +76,23 @@ CONTROL_VARIATES = StageRule(
         }
     ),
 )
+SOURCES = StageRule(
+    "sources",
+    "sharing.adaptive.policy: validated",
+    requires=MappingProxyType(
+        {
+            Property.SYNCHRONOUS: "tasks' updates of one round are mixed",
+            Property.FIXED_SCOPES: "each task has layers of its own for the whole run",
+        }
+    ),
+    breaks=frozenset({Property.EXAMPLE_WEIGHTS}),
+)
+AUTO = replace(
+    SOURCES,
+    key="sharing: auto",
+    requires=MappingProxyType({one: f"{reason}; or set `sharing: plain`" for one, reason in SOURCES.requires.items()}),
+)
+"""The stage `SOURCES` as `sharing: auto` enables it."""
 SHARING = StageRule(
     "sharing",
     "sharing.adaptive",
@@ -84,17 +101,6 @@ SHARING = StageRule(
     ),
     breaks=frozenset({Property.FIXED_SCOPES, Property.TASKS_TOGETHER}),
 )
-AUTO = replace(
-    SHARING,
-    key="sharing",
-    requires=MappingProxyType(
-        {
-            Property.SYNCHRONOUS: "`auto` can't regroup layers for updates that start from older models; set "
-            "`sharing: plain` to keep one encoder for all tasks"
-        }
-    ),
-)
-"""The stage `SHARING` as `sharing: auto` enables it."""
 SCHEDULE = replace(SHARING, key="sharing.schedule", breaks=frozenset({Property.FIXED_SCOPES}))
 """The stage `SHARING` as `sharing.schedule` enables it. A schedule doesn't compare the tasks' updates."""
 
@@ -105,6 +111,7 @@ STAGES = (
     RULE,
     TASK_WEIGHTING,
     AUXILIARY,
+    SOURCES,
     SERVER_OPTIMIZER,
     CONTROL_VARIATES,
     SHARING,

@@ -52,10 +52,13 @@ class SharingRules:
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By name, the tasks and groups in a group."""
     layers: Mapping[str, str] = field(default_factory=dict)
-    """By part or range of layers, the level at which it is shared; all tasks share parts that aren't listed."""
+    """By part or range of layers, the level at which it is shared. All tasks share parts that neither `layers` nor
+    `own` lists."""
     head: str = "task"
     norms: str | None = None
     """The level at which all norms of the encoder are shared; None for the level of the part that each norm is in."""
+    own: Collection[str] | None = ()
+    """The parts of which each task has its own copy, unless `layers` lists them; None for all parts."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,7 @@ def levels_of(shape: ModelShape, rules: SharingRules, key_of_layers: str = "shar
         ConfigError: the rules name a part that the encoder doesn't have.
     """
     there = list(dict.fromkeys(shape.parts.values()))
-    levels = dict.fromkeys(there, "shared")
+    levels = {part: "task" if rules.own is None or part in rules.own else "shared" for part in there}
     for key, level in rules.layers.items():
         for part in parts_in(key):
             if part not in levels:

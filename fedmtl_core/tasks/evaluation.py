@@ -182,8 +182,8 @@ class Evaluation(Mapping[str, float]):
     sums: Sums | None = None
     """Sums over the rows, if metrics follow from sums."""
     losses: npt.NDArray[np.float64] | None = None
-    """The loss of each row that has one, in the order of the evaluation, `(rows,)`. They stay with the client. None if
-    they are unknown."""
+    """The calibrated loss of each row that has a loss, in the order of the evaluation, `(rows,)`. Their mean isn't the
+    metric `loss` in general. They stay with the client. None if they are unknown."""
 
     def __getitem__(self, name: str) -> float:
         return self.metrics[name]

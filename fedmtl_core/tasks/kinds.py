@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedmtl_core import plugins
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.tasks import metrics
+from fedmtl_core.tasks import calibration, metrics
 from fedmtl_core.tasks.evaluation import NO_MEANS, ROUNDING, Bounds, Evaluation, Sums, Undefined
 from fedmtl_core.tasks.labels import LabelNames, is_number
 from fedmtl_core.tasks.spec import METRICS_OF, TaskSpec
@@ -148,6 +148,22 @@ class TaskKind(ABC):
         """
         return None
 
+    def calibrated_losses(self, outputs: Array, targets: Array, losses: Array) -> Array:
+        """Return the loss of each target after a recalibration of the outputs; by default `losses` unchanged.
+
+        Two models are compared by these losses. They should not change with the outputs' scale, or with anything else
+        that a recalibration on the same targets would fix.
+
+        Args:
+            outputs: the head's outputs after `reduce_outputs`, `(targets, anything)`.
+            targets: `(targets,)`.
+            losses: what `loss` returned for each target, `(targets,)`.
+
+        Returns:
+            Finite values, `(targets,)`. Lower is better.
+        """
+        return losses
+
     def reduce_outputs(self, outputs: Tensor) -> Tensor:
         """Reduce a batch's outputs to what `measure` needs: results of all batches stay in memory until the last."""
         return outputs
@@ -270,9 +286,16 @@ class _Linear(TaskKind):
         nn.init.zeros_(head.bias)
         return head
 
+    def _has_loss_of(self, base: type[TaskKind]) -> bool:
+        """Whether this type's loss is that of a base class, and the outputs of an evaluation are those of the head."""
+        return type(self).loss is base.loss and type(self).reduce_outputs is TaskKind.reduce_outputs
+
 
 class Classification(_Linear):
-    """Each row belongs to one class: one output per class, and cross-entropy."""
+    """Each row belongs to one class: one output per class, and cross-entropy.
+
+    A subclass with a loss of its own is compared by this loss, unless it overrides `calibrated_losses`.
+    """
 
     name = "classification"
     metrics = METRICS_OF["classification"]
@@ -290,9 +313,17 @@ class Classification(_Linear):
             return None
         return metrics.class_counts(targets, outputs.argmax(axis=1), len(self.spec.labels))
 
+    def calibrated_losses(self, outputs: Array, targets: Array, losses: Array) -> Array:
+        if not self._has_loss_of(Classification):
+            return losses
+        return calibration.classification_losses(outputs, targets)
+
 
 class Regression(_Linear):
-    """Each row has a number: one output, and the squared error."""
+    """Each row has a number: one output, and the squared error.
+
+    A subclass with a loss of its own is compared by this loss, unless it overrides `calibrated_losses`.
+    """
 
     name = "regression"
     metrics = METRICS_OF["regression"]
@@ -318,6 +349,12 @@ class Regression(_Linear):
             return None
         sums = metrics.moments(targets, outputs[:, 0])
         return sums if metrics.is_bounded(sums) else None
+
+    def calibrated_losses(self, outputs: Array, targets: Array, losses: Array) -> Array:
+        if not self._has_loss_of(Regression):
+            return losses
+        calibrated = calibration.regression_losses(outputs[:, 0], targets)
+        return losses if calibrated is None else calibrated
 
 
 def new_head(kind: TaskKind, encoder: EncoderInfo, dropout: float) -> nn.Module:
@@ -354,6 +391,21 @@ def measure(kind: TaskKind, outputs: Array, targets: Array) -> Evaluation:
     needs_sums = spec.type in METRICS_OF and not NO_MEANS.isdisjoint(spec.metrics)
     sums = kind.sums(outputs, targets) if needs_sums else None
     return Evaluation.of({name: values[name] for name in spec.metrics}, len(targets), sums=sums)
+
+
+def calibrated_losses(kind: TaskKind, outputs: Array, targets: Array, losses: Array) -> Array:
+    """Return the calibrated loss of each target, float64 `(targets,)`; see `TaskKind.calibrated_losses`.
+
+    Raises:
+        ConfigError: the type is a plug-in that doesn't return a finite number for each target.
+    """
+    values: Array = np.asarray(kind.calibrated_losses(outputs, targets, losses), dtype=np.float64)
+    if values.shape != losses.shape or not np.isfinite(values).all():
+        raise ConfigError(
+            f"tasks.{kind.spec.name}.type: {kind.spec.type}: calibrated_losses() must return a finite number for each "
+            f"of the {len(losses)} targets, got {np.isfinite(values).sum()} finite ones in an array {values.shape}"
+        )
+    return values
 
 
 def _require_possible(spec: TaskSpec, name: str, values: Mapping[str, float]) -> None:

@@ -1,7 +1,8 @@
 """Paired evaluations: the loss of a variant of a model, beside the model's loss on the same examples.
 
 Differences of losses on the same examples vary much less than the losses themselves. Their mean and standard error say
-whether the variant is better. Sums of several clients add up, so a task's figures are exactly those of all its clients'
+whether the variant is better. The losses are calibrated (`fedmtl_core.tasks.calibration`), so the scale of the outputs
+doesn't decide. Sums of several clients add up, so a task's figures are exactly those of all its clients'
 examples together, in whatever order the clients are added.
 """
 
@@ -27,7 +28,7 @@ class PairedLoss:
     num_examples: int
     """Number of examples, at least 1."""
     loss: float
-    """Mean loss of the variant."""
+    """Mean calibrated loss of the variant; the mean of the plain losses if those of single examples are unknown."""
     difference: float
     """Mean of the variant's loss minus the model's, over the examples; below 0 if the variant is better."""
     squared_deviations: float | None = None

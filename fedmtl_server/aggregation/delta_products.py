@@ -58,6 +58,18 @@ def inner_products_of(deltas: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> NDAr
     return total
 
 
+def products_of(deltas: Sequence[Sequence[Tensor]]) -> NDArray[np.float64]:
+    """Return the inner products of deltas.
+
+    Args:
+        deltas: for each delta its flat vectors; all deltas have vectors of the same lengths.
+
+    Returns:
+        Float64 `(deltas, deltas)`, symmetric.
+    """
+    return inner_products_of([[(torch.zeros(()).expand(len(one)), one) for one in vectors] for vectors in deltas])
+
+
 def combine(base: Component, means: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
     """Overwrite the first of several means with base + Σ c (mean - base).
 

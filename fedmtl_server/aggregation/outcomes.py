@@ -31,16 +31,18 @@ def merged_outcomes(stages: Sequence[Stage], outcomes: Sequence[Outcome], varian
     if moved and (table := table_of(stages)) is not None:
         for stage in stages:
             stage.keep(table.scopes)
-    chosen: dict[str, Variant] = {}
+    replaced: dict[str, Variant] = {}
     for one in outcomes:
-        if both := chosen.keys() & one.chosen.keys():
-            raise AggregationError(f"{min(both)}: expected at most one stage to choose a variant for the task, got two")
-        chosen |= one.chosen
+        mine = {**one.chosen, **one.adjusted}
+        if both := replaced.keys() & mine.keys() or one.chosen.keys() & one.adjusted.keys():
+            raise AggregationError(f"{min(both)}: expected at most one stage to replace the task's tensors, got two")
+        replaced |= mine
     return Aggregate(
         moved=moved,
         moved_by={part: cause for one in outcomes for part, cause in one.moved_by.items()},
         variants=variants,
-        chosen=chosen,
+        chosen={task: one for outcome in outcomes for task, one in outcome.chosen.items()},
+        adjusted={task: one for outcome in outcomes for task, one in outcome.adjusted.items()},
         must_save=any(one.must_save for one in outcomes),
         notices=[one.notice for one in outcomes if one.notice],
     )

@@ -181,6 +181,8 @@ class Aggregate:
     """By task, the results of the variants that the round offered."""
     chosen: Mapping[str, Variant] = field(default_factory=dict)
     """By task, a variant whose tensors replace the model's, after `moved`."""
+    adjusted: Mapping[str, Variant] = field(default_factory=dict)
+    """By task, tensors that replace the model's as those of `chosen` do; the report doesn't list them."""
     must_save: bool = False
     """Whether the stages' components are saved even if the model doesn't change."""
     notices: Sequence[Notice] = ()

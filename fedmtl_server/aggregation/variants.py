@@ -68,15 +68,15 @@ class VariantResult:
 
     @property
     def difference(self) -> float:
-        """The mean of the variant's loss minus the model's over all examples; below 0 if the variant is better.
-        Infinite if the variant diverged for a client, or if no client evaluated it."""
+        """The mean over all examples of the variant's calibrated loss minus the model's; below 0 if the variant is
+        better. Infinite if the variant diverged for a client, or if no client evaluated it."""
         if self.num_diverged or self.paired is None:
             return math.inf
         return self.paired.difference
 
     @property
     def metrics(self) -> Mapping[str, TaskMetric]:
-        """The task's metrics of the variant by name, including the `loss` if clients report it."""
+        """The task's metrics of the variant by name, including the plain mean `loss` if clients report it."""
         return task_metrics(one.evaluation for one in self.clients.values() if one.paired is not None)
 
 

@@ -23,9 +23,9 @@ class VariantReport:
     num_diverged: int
     """Clients for which the variant's loss or outputs aren't finite; if there are any, it is infinitely worse."""
     loss: float | None
-    """Mean loss of the variant over all rows; None if no client has a finite one."""
+    """Mean calibrated loss of the variant over all rows; None if no client has a finite one."""
     loss_difference: float | None
-    """Mean over all rows of the variant's loss minus the model's; None if no client has a finite one."""
+    """Mean over all rows of the variant's calibrated loss minus the model's; None if no client has a finite one."""
     standard_error: float | None
     """The standard error of `loss_difference`; None if it is unknown."""
     chosen: bool

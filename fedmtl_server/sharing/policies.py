@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmtl_core.config import AdaptiveConfig
+from fedmtl_core.config.sharing import VALIDATED
 from fedmtl_core.errors import AggregationError
 from fedmtl_core.model.sharing import Block, Partition, blocks_of
 from fedmtl_core.plugins import Registry
@@ -181,12 +182,12 @@ POLICIES = Registry("sharing.adaptive.policy", SharingPolicy, {"cosine": Cosine}
 
 
 def make_policy(section: AdaptiveConfig) -> SharingPolicy | None:
-    """Return the policy that a configuration names; None if it names none.
+    """Return the policy that regroups layers; None if a configuration names none, or `validated`, which regroups none.
 
     Raises:
         ConfigError: a custom class can't be loaded or constructed.
     """
-    return None if section.policy is None else POLICIES.make(section.policy, section)
+    return None if section.policy in (None, VALIDATED) else POLICIES.make(section.policy, section)
 
 
 def checked(decided: Decided, round_: SharingRound) -> Decided:

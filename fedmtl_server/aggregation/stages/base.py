@@ -142,6 +142,8 @@ class Outcome:
     chosen: Mapping[str, Variant] = field(default_factory=dict)
     """By task, a variant whose tensors replace the model's, after the round's average and after `moved`. The task must
     then share these tensors with no other task."""
+    adjusted: Mapping[str, Variant] = field(default_factory=dict)
+    """By task, tensors that replace the model's as those of `chosen` do, but that clients didn't compare with it."""
     must_save: bool = False
     """Whether the stage's saved components have changed. They are then saved even if the model hasn't changed; without
     it, a round that doesn't change the model saves only the stage's metadata."""

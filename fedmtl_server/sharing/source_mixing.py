@@ -1,0 +1,367 @@
+"""The stage that mixes other tasks' updates into a task's own layers, as clients' paired losses decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmtl_core.config import Config
+from fedmtl_core.config.stages import SOURCES
+from fedmtl_core.json_types import JsonObject
+from fedmtl_core.model.scopes import task_of, task_scope
+from fedmtl_core.model.sharing import movable_parts
+from fedmtl_core.tasks.plan import Purpose
+from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.wire.layout import Component, Layout
+from fedmtl_server.aggregation.delta_products import products_of
+from fedmtl_server.aggregation.stages.base import Ending, Outcome, Stage
+from fedmtl_server.aggregation.values import RoundContext, StageState
+from fedmtl_server.aggregation.variants import Variant, VariantResult, make_variant
+from fedmtl_server.model_parts import ModelParts
+from fedmtl_server.sharing.source_selection import (
+    Candidate,
+    Comparison,
+    Selection,
+    SelectionRules,
+    Sources,
+    candidates,
+    decided,
+)
+
+_EMBEDDINGS = "embeddings"
+
+
+class SourceMixing(Stage):
+    """Lets each task's own layers take the updates of its source tasks, and tries other sources by variants.
+
+    At first, a task takes its own updates only. After each round, its clients compare its model with candidates' models
+    before they train. The candidates' models differ in the update of the last round only: they have the mean of the
+    candidate's sources instead of the task's. An accepted candidate replaces that update too, so that nothing is lost
+    by the round that the trial took.
+
+    A task of the same type as another one, with as many texts and labels, tries the most similar such task first, and
+    takes its updates while the trial runs.
+
+    The mean of several tasks' deltas keeps the mean of their norms, part by part: deltas of different tasks are nearly
+    at right angles, and their plain mean would be shorter than each of them.
+
+    Trials leave the word embeddings out if other parts are mixed too: most of a small encoder's bytes are embeddings,
+    and the difference shows without them. The sources in effect count for all parts.
+
+    An auxiliary task has no trials. It takes the updates of the tasks that take its updates, so that they train
+    together.
+
+    Args:
+        parts: the parts of the server's model.
+        mixed: by part of the encoder that is mixed, its parameters; each task must own them.
+        kin: by task, the tasks of the same type.
+        auxiliary: the auxiliary tasks.
+        rules: the limits of trials and the margins of decisions.
+    """
+
+    rule = SOURCES
+
+    def __init__(
+        self,
+        parts: ModelParts,
+        mixed: Mapping[str, Sequence[str]],
+        kin: Mapping[str, Collection[str]],
+        auxiliary: Collection[str],
+        rules: SelectionRules,
+    ):
+        self._model = parts
+        self._parts = mixed
+        self._tried = {part: names for part, names in mixed.items() if part != _EMBEDDINGS} or dict(mixed)
+        self._kin = kin
+        self._tasks = parts.tasks
+        self._rules = rules
+        self._selections = {task: Selection(task, (task,)) for task in parts.tasks if task not in auxiliary}
+        self._last = LastRound()
+        self._made: dict[tuple[str, str], Variant] = {}
+        self._new: dict[str, Component] = {}
+        self._released: dict[str, Component] = {}
+
+    @property
+    def sources(self) -> dict[str, Sources]:
+        """By task, the tasks whose updates its layers take."""
+        chosen = {task: one.sources for task, one in self._selections.items()}
+        return {task: chosen[task] if task in chosen else self._followed(task) for task in self._tasks}
+
+    def _followed(self, auxiliary: str) -> Sources:
+        """Return the sources of an auxiliary task: itself, and the tasks that take its updates."""
+        takers = [task for task, one in self._selections.items() if auxiliary in one.sources]
+        return tuple(task for task in self._tasks if task == auxiliary or task in takers)
+
+    # A round.
+
+    def begin(self, context: RoundContext) -> None:
+        self._new, self._released = {}, {}
+
+    def release(self, base: Component, combined: Component) -> None:
+        """Keep the delta of a task's own layers."""
+        task = task_of(base.scope)
+        if task is None:
+            return
+        before, after = base.views(), combined.views()
+        names = [name for names in self._parts.values() for name in names]
+        deltas = {name: _wide(after[name]).sub(_wide(before[name])) for name in names}
+        self._new[task] = Component.pack(_delta_scope(task), deltas)
+        self._released[task] = combined
+
+    def end(self, ending: Ending) -> Outcome:
+        """Decide on the round's trials, and mix the sources' updates into each task's layers."""
+        deltas = {task: one for task, one in self._new.items() if task_scope(task) in ending.committed}
+        if not deltas:
+            return Outcome()
+        before, earlier = self._selections, self._last
+        accepted = self._decide(ending, deltas)
+        now = LastRound.of(ending.round, deltas, self._parts)
+        self._last = now.without_parts_but(self._tried)
+        if not earlier.deltas:
+            self._begin_trials()
+        chosen, adjusted = {}, {}
+        for task, sources in self.sources.items():
+            if task not in deltas:
+                continue
+            shift = now.shift(self._parts, task, (task,), sources)
+            if task in accepted:  # the update of the trial's round follows the new sources too
+                late = earlier.shift(self._tried, task, before[task].sources, accepted[task].sources)
+                shift = _sum(shift, late)
+                chosen[task] = make_variant(task, accepted[task].name, _shifted(self._released[task], shift))
+            elif shift:
+                adjusted[task] = make_variant(task, "mixed", _shifted(self._released[task], shift))
+        self._new, self._released = {}, {}
+        return Outcome(chosen=chosen, adjusted=adjusted)
+
+    def conclude(self, ending: Ending) -> Outcome:
+        """Choose the sources of the final model's last update."""
+        accepted = self._decide(ending, self._selections)
+        return Outcome(chosen={task: self._made[task, one.name] for task, one in accepted.items()})
+
+    # Trials.
+
+    def variants(self, model: Mapping[str, Component], purpose: Purpose) -> Mapping[str, Sequence[Variant]]:
+        """Return each task's candidates' models, which differ from the task's model in the last round's update."""
+        offered: dict[str, list[Variant]] = {}
+        self._made = {}
+        for task, selection in self._selections.items():
+            for candidate in self._candidates(task):
+                shift = self._last.shift(self._tried, task, selection.sources, candidate.sources)
+                variant = make_variant(task, candidate.name, _shifted(model[task_scope(task)], shift))
+                offered.setdefault(task, []).append(variant)
+                self._made[task, candidate.name] = variant
+        return offered
+
+    def _candidates(self, task: str) -> list[Candidate]:
+        """Return a task's candidates in the round after the last one; none without an update of the task."""
+        present = [one for one in self._tasks if one in self._last.deltas]
+        if task not in present:
+            return []
+        kin = self._kin.get(task, ())
+        order = {one: self._last.cosine(task, one) + (2 if one in kin else 0) for one in present if one != task}
+        return candidates(self._selections[task], present, order, self._last.round + 1, self._rules)
+
+    def _decide(self, ending: Ending, tasks: Collection[str]) -> dict[str, Candidate]:
+        """Decide on the trials of some tasks in a round, and return the accepted candidates by task."""
+        accepted, selections = {}, dict(self._selections)
+        for task, results in ending.variants.items():
+            if task not in selections or task not in tasks:
+                continue
+            compared = {one.name: comparison for one in results if (comparison := _comparison(one)) is not None}
+            offered = self._candidates(task)
+            selections[task], candidate = decided(selections[task], offered, compared, ending.round, self._rules)
+            if candidate is not None:
+                accepted[task] = candidate
+        self._selections = selections
+        return accepted
+
+    def _begin_trials(self) -> None:
+        """Let each task with others of its type try the most similar one at once, in the run's first round."""
+        selections = dict(self._selections)
+        for task in selections:
+            present = [one for one in self._kin.get(task, ()) if one in self._last.deltas]
+            if present and task in self._last.deltas:
+                best = max(present, key=lambda one: (self._last.cosine(task, one), one))
+                sources = tuple(one for one in self._tasks if one in (task, best))
+                selections[task] = Selection(task, sources, is_trial=True)
+        self._selections = selections
+
+    # Saved state.
+
+    def state_layouts(self, layouts: Sequence[Layout], metadata: JsonObject) -> list[Layout]:
+        return [self._delta_layout(task) for task in metadata.get("deltas", ())]
+
+    def state(self) -> StageState:
+        """Return the tasks' deltas of the last round by scope, their products, and the selections."""
+        if not self._last.deltas:
+            return StageState()
+        metadata = {
+            "round": self._last.round,
+            "deltas": list(self._last.deltas),
+            "products": {part: rows.tolist() for part, rows in self._last.products.items()},
+            "selections": {task: one.to_json() for task, one in self._selections.items()},
+        }
+        return StageState({one.scope: one for one in self._last.deltas.values()}, metadata)
+
+    def restore(self, state: StageState, layouts: Sequence[Layout]) -> None:
+        values = state.metadata
+        if not values:
+            return
+        deltas = {task: state.components[_delta_scope(task)] for task in values["deltas"]}
+        for task, component in deltas.items():
+            self._delta_layout(task).require_same(component.layout)
+        products = {part: np.array(rows, dtype=np.float64) for part, rows in values["products"].items()}
+        self._last = LastRound(values["round"], deltas, products)
+        self._selections |= {
+            task: Selection.of_json(task, one) for task, one in values["selections"].items() if task in self._selections
+        }
+
+    def _delta_layout(self, task: str) -> Layout:
+        names = [name for mine in self._tried.values() for name in mine]
+        shapes = {name: self._model.tensors[name] for name in names}
+        return Layout.of(_delta_scope(task), {name: _wide(torch.empty_like(one)) for name, one in shapes.items()})
+
+
+@dataclass(frozen=True)
+class LastRound:
+    """The tasks' deltas of the last round with an update."""
+
+    round: int = 0
+    deltas: Mapping[str, Component] = field(default_factory=dict)
+    """By task, its delta of some parts, float32 (float64 for float64)."""
+    products: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """By part, the inner products of the deltas, in their order."""
+
+    @classmethod
+    def of(cls, round_: int, deltas: Mapping[str, Component], parts: Mapping[str, Sequence[str]]) -> LastRound:
+        """Return the last round with these deltas by task."""
+        views = [one.views() for one in deltas.values()]
+        return cls(
+            round_,
+            dict(deltas),
+            {
+                part: products_of([[one[name].flatten() for name in names] for one in views])
+                for part, names in parts.items()
+            },
+        )
+
+    def without_parts_but(self, parts: Mapping[str, Sequence[str]]) -> LastRound:
+        """Return a copy that has only some of the parts."""
+        names = [name for mine in parts.values() for name in mine]
+        deltas = {}
+        for task, component in self.deltas.items():
+            views = component.views()
+            deltas[task] = Component.pack(component.scope, {name: views[name] for name in names})
+        return LastRound(self.round, deltas, {part: self.products[part] for part in parts})
+
+    def cosine(self, task: str, other: str) -> float:
+        """Return the cosine of two tasks' deltas over all parts; 0 if one of them is 0."""
+        order = list(self.deltas)
+        i, j = order.index(task), order.index(other)
+        total = np.sum(list(self.products.values()), axis=0)
+        norms = math.sqrt(total[i, i] * total[j, j])
+        return float(total[i, j]) / norms if norms > 0 else 0.0
+
+    def shift(self, parts: Mapping[str, Sequence[str]], task: str, now: Sources, then: Sources) -> dict[str, Tensor]:
+        """Return the change of a task's parameters if its update had the mean of other sources; none if both are equal.
+
+        Args:
+            parts: by part, the parameters.
+            task: the task, which has a delta.
+            now: the sources in effect.
+            then: the other sources.
+        """
+        if task not in self.deltas or set(now) == set(then):
+            return {}
+        views = {one: component.views() for one, component in self.deltas.items()}
+        shift = {}
+        for part, names in parts.items():
+            before, after = self._coefficients(part, now), self._coefficients(part, then)
+            changes = {one: after.get(one, 0.0) - before.get(one, 0.0) for one in self.deltas}
+            for name in names:
+                value = torch.zeros_like(views[task][name])
+                for one, coefficient in changes.items():
+                    if coefficient:
+                        value.add_(views[one][name], alpha=coefficient)
+                shift[name] = value
+        return shift
+
+    def _coefficients(self, part: str, sources: Sources) -> dict[str, float]:
+        """Return the coefficients of the sources' deltas in a mean that keeps the mean of their norms.
+
+        The factor on the plain mean is at most the square root of the number of sources, the factor for deltas at right
+        angles; it would grow without bound for deltas that cancel each other.
+        """
+        present = [place for place, task in enumerate(self.deltas) if task in sources]
+        products = self.products[part][np.ix_(present, present)]
+        count = len(present)
+        norm = math.sqrt(max(float(products.sum()), 0.0)) / count
+        kept = float(np.sqrt(np.diag(products)).sum()) / count
+        factor = min(kept / norm, math.sqrt(count)) if norm > 0 else math.sqrt(count)
+        order = list(self.deltas)
+        return {order[place]: factor / count for place in present} if count > 1 else {order[present[0]]: 1.0}
+
+
+def make_source_mixing(config: Config, parts: ModelParts) -> SourceMixing:
+    """Return the stage that `sharing.adaptive.policy: validated` configures.
+
+    Raises:
+        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have.
+    """
+    section, specs = config.sharing.adaptive, config.task_specs()
+    auxiliary = config.auxiliary_tasks()
+    num_targets = len(specs) - len(auxiliary)
+    rules = SelectionRules(
+        section.trials,
+        section.error_rate,
+        section.min_gain,
+        num_trials=section.trials * num_targets * config.training.num_rounds,
+    )
+    mixed = parts.movable(movable_parts(config.sharing.rules(), section.layers))
+    return SourceMixing(parts, mixed, kin_of(specs), auxiliary, rules)
+
+
+def kin_of(specs: Sequence[TaskSpec]) -> dict[str, list[str]]:
+    """Return, by task, the other tasks of the same type, with as many texts and as many labels."""
+
+    def traits(spec: TaskSpec) -> tuple[str, int, int]:
+        return spec.kind, len(spec.text_columns), len(spec.labels)
+
+    return {
+        one.name: [other.name for other in specs if other.name != one.name and traits(other) == traits(one)]
+        for one in specs
+    }
+
+
+def _comparison(result: VariantResult) -> Comparison | None:
+    """Return a variant's comparison; None if it diverged, nobody evaluated it, or its standard error is unknown."""
+    paired = result.paired
+    if paired is None or result.num_diverged or paired.standard_error is None:
+        return None
+    return Comparison(paired.loss, paired.difference, paired.standard_error, paired.num_examples)
+
+
+def _shifted(component: Component, shift: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a component that a shift concerns, with the shift added."""
+    views = component.views()
+    return {name: _wide(views[name]).add(value).to(views[name].dtype) for name, value in shift.items()}
+
+
+def _sum(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the sum of two shifts, which may concern different tensors."""
+    return {**one, **{name: value + one[name] if name in one else value for name, value in other.items()}}
+
+
+def _delta_scope(task: str) -> str:
+    """Return the scope of a task's saved delta: `delta:TASK`."""
+    return f"delta:{task}"
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
