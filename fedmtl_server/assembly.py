@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from fedmtl_core.config import Config, contradictions
+from fedmtl_core.config import Config, contradictions, sharing_in_words
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import blocks_of
@@ -28,7 +28,6 @@ from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.rounds.rules import RoundRules
 from fedmtl_server.rounds.task_selection import make_selection
 from fedmtl_server.run_spec import RunParts, RunSpec
-from fedmtl_server.sharing.modes import in_words
 from fedmtl_server.starting_run import find_source
 from fedmtl_server.storage.checkpoint_folder import CheckpointLayouts
 from fedmtl_server.storage.folders import held_run, unfinished_run
@@ -79,7 +78,7 @@ class Assembly:
         self.gate = Gate(config) if is_authenticating(config) else None
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self.run_id = self._held_id or uuid.uuid4().hex
-        get_logger().info("sharing.chosen", **in_words(config))
+        get_logger().info("sharing.chosen", **sharing_in_words(config))
         rules = AggregationRules.of(config)  # errors in the configuration come before the slow steps
         if rules.rule is not None:
             get_logger().info("rule.loaded", rule=config.aggregation.rule, options=config.aggregation.rule_options)

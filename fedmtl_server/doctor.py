@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmtl_core.addresses import is_loopback, join_address
-from fedmtl_core.config import Config
+from fedmtl_core.config import Config, sharing_in_words
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.runtime import doctor
 from fedmtl_core.runtime.doctor import Finding, fail, ok, warn
@@ -250,9 +250,7 @@ def disk(config: Config, place: Path) -> Iterator[Finding]:
 
 def sharing_mode(config: Config) -> Iterator[Finding]:
     """Report what the configuration's sharing does, and what the other modes would do."""
-    from fedmtl_server.sharing.modes import in_words
-
-    words = in_words(config)
+    words = sharing_in_words(config)
     yield ok("sharing", "; ".join([f"{words.pop('mode')}: {words.pop('meaning')}", *words.values()]))
 
 

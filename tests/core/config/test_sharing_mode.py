@@ -119,13 +119,12 @@ def test_an_auxiliary_task_is_another_task():
     [
         (
             {"rounds": {"mode": "async"}},
-            "sharing: needs `rounds.mode: sync`, got 'async': `auto` can't regroup layers for updates that start from "
-            "older models; set `sharing: plain`",
+            "sharing: auto: needs `rounds.mode: sync`, got 'async': tasks' updates of one round are mixed; or set "
+            "`sharing: plain`",
         ),
-        ({"aggregation": {"rule": "mine:Median"}}, "aggregation.rule: needs `sharing: plain`, got 'auto': a rule"),
         (
             {"training": {"control_variates": True, "optimizer": "sgd"}},
-            "training.control_variates: needs `sharing: plain`, got 'auto': control variates belong to components",
+            "training.control_variates: needs `sharing: plain`: control variates weight clients by their examples",
         ),
     ],
 )

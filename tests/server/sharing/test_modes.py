@@ -3,10 +3,9 @@
 import pytest
 from structlog.testing import capture_logs
 
-from fedmtl_core.config import validated
+from fedmtl_core.config import sharing_in_words, validated
 from fedmtl_server import doctor
 from fedmtl_server.server import Server
-from fedmtl_server.sharing.modes import in_words
 from tests.support import tiny_model
 
 PLAIN = "one encoder is averaged over all tasks, and each task has its own head"
@@ -40,7 +39,7 @@ def config_of(sharing, *tasks):
     ],
 )
 def test_the_words_say_what_the_sharing_does_and_what_each_other_mode_would_do(sharing, mode, meaning, others):
-    words = in_words(config_of(sharing))
+    words = sharing_in_words(config_of(sharing))
     assert (words["mode"], words["meaning"]) == (mode, meaning)
     assert [text.partition("`")[0] for text in words["instead"].split("`sharing: ")[1:]] == others
 
@@ -48,8 +47,8 @@ def test_the_words_say_what_the_sharing_does_and_what_each_other_mode_would_do(s
 def test_a_run_with_one_task_has_no_other_mode_and_says_so():
     meaning = "the run has one task, for which `plain` and `auto` are the same"
     for mode in ("plain", "auto"):
-        assert in_words(config_of(mode, "sst2")) == {"mode": mode, "meaning": meaning}
-    words = in_words(config_of({"head": "local"}, "sst2"))
+        assert sharing_in_words(config_of(mode, "sst2")) == {"mode": mode, "meaning": meaning}
+    words = sharing_in_words(config_of({"head": "local"}, "sst2"))
     assert words == {"mode": "custom", "meaning": "as configured in `sharing`: head"}
 
 
@@ -58,7 +57,7 @@ def test_the_log_begins_with_them(sharing, tasks, tmp_path):
     config = config_of(sharing, *tasks)
     with capture_logs() as logs:
         Server(config, tmp_path, tiny_model(*tasks))
-    assert logs[0] == {"event": "sharing.chosen", "log_level": "info", **in_words(config)}
+    assert logs[0] == {"event": "sharing.chosen", "log_level": "info", **sharing_in_words(config)}
 
 
 def test_the_doctor_says_them_too():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fedmtl_core.config import Config, SharingConfig
+from fedmtl_core.config.root import Config
+from fedmtl_core.config.sharing import SharingConfig
 
 _PLAIN = "one encoder is averaged over all tasks, and each task has its own head"
 _AUTO = "each task has its own encoder, and takes other tasks' updates where clients' evaluations show a gain"
@@ -13,7 +14,7 @@ _INSTEAD = {
 }
 
 
-def in_words(config: Config) -> dict[str, str]:
+def sharing_in_words(config: Config) -> dict[str, str]:
     """Describe the sharing of a run.
 
     Args:
