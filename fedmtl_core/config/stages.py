@@ -87,6 +87,12 @@ SOURCES = StageRule(
     ),
     breaks=frozenset({Property.EXAMPLE_WEIGHTS}),
 )
+AUTO = replace(
+    SOURCES,
+    key="sharing: auto",
+    requires=MappingProxyType({one: f"{reason}; or set `sharing: plain`" for one, reason in SOURCES.requires.items()}),
+)
+"""The stage `SOURCES` as `sharing: auto` enables it."""
 SHARING = StageRule(
     "sharing",
     "sharing.adaptive",
