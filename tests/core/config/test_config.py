@@ -84,7 +84,12 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
             "tasks: {sst2: {}, qqp: {}}\naggregation: {task_weighting: fixed, task_weights: {sst2: 1}}",
             r"aggregation\.task_weights: expected a weight for every task, got none for 'qqp'",
         ),
-        ("aggregation: {scaling: 0}", r"aggregation\.scaling: .*greater than 0 \(got 0\)"),
+        (
+            "aggregation: {scaling: 0}",
+            r"aggregation\.scaling: expected `preserve` or a number greater than 0 \(got 0\)",
+        ),
+        ("aggregation: {scaling: preserved}", r"scaling: expected `preserve` or a number .* \(got 'preserved'\)"),
+        ("aggregation: {scaling: true}", r"aggregation\.scaling: expected a number \(got true\)"),
         ("aggregation: {temperature: 0}", r"aggregation\.temperature: .*greater than 0 \(got 0\)"),
         ("aggregation: {conflict_aversion: 1}", r"aggregation\.conflict_aversion: .*less than 1 \(got 1\)"),
         ("security: {tls: {key: k}}", r"security\.tls: `certificate` and `key` go together, got only a key"),

@@ -20,6 +20,7 @@ from fedmtl_server.aggregation.stages.client_shares import ClientShares
 from fedmtl_server.aggregation.stages.control_variates import ControlVariates
 from fedmtl_server.aggregation.stages.normalization import FedNova
 from fedmtl_server.aggregation.stages.norms import NormScreening
+from fedmtl_server.aggregation.stages.preserved_norm import PreservedNorm
 from fedmtl_server.aggregation.stages.rule import RuleInsteadOfMean
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
@@ -34,6 +35,7 @@ CLASSES = (
     RuleInsteadOfMean,
     TaskWeights,
     AuxiliaryTasks,
+    PreservedNorm,
     OptimizerSteps,
     ControlVariates,
     LayerRegrouping,
@@ -58,7 +60,7 @@ def test_the_documentation_quotes_the_steps_and_the_stages_in_their_order():
     text = (Path(__file__).parents[3] / "docs" / "aggregation.md").read_text(encoding="utf-8")
     section = text.partition("## Order of the steps")[2].partition("\n## ")[0]
     assert tuple(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == STEPS
-    quoted = re.findall(r"^\d\. `(\w+)`: `([\w.]+)`$", section, re.MULTILINE)
+    quoted = re.findall(r"^\d+\. `(\w+)`: `([\w.]+)`$", section, re.MULTILINE)
     assert quoted == [(stage.name, stage.key) for stage in STAGES]
 
 
