@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
@@ -119,7 +119,7 @@ class AggregationConfig(Section):
         description="Weight of every task by name, above 0. Required with `task_weighting: fixed`, refused with other "
         "weightings.",
     )
-    scaling: Annotated[float, Field(gt=0)] | Literal["preserve"] = Field(
+    scaling: float | Literal["preserve"] = Field(
         1.0,
         description="Factor that multiplies the weighted sum of the tasks' deltas before the encoder moves. It is "
         "limited to the number of tasks that share the component in the round; at that limit each task moves the "
@@ -177,9 +177,14 @@ class AggregationConfig(Section):
     @classmethod
     def _factor_or_preserve(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
         try:
-            return validate(value)
-        except ValidationError:
-            raise ValueError("expected `preserve` or a number greater than 0") from None
+            scaling = validate(value)
+        except ValidationError as error:
+            if any(one["type"] == "value_error" for one in error.errors()):
+                raise  # the section's own check, which says what is wrong with the number
+            scaling = None
+        if scaling is None or (isinstance(scaling, float) and scaling <= 0):
+            raise ValueError("expected `preserve` or a number greater than 0")
+        return scaling
 
     @field_validator("rule")
     @classmethod

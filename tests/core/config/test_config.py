@@ -88,6 +88,7 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
             "aggregation: {scaling: 0}",
             r"aggregation\.scaling: expected `preserve` or a number greater than 0 \(got 0\)",
         ),
+        ("aggregation: {scaling: .nan}", r"scaling: expected `preserve` or a number greater than 0 \(got \.nan\)"),
         ("aggregation: {scaling: preserved}", r"scaling: expected `preserve` or a number .* \(got 'preserved'\)"),
         ("aggregation: {scaling: true}", r"aggregation\.scaling: expected a number \(got true\)"),
         ("aggregation: {temperature: 0}", r"aggregation\.temperature: .*greater than 0 \(got 0\)"),
