@@ -173,7 +173,7 @@ def test_a_number_is_neither_a_boolean_nor_what_could_be_meant_in_another_base(k
             lambda text=text: config.resolve({section: sections_of(name, text.strip("'"))}),
         ):
             with pytest.raises(
-                ConfigError, match=r"in base (8|60), |without leading zeros|unable to parse string as a"
+                ConfigError, match=r"in base (8|60), |without leading zeros|unable to parse string as a|or a number"
             ):
                 load()
 
