@@ -139,6 +139,7 @@ class RunLog:
             tensors=component.num_tensors,
             clients=len(component.contributions),
             **_norm_fields(component),
+            **({"scaling": dict(component.scaling)} if component.scaling else {}),
         )
         for part in component.contributions:
             if part.clipped_to is not None:

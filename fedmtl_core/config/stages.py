@@ -59,6 +59,11 @@ TASK_WEIGHTING = StageRule(
     breaks=frozenset({Property.EXAMPLE_WEIGHTS, Property.TASKS_TOGETHER}),
 )
 AUXILIARY = StageRule("auxiliary", "tasks.NAME.auxiliary", breaks=frozenset({Property.EXAMPLE_WEIGHTS}))
+SCALING = StageRule(
+    "scaling",
+    "aggregation.scaling",
+    breaks=frozenset({Property.EXAMPLE_WEIGHTS, Property.TASKS_TOGETHER}),
+)
 SERVER_OPTIMIZER = StageRule("server_optimizer", "server_optimizer.name")
 CONTROL_VARIATES = StageRule(
     "control_variates",
@@ -111,6 +116,7 @@ STAGES = (
     RULE,
     TASK_WEIGHTING,
     AUXILIARY,
+    SCALING,
     SERVER_OPTIMIZER,
     SOURCES,
     CONTROL_VARIATES,

@@ -249,6 +249,7 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
         bytes=f"{bytes_text(report['bytes_received'])} in, {bytes_text(report['bytes_sent'])} out",
         missing=", ".join(report["missing_clients"]) or "no client",
         unchanged=", ".join(f"head {task}" for task in report["unchanged_tasks"]) or "no head",
+        **_scaling(report),
         **_moves(report),
         **_variants(report),
         **_discarded(report),
@@ -257,6 +258,16 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
     _tasks_table(report).show()
     _updates_table(report, updates).show()
     _refusals_table(report).show()
+
+
+def _scaling(report: StoredReport) -> dict[str, str]:
+    """Return the factors that preserved the norm of the tasks' deltas, by component and part; empty without factors."""
+    texts = [
+        f"{component['scope']}: " + ", ".join(f"{part} {factor:.3f}" for part, factor in factors.items())
+        for component in report["components"]
+        if (factors := component.get("scaling"))
+    ]
+    return {"scaling": "; ".join(texts)} if texts else {}
 
 
 def _moves(report: StoredReport) -> dict[str, str]:

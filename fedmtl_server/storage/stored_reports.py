@@ -57,11 +57,12 @@ class StoredContribution(TypedDict):
 
 
 class StoredComponent(TypedDict):
-    """`fedmtl_server.rounds.report.ComponentReport`."""
+    """`fedmtl_server.rounds.report.ComponentReport`. Older reports lack the field that isn't required."""
 
     scope: str
     num_tensors: int
     contributions: Sequence[StoredContribution]
+    scaling: NotRequired[Mapping[str, float]]
 
 
 class StoredRefusal(TypedDict):
