@@ -122,7 +122,7 @@ class Selection:
     next_round: Mapping[str, int] = field(default_factory=dict)
     """By candidate, the first round in which it may be tried again."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """By candidate, the `z` of its last comparison, at most 1e9 in size; 1e9 without a valid comparison."""
+    """By candidate, the `z` of its last comparison, at most 1e9 in size."""
 
     def to_json(self) -> JsonObject:
         """Return the selection as JSON values; `of_json` is the inverse."""
@@ -217,11 +217,12 @@ def decided(
     Args:
         selection: the selection with which the round began.
         offered: the candidates of the round.
-        compared: by candidate, its comparison; a candidate without a valid one is absent.
+        compared: by candidate, its comparison; `DIVERGED` if its loss or parameters aren't finite. A candidate that
+            nobody has compared is absent, and can be tried again at once.
         round_: the round.
         rules: the margins.
     """
-    noted = _noted(selection, offered, compared, round_)
+    noted = _noted(selection, compared, round_)
     by_name = {one.name: one for one in offered}
     if selection.is_trial and OWN in by_name:
         own = compared.get(OWN)
@@ -246,13 +247,10 @@ def _is_better(selection: Selection, candidate: Candidate, compared: Comparison,
     return compared.z <= -z and compared.gain >= rules.min_gain
 
 
-def _noted(
-    selection: Selection, offered: Sequence[Candidate], compared: Mapping[str, Comparison], round_: int
-) -> Selection:
-    """Return a selection with the results of a round's trials. A trial without a valid comparison is a failure."""
+def _noted(selection: Selection, compared: Mapping[str, Comparison], round_: int) -> Selection:
+    """Return a selection with the results of a round's trials."""
     failures, waits, scores = dict(selection.failures), dict(selection.next_round), dict(selection.scores)
-    for name in (one.name for one in offered):
-        one = compared.get(name, DIVERGED)
+    for name, one in compared.items():
         failures[name] = failures.get(name, 0) + 1 if one.difference >= 0 else 0
         waits[name] = round_ + min(2 ** failures[name], _MAX_WAIT)
         scores[name] = max(-_MAX_SCORE, min(one.z, _MAX_SCORE))
