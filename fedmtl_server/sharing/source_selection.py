@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
@@ -154,6 +154,33 @@ def sources_of(selections: Mapping[str, Sources], tasks: Sequence[str]) -> dict[
         return tuple(task for task in tasks if task == auxiliary or task in takers)
 
     return {task: selections[task] if task in selections else followed(task) for task in tasks}
+
+
+def taken(states: Iterable[JsonObject], tasks: Sequence[str]) -> dict[str, dict[str, list[int]]]:
+    """Return the rounds whose updates of other tasks each task's layers have taken, also if most of one was given back.
+
+    Args:
+        states: the saved state of the mixing after each round, in order. Each has the last `round` with an update, the
+            tasks with `deltas` in it, and the `selections`.
+        tasks: all tasks, in the run's order.
+
+    Returns:
+        By task and by other task, the rounds in ascending order. Tasks that have taken no other updates are absent.
+    """
+    found: dict[str, dict[str, set[int]]] = {}
+    before: JsonObject | None = None
+    for state in states:
+        chosen = {task: tuple(one["sources"]) for task, one in state["selections"].items()}
+        for task, sources in sources_of(chosen, tasks).items():
+            rounds = [state]
+            if before is not None and task in chosen and before["selections"][task]["sources"] != list(sources):
+                rounds.append(before)  # the accepted sources replaced the update before
+            for one in rounds:
+                others = [other for other in sources if other != task and other in one["deltas"]]
+                for other in others if task in one["deltas"] else ():
+                    found.setdefault(task, {}).setdefault(other, set()).add(one["round"])
+        before = state
+    return {task: {other: sorted(rounds) for other, rounds in mine.items()} for task, mine in found.items()}
 
 
 def candidates(

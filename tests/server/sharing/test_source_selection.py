@@ -20,6 +20,7 @@ from fedmtl_server.sharing.source_selection import (
     candidates,
     decided,
     sources_of,
+    taken,
 )
 
 TASKS = ("a", "b", "c", "d")
@@ -309,3 +310,29 @@ def test_after_many_failures_numbers_stay_small():
     selection = Selection("a", ("a",), failures={"with.b": 5000})
     selection, _ = decided(selection, [WITH_B], {"with.b": compared(1)}, 7, RULES)
     assert selection.next_round == {"with.b": 15}
+
+
+def test_what_a_task_has_taken_is_told_by_rounds_including_the_one_before_an_acceptance():
+    def state(round_, deltas, **sources):
+        return {
+            "round": round_,
+            "deltas": deltas,
+            "selections": {task: Selection(task, tuple(one)).to_json() for task, one in sources.items()},
+        }
+
+    states = [
+        state(1, ["a", "b", "c", "d"], a="ab", b="b", c="c"),
+        state(2, ["a", "b", "c", "d"], a="a", b="b", c="cd"),
+        state(3, ["a", "b", "c"], a="a", b="ab", c="cd"),
+        state(3, ["a", "b", "c"], a="a", b="ab", c="cd"),  # a round that failed
+        state(5, ["a", "b", "c", "d"], a="a", b="ab", c="cd"),
+        state(5, ["a", "b", "c", "d"], a="ac", b="b", c="c"),  # the evaluation of the final model
+    ]
+    assert taken(states, TASKS) == {
+        "a": {"b": [1], "c": [5]},
+        "b": {"a": [2, 3, 5]},
+        "c": {"d": [1, 2, 5]},
+        "d": {"c": [2, 5]},
+    }
+    assert taken(states[:1], TASKS) == {"a": {"b": [1]}}
+    assert taken([], TASKS) == {}

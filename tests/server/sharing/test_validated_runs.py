@@ -264,8 +264,12 @@ async def test_a_failed_round_decides_nothing_and_its_variants_are_offered_again
         async with watching(server, **CLIENTS) as clients:
             await clients["a"].until(OPENED)
             header, data = await clients["a"].get_slice()
-            variants = evaluations("qqp", 2, ["own", "with.sst2"])
-            await clients["a"].push(clients["a"].update(header, trained("a", 2, data), variants=variants))
+            fields = {
+                "received_metrics": {"loss": 1.0},
+                "num_eval_examples": 400,
+                "variants": evaluations("qqp", 2, ["own", "with.sst2"]),
+            }
+            await clients["a"].push(clients["a"].update(header, trained("a", 2, data), **fields))
             await clients["a"].until(FAILED)
             assert stage.state().metadata == before
             again = header
