@@ -14,6 +14,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from fedmtl_core.config.sharing import VALIDATED
+from fedmtl_core.config.stages import SOURCES
 from fedmtl_core.errors import FedMTLError, StoreError, UserError
 from fedmtl_core.model.encoders import is_of_encoder_decoder, save_encoder
 from fedmtl_core.model.modeling import load_tokenizer
@@ -23,6 +25,7 @@ from fedmtl_server.export.masked_lm import masked_lm
 from fedmtl_server.export.model_card import CardMetadata, SharingMetadata, card_of_all, card_of_task
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.saved_runs import SavedRun, Which, choose_round, load_model
+from fedmtl_server.sharing.source_selection import taken
 from fedmtl_server.storage.checkpoints import write_safetensors
 
 
@@ -156,6 +159,7 @@ def _metadata(run: SavedRun, round_: int, model: MTLServerModel) -> CardMetadata
         num_clients=None if clients is None else {task: len(ids) for task, ids in clients.items()},
         sharing=_sharing_metadata(model),
         auxiliary=run.config.auxiliary_tasks(),
+        sources=_sources(run, round_),
         started_from=None if run.started_from is None else (run.started_from["run_id"], run.started_from["round"]),
     )
 
@@ -169,6 +173,16 @@ def _sharing_metadata(model: MTLServerModel) -> SharingMetadata | None:
         {scope: (model.sharing.members(scope), size) for scope, size in sizes.items()},
         {task: len(local) for task in model.tasks if (local := model.sharing.local_for(task))},
     )
+
+
+def _sources(run: SavedRun, round_: int) -> dict[str, dict[str, list[int]]] | None:
+    """Return, by task, the other tasks whose updates its own layers took up to a round; None if unknown."""
+    if run.config.sharing.adaptive.policy != VALIDATED:
+        return {}
+    if run.digests is None:
+        return None  # no history
+    states = [one.get("stages", {}).get(SOURCES.name) for one in run.reports if one["round"] <= round_]
+    return taken([state for state in states if state], tuple(run.config.tasks))
 
 
 def _require_free(folder: Path, force: bool) -> None:

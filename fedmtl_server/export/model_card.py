@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -56,6 +56,8 @@ class CardMetadata:
     """None if all tasks share the encoder, and each task has its own head."""
     auxiliary: Collection[str] = ()
     """The auxiliary tasks."""
+    sources: Mapping[str, Mapping[str, Sequence[int]]] | None = field(default_factory=dict)
+    """By task, the other tasks whose updates its own layers took, with the rounds; None if unknown."""
     started_from: tuple[str, int] | None = None
     """The id of the run and its round whose model this run started from; None if it started from the base model."""
 
@@ -219,7 +221,7 @@ def _card(metadata: CardMetadata, title: str, specs: Sequence[TaskSpec], text: s
 
 The model is from round {metadata.round} of {metadata.num_rounds} of the run `{metadata.run_id}`. Training started
 from {_start(metadata)}. {_sharing(metadata.sharing)}
-
+{_sources(metadata, specs)}
 {_table(metadata)}
 
 The clients measured the metrics of this model on their own evaluation data. The metrics of a task cover the data of
@@ -261,6 +263,32 @@ Each head is the average over the clients of its task."""
         of = ", ".join(f"{count} tensors of {task}'s model" for task, count in sharing.local.items())
         lines += ["", f"This folder doesn't contain {of}: each client keeps its own copy."]
     return "\n".join(lines)
+
+
+def _sources(metadata: CardMetadata, specs: Sequence[TaskSpec]) -> str:
+    """Return the sentences about other tasks' updates in these tasks' own layers; empty if there are none."""
+    if metadata.sources is None:
+        return "\nIt is not known which other tasks' updates a task's own layers took.\n"
+    lines = []
+    for spec in specs:
+        others = [f"`{other}` ({rounds_text(rounds)})" for other, rounds in metadata.sources.get(spec.name, {}).items()]
+        if others:
+            *first, last = others
+            named = f"{', '.join(first)} and {last}" if first else last
+            lines.append(f"In addition to its own updates, the encoder of `{spec.name}` took updates of {named}.")
+    return "".join(f"\n{line}\n" for line in lines)
+
+
+def rounds_text(rounds: Sequence[int]) -> str:
+    """Return ascending rounds in words, such as `rounds 1 to 3, 7`."""
+    spans: list[list[int]] = []
+    for one in rounds:
+        if spans and one == spans[-1][-1] + 1:
+            spans[-1].append(one)
+        else:
+            spans.append([one])
+    texts = [str(span[0]) if len(span) == 1 else f"{span[0]} to {span[-1]}" for span in spans]
+    return f"{'round' if len(rounds) == 1 else 'rounds'} {', '.join(texts)}"
 
 
 def _table(metadata: CardMetadata) -> str:

@@ -177,8 +177,9 @@ class SourceMixing(Stage):
         for task, results in ending.variants.items():
             if task not in selections or task not in tasks:
                 continue
-            compared = {one.name: comparison for one in results if (comparison := _comparison(one)) is not None}
-            offered = self._candidates(task)
+            offered, by_name = self._candidates(task), {one.name: one for one in results}
+            comparisons = {one.name: _comparison(by_name.get(one.name)) for one in offered}
+            compared = {name: one for name, one in comparisons.items() if one is not None}
             selections[task], candidate = decided(selections[task], offered, compared, ending.round, self._rules)
             if candidate is not None:
                 accepted[task] = candidate
@@ -350,11 +351,15 @@ def kin_of(specs: Sequence[TaskSpec]) -> dict[str, list[str]]:
     }
 
 
-def _comparison(result: VariantResult) -> Comparison | None:
-    """Return a variant's comparison; None if nobody evaluated it, or its standard error is unknown."""
-    paired = result.paired
-    if result.num_diverged:
+def _comparison(result: VariantResult | None) -> Comparison | None:
+    """Return a variant's comparison; None if nobody evaluated it, or its standard error is unknown.
+
+    Args:
+        result: the variant's result; None if the variant was left out of the offer, because it isn't finite.
+    """
+    if result is None or result.num_diverged:
         return DIVERGED
+    paired = result.paired
     if paired is None or paired.standard_error is None:
         return None
     return Comparison(paired.loss, paired.difference, paired.standard_error, paired.num_examples)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
@@ -122,7 +122,7 @@ class Selection:
     next_round: Mapping[str, int] = field(default_factory=dict)
     """By candidate, the first round in which it may be tried again."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """By candidate, the `z` of its last comparison, at most 1e9 in size; 1e9 without a valid comparison."""
+    """By candidate, the `z` of its last comparison, at most 1e9 in size."""
 
     def to_json(self) -> JsonObject:
         """Return the selection as JSON values; `of_json` is the inverse."""
@@ -154,6 +154,33 @@ def sources_of(selections: Mapping[str, Sources], tasks: Sequence[str]) -> dict[
         return tuple(task for task in tasks if task == auxiliary or task in takers)
 
     return {task: selections[task] if task in selections else followed(task) for task in tasks}
+
+
+def taken(states: Iterable[JsonObject], tasks: Sequence[str]) -> dict[str, dict[str, list[int]]]:
+    """Return the rounds whose updates of other tasks each task's layers have taken, also if most of one was given back.
+
+    Args:
+        states: the saved state of the mixing after each round, in order. Each has the last `round` with an update, the
+            tasks with `deltas` in it, and the `selections`.
+        tasks: all tasks, in the run's order.
+
+    Returns:
+        By task and by other task, the rounds in ascending order. Tasks that have taken no other updates are absent.
+    """
+    found: dict[str, dict[str, set[int]]] = {}
+    before: JsonObject | None = None
+    for state in states:
+        chosen = {task: tuple(one["sources"]) for task, one in state["selections"].items()}
+        for task, sources in sources_of(chosen, tasks).items():
+            rounds = [state]
+            if before is not None and task in chosen and before["selections"][task]["sources"] != list(sources):
+                rounds.append(before)  # the accepted sources replaced the update before
+            for one in rounds:
+                others = [other for other in sources if other != task and other in one["deltas"]]
+                for other in others if task in one["deltas"] else ():
+                    found.setdefault(task, {}).setdefault(other, set()).add(one["round"])
+        before = state
+    return {task: {other: sorted(rounds) for other, rounds in mine.items()} for task, mine in found.items()}
 
 
 def candidates(
@@ -217,11 +244,12 @@ def decided(
     Args:
         selection: the selection with which the round began.
         offered: the candidates of the round.
-        compared: by candidate, its comparison; a candidate without a valid one is absent.
+        compared: by candidate, its comparison; `DIVERGED` if its loss or parameters aren't finite. A candidate that
+            nobody has compared is absent, and can be tried again at once.
         round_: the round.
         rules: the margins.
     """
-    noted = _noted(selection, offered, compared, round_)
+    noted = _noted(selection, compared, round_)
     by_name = {one.name: one for one in offered}
     if selection.is_trial and OWN in by_name:
         own = compared.get(OWN)
@@ -246,13 +274,10 @@ def _is_better(selection: Selection, candidate: Candidate, compared: Comparison,
     return compared.z <= -z and compared.gain >= rules.min_gain
 
 
-def _noted(
-    selection: Selection, offered: Sequence[Candidate], compared: Mapping[str, Comparison], round_: int
-) -> Selection:
-    """Return a selection with the results of a round's trials. A trial without a valid comparison is a failure."""
+def _noted(selection: Selection, compared: Mapping[str, Comparison], round_: int) -> Selection:
+    """Return a selection with the results of a round's trials."""
     failures, waits, scores = dict(selection.failures), dict(selection.next_round), dict(selection.scores)
-    for name in (one.name for one in offered):
-        one = compared.get(name, DIVERGED)
+    for name, one in compared.items():
         failures[name] = failures.get(name, 0) + 1 if one.difference >= 0 else 0
         waits[name] = round_ + min(2 ** failures[name], _MAX_WAIT)
         scores[name] = max(-_MAX_SCORE, min(one.z, _MAX_SCORE))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict, cast
 
+from fedmtl_core.json_types import JsonObject
+
 
 class StoredMetric(TypedDict):
     """`fedmtl_server.rounds.metric_reports.MetricReport`."""
@@ -105,6 +107,7 @@ class StoredReport(TypedDict):
     failed: bool
     aggregation_s: NotRequired[float]
     sharing: NotRequired[Mapping[str, Sequence[Sequence[str]]]]
+    stages: NotRequired[Mapping[str, JsonObject]]
     moved: NotRequired[Mapping[str, Sequence[Sequence[str]]] | None]
     moved_by: NotRequired[Mapping[str, str]]
     discarded: NotRequired[Sequence[StoredDiscard] | None]

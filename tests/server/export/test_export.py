@@ -33,9 +33,9 @@ from fedmtl_core.model import toy
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_server.commands.app import app
 from fedmtl_server.export.folders import export_all, export_task
-from fedmtl_server.export.model_card import is_hub_name
+from fedmtl_server.export.model_card import is_hub_name, rounds_text
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.saved_runs import choose_round, open_run
+from fedmtl_server.saved_runs import choose_round, load_model, open_run
 from fedmtl_server.storage.store import RunStore
 from tests import federations
 from tests.tiny_encoders import LONGER, SHORT, batch_of, save
@@ -556,3 +556,66 @@ def test_a_card_says_which_task_is_auxiliary(tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| texts (auxiliary) | masked_lm |" in card
     assert "| sst2 | classification |" in card
+
+
+# Other tasks' updates.
+
+
+def akin(**more: Any) -> dict[str, Any]:
+    """The settings of a run of three tasks, two of them with the same labels and texts."""
+    few = {"train_samples": 48, "val_samples": 24}
+    twin = {
+        "type": "classification",
+        "text_columns": ["sentence"],
+        "labels": ["negative", "positive"],
+        "label_column": "label",
+    }
+    return {
+        "model": {"server_model": TOY_MODEL},
+        "training": {"num_rounds": 1, "local_epochs": 1, "max_length": 48, "learning_rate": 1e-3},
+        "rounds": {"rejoin_grace_s": 0.5},
+        "server": {"port": 0},
+        "sharing": {"adaptive": {"policy": "validated"}},
+        "tasks": {
+            "sst2": {"data": {"builtin": "sst2"}, **few},
+            "twin": {"data": {"builtin": "sst2"}, **twin, **few},
+            "stsb": {"data": {"builtin": "stsb"}, **few},
+        },
+        "clients": [{"client_id": task, "task": task} for task in ("sst2", "twin", "stsb")],
+        **more,
+    }
+
+
+def test_a_card_says_whose_updates_a_model_took(tmp_path):
+    federations.run(Config.model_validate(akin()), tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    sentence = "In addition to its own updates, the encoder of `sst2` took updates of `twin` (round 1).\n"
+    for task in ("sst2", "twin", "stsb"):
+        export_task(run, task, tmp_path / task, 1)
+        card = (tmp_path / task / "README.md").read_text()
+        assert (sentence in card) == (task == "sst2")
+        assert ("In addition to its own updates" in card) == (task != "stsb")
+        assert ModelCard(card).data.model_name == f"{task}, trained with FedMTL"
+    export_all(run, tmp_path / "all")
+    card = (tmp_path / "all" / "README.md").read_text()
+    assert sentence in card
+    assert "the encoder of `twin` took updates of `sst2` (round 1)" in card
+    assert "the encoder of `stsb` took" not in card
+    assert sorted(one.name for one in (tmp_path / "all" / "encoders").iterdir()) == ["sst2", "stsb", "twin"]
+    for task in ("sst2", "twin"):
+        exported = AutoModel.from_pretrained(tmp_path / "all" / "encoders" / task).state_dict()
+        last = choose_round(run, "last", None)
+        expected = load_model(run, last).get_model_slice_for_task(task)
+        assert all(torch.equal(value, expected[f"encoder.{name}"]) for name, value in exported.items())
+    (tmp_path / "run" / "history.sqlite").unlink()
+    export_task(open_run(tmp_path / "run"), "stsb", tmp_path / "alone")
+    card = (tmp_path / "alone" / "README.md").read_text()
+    assert "\nIt is not known which other tasks' updates a task's own layers took.\n" in card
+
+
+@pytest.mark.parametrize(
+    ("rounds", "text"),
+    [([2], "round 2"), ([1, 2, 3], "rounds 1 to 3"), ([1, 3, 4, 7], "rounds 1, 3 to 4, 7")],
+)
+def test_rounds_are_told_in_words(rounds, text):
+    assert rounds_text(rounds) == text

@@ -20,6 +20,7 @@ from fedmtl_server.sharing.source_selection import (
     candidates,
     decided,
     sources_of,
+    taken,
 )
 
 TASKS = ("a", "b", "c", "d")
@@ -123,13 +124,17 @@ def test_one_that_is_better_but_not_by_the_margins_is_tried_again_at_once_and_it
     assert "with.b" in names(selection, round_=6)
 
 
-@pytest.mark.parametrize("result", [{}, {"with.b": DIVERGED}], ids=["missing", "diverged"])
-def test_a_trial_that_nobody_can_evaluate_is_a_failure_and_does_not_come_first_for_ever(result):
-    selection, accepted = decided(ALONE, [WITH_B], result, 2, RULES)
+def test_a_candidate_that_diverged_waits_and_does_not_come_first_for_ever():
+    selection, accepted = decided(ALONE, [WITH_B], {"with.b": DIVERGED}, 2, RULES)
     assert accepted is None
     assert (selection.failures, selection.next_round) == ({"with.b": 1}, {"with.b": 4})
     assert names(selection, round_=3, rules=SelectionRules(trials=1)) == ["with.c"]
     assert names(selection, round_=4)[-1] == "with.b"
+
+
+def test_one_that_nobody_has_compared_is_tried_again_at_once():
+    assert decided(ALONE, [WITH_B], {}, 2, RULES) == (ALONE, None)
+    assert names(round_=3)[0] == "with.b"
 
 
 @given(
@@ -215,7 +220,8 @@ def test_an_acceptance_forgets_trials_against_the_old_sources():
 
 
 def test_what_was_not_offered_is_not_accepted():
-    assert decided(ALONE, [], {"with.b": compared(-50)}, 3, RULES) == (ALONE, None)
+    selection, accepted = decided(ALONE, [WITH_C], {"with.b": compared(-50)}, 3, RULES)
+    assert (selection.sources, accepted) == (("a",), None)
 
 
 def test_a_difference_of_exactly_0_without_an_error_is_no_improvement():
@@ -304,3 +310,29 @@ def test_after_many_failures_numbers_stay_small():
     selection = Selection("a", ("a",), failures={"with.b": 5000})
     selection, _ = decided(selection, [WITH_B], {"with.b": compared(1)}, 7, RULES)
     assert selection.next_round == {"with.b": 15}
+
+
+def test_what_a_task_has_taken_is_told_by_rounds_including_the_one_before_an_acceptance():
+    def state(round_, deltas, **sources):
+        return {
+            "round": round_,
+            "deltas": deltas,
+            "selections": {task: Selection(task, tuple(one)).to_json() for task, one in sources.items()},
+        }
+
+    states = [
+        state(1, ["a", "b", "c", "d"], a="ab", b="b", c="c"),
+        state(2, ["a", "b", "c", "d"], a="a", b="b", c="cd"),
+        state(3, ["a", "b", "c"], a="a", b="ab", c="cd"),
+        state(3, ["a", "b", "c"], a="a", b="ab", c="cd"),  # a round that failed
+        state(5, ["a", "b", "c", "d"], a="a", b="ab", c="cd"),
+        state(5, ["a", "b", "c", "d"], a="ac", b="b", c="c"),  # the evaluation of the final model
+    ]
+    assert taken(states, TASKS) == {
+        "a": {"b": [1], "c": [5]},
+        "b": {"a": [2, 3, 5]},
+        "c": {"d": [1, 2, 5]},
+        "d": {"c": [2, 5]},
+    }
+    assert taken(states[:1], TASKS) == {"a": {"b": [1]}}
+    assert taken([], TASKS) == {}
