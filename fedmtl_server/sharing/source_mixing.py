@@ -32,6 +32,8 @@ from fedmtl_server.sharing.source_selection import (
     Sources,
     candidates,
     decided,
+    selection_rules,
+    sources_of,
 )
 
 _EMBEDDINGS = "embeddings"
@@ -90,13 +92,7 @@ class SourceMixing(Stage):
     @property
     def sources(self) -> dict[str, Sources]:
         """By task, the tasks whose updates its layers take."""
-        chosen = {task: one.sources for task, one in self._selections.items()}
-        return {task: chosen[task] if task in chosen else self._followed(task) for task in self._tasks}
-
-    def _followed(self, auxiliary: str) -> Sources:
-        """Return the sources of an auxiliary task: itself, and the tasks that take its updates."""
-        takers = [task for task, one in self._selections.items() if auxiliary in one.sources]
-        return tuple(task for task in self._tasks if task == auxiliary or task in takers)
+        return sources_of({task: one.sources for task, one in self._selections.items()}, self._tasks)
 
     # A round.
 
@@ -314,17 +310,17 @@ def make_source_mixing(config: Config, parts: ModelParts) -> SourceMixing:
     Raises:
         ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have.
     """
-    section, specs = config.sharing.adaptive, config.task_specs()
-    auxiliary = config.auxiliary_tasks()
-    num_targets = len(specs) - len(auxiliary)
-    rules = SelectionRules(
-        section.trials,
-        section.error_rate,
-        section.min_gain,
-        num_trials=section.trials * num_targets * config.training.num_rounds,
-    )
-    mixed = parts.movable(movable_parts(config.sharing.rules(), section.layers))
-    return SourceMixing(parts, mixed, kin_of(specs), auxiliary, rules)
+    kin, auxiliary = kin_of(config.task_specs()), config.auxiliary_tasks()
+    return SourceMixing(parts, mixed_parts(config, parts), kin, auxiliary, selection_rules(config))
+
+
+def mixed_parts(config: Config, parts: ModelParts) -> dict[str, tuple[str, ...]]:
+    """Return the parts of the encoder that the stage mixes, with the parameters of each part.
+
+    Raises:
+        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have.
+    """
+    return parts.movable(movable_parts(config.sharing.rules(), config.sharing.adaptive.layers))
 
 
 def kin_of(specs: Sequence[TaskSpec]) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
+from fedmtl_core.config import Config
 from fedmtl_core.json_types import JsonObject
 
 Sources = tuple[str, ...]
@@ -116,6 +117,30 @@ class Selection:
     @classmethod
     def of_json(cls, task: str, values: JsonObject) -> Selection:
         return cls(task, **{**values, "sources": tuple(values["sources"])})
+
+
+def selection_rules(config: Config) -> SelectionRules:
+    """Return the limits and margins that a configuration sets for its run."""
+    section = config.sharing.adaptive
+    num_targets = len(config.tasks) - len(config.auxiliary_tasks())
+    num_trials = section.trials * num_targets * config.training.num_rounds
+    return SelectionRules(section.trials, section.error_rate, section.min_gain, num_trials)
+
+
+def sources_of(selected: Mapping[str, Sources], tasks: Sequence[str]) -> dict[str, Sources]:
+    """Return the sources of all tasks.
+
+    Args:
+        selected: the sources of the tasks that have trials. All other tasks are auxiliary: the sources of an auxiliary
+            task are itself and the tasks that take its updates.
+        tasks: all tasks, in the run's order.
+    """
+
+    def followed(auxiliary: str) -> Sources:
+        takers = [task for task, sources in selected.items() if auxiliary in sources]
+        return tuple(task for task in tasks if task == auxiliary or task in takers)
+
+    return {task: selected[task] if task in selected else followed(task) for task in tasks}
 
 
 def candidates(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict, cast
 
+from fedmtl_core.json_types import JsonObject
+
 
 class StoredMetric(TypedDict):
     """`fedmtl_server.rounds.metric_reports.MetricReport`."""
@@ -22,6 +24,7 @@ class StoredVariant(TypedDict):
     num_clients: int
     num_examples: int
     num_diverged: int
+    loss: float | None
     loss_difference: float | None
     standard_error: float | None
     chosen: bool
@@ -106,6 +109,7 @@ class StoredReport(TypedDict):
     sharing: NotRequired[Mapping[str, Sequence[Sequence[str]]]]
     moved: NotRequired[Mapping[str, Sequence[Sequence[str]]] | None]
     moved_by: NotRequired[Mapping[str, str]]
+    stages: NotRequired[Mapping[str, JsonObject]]
     discarded: NotRequired[Sequence[StoredDiscard] | None]
     warnings: NotRequired[Sequence[StoredWarning]]
 
