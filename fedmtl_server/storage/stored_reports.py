@@ -24,6 +24,7 @@ class StoredVariant(TypedDict):
     num_clients: int
     num_examples: int
     num_diverged: int
+    loss: float | None
     loss_difference: float | None
     standard_error: float | None
     chosen: bool
@@ -110,6 +111,7 @@ class StoredReport(TypedDict):
     stages: NotRequired[Mapping[str, JsonObject]]
     moved: NotRequired[Mapping[str, Sequence[Sequence[str]]] | None]
     moved_by: NotRequired[Mapping[str, str]]
+    stages: NotRequired[Mapping[str, JsonObject]]
     discarded: NotRequired[Sequence[StoredDiscard] | None]
     warnings: NotRequired[Sequence[StoredWarning]]
 
