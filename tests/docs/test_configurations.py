@@ -9,7 +9,7 @@ from tools.contract_page import ROOT
 
 PAGES = ("README.md", "docs/rounds.md", "docs/sites.md")
 EXAMPLES = [*ROOT.glob("examples/*/config.yaml")]
-HANDED_OUT = EXAMPLES
+HANDED_OUT = [ROOT / "configs/real.yaml", *EXAMPLES]
 
 
 @pytest.mark.parametrize("page", PAGES)
