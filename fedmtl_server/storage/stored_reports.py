@@ -111,7 +111,6 @@ class StoredReport(TypedDict):
     stages: NotRequired[Mapping[str, JsonObject]]
     moved: NotRequired[Mapping[str, Sequence[Sequence[str]]] | None]
     moved_by: NotRequired[Mapping[str, str]]
-    stages: NotRequired[Mapping[str, JsonObject]]
     discarded: NotRequired[Sequence[StoredDiscard] | None]
     warnings: NotRequired[Sequence[StoredWarning]]
 
