@@ -98,6 +98,6 @@ def slice_from(header: pb.SliceHeader, task: str, components: Mapping[str, Compo
         components=model,
         controls=controls,
         control_since=header.control_since,
-        variants=tuple(dict.fromkeys(one.name for one in header.variants))[:MAX_VARIANTS],
+        variants={one.name: max(one.start_margin, 0.0) for one in header.variants[:MAX_VARIANTS]},
         bytes_received=bytes_received,
     )

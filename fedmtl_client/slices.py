@@ -28,8 +28,9 @@ class Slice:
     They are the cache's own components too."""
     control_since: int = 0
     """The round in which the control variates began."""
-    variants: tuple[str, ...] = ()
-    """Names of the variants of this slice that the round offers."""
+    variants: Mapping[str, float] = field(default_factory=dict)
+    """By name, the variants of this slice that the round offers, each with its start margin: training starts from a
+    variant whose loss is lower by at least so many standard errors on the client's rows; 0 for never."""
     bytes_received: int = 0
     """Encoded bytes that were received for this slice."""
 

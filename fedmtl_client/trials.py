@@ -1,7 +1,8 @@
 """Trials: a client evaluates variants of the model that it received, beside that model on the same rows.
 
 One variant at a time is in memory. The model's own tensors are put aside meanwhile and stay untouched, so training
-starts from exactly what was received.
+starts from exactly what was received. If a variant is better by the margin that the server gives, its tensors are kept,
+and training starts from them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +35,35 @@ GetVariant = Callable[[str], SliceVariant]
 
 _HOPELESS = (StaleRoundError, WrongRunError, UnavailableError)
 """Errors of a download after which no other variant can be downloaded either."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A variant from which training starts in place of the received model."""
+
+    name: str
+    difference: float
+    """Mean paired loss of the variant minus that of the received model; below 0."""
+    tensors: Mapping[str, Tensor]
+    """The variant's tensors by name, on CPU."""
+
+    def enter(self, model: MultiTaskModel) -> dict[str, Tensor]:
+        """Overwrite a model's tensors with the variant's, and return the differences from the old values."""
+        own = model.exchanged()
+        differences = {}
+        with torch.no_grad():
+            for name, tensor in self.tensors.items():
+                differences[name] = tensor.to(own[name].device) - own[name]
+                own[name].copy_(tensor)
+        return differences
+
+
+def leave(model: MultiTaskModel, differences: Mapping[str, Tensor]) -> None:
+    """Subtract the differences that `Start.enter` returned from a trained model's tensors."""
+    own = model.exchanged()
+    with torch.no_grad():
+        for name, difference in differences.items():
+            own[name].sub_(difference)
 
 
 class Trials:
@@ -63,6 +93,8 @@ class Trials:
         self._get_variant = get_variant
         self._should_stop = should_stop
         self._log = get_logger()
+        self.start: Start | None = None
+        """The variant from which training starts, after `run`; None to start from the slice."""
 
     def run(self, received: Evaluation) -> tuple[VariantEvaluation, ...]:
         """Return the evaluations of the slice's variants, without those that couldn't be evaluated.
@@ -105,7 +137,18 @@ class Trials:
             result = VariantEvaluation(name, None)
         if result is not None:
             self._note_evaluated(result, variant.bytes_received)
+            self._consider(result, tensors)
         return result
+
+    def _consider(self, result: VariantEvaluation, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a variant's tensors if it is the best so far of those from which training may start."""
+        margin, paired = self._slice.variants[result.name], result.paired
+        if not margin or paired is None or not paired.standard_error:
+            return
+        is_better = paired.difference <= -margin * paired.standard_error
+        if is_better and (self.start is None or paired.difference < self.start.difference):
+            copies = {name: tensor.clone() for name, tensor in tensors.items()}
+            self.start = Start(result.name, paired.difference, copies)
 
     def _note_evaluated(self, result: VariantEvaluation, num_bytes: int) -> None:
         paired = result.paired

@@ -15,7 +15,7 @@ from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.slices import Slice
 from fedmtl_client.task_state import ClientTask, TaskState, TaskStates, WorkerSettings
 from fedmtl_client.trainer import Step, Trainer, TrainingResult
-from fedmtl_client.trials import GetVariant, Trials
+from fedmtl_client.trials import GetVariant, Start, Trials, leave
 from fedmtl_core.errors import ConfigError, DivergedError
 from fedmtl_core.runtime.tracing import OFF, Tracing
 from fedmtl_core.tasks.evaluation import Evaluation
@@ -118,7 +118,7 @@ class RoundWorker:
         state = self._states.state_for(slice_)
         self._load(state, slice_, self._kind(state, slice_))
         received = self._evaluate_received(state, slice_)
-        return self._with_variants(received, state, slice_, should_stop, get_variant)
+        return self._with_variants(received, state, slice_, should_stop, get_variant)[0]
 
     def train(
         self,
@@ -128,6 +128,9 @@ class RoundWorker:
         get_variant: GetVariant | None = None,
     ) -> TrainedUpdate:
         """Evaluate the received model and its variants, train the model for one round, and evaluate it again.
+
+        If a variant is better by its start margin, training starts from the best such variant. The update is then the
+        received model plus the trained parameters minus the variant.
 
         Args:
             slice_: the task's slice. Training may change its components.
@@ -147,9 +150,10 @@ class RoundWorker:
         kind = self._kind(state, slice_)
         is_overwritten = self._load(state, slice_, kind)
         received = self._evaluate_received(state, slice_)
-        received = self._with_variants(received, state, slice_, should_stop, get_variant)
+        received, start = self._with_variants(received, state, slice_, should_stop, get_variant)
         if is_overwritten:
             self.cache.invalidate(slice_.components)
+        differences = start.enter(state.model) if start else {}
         corrections = self._corrections(state, slice_)
         control_round = self._controls.round
         with self._tracing.span("train"):
@@ -164,6 +168,7 @@ class RoundWorker:
             )
         del corrections  # frees memory: the corrections are as large as the model, and so are the objects made next
         trained = self._evaluate_trained(state, result)
+        leave(state.model, differences)
         components = state.encoded_update(kind)
         if slice_.controls:
             self._controls.trained(slice_.round, components, result.learning_rate_sum)
@@ -258,13 +263,17 @@ class RoundWorker:
         slice_: Slice,
         should_stop: Callable[[], bool],
         get_variant: GetVariant | None,
-    ) -> Update:
-        """Return the update of the received model with the evaluations of the slice's variants."""
+    ) -> tuple[Update, Start | None]:
+        """Return the update of the received model with the evaluations of the slice's variants, and the variant from
+        which training starts; None to start from the slice."""
         variants: tuple[VariantEvaluation, ...] = ()
+        start = None
         if get_variant is not None and slice_.variants:
             trials = Trials(state.model, slice_, lambda: self._evaluate(state), get_variant, should_stop)
-            variants = trials.run(update.received)
-        return replace(update, received=replace(update.received, losses=None), variants=variants)
+            variants, start = trials.run(update.received), trials.start
+            if start is not None:
+                get_logger().info("training.started", task=slice_.task, round=slice_.round, variant=start.name)
+        return replace(update, received=replace(update.received, losses=None), variants=variants), start
 
     def _evaluate_trained(self, state: TaskState, result: TrainingResult) -> Evaluation:
         """Return the metrics of the model after training.

@@ -31,6 +31,9 @@ class Variant:
     components: Sequence[Component]
     """Components with any tensors of the task's model, each tensor at most once. Their bytes stay unchanged. Their
     scopes tell them apart, also in a checkpoint; see `variant_scope`."""
+    start_margin: float = 0.0
+    """A client starts its training from the variant if its loss is lower by at least this many standard errors on the
+    client's own rows; 0 to start from the model in any case."""
 
     def views(self) -> dict[str, Tensor]:
         """Return the variant's tensors by name, as views of its components."""
@@ -42,9 +45,9 @@ def variant_scope(task: str, name: str) -> str:
     return f"variant:{task}/{name}"
 
 
-def make_variant(task: str, name: str, tensors: Mapping[str, Tensor]) -> Variant:
+def make_variant(task: str, name: str, tensors: Mapping[str, Tensor], start_margin: float = 0.0) -> Variant:
     """Return a variant with one component, which has copies of the given tensors."""
-    return Variant(name, (Component.pack(variant_scope(task, name), tensors),))
+    return Variant(name, (Component.pack(variant_scope(task, name), tensors),), start_margin)
 
 
 @dataclass(frozen=True)

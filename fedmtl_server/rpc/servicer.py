@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -121,15 +121,23 @@ class FederatedMtlServicer:
         offered = await self._federation.variants_for(request.task, published, encoding)
         held, size = _held(request), chunk_bytes_for(request.max_chunk_bytes)
         whatever = [one for entries in held.values() for one in entries]
-        variants = {name: one.parts(encoding, whatever, size) for name, one in offered.items()}
+        variants: list[pb.SliceVariant] = []
         if request.variant:
             require_offered(request.task, request.variant, offered)
-            parts, variants = variants[request.variant], {}
+            parts = offered[request.variant].parts(encoding, whatever, size)
         else:
             forms: dict[str, Encoding] = dict.fromkeys(scopes, encoding)
             for scope in self._federation.control_scopes_for(request.task):
                 forms[scope] = "float32"  # both sides must compute with the same numbers
             parts = [published.components[scope].part(form, held.get(scope, ()), size) for scope, form in forms.items()]
+            variants = [
+                pb.SliceVariant(
+                    name=name,
+                    components=map(_component_to_proto, one.parts(encoding, whatever, size)),
+                    start_margin=one.start_margin,
+                )
+                for name, one in offered.items()
+            ]
         return self._header(request, published, parts, variants), parts
 
     async def PushUpdate(
@@ -233,7 +241,7 @@ class FederatedMtlServicer:
         request: pb.GetSliceRequest,
         published: PublishedModel,
         parts: Sequence[SlicePart],
-        variants: Mapping[str, Sequence[SlicePart]],
+        variants: Sequence[pb.SliceVariant],
     ) -> pb.SliceHeader:
         has_controls = any(is_control(part.layout.scope) for part in parts)
         plan = self._federation.plan(request.task or self._federation.model.tasks[0], published.round)
@@ -249,9 +257,7 @@ class FederatedMtlServicer:
             purpose=PURPOSE_TO_PROTO[self._federation.purpose],
             compression=request.compression,
             control_since=published.control_since if has_controls else 0,
-            variants=[
-                pb.SliceVariant(name=name, components=map(_component_to_proto, mine)) for name, mine in variants.items()
-            ],
+            variants=variants,
             variant=request.variant,
         )
 

@@ -38,6 +38,9 @@ from fedmtl_server.sharing.source_selection import (
     sources_of,
 )
 
+START_MARGIN = 2.5
+"""A client trains from a candidate whose loss is lower by this many standard errors on the client's own rows."""
+
 _EMBEDDINGS = "embeddings"
 
 
@@ -46,11 +49,11 @@ class SourceMixing(Stage):
 
     At first, a task takes its own updates only. After each round, its clients compare its model with candidates' models
     before they train. The candidates' models differ in the update of the last round only: they have the mean of the
-    candidate's sources instead of the task's. An accepted candidate replaces that update too, so that nothing is lost
-    by the round that the trial took.
+    candidate's sources instead of the task's. An accepted candidate replaces that update too. A client whose own rows
+    show that a candidate is better trains from it at once. So nothing is lost by the round that the trial takes.
 
-    A task of the same type as another one, with as many texts and labels, tries the most similar such task first, and
-    takes its updates while the trial runs.
+    The first trials of a task are with tasks of the same type, with as many texts and labels, in the order of the
+    cosines of their deltas.
 
     The mean of several tasks' deltas keeps the mean of their norms, part by part: deltas of different tasks are nearly
     at right angles, and their plain mean would be shorter than each of them.
@@ -128,8 +131,6 @@ class SourceMixing(Stage):
         accepted = self._decide(ending, deltas)
         now = LastRound.of(ending.round, deltas, self._parts)
         self._last = now.without_parts_but(self._tried)
-        if not earlier.deltas:
-            self._begin_trials()
         chosen, adjusted = {}, {}
         for task, sources in self.sources.items():
             if task not in deltas:
@@ -158,7 +159,8 @@ class SourceMixing(Stage):
         for task, selection in self._selections.items():
             for candidate in self._candidates(task):
                 shift = self._last.shift(self._tried, task, selection.sources, candidate.sources)
-                variant = make_variant(task, candidate.name, _shifted(model[task_scope(task)], shift))
+                tensors = _shifted(model[task_scope(task)], shift)
+                variant = make_variant(task, candidate.name, tensors, START_MARGIN)
                 offered.setdefault(task, []).append(variant)
                 self._made[task, candidate.name] = variant
         return offered
@@ -186,17 +188,6 @@ class SourceMixing(Stage):
                 accepted[task] = candidate
         self._selections = selections
         return accepted
-
-    def _begin_trials(self) -> None:
-        """Let each task with others of its type try the most similar one at once, in the run's first round."""
-        selections = dict(self._selections)
-        for task in selections:
-            present = [one for one in self._kin.get(task, ()) if one in self._last.deltas]
-            if present and task in self._last.deltas:
-                best = max(present, key=lambda one: (self._last.cosine(task, one), one))
-                sources = tuple(one for one in self._tasks if one in (task, best))
-                selections[task] = Selection(task, sources, is_trial=True)
-        self._selections = selections
 
     # Saved state.
 

@@ -29,6 +29,7 @@ class PublishedVariant:
 
     def __init__(self, variant: Variant, model: Mapping[str, PublishedComponent]):
         self.name = variant.name
+        self.start_margin = variant.start_margin
         self._exact = [PublishedComponent(one, one.digest()) for one in variant.components]
         self._shifted: dict[Encoding, list[PublishedComponent]] = {}
         self._model = model

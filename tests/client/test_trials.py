@@ -28,6 +28,7 @@ from tests.client.test_worker import (
     SGD,
     bits,
     data_of,
+    decoded,
     model_of,
     slice_of,
     values_of,
@@ -60,8 +61,8 @@ def getting(**variants):
     return get
 
 
-def offering(slice_, *names):
-    return dataclasses.replace(slice_, variants=names)
+def offering(slice_, *names, margin=0.0):
+    return dataclasses.replace(slice_, variants=dict.fromkeys(names, margin))
 
 
 def outputs_of(tensors, task="sst2"):
@@ -161,6 +162,35 @@ def test_training_starts_from_the_received_model_to_the_bit_whatever_was_tried(s
     assert trained.update.variants[2].paired is None
     assert plain.update.variants == ()
     assert trained.update.received.same_as(plain.update.received)
+
+
+@pytest.mark.parametrize("update", ["parameters", "delta"])
+def test_training_starts_from_a_variant_that_is_better_by_its_margin(update):
+    """The update is the slice plus what training from the variant has changed."""
+    plan = dataclasses.replace(PLAN, update=update)
+    better = {name: tensors_of(worker_of().train(slice_of()))[name] for name in HEAD}
+    received = {name: view for one in slice_of().components.values() for name, view in one.views().items()}
+    start = slice_of()
+    for name, view in start.components["task:sst2"].views().items():
+        view.copy_(better[name])
+    from_variant = tensors_of(worker_of().train(start))
+
+    slice_ = offering(slice_of(1, plan), "worse", "better", margin=0.1)
+    get = getting(better=better, worse=head_of(1))
+    with capture_logs() as logs:
+        trained = worker_of().train(slice_, get_variant=get)
+    for name, value in tensors_of(trained).items():
+        moved = from_variant[name] - better.get(name, received[name])
+        torch.testing.assert_close(value, moved if update == "delta" else received[name] + moved, rtol=0, atol=1e-6)
+    assert [one["variant"] for one in logs if one["event"] == "training.started"] == ["better"]
+
+    far = offering(slice_of(1, plan), "better", margin=1e6)
+    assert bits(worker_of().train(far, get_variant=get)) == bits(worker_of().train(slice_of(1, plan)))
+
+
+def tensors_of(trained):
+    """The tensors of an update by name."""
+    return {name: view for one in decoded(trained).values() for name, view in one.views().items()}
 
 
 def test_control_variates_and_local_parameters_stay_what_they_are():

@@ -301,12 +301,14 @@ class GetSliceResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[SliceHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class SliceVariant(_message.Message):
-    __slots__ = ("name", "components")
+    __slots__ = ("name", "components", "start_margin")
     NAME_FIELD_NUMBER: _ClassVar[int]
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    START_MARGIN_FIELD_NUMBER: _ClassVar[int]
     name: str
     components: _containers.RepeatedCompositeFieldContainer[Component]
-    def __init__(self, name: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ...) -> None: ...
+    start_margin: float
+    def __init__(self, name: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., start_margin: _Optional[float] = ...) -> None: ...
 
 class SliceHeader(_message.Message):
     __slots__ = ("run_id", "round", "task", "components", "total_bytes", "plan", "purpose", "compression", "control_since", "variants", "variant")
