@@ -36,7 +36,7 @@ _OTHERS = (
 
 def plot_sharing(timeline: SharingTimeline, path: Path) -> None:
     """Draw a run's sharing into a PNG file."""
-    sharing_figure(timeline).savefig(path, dpi=_DPI)
+    sharing_figure(timeline).savefig(path)
 
 
 def sharing_figure(timeline: SharingTimeline) -> Figure:
@@ -48,7 +48,7 @@ def sharing_figure(timeline: SharingTimeline) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(facecolor="white")
+    figure = Figure(facecolor="white", dpi=_DPI)  # texts are measured as they are drawn
     _Drawing(timeline, figure, FigureCanvasAgg(figure)).draw()
     return figure
 
@@ -206,7 +206,7 @@ class _Drawing:
             "?: on trial": any(one.is_trial for one in cells),
             "client or c: each client has its own copy": any(one.via is Via.CLIENTS for one in cells),
             "1, 2, …: the tasks at the left": bool(of_several),
-            "5×: five tasks": any(len(one.tasks) > 2 for one in of_several) and len(self._timeline.tasks) > 4,
+            "5×: five other tasks": any(len(one.tasks) > 2 for one in of_several) and len(self._timeline.tasks) > 4,
         }
         lines: list[str] = []
         for text in (text for text, occurs in texts.items() if occurs):
