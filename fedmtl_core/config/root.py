@@ -178,7 +178,8 @@ class Config(Section):
                 needs = f"`tasks.{name}.auxiliary` to have a weight and a decay of 1"
                 yield Breach(by_examples, needs, stage=stages.AUXILIARY)
         if validates:
-            yield Breach(by_examples, "another `sharing.adaptive.policy` than `validated`", stage=stages.SOURCES)
+            needs = "another `sharing.adaptive.policy` than `validated`"
+            yield Breach(Property.OWN_UPDATES, needs, stage=stages.SOURCES)
         if self.sharing.schedule:
             yield Breach(Property.FIXED_SCOPES, "no `sharing.schedule`", stage=stages.SCHEDULE)
         if several := [client.client_id for client in self.clients if len(client.task_names) > 1]:
