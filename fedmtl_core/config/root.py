@@ -189,7 +189,8 @@ class Config(Section):
                 yield Breach(by_examples, needs, stage=stages.AUXILIARY)
         if validates:
             needs = "another `sharing.adaptive.policy` than `validated`"
-            yield Breach(by_examples, "`sharing: plain`" if self.sharing.is_auto else needs, stage=stages.SOURCES)
+            needs = "`sharing: plain`" if self.sharing.is_auto else needs
+            yield Breach(Property.OWN_UPDATES, needs, stage=stages.SOURCES)
         if self.sharing.schedule:
             yield Breach(Property.FIXED_SCOPES, "no `sharing.schedule`", stage=stages.SCHEDULE)
         if several := [client.client_id for client in self.clients if len(client.task_names) > 1]:

@@ -62,8 +62,8 @@ class AdaptiveConfig(Section):
     max_parameters: float = Field(
         2.0,
         ge=1,
-        description="Largest number of encoder parameters that the server keeps, as a multiple of one encoder's "
-        "parameters.",
+        description="Largest number of encoder parameters that the server keeps with a policy that regroups layers, as "
+        "a multiple of one encoder's parameters.",
     )
     trials: int = Field(
         3,
@@ -145,7 +145,8 @@ class SharingConfig(Section):
         description="Sharing of parts of the encoder, by a layer's number, a range such as `2-5`, or "
         f"{', '.join(f'`{part}`' for part in NAMED_PARTS)}. Values: `shared` (all tasks), `group` (tasks of the same "
         "innermost group), a group's name (all tasks in that group), `task` (each task alone) or `local` (each client "
-        "alone). All tasks share the parts that aren't named.",
+        "alone). All tasks share the parts that aren't named, unless each task owns them by `sharing.adaptive.policy: "
+        "validated`.",
     )
     head: Literal["task", "local"] = Field(
         "task",

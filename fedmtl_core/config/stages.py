@@ -24,6 +24,7 @@ class Property(Enum):
     TASKS_TOGETHER = "a component's updates are combined together, whatever their tasks"
     MEAN = "a component becomes the weighted mean of its updates"
     WHOLE_STEPS = "each step of a client changes all parameters"
+    OWN_UPDATES = "a task's component takes updates of the task's clients only"
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ CONTROL_VARIATES = StageRule(
             Property.FIXED_SCOPES: "control variates belong to components that don't change",
             Property.ONE_TASK_PER_CLIENT: "a client's control variate belongs to one task",
             Property.WHOLE_UPDATES: "control variates need unclipped updates",
+            Property.OWN_UPDATES: "control variates correct the updates of a component's own clients",
         }
     ),
 )
@@ -90,7 +92,7 @@ SOURCES = StageRule(
             Property.FIXED_SCOPES: "each task has layers of its own for the whole run",
         }
     ),
-    breaks=frozenset({Property.EXAMPLE_WEIGHTS}),
+    breaks=frozenset({Property.OWN_UPDATES}),
 )
 AUTO = replace(
     SOURCES,

@@ -176,7 +176,7 @@ def _sharing_metadata(model: MTLServerModel) -> SharingMetadata | None:
 
 
 def _sources(run: SavedRun, round_: int) -> dict[str, dict[str, list[int]]] | None:
-    """Return, by task, the other tasks whose updates its own layers took up to a round; None if unknown."""
+    """Return, by task, the other tasks whose updates its own layers took by the end of a round; None if unknown."""
     if run.config.sharing.adaptive.policy != VALIDATED:
         return {}
     if run.digests is None:

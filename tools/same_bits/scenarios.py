@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from tools.same_bits.scenario import Scenario, Settings
 
 ONE_EACH = {"a": "sst2", "b": "qqp", "c": "stsb"}
+WITH_A_TWIN = {"a": "sst2", "b": "twin", "c": "qqp", "d": "sst2"}
 TWO_OF_SST2 = {"a": "sst2", "b": "sst2", "c": "qqp", "d": "stsb"}
 
 
@@ -49,6 +50,14 @@ _REMEMBERING: Settings = {
     "wire.upload": "topk",
 }
 """State between rounds: the server's weights, norms, moments and cosines, and the clients' compression errors."""
+_TWIN: Settings = {
+    "type": "classification",
+    "text_columns": ["sentence"],
+    "label_column": "label",
+    "labels": ["negative", "positive"],
+    "data.builtin": "sst2",
+}
+"""A task of the type of sst2, whose updates each of the two takes from the first round on."""
 _TWO_STAGES: Settings = {
     "training.num_rounds": 4,
     "sharing.groups": {"pairs": ["qqp", "stsb"]},
@@ -56,6 +65,14 @@ _TWO_STAGES: Settings = {
         {"after_round": 1, "layers": {"0-1": "task"}, "restart_schedule": True, "learning_rate": 5e-4},
         {"after_round": 2, "layers": {"1": "group", "pooler": "group"}, "num_rounds": 2},
     ],
+    "server_optimizer.name": "fedadam",
+    "wire.upload": "int8",
+}
+_VALIDATED: Settings = {
+    "training.num_rounds": 4,
+    "sharing.adaptive": {"policy": "validated", "error_rate": 0.4, "min_gain": 0.0},
+    "sharing.layers": {"pooler": "shared"},
+    **{f"tasks.twin.{key}": value for key, value in _TWIN.items()},
     "server_optimizer.name": "fedadam",
     "wire.upload": "int8",
 }
@@ -301,5 +318,14 @@ SCENARIOS = (
         script="a1? b1? c1? a1 b1 kill c1 d1 c2? d2? a2 b2 kill c2 d2",
         same_as="schedule",
         needs=("sharing.schedule[].layers",),
+    ),
+    Scenario("validated", _VALIDATED, WITH_A_TWIN, needs=("sharing.adaptive.trials",)),
+    Scenario(
+        "validated-killed",
+        _VALIDATED,
+        WITH_A_TWIN,
+        script="b1? c1? d1? b1 kill c1 d1 c2? b2 d2 kill c2 b3? d3? c3 kill b3 d3",
+        same_as="validated",
+        needs=("sharing.adaptive.trials",),
     ),
 )

@@ -7,6 +7,7 @@ import pytest
 from fedmtl_core.config import Config
 from fedmtl_core.config.root import contradictions
 from fedmtl_core.config.stages import CONTROL_VARIATES, NORMS, SHARING, STAGES, Breach, Property, require_compatible
+from fedmtl_core.model.sharing import ModelShape, levels_of
 
 ASYNC = Breach(Property.SYNCHRONOUS, "`rounds.mode: sync`", "'async'")
 
@@ -89,3 +90,84 @@ def test_a_run_is_not_taken_up_with_another_rule():
     )
     assert contradictions(stored, stored) == []
     assert contradictions(stored, given) == ["aggregation.rule: the run has 'mean', got 'mine:Median'"]
+
+
+# The policy `validated`.
+
+
+def with_policy(*, tasks=("a", "b"), adaptive=(), **sections):
+    sharing = {**sections.pop("sharing", {}), "adaptive": {"policy": "validated", **dict(adaptive)}}
+    return Config.model_validate({"tasks": {task: {} for task in tasks}, "sharing": sharing, **sections})
+
+
+@pytest.mark.parametrize(
+    ("sections", "error"),
+    [
+        (
+            {"rounds": {"mode": "async"}},
+            "sharing.adaptive.policy: validated: needs `rounds.mode: sync`, got 'async': tasks' updates of one round "
+            "are mixed",
+        ),
+        (
+            {"sharing": {"schedule": [{"after_round": 1, "layers": {"0": "task"}}]}},
+            "sharing.adaptive.policy: validated: needs no `sharing.schedule`: each task has layers of its own for the",
+        ),
+        (
+            {"training": {"control_variates": True, "optimizer": "sgd"}},
+            "training.control_variates: needs another `sharing.adaptive.policy` than `validated`: control variates "
+            "correct the updates of a component's own clients",
+        ),
+        (
+            {"sharing": {"layers": {"1-2": "task"}}, "adaptive": {"layers": ["0-1"]}},
+            "sharing.adaptive.layers: layer 1 is in `layers`, and stays fixed; remove it from one of the two",
+        ),
+        ({"adaptive": {"layers": ["heads"]}}, "expected a layer's number, a range such as 2-5, or one of"),
+        ({"adaptive": {"options": {"a": 1}}}, "`options` are for a class of your own in `policy`, got `policy: valid"),
+        ({"adaptive": {"trials": 0}}, "Input should be greater than or equal to 1"),
+        ({"adaptive": {"trials": 17}}, "Input should be less than or equal to 16"),
+        ({"adaptive": {"error_rate": 0}}, "Input should be greater than 0"),
+        ({"adaptive": {"error_rate": 0.5}}, "Input should be less than 0.5"),
+        ({"adaptive": {"error_rate": ".nan"}}, "sharing.adaptive.error_rate"),
+        ({"adaptive": {"min_gain": -0.01}}, "Input should be greater than or equal to 0"),
+        ({"adaptive": {"min_gain": 1}}, "Input should be less than 1"),
+        ({"adaptive": {"policy": "validate"}}, "did you mean 'validated'"),
+    ],
+)
+def test_validated_does_not_go_with_what_contradicts_it(sections, error):
+    with pytest.raises(ValueError, match=re.escape(error)):
+        with_policy(**sections)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"aggregation": {"rule": "mine:Median"}},
+        {"aggregation": {"normalization": "fednova"}},
+        {"aggregation": {"task_weighting": "pcgrad"}, "adaptive": {"layers": ["0"]}},
+        {"robustness": {"norms": {"action": "clip", "bound": 1}, "max_client_share": 0.5}},
+        {"server_optimizer": {"name": "fedadam"}},
+        {"training": {"head_epochs": 1, "proximal_mu": 0.1}},
+        {"rounds": {"cohort": "over_select", "cohort_size": 2, "cohort_extra": 1}},
+        {"sharing": {"norms": "shared", "head": "local", "layers": {"embeddings": "shared"}}},
+        {"sharing": {"groups": {"pair": ["a", "b"]}, "layers": {"1": "pair"}}},
+        {"early_stopping": {"patience": 1}},
+        {"clients": [{"client_id": "x", "tasks": ["a", "b"]}]},
+        {"tasks": ("a",)},
+    ],
+)
+def test_validated_goes_with_what_happens_within_a_tasks_own_layers(sections):
+    with_policy(**sections)
+
+
+def test_with_validated_each_task_owns_what_nothing_else_names():
+    def levels(**sections):
+        shape = ModelShape({"e": "embeddings", "x": "0", "y": "1", "n": "1"}, {"a": ["h"], "b": ["g"]}, ["n"])
+        return levels_of(shape, with_policy(**sections).sharing.rules())
+
+    assert levels() == {"embeddings": "task", "0": "task", "1": "task"}
+    assert levels(sharing={"layers": {"0": "shared"}}) == {"embeddings": "task", "0": "shared", "1": "task"}
+    assert levels(adaptive={"layers": ["1"]}) == {"embeddings": "shared", "0": "shared", "1": "task"}
+    named = levels(adaptive={"layers": ["0"]}, sharing={"layers": {"embeddings": "local"}})
+    assert named == {"embeddings": "local", "0": "task", "1": "shared"}
+    other = Config.model_validate({"tasks": {"a": {}}, "sharing": {"adaptive": {"policy": "cosine", "layers": ["1"]}}})
+    assert other.sharing.rules().own == ()
