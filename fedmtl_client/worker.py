@@ -17,6 +17,7 @@ from fedmtl_client.task_state import ClientTask, TaskState, TaskStates, WorkerSe
 from fedmtl_client.trainer import Step, Trainer, TrainingResult
 from fedmtl_client.trials import GetVariant, Start, Trials, leave
 from fedmtl_core.errors import ConfigError, DivergedError
+from fedmtl_core.logs import get_logger
 from fedmtl_core.runtime.tracing import OFF, Tracing
 from fedmtl_core.tasks.evaluation import Evaluation
 from fedmtl_core.tasks.paired import VariantEvaluation
