@@ -168,24 +168,25 @@ def test_training_starts_from_the_received_model_to_the_bit_whatever_was_tried(s
 def test_training_starts_from_a_variant_that_is_better_by_its_margin(update):
     """The update is the slice plus what training from the variant has changed."""
     plan = dataclasses.replace(PLAN, update=update)
-    better = {name: tensors_of(worker_of().train(slice_of()))[name] for name in HEAD}
+    heads = {f"head{seed}": head_of(seed) for seed in range(1, 6)}
     received = {name: view for one in slice_of().components.values() for name, view in one.views().items()}
+    with capture_logs() as logs:
+        trained = worker_of().train(offering(slice_of(1, plan), *heads, margin=0.01), get_variant=getting(**heads))
+    best = min(trained.update.variants, key=lambda one: one.paired.difference)
+    assert best.paired.difference < -0.01 * best.paired.standard_error
+    assert [one["variant"] for one in logs if one["event"] == "training.started"] == [best.name]
+
     start = slice_of()
     for name, view in start.components["task:sst2"].views().items():
-        view.copy_(better[name])
-    from_variant = tensors_of(worker_of().train(start))
+        view.copy_(heads[best.name][name])
+    for name, value in tensors_of(worker_of().train(start)).items():
+        moved = value - heads[best.name].get(name, received[name])
+        expected = moved if update == "delta" else received[name] + moved
+        torch.testing.assert_close(tensors_of(trained)[name], expected, rtol=0, atol=1e-6)
 
-    slice_ = offering(slice_of(1, plan), "worse", "better", margin=0.1)
-    get = getting(better=better, worse=head_of(1))
-    with capture_logs() as logs:
-        trained = worker_of().train(slice_, get_variant=get)
-    for name, value in tensors_of(trained).items():
-        moved = from_variant[name] - better.get(name, received[name])
-        torch.testing.assert_close(value, moved if update == "delta" else received[name] + moved, rtol=0, atol=1e-6)
-    assert [one["variant"] for one in logs if one["event"] == "training.started"] == ["better"]
-
-    far = offering(slice_of(1, plan), "better", margin=1e6)
-    assert bits(worker_of().train(far, get_variant=get)) == bits(worker_of().train(slice_of(1, plan)))
+    far = offering(slice_of(1, plan), *heads, margin=1e6)
+    plain = worker_of().train(slice_of(1, plan))
+    assert bits(worker_of().train(far, get_variant=getting(**heads))) == bits(plain)
 
 
 def tensors_of(trained):
