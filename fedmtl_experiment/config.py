@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from fedmtl_core.config import TaskConfig, documents
+from fedmtl_core.config import TaskConfig, documents, sharing_keys
 from fedmtl_core.config.documents import Document
 from fedmtl_core.config.section import Section
 from fedmtl_core.errors import ConfigError, InvalidRequestError
@@ -215,14 +215,17 @@ def nested(settings: Mapping[str, object]) -> dict[str, object]:
 
 
 def merged(first: Mapping[str, object], *others: Mapping[str, object]) -> dict[str, object]:
-    """Merge settings into sections; for each key, the last value takes precedence."""
+    """Merge settings into sections; for each key, the last value takes precedence.
+
+    A word in place of a section, such as `sharing: auto`, replaces the section; later keys add to it.
+    """
     result = {key: merged({}, value) if isinstance(value, Mapping) else value for key, value in first.items()}
     for other in others:
         for dotted, value in other.items():
             key, _, rest = str(dotted).partition(".")
             value = {rest: value} if rest else value
             if isinstance(value, Mapping):
-                below = result.get(key)
+                below = sharing_keys(result.get(key)) if key == "sharing" else result.get(key)
                 result[key] = merged(below if isinstance(below, Mapping) else {}, value)
             else:
                 result[key] = value

@@ -15,6 +15,7 @@ from fedmtl_server.aggregation.stages.client_shares import ClientShares
 from fedmtl_server.aggregation.stages.control_variates import ControlVariates
 from fedmtl_server.aggregation.stages.normalization import FedNova
 from fedmtl_server.aggregation.stages.norms import NormScreening
+from fedmtl_server.aggregation.stages.preserved_norm import PreservedNorm
 from fedmtl_server.aggregation.stages.rule import RuleInsteadOfMean
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
@@ -75,6 +76,8 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
     auxiliary = {name: task.auxiliary for name, task in config.tasks.items() if task.auxiliary is not None}
     if auxiliary:
         stages.append(AuxiliaryTasks(auxiliary))
+    if config.aggregation.preserves_norm:
+        stages.append(PreservedNorm(model.parts.shape.parts))
     if rules.optimizer is not None:
         stages.append(OptimizerSteps(rules.optimizer, layouts))
     if config.sharing.adaptive.policy == VALIDATED:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from fedmtl_core.config import Config, contradictions
+from fedmtl_core.config import Config, contradictions, sharing_in_words
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import blocks_of
@@ -78,6 +78,7 @@ class Assembly:
         self.gate = Gate(config) if is_authenticating(config) else None
         self._held_id = _held_run_id(run_dir, config) if run_dir else None
         self.run_id = self._held_id or uuid.uuid4().hex
+        get_logger().info("sharing.chosen", **sharing_in_words(config))
         rules = AggregationRules.of(config)  # errors in the configuration come before the slow steps
         if rules.rule is not None:
             get_logger().info("rule.loaded", rule=config.aggregation.rule, options=config.aggregation.rule_options)

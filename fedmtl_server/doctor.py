@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmtl_core.addresses import is_loopback, join_address
-from fedmtl_core.config import Config
+from fedmtl_core.config import Config, sharing_in_words
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.runtime import doctor
 from fedmtl_core.runtime.doctor import Finding, fail, ok, warn
@@ -39,6 +39,7 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
         "clients": lambda: clients(config),
         "tasks": lambda: tasks(config),
         "plug-ins": lambda: plug_ins(config),
+        "sharing": lambda: sharing_mode(config),
         "run folder": lambda: doctor.writable("run folder", place),
         "database": lambda: database(config, run_dir),
         "trackers": lambda: trackers(config),
@@ -245,6 +246,12 @@ def disk(config: Config, place: Path) -> Iterator[Finding]:
     what = f"{kept} checkpoints of {doctor.megabytes(whole)}"
     what += f", and {doctor.megabytes(staged)} for the updates of min_clients clients per task" if staged else ""
     yield from doctor.room("disk", place, kept * whole + staged, what)
+
+
+def sharing_mode(config: Config) -> Iterator[Finding]:
+    """Report what the configuration's sharing does, and what the other modes would do."""
+    words = sharing_in_words(config)
+    yield ok("sharing", "; ".join([f"{words.pop('mode')}: {words.pop('meaning')}", *words.values()]))
 
 
 def sharing(config: Config) -> Iterator[Finding]:

@@ -204,11 +204,12 @@ class Driver:
         report = self._report(aggregate, aggregation_s=self._clock() - began, failed=failed)
         self._learn(report)
         await self._commits.commit(aggregate, report, self._end_in_history(report), self.measured.best_rounds())
+        previous = self.last_report
         self._remember(report)
         for listener in self._listeners:
             listener.round_ended(report)
         if not failed:
-            self.log.committed(self.engine.view, report)
+            self.log.committed(self.engine.view, report, previous)
         self.audience.publish(EventKind.FAILED if failed else EventKind.COMMITTED, report)
         self._expect_reported()
         self._updates.forget()

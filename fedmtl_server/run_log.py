@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from fedmtl_core.config.stages import SOURCES
 from fedmtl_core.identifiers import name_some, shown
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.sharing import blocks_text
@@ -16,6 +17,7 @@ from fedmtl_server.rounds.report import ComponentReport, RoundReport, TaskReport
 from fedmtl_server.rounds.variant_reports import VariantReport
 from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.rounds.waiting import waiting_for
+from fedmtl_server.sharing.source_changes import SourceState, source_changes
 
 MAX_METRICS_LOGGED = 16
 """The maximum number of a task's metrics in one log line; the report has all of them."""
@@ -101,8 +103,14 @@ class RunLog:
             hint="roll the run back: fedmtl-server runs rollback RUN --to-round N",
         )
 
-    def committed(self, view: RoundView, report: RoundReport) -> None:
-        """Log the result of a round: each component, task, warning and regrouped layer, then the totals."""
+    def committed(self, view: RoundView, report: RoundReport, previous: RoundReport | None = None) -> None:
+        """Log the result of a round: each component, task, warning and change of the sharing, then the totals.
+
+        Args:
+            view: the round.
+            report: its report.
+            previous: the report of the previous round; None for the first round.
+        """
         names = title(view)
         for component in report.components:
             self._component(names, component)
@@ -119,6 +127,7 @@ class RunLog:
             self._log.info(
                 "layer.moved", **names, part=layer, before=blocks_text(before), after=blocks_text(after), **by
             )
+        self._sources(names, report, previous)
         self._log.info(
             "round.committed",
             **names,
@@ -139,6 +148,7 @@ class RunLog:
             tensors=component.num_tensors,
             clients=len(component.contributions),
             **_norm_fields(component),
+            **({"scaling": dict(component.scaling)} if component.scaling else {}),
         )
         for part in component.contributions:
             if part.clipped_to is not None:
@@ -181,6 +191,37 @@ class RunLog:
             **({"diverged": variant.num_diverged} if variant.num_diverged else {}),
             **({"chosen": True} if variant.chosen else {}),
         )
+
+    def _sources(self, names: Mapping[str, str], report: RoundReport, previous: RoundReport | None) -> None:
+        """Log each change of the tasks whose updates a task takes, with the comparison that decided it."""
+        if SOURCES.name not in report.stages:
+            return
+        tasks = [one.task for one in report.tasks]
+        earlier = SourceState.of(previous.stages.get(SOURCES.name, {}) if previous else {}, tasks)
+        variants = {one.task: one.variants for one in report.tasks}
+        for change in source_changes(earlier, SourceState.of(report.stages[SOURCES.name], tasks)):
+            decided_by = next(
+                (one for one in variants[change.task] if change.is_decided_by(one.name, is_chosen=one.chosen)), None
+            )
+            compared = {} if decided_by is None else _compared(decided_by)
+            self._log.info(
+                "sources.confirmed" if change.kind == "confirmed" else "sources.changed",
+                **names,
+                task=change.task,
+                sources=list(change.after),
+                **({} if change.kind == "confirmed" else {"before": list(change.before), "why": change.reason}),
+                **compared,
+            )
+
+
+def _compared(variant: VariantReport) -> dict[str, float]:
+    """Return the log fields of a comparison that decided a change."""
+    fields = {
+        "loss_difference": variant.loss_difference,
+        "standard_error": variant.standard_error,
+        "examples": variant.num_examples,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _shown_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -23,7 +23,10 @@ from fedmtl_server.model import MTLServerModel
 from fedmtl_server.monitoring.tracking import Outcome
 from fedmtl_server.rpc import reflection
 from fedmtl_server.rpc.servicer import SERVICE_NAME, FederatedMtlServicer
+from fedmtl_server.storage.paths import PLOT_FILE, SHARING_PLOT_FILE
 from fedmtl_server.storage.results import TaskResult, plot
+from fedmtl_server.storage.sharing_plot import plot_sharing
+from fedmtl_server.storage.sharing_timeline import sharing_timeline
 from fedmtl_server.storage.store import RunStore
 
 GRACE_S = 5.0
@@ -182,7 +185,10 @@ class Server:
     def _write_results(self, results: dict[str, TaskResult]) -> None:
         if self.store.is_over():  # the results were written before
             return
-        plot(results, self.store.run_dir / "metrics.png")
+        plot(results, self.store.run_dir / PLOT_FILE)
+        timeline = sharing_timeline(self._config, self.federation.model.parts, self.store.reports())
+        if not timeline.is_plain:
+            plot_sharing(timeline, self.store.run_dir / SHARING_PLOT_FILE)
         self.store.write_results({task: result.to_dict() for task, result in results.items()})
 
     async def _set_health(self, *, serving: bool) -> None:

@@ -80,6 +80,7 @@ QUESTIONS = (
     Question(
         "One task is tiny",
         (
+            "sharing.mode",
             "sharing.layers",
             "sharing.groups",
             "aggregation.task_weighting",
@@ -91,6 +92,7 @@ QUESTIONS = (
     Question(
         "My tasks harm one another",
         (
+            "sharing.mode",
             "aggregation.task_weighting",
             "sharing.layers",
             "sharing.groups",

@@ -47,7 +47,8 @@ from fedmtl_core.config.server import (
     StoreConfig,
     TlsConfig,
 )
-from fedmtl_core.config.sharing import AdaptiveConfig, SharingConfig
+from fedmtl_core.config.sharing import AdaptiveConfig, SharingConfig, sharing_keys
+from fedmtl_core.config.sharing_modes import sharing_in_words
 from fedmtl_core.config.tasks import MAX_LABELS, AuxiliaryConfig, DataConfig, TaskConfig
 from fedmtl_core.config.tracking import TracingConfig, TrackerName, TrackingConfig
 from fedmtl_core.config.training import DEFAULT_MODEL, ModelConfig, TrainingConfig
@@ -107,5 +108,7 @@ __all__ = [
     "reference",
     "resolve",
     "section_purposes",
+    "sharing_in_words",
+    "sharing_keys",
     "validated",
 ]

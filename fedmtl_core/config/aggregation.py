@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from fedmtl_core.config.section import Section, require_known_or_reference
 
@@ -119,12 +119,12 @@ class AggregationConfig(Section):
         description="Weight of every task by name, above 0. Required with `task_weighting: fixed`, refused with other "
         "weightings.",
     )
-    scaling: float = Field(
+    scaling: float | Literal["preserve"] = Field(
         1.0,
-        gt=0,
         description="Factor that multiplies the weighted sum of the tasks' deltas before the encoder moves. It is "
         "limited to the number of tasks that share the component in the round; at that limit each task moves the "
-        "encoder as far as it would alone.",
+        "encoder as far as it would alone. With `preserve`, each part of the encoder moves as far as the tasks' deltas "
+        "of that part are long on average; the factor is then at most the square root of the number of tasks.",
     )
     temperature: float = Field(
         2.0,
@@ -167,6 +167,24 @@ class AggregationConfig(Section):
     def weights(self) -> Mapping[str, float]:
         """The weight of every task for `task_weighting: fixed`; empty for other weightings."""
         return self.task_weights or {}
+
+    @property
+    def preserves_norm(self) -> bool:
+        """Whether the combined delta of shared parameters keeps the norm of the tasks' own deltas."""
+        return self.scaling == "preserve"
+
+    @field_validator("scaling", mode="wrap")
+    @classmethod
+    def _factor_or_preserve(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        try:
+            scaling = validate(value)
+        except ValidationError as error:
+            if any(one["type"] == "value_error" for one in error.errors()):
+                raise  # the section's own check, which says what is wrong with the number
+            scaling = None
+        if scaling is None or (isinstance(scaling, float) and scaling <= 0):
+            raise ValueError("expected `preserve` or a number greater than 0")
+        return scaling
 
     @field_validator("rule")
     @classmethod

@@ -16,6 +16,7 @@ from fedmtl_core.config.clients import LocalClient, PartitionConfig
 from fedmtl_core.config.documents import Document
 from fedmtl_core.config.root import Config
 from fedmtl_core.config.schedule import ScheduleEntry
+from fedmtl_core.config.sharing import sharing_keys
 from fedmtl_core.config.tasks import AuxiliaryConfig, DataConfig, TaskConfig
 from fedmtl_core.errors import ConfigError
 
@@ -123,6 +124,8 @@ def _apply(values: dict[str, object], override: str) -> Document:
     if not equals or not key:
         raise ConfigError(f"--set: expected KEY=VALUE, such as training.num_rounds=5, got {override!r}")
     *sections, last = key.split(".")
+    if sections and sections[0] == "sharing":
+        values["sharing"] = sharing_keys(values.get("sharing", {}))
     for section in sections:
         inner = values.setdefault(section, {})
         if not isinstance(inner, dict):

@@ -96,6 +96,7 @@ class Config(Section):
                     f"early_stopping.watch: {task!r} is auxiliary, and auxiliary tasks don't count for early stopping"
                 )
         self._require_task_weights()
+        self._complete("sharing", self.sharing.with_policy_of_mode(len(self.tasks)))
         self._require_sharing()
         self._count_rounds()
         require_compatible(self._stages(), self._breaches())
@@ -138,8 +139,11 @@ class Config(Section):
         except ValueError as error:
             raise ValueError(f"sharing.{error}") from None
         if total != given:
-            # The section is immutable for its readers; validation completes it.
-            object.__setattr__(self, "training", self.training.model_copy(update={"num_rounds": total}))
+            self._complete("training", self.training.model_copy(update={"num_rounds": total}))
+
+    def _complete(self, name: str, section: Section) -> None:
+        """Replace a section during validation. Sections are immutable for their readers."""
+        object.__setattr__(self, name, section)
 
     def _stages(self) -> Iterator[StageRule]:
         """The configured aggregation stages that have requirements."""
@@ -150,9 +154,15 @@ class Config(Section):
         if self.training.control_variates:
             yield stages.CONTROL_VARIATES
         if self.sharing.adaptive.policy is not None:
-            yield stages.SOURCES if self.sharing.adaptive.policy == VALIDATED else stages.SHARING
+            yield self._policy_stage()
         if self.sharing.schedule:
             yield stages.SCHEDULE
+
+    def _policy_stage(self) -> StageRule:
+        """The stage that the policy of adaptive sharing enables."""
+        if self.sharing.adaptive.policy != VALIDATED:
+            return stages.SHARING
+        return stages.AUTO if self.sharing.is_auto else stages.SOURCES
 
     def _breaches(self) -> Iterator[Breach]:
         """The settings that remove a property that some aggregation stages require."""
@@ -164,9 +174,9 @@ class Config(Section):
             (Property.SYNCHRONOUS, "rounds.mode", self.rounds.mode, "sync", None),
             (Property.MEAN, "aggregation.rule", aggregation.rule, "mean", stages.RULE),
             (by_examples, "aggregation.task_weighting", aggregation.task_weighting, "examples", stages.TASK_WEIGHTING),
-            (by_examples, "aggregation.scaling", aggregation.scaling, 1.0, stages.TASK_WEIGHTING),
+            (by_examples, "aggregation.scaling", aggregation.scaling, 1.0, stages.SCALING),
             (together, "aggregation.task_weighting", aggregation.task_weighting, "examples", stages.TASK_WEIGHTING),
-            (together, "aggregation.scaling", aggregation.scaling, 1.0, stages.TASK_WEIGHTING),
+            (together, "aggregation.scaling", aggregation.scaling, 1.0, stages.SCALING),
             (together, "sharing.adaptive.policy", policy, None, stages.SHARING),
             (Property.WHOLE_STEPS, "training.head_epochs", self.training.head_epochs, 0, None),
             (Property.FIXED_SCOPES, "sharing.adaptive.policy", policy, None, stages.SHARING),
@@ -179,7 +189,9 @@ class Config(Section):
                 yield Breach(by_examples, needs, stage=stages.AUXILIARY)
         if validates:
             needs = "another `sharing.adaptive.policy` than `validated`"
-            yield Breach(Property.OWN_UPDATES, needs, stage=stages.SOURCES)
+            yield Breach(
+                Property.OWN_UPDATES, "`sharing: plain`" if self.sharing.is_auto else needs, stage=stages.SOURCES
+            )
         if self.sharing.schedule:
             yield Breach(Property.FIXED_SCOPES, "no `sharing.schedule`", stage=stages.SCHEDULE)
         if several := [client.client_id for client in self.clients if len(client.task_names) > 1]:
@@ -240,6 +252,8 @@ def contradictions(stored: Config, given: Config) -> list[str]:
     if stored.tasks.keys() != given.tasks.keys():
         problems.append(f"tasks: the run has {', '.join(stored.tasks)}, got {', '.join(given.tasks)}")
     mine, theirs = (dict(flattened(config.model_dump(mode="json"))) for config in (stored, given))
+    if stored.sharing.adaptive.policy == given.sharing.adaptive.policy:
+        del mine["sharing.mode"], theirs["sharing.mode"]  # the mode determines the policy and nothing else
     is_drawn = stored.rounds.cohort != "all"
     return problems + [
         f"{key}: the run has {mine.get(key)!r}, got {theirs.get(key)!r}"

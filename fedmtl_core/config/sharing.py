@@ -11,10 +11,10 @@ from fedmtl_core.config.section import Section, require_identified, require_know
 from fedmtl_core.model.sharing import NAMED_PARTS, SharingRules, parts_in
 from fedmtl_core.model.sharing_schedule import SharingChange
 
-POLICIES = ("cosine", "validated")
-"""The built-in policies of adaptive sharing."""
 VALIDATED = "validated"
-"""The policy that selects source tasks by clients' paired losses."""
+"""The policy that selects source tasks by clients' paired losses; also the policy of `sharing: auto`."""
+POLICIES = ("cosine", VALIDATED)
+"""The built-in policies of adaptive sharing."""
 
 
 class AdaptiveConfig(Section):
@@ -121,10 +121,20 @@ class AdaptiveConfig(Section):
 
 
 class SharingConfig(Section):
-    """Tasks that share each part of the model. docs/sharing.md compares the choices."""
+    """Tasks that share each part of the model. docs/sharing.md compares the choices.
+
+    A configuration may give the section as one word: `sharing: auto` stands for `sharing: {mode: auto}`.
+    """
 
     read_by = ("server",)
 
+    mode: Literal["plain", "auto"] = Field(
+        "plain",
+        description="Main choice of the sharing. With `plain`, all tasks share one encoder, and each task has its own "
+        "head. With `auto`, each task has its own encoder and takes other tasks' updates where clients' evaluations "
+        "show a gain (`sharing.adaptive.policy: validated`, unless another policy is given). The short form of "
+        "`sharing: {mode: auto}` is `sharing: auto`. In a run with one task, both modes are the same.",
+    )
     groups: dict[str, list[str]] = Field(
         {},
         description="Groups of tasks by name, each a list of tasks and other groups. A task or a group belongs to at "
@@ -153,6 +163,14 @@ class SharingConfig(Section):
     )
     adaptive: AdaptiveConfig = AdaptiveConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, values: object) -> object:
+        is_known = values in ("auto", "plain") if isinstance(values, str) else isinstance(values, (dict, SharingConfig))
+        if not is_known:
+            raise ValueError("expected `auto`, `plain`, or keys such as `layers`")
+        return sharing_keys(values)
+
     @field_validator("layers", mode="before")
     @classmethod
     def _text_keys(cls, layers: object) -> object:
@@ -165,6 +183,21 @@ class SharingConfig(Section):
             require_identified(name, "a group's name")
         return groups
 
+    @property
+    def is_auto(self) -> bool:
+        """Whether the mode determines the policy."""
+        return self.mode == "auto" and self.adaptive.policy == VALIDATED
+
+    def with_policy_of_mode(self, num_tasks: int) -> SharingConfig:
+        """Return the section with the policy of its mode, unless it names a policy.
+
+        Args:
+            num_tasks: the number of the run's tasks. A single task can share with no other and gets no policy.
+        """
+        if self.mode == "plain" or num_tasks < 2 or self.adaptive.policy is not None:
+            return self
+        return self.model_copy(update={"adaptive": self.adaptive.model_copy(update={"policy": VALIDATED})})
+
     def rules(self) -> SharingRules:
         """The rules from which the table of scopes follows."""
         own: tuple[str, ...] | None = ()
@@ -176,3 +209,8 @@ class SharingConfig(Section):
     def changes(self) -> list[SharingChange]:
         """The changes of the sharing that the schedule plans."""
         return [entry.change() for entry in self.schedule]
+
+
+def sharing_keys(section: object) -> object:
+    """Return the keys of a section `sharing` that may be a word; a mapping is returned unchanged."""
+    return {"mode": section} if isinstance(section, str) else section

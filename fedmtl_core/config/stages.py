@@ -60,6 +60,11 @@ TASK_WEIGHTING = StageRule(
     breaks=frozenset({Property.EXAMPLE_WEIGHTS, Property.TASKS_TOGETHER}),
 )
 AUXILIARY = StageRule("auxiliary", "tasks.NAME.auxiliary", breaks=frozenset({Property.EXAMPLE_WEIGHTS}))
+SCALING = StageRule(
+    "scaling",
+    "aggregation.scaling",
+    breaks=frozenset({Property.EXAMPLE_WEIGHTS, Property.TASKS_TOGETHER}),
+)
 SERVER_OPTIMIZER = StageRule("server_optimizer", "server_optimizer.name")
 CONTROL_VARIATES = StageRule(
     "control_variates",
@@ -89,6 +94,12 @@ SOURCES = StageRule(
     ),
     breaks=frozenset({Property.OWN_UPDATES}),
 )
+AUTO = replace(
+    SOURCES,
+    key="sharing: auto",
+    requires=MappingProxyType({one: f"{reason}; or set `sharing: plain`" for one, reason in SOURCES.requires.items()}),
+)
+"""The stage `SOURCES` as `sharing: auto` enables it."""
 SHARING = StageRule(
     "sharing",
     "sharing.adaptive",
@@ -107,6 +118,7 @@ STAGES = (
     RULE,
     TASK_WEIGHTING,
     AUXILIARY,
+    SCALING,
     SERVER_OPTIMIZER,
     SOURCES,
     CONTROL_VARIATES,

@@ -369,6 +369,18 @@ def part_text(part: str) -> str:
     return f"layer {part}" if part.isdecimal() else part
 
 
+def parts_text(parts: Iterable[str]) -> str:
+    """Return the names of several parts in messages: `embeddings, layers 0-2, pooler`."""
+    runs: list[list[str]] = []
+    for part in parts:
+        follows = bool(runs) and part.isdecimal() and runs[-1][-1].isdecimal() and int(part) == int(runs[-1][-1]) + 1
+        if follows:
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return ", ".join(part_text(run[0]) if len(run) == 1 else f"layers {run[0]}-{run[-1]}" for run in runs)
+
+
 def _numbers_first(part: str) -> tuple[bool, int, str]:
     return (False, int(part), "") if part.isdecimal() else (True, 0, part)
 

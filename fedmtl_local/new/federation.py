@@ -122,6 +122,7 @@ def _federation_file(new: NewFederation, folder: Path) -> str:
         "  local_epochs: 1",
         f"  learning_rate: {flow(new.learning_rate)}",
         f"  max_length: {new.max_length}  # tokens; longer texts are cut",
+        "sharing: auto  # each task takes other tasks' updates where its clients' evaluations improve",
         "server:",
         f"  port: {new.server.rpartition(':')[2]}",
         *([] if is_loopback(host_of(new.server)) else _TLS_COMMENTS),

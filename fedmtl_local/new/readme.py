@@ -20,6 +20,12 @@ _ENCODERS = (
     "models need `last`."
 )
 
+_SHARING = (
+    "With `sharing: auto`, each task has its own encoder, and takes other tasks' updates where its clients' "
+    "evaluations improve. `sharing: plain` averages one encoder over all tasks. "
+    "A federation of one task is the same with both."
+)
+
 
 def readme(new: NewFederation, folder: Path) -> str:
     """The page, for a folder's final place."""
@@ -50,10 +56,12 @@ def readme(new: NewFederation, folder: Path) -> str:
         _console(f"fedmtl-server export --task {first} {first}-model --run-dir runs/first"),
         "## Settings",
         _text(f"The encoder is `{new.encoder}` (`model.server_model`). {_ENCODERS}"),
+        _text(_SHARING),
         _text(
             f"The run has {new.num_rounds} rounds (`training.num_rounds`). In each round a client trains one epoch. "
-            f"Texts are cut at {new.max_length} tokens (`training.max_length`). `fedmtl-server --help-config` lists "
-            "every key. Settings that a client reads (`client`, `wire`, `training.device`) belong in its own file."
+            f"Texts are cut at {new.max_length} tokens (`training.max_length`). "
+            "`fedmtl-server --help-config` lists every key. Settings that a client reads (`client`, `wire`, "
+            "`training.device`) belong in its own file."
         ),
     ]
     return "\n\n".join(blocks) + "\n"

@@ -77,8 +77,7 @@ class Accumulator(ABC):
         """Finish after the last update. `runs` is final afterwards.
 
         Args:
-            blocks: reads all updates again, in the order in which they were added, for an accumulator that
-                `reads_blocks`; None for other accumulators.
+            blocks: reads all updates again, in the order of `add`; None for a class without `reads_blocks`.
 
         Raises:
             AggregationError: a plug-in returned an invalid result.

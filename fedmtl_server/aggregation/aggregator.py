@@ -20,6 +20,7 @@ from fedmtl_server.aggregation.stages.base import Stage
 from fedmtl_server.aggregation.stages.client_shares import ClientShares
 from fedmtl_server.aggregation.stages.normalization import FedNova
 from fedmtl_server.aggregation.stages.norms import NO_NORMS, NormScreening
+from fedmtl_server.aggregation.stages.preserved_norm import PreservedNorm
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation.task_weighting.base import TaskWeighting
 from fedmtl_server.aggregation.values import ScreenedUpdate
@@ -97,7 +98,8 @@ class MTLAggregator:
 
     Args:
         norms: the treatment of updates by the norm of their delta.
-        weighting: the weighting of tasks in components that several tasks share; None to weight by examples.
+        weighting: the weighting of tasks in components that several tasks share; None to weight by examples. If its
+            settings have `scaling: preserve`, each component is scaled as a whole.
         seed: the run's seed, for weightings with a random choice.
         auxiliary: by auxiliary task, its section of the configuration, with its weight and decay.
         normalization: `fednova` to average deltas by optimizer step.
@@ -118,6 +120,7 @@ class MTLAggregator:
         stages += [FedNova()] if normalization == "fednova" else []
         stages += [TaskWeights(weighting, seed)] if weighting else []
         stages += [AuxiliaryTasks(auxiliary)] if auxiliary else []
+        stages += [PreservedNorm()] if weighting and weighting.settings.preserves_norm else []
         self.pipeline = Pipeline(stages)
         """The stages that process an update."""
 

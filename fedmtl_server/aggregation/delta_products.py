@@ -33,8 +33,9 @@ def inner_products(base: Component, means: Sequence[Sequence[Tensor]]) -> NDArra
         Float64 `(means, means)`, symmetric.
     """
     total = np.zeros((len(means), len(means)))
-    for _, origin, values in _blocks(base, means):
-        total += _block_products([origin] * len(values), values)
+    for run, *vectors in zip(base.runs(), *means, strict=True):
+        for origin, values in _blocks_of(run, vectors):
+            total += _block_products([origin] * len(values), values)
     return total
 
 
@@ -70,28 +71,27 @@ def products_of(deltas: Sequence[Sequence[Tensor]]) -> NDArray[np.float64]:
     return inner_products_of([[(torch.zeros(()).expand(len(one)), one) for one in vectors] for vectors in deltas])
 
 
-def combine(base: Component, means: Sequence[Sequence[Tensor]], coefficients: Sequence[float]) -> None:
-    """Overwrite the first of several means with base + Σ c (mean - base).
+def combine(base: Tensor, means: Sequence[Tensor], coefficients: Sequence[float]) -> None:
+    """Overwrite the first of several flat vectors with base + Σ c (mean - base).
 
     Args:
-        base: the model's component.
-        means: for each mean, a component's runs in float32 or float64; the first mean is overwritten.
+        base: the model's values, `(n,)`.
+        means: for each mean, its values in float32 or float64, `(n,)`; the first mean is overwritten.
         coefficients: one coefficient for each mean.
     """
-    for target, origin, values in _blocks(base, means):
+    for origin, values in _blocks_of(base, means):
         moved = origin.clone()
         for value, coefficient in zip(values, coefficients, strict=True):
             moved.add_(value.sub(origin), alpha=coefficient)
-        target.copy_(moved)
+        values[0].copy_(moved)
 
 
-def _blocks(base: Component, means: Sequence[Sequence[Tensor]]) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-    """Yield for each block: the first mean's values, writable; the base's, in the means' dtype; and all means'."""
-    for run, *values in zip(base.runs(), *means, strict=True):
-        for start in range(0, len(run), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            parts = [value[block] for value in values]
-            yield parts[0], run[block].to(parts[0].dtype), parts
+def _blocks_of(base: Tensor, means: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Yield the blocks of flat vectors: the base's values, in the means' dtype, and views of all means' values."""
+    for start in range(0, len(base), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        values = [mean[block] for mean in means]
+        yield base[block].to(values[0].dtype), values
 
 
 def _block_products(origins: Sequence[Tensor], values: Sequence[Tensor]) -> NDArray[np.float64]:

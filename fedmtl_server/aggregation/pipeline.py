@@ -3,7 +3,7 @@
     screen       Each stage sees an update, in the cohort's order, and limits its examples or clips its norm.
     accumulate   Each component is added with its weight to an accumulator: one running mean for all tasks, or one
                  per task. An accumulator that needs all updates at once reads them again when the round closes.
-    combine      The accumulators of a component are merged, by step counts and by task weights.
+    combine      The accumulators of a component are merged, by step counts and by task weights, and scaled.
     release      Each component takes the server optimizer's step.
     end          Stages update their state: task weightings, control variates, and the sharing of layers.
 
@@ -30,8 +30,8 @@ from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.aggregation.accumulators import Accumulator, Weight
 from fedmtl_server.aggregation.blocks import BlockReader, UpdateBlocks
-from fedmtl_server.aggregation.delta_products import combine as move_by_deltas
 from fedmtl_server.aggregation.means import ComponentMean
+from fedmtl_server.aggregation.merging import merge
 from fedmtl_server.aggregation.outcomes import merged_outcomes, table_of
 from fedmtl_server.aggregation.stages.base import Combination, Ending, Group, Stage
 from fedmtl_server.aggregation.values import (
@@ -228,6 +228,7 @@ class RoundAggregation:
         self._context = context
         self._accumulators: dict[str, dict[str, Accumulator]] = {}
         self._updates: dict[str, list[ScreenedUpdate]] = {}
+        self._scaling: dict[str, dict[str, float]] = {}
         self._spare: list[Tensor] = []
 
     def add(self, update: ScreenedUpdate, *, may_keep: bool = False) -> set[str]:
@@ -272,7 +273,15 @@ class RoundAggregation:
         ending = Ending(self._context.round, released.keys(), variants)
         aggregate = merged_outcomes(self._stages, [stage.end(ending) for stage in self._stages], variants)
         counted = {scope: contributions[scope] for scope in released}
-        return replace(aggregate, components=released, contributions=counted, discarded=discarded, spare=self._spare)
+        scaling = {scope: factors for scope, factors in self._scaling.items() if factors and scope in released}
+        return replace(
+            aggregate,
+            components=released,
+            contributions=counted,
+            scaling=scaling,
+            discarded=discarded,
+            spare=self._spare,
+        )
 
     def _screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
         for stage in self._stages:
@@ -323,7 +332,9 @@ class RoundAggregation:
             combination = Combination.plain(group)
             for stage in self._stages:
                 combination = stage.combine(group, combination)
-            components[scope] = self._combined(group, combination)
+            components[scope], spare = merge(group, combination)
+            self._scaling[scope] = {one.part: one.factor for one in combination.scaled_parts}
+            self._spare += spare
             contributions[scope] = _contributions(group, combination)
         return components, contributions
 
@@ -374,17 +385,6 @@ class RoundAggregation:
             _is_by_task(self._stages, scope),
             self._context.factors,
         )
-
-    def _combined(self, group: Group, combination: Combination) -> Component:
-        """Return the base's component plus the accumulators' differences from it, each times its coefficient."""
-        coefficients = {key: combination.shares[key] * combination.multipliers[key] for key in group.keys}
-        first, *others = [group.accumulators[key] for key in coefficients]
-        if not group.is_by_task and coefficients[""] == 1.0:
-            return first.result()
-        assert group.base is not None
-        move_by_deltas(group.base, [one.runs for one in (first, *others)], list(coefficients.values()))
-        self._spare += [one.buffer for one in group.accumulators.values() if one is not first]
-        return first.result()
 
 
 def _is_by_task(stages: Sequence[Stage], scope: str) -> bool:

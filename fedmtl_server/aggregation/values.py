@@ -130,7 +130,8 @@ class Contribution:
     weight: float
     """The client's share of the average, times the discount of a stale delta. With a task weighting, the client's share
     of its task's coefficient; not all weightings have coefficients that add up to 1. With normalization by steps, the
-    coefficient of the client's own delta."""
+    coefficient of the client's own delta. If parts of the component have factors (`Aggregate.scaling`), the coefficient
+    in a part is the weight times the part's factor."""
     staleness: int = 0
     norm: float | None = None
     """The L2 norm of the delta as it was sent, before any discount; None if it wasn't measured."""
@@ -171,6 +172,8 @@ class Aggregate:
     """The new parameters by scope."""
     contributions: Mapping[str, Sequence[Contribution]] = field(default_factory=dict)
     """By scope, the contributions to the component, in the order of accumulation."""
+    scaling: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By scope and part, the factor on the part's combined delta; a scope without such factors is absent."""
     discarded: Sequence[DiscardedComponent] = ()
     """The components whose new value isn't used; `components` and `contributions` don't contain them."""
     moved: Mapping[str, Partition] = field(default_factory=dict)

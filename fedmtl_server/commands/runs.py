@@ -25,6 +25,7 @@ from fedmtl_server.commands.runs_shown import (
     tasks_text,
     updates_by_round,
 )
+from fedmtl_server.commands.sharing_shown import show_sharing
 from fedmtl_server.storage.missing import lacks_history, missing_history
 from fedmtl_server.storage.paths import RUN_FILE
 from fedmtl_server.storage.rollback import roll_back
@@ -105,15 +106,23 @@ def list_runs(runs_dir: RunsDir = Path("runs"), url: Url = None, as_json: Json =
 def show(
     run: RunName,
     round_: Annotated[int | None, typer.Option("--round", help="Show the whole report of this round only.")] = None,
+    sharing: Annotated[
+        bool, typer.Option("--sharing", help="Show which tasks share which layers and updates, and why.")
+    ] = False,
     runs_dir: RunsDir = Path("runs"),
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Show a run and its rounds, or the whole report of one round."""
+    """Show a run and its rounds, the whole report of one round, or the sharing of the run."""
+    if sharing and round_ is not None:
+        raise UserError(f"--sharing: expected no --round, because all rounds are shown, got --round {round_}")
     place = find_run(run, runs_dir, url)
     run_id = place.run.run_id
     with opened(place.database) as history:
         rounds, updates = history.rounds(run_id), history.updates(run_id)
+    if sharing:
+        show_sharing(place, rounds, as_json)
+        return
     if round_ is None:
         show_run(place, rounds, updates, as_json)
         return

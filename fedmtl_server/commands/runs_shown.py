@@ -18,6 +18,7 @@ from fedmtl_server.commands.printing import Table, bytes_text, print_facts, prin
 from fedmtl_server.storage.runs import Place
 
 if TYPE_CHECKING:
+    from fedmtl_core.config import Config
     from fedmtl_server.storage.records import MetricRecord, RoundRecord, RunRecord, UpdateRecord
     from fedmtl_server.storage.stored_reports import (
         StoredContribution,
@@ -56,7 +57,7 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
     table = Table(
         "Each task's metric of the model that the round began with, and the task's share of the encoder",
         *columns,
-        *(f"{name_task(task, auxiliary=task in _auxiliary(run))}\n{main.get(task, '')}" for task in run.tasks),
+        *(f"{name_task(task, auxiliary=task in auxiliary_tasks(run))}\n{main.get(task, '')}" for task in run.tasks),
     )
     for one in rounds[1:]:
         facts = round_summary(one, by_round[one.round])
@@ -118,23 +119,31 @@ def _metric_and_share(name: str | None, task: StoredTask | None) -> str:
     return (missing if value is None else f"{value:.3f}") + (f" {share:.0%}" if share else "")
 
 
-def _auxiliary(run: RunRecord) -> set[str]:
-    """The run's auxiliary tasks."""
+def auxiliary_tasks(run: RunRecord) -> set[str]:
+    """Return the run's auxiliary tasks."""
     return {task for task, section in (run.config.get("tasks") or {}).items() if section.get("auxiliary")}
 
 
 def tasks_text(run: RunRecord) -> str:
     """Return the names of a run's tasks, with a mark for auxiliary tasks."""
-    return ", ".join(name_task(task, auxiliary=task in _auxiliary(run)) for task in run.tasks)
+    return ", ".join(name_task(task, auxiliary=task in auxiliary_tasks(run)) for task in run.tasks)
+
+
+def read_config(run: RunRecord) -> Config | None:
+    """Return a run's configuration; None if this version can't read it."""
+    from fedmtl_core.config import Config
+
+    try:
+        return Config.model_validate(_given(run.config))
+    except (ValueError, ConfigError):  # another version wrote it
+        return None
 
 
 def _main_metrics(run: RunRecord) -> dict[str, str]:
     """Return the main metric by task from the run's configuration; empty if this version can't read it."""
-    from fedmtl_core.config import Config
-
+    config = read_config(run)
     try:
-        config = Config.model_validate(_given(run.config))
-        return {spec.name: spec.main_metric for spec in config.task_specs()}
+        return {} if config is None else {spec.name: spec.main_metric for spec in config.task_specs()}
     except (ValueError, ConfigError):  # another version wrote it
         return {}
 
@@ -199,7 +208,7 @@ def summary(place: Place, rounds_done: int) -> dict[str, object]:
         "finished_at_unix_ms": run.finished_at_unix_ms,
         "base_model": run.base_model,
         "tasks": list(run.tasks),
-        "auxiliary_tasks": [task for task in run.tasks if task in _auxiliary(run)],
+        "auxiliary_tasks": [task for task in run.tasks if task in auxiliary_tasks(run)],
         "rounds_done": rounds_done,
         "num_rounds": run.num_rounds,
         "stopped_early": place.stopped_early,
@@ -249,6 +258,7 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
         bytes=f"{bytes_text(report['bytes_received'])} in, {bytes_text(report['bytes_sent'])} out",
         missing=", ".join(report["missing_clients"]) or "no client",
         unchanged=", ".join(f"head {task}" for task in report["unchanged_tasks"]) or "no head",
+        **_scaling(report),
         **_moves(report),
         **_variants(report),
         **_discarded(report),
@@ -257,6 +267,16 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
     _tasks_table(report).show()
     _updates_table(report, updates).show()
     _refusals_table(report).show()
+
+
+def _scaling(report: StoredReport) -> dict[str, str]:
+    """Return the factors that preserved the norm of the tasks' deltas, by component and part; empty without factors."""
+    texts = [
+        f"{component['scope']}: " + ", ".join(f"{part} {factor:.3f}" for part, factor in factors.items())
+        for component in report["components"]
+        if (factors := component.get("scaling"))
+    ]
+    return {"scaling": "; ".join(texts)} if texts else {}
 
 
 def _moves(report: StoredReport) -> dict[str, str]:

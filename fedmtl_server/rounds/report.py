@@ -24,6 +24,8 @@ class ComponentReport:
     scope: str
     num_tensors: int
     contributions: Sequence[Contribution]
+    scaling: Mapping[str, float] = field(default_factory=dict)
+    """By part of the encoder, the factor on its combined delta; empty unless the norm of the deltas is preserved."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,12 @@ def counted_examples(report: RoundReport) -> dict[str, float]:
 def component_reports(aggregate: Aggregate) -> list[ComponentReport]:
     """Return the reports of the components in a round's aggregate."""
     return [
-        ComponentReport(scope, len(aggregate.components[scope].layout.tensors), contributions)
+        ComponentReport(
+            scope,
+            len(aggregate.components[scope].layout.tensors),
+            contributions,
+            aggregate.scaling.get(scope, {}),
+        )
         for scope, contributions in aggregate.contributions.items()
     ]
 

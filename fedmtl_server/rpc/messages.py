@@ -77,6 +77,7 @@ def report_to_proto(report: RoundReport) -> pb.RoundReport:
                     )
                     for part in component.contributions
                 ],
+                scaling=component.scaling,
             )
             for component in report.components
         ],

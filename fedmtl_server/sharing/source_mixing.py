@@ -34,6 +34,7 @@ from fedmtl_server.sharing.source_selection import (
     Sources,
     candidates,
     decided,
+    selection_rules,
     sources_of,
 )
 
@@ -321,22 +322,23 @@ def make_source_mixing(config: Config, parts: ModelParts) -> SourceMixing:
     Raises:
         ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have, or no part is mixed.
     """
-    section, specs = config.sharing.adaptive, config.task_specs()
-    auxiliary = config.auxiliary_tasks()
-    num_targets = len(specs) - len(auxiliary)
-    rules = SelectionRules(
-        section.trials,
-        section.error_rate,
-        section.min_gain,
-        num_trials=section.trials * num_targets * config.training.num_rounds,
-    )
-    mixed = parts.movable(movable_parts(config.sharing.rules(), section.layers))
+    kin, auxiliary = kin_of(config.task_specs()), config.auxiliary_tasks()
+    return SourceMixing(parts, mixed_parts(config, parts), kin, auxiliary, selection_rules(config))
+
+
+def mixed_parts(config: Config, parts: ModelParts) -> dict[str, tuple[str, ...]]:
+    """Return the parts of the encoder that the stage mixes, with the parameters of each part.
+
+    Raises:
+        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have, or no part is mixed.
+    """
+    mixed = parts.movable(movable_parts(config.sharing.rules(), config.sharing.adaptive.layers))
     if not mixed:
         raise ConfigError(
             "sharing.adaptive.policy: `validated` needs a part of the encoder that neither `sharing.layers` nor "
             "`sharing.norms` fixes, and that `sharing.adaptive.layers` names if it is given; there is none"
         )
-    return SourceMixing(parts, mixed, kin_of(specs), auxiliary, rules)
+    return mixed
 
 
 def kin_of(specs: Sequence[TaskSpec]) -> dict[str, list[str]]:

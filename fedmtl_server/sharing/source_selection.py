@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 
+from fedmtl_core.config import Config
 from fedmtl_core.json_types import JsonObject
 
 Sources = tuple[str, ...]
@@ -137,6 +138,14 @@ class Selection:
     @classmethod
     def of_json(cls, task: str, values: JsonObject) -> Selection:
         return cls(task, **{**values, "sources": tuple(values["sources"])})
+
+
+def selection_rules(config: Config) -> SelectionRules:
+    """Return the limits and margins that a configuration sets for its run."""
+    section = config.sharing.adaptive
+    num_targets = len(config.tasks) - len(config.auxiliary_tasks())
+    num_trials = section.trials * num_targets * config.training.num_rounds
+    return SelectionRules(section.trials, section.error_rate, section.min_gain, num_trials)
 
 
 def sources_of(selections: Mapping[str, Sources], tasks: Sequence[str]) -> dict[str, Sources]:

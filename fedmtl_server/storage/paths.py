@@ -12,6 +12,7 @@ RUN_DIR/
                            if the run has any: the server optimizer's state, control variates, variants
   staging/                 acknowledged updates of the round in progress
   results.json, metrics.png    written when the run is over
+  sharing.png              written when the run is over, unless all tasks shared the whole encoder all the time
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ SERVER_FILE = "server.json"
 HISTORY_FILE = "history.sqlite"
 RESULTS_FILE = "results.json"
 PLOT_FILE = "metrics.png"
+SHARING_PLOT_FILE = "sharing.png"
 CHECKPOINTS = "checkpoints"
 STAGING = "staging"
 

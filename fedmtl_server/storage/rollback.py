@@ -21,6 +21,7 @@ from fedmtl_server.storage.paths import (
     PLOT_FILE,
     RESULTS_FILE,
     RUN_FILE,
+    SHARING_PLOT_FILE,
     checkpoint_path,
     state_path,
 )
@@ -74,7 +75,7 @@ def clear_rolled_back(run_dir: Path, rounds: Collection[int]) -> None:
     """
     if rounds:
         set_aside(run_dir, rounds, ROLLED_BACK)
-        for name in (RESULTS_FILE, PLOT_FILE):
+        for name in (RESULTS_FILE, PLOT_FILE, SHARING_PLOT_FILE):
             (run_dir / name).unlink(missing_ok=True)
 
 

@@ -24,6 +24,7 @@ class StoredVariant(TypedDict):
     num_clients: int
     num_examples: int
     num_diverged: int
+    loss: float | None
     loss_difference: float | None
     standard_error: float | None
     chosen: bool
@@ -59,11 +60,12 @@ class StoredContribution(TypedDict):
 
 
 class StoredComponent(TypedDict):
-    """`fedmtl_server.rounds.report.ComponentReport`."""
+    """`fedmtl_server.rounds.report.ComponentReport`. Older reports lack the field that isn't required."""
 
     scope: str
     num_tensors: int
     contributions: Sequence[StoredContribution]
+    scaling: NotRequired[Mapping[str, float]]
 
 
 class StoredRefusal(TypedDict):

@@ -93,6 +93,8 @@ def test_such_a_kind_trains_and_is_measured_over_its_tokens(config):
     assert measured["accuracy"] == 1 - 8 / 64  # of 64 words 8 are good
     expected = (56 * torch.log1p(torch.tensor(-1.0).exp()) + 8 * (1 + torch.log1p(torch.tensor(-1.0).exp()))) / 64
     assert measured["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    no = torch.log1p(torch.tensor(-1.0).exp()).item()  # the loss of a word that is none; a good word's is higher by 1
+    assert sorted(measured.losses) == pytest.approx([no] * 8 + [no + 1 / 4] * 8, rel=1e-5)  # four words a row
     trainer.train(model, rows, 1, seed=1)
     assert trainer.evaluate(model, rows)["accuracy"] == 1.0
 

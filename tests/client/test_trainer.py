@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
 from fedmtl_core.tasks.glue import PRESETS
+from tests import calibrated
 
 CPU = torch.device("cpu")
 PLAN = Config.model_validate(
@@ -130,6 +132,29 @@ def test_the_evaluation_loss_is_the_mean_over_rows():
     with torch.no_grad():
         expected = torch.nn.functional.cross_entropy(model("sst2", inputs), labels).item()
     assert Trainer(spec, PLAN, CPU).evaluate(model, rows)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["sst2", "stsb"])
+def test_the_losses_of_rows_are_calibrated_over_all_batches_and_the_mean_loss_is_not(task):
+    spec, model, rows = setting(task, rows=70)
+    trainer = Trainer(spec, PLAN, CPU)
+    trainer.train(model, rows, 1, seed=1)
+    order = sorted(range(70), key=rows.lengths.__getitem__)  # as an evaluation has them
+    model.eval()
+    inputs, labels = rows.collator(0)([rows[i] for i in order])
+    with torch.no_grad():
+        outputs = model(task, inputs)
+    if task == "stsb":
+        mean = torch.nn.functional.mse_loss(outputs[:, 0], labels)
+        expected = calibrated.regression_losses(outputs[:, 0].numpy(), labels.numpy())
+    else:
+        mean = torch.nn.functional.cross_entropy(outputs, labels)
+        expected = calibrated.classification_losses(outputs.numpy(), labels.numpy())
+    measured = trainer.evaluate(model, rows)
+    assert measured["loss"] == pytest.approx(mean.item(), rel=1e-5)
+    assert measured.losses.dtype == np.float64
+    assert measured.losses == pytest.approx(expected, abs=1e-3)
+    assert abs(measured.losses.mean() - measured["loss"]) > 1e-3
 
 
 def test_auto_chooses_a_device_and_a_missing_one_is_refused():

@@ -19,6 +19,7 @@ from fedmtl_core.errors import InvalidRequestError, StaleRoundError, Unavailable
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.wire.layout import Component
+from tests import calibrated
 from tests.client.test_worker import (
     CONFIG,
     HEAD,
@@ -63,24 +64,37 @@ def offering(slice_, *names):
     return dataclasses.replace(slice_, variants=names)
 
 
-def losses_of(tensors, task="sst2"):
-    """Each row's loss, by PyTorch alone."""
+def outputs_of(tensors, task="sst2"):
+    """Each row's outputs and target, by PyTorch alone."""
     model, spec = model_of().module_for(task), PRESETS[task]
     with torch.no_grad():
         for name, tensor in tensors.items():
             model.exchanged()[name].copy_(tensor)
     rows = EncodedRows(data_of(task).validation.head(NUM_EVALUATED), spec, load_tokenizer(TOY_MODEL), PLAN.max_length)
-    collate, losses = rows.collator(0), []
+    collate, outputs, targets = rows.collator(0), [], []
     model.eval()
     for number in range(len(rows)):
         inputs, labels = collate([rows[number]])
         with torch.no_grad():
-            outputs = model(task, inputs)
-            if task == "stsb":
-                losses.append(((outputs[:, 0] - labels) ** 2).item())
-            else:
-                losses.append(nn.functional.cross_entropy(outputs, labels).item())
-    return np.array(losses)
+            outputs.append(model(task, inputs))
+        targets.append(labels)
+    return torch.cat(outputs), torch.cat(targets)
+
+
+def losses_of(tensors, task="sst2"):
+    """Each row's calibrated loss, not by the program."""
+    outputs, targets = (tensor.numpy() for tensor in outputs_of(tensors, task))
+    if task == "stsb":
+        return calibrated.regression_losses(outputs[:, 0], targets)
+    return calibrated.classification_losses(outputs, targets)
+
+
+def plain_loss_of(tensors, task="sst2"):
+    """The mean of the rows' losses before a calibration."""
+    outputs, targets = outputs_of(tensors, task)
+    if task == "stsb":
+        return nn.functional.mse_loss(outputs[:, 0], targets).item()
+    return nn.functional.cross_entropy(outputs, targets).item()
 
 
 @pytest.mark.parametrize("task", ["sst2", "stsb"])
@@ -95,7 +109,21 @@ def test_a_variants_figures_are_those_of_the_rows_one_by_one(task):
     assert got.paired.difference == pytest.approx(differences.mean(), rel=1e-4)
     assert got.paired.standard_error == pytest.approx(differences.std(ddof=1) / math.sqrt(NUM_EVALUATED), rel=1e-4)
     assert got.evaluation.keys() == {*PRESETS[task].metrics, "loss"}
-    assert got.evaluation["loss"] == pytest.approx(mine.mean(), rel=1e-5)
+    assert got.evaluation["loss"] == pytest.approx(plain_loss_of(tensors, task), rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["sst2", "stsb"])
+def test_a_variant_whose_head_only_has_another_scale_and_offset_is_as_good_as_the_model(task):
+    own = model_of().components[f"task:{task}"].views()
+    other = {name: 3 * view for name, view in own.items()}
+    (bias,) = (name for name, view in own.items() if view.ndim == 1)
+    other[bias] = other[bias] + 2 * torch.arange(1, 1 + len(other[bias]))
+    slice_ = offering(slice_of(3, CONFIG.plan(task), task=task, purpose="evaluate"), "other")
+    update = worker_of(task).evaluate(slice_, get_variant=getting(other=other))
+    (got,) = update.variants
+    assert abs(got.evaluation["loss"] - update.received["loss"]) > 0.01
+    assert abs(got.paired.difference) < 1e-6
+    assert got.paired.standard_error < 1e-5
 
 
 def test_a_variant_with_the_models_own_values_differs_in_no_row():
@@ -259,7 +287,7 @@ class Breaking(Trainer):
 def test_a_custom_trainer_that_reports_means_gives_a_difference_without_an_error():
     slice_ = offering(slice_of(), "own")
     (got,) = worker_of(trainer=MeansOnly).evaluate(slice_, get_variant=getting(own=head_of(1))).variants
-    expected = losses_of(head_of(1)).mean() - losses_of({}).mean()
+    expected = plain_loss_of(head_of(1)) - plain_loss_of({})
     assert got.paired.difference == pytest.approx(expected, rel=1e-4)
     assert (got.paired.num_examples, got.paired.squared_deviations) == (NUM_EVALUATED, None)
 
@@ -306,5 +334,4 @@ def test_an_overlay_leaves_tensors_and_buffers_where_and_what_they_were_though_i
 
 
 def test_a_row_of_tokens_has_the_mean_of_its_tokens_losses():
-    labels = torch.tensor([[-100, 3, 4], [-100, -100, -100], [7, -100, -100]])
-    assert _row_means(torch.tensor([1.0, 2.0, 5.0]), labels).tolist() == [1.5, 5.0]
+    assert _row_means(np.array([1.0, 2.0, 5.0]), np.array([2, 0, 1, 0])).tolist() == [1.5, 5.0]

@@ -25,6 +25,15 @@ def test_the_later_settings_win_key_by_key_and_the_first_stay_as_they_were():
     assert first == {"training": {"num_rounds": 1, "per_device_train_batch_size": 4}}
 
 
+def test_a_word_in_place_of_the_sharing_replaces_it_and_later_keys_add_to_it():
+    layers = {"sharing": {"layers": {"1": "task"}}}
+    assert merged(layers, {"sharing": "auto"}) == {"sharing": "auto"}
+    assert merged({"sharing": "auto"}, {"sharing.adaptive.patience": 1}) == {
+        "sharing": {"mode": "auto", "adaptive": {"patience": 1}}
+    }
+    assert merged({"sharing": "plain"}, layers) == {"sharing": {"mode": "plain", "layers": {"1": "task"}}}
+
+
 def test_a_methods_settings_win_over_the_settings_the_encoders_and_the_common_ones(tmp_path):
     loaded = experiment(
         tmp_path,
@@ -96,7 +105,7 @@ def test_what_is_missing_is_named(tmp_path):
         load(tmp_path / "nowhere.yaml")
 
 
-@pytest.mark.parametrize(("name", "cells"), [("experiment.yaml", 288), ("experiment-small.yaml", 9)])
+@pytest.mark.parametrize(("name", "cells"), [("experiment.yaml", 292), ("experiment-small.yaml", 9)])
 def test_the_projects_own_files_are_right(name, cells):
     assert len(plan(load(CONFIGS / name))) == cells
 

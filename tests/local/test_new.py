@@ -57,6 +57,8 @@ def test_a_clients_file_has_what_that_client_needs_and_paths_that_are_right_from
         tmp_path / "fed/clients/archive.yaml",
     ]
     assert server.server.port == 7
+    assert (server.sharing.mode, server.sharing.adaptive.policy) == ("auto", "validated")
+    assert "sharing" not in (tmp_path / "fed/clients/desk.yaml").read_text()
     assert "--host 0.0.0.0" in (tmp_path / "fed/README.md").read_text()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from structlog.testing import capture_logs
 
 from fedmtl_server.model_parts import ModelSummary
+from fedmtl_server.rounds.report import RoundReport, TaskReport
+from fedmtl_server.rounds.variant_reports import VariantReport
 from fedmtl_server.rounds.warnings import RoundWarning
 from fedmtl_server.run_log import RunLog, title
 from fedmtl_server.status import Status
@@ -64,3 +66,52 @@ def test_a_status_has_every_task_in_the_runs_order_and_every_client():
 def test_a_statuss_warnings_are_of_the_round_in_progress_when_there_is_no_report():
     warning = RoundWarning("damaged_model", "m")
     assert status_of(opened(), warnings=[warning]).warnings == [warning]
+
+
+def report_of(round_, sources, *variants, **facts):
+    """A round's report after which task sst2 has these sources."""
+    selections = {"sst2": {"sources": sources, "is_trial": False}, "qqp": {"sources": ["qqp"], "is_trial": False}}
+    tasks = [
+        TaskReport(task, 1, 1, 0.0, {}, {}, variants=variants if task == "sst2" else ()) for task in ("sst2", "qqp")
+    ]
+    stages = {"sources": {"selections": selections}, "sharing": {"blocks": {"1": [["sst2"], ["qqp"]]}}}
+    lists = {name: [] for name in ("components", "missing_clients", "refused", "unchanged_tasks")}
+    return RoundReport(
+        round_,
+        "train",
+        0,
+        1.0,
+        tasks=tasks,
+        num_refused=0,
+        bytes_received=0,
+        bytes_sent=0,
+        stages=stages,
+        **lists,
+        **facts,
+    )
+
+
+def test_changed_sources_are_logged_against_the_round_before_beside_moved_layers():
+    variants = [
+        VariantReport("all", 1, 9, 0, 0.5, 0.25, None, chosen=False),
+        VariantReport("with.qqp", 1, 9, 0, 0.5, -0.25, 0.125, chosen=True),
+    ]
+    first = report_of(1, ["sst2"])
+    second = report_of(2, ["sst2", "qqp"], *variants, moved={"1": [["sst2", "qqp"]]})
+    with capture_logs() as logs:
+        RunLog().committed(opened().view, second, first)
+        RunLog().committed(opened().view, second, second)
+    (changed,) = (one for one in logs if one["event"].startswith("sources."))
+    assert changed == {
+        "event": "sources.changed",
+        "log_level": "info",
+        "progress": "Round 1/2",
+        "task": "sst2",
+        "before": ["sst2"],
+        "sources": ["sst2", "qqp"],
+        "why": "lower calibrated loss",
+        "loss_difference": -0.25,
+        "standard_error": 0.125,
+        "examples": 9,
+    }
+    assert [one["event"] for one in logs].count("layer.moved") == 2

@@ -100,8 +100,19 @@ class Group:
 
 
 @dataclass(frozen=True)
+class ScaledPart:
+    """A part of a component with a factor of its own."""
+
+    part: str
+    names: Collection[str]
+    """The names of the part's tensors in the component."""
+    factor: float
+    """The factor on the part's combined delta."""
+
+
+@dataclass(frozen=True)
 class Combination:
-    """How a component's accumulators are merged: base + Σ shares · multipliers · (accumulator - base)."""
+    """How a component's accumulators are merged: base + factor · Σ shares · multipliers · (accumulator - base)."""
 
     multipliers: Mapping[str, float]
     """By accumulator, the factor that turns its difference from the base into its delta."""
@@ -111,6 +122,8 @@ class Combination:
     """By update, the factor on its own delta within its accumulator, in addition to its weight."""
     are_shares: bool = True
     """Whether the sum of `shares` is fixed, so that a reduction of one share increases the others."""
+    scaled_parts: Sequence[ScaledPart] = ()
+    """The parts of the component with their factors. They contain each tensor once; without any, the factor is 1."""
 
     @classmethod
     def plain(cls, group: Group) -> Combination:

@@ -91,7 +91,7 @@ class RoundWeighting:
     """By scope, the weighting's state from the previous round."""
 
     def weigh(self, scope: str, tasks: Sequence[TaskStats], products: NDArray[np.float64] | None) -> Weighed:
-        """Return the scaled coefficients of a round's tasks in a component, and the new state.
+        """Return the coefficients of a round's tasks in a component, times a numeric `scaling`, and the new state.
 
         Raises:
             AggregationError: the weighting, which may be a plug-in, returned an invalid result.
@@ -107,7 +107,8 @@ class RoundWeighting:
             raise AggregationError(
                 f"aggregation.task_weighting: expected {len(tasks)} finite coefficients, got {coefficients}"
             )
-        scaling = min(self.weighting.settings.scaling, len(tasks))
+        given = self.weighting.settings.scaling
+        scaling = 1.0 if isinstance(given, str) else min(given, len(tasks))  # `preserve` comes after auxiliary weights
         return Weighed([scaling * one for one in coefficients], state)
 
 

@@ -596,14 +596,23 @@ class DiscardedComponent(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., reason: _Optional[str] = ..., client_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ComponentReport(_message.Message):
-    __slots__ = ("scope", "num_tensors", "contributions")
+    __slots__ = ("scope", "num_tensors", "contributions", "scaling")
+    class ScalingEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     SCOPE_FIELD_NUMBER: _ClassVar[int]
     NUM_TENSORS_FIELD_NUMBER: _ClassVar[int]
     CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    SCALING_FIELD_NUMBER: _ClassVar[int]
     scope: str
     num_tensors: int
     contributions: _containers.RepeatedCompositeFieldContainer[Contribution]
-    def __init__(self, scope: _Optional[str] = ..., num_tensors: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ...) -> None: ...
+    scaling: _containers.ScalarMap[str, float]
+    def __init__(self, scope: _Optional[str] = ..., num_tensors: _Optional[int] = ..., contributions: _Optional[_Iterable[_Union[Contribution, _Mapping]]] = ..., scaling: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Contribution(_message.Message):
     __slots__ = ("client_id", "task", "num_examples", "weight", "staleness", "norm", "clipped_to", "counted_examples")

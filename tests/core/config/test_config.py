@@ -84,7 +84,13 @@ def test_a_dumped_configuration_loads_as_the_same(name, tmp_path):
             "tasks: {sst2: {}, qqp: {}}\naggregation: {task_weighting: fixed, task_weights: {sst2: 1}}",
             r"aggregation\.task_weights: expected a weight for every task, got none for 'qqp'",
         ),
-        ("aggregation: {scaling: 0}", r"aggregation\.scaling: .*greater than 0 \(got 0\)"),
+        (
+            "aggregation: {scaling: 0}",
+            r"aggregation\.scaling: expected `preserve` or a number greater than 0 \(got 0\)",
+        ),
+        ("aggregation: {scaling: .nan}", r"scaling: expected `preserve` or a number greater than 0 \(got \.nan\)"),
+        ("aggregation: {scaling: preserved}", r"scaling: expected `preserve` or a number .* \(got 'preserved'\)"),
+        ("aggregation: {scaling: true}", r"aggregation\.scaling: expected a number \(got true\)"),
         ("aggregation: {temperature: 0}", r"aggregation\.temperature: .*greater than 0 \(got 0\)"),
         ("aggregation: {conflict_aversion: 1}", r"aggregation\.conflict_aversion: .*less than 1 \(got 1\)"),
         ("security: {tls: {key: k}}", r"security\.tls: `certificate` and `key` go together, got only a key"),
@@ -167,7 +173,7 @@ def test_a_number_is_neither_a_boolean_nor_what_could_be_meant_in_another_base(k
             lambda text=text: config.resolve({section: sections_of(name, text.strip("'"))}),
         ):
             with pytest.raises(
-                ConfigError, match=r"in base (8|60), |without leading zeros|unable to parse string as a"
+                ConfigError, match=r"in base (8|60), |without leading zeros|unable to parse string as a|or a number"
             ):
                 load()
 

@@ -43,6 +43,7 @@ def test_stages_have_names_of_their_own_and_require_nothing_that_they_break():
             "aggregation.rule: needs `aggregation.task_weighting: exam",
         ),
         ({"aggregation": {"scaling": 2}}, "aggregation.rule: needs `aggregation.scaling: 1.0`, got 2.0: a rule"),
+        ({"aggregation": {"scaling": "preserve"}}, "rule: needs `aggregation.scaling: 1.0`, got 'preserve': a rule"),
         (
             {"aggregation": {"normalization": "fednova"}},
             "aggregation.normalization: needs `aggregation.rule: mean`",

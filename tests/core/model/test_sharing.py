@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertMode
 from fedmtl_core.config import Config, validated
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.modeling import MultiTaskModel
-from fedmtl_core.model.sharing import ModelShape, SharingRules, make_table
+from fedmtl_core.model.sharing import ModelShape, SharingRules, make_table, parts_text
 from tests.support import specs
 
 TASKS = ("sst2", "qqp", "stsb")
@@ -191,6 +191,12 @@ def test_an_encoder_whose_layers_lie_elsewhere_is_understood_too():
     shape = MultiTaskModel(encoder, specs("sst2"), hidden_size=4).shape()
     assert set(shape.parts.values()) == {"embeddings", "0", "1"}
     assert len(shape.norms) == 2 * (1 + 2 * 2)
+
+
+def test_parts_in_words_join_consecutive_layers():
+    assert parts_text(["embeddings", "0", "1", "2", "4", "pooler"]) == "embeddings, layers 0-2, layer 4, pooler"
+    assert parts_text(["9", "10", "rest"]) == "layers 9-10, rest"
+    assert parts_text([]) == ""
 
 
 LEVELS = st.sampled_from(["shared", "group", "task", "local", "g0", "g1"])

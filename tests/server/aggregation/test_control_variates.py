@@ -303,6 +303,7 @@ async def test_a_sum_of_learning_rates_that_is_none_is_refused_by_name(rates, tm
             "needs another `robustness.norms.action` than `clip`",
         ),
         ({"aggregation": {"scaling": 2}}, r"needs `aggregation.scaling: 1.0`, got 2.0"),
+        ({"aggregation": {"scaling": "preserve"}}, r"needs `aggregation.scaling: 1.0`, got 'preserve'"),
         ({"training": {"head_epochs": 1}}, "needs `training.head_epochs: 0`, got 1"),
         ({"sharing": {"adaptive": {"policy": "cosine"}}}, "needs `sharing.adaptive.policy: None`, got 'cosine'"),
         (

@@ -20,6 +20,7 @@ from fedmtl_server.aggregation.stages.client_shares import ClientShares
 from fedmtl_server.aggregation.stages.control_variates import ControlVariates
 from fedmtl_server.aggregation.stages.normalization import FedNova
 from fedmtl_server.aggregation.stages.norms import NormScreening
+from fedmtl_server.aggregation.stages.preserved_norm import PreservedNorm
 from fedmtl_server.aggregation.stages.rule import RuleInsteadOfMean
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
@@ -35,6 +36,7 @@ CLASSES = (
     RuleInsteadOfMean,
     TaskWeights,
     AuxiliaryTasks,
+    PreservedNorm,
     OptimizerSteps,
     SourceMixing,
     ControlVariates,

@@ -573,7 +573,8 @@ def test_deltas_add_up_in_every_dtype(block, monkeypatch):
         for seed in range(3)
     )
     means = [runs_of(one), runs_of(other)]
-    combine(base, means, [0.5, -2.0])
+    for run, *vectors in zip(base.runs(), *means, strict=True):
+        combine(run, vectors, [0.5, -2.0])
     expected = flat(base) + 0.5 * (flat(one) - flat(base)) - 2 * (flat(other) - flat(base))
     assert np.concatenate([run.double().numpy() for run in means[0]]) == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert all(torch.equal(got, kept) for got, kept in zip(means[1], runs_of(other), strict=True))

@@ -622,6 +622,7 @@ def test_the_commands_need_no_pytorch(runs_dir):
     code = (
         "import sys; from fedmtl_server.commands.runs import runs_app; "
         f"runs_app(['show', 'first', '--runs-dir', {str(runs_dir)!r}], standalone_mode=False); "
+        f"runs_app(['show', 'first', '--sharing', '--runs-dir', {str(runs_dir)!r}], standalone_mode=False); "
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], stdout=subprocess.DEVNULL)

@@ -11,6 +11,7 @@ from fedmtl.v1 import federation_pb2 as pb
 import fedmtl_server.assembly
 from fedmtl_core.errors import AggregationError
 from fedmtl_core.model.sharing import SharingRules
+from fedmtl_core.model.sharing_schedule import SharingSchedule
 from fedmtl_server.aggregation.pipeline import Pipeline
 from fedmtl_server.aggregation.stages.base import Outcome
 from fedmtl_server.aggregation.variants import make_variant, with_chosen
@@ -62,14 +63,14 @@ class SplitAtEnd(LayerRegrouping):
     def conclude(self, ending):
         self._note_moved({"1": APART})
         own = make_variant("sst2", "own", {WEIGHT: torch.full((4, 4), 7.0)})
-        return Outcome(moved={"1": TOGETHER}, chosen={"sst2": own})
+        return Outcome(moved={"1": TOGETHER}, moved_by={"1": "sharing.schedule[0]"}, chosen={"sst2": own})
 
 
 async def test_a_task_that_leaves_the_others_at_the_end_gets_values_of_its_own(tmp_path, monkeypatch):
     make_pipeline = fedmtl_server.assembly.make_pipeline
 
     def with_stage(config, model, rules):
-        stage = SplitAtEnd(None, model.parts, ["1"], 2.0)
+        stage = SplitAtEnd(model.parts, SharingSchedule.of(model.parts.shape, SharingRules(), []))
         return Pipeline([*make_pipeline(config, model, rules).stages, stage])
 
     monkeypatch.setattr(fedmtl_server.assembly, "make_pipeline", with_stage)
