@@ -10,6 +10,7 @@ This module works on names and numbers only.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -29,6 +30,8 @@ ALL = "all"
 
 _MAX_WAIT = 8
 """The largest number of rounds from one trial of a candidate to the next."""
+_MAX_NAME = 64
+"""The largest number of characters of a variant's name."""
 _MAX_SCORE = 1e9
 """The largest recorded number of standard errors; JSON has no infinite numbers."""
 
@@ -64,7 +67,7 @@ class Candidate:
     """Another set of sources for a task."""
 
     name: str
-    """`own`, `all`, or the task that is added or removed: `with.TASK`, `without.TASK`."""
+    """`own`, `all`, or the task that is added or removed: `with.TASK`, `without.TASK`. Long names are cut."""
     sources: Sources
 
 
@@ -219,7 +222,7 @@ def candidates(
     others = [one for one in tasks if one != task and one in present]
     found = []
     for one in others:
-        name = f"without.{one}" if one in now else f"with.{one}"
+        name = _named("without" if one in now else "with", one)
         sources = tuple(other for other in tasks if (other in now) != (other == one))
         found.append((order.get(one, 0.0), Candidate(name, sources)))
     if len(others) > 1:
@@ -274,6 +277,15 @@ def decided(
         return noted, None
     # Trials relative to the old sources say little about the new ones.
     return Selection(selection.task, best.sources, is_trial=noted.is_trial), best
+
+
+def _named(change: str, task: str) -> str:
+    """Return the name of a candidate that adds or removes a task. A name that is too long for a variant is cut, and
+    ends with a part of its digest."""
+    name = f"{change}.{task}"
+    if len(name) <= _MAX_NAME:
+        return name
+    return f"{name[: _MAX_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _is_better(selection: Selection, candidate: Candidate, compared: Comparison, rules: SelectionRules) -> bool:

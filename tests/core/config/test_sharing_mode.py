@@ -124,7 +124,8 @@ def test_an_auxiliary_task_is_another_task():
         ),
         (
             {"training": {"control_variates": True, "optimizer": "sgd"}},
-            "training.control_variates: needs `sharing: plain`: control variates weight clients by their examples",
+            "training.control_variates: needs `sharing: plain`: control variates correct the updates of a component's "
+            "own clients",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedmtl_core.identifiers import require_identifier
 from fedmtl_server.sharing.source_selection import (
     DIVERGED,
     Candidate,
@@ -80,6 +81,17 @@ def test_no_set_of_sources_is_tried_twice_under_two_names():
     for selection in (ALONE, PAIR, Selection("a", TASKS)):
         sets = [frozenset(sources) for _, sources in offered(selection)]
         assert len({*sets, frozenset(selection.sources)}) == len(sets) + 1
+
+
+def test_names_fit_a_variant_however_long_the_tasks_names_are():
+    long = ["x" * 63 + end for end in "ab"]
+    tasks = ("a", *long, "y" * 56, "z" * 57)
+    for now in (("a",), tasks[:-1]):
+        found = [one.name for one in candidates(Selection("a", now), tasks, tasks, {}, 2, RULES)]
+        assert len(set(found)) == len(found) >= 5
+        for name in found:
+            require_identifier("the name of a variant", name)
+    assert {"without." + "y" * 56, "with." + "z" * 57} <= set(found)
 
 
 def test_one_task_has_nothing_to_try():

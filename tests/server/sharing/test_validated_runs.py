@@ -12,12 +12,15 @@ from safetensors import safe_open
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, StoreError
+from fedmtl_core.model.modeling import TOY_MODEL
 from fedmtl_core.model.sharing import SharingRules
 from fedmtl_server.commands.app import app
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.saved_runs import open_run
+from fedmtl_server.saved_runs import load_model, open_run
 from fedmtl_server.sharing.source_mixing import SourceMixing
+from tests import federations
 from tests.server.sharing.test_shared_layers import Layered
 from tests.support import eventually, model_bytes, reports_of, serving, specs, watching
 
@@ -296,3 +299,60 @@ async def test_a_final_trial_that_nobody_has_compared_ends_with_the_tasks_own_up
             await server.run_task
     assert sources_by_round(tmp_path)[0]["qqp"] == ["qqp", "mrpc"]
     assert chosen_by_round(tmp_path) == [{}, {"qqp": "own", "mrpc": "own"}]
+
+
+# Real clients.
+
+
+def crowd(**rounds):
+    """A federation of the toy encoder, two of whose tasks are the same under two names."""
+    few = {"train_samples": 32, "val_samples": 24, "data": {"builtin": "sst2"}}
+    twin = {"type": "classification", "text_columns": ["sentence"], "labels": ["negative", "positive"]}
+    return Config.model_validate(
+        {
+            "model": {"server_model": TOY_MODEL},
+            "training": {"num_rounds": 3, "local_epochs": 1, "max_length": 32, "learning_rate": 1e-3},
+            "rounds": {"rejoin_grace_s": 0.5, **rounds},
+            "server": {"port": 0},
+            "sharing": {"adaptive": {"policy": "validated", "trials": 2}},
+            "tasks": {
+                "sst2": {"min_clients": 1, **few},
+                "twin": {"min_clients": 1, "label_column": "label", **twin, **few},
+                "stsb": {"min_clients": 1, **few, "data": {"builtin": "stsb"}},
+            },
+            "clients": [
+                {"client_id": "a", "task": "sst2", "shard": "1/2"},
+                {"client_id": "b", "task": "sst2", "shard": "2/2"},
+                {"client_id": "c", "tasks": ["twin", "stsb"]},
+                {"client_id": "d", "task": "stsb"},
+                {"client_id": "e", "task": "twin"},
+            ],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        {"cohort": "fraction", "cohort_fraction": 0.5},
+        {"cohort": "over_select", "cohort_size": 1, "cohort_extra": 1},
+    ],
+    ids=["fraction", "over-selection"],
+)
+def test_drawn_cohorts_and_clients_of_several_tasks_compare_what_their_round_offers(rounds, tmp_path):
+    config = crowd(**rounds)
+    federations.run(config, tmp_path)
+    reports = reports_of(tmp_path)
+    assert [one.purpose for one in reports] == ["train", "train", "train", "evaluate"]
+    assert not any(one.failed for one in reports)
+    for report in reports[1:]:
+        for task in report.tasks:
+            assert len(task.variants) <= 2
+            counted = task.num_updates
+            assert all(len(one.clients) <= counted for one in task.variants)
+            evaluated = [one for one in task.variants if one.num_clients]
+            assert all(one.standard_error is not None and one.num_examples <= 24 * counted for one in evaluated)
+    assert any(one.clients for report in reports for task in report.tasks for one in task.variants)
+    model = load_model(open_run(tmp_path), 3)
+    assert {model.sharing.members(f"task:{task}") for task in config.tasks} == {(task,) for task in config.tasks}
+    assert reports[0].stages["sources"]["selections"]["sst2"]["sources"] == ["sst2", "twin"]
