@@ -36,6 +36,7 @@ from fedmtl_server.export.folders import export_all, export_task
 from fedmtl_server.export.model_card import is_hub_name, rounds_text
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.saved_runs import choose_round, load_model, open_run
+from fedmtl_server.sharing import source_selection
 from fedmtl_server.storage.store import RunStore
 from tests import federations
 from tests.tiny_encoders import LONGER, SHORT, batch_of, save
@@ -572,7 +573,7 @@ def akin(**more: Any) -> dict[str, Any]:
     }
     return {
         "model": {"server_model": TOY_MODEL},
-        "training": {"num_rounds": 1, "local_epochs": 1, "max_length": 48, "learning_rate": 1e-3},
+        "training": {"num_rounds": 2, "local_epochs": 1, "max_length": 48, "learning_rate": 1e-3},
         "rounds": {"rejoin_grace_s": 0.5},
         "server": {"port": 0},
         "sharing": {"adaptive": {"policy": "validated"}},
@@ -586,12 +587,18 @@ def akin(**more: Any) -> dict[str, Any]:
     }
 
 
-def test_a_card_says_whose_updates_a_model_took(tmp_path):
+def test_a_card_says_whose_updates_a_model_took(tmp_path, monkeypatch):
+    def joins(selection, candidate, compared, rules):
+        return candidate.name in ("with.twin", "with.sst2") and selection.task != "stsb"
+
+    monkeypatch.setattr(source_selection, "_is_better", joins)  # after the second round's trials
     federations.run(Config.model_validate(akin()), tmp_path / "run")
     run = open_run(tmp_path / "run")
-    sentence = "In addition to its own updates, the encoder of `sst2` took updates of `twin` (round 1).\n"
+    sentence = "In addition to its own updates, the encoder of `sst2` took updates of `twin` (rounds 1 to 2).\n"
     for task in ("sst2", "twin", "stsb"):
-        export_task(run, task, tmp_path / task, 1)
+        export_task(run, task, tmp_path / "first" / task, 1)  # of the round before the acceptance
+        assert "In addition to its own" not in (tmp_path / "first" / task / "README.md").read_text()
+        export_task(run, task, tmp_path / task)
         card = (tmp_path / task / "README.md").read_text()
         assert (sentence in card) == (task == "sst2")
         assert ("In addition to its own updates" in card) == (task != "stsb")
@@ -599,7 +606,7 @@ def test_a_card_says_whose_updates_a_model_took(tmp_path):
     export_all(run, tmp_path / "all")
     card = (tmp_path / "all" / "README.md").read_text()
     assert sentence in card
-    assert "the encoder of `twin` took updates of `sst2` (round 1)" in card
+    assert "the encoder of `twin` took updates of `sst2` (rounds 1 to 2)" in card
     assert "the encoder of `stsb` took" not in card
     assert sorted(one.name for one in (tmp_path / "all" / "encoders").iterdir()) == ["sst2", "stsb", "twin"]
     for task in ("sst2", "twin"):

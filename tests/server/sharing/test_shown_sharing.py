@@ -110,7 +110,8 @@ async def test_what_paired_losses_decided_is_told_in_words_in_the_log_and_in_the
 
     rejected = {tuple(cells(line)[:2]): cells(line)[2:] for line in text.splitlines() if line.startswith(" ")}
     assert rejected["qqp", "all tasks' updates"][:2] == ["2, 4", "+0.100 ± 0.020"]  # the last trial's numbers
-    assert rejected["qqp", "with cola"][1:] == ["+0.100 ± 0.020", "+5.0", "-20.0%", "400", "not better"]
+    # 5 standard errors; the normal quantile for Student's distribution with 399 degrees of freedom is 4.94
+    assert rejected["qqp", "with cola"][1:] == ["+0.100 ± 0.020", "+4.9", "-20.0%", "400", "not better"]
     assert rejected["qqp", "with sst2"][0] == "4"  # in round 2 it was accepted
     assert rejected["sst2", "own updates only"][0] == "3-4"  # in round 2 it confirmed a trial
     after = [cells(line) for line in text[text.index("Sources after") :].splitlines()]

@@ -151,29 +151,28 @@ def test_an_accepted_candidate_replaces_the_last_update_too_and_counts_for_all_p
     close_to(run.parameters("sst2"), plus(expected, back, rounds[3]["sst2"]))
 
 
-def test_a_task_with_kin_begins_with_its_updates_and_returns_unless_they_are_shown_to_help():
-    run = Rounds(config_of((*KIN, "sst2")))
-    start = {task: run.parameters(task) for task in KIN}
-    first, second = (random_deltas(run.model, (*KIN, "sst2"), seed=seed) for seed in (1, 2))
-    run.hold(1, first)
-    assert run.stage.sources == {"qqp": KIN, "mrpc": KIN, "sst2": ("sst2",)}
-    for task in KIN:
-        close_to(run.parameters(task), plus(start[task], mean_of(first, KIN, PARTS)))
-    run.hold(2, second, {("qqp", "own"): WORSE, ("mrpc", "own"): BETTER})
-    assert run.stage.sources == {"qqp": KIN, "mrpc": ("mrpc",), "sst2": ("sst2",)}
-    close_to(run.parameters("qqp"), plus(start["qqp"], mean_of(first, KIN, PARTS), mean_of(second, KIN, PARTS)))
-    mixed = of_parts(mean_of(first, KIN, PARTS), {"e": PARTS["embeddings"]})
-    close_to(run.parameters("mrpc"), plus(start["mrpc"], mixed, of_parts(first["mrpc"], TRIED), second["mrpc"]))
+def test_a_task_tries_its_kin_first_whatever_the_cosines_are_and_takes_nothing_before():
+    tasks = (*KIN, "sst2")
+    run = Rounds(config_of(tasks, {"trials": 1}))
+    deltas = random_deltas(run.model, tasks, seed=1)
+    deltas["sst2"] = {name: 2 * one for name, one in deltas["qqp"].items()}  # as similar as can be
+    aggregate = run.hold(1, deltas)
+    assert (aggregate.chosen, aggregate.adjusted) == ({}, {})
+    assert {task: list(one) for task, one in run.offer().items()} == {
+        "qqp": ["with.mrpc"],
+        "mrpc": ["with.qqp"],
+        "sst2": ["with.qqp"],
+    }
 
 
 def test_of_several_kin_the_most_similar_one_is_tried_first():
     tasks = ("qqp", "mrpc", "rte")
-    run = Rounds(config_of(tasks))
+    run = Rounds(config_of(tasks, {"trials": 1}))
     deltas = random_deltas(run.model, tasks, seed=1)
     deltas["rte"] = {name: 2 * one for name, one in deltas["qqp"].items()}
     run.hold(1, deltas)
-    assert run.stage.sources["qqp"] == ("qqp", "rte")
-    assert run.stage.sources["rte"] == ("qqp", "rte")
+    offered = run.offer()
+    assert (list(offered["qqp"]), list(offered["rte"])) == (["with.rte"], ["with.qqp"])
 
 
 def test_kin_are_tasks_of_one_type_with_as_many_texts_and_labels():
@@ -204,8 +203,9 @@ def test_an_auxiliary_task_follows_those_that_take_its_updates_and_is_offered_no
 def test_a_task_whose_only_kin_is_auxiliary_tries_it():
     run = Rounds(config_of(KIN, auxiliary={"mrpc": {"weight": 0.5}}))
     run.hold(1, random_deltas(run.model, KIN, seed=1))
+    assert {task: list(one) for task, one in run.offer().items()} == {"qqp": ["with.mrpc"]}
+    run.hold(2, random_deltas(run.model, KIN, seed=2), {("qqp", "with.mrpc"): BETTER})
     assert run.stage.sources == {"qqp": KIN, "mrpc": KIN}
-    assert list(run.offer()) == ["qqp"]
 
 
 def test_one_task_alone_is_trained_as_ever():
@@ -230,19 +230,19 @@ def test_a_task_without_an_update_is_no_candidate_and_keeps_its_model():
 
 
 def test_a_source_without_an_update_in_a_round_leaves_the_tasks_own_and_stays_a_source():
-    run = Rounds(config_of((*KIN, "sst2")))
-    start = run.parameters("qqp")
-    rounds = [random_deltas(run.model, (*KIN, "sst2"), seed=seed) for seed in range(4)]
+    run = Rounds(config_of(ABC))
+    rounds = [random_deltas(run.model, ABC, seed=seed) for seed in range(4)]
     run.hold(1, rounds[0])
-    own = {task: rounds[1][task] for task in ("qqp", "sst2")}
-    run.hold(2, own, {("qqp", "own"): WORSE})
-    assert run.stage.sources["qqp"] == KIN
-    expected = plus(start, mean_of(rounds[0], KIN, PARTS), rounds[1]["qqp"])
-    close_to(run.parameters("qqp"), expected)
-    assert "own" not in run.offer()["qqp"]  # the same model
-    run.hold(3, rounds[2])
-    expected = plus(expected, mean_of(rounds[2], KIN, PARTS))
-    close_to(run.parameters("qqp"), expected)
+    run.hold(2, rounds[1], {("sst2", "with.qqp"): BETTER})
+    expected = run.parameters("sst2")
+    run.hold(3, {task: rounds[2][task] for task in ("sst2", "stsb")}, {("sst2", "own"): WORSE})
+    assert run.stage.sources["sst2"] == AB
+    expected = plus(expected, rounds[2]["sst2"])
+    close_to(run.parameters("sst2"), expected)
+    assert list(run.offer()["sst2"]) == ["with.stsb"]  # its own updates make the same model
+    run.hold(4, rounds[3])
+    expected = plus(expected, mean_of(rounds[3], AB, PARTS))
+    close_to(run.parameters("sst2"), expected)
 
 
 # What clients say.
@@ -285,18 +285,28 @@ def test_the_number_of_trials_is_limited_and_the_errors_are_divided_among_them()
 
 
 def test_the_last_update_follows_what_the_evaluation_of_the_final_model_says():
-    run = Rounds(config_of((*KIN, "sst2")))
-    start = {task: run.parameters(task) for task in (*KIN, "sst2")}
-    deltas = random_deltas(run.model, (*KIN, "sst2"), seed=1)
-    run.hold(1, deltas)
-    aggregate = run.conclude(2, {("qqp", "own"): WORSE, ("sst2", "all"): BETTER})
+    tasks = (*KIN, "sst2")
+    run = Rounds(config_of(tasks))
+    first, second = (random_deltas(run.model, tasks, seed=seed) for seed in (1, 2))
+    run.hold(1, first)
+    run.hold(2, second, {("qqp", "with.mrpc"): BETTER, ("mrpc", "with.qqp"): BETTER})
+    assert run.stage.sources == {"qqp": KIN, "mrpc": KIN, "sst2": ("sst2",)}
+    before = {task: run.parameters(task) for task in tasks}
+    aggregate = run.conclude(3, {("qqp", "own"): WORSE, ("mrpc", "own"): BETTER, ("sst2", "all"): BETTER})
     assert {task: one.name for task, one in aggregate.chosen.items()} == {"mrpc": "own", "sst2": "all"}
-    close_to(run.parameters("qqp"), plus(start["qqp"], mean_of(deltas, KIN, PARTS)))
-    mixed = of_parts(mean_of(deltas, KIN, PARTS), {"e": PARTS["embeddings"]})
-    close_to(run.parameters("mrpc"), plus(start["mrpc"], mixed, of_parts(deltas["mrpc"], TRIED)))
-    whole = of_parts(mean_of(deltas, (*KIN, "sst2"), PARTS), TRIED)
-    rest = of_parts(deltas["sst2"], {"e": PARTS["embeddings"]})
-    close_to(run.parameters("sst2"), plus(start["sst2"], whole, rest))
+    close_to(run.parameters("qqp"), before["qqp"], atol=0)
+    back = of_parts(minus(second["mrpc"], mean_of(second, KIN, PARTS)), TRIED)
+    close_to(run.parameters("mrpc"), plus(before["mrpc"], back))
+    more = of_parts(minus(mean_of(second, tasks, PARTS), second["sst2"]), TRIED)
+    close_to(run.parameters("sst2"), plus(before["sst2"], more))
+
+
+def test_without_a_better_candidate_the_final_model_is_the_evaluated_one():
+    run = Rounds(config_of(AB))
+    run.hold(1, random_deltas(run.model, AB, seed=1))
+    before = run.parameters("sst2")
+    assert run.conclude(2, {("sst2", "with.qqp"): WORSE}).chosen == {}
+    close_to(run.parameters("sst2"), before, atol=0)
 
 
 # What else a run may be.
@@ -512,11 +522,11 @@ def test_a_delta_beyond_float32_is_no_source():
 
 
 def test_a_restart_after_any_round_goes_on_to_the_same_bits():
-    config = config_of((*KIN, "stsb", "sst2"), {"trials": 2}, server_optimizer={"name": "fedadam"})
+    config = config_of((*KIN, "stsb", "sst2"), {"trials": 4}, server_optimizer={"name": "fedadam"})
     says = {
-        2: {("qqp", "own"): WORSE, ("stsb", "all"): BETTER},
-        3: {("stsb", "own"): WORSE, ("sst2", "with.qqp"): None, ("mrpc", "with.sst2"): BETTER},
-        4: {("sst2", "with.stsb"): BETTER, ("qqp", "own"): BETTER},
+        2: {("qqp", "with.mrpc"): BETTER, ("stsb", "with.qqp"): BETTER, ("mrpc", "with.qqp"): WORSE},
+        3: {("stsb", "own"): WORSE, ("sst2", "with.qqp"): None, ("qqp", "own"): BETTER},
+        4: {("sst2", "with.stsb"): BETTER, ("stsb", "own"): WORSE},
     }
     whole = Rounds(config)
     tasks = tuple(whole.model.tasks)
@@ -532,7 +542,8 @@ def test_a_restart_after_any_round_goes_on_to_the_same_bits():
             for name, tensors in variants.items():
                 close_to(offers[1][task][name], tensors, atol=0)
         assert offers[0].keys() == offers[1].keys()
-    whole.conclude(6, {("stsb", "own"): BETTER})
+    assert whole.stage.sources["stsb"] == ("qqp", "stsb")
+    assert whole.conclude(6, {("stsb", "own"): BETTER}).chosen
     parts = parts.restarted(config)
     parts.conclude(6, {("stsb", "own"): BETTER})
     for scope, component in whole.model.components.items():
