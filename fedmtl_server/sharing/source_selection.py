@@ -253,6 +253,10 @@ def decided(
     Sources in effect on trial are confirmed if the task's own updates are worse by the margins of joining. Otherwise
     the task returns to its own updates, also if nobody has compared them.
 
+    Of several candidates that are better by the margins, one with the fewest sources is accepted, and among these the
+    one with the lowest loss. A candidate with more sources would be lower by chance in many cases, and its additional
+    tasks can still join one by one.
+
     Args:
         selection: the selection with which the round began.
         offered: the candidates of the round.
@@ -270,7 +274,7 @@ def decided(
         noted = replace(noted, is_trial=False)
     best = min(
         (one for one in offered if one.name in compared and _is_better(selection, one, compared[one.name], rules)),
-        key=lambda one: (compared[one.name].difference, one.name),
+        key=lambda one: (len(one.sources), compared[one.name].difference, one.name),
         default=None,
     )
     if best is None:
