@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from fedmtl_client.data import EncodedRows
+from fedmtl_client.overlay import overlaid
 from fedmtl_client.slices import SliceVariant
 from fedmtl_client.trainer import Trainer, TrainingStopped, _row_means
-from fedmtl_client.trials import overlaid
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError, UnavailableError
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_core.tasks.glue import PRESETS
@@ -168,15 +168,17 @@ def test_training_starts_from_the_received_model_to_the_bit_whatever_was_tried(s
 def test_training_starts_from_a_variant_that_is_better_by_its_margin(update):
     """The update is the slice plus what training from the variant has changed."""
     plan = dataclasses.replace(PLAN, update=update)
-    better = {name: tensors_of(worker_of().train(slice_of()))[name] for name in HEAD}
+    slightly, better = head_of(1), head_of(7)
+    assert losses_of(better).mean() < losses_of(slightly).mean() < losses_of({}).mean()
     received = {name: view for one in slice_of().components.values() for name, view in one.views().items()}
     start = slice_of()
     for name, view in start.components["task:sst2"].views().items():
         view.copy_(better[name])
     from_variant = tensors_of(worker_of().train(start))
 
-    slice_ = offering(slice_of(1, plan), "worse", "better", margin=0.1)
-    get = getting(better=better, worse=head_of(1))
+    slice_ = offering(slice_of(1, plan), "slightly", "better", "same", margin=0.1)
+    same = model_of().components["task:sst2"].views()
+    get = getting(slightly=slightly, better=better, same=same)
     with capture_logs() as logs:
         trained = worker_of().train(slice_, get_variant=get)
     for name, value in tensors_of(trained).items():
