@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmtl_core.config import Config
 from fedmtl_core.config.stages import SOURCES
-from fedmtl_core.errors import ConfigError, NonFiniteError
+from fedmtl_core.errors import NonFiniteError
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import task_of, task_scope
-from fedmtl_core.model.sharing import movable_parts
 from fedmtl_core.tasks.plan import Purpose
-from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.layout import Component, Layout
-from fedmtl_server.aggregation.delta_products import products_of
 from fedmtl_server.aggregation.stages.base import Ending, Outcome, Stage
 from fedmtl_server.aggregation.values import Notice, RoundContext, StageState
 from fedmtl_server.aggregation.variants import Variant, VariantResult, is_finite, make_variant
 from fedmtl_server.model_parts import ModelParts
-from fedmtl_server.sharing.source_selection import (
-    DIVERGED,
-    Candidate,
-    Comparison,
-    Selection,
-    SelectionRules,
-    Sources,
-    candidates,
-    decided,
-    selection_rules,
-    sources_of,
-)
+from fedmtl_server.sharing.last_round import LastRound
+from fedmtl_server.sharing.selection_rules import DIVERGED, Comparison, SelectionRules
+from fedmtl_server.sharing.source_selection import Candidate, Selection, Sources, candidates, decided, sources_of
 
 START_MARGIN = 2.5
 """A client trains from a candidate whose loss is lower by this many standard errors on the client's own rows."""
@@ -223,125 +207,6 @@ class SourceMixing(Stage):
         names = [name for mine in self._tried.values() for name in mine]
         shapes = {name: self._model.tensors[name] for name in names}
         return Layout.of(_delta_scope(task), {name: _wide(torch.empty_like(one)) for name, one in shapes.items()})
-
-
-@dataclass(frozen=True)
-class LastRound:
-    """The tasks' deltas of the last round with an update."""
-
-    round: int = 0
-    deltas: Mapping[str, Component] = field(default_factory=dict)
-    """By task, its delta of some parts, float32 (float64 for float64)."""
-    products: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    """By part, the inner products of the deltas, in their order."""
-
-    @classmethod
-    def of(cls, round_: int, deltas: Mapping[str, Component], parts: Mapping[str, Sequence[str]]) -> LastRound:
-        """Return the last round with these deltas by task."""
-        views = [one.views() for one in deltas.values()]
-        return cls(
-            round_,
-            dict(deltas),
-            {
-                part: products_of([[one[name].flatten() for name in names] for one in views])
-                for part, names in parts.items()
-            },
-        )
-
-    def without_parts_but(self, parts: Mapping[str, Sequence[str]]) -> LastRound:
-        """Return a copy that has only some of the parts."""
-        names = [name for mine in parts.values() for name in mine]
-        deltas = {}
-        for task, component in self.deltas.items():
-            views = component.views()
-            deltas[task] = Component.pack(component.scope, {name: views[name] for name in names})
-        return LastRound(self.round, deltas, {part: self.products[part] for part in parts})
-
-    def cosine(self, task: str, other: str) -> float:
-        """Return the cosine of two tasks' deltas over all parts; 0 if one of them is 0."""
-        order = list(self.deltas)
-        i, j = order.index(task), order.index(other)
-        total = np.sum(list(self.products.values()), axis=0)
-        norms = math.sqrt(total[i, i] * total[j, j])
-        return float(total[i, j]) / norms if norms > 0 else 0.0
-
-    def shift(self, parts: Mapping[str, Sequence[str]], task: str, now: Sources, then: Sources) -> dict[str, Tensor]:
-        """Return the change of a task's parameters if its update had the mean of other sources.
-
-        It is empty if the sources with a delta are the same.
-
-        Args:
-            parts: by part, the parameters.
-            task: the task, which has a delta.
-            now: the sources in effect.
-            then: the other sources.
-        """
-        if task not in self.deltas or self.deltas.keys() & set(now) == self.deltas.keys() & set(then):
-            return {}
-        views = {one: component.views() for one, component in self.deltas.items()}
-        shift = {}
-        for part, names in parts.items():
-            before, after = self._coefficients(part, now), self._coefficients(part, then)
-            changes = {one: after.get(one, 0.0) - before.get(one, 0.0) for one in self.deltas}
-            for name in names:
-                value = torch.zeros_like(views[task][name])
-                for one, coefficient in changes.items():
-                    if coefficient:
-                        value.add_(views[one][name], alpha=coefficient)
-                shift[name] = value
-        return shift
-
-    def _coefficients(self, part: str, sources: Sources) -> dict[str, float]:
-        """Return the coefficients of the sources' deltas in a mean that keeps the mean of their norms.
-
-        The factor on the plain mean is at most the square root of the number of sources, the factor for deltas at right
-        angles; it would grow without bound for deltas that cancel each other.
-        """
-        present = [place for place, task in enumerate(self.deltas) if task in sources]
-        products = self.products[part][np.ix_(present, present)]
-        count = len(present)
-        norm = math.sqrt(max(float(products.sum()), 0.0)) / count
-        kept = float(np.sqrt(np.diag(products)).sum()) / count
-        factor = min(kept / norm, math.sqrt(count)) if norm > 0 else math.sqrt(count)
-        order = list(self.deltas)
-        return {order[place]: factor / count for place in present} if count > 1 else {order[present[0]]: 1.0}
-
-
-def make_source_mixing(config: Config, parts: ModelParts) -> SourceMixing:
-    """Return the stage that `sharing.adaptive.policy: validated` configures.
-
-    Raises:
-        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have, or no part is mixed.
-    """
-    kin, auxiliary = kin_of(config.task_specs()), config.auxiliary_tasks()
-    return SourceMixing(parts, mixed_parts(config, parts), kin, auxiliary, selection_rules(config))
-
-
-def mixed_parts(config: Config, parts: ModelParts) -> dict[str, tuple[str, ...]]:
-    """Return the parts of the encoder that the stage mixes, with the parameters of each part.
-
-    Raises:
-        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have, or no part is mixed.
-    """
-    mixed = parts.movable(movable_parts(config.sharing.rules(), config.sharing.adaptive.layers))
-    if not mixed:
-        raise ConfigError(
-            "sharing.adaptive.policy: `validated` needs a part of the encoder that neither `sharing.layers` nor "
-            "`sharing.norms` fixes, and that `sharing.adaptive.layers` names if it is given; there is none"
-        )
-    return mixed
-
-
-def kin_of(specs: Sequence[TaskSpec]) -> dict[str, list[str]]:
-    """Return, by task, the other tasks of the same type, with as many texts and as many labels."""
-
-    def traits(spec: TaskSpec) -> tuple[str, int, int]:
-        return spec.kind, len(spec.text_columns), len(spec.labels)
-
-    return {
-        one.name: [other.name for other in specs if other.name != one.name and traits(other) == traits(one)]
-        for one in specs
-    }
 
 
 def _comparison(result: VariantResult | None) -> Comparison | None:

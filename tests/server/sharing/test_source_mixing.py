@@ -13,8 +13,11 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.tasks.paired import PairedLoss
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.aggregator import ClientUpdate
-from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
-from fedmtl_server.sharing.source_mixing import LastRound, SourceMixing, kin_of
+from fedmtl_server.aggregation_rules import AggregationRules
+from fedmtl_server.aggregation_setup import make_pipeline
+from fedmtl_server.sharing.last_round import LastRound
+from fedmtl_server.sharing.mixing_setup import kin_of
+from fedmtl_server.sharing.source_mixing import SourceMixing
 from tests.server.sharing.mixing import BETTER, WORSE, Rounds, close_to, config_of, mean_of, random_deltas
 from tests.support import specs
 
@@ -150,29 +153,31 @@ def test_an_accepted_candidate_replaces_the_last_update_too_and_counts_for_all_p
     close_to(run.parameters("sst2"), plus(expected, back, rounds[3]["sst2"]))
 
 
-def test_a_task_with_kin_begins_with_its_updates_and_returns_unless_they_are_shown_to_help():
-    run = Rounds(config_of((*KIN, "sst2")))
-    start = {task: run.parameters(task) for task in KIN}
-    first, second = (random_deltas(run.model, (*KIN, "sst2"), seed=seed) for seed in (1, 2))
-    run.hold(1, first)
-    assert run.stage.sources == {"qqp": KIN, "mrpc": KIN, "sst2": ("sst2",)}
-    for task in KIN:
-        close_to(run.parameters(task), plus(start[task], mean_of(first, KIN, PARTS)))
-    run.hold(2, second, {("qqp", "own"): WORSE, ("mrpc", "own"): BETTER})
-    assert run.stage.sources == {"qqp": KIN, "mrpc": ("mrpc",), "sst2": ("sst2",)}
-    close_to(run.parameters("qqp"), plus(start["qqp"], mean_of(first, KIN, PARTS), mean_of(second, KIN, PARTS)))
-    mixed = of_parts(mean_of(first, KIN, PARTS), {"e": PARTS["embeddings"]})
-    close_to(run.parameters("mrpc"), plus(start["mrpc"], mixed, of_parts(first["mrpc"], TRIED), second["mrpc"]))
+def test_a_task_tries_its_kin_first_whatever_the_cosines_are():
+    tasks = (*KIN, "sst2")
+    run = Rounds(config_of(tasks, {"trials": 1}))
+    start = {task: run.parameters(task) for task in tasks}
+    deltas = random_deltas(run.model, tasks, seed=1)
+    deltas["sst2"] = {name: 2 * one for name, one in deltas["qqp"].items()}
+    run.hold(1, deltas)
+    assert run.stage.sources == {task: (task,) for task in tasks}
+    for task in tasks:
+        close_to(run.parameters(task), plus(start[task], deltas[task]))
+    assert {task: list(one) for task, one in run.offer().items()} == {
+        "qqp": ["with.mrpc"],
+        "mrpc": ["with.qqp"],
+        "sst2": ["with.qqp"],
+    }
 
 
 def test_of_several_kin_the_most_similar_one_is_tried_first():
     tasks = ("qqp", "mrpc", "rte")
-    run = Rounds(config_of(tasks))
+    run = Rounds(config_of(tasks, {"trials": 1}))
     deltas = random_deltas(run.model, tasks, seed=1)
     deltas["rte"] = {name: 2 * one for name, one in deltas["qqp"].items()}
     run.hold(1, deltas)
-    assert run.stage.sources["qqp"] == ("qqp", "rte")
-    assert run.stage.sources["rte"] == ("qqp", "rte")
+    offered = run.offer()
+    assert (list(offered["qqp"]), list(offered["rte"])) == (["with.rte"], ["with.qqp"])
 
 
 def test_kin_are_tasks_of_one_type_with_as_many_texts_and_labels():
@@ -203,8 +208,7 @@ def test_an_auxiliary_task_follows_those_that_take_its_updates_and_is_offered_no
 def test_a_task_whose_only_kin_is_auxiliary_tries_it():
     run = Rounds(config_of(KIN, auxiliary={"mrpc": {"weight": 0.5}}))
     run.hold(1, random_deltas(run.model, KIN, seed=1))
-    assert run.stage.sources == {"qqp": KIN, "mrpc": KIN}
-    assert list(run.offer()) == ["qqp"]
+    assert {task: list(one) for task, one in run.offer().items()} == {"qqp": ["with.mrpc"]}
 
 
 def test_one_task_alone_is_trained_as_ever():
@@ -233,14 +237,17 @@ def test_a_source_without_an_update_in_a_round_leaves_the_tasks_own_and_stays_a_
     start = run.parameters("qqp")
     rounds = [random_deltas(run.model, (*KIN, "sst2"), seed=seed) for seed in range(4)]
     run.hold(1, rounds[0])
-    own = {task: rounds[1][task] for task in ("qqp", "sst2")}
-    run.hold(2, own, {("qqp", "own"): WORSE})
+    run.hold(2, rounds[1], {("qqp", "with.mrpc"): BETTER})
+    before = run.parameters("qqp")
+    first = of_parts(mean_of(rounds[0], KIN, PARTS), TRIED) | of_parts(rounds[0]["qqp"], {"e": PARTS["embeddings"]})
+    close_to(before, plus(start, first, mean_of(rounds[1], KIN, PARTS)))
+    run.hold(3, {task: rounds[2][task] for task in ("qqp", "sst2")}, {("qqp", "own"): WORSE})
     assert run.stage.sources["qqp"] == KIN
-    expected = plus(start, mean_of(rounds[0], KIN, PARTS), rounds[1]["qqp"])
+    expected = plus(before, rounds[2]["qqp"])
     close_to(run.parameters("qqp"), expected)
     assert "own" not in run.offer()["qqp"]  # the same model
-    run.hold(3, rounds[2])
-    expected = plus(expected, mean_of(rounds[2], KIN, PARTS))
+    run.hold(4, rounds[3])
+    expected = plus(expected, mean_of(rounds[3], KIN, PARTS))
     close_to(run.parameters("qqp"), expected)
 
 
@@ -284,18 +291,22 @@ def test_the_number_of_trials_is_limited_and_the_errors_are_divided_among_them()
 
 
 def test_the_last_update_follows_what_the_evaluation_of_the_final_model_says():
-    run = Rounds(config_of((*KIN, "sst2")))
-    start = {task: run.parameters(task) for task in (*KIN, "sst2")}
-    deltas = random_deltas(run.model, (*KIN, "sst2"), seed=1)
-    run.hold(1, deltas)
-    aggregate = run.conclude(2, {("qqp", "own"): WORSE, ("sst2", "all"): BETTER})
+    tasks = (*KIN, "sst2")
+    run = Rounds(config_of(tasks))
+    run.hold(1, random_deltas(run.model, tasks, seed=1))
+    before = {task: run.parameters(task) for task in tasks}
+    deltas = random_deltas(run.model, tasks, seed=2)
+    run.hold(2, deltas, {("qqp", "with.mrpc"): BETTER, ("mrpc", "with.qqp"): BETTER})
+    mixed = {task: run.parameters(task) for task in tasks}
+    close_to(mixed["sst2"], plus(before["sst2"], deltas["sst2"]))
+    says = {("qqp", "own"): WORSE, ("mrpc", "own"): BETTER, ("sst2", "all"): BETTER}
+    aggregate = run.conclude(3, says)
     assert {task: one.name for task, one in aggregate.chosen.items()} == {"mrpc": "own", "sst2": "all"}
-    close_to(run.parameters("qqp"), plus(start["qqp"], mean_of(deltas, KIN, PARTS)))
-    mixed = of_parts(mean_of(deltas, KIN, PARTS), {"e": PARTS["embeddings"]})
-    close_to(run.parameters("mrpc"), plus(start["mrpc"], mixed, of_parts(deltas["mrpc"], TRIED)))
-    whole = of_parts(mean_of(deltas, (*KIN, "sst2"), PARTS), TRIED)
-    rest = of_parts(deltas["sst2"], {"e": PARTS["embeddings"]})
-    close_to(run.parameters("sst2"), plus(start["sst2"], whole, rest))
+    close_to(run.parameters("qqp"), mixed["qqp"], atol=0)
+    back = of_parts(minus(deltas["mrpc"], mean_of(deltas, KIN, PARTS)), TRIED)
+    close_to(run.parameters("mrpc"), plus(mixed["mrpc"], back))
+    more = of_parts(minus(mean_of(deltas, tasks, PARTS), deltas["sst2"]), TRIED)
+    close_to(run.parameters("sst2"), plus(mixed["sst2"], more))
 
 
 # What else a run may be.
@@ -511,9 +522,9 @@ def test_a_delta_beyond_float32_is_no_source():
 
 
 def test_a_restart_after_any_round_goes_on_to_the_same_bits():
-    config = config_of((*KIN, "stsb", "sst2"), {"trials": 2}, server_optimizer={"name": "fedadam"})
+    config = config_of((*KIN, "stsb", "sst2"), {"trials": 4}, server_optimizer={"name": "fedadam"})
     says = {
-        2: {("qqp", "own"): WORSE, ("stsb", "all"): BETTER},
+        2: {("qqp", "with.mrpc"): BETTER, ("stsb", "all"): BETTER},
         3: {("stsb", "own"): WORSE, ("sst2", "with.qqp"): None, ("mrpc", "with.sst2"): BETTER},
         4: {("sst2", "with.stsb"): BETTER, ("qqp", "own"): BETTER},
     }
@@ -532,6 +543,12 @@ def test_a_restart_after_any_round_goes_on_to_the_same_bits():
                 close_to(offers[1][task][name], tensors, atol=0)
         assert offers[0].keys() == offers[1].keys()
     whole.conclude(6, {("stsb", "own"): BETTER})
+    assert whole.stage.sources == {
+        "qqp": ("qqp",),
+        "mrpc": ("mrpc", "sst2"),
+        "stsb": ("stsb",),
+        "sst2": ("stsb", "sst2"),
+    }
     parts = parts.restarted(config)
     parts.conclude(6, {("stsb", "own"): BETTER})
     for scope, component in whole.model.components.items():

@@ -1,0 +1,98 @@
+"""The tasks' deltas of the last round, and the change of a task's parameters if its update had other sources."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedmtl_core.wire.layout import Component
+from fedmtl_server.aggregation.delta_products import products_of
+from fedmtl_server.sharing.source_selection import Sources
+
+
+@dataclass(frozen=True)
+class LastRound:
+    """The tasks' deltas of the last round with an update."""
+
+    round: int = 0
+    deltas: Mapping[str, Component] = field(default_factory=dict)
+    """By task, its delta of some parts, float32 (float64 for float64)."""
+    products: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """By part, the inner products of the deltas, in their order."""
+
+    @classmethod
+    def of(cls, round_: int, deltas: Mapping[str, Component], parts: Mapping[str, Sequence[str]]) -> LastRound:
+        """Return the last round with these deltas by task."""
+        views = [one.views() for one in deltas.values()]
+        return cls(
+            round_,
+            dict(deltas),
+            {
+                part: products_of([[one[name].flatten() for name in names] for one in views])
+                for part, names in parts.items()
+            },
+        )
+
+    def without_parts_but(self, parts: Mapping[str, Sequence[str]]) -> LastRound:
+        """Return a copy that has only some of the parts."""
+        names = [name for mine in parts.values() for name in mine]
+        deltas = {}
+        for task, component in self.deltas.items():
+            views = component.views()
+            deltas[task] = Component.pack(component.scope, {name: views[name] for name in names})
+        return LastRound(self.round, deltas, {part: self.products[part] for part in parts})
+
+    def cosine(self, task: str, other: str) -> float:
+        """Return the cosine of two tasks' deltas over all parts; 0 if one of them is 0."""
+        order = list(self.deltas)
+        i, j = order.index(task), order.index(other)
+        total = np.sum(list(self.products.values()), axis=0)
+        norms = math.sqrt(total[i, i] * total[j, j])
+        return float(total[i, j]) / norms if norms > 0 else 0.0
+
+    def shift(self, parts: Mapping[str, Sequence[str]], task: str, now: Sources, then: Sources) -> dict[str, Tensor]:
+        """Return the change of a task's parameters if its update had the mean of other sources.
+
+        It is empty if the sources with a delta are the same.
+
+        Args:
+            parts: by part, the parameters.
+            task: the task, which has a delta.
+            now: the sources in effect.
+            then: the other sources.
+        """
+        if task not in self.deltas or self.deltas.keys() & set(now) == self.deltas.keys() & set(then):
+            return {}
+        views = {one: component.views() for one, component in self.deltas.items()}
+        shift = {}
+        for part, names in parts.items():
+            before, after = self._coefficients(part, now), self._coefficients(part, then)
+            changes = {one: after.get(one, 0.0) - before.get(one, 0.0) for one in self.deltas}
+            for name in names:
+                value = torch.zeros_like(views[task][name])
+                for one, coefficient in changes.items():
+                    if coefficient:
+                        value.add_(views[one][name], alpha=coefficient)
+                shift[name] = value
+        return shift
+
+    def _coefficients(self, part: str, sources: Sources) -> dict[str, float]:
+        """Return the coefficients of the sources' deltas in a mean that keeps the mean of their norms.
+
+        The factor on the plain mean is at most the square root of the number of sources, the factor for deltas at right
+        angles; it would grow without bound for deltas that cancel each other.
+        """
+        present = [place for place, task in enumerate(self.deltas) if task in sources]
+        products = self.products[part][np.ix_(present, present)]
+        count = len(present)
+        norm = math.sqrt(max(float(products.sum()), 0.0)) / count
+        kept = float(np.sqrt(np.diag(products)).sum()) / count
+        factor = min(kept / norm, math.sqrt(count)) if norm > 0 else math.sqrt(count)
+        order = list(self.deltas)
+        return {order[place]: factor / count for place in present} if count > 1 else {order[present[0]]: 1.0}
