@@ -1,8 +1,4 @@
-"""The tasks' deltas of the last round, and the mean of several tasks' deltas that keeps their length.
-
-Deltas of different tasks are nearly at right angles, so that their plain mean is shorter than each of them. The mean
-here keeps the mean of their norms, part by part.
-"""
+"""The tasks' deltas of the last round, and the change of a task's parameters if its update had other sources."""
 
 from __future__ import annotations
 
@@ -18,11 +14,6 @@ from torch import Tensor
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.delta_products import products_of
 from fedmtl_server.sharing.source_selection import Sources
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in the precision of deltas: float64 for float64, otherwise float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
 
 
 @dataclass(frozen=True)

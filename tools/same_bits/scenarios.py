@@ -57,7 +57,7 @@ _TWIN: Settings = {
     "labels": ["negative", "positive"],
     "data.builtin": "sst2",
 }
-"""A task of the type of sst2, whose updates each of the two takes from the first round on."""
+"""A task of the type of sst2, so that each of the two tries the other's updates first."""
 _TWO_STAGES: Settings = {
     "training.num_rounds": 4,
     "sharing.groups": {"pairs": ["qqp", "stsb"]},
