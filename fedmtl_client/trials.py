@@ -10,21 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from fedmtl_client.overlay import overlaid, tensors_of
 from fedmtl_client.slices import Slice, SliceVariant
-from fedmtl_core.errors import (
-    DivergedError,
-    LayoutMismatchError,
-    RequestError,
-    StaleRoundError,
-    UnavailableError,
-    WrongRunError,
-)
-from fedmtl_core.identifiers import quoted, shown
+from fedmtl_client.variant_start import Start
+from fedmtl_core.errors import DivergedError, RequestError, StaleRoundError, UnavailableError, WrongRunError
+from fedmtl_core.identifiers import shown
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.tasks.evaluation import Evaluation
@@ -35,35 +30,6 @@ GetVariant = Callable[[str], SliceVariant]
 
 _HOPELESS = (StaleRoundError, WrongRunError, UnavailableError)
 """Errors of a download after which no other variant can be downloaded either."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """A variant from which training starts in place of the received model."""
-
-    name: str
-    difference: float
-    """Mean paired loss of the variant minus that of the received model; below 0."""
-    tensors: Mapping[str, Tensor]
-    """The variant's tensors by name, on CPU."""
-
-    def enter(self, model: MultiTaskModel) -> dict[str, Tensor]:
-        """Overwrite a model's tensors with the variant's, and return the differences from the old values."""
-        own = model.exchanged()
-        differences = {}
-        with torch.no_grad():
-            for name, tensor in self.tensors.items():
-                differences[name] = tensor.to(own[name].device) - own[name]
-                own[name].copy_(tensor)
-        return differences
-
-
-def leave(model: MultiTaskModel, differences: Mapping[str, Tensor]) -> None:
-    """Subtract the differences that `Start.enter` returned from a trained model's tensors."""
-    own = model.exchanged()
-    with torch.no_grad():
-        for name, difference in differences.items():
-            own[name].sub_(difference)
 
 
 class Trials:
@@ -192,55 +158,6 @@ def compared(name: str, variant: Evaluation, received: Evaluation) -> VariantEva
         return None
     loss = variant["loss"]
     return VariantEvaluation(name, PairedLoss(received.num_examples, loss, loss - received["loss"]), evaluation)
-
-
-def tensors_of(variant: SliceVariant, slice_: Slice) -> dict[str, Tensor]:
-    """Return a variant's tensors by name, as views.
-
-    Raises:
-        LayoutMismatchError: a tensor isn't in the slice, has another shape or dtype there, or occurs twice.
-    """
-    expected = {spec.name: str(spec) for one in slice_.components.values() for spec in one.layout.tensors}
-    tensors: dict[str, Tensor] = {}
-    for component in variant.components.values():
-        for spec in component.layout.tensors:
-            if expected.get(spec.name) != str(spec) or spec.name in tensors:
-                raise LayoutMismatchError(
-                    f"the variant {quoted(variant.name)} doesn't fit the slice: expected tensors of the slice, each "
-                    f"once, got {quoted(spec.name)} {spec}"
-                )
-        tensors |= component.views()
-    return tensors
-
-
-@contextmanager
-def overlaid(model: MultiTaskModel, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context, let a model use other tensors in place of some of its own.
-
-    The model's own memory isn't written to. Its buffers, which an evaluation might change, are restored as well.
-
-    Args:
-        model: the model, on any device.
-        tensors: by name, tensors on CPU with the shapes and dtypes of the model's.
-    """
-    own = model.exchanged()
-    aside = {name: own[name].data for name in tensors}
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    try:
-        for name, tensor in tensors.items():
-            own[name].data = tensor.to(own[name].device)
-        yield
-    finally:
-        for name, data in aside.items():
-            own[name].data = data
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                setattr(module, name, buffer)  # a module may give a buffer new memory
-                buffer.copy_(value)
 
 
 @contextmanager

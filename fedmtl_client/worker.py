@@ -15,7 +15,8 @@ from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.slices import Slice
 from fedmtl_client.task_state import ClientTask, TaskState, TaskStates, WorkerSettings
 from fedmtl_client.trainer import Step, Trainer, TrainingResult
-from fedmtl_client.trials import GetVariant, Start, Trials, leave
+from fedmtl_client.trials import GetVariant, Trials
+from fedmtl_client.variant_start import Start, leave
 from fedmtl_core.errors import ConfigError, DivergedError
 from fedmtl_core.logs import get_logger
 from fedmtl_core.runtime.tracing import OFF, Tracing
@@ -155,19 +156,8 @@ class RoundWorker:
         if is_overwritten:
             self.cache.invalidate(slice_.components)
         differences = start.enter(state.model) if start else {}
-        corrections = self._corrections(state, slice_)
+        result = self._train(state, slice_, on_step, should_stop)
         control_round = self._controls.round
-        with self._tracing.span("train"):
-            result = state.trainer.train(
-                state.model,
-                state.train,
-                slice_.round,
-                seed=round_seed(slice_.plan.seed, self.client_id, slice_.round),
-                on_step=on_step,
-                should_stop=should_stop,
-                **corrections,
-            )
-        del corrections  # frees memory: the corrections are as large as the model, and so are the objects made next
         trained = self._evaluate_trained(state, result)
         leave(state.model, differences)
         components = state.encoded_update(kind)
@@ -213,6 +203,28 @@ class RoundWorker:
         state.synchronizer.load(state.model, slice_.components, share=share)
         state.local.put(state.model)
         return share
+
+    def _train(
+        self, state: TaskState, slice_: Slice, on_step: Callable[[Step], None], should_stop: Callable[[], bool]
+    ) -> TrainingResult:
+        """Train the task's model for one round.
+
+        Raises:
+            TrainingStopped: `should_stop` returned True.
+            DivergedError: the loss isn't finite.
+            ConfigError: the client can't train as the server asks.
+        """
+        corrections = self._corrections(state, slice_)  # as large as the model, so they must not outlive training
+        with self._tracing.span("train"):
+            return state.trainer.train(
+                state.model,
+                state.train,
+                slice_.round,
+                seed=round_seed(slice_.plan.seed, self.client_id, slice_.round),
+                on_step=on_step,
+                should_stop=should_stop,
+                **corrections,
+            )
 
     def _corrections(self, state: TaskState, slice_: Slice) -> Mapping[str, Callable[[], None]]:
         """Return the additional arguments of a trainer's `train` if the server has control variates.

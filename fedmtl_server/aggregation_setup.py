@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from fedmtl_core.config import Config
 from fedmtl_core.config.sharing import VALIDATED
-from fedmtl_server.aggregation.optimizers import ServerOptimizer, make_optimizer
 from fedmtl_server.aggregation.pipeline import Pipeline
-from fedmtl_server.aggregation.rules import BlockRule, make_rule
 from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks
 from fedmtl_server.aggregation.stages.base import Stage
 from fedmtl_server.aggregation.stages.client_shares import ClientShares
@@ -19,37 +15,10 @@ from fedmtl_server.aggregation.stages.preserved_norm import PreservedNorm
 from fedmtl_server.aggregation.stages.rule import RuleInsteadOfMean
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
-from fedmtl_server.aggregation.task_weighting import make_weighting
-from fedmtl_server.aggregation.task_weighting.base import TaskWeighting
-from fedmtl_server.aggregation.task_weighting.shares import Examples
+from fedmtl_server.aggregation_rules import AggregationRules
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.sharing.layer_moves import make_regrouping
-from fedmtl_server.sharing.policies import SharingPolicy, make_policy
-from fedmtl_server.sharing.source_mixing import make_source_mixing
-
-
-@dataclass(frozen=True)
-class AggregationRules:
-    """The rules that the stages apply; None for a stage that the run does not use. Some rules are user classes."""
-
-    weighting: TaskWeighting | None = None
-    optimizer: ServerOptimizer | None = None
-    policy: SharingPolicy | None = None
-    rule: BlockRule | None = None
-
-    @classmethod
-    def of(cls, config: Config) -> AggregationRules:
-        """Create the rules that a configuration names. This is fast, so that a wrong name fails at once.
-
-        Raises:
-            ConfigError: a user class can't be imported or created.
-        """
-        optimizer = make_optimizer(config.server_optimizer)
-        policy = make_policy(config.sharing.adaptive)
-        weighting = make_weighting(config.aggregation)
-        if policy and not weighting:  # a sharing policy needs the mean update of every task
-            weighting = Examples(config.aggregation)
-        return cls(weighting, optimizer, policy, make_rule(config.aggregation))
+from fedmtl_server.sharing.mixing_setup import make_source_mixing
 
 
 def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules) -> Pipeline:

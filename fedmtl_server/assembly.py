@@ -15,7 +15,8 @@ from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.tls import is_authenticating, require_safe
-from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
+from fedmtl_server.aggregation_rules import AggregationRules
+from fedmtl_server.aggregation_setup import make_pipeline
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.initial_model import Start, start_from

@@ -204,7 +204,7 @@ def tasks(config: Config) -> Iterator[Finding]:
 def plug_ins(config: Config) -> Iterator[Finding]:
     """Check that the classes of the user that the server's settings name can be loaded and created."""
     from fedmtl_core.plugins import is_reference
-    from fedmtl_server.aggregation_setup import AggregationRules
+    from fedmtl_server.aggregation_rules import AggregationRules
     from fedmtl_server.rounds.task_selection import make_selection
 
     AggregationRules.of(config)

@@ -200,16 +200,15 @@ class RunLog:
         earlier = SourceState.of(previous.stages.get(SOURCES.name, {}) if previous else {}, tasks)
         variants = {one.task: one.variants for one in report.tasks}
         for change in source_changes(earlier, SourceState.of(report.stages[SOURCES.name], tasks)):
-            decided_by = next(
-                (one for one in variants[change.task] if change.is_decided_by(one.name, is_chosen=one.chosen)), None
-            )
+            decided_by = next((one for one in variants[change.task] if one.chosen), None)
             compared = {} if decided_by is None else _compared(decided_by)
             self._log.info(
-                "sources.confirmed" if change.kind == "confirmed" else "sources.changed",
+                "sources.changed",
                 **names,
                 task=change.task,
                 sources=list(change.after),
-                **({} if change.kind == "confirmed" else {"before": list(change.before), "why": change.reason}),
+                before=list(change.before),
+                why=change.reason,
                 **compared,
             )
 

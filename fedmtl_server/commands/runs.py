@@ -14,17 +14,12 @@ import typer
 from fedmtl_core.errors import UserError
 from fedmtl_core.runtime.cli import new_app
 from fedmtl_core.runtime.help_text import reflowed
+from fedmtl_server.commands.last_metrics import last_metrics, last_metrics_text
 from fedmtl_server.commands.printing import Table, bytes_text, json_text, print_json, time_text
+from fedmtl_server.commands.round_shown import show_round
+from fedmtl_server.commands.run_facts import summary, tasks_text, updates_by_round
 from fedmtl_server.commands.runs_exported import csv_text, flat_round, flat_update
-from fedmtl_server.commands.runs_shown import (
-    last_metrics,
-    last_metrics_text,
-    show_round,
-    show_run,
-    summary,
-    tasks_text,
-    updates_by_round,
-)
+from fedmtl_server.commands.runs_shown import show_run
 from fedmtl_server.commands.sharing_shown import show_sharing
 from fedmtl_server.storage.missing import lacks_history, missing_history
 from fedmtl_server.storage.paths import RUN_FILE

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from fedmtl_server.commands.runs_shown import round_summary
+from fedmtl_server.commands.run_facts import round_summary
 
 if TYPE_CHECKING:
     from fedmtl_server.storage.records import RoundRecord, UpdateRecord

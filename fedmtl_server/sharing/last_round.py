@@ -1,8 +1,4 @@
-"""The tasks' deltas of the last round, and the mean of several tasks' deltas that keeps their length.
-
-Deltas of different tasks are nearly at right angles, so that their plain mean is shorter than each of them. The mean
-here keeps the mean of their norms, part by part.
-"""
+"""The tasks' deltas of the last round, and the change of a task's parameters if its update had other sources."""
 
 from __future__ import annotations
 

@@ -10,16 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedmtl_core.json_types import JsonObject
-from fedmtl_server.sharing.source_selection import OWN, Sources, sources_of
+from fedmtl_server.sharing.source_selection import Sources, sources_of
 
-Kind = Literal["began", "confirmed", "reverted", "accepted", "followed"]
-"""The kind of a change: a trial of other sources began, was confirmed or was reverted; a candidate was accepted; or an
-auxiliary task followed the tasks that take its updates."""
+Kind = Literal["accepted", "followed"]
+"""The kind of a change: a candidate was accepted, or an auxiliary task followed the tasks that take its updates."""
 
 _REASONS: Mapping[Kind, str] = {
-    "began": "trial of a task of the same type began",
-    "confirmed": "trial confirmed: own updates only were worse",
-    "reverted": "trial not confirmed: own updates only were not worse by the margins",
     "accepted": "lower calibrated loss",
     "followed": "follows the tasks that take its updates",
 }
@@ -31,8 +27,6 @@ class SourceState:
 
     sources: Mapping[str, Sources]
     """By task, the tasks whose updates its layers take, in the run's order."""
-    trials: Collection[str] = ()
-    """The tasks whose sources are on trial."""
     auxiliary: Collection[str] = ()
     """The tasks that have no trials of their own."""
 
@@ -53,13 +47,12 @@ class SourceState:
         if not selections:
             return cls.start(tasks)
         selected = {task: tuple(one["sources"]) for task, one in selections.items()}
-        trials = [task for task, one in selections.items() if one["is_trial"]]
-        return cls(sources_of(selected, tasks), trials, [task for task in tasks if task not in selected])
+        return cls(sources_of(selected, tasks), [task for task in tasks if task not in selected])
 
 
 @dataclass(frozen=True)
 class SourceChange:
-    """A change of the sources of one task, or the confirmation of its sources."""
+    """A change of the sources of one task."""
 
     task: str
     kind: Kind
@@ -71,33 +64,11 @@ class SourceChange:
         """The reason in words."""
         return _REASONS[self.kind]
 
-    def is_decided_by(self, candidate: str, *, is_chosen: bool) -> bool:
-        """Return whether the comparison with a candidate decided this change.
-
-        Args:
-            candidate: the candidate's name.
-            is_chosen: whether the task's model has the candidate's values after the round.
-        """
-        if self.kind in ("confirmed", "reverted"):
-            return candidate == OWN
-        return self.kind == "accepted" and is_chosen
-
 
 def source_changes(before: SourceState, after: SourceState) -> list[SourceChange]:
     """Return the changes between two states, in the order of the tasks."""
-    changes = []
-    for task, now in after.sources.items():
-        earlier = before.sources[task]
-        was_trial, is_trial = task in before.trials, task in after.trials
-        kinds: list[Kind] = []
-        if task in after.auxiliary:
-            kinds = ["followed"] if now != earlier else []
-        elif is_trial:
-            kinds = [] if was_trial else ["began"]
-        elif was_trial and now == (task,):
-            kinds = ["reverted"]
-        else:
-            kinds = ["confirmed"] if was_trial else []
-            kinds += ["accepted"] if now != earlier else []
-        changes += [SourceChange(task, kind, earlier, earlier if kind == "confirmed" else now) for kind in kinds]
-    return changes
+    return [
+        SourceChange(task, "followed" if task in after.auxiliary else "accepted", before.sources[task], now)
+        for task, now in after.sources.items()
+        if now != before.sources[task]
+    ]

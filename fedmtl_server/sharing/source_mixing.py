@@ -8,32 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmtl_core.config import Config
 from fedmtl_core.config.stages import SOURCES
-from fedmtl_core.errors import ConfigError, NonFiniteError
+from fedmtl_core.errors import NonFiniteError
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import task_of, task_scope
-from fedmtl_core.model.sharing import movable_parts
 from fedmtl_core.tasks.plan import Purpose
-from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.aggregation.stages.base import Ending, Outcome, Stage
 from fedmtl_server.aggregation.values import Notice, RoundContext, StageState
 from fedmtl_server.aggregation.variants import Variant, VariantResult, is_finite, make_variant
 from fedmtl_server.model_parts import ModelParts
 from fedmtl_server.sharing.last_round import LastRound, wide
-from fedmtl_server.sharing.source_selection import (
-    DIVERGED,
-    Candidate,
-    Comparison,
-    Selection,
-    SelectionRules,
-    Sources,
-    candidates,
-    decided,
-    selection_rules,
-    sources_of,
-)
+from fedmtl_server.sharing.selection_rules import DIVERGED, Comparison, SelectionRules
+from fedmtl_server.sharing.source_selection import Candidate, Selection, Sources, candidates, decided, sources_of
 
 START_MARGIN = 2.5
 """A client trains from a candidate whose loss is lower by this many standard errors on the client's own rows."""
@@ -218,43 +205,6 @@ class SourceMixing(Stage):
         names = [name for mine in self._tried.values() for name in mine]
         shapes = {name: self._model.tensors[name] for name in names}
         return Layout.of(_delta_scope(task), {name: wide(torch.empty_like(one)) for name, one in shapes.items()})
-
-
-def make_source_mixing(config: Config, parts: ModelParts) -> SourceMixing:
-    """Return the stage that `sharing.adaptive.policy: validated` configures.
-
-    Raises:
-        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have, or no part is mixed.
-    """
-    kin, auxiliary = kin_of(config.task_specs()), config.auxiliary_tasks()
-    return SourceMixing(parts, mixed_parts(config, parts), kin, auxiliary, selection_rules(config))
-
-
-def mixed_parts(config: Config, parts: ModelParts) -> dict[str, tuple[str, ...]]:
-    """Return the parts of the encoder that the stage mixes, with the parameters of each part.
-
-    Raises:
-        ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have, or no part is mixed.
-    """
-    mixed = parts.movable(movable_parts(config.sharing.rules(), config.sharing.adaptive.layers))
-    if not mixed:
-        raise ConfigError(
-            "sharing.adaptive.policy: `validated` needs a part of the encoder that neither `sharing.layers` nor "
-            "`sharing.norms` fixes, and that `sharing.adaptive.layers` names if it is given; there is none"
-        )
-    return mixed
-
-
-def kin_of(specs: Sequence[TaskSpec]) -> dict[str, list[str]]:
-    """Return, by task, the other tasks of the same type, with as many texts and as many labels."""
-
-    def traits(spec: TaskSpec) -> tuple[str, int, int]:
-        return spec.kind, len(spec.text_columns), len(spec.labels)
-
-    return {
-        one.name: [other.name for other in specs if other.name != one.name and traits(other) == traits(one)]
-        for one in specs
-    }
 
 
 def _comparison(result: VariantResult | None) -> Comparison | None:

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 
-from fedmtl_core.config import Config
 from fedmtl_core.json_types import JsonObject
+from fedmtl_server.sharing.selection_rules import Comparison, SelectionRules
 
 Sources = tuple[str, ...]
 """The tasks whose updates a task's layers take, in the run's order; the task itself is always one of them."""
@@ -37,32 +35,6 @@ _MAX_SCORE = 1e9
 
 
 @dataclass(frozen=True)
-class SelectionRules:
-    """The limits of the trials and the margins of a decision."""
-
-    trials: int = 3
-    """Largest number of candidates for a task in a round."""
-    error_rate: float = 0.05
-    """Probability that a run accepts any candidate that is no better."""
-    min_gain: float = 0.02
-    """Smallest accepted reduction of the loss, as a share of the model's loss."""
-    num_trials: int = 1
-    """Largest number of trials of all tasks in the run; `error_rate` is divided among them."""
-
-    @property
-    def z_join(self) -> float:
-        """The number of standard errors by which a candidate must be better (Bonferroni's correction)."""
-        rate = max(self.error_rate / max(self.num_trials, 1), sys.float_info.min)
-        return -NormalDist().inv_cdf(rate)  # the lower tail, because 1 - rate is 1 for small rates
-
-    @property
-    def z_leave(self) -> float:
-        """The number of standard errors by which fewer sources must be better. The correction does not apply, because
-        a task that returns to its own updates risks nothing."""
-        return -NormalDist().inv_cdf(max(self.error_rate, sys.float_info.min))
-
-
-@dataclass(frozen=True)
 class Candidate:
     """Another set of sources for a task."""
 
@@ -72,55 +44,11 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The paired loss of a candidate's model and the task's model, over all rows of the task's clients."""
-
-    loss: float
-    """Mean loss of the candidate's model."""
-    difference: float
-    """Mean of the candidate's loss minus the model's; below 0 if the candidate is better, infinite if it diverged."""
-    standard_error: float
-    num_examples: int
-
-    @property
-    def z(self) -> float:
-        """The difference in standard errors, corrected for few examples: the normal quantile for Student's quantile.
-
-        It is infinite with the sign of the difference if the standard error is 0. The correction is an approximation
-        (Wallace 1959, Annals of Mathematical Statistics 30). It errs towards 0, for 10 examples and 4 standard errors
-        by less than 0.01.
-        """
-        if not self.difference or not math.isfinite(self.difference):
-            return self.difference
-        t = self.difference / self.standard_error if self.standard_error > 0 else math.inf
-        if not math.isfinite(t):
-            return math.copysign(math.inf, self.difference)
-        free = max(self.num_examples - 1, 1)
-        # log(1 + t²/free), also for t whose square is too large for a float
-        grown = 2 * math.log(math.hypot(1, t / math.sqrt(free)))
-        return math.copysign((8 * free + 1) / (8 * free + 3) * math.sqrt(free * grown), t)
-
-    @property
-    def gain(self) -> float:
-        """The reduction of the loss as a share of the model's loss; below 0 if the candidate is worse."""
-        if not math.isfinite(self.difference):
-            return -self.difference
-        model = self.loss - self.difference
-        return -self.difference / model if model > 0 else 0.0
-
-
-DIVERGED = Comparison(math.inf, math.inf, 0.0, 0)
-"""The comparison of a candidate whose loss isn't finite: it is infinitely worse than the model."""
-
-
-@dataclass(frozen=True)
 class Selection:
     """The sources of one task, and the history of its trials."""
 
     task: str
     sources: Sources
-    is_trial: bool = False
-    """Whether the sources are in effect before a comparison with the task's own updates has confirmed them."""
     failures: Mapping[str, int] = field(default_factory=dict)
     """By candidate, the number of its trials in a row in which it was not better."""
     next_round: Mapping[str, int] = field(default_factory=dict)
@@ -132,7 +60,6 @@ class Selection:
         """Return the selection as JSON values; `of_json` is the inverse."""
         return {
             "sources": list(self.sources),
-            "is_trial": self.is_trial,
             "failures": dict(self.failures),
             "next_round": dict(self.next_round),
             "scores": dict(self.scores),
@@ -141,14 +68,6 @@ class Selection:
     @classmethod
     def of_json(cls, task: str, values: JsonObject) -> Selection:
         return cls(task, **{**values, "sources": tuple(values["sources"])})
-
-
-def selection_rules(config: Config) -> SelectionRules:
-    """Return the limits and margins that a configuration sets for its run."""
-    section = config.sharing.adaptive
-    num_targets = len(config.tasks) - len(config.auxiliary_tasks())
-    num_trials = section.trials * num_targets * config.training.num_rounds
-    return SelectionRules(section.trials, section.error_rate, section.min_gain, num_trials)
 
 
 def sources_of(selections: Mapping[str, Sources], tasks: Sequence[str]) -> dict[str, Sources]:
@@ -250,9 +169,6 @@ def decided(
 ) -> tuple[Selection, Candidate | None]:
     """Return a task's selection after the trials of a round, and the accepted candidate; None if there is none.
 
-    Sources in effect on trial are confirmed if the task's own updates are worse by the margins of joining. Otherwise
-    the task returns to its own updates, also if nobody has compared them.
-
     Args:
         selection: the selection with which the round began.
         offered: the candidates of the round.
@@ -262,21 +178,15 @@ def decided(
         rules: the margins.
     """
     noted = _noted(selection, compared, round_)
-    by_name = {one.name: one for one in offered}
-    if selection.is_trial and OWN in by_name:
-        own = compared.get(OWN)
-        if own is None or own.z < rules.z_join or -own.gain < rules.min_gain:
-            return Selection(selection.task, by_name[OWN].sources), by_name[OWN]
-        noted = replace(noted, is_trial=False)
     best = min(
         (one for one in offered if one.name in compared and _is_better(selection, one, compared[one.name], rules)),
-        key=lambda one: (compared[one.name].difference, one.name),
+        key=lambda one: (len(one.sources), compared[one.name].difference, one.name),
         default=None,
     )
     if best is None:
         return noted, None
     # Trials relative to the old sources say little about the new ones.
-    return Selection(selection.task, best.sources, is_trial=noted.is_trial), best
+    return Selection(selection.task, best.sources), best
 
 
 def _named(change: str, task: str) -> str:

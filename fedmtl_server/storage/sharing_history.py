@@ -8,8 +8,9 @@ from pathlib import Path
 
 from fedmtl_core.config.stages import SOURCES
 from fedmtl_core.model.sharing import Partition, blocks_of
+from fedmtl_server.sharing.selection_rules import Comparison, SelectionRules
 from fedmtl_server.sharing.source_changes import SourceChange, SourceState, source_changes
-from fedmtl_server.sharing.source_selection import ALL, OWN, Comparison, SelectionRules
+from fedmtl_server.sharing.source_selection import ALL, OWN
 from fedmtl_server.storage.paths import checkpoint_path, checkpoint_rounds
 from fedmtl_server.storage.records import RoundRecord
 from fedmtl_server.storage.stored_reports import StoredReport, StoredVariant
@@ -90,9 +91,8 @@ class RoundSharing:
     """All trials of the round, of accepted candidates too."""
 
     def rejected(self) -> list[Trial]:
-        """Return the trials that changed and confirmed nothing."""
-        decisive = [one.trial for one in self.changes]
-        return [one for one in self.trials if not one.chosen and one not in decisive]
+        """Return the trials whose candidates weren't accepted."""
+        return [one for one in self.trials if not one.chosen]
 
     def reason(self, trial: Trial, rules: SelectionRules | None) -> str:
         """Return the reason why a candidate wasn't accepted.
@@ -187,14 +187,7 @@ def _trial(task: str, variant: StoredVariant) -> Trial:
 
 def _deciding(change: SourceChange, trials: Sequence[Trial]) -> Trial | None:
     """Return the trial that decided a change."""
-    return next(
-        (
-            one
-            for one in trials
-            if one.task == change.task and change.is_decided_by(one.candidate, is_chosen=one.chosen)
-        ),
-        None,
-    )
+    return next((one for one in trials if one.task == change.task and one.chosen), None)
 
 
 def _moves(report: StoredReport) -> list[Move]:

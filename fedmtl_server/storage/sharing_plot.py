@@ -145,7 +145,6 @@ class _Drawing:
                 facecolor=self._color(span.cell),
                 edgecolor=edge,
                 linewidth=0.7,
-                linestyle="--" if span.cell.is_trial else "-",
                 clip_on=False,
             )
         )
@@ -163,7 +162,6 @@ class _Drawing:
 
     def _texts(self, task: str, cell: Cell) -> list[str]:
         """Return the texts of a cell, from the longest to the shortest."""
-        mark = "?" if cell.is_trial else ""
         if cell.via is Via.CLIENTS:
             return ["each client", "client", "c"]
         others = [one for one in self._timeline.tasks if one in cell.tasks and one != task]
@@ -171,12 +169,12 @@ class _Drawing:
             return ["own", "-"]
         sign = "=" if cell.via is Via.COPY else "+"
         if len(others) + 1 == len(self._timeline.tasks) and len(others) > 1:
-            return [f"{sign} all{mark}", f"{sign}all{mark}"]
+            return [f"{sign} all", f"{sign}all"]
         numbers = [str(self._number[one]) for one in others]
         missing = [str(self._number[one]) for one in self._timeline.tasks if one not in cell.tasks]
-        texts = [f"{sign} {', '.join(others)}{mark}", f"{sign} {', '.join(numbers)}{mark}"]
-        texts += [f"{sign} all but {', '.join(missing)}{mark}"] if len(missing) < len(others) else []
-        return [*texts, f"{sign}{','.join(numbers)}{mark}", f"{sign} {len(others)}×{mark}", f"{len(others)}×"]
+        texts = [f"{sign} {', '.join(others)}", f"{sign} {', '.join(numbers)}"]
+        texts += [f"{sign} all but {', '.join(missing)}"] if len(missing) < len(others) else []
+        return [*texts, f"{sign}{','.join(numbers)}", f"{sign} {len(others)}×", f"{len(others)}×"]
 
     def _color(self, cell: Cell) -> str:
         if cell.via is Via.CLIENTS:
@@ -203,7 +201,6 @@ class _Drawing:
             "own or -: own copy, own updates only": any(
                 len(one.tasks) == 1 and one.via is not Via.CLIENTS for one in cells
             ),
-            "?: on trial": any(one.is_trial for one in cells),
             "client or c: each client has its own copy": any(one.via is Via.CLIENTS for one in cells),
             "1, 2, …: the tasks at the left": bool(of_several),
             "5×: five other tasks": any(len(one.tasks) > 2 for one in of_several) and len(self._timeline.tasks) > 4,

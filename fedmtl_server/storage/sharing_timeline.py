@@ -13,8 +13,8 @@ from fedmtl_core.model.scopes import LOCAL
 from fedmtl_core.model.sharing import blocks_of
 from fedmtl_server.model_parts import ModelParts
 from fedmtl_server.rounds.report import RoundReport
+from fedmtl_server.sharing.mixing_setup import mixed_parts
 from fedmtl_server.sharing.source_changes import SourceState
-from fedmtl_server.sharing.source_mixing import mixed_parts
 
 NORMS = "norms"
 """The name of the normalization layers as a part, if they have a level of their own."""
@@ -38,8 +38,6 @@ class Cell:
     tasks: frozenset[str]
     """The tasks that share the copy, or whose updates it takes; the task itself is always one of them."""
     via: Via
-    is_trial: bool = False
-    """Whether the tasks' updates are taken on trial."""
 
 
 @dataclass(frozen=True)
@@ -109,5 +107,5 @@ def _cells(parts: ModelParts, name: str, state: SourceState | None) -> dict[str,
             elif state is None:
                 cells[task] = Cell(frozenset(block), Via.COPY)
             else:
-                cells[task] = Cell(frozenset(state.sources[task]), Via.UPDATES, task in state.trials)
+                cells[task] = Cell(frozenset(state.sources[task]), Via.UPDATES)
     return cells

@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from fedmtl_client.data import EncodedRows
+from fedmtl_client.overlay import overlaid
 from fedmtl_client.slices import SliceVariant
 from fedmtl_client.trainer import Trainer, TrainingStopped, _row_means
-from fedmtl_client.trials import overlaid
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError, UnavailableError
 from fedmtl_core.model.modeling import TOY_MODEL, load_tokenizer
 from fedmtl_core.tasks.glue import PRESETS
@@ -168,7 +168,8 @@ def test_training_starts_from_the_received_model_to_the_bit_whatever_was_tried(s
 def test_training_starts_from_a_variant_that_is_better_by_its_margin(update):
     """The update is the slice plus what training from the variant has changed."""
     plan = dataclasses.replace(PLAN, update=update)
-    heads = {f"head{seed}": head_of(seed) for seed in range(1, 6)}
+    slightly, better = head_of(1), head_of(7)
+    assert losses_of(better).mean() < losses_of(slightly).mean() < losses_of({}).mean()
     received = {name: view for one in slice_of().components.values() for name, view in one.views().items()}
     with capture_logs() as logs:
         trained = worker_of().train(offering(slice_of(1, plan), *heads, margin=0.01), get_variant=getting(**heads))
@@ -184,9 +185,18 @@ def test_training_starts_from_a_variant_that_is_better_by_its_margin(update):
         expected = moved if update == "delta" else received[name] + moved
         torch.testing.assert_close(tensors_of(trained)[name], expected, rtol=0, atol=1e-6)
 
-    far = offering(slice_of(1, plan), *heads, margin=1e6)
-    plain = worker_of().train(slice_of(1, plan))
-    assert bits(worker_of().train(far, get_variant=getting(**heads))) == bits(plain)
+    slice_ = offering(slice_of(1, plan), "slightly", "better", "same", margin=0.1)
+    same = model_of().components["task:sst2"].views()
+    get = getting(slightly=slightly, better=better, same=same)
+    with capture_logs() as logs:
+        trained = worker_of().train(slice_, get_variant=get)
+    for name, value in tensors_of(trained).items():
+        moved = from_variant[name] - better.get(name, received[name])
+        torch.testing.assert_close(value, moved if update == "delta" else received[name] + moved, rtol=0, atol=1e-6)
+    assert [one["variant"] for one in logs if one["event"] == "training.started"] == ["better"]
+
+    far = offering(slice_of(1, plan), "better", margin=1e6)
+    assert bits(worker_of().train(far, get_variant=get)) == bits(worker_of().train(slice_of(1, plan)))
 
 
 def tensors_of(trained):

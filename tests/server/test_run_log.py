@@ -70,7 +70,7 @@ def test_a_statuss_warnings_are_of_the_round_in_progress_when_there_is_no_report
 
 def report_of(round_, sources, *variants, **facts):
     """A round's report after which task sst2 has these sources."""
-    selections = {"sst2": {"sources": sources, "is_trial": False}, "qqp": {"sources": ["qqp"], "is_trial": False}}
+    selections = {"sst2": {"sources": sources}, "qqp": {"sources": ["qqp"]}}
     tasks = [
         TaskReport(task, 1, 1, 0.0, {}, {}, variants=variants if task == "sst2" else ()) for task in ("sst2", "qqp")
     ]

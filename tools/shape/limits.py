@@ -71,7 +71,7 @@ fedmtl_core        runtime/
 fedmtl_server      aggregation/
 fedmtl_server      model_parts.py skeleton.py model.py
 fedmtl_server      sharing/
-fedmtl_server      aggregation_setup.py
+fedmtl_server      aggregation_rules.py aggregation_setup.py
 fedmtl_server      rounds/
 fedmtl_server      storage/
 fedmtl_server      saved_runs.py
@@ -98,7 +98,8 @@ fedmtl_client      reading/
 fedmtl_client      columns.py targets.py proposals.py label_cells.py overlap.py data.py batches.py vocabulary.py
 fedmtl_client      component_cache.py slices.py
 fedmtl_client      models.py proximal.py scaffold.py schedule.py synchronizer.py local_state.py trainer.py
-fedmtl_client      progress.py feedback.py transport.py task_state.py trials.py worker.py
+fedmtl_client      progress.py feedback.py transport.py task_state.py
+fedmtl_client      overlay.py variant_start.py trials.py worker.py
 fedmtl_client      credentials.py failures.py interrupts.py patience.py transfers.py downloads.py uploads.py
 fedmtl_client      connection.py messages.py
 fedmtl_client      api.py

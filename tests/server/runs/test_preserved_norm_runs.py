@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.sharing import SharingRules
-from fedmtl_server.commands.runs_shown import _scaling
+from fedmtl_server.commands.round_shown import _scaling
 from fedmtl_server.rounds.report import RoundReport
 from tests.server.playing import model, play, push
 from tests.server.sharing.test_shared_layers import as_floats, layered_model

@@ -16,7 +16,8 @@ from fedmtl_core.tasks.paired import PairedLoss, VariantEvaluation
 from fedmtl_server.aggregation.aggregator import ClientUpdate
 from fedmtl_server.aggregation.values import Aggregate
 from fedmtl_server.aggregation.variants import VariantResult, is_finite, require_valid, with_chosen
-from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
+from fedmtl_server.aggregation_rules import AggregationRules
+from fedmtl_server.aggregation_setup import make_pipeline
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.sharing.source_mixing import SourceMixing
 from tests.server.aggregation.updates import BlocksInMemory

@@ -19,7 +19,8 @@ from fedmtl_core.model.modeling import TOY_MODEL
 from fedmtl_core.model.sharing import GroupTree, SharingRules
 from fedmtl_core.model.sharing_schedule import SharingChange, SharingSchedule
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
-from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
+from fedmtl_server.aggregation_rules import AggregationRules
+from fedmtl_server.aggregation_setup import make_pipeline
 from fedmtl_server.commands.app import app
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.stopping import should_stop

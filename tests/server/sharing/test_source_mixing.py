@@ -15,7 +15,8 @@ from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.aggregator import ClientUpdate
 from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
 from fedmtl_server.sharing.last_round import LastRound
-from fedmtl_server.sharing.source_mixing import SourceMixing, kin_of
+from fedmtl_server.sharing.mixing_setup import kin_of
+from fedmtl_server.sharing.source_mixing import SourceMixing
 from tests.server.sharing.mixing import BETTER, WORSE, Rounds, close_to, config_of, mean_of, random_deltas
 from tests.support import specs
 

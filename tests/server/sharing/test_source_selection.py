@@ -12,17 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fedmtl_core.identifiers import require_identifier
-from fedmtl_server.sharing.source_selection import (
-    DIVERGED,
-    Candidate,
-    Comparison,
-    Selection,
-    SelectionRules,
-    candidates,
-    decided,
-    sources_of,
-    taken,
-)
+from fedmtl_server.sharing.selection_rules import DIVERGED, Comparison, SelectionRules
+from fedmtl_server.sharing.source_selection import Candidate, Selection, candidates, decided, sources_of, taken
 
 TASKS = ("a", "b", "c", "d")
 RULES = SelectionRules(trials=9, error_rate=0.05, min_gain=0.02, num_trials=100)
@@ -105,17 +96,16 @@ def test_what_has_been_tried_comes_after_what_has_not_and_the_best_of_it_first()
 
 
 def test_a_source_without_an_update_in_the_round_stays_and_is_no_reason_for_a_trial():
-    """With b away, (a, b) and (a) are the same model: neither confirms nor refutes the other."""
+    """With b away, (a, b) and (a) are the same model."""
     assert names(PAIR, present=("a",)) == []
     assert offered(PAIR, present=("a", "c", "d")) == [
         ("with.c", ("a", "b", "c")),
         ("with.d", ("a", "b", "d")),
         ("all", TASKS),
     ]
-    trial = Selection("a", ("a", "b"), is_trial=True)
-    assert decided(trial, [], {}, 2, RULES) == (trial, None)
-    joined, accepted = decided(trial, [Candidate("with.c", ("a", "b", "c"))], {"with.c": compared(-50)}, 2, RULES)
-    assert (joined, accepted.name) == (Selection("a", ("a", "b", "c"), is_trial=True), "with.c")
+    assert decided(PAIR, [], {}, 2, RULES) == (PAIR, None)
+    joined, accepted = decided(PAIR, [Candidate("with.c", ("a", "b", "c"))], {"with.c": compared(-50)}, 2, RULES)
+    assert (joined, accepted.name) == (Selection("a", ("a", "b", "c")), "with.c")
 
 
 def test_a_candidate_that_keeps_failing_is_tried_again_2_4_and_then_8_rounds_later():
@@ -205,7 +195,6 @@ def test_joining_needs_both_margins():
     ]:
         selection, accepted = decided(ALONE, [WITH_B], {"with.b": compared(-z * margin, gain=gain)}, 4, RULES)
         assert (accepted == WITH_B, selection.sources == ("a", "b")) == (joins, joins)
-        assert not selection.is_trial
 
 
 def test_leaving_needs_the_uncorrected_margin_and_a_gain():
@@ -258,44 +247,21 @@ def test_a_loss_of_0_cannot_be_improved():
     assert decided(ALONE, [WITH_B], {"with.b": Comparison(-1.0, -1.0, 0.1, 9)}, 2, RULES)[1] is None
 
 
-# Trials in effect.
-
-TRIAL = Selection("a", ("a", "b"), is_trial=True)
-
-
-def test_a_trial_is_confirmed_if_the_tasks_own_updates_are_worse_by_the_margins_of_joining():
-    selection, accepted = decided(TRIAL, [OWN], {"own": compared(RULES.z_join + 0.01, gain=0.03)}, 2, RULES)
-    assert (selection.sources, selection.is_trial, accepted) == (("a", "b"), False, None)
-    assert selection.failures == {"own": 1}
-
-
 @pytest.mark.parametrize(
-    "result",
+    ("result", "failures"),
     [
-        {},
-        {"own": compared(RULES.z_join - 0.01)},
-        {"own": compared(50, gain=0.019)},
-        {"own": compared(-9)},
-        {"own": Comparison(0.5, 0.0, 0.0, 30)},
-        {"own": compared(1), "with.c": compared(-50)},
+        ({}, {}),
+        ({"own": compared(50)}, {"own": 1}),
+        ({"own": Comparison(0.5, 0.0, 0.0, 30)}, {"own": 1}),
+        ({"own": compared(0.9 - RULES.z_leave)}, {"own": 0}),
+        ({"own": DIVERGED}, {"own": 1}),
     ],
-    ids=["nobody compared", "not significant", "too small", "worse", "equal", "another is better"],
+    ids=["nobody compared", "worse", "equal", "not significant", "diverged"],
 )
-def test_any_other_result_ends_a_trial_and_leaves_no_trace(result):
-    selection, accepted = decided(TRIAL, [OWN, Candidate("with.c", ("a", "b", "c"))], result, 2, RULES)
-    assert selection == Selection("a", ("a",))
-    assert accepted == OWN
-
-
-def test_a_task_does_not_return_to_updates_that_diverge():
-    selection, accepted = decided(TRIAL, [OWN], {"own": DIVERGED}, 2, RULES)
-    assert (selection.sources, selection.is_trial, accepted) == (("a", "b"), False, None)
-
-
-def test_a_confirmed_trial_may_join_another_task_in_the_same_round():
-    three = Candidate("with.c", ("a", "b", "c"))
-    result = {"own": compared(50), "with.c": compared(-50)}
-    assert decided(TRIAL, [OWN, three], result, 2, RULES) == (Selection("a", ("a", "b", "c")), three)
+def test_a_task_keeps_its_sources_unless_others_are_better(result, failures):
+    selection, accepted = decided(PAIR, [OWN], result, 2, RULES)
+    assert (selection.sources, accepted) == (("a", "b"), None)
+    assert selection.failures == failures
 
 
 # Sources of all tasks, and saved values.
@@ -314,8 +280,8 @@ def test_a_selection_is_restored_from_json_whatever_the_results_were(z):
     text = json.dumps(selection.to_json(), allow_nan=False)
     assert Selection.of_json("a", json.loads(text)) == selection
     assert abs(selection.scores["with.b"]) <= 1e9
-    assert json.loads(json.dumps(TRIAL.to_json())) == TRIAL.to_json()
-    assert Selection.of_json("a", TRIAL.to_json()) == TRIAL
+    assert json.loads(json.dumps(PAIR.to_json())) == PAIR.to_json()
+    assert Selection.of_json("a", PAIR.to_json()) == PAIR
 
 
 def test_after_many_failures_numbers_stay_small():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedmtl_server.sharing.source_selection import SelectionRules
+from fedmtl_server.sharing.selection_rules import SelectionRules
 from fedmtl_server.storage.records import RoundRecord
 from fedmtl_server.storage.sharing_history import num_encoders, sharing_history
 
@@ -32,7 +32,7 @@ def variant(name, difference=None, error=0.01, *, loss=1.0, diverged=0, chosen=F
 def record(round_, *variants, sources=("a",), outcome="committed", purpose="train", **facts):
     """A round in which task a tried variants, and has these sources afterwards."""
     own = {task: [task] for task in TASKS} | {"a": list(sources)}
-    selections = {task: {"sources": one, "is_trial": False} for task, one in own.items()}
+    selections = {task: {"sources": one} for task, one in own.items()}
     tasks = [{"task": task, "variants": variants if task == "a" else []} for task in TASKS]
     report = {"tasks": tasks, "stages": {"sources": {"selections": selections}}} | facts
     return RoundRecord("run", round_, purpose, outcome, 0, 0, {}, report)

@@ -12,8 +12,8 @@ from fedmtl_server.storage.sharing_timeline import Cell, SharingTimeline, Via
 WHOLE = ("embeddings", "0", "1", "pooler")
 
 
-def takes(*tasks, trial=False):
-    return Cell(frozenset(tasks), Via.UPDATES, trial)
+def takes(*tasks):
+    return Cell(frozenset(tasks), Via.UPDATES)
 
 
 def shares(*tasks):
@@ -35,27 +35,26 @@ def key(figure):
 
 def test_each_cell_says_whose_updates_are_taken():
     cells = {
-        "sst2": [takes("sst2")] * 4,
+        "sst2": [takes("sst2")] * 3 + [takes("qqp", "sst2")],
         "qqp": [takes("qqp"), takes("qqp"), takes("qqp", "sst2"), takes("qqp")],
-        "stsb": [takes("stsb"), takes("stsb", "sick", trial=True), takes("stsb", "sick"), takes("stsb", "sick")],
+        "stsb": [takes("stsb")] * 2 + [takes("stsb", "sick")] * 2,
         "sick": [takes("sick")] * 3 + [takes("sst2", "qqp", "stsb", "sick")],
     }
     figure = sharing_figure(SharingTimeline(tuple(cells), range(4), {WHOLE: cells}))
     (axes,) = figure.axes
     assert axes.get_title(loc="left") == "whole encoder"
     assert texts(axes) == {
-        "1  sst2": ["own"],
+        "1  sst2": ["own", "+ qqp"],
         "2  qqp": ["own", "+ sst2", "own"],
-        "3  stsb": ["own", "+ sick?", "+ sick"],
+        "3  stsb": ["own", "+ sick"],
         "4  sick": ["own", "+ all"],
     }
-    assert [one.get_width() for one in axes.patches] == [4, 2, 1, 1, 1, 1, 2, 3, 1]
-    assert axes.patches[5].get_facecolor() == axes.patches[6].get_facecolor()  # the same tasks
-    assert axes.patches[2].get_facecolor() != axes.patches[5].get_facecolor()
+    assert [one.get_width() for one in axes.patches] == [3, 1, 2, 1, 1, 2, 2, 3, 1]
+    assert axes.patches[1].get_facecolor() == axes.patches[3].get_facecolor()  # the same tasks
+    assert axes.patches[3].get_facecolor() != axes.patches[6].get_facecolor()
     assert key(figure) == [
         "+ A: own copy, which takes A's updates too",
         "own or -: own copy, own updates only",
-        "?: on trial",
         "1, 2, …: the tasks at the left",
     ]
 
