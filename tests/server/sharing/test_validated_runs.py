@@ -37,7 +37,6 @@ GIVEN = {
 SAYS = {
     ("qqp", 2, "with.mrpc"): -0.25,
     ("mrpc", 2, "with.qqp"): -0.25,
-    ("sst2", 2, "with.qqp"): -0.25,
     ("sst2", 2, "all"): -0.5,
     ("mrpc", 3, "own"): -0.5,
     ("sst2", 3, "own"): -0.5,
