@@ -16,6 +16,11 @@ from fedmtl_server.aggregation.delta_products import products_of
 from fedmtl_server.sharing.source_selection import Sources
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in the precision of deltas: float64 for float64, otherwise float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
+
+
 @dataclass(frozen=True)
 class LastRound:
     """The tasks' deltas of the last round with an update."""

