@@ -13,8 +13,7 @@ from fedmtl_core.errors import ConfigError
 from fedmtl_core.tasks.paired import PairedLoss
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.aggregator import ClientUpdate
-from fedmtl_server.aggregation_rules import AggregationRules
-from fedmtl_server.aggregation_setup import make_pipeline
+from fedmtl_server.aggregation_setup import AggregationRules, make_pipeline
 from fedmtl_server.sharing.last_round import LastRound
 from fedmtl_server.sharing.mixing_setup import kin_of
 from fedmtl_server.sharing.source_mixing import SourceMixing
@@ -153,16 +152,13 @@ def test_an_accepted_candidate_replaces_the_last_update_too_and_counts_for_all_p
     close_to(run.parameters("sst2"), plus(expected, back, rounds[3]["sst2"]))
 
 
-def test_a_task_tries_its_kin_first_whatever_the_cosines_are():
+def test_a_task_tries_its_kin_first_whatever_the_cosines_are_and_takes_nothing_before():
     tasks = (*KIN, "sst2")
     run = Rounds(config_of(tasks, {"trials": 1}))
-    start = {task: run.parameters(task) for task in tasks}
     deltas = random_deltas(run.model, tasks, seed=1)
-    deltas["sst2"] = {name: 2 * one for name, one in deltas["qqp"].items()}
-    run.hold(1, deltas)
-    assert run.stage.sources == {task: (task,) for task in tasks}
-    for task in tasks:
-        close_to(run.parameters(task), plus(start[task], deltas[task]))
+    deltas["sst2"] = {name: 2 * one for name, one in deltas["qqp"].items()}  # as similar as can be
+    aggregate = run.hold(1, deltas)
+    assert (aggregate.chosen, aggregate.adjusted) == ({}, {})
     assert {task: list(one) for task, one in run.offer().items()} == {
         "qqp": ["with.mrpc"],
         "mrpc": ["with.qqp"],
@@ -209,6 +205,8 @@ def test_a_task_whose_only_kin_is_auxiliary_tries_it():
     run = Rounds(config_of(KIN, auxiliary={"mrpc": {"weight": 0.5}}))
     run.hold(1, random_deltas(run.model, KIN, seed=1))
     assert {task: list(one) for task, one in run.offer().items()} == {"qqp": ["with.mrpc"]}
+    run.hold(2, random_deltas(run.model, KIN, seed=2), {("qqp", "with.mrpc"): BETTER})
+    assert run.stage.sources == {"qqp": KIN, "mrpc": KIN}
 
 
 def test_one_task_alone_is_trained_as_ever():
@@ -290,20 +288,26 @@ def test_the_number_of_trials_is_limited_and_the_errors_are_divided_among_them()
 def test_the_last_update_follows_what_the_evaluation_of_the_final_model_says():
     tasks = (*KIN, "sst2")
     run = Rounds(config_of(tasks))
-    run.hold(1, random_deltas(run.model, tasks, seed=1))
+    first, second = (random_deltas(run.model, tasks, seed=seed) for seed in (1, 2))
+    run.hold(1, first)
+    run.hold(2, second, {("qqp", "with.mrpc"): BETTER, ("mrpc", "with.qqp"): BETTER})
+    assert run.stage.sources == {"qqp": KIN, "mrpc": KIN, "sst2": ("sst2",)}
     before = {task: run.parameters(task) for task in tasks}
-    deltas = random_deltas(run.model, tasks, seed=2)
-    run.hold(2, deltas, {("qqp", "with.mrpc"): BETTER, ("mrpc", "with.qqp"): BETTER})
-    mixed = {task: run.parameters(task) for task in tasks}
-    close_to(mixed["sst2"], plus(before["sst2"], deltas["sst2"]))
-    says = {("qqp", "own"): WORSE, ("mrpc", "own"): BETTER, ("sst2", "all"): BETTER}
-    aggregate = run.conclude(3, says)
+    aggregate = run.conclude(3, {("qqp", "own"): WORSE, ("mrpc", "own"): BETTER, ("sst2", "all"): BETTER})
     assert {task: one.name for task, one in aggregate.chosen.items()} == {"mrpc": "own", "sst2": "all"}
-    close_to(run.parameters("qqp"), mixed["qqp"], atol=0)
-    back = of_parts(minus(deltas["mrpc"], mean_of(deltas, KIN, PARTS)), TRIED)
-    close_to(run.parameters("mrpc"), plus(mixed["mrpc"], back))
-    more = of_parts(minus(mean_of(deltas, tasks, PARTS), deltas["sst2"]), TRIED)
-    close_to(run.parameters("sst2"), plus(mixed["sst2"], more))
+    close_to(run.parameters("qqp"), before["qqp"], atol=0)
+    back = of_parts(minus(second["mrpc"], mean_of(second, KIN, PARTS)), TRIED)
+    close_to(run.parameters("mrpc"), plus(before["mrpc"], back))
+    more = of_parts(minus(mean_of(second, tasks, PARTS), second["sst2"]), TRIED)
+    close_to(run.parameters("sst2"), plus(before["sst2"], more))
+
+
+def test_without_a_better_candidate_the_final_model_is_the_evaluated_one():
+    run = Rounds(config_of(AB))
+    run.hold(1, random_deltas(run.model, AB, seed=1))
+    before = run.parameters("sst2")
+    assert run.conclude(2, {("sst2", "with.qqp"): WORSE}).chosen == {}
+    close_to(run.parameters("sst2"), before, atol=0)
 
 
 # What else a run may be.
@@ -521,9 +525,9 @@ def test_a_delta_beyond_float32_is_no_source():
 def test_a_restart_after_any_round_goes_on_to_the_same_bits():
     config = config_of((*KIN, "stsb", "sst2"), {"trials": 4}, server_optimizer={"name": "fedadam"})
     says = {
-        2: {("qqp", "with.mrpc"): BETTER, ("stsb", "all"): BETTER},
-        3: {("stsb", "own"): WORSE, ("sst2", "with.qqp"): None, ("mrpc", "with.sst2"): BETTER},
-        4: {("sst2", "with.stsb"): BETTER, ("qqp", "own"): BETTER},
+        2: {("qqp", "with.mrpc"): BETTER, ("stsb", "with.qqp"): BETTER, ("mrpc", "with.qqp"): WORSE},
+        3: {("stsb", "own"): WORSE, ("sst2", "with.qqp"): None, ("qqp", "own"): BETTER},
+        4: {("sst2", "with.stsb"): BETTER, ("stsb", "own"): WORSE},
     }
     whole = Rounds(config)
     tasks = tuple(whole.model.tasks)
@@ -539,13 +543,8 @@ def test_a_restart_after_any_round_goes_on_to_the_same_bits():
             for name, tensors in variants.items():
                 close_to(offers[1][task][name], tensors, atol=0)
         assert offers[0].keys() == offers[1].keys()
-    whole.conclude(6, {("stsb", "own"): BETTER})
-    assert whole.stage.sources == {
-        "qqp": ("qqp",),
-        "mrpc": ("mrpc", "sst2"),
-        "stsb": ("stsb",),
-        "sst2": ("stsb", "sst2"),
-    }
+    assert whole.stage.sources["stsb"] == ("qqp", "stsb")
+    assert whole.conclude(6, {("stsb", "own"): BETTER}).chosen
     parts = parts.restarted(config)
     parts.conclude(6, {("stsb", "own"): BETTER})
     for scope, component in whole.model.components.items():

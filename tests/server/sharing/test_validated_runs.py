@@ -32,9 +32,8 @@ GIVEN = {
     },
 }
 SAYS = {
-    ("qqp", 2, "with.mrpc"): -0.5,
-    ("mrpc", 2, "with.qqp"): -0.5,
-    ("sst2", 2, "with.qqp"): -0.25,
+    ("qqp", 2, "with.mrpc"): -0.25,
+    ("mrpc", 2, "with.qqp"): -0.25,
     ("sst2", 2, "all"): -0.5,
     ("mrpc", 3, "own"): -0.5,
     ("sst2", 3, "own"): -0.5,
@@ -129,19 +128,19 @@ def chosen_by_round(folder):
 
 def test_the_reports_say_what_was_tried_and_taken(whole):
     folder, _, offered = whole
-    assert sources_by_round(folder)[:3] == [
+    assert sources_by_round(folder) == [
         {"qqp": ["qqp"], "mrpc": ["mrpc"], "sst2": ["sst2"]},
         {"qqp": ["qqp", "mrpc"], "mrpc": ["qqp", "mrpc"], "sst2": ["qqp", "mrpc", "sst2"]},
+        {"qqp": ["qqp", "mrpc"], "mrpc": ["mrpc"], "sst2": ["sst2"]},
         {"qqp": ["qqp", "mrpc"], "mrpc": ["qqp", "mrpc", "sst2"], "sst2": ["sst2"]},
     ]
     assert chosen_by_round(folder) == [
         {},
         {"qqp": "with.mrpc", "mrpc": "with.qqp", "sst2": "all"},
-        {"mrpc": "with.sst2", "sst2": "own"},
-        {"mrpc": "own", "sst2": "with.mrpc"},
+        {"mrpc": "own", "sst2": "own"},
+        {"mrpc": "all"},
     ]
-    tried = [name for task, round_, name in offered if (task, round_) == ("qqp", 2)]
-    assert sorted(tried) == ["all", "with.mrpc", "with.sst2"]
+    assert sorted(name for task, round_, name in offered if (task, round_) == ("qqp", 3)) == ["own", "with.sst2"]
     shown = CliRunner().invoke(app, ["runs", "show", str(folder), "--round", "2"]).output
     assert "sst2: variant all: loss -0.500 ± 0.001 on 400 rows, chosen" in " ".join(shown.split())
 
@@ -268,7 +267,7 @@ async def test_a_failed_round_decides_nothing_and_its_variants_are_offered_again
             fields = {
                 "received_metrics": {"loss": 1.0},
                 "num_eval_examples": 400,
-                "variants": evaluations("qqp", 2, [one.name for one in header.variants]),
+                "variants": evaluations("qqp", 2, ["with.mrpc", "with.sst2"]),
             }
             await clients["a"].push(clients["a"].update(header, trained("a", 2, data), **fields))
             await clients["a"].until(FAILED)
@@ -280,20 +279,57 @@ async def test_a_failed_round_decides_nothing_and_its_variants_are_offered_again
             assert list(again.variants) == list(header.variants)
 
 
-async def test_clients_that_compare_nothing_keep_to_their_tasks_own_updates(tmp_path):
-    """Clients of another implementation need not evaluate variants."""
-    async with serving(tmp_path, layered_model(), num_rounds=1, sections=GIVEN["sections"]) as server:
-        async with watching(server, **CLIENTS) as clients:
-            for round_ in (1, 2):
-                await eventually(lambda: is_open(server, round_))  # noqa: B023  # awaited at once
-                for client in clients.values():
-                    header, data = await client.get_slice(round=round_)
-                    fields = {"received_metrics": {"accuracy": 0.5}, "num_eval_examples": 4}
-                    if round_ == 2:
-                        fields |= {"kind": pb.UPDATE_KIND_METRICS, "num_examples": 0, "components": []}
-                        data = {}
-                    await client.push(client.update(header, trained(client.client_id, round_, data), **fields))
-            await clients["a"].until(FINISHED)
-            await server.run_task
-    assert sources_by_round(tmp_path) == [{task: [task] for task in CLIENTS.values()}] * 2
-    assert chosen_by_round(tmp_path) == [{}, {}]
+# Real clients.
+
+
+def crowd(**rounds):
+    """A federation of the toy encoder, two of whose tasks are the same under two names."""
+    few = {"train_samples": 32, "val_samples": 24, "data": {"builtin": "sst2"}}
+    twin = {"type": "classification", "text_columns": ["sentence"], "labels": ["negative", "positive"]}
+    return Config.model_validate(
+        {
+            "model": {"server_model": TOY_MODEL},
+            "training": {"num_rounds": 3, "local_epochs": 1, "max_length": 32, "learning_rate": 1e-3},
+            "rounds": {"rejoin_grace_s": 0.5, **rounds},
+            "server": {"port": 0},
+            "sharing": {"adaptive": {"policy": "validated", "trials": 2}},
+            "tasks": {
+                "sst2": {"min_clients": 1, **few},
+                "twin": {"min_clients": 1, "label_column": "label", **twin, **few},
+                "stsb": {"min_clients": 1, **few, "data": {"builtin": "stsb"}},
+            },
+            "clients": [
+                {"client_id": "a", "task": "sst2", "shard": "1/2"},
+                {"client_id": "b", "task": "sst2", "shard": "2/2"},
+                {"client_id": "c", "tasks": ["twin", "stsb"]},
+                {"client_id": "d", "task": "stsb"},
+                {"client_id": "e", "task": "twin"},
+            ],
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        {"cohort": "fraction", "cohort_fraction": 0.5},
+        {"cohort": "over_select", "cohort_size": 1, "cohort_extra": 1},
+    ],
+    ids=["fraction", "over-selection"],
+)
+def test_drawn_cohorts_and_clients_of_several_tasks_compare_what_their_round_offers(rounds, tmp_path):
+    config = crowd(**rounds)
+    federations.run(config, tmp_path)
+    reports = reports_of(tmp_path)
+    assert [one.purpose for one in reports] == ["train", "train", "train", "evaluate"]
+    assert not any(one.failed for one in reports)
+    for report in reports[1:]:
+        for task in report.tasks:
+            assert len(task.variants) <= 2
+            counted = task.num_updates
+            assert all(len(one.clients) <= counted for one in task.variants)
+            evaluated = [one for one in task.variants if one.num_clients]
+            assert all(one.standard_error is not None and one.num_examples <= 24 * counted for one in evaluated)
+    assert any(one.clients for report in reports for task in report.tasks for one in task.variants)
+    model = load_model(open_run(tmp_path), 3)
+    assert {model.sharing.members(f"task:{task}") for task in config.tasks} == {(task,) for task in config.tasks}
