@@ -12,12 +12,15 @@ from safetensors import safe_open
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, StoreError
+from fedmtl_core.model.modeling import TOY_MODEL
 from fedmtl_core.model.sharing import SharingRules
 from fedmtl_server.commands.app import app
 from fedmtl_server.model import MTLServerModel
-from fedmtl_server.saved_runs import open_run
+from fedmtl_server.saved_runs import load_model, open_run
 from fedmtl_server.sharing.source_mixing import SourceMixing
+from tests import federations
 from tests.server.sharing.test_shared_layers import Layered
 from tests.support import eventually, model_bytes, reports_of, serving, specs, watching
 
