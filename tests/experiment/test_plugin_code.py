@@ -60,23 +60,23 @@ def test_plug_ins_are_found_wherever_a_setting_names_them_and_other_texts_are_no
 
 
 def test_in_a_package_relative_and_absolute_imports_of_its_own_folder_count(folder):
-    package = folder / "mine" / "below"
+    package = folder / "own_package" / "below"
     package.mkdir(parents=True)
-    (package / "rule.py").write_text("from . import first\nfrom .second import x\nimport mine.below.third\n")
+    (package / "rule.py").write_text("from . import first\nfrom .second import x\nimport own_package.below.third\n")
     for name in ("__init__", "first", "second", "third", "fourth"):
         (package / f"{name}.py").write_text("x = 1\n")
     (folder / "first.py").write_text("the working directory's, which isn't imported\n")
-    known = digests({"rule": "mine.below.rule:Mine"})
+    known = digests({"rule": "own_package.below.rule:Mine"})
     for name in ("__init__", "first", "second", "third"):
         (package / f"{name}.py").write_text("x = 2\n")
-        changed = digests({"rule": "mine.below.rule:Mine"})
+        changed = digests({"rule": "own_package.below.rule:Mine"})
         assert changed != known, name
         known = changed
     (package / "fourth.py").write_text("x = 2\n")
     (folder / "first.py").write_text("x = 2\n")
-    assert digests({"rule": "mine.below.rule:Mine"}) == known
-    assert digests({"rule": "mine.below:Mine"}).keys() == {"mine.below"}
-    assert "mine" not in sys.modules
+    assert digests({"rule": "own_package.below.rule:Mine"}) == known
+    assert digests({"rule": "own_package.below:Mine"}).keys() == {"own_package.below"}
+    assert "own_package" not in sys.modules
 
 
 def test_the_file_of_a_module_is_the_one_that_would_be_imported(folder):
