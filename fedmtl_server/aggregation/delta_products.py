@@ -5,6 +5,7 @@ The same bytes give the same result to the last bit, whatever the number of thre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -69,6 +70,24 @@ def products_of(deltas: Sequence[Sequence[Tensor]]) -> NDArray[np.float64]:
         Float64 `(deltas, deltas)`, symmetric.
     """
     return inner_products_of([[(torch.zeros(()).expand(len(one)), one) for one in vectors] for vectors in deltas])
+
+
+def preserving_factor(shares: NDArray[np.float64], products: NDArray[np.float64]) -> float:
+    """Return the factor that gives a weighted sum of deltas the weighted mean of their norms.
+
+    Args:
+        shares: the deltas' coefficients, `(tasks,)`, all other than 0; their absolute values add up to 1.
+        products: the inner products of the deltas, `(tasks, tasks)`.
+
+    Returns:
+        From 1 to the square root of the number of tasks; 1 if all deltas are 0.
+    """
+    target = math.fsum(abs(share) * math.sqrt(square) for share, square in zip(shares, np.diag(products), strict=True))
+    length = math.sqrt(max(float(shares @ products @ shares), 0.0))
+    most = math.sqrt(len(shares))
+    if target <= length:
+        return 1.0
+    return target / length if target < most * length else most
 
 
 def combine(base: Tensor, means: Sequence[Tensor], coefficients: Sequence[float]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedmtl_core.wire.layout import Component
-from fedmtl_server.aggregation.delta_products import products_of
+from fedmtl_server.aggregation.delta_products import preserving_factor, products_of
 from fedmtl_server.sharing.source_selection import Sources
 
 
@@ -88,16 +88,10 @@ class LastRound:
         return shift
 
     def _coefficients(self, part: str, sources: Sources) -> dict[str, float]:
-        """Return the coefficients of the sources' deltas in a mean that keeps the mean of their norms.
-
-        The factor on the plain mean is at most the square root of the number of sources, the factor for deltas at right
-        angles; it would grow without bound for deltas that cancel each other.
-        """
+        """Return the coefficients of the sources' deltas in a mean that keeps the mean of their norms."""
         present = [place for place, task in enumerate(self.deltas) if task in sources]
         products = self.products[part][np.ix_(present, present)]
-        count = len(present)
-        norm = math.sqrt(max(float(products.sum()), 0.0)) / count
-        kept = float(np.sqrt(np.diag(products)).sum()) / count
-        factor = min(kept / norm, math.sqrt(count)) if norm > 0 else math.sqrt(count)
+        shares = np.full(len(present), 1 / len(present))
+        factor = preserving_factor(shares, products) if len(present) > 1 else 1.0
         order = list(self.deltas)
-        return {order[place]: factor / count for place in present} if count > 1 else {order[present[0]]: 1.0}
+        return {order[place]: factor / len(present) for place in present}

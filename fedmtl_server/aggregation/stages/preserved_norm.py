@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmtl_core.config.stages import SCALING
-from fedmtl_server.aggregation.delta_products import inner_products_of
+from fedmtl_server.aggregation.delta_products import inner_products_of, preserving_factor
 from fedmtl_server.aggregation.stages.base import Combination, Group, ScaledPart, Stage
 
 ENCODER = "encoder"
@@ -78,24 +78,6 @@ class PreservedNorm(Stage):
         for spec in group.base.layout.tensors:
             names.setdefault(self._parts.get(spec.name, ENCODER), []).append(spec.name)
         return names
-
-
-def preserving_factor(shares: NDArray[np.float64], products: NDArray[np.float64]) -> float:
-    """Return the factor that gives a weighted sum of deltas the weighted mean of their norms.
-
-    Args:
-        shares: the deltas' coefficients, `(tasks,)`, all other than 0; their absolute values add up to 1.
-        products: the inner products of the deltas, `(tasks, tasks)`.
-
-    Returns:
-        From 1 to the square root of the number of tasks; 1 if all deltas are 0.
-    """
-    target = math.fsum(abs(share) * math.sqrt(square) for share, square in zip(shares, np.diag(products), strict=True))
-    length = math.sqrt(max(float(shares @ products @ shares), 0.0))
-    most = math.sqrt(len(shares))
-    if target <= length:
-        return 1.0
-    return target / length if target < most * length else most
 
 
 def _products(group: Group, tasks: Sequence[str], names: Sequence[str]) -> NDArray[np.float64]:

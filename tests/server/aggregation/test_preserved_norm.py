@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from fedmtl_core.config import AggregationConfig, AuxiliaryConfig, Config, NormsConfig
 from fedmtl_core.config.aggregation import TASK_WEIGHTINGS
 from fedmtl_server.aggregation.aggregator import MTLAggregator
+from fedmtl_server.aggregation.delta_products import preserving_factor
 from fedmtl_server.aggregation.optimizers import make_optimizer
 from fedmtl_server.aggregation.pipeline import Pipeline
 from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks
 from fedmtl_server.aggregation.stages.norms import NormScreening
-from fedmtl_server.aggregation.stages.preserved_norm import PreservedNorm, preserving_factor
+from fedmtl_server.aggregation.stages.preserved_norm import PreservedNorm
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation.task_weighting import make_weighting
