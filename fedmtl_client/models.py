@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from fedmtl_core.logs import Logger
 from fedmtl_core.model import encoder_check
 from fedmtl_core.model.encoder_check import Use
-from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
+from fedmtl_core.model.modeling import HeadSettings, MultiTaskModel, load_encoder
 from fedmtl_core.model.pretrained import LoadedWeights
 from fedmtl_core.model.scopes import SHARED, scope_of
 from fedmtl_core.tasks.plan import TrainingPlan
@@ -61,6 +61,5 @@ class ModelFactory:
             [spec],
             hidden_size=hidden_size,
             pooling=plan.pooling,
-            dropout=plan.head_dropout,
-            seed=plan.seed,
+            heads=HeadSettings(plan.head_dropout, plan.seed),
         )

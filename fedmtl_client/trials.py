@@ -59,6 +59,7 @@ class Trials:
         self._get_variant = get_variant
         self._should_stop = should_stop
         self._log = get_logger()
+        self._best_reference = 0.0
         self.start: Start | None = None
         """The variant from which training starts, after `run`; None to start from the slice."""
 
@@ -107,11 +108,19 @@ class Trials:
         return result
 
     def _consider(self, result: VariantEvaluation, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a variant's tensors if it is the best so far of those from which training may start."""
+        """Keep a variant's tensors if it is the best so far of those from which training may start.
+
+        A variant without a margin is a reference: a start must be better than the slice and than the references that
+        came before it.
+        """
         margin, paired = self._slice.variants[result.name], result.paired
-        if not margin or paired is None or not paired.standard_error:
+        if paired is None:
             return
-        is_better = paired.difference <= -margin * paired.standard_error
+        if not margin:
+            self._best_reference = min(self._best_reference, paired.difference)
+        if not margin or not paired.standard_error:
+            return
+        is_better = paired.difference <= self._best_reference - margin * paired.standard_error
         if is_better and (self.start is None or paired.difference < self.start.difference):
             copies = {name: tensor.clone() for name, tensor in tensors.items()}
             self.start = Start(result.name, paired.difference, copies)

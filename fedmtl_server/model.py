@@ -12,7 +12,7 @@ from fedmtl_core.errors import ConfigError, UnknownTaskError, UserError
 from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.encoder_check import Use, check_for_server
-from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
+from fedmtl_core.model.modeling import DEFAULT_HEADS, HeadSettings, MultiTaskModel, load_encoder
 from fedmtl_core.model.pretrained import LoadedWeights
 from fedmtl_core.model.scopes import SHARED, scope_of, task_scope
 from fedmtl_core.model.sharing import SharingRules, SharingTable
@@ -38,8 +38,7 @@ class MTLServerModel:
         tasks: the run's tasks.
         hidden_size: the width of the encoder's output.
         pooling: the pooling of the encoder's output for the heads.
-        dropout: the dropout probability before each head.
-        seed: the seed of the heads' initial values.
+        heads: the dropout before each head, and the source of its initial values.
         base_model: the source of the encoder, for display.
         sharing: the rules that assign parameters to scopes.
 
@@ -54,16 +53,13 @@ class MTLServerModel:
         *,
         hidden_size: int,
         pooling: Pooling = "cls",
-        dropout: float = 0.1,
-        seed: int = 42,
+        heads: HeadSettings = DEFAULT_HEADS,
         base_model: str = "",
         sharing: SharingRules = PLAIN,
     ):
         self.base_model = base_model
         self._specs = {spec.name: spec for spec in tasks}
-        model = MultiTaskModel(
-            encoder, self._specs.values(), hidden_size=hidden_size, pooling=pooling, dropout=dropout, seed=seed
-        )
+        model = MultiTaskModel(encoder, self._specs.values(), hidden_size=hidden_size, pooling=pooling, heads=heads)
         self._skeleton = Skeleton(model)
         self._parts = ModelParts.of(model, sharing)
         table = self._parts.table
@@ -103,8 +99,7 @@ class MTLServerModel:
             config.task_specs(),
             hidden_size=hidden_size,
             pooling=config.model.pooling,
-            dropout=config.model.head_dropout,
-            seed=config.training.seed,
+            heads=HeadSettings(config.model.head_dropout, config.training.seed, config.head_init()),
             base_model=config.model.server_model,
             sharing=config.sharing.rules(),
         )

@@ -22,7 +22,7 @@ from fedmtl_core.config.training import ModelConfig, TrainingConfig
 from fedmtl_core.model.sharing import movable_parts, require_rules
 from fedmtl_core.model.sharing_schedule import require_schedule, scheduled_parts
 from fedmtl_core.tasks.plan import TrainingPlan
-from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.tasks.spec import HeadInit, TaskSpec
 
 _FREE_TO_CHANGE = re.compile(
     r"server\.|store\.|security\.|limits\.|tracking\.|tracing\.|client\.|clients$|training\.device$"
@@ -202,6 +202,10 @@ class Config(Section):
     def task_specs(self) -> list[TaskSpec]:
         """The run's tasks, in the file's order."""
         return [task.spec(name) for name, task in self.tasks.items()]
+
+    def head_init(self) -> HeadInit:
+        """The tasks whose heads start with the same values."""
+        return self.model.head_init or ("form" if self.sharing.adaptive.policy == VALIDATED else "task")
 
     def auxiliary_tasks(self) -> frozenset[str]:
         """The tasks that count neither for quorums nor for early stopping."""

@@ -66,11 +66,11 @@ class AdaptiveConfig(Section):
         "a multiple of one encoder's parameters.",
     )
     trials: int = Field(
-        3,
+        2,
         ge=1,
-        le=16,
-        description="Largest number of variants that each client of `policy: validated` compares with its task's model "
-        "in a round.",
+        le=15,
+        description="Largest number of candidates that each client of `policy: validated` compares with its task's "
+        "model in a round. A control comes in addition.",
     )
     error_rate: float = Field(
         0.05,

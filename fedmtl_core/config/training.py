@@ -17,6 +17,7 @@ from fedmtl_core.config.section import (
     require_reference,
 )
 from fedmtl_core.tasks.plan import LocalOptimizer, Pooling
+from fedmtl_core.tasks.spec import HeadInit
 
 DEFAULT_MODEL = "prajjwal1/bert-tiny"
 
@@ -45,6 +46,13 @@ class ModelConfig(Section):
         "last token, for causal models and XLNet.",
     )
     head_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability before each head, from 0 to below 1.")
+    head_init: HeadInit | None = Field(
+        None,
+        description="Initial values of the heads. With `task`, each task's head draws values of its own. With `form`, "
+        "tasks of the same type, with as many texts and labels, start with the same values, so that their updates to "
+        "the encoder are more alike. If not given, `form` applies with `sharing.adaptive.policy: validated`, otherwise "
+        "`task`.",
+    )
     random_init: Annotated[bool, SERVER_AND_CLIENT] = Field(
         False,
         description="Whether the encoder starts from random values; weights in its folder are then ignored. Required "

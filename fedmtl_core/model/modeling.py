@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -16,9 +17,25 @@ from fedmtl_core.randomness import drawing_from
 from fedmtl_core.tasks.kinds import EncoderInfo, TaskKind, new_head, word_embeddings
 from fedmtl_core.tasks.plan import Pooling
 from fedmtl_core.tasks.registry import kind_of
-from fedmtl_core.tasks.spec import TaskSpec
+from fedmtl_core.tasks.spec import HeadInit, TaskSpec
 
 __all__ = ["TOY_MODEL", "MultiTaskModel", "load_encoder", "load_tokenizer", "locate"]
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """What a model's new heads have in common."""
+
+    dropout: float = 0.1
+    """The dropout probability before each head."""
+    seed: int = 42
+    """The seed of the initial values."""
+    init: HeadInit = "task"
+    """With `task`, a head's initial values depend on the seed and the task's name only; with `form`, on the seed and
+    the name of the model's first task of the same form (`TaskSpec.form`)."""
+
+
+DEFAULT_HEADS = HeadSettings()
 
 
 class MultiTaskModel(nn.Module):
@@ -29,8 +46,7 @@ class MultiTaskModel(nn.Module):
         hidden_size: width of the encoder's output.
         pooling: the vector of a text that its head sees: `cls` for the encoder's pooled first token, `mean` for the
             mean of all tokens, `last` for the last token.
-        dropout: dropout probability before each head.
-        seed: seeds the heads: initial values depend only on this and the task's name.
+        heads: the dropout before each head, and the source of its initial values.
     """
 
     def __init__(
@@ -40,8 +56,7 @@ class MultiTaskModel(nn.Module):
         *,
         hidden_size: int,
         pooling: Pooling = "cls",
-        dropout: float = 0.1,
-        seed: int = 42,
+        heads: HeadSettings = DEFAULT_HEADS,
     ):
         super().__init__()
         self.encoder = encoder
@@ -49,8 +64,8 @@ class MultiTaskModel(nn.Module):
         self._encoder_info = EncoderInfo.of(encoder, hidden_size)
         self._kinds: dict[str, TaskKind] = {}
         self._pooling: Pooling = pooling
-        self._dropout = dropout
-        self._seed = seed
+        self._settings = heads
+        self._drawn: dict[tuple[str, int, int], str] = {}
         for spec in tasks:
             self.add_head(spec)
 
@@ -75,8 +90,10 @@ class MultiTaskModel(nn.Module):
             )
             raise ConfigError(f"tasks: {spec.name!r} can't be a task's name, since {taken}; choose another name")
         kind = kind_of(spec)
-        with drawing_from(self._seed ^ zlib.crc32(spec.name.encode())):
-            head = new_head(kind, self._encoder_info, self._dropout)
+        first = self._drawn.setdefault(spec.form, spec.name)
+        name = first if self._settings.init == "form" else spec.name
+        with drawing_from(self._settings.seed ^ zlib.crc32(name.encode())):
+            head = new_head(kind, self._encoder_info, self._settings.dropout)
         self._kinds[spec.name], self.heads[spec.name] = kind, head
 
     def forward(self, task: str, inputs: Mapping[str, Tensor], tokens: Tensor | None = None) -> Tensor:

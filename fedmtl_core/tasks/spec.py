@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.tasks.evaluation import BUILT_IN_BOUNDS, Bounds
 from fedmtl_core.tasks.labels import MAX_SHOWN, Values
+
+HeadInit = Literal["task", "form"]
+"""The tasks whose heads start with the same values: none, or those of the same form (`TaskSpec.form`)."""
 
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "masked_accuracy")
 """The metrics that a task may name: GLUE's metrics (Wang et al. 2019, arXiv:1804.07461), and the share of masked tokens
@@ -122,6 +126,12 @@ class TaskSpec:
                 )
             if self.type == "classification" and metric == "f1" and len(self.labels) != 2:
                 raise ConfigError(f"tasks.{self.name}: the metric f1 needs exactly 2 labels, got {len(self.labels)}")
+
+    @property
+    def form(self) -> tuple[str, int, int]:
+        """The task's type, its number of text columns and its number of labels. Tasks of the same form may be related,
+        and their heads have the same shapes."""
+        return self.kind, len(self.text_columns), len(self.labels)
 
     @property
     def num_outputs(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedmtl_core.errors import AggregationError, InvalidRequestError, NonFiniteError
 from fedmtl_core.identifiers import name_some, require_identifier
 from fedmtl_core.model.sharing import SharingTable
-from fedmtl_core.tasks.evaluation import TaskMetric, task_metrics
+from fedmtl_core.tasks.evaluation import Evaluation, TaskMetric, task_metrics
 from fedmtl_core.tasks.paired import PairedLoss, VariantEvaluation
 from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.updates import Update
@@ -57,6 +57,8 @@ class VariantResult:
     name: str
     clients: Mapping[str, VariantEvaluation] = field(default_factory=dict)
     """By client id, in the order of the cohort."""
+    models: Mapping[str, Evaluation] = field(default_factory=dict)
+    """By client id, the evaluation of the model with which the client compared the variant."""
 
     @property
     def num_diverged(self) -> int:
@@ -82,6 +84,19 @@ class VariantResult:
         """The task's metrics of the variant by name, including the plain mean `loss` if clients report it."""
         return task_metrics(one.evaluation for one in self.clients.values() if one.paired is not None)
 
+    @property
+    def metric_changes(self) -> Mapping[str, float]:
+        """By metric, the variant's value minus the model's, over the same clients. Metrics that one of them doesn't
+        have are absent."""
+        compared = [client for client, one in self.clients.items() if one.paired is not None]
+        model = task_metrics(self.models[client] for client in compared if client in self.models)
+        changes = {}
+        for name, metric in self.metrics.items():
+            before = model.get(name)
+            if before is not None and metric.value is not None and before.value is not None:
+                changes[name] = metric.value - before.value
+        return changes
+
 
 Results = Mapping[str, Sequence[VariantResult]]
 """By task, the results of the variants that a round offered for it, in the order of the offer."""
@@ -100,12 +115,17 @@ def results_of(
         round_: the round.
     """
     clients: dict[tuple[str, str], dict[str, VariantEvaluation]] = {}
+    models: dict[str, Evaluation] = {}
     for update in updates:
         for one in update.variants if update.base_round == round_ else ():
             clients.setdefault((update.task, one.name), {})[update.client_id] = one
-    return {
-        task: [VariantResult(name, clients.get((task, name), {})) for name in names] for task, names in offered.items()
-    }
+            models[update.client_id] = update.received
+
+    def result(task: str, name: str) -> VariantResult:
+        evaluations = clients.get((task, name), {})
+        return VariantResult(name, evaluations, {client: models[client] for client in evaluations})
+
+    return {task: [result(task, name) for name in names] for task, names in offered.items()}
 
 
 def require_valid(

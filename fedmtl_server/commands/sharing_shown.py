@@ -12,7 +12,7 @@ from fedmtl_core.identifiers import name_task
 from fedmtl_core.model.sharing import blocks_text, parts_text
 from fedmtl_server.commands.configured_sharing import configured_text, policy_of, policy_text
 from fedmtl_server.commands.printing import Table, print_facts, print_json
-from fedmtl_server.commands.run_facts import auxiliary_tasks, read_config, summary, tasks_text
+from fedmtl_server.commands.run_facts import auxiliary_tasks, main_metrics, read_config, summary, tasks_text
 from fedmtl_server.commands.sharing_texts import change_text, difference_and_error, move_text, rounds_text
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def show_sharing(place: Place, records: Sequence[RoundRecord], as_json: bool) ->
     policy = policy_of(run)
     validates = policy == "validated"
     rules = selection_rules(config) if config is not None and validates else None
-    history = sharing_history(records, run.tasks)
+    history = sharing_history(records, run.tasks, main_metrics(run))
     encoders = num_encoders(place.folder)
     if as_json:
         done = sum(not one.is_evaluation for one in history)

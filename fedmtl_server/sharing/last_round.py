@@ -74,18 +74,45 @@ class LastRound:
         """
         if task not in self.deltas or self.deltas.keys() & set(now) == self.deltas.keys() & set(then):
             return {}
-        views = {one: component.views() for one, component in self.deltas.items()}
-        shift = {}
-        for part, names in parts.items():
+        changes = {}
+        for part in parts:
             before, after = self._coefficients(part, now), self._coefficients(part, then)
-            changes = {one: after.get(one, 0.0) - before.get(one, 0.0) for one in self.deltas}
+            changes[part] = {one: after.get(one, 0.0) - before.get(one, 0.0) for one in self.deltas}
+        return self._combined(parts, changes)
+
+    def shortening(self, parts: Mapping[str, Sequence[str]], task: str, now: Sources) -> dict[str, Tensor]:
+        """Return the change of a task's parameters if its update had the share that it has in a mean with one more
+        delta at right angles: √(k / (k + 1)) of its length for k sources with a delta.
+
+        It is empty if the task has no delta.
+
+        Args:
+            parts: by part, the parameters.
+            task: the task.
+            now: the sources in effect.
+        """
+        if task not in self.deltas:
+            return {}
+        num_sources = len(self.deltas.keys() & set(now))
+        change = math.sqrt(num_sources / (num_sources + 1)) - 1
+        now_by_part = {part: self._coefficients(part, now) for part in parts}
+        changes = {part: {one: change * value for one, value in mine.items()} for part, mine in now_by_part.items()}
+        return self._combined(parts, changes)
+
+    def _combined(
+        self, parts: Mapping[str, Sequence[str]], coefficients: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, Tensor]:
+        """Return the sum of the deltas times their coefficients, which differ by part."""
+        views = {one: component.views() for one, component in self.deltas.items()}
+        combined = {}
+        for part, names in parts.items():
             for name in names:
-                value = torch.zeros_like(views[task][name])
-                for one, coefficient in changes.items():
+                value = torch.zeros_like(next(iter(views.values()))[name])
+                for one, coefficient in coefficients[part].items():
                     if coefficient:
                         value.add_(views[one][name], alpha=coefficient)
-                shift[name] = value
-        return shift
+                combined[name] = value
+        return combined
 
     def _coefficients(self, part: str, sources: Sources) -> dict[str, float]:
         """Return the coefficients of the sources' deltas in a mean that keeps the mean of their norms."""

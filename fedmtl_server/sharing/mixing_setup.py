@@ -19,8 +19,15 @@ def make_source_mixing(config: Config, parts: ModelParts) -> SourceMixing:
     Raises:
         ConfigError: `sharing.adaptive.layers` names a layer that the encoder does not have, or no part is mixed.
     """
-    kin, auxiliary = kin_of(config.task_specs()), config.auxiliary_tasks()
-    return SourceMixing(parts, mixed_parts(config, parts), kin, auxiliary, selection_rules(config))
+    specs = config.task_specs()
+    return SourceMixing(
+        parts,
+        mixed_parts(config, parts),
+        kin=kin_of(specs),
+        auxiliary=config.auxiliary_tasks(),
+        main_metrics={spec.name: spec.main_metric for spec in specs},
+        rules=selection_rules(config),
+    )
 
 
 def mixed_parts(config: Config, parts: ModelParts) -> dict[str, tuple[str, ...]]:
@@ -39,12 +46,7 @@ def mixed_parts(config: Config, parts: ModelParts) -> dict[str, tuple[str, ...]]
 
 
 def kin_of(specs: Sequence[TaskSpec]) -> dict[str, list[str]]:
-    """Return, by task, the other tasks of the same type, with as many texts and as many labels."""
-
-    def traits(spec: TaskSpec) -> tuple[str, int, int]:
-        return spec.kind, len(spec.text_columns), len(spec.labels)
-
+    """Return, by task, the other tasks of the same form."""
     return {
-        one.name: [other.name for other in specs if other.name != one.name and traits(other) == traits(one)]
-        for one in specs
+        one.name: [other.name for other in specs if other.name != one.name and other.form == one.form] for one in specs
     }

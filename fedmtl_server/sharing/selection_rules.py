@@ -17,7 +17,7 @@ from fedmtl_core.config import Config
 class SelectionRules:
     """The limits of the trials and the margins of a decision."""
 
-    trials: int = 3
+    trials: int = 2
     """Largest number of candidates for a task in a round."""
     error_rate: float = 0.05
     """Probability that a run accepts any candidate that is no better."""
@@ -34,8 +34,9 @@ class SelectionRules:
 
     @property
     def z_leave(self) -> float:
-        """The number of standard errors by which fewer sources must be better. The correction does not apply, because
-        a task that returns to its own updates risks nothing."""
+        """The number of standard errors by which fewer sources must be better, and an added task better than the
+        control. The correction does not apply: a task that returns to its own updates risks nothing, and the control
+        is a second condition."""
         return -NormalDist().inv_cdf(max(self.error_rate, sys.float_info.min))
 
 
@@ -57,6 +58,8 @@ class Comparison:
     """Mean of the candidate's loss minus the model's; below 0 if the candidate is better, infinite if it diverged."""
     standard_error: float
     num_examples: int
+    metric_change: float | None = None
+    """The main metric of the candidate's model minus that of the task's model; None if it is unknown."""
 
     @property
     def z(self) -> float:
@@ -75,6 +78,18 @@ class Comparison:
         # log(1 + t²/free), also for t whose square is too large for a float
         grown = 2 * math.log(math.hypot(1, t / math.sqrt(free)))
         return math.copysign((8 * free + 1) / (8 * free + 3) * math.sqrt(free * grown), t)
+
+    def z_against(self, control: Comparison) -> float:
+        """The difference from a control's loss in standard errors, as `z` is from the model's.
+
+        The standard error is the sum of both comparisons' standard errors, the upper bound for the same rows.
+        """
+        return Comparison(
+            self.loss,
+            self.difference - control.difference,
+            self.standard_error + control.standard_error,
+            min(self.num_examples, control.num_examples or self.num_examples),
+        ).z
 
     @property
     def gain(self) -> float:

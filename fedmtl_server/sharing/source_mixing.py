@@ -20,7 +20,16 @@ from fedmtl_server.aggregation.variants import Variant, VariantResult, is_finite
 from fedmtl_server.model_parts import ModelParts
 from fedmtl_server.sharing.last_round import LastRound, wide
 from fedmtl_server.sharing.selection_rules import DIVERGED, Comparison, SelectionRules
-from fedmtl_server.sharing.source_selection import Candidate, Selection, Sources, candidates, decided, sources_of
+from fedmtl_server.sharing.source_selection import (
+    SHORTER,
+    Candidate,
+    Selection,
+    Sources,
+    adds_sources,
+    candidates,
+    decided,
+    sources_of,
+)
 
 START_MARGIN = 2.5
 """A client trains from a candidate whose loss is lower by this many standard errors on the client's own rows."""
@@ -33,8 +42,9 @@ class SourceMixing(Stage):
 
     At first, a task takes its own updates only. After each round, its clients compare its model with candidates' models
     before they train. The candidates' models differ in the update of the last round only: they have the mean of the
-    candidate's sources instead of the task's. An accepted candidate replaces that update too. A client whose own rows
-    show that a candidate is better trains from it at once. So nothing is lost by the round that the trial takes.
+    candidate's sources instead of the task's. A control has the task's own update, but shorter. An accepted candidate
+    replaces that update too. A client whose own rows show that a candidate is better trains from it at once. So nothing
+    is lost by the round that the trial takes.
 
     The first trials of a task are with tasks of the same type, with as many texts and labels, in the order of the
     cosines of their deltas.
@@ -54,6 +64,7 @@ class SourceMixing(Stage):
         mixed: by part of the encoder that is mixed, its parameters; each task must own them.
         kin: by task, the tasks of the same type.
         auxiliary: the auxiliary tasks.
+        main_metrics: by task, the name of its main metric.
         rules: the limits of trials and the margins of decisions.
     """
 
@@ -65,12 +76,13 @@ class SourceMixing(Stage):
         mixed: Mapping[str, Sequence[str]],
         kin: Mapping[str, Collection[str]],
         auxiliary: Collection[str],
+        main_metrics: Mapping[str, str],
         rules: SelectionRules,
     ):
         self._model = parts
         self._parts = mixed
         self._tried = {part: names for part, names in mixed.items() if part != _EMBEDDINGS} or dict(mixed)
-        self._kin = kin
+        self._kin, self._main_metrics = kin, main_metrics
         self._tasks = parts.tasks
         self._rules = rules
         self._selections = {task: Selection(task, (task,)) for task in parts.tasks if task not in auxiliary}
@@ -139,7 +151,12 @@ class SourceMixing(Stage):
         offered: dict[str, list[Variant]] = {}
         self._made = {}
         for task, selection in self._selections.items():
-            for candidate in self._candidates(task):
+            offer = self._candidates(task)
+            if any(adds_sources(one, selection) for one in offer):  # the control, before all candidates
+                shift = self._last.shortening(self._tried, task, selection.sources)
+                control = make_variant(task, SHORTER, _shifted(model[task_scope(task)], shift))
+                offered.setdefault(task, []).append(control)
+            for candidate in offer:
                 shift = self._last.shift(self._tried, task, selection.sources, candidate.sources)
                 tensors = _shifted(model[task_scope(task)], shift)
                 variant = make_variant(task, candidate.name, tensors, START_MARGIN)
@@ -163,9 +180,13 @@ class SourceMixing(Stage):
             if task not in selections or task not in tasks:
                 continue
             offered, by_name = self._candidates(task), {one.name: one for one in results}
-            comparisons = {one.name: _comparison(by_name.get(one.name)) for one in offered}
+            names = [SHORTER, *(one.name for one in offered)]
+            comparisons = {name: _comparison(by_name.get(name), self._main_metrics[task]) for name in names}
+            control = comparisons.pop(SHORTER)
             compared = {name: one for name, one in comparisons.items() if one is not None}
-            selections[task], candidate = decided(selections[task], offered, compared, ending.round, self._rules)
+            selections[task], candidate = decided(
+                selections[task], offered, compared, control, ending.round, self._rules
+            )
             if candidate is not None:
                 accepted[task] = candidate
         self._selections = selections
@@ -207,18 +228,20 @@ class SourceMixing(Stage):
         return Layout.of(_delta_scope(task), {name: wide(torch.empty_like(one)) for name, one in shapes.items()})
 
 
-def _comparison(result: VariantResult | None) -> Comparison | None:
+def _comparison(result: VariantResult | None, main_metric: str) -> Comparison | None:
     """Return a variant's comparison; None if nobody evaluated it, or its standard error is unknown.
 
     Args:
         result: the variant's result; None if the variant was left out of the offer, because it isn't finite.
+        main_metric: the name of the task's main metric.
     """
     if result is None or result.num_diverged:
         return DIVERGED
     paired = result.paired
     if paired is None or paired.standard_error is None:
         return None
-    return Comparison(paired.loss, paired.difference, paired.standard_error, paired.num_examples)
+    change = result.metric_changes.get(main_metric)
+    return Comparison(paired.loss, paired.difference, paired.standard_error, paired.num_examples, change)
 
 
 def _finite(outcome: Outcome) -> Outcome:

@@ -23,8 +23,9 @@ Sources = tuple[str, ...]
 
 OWN = "own"
 """The candidate that takes the task's own updates only."""
-ALL = "all"
-"""The candidate that takes the updates of all tasks with an update."""
+SHORTER = "shorter"
+"""The control of candidates that add a task: the task's last update, as short as its share in such a mean. A step that
+is too long is better at any shorter length, whatever is mixed in. The control is never accepted itself."""
 
 _MAX_WAIT = 8
 """The largest number of rounds from one trial of a candidate to the next."""
@@ -39,7 +40,7 @@ class Candidate:
     """Another set of sources for a task."""
 
     name: str
-    """`own`, `all`, or the task that is added or removed: `with.TASK`, `without.TASK`. Long names are cut."""
+    """`own`, or the task that is added or removed: `with.TASK`, `without.TASK`. Long names are cut."""
     sources: Sources
 
 
@@ -144,8 +145,6 @@ def candidates(
         name = _named("without" if one in now else "with", one)
         sources = tuple(other for other in tasks if (other in now) != (other == one))
         found.append((order.get(one, 0.0), Candidate(name, sources)))
-    if len(others) > 1:
-        found.append((-math.inf, Candidate(ALL, tuple(one for one in tasks if one in now or one in present))))
     own = Candidate(OWN, (task,))
     effective = {one for one in now if one in present}
     seen = {frozenset(effective), frozenset(own.sources)}
@@ -160,10 +159,16 @@ def candidates(
     return (guard + [candidate for *_, candidate in sorted(ranked, key=lambda item: item[:3])])[: rules.trials]
 
 
+def adds_sources(candidate: Candidate, selection: Selection) -> bool:
+    """Whether a candidate takes the updates of a task that the selection doesn't."""
+    return not set(candidate.sources) <= set(selection.sources)
+
+
 def decided(
     selection: Selection,
     offered: Sequence[Candidate],
     compared: Mapping[str, Comparison],
+    control: Comparison | None,
     round_: int,
     rules: SelectionRules,
 ) -> tuple[Selection, Candidate | None]:
@@ -174,12 +179,17 @@ def decided(
         offered: the candidates of the round.
         compared: by candidate, its comparison; `DIVERGED` if its loss or parameters aren't finite. A candidate that
             nobody has compared is absent, and can be tried again at once.
+        control: the comparison of the control; None if nobody has compared it. No task is then added.
         round_: the round.
         rules: the margins.
     """
     noted = _noted(selection, compared, round_)
     best = min(
-        (one for one in offered if one.name in compared and _is_better(selection, one, compared[one.name], rules)),
+        (
+            one
+            for one in offered
+            if one.name in compared and _is_better(selection, one, compared[one.name], control, rules)
+        ),
         key=lambda one: (len(one.sources), compared[one.name].difference, one.name),
         default=None,
     )
@@ -198,11 +208,21 @@ def _named(change: str, task: str) -> str:
     return f"{name[: _MAX_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _is_better(selection: Selection, candidate: Candidate, compared: Comparison, rules: SelectionRules) -> bool:
-    """Whether a candidate is better than the task's model by the margins."""
-    is_leaving = set(candidate.sources) < set(selection.sources)
-    z = rules.z_leave if is_leaving else rules.z_join
-    return compared.z <= -z and compared.gain >= rules.min_gain
+def _is_better(
+    selection: Selection, candidate: Candidate, compared: Comparison, control: Comparison | None, rules: SelectionRules
+) -> bool:
+    """Whether a candidate is better than the task's model by the margins.
+
+    A task that is added must also be better than the control, and must not lower the main metric: a loss that counts
+    probabilities can fall while more examples are classified wrongly.
+    """
+    z = rules.z_join if adds_sources(candidate, selection) else rules.z_leave
+    is_better = compared.z <= -z and compared.gain >= rules.min_gain
+    if not is_better or not adds_sources(candidate, selection):
+        return is_better
+    if control is None or compared.z_against(control) > -rules.z_leave:
+        return False
+    return (compared.metric_change or 0) >= 0
 
 
 def _noted(selection: Selection, compared: Mapping[str, Comparison], round_: int) -> Selection:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from fedmtl_core.config.stages import SOURCES
 from fedmtl_core.model.sharing import Partition, blocks_of
 from fedmtl_server.sharing.selection_rules import Comparison, SelectionRules
 from fedmtl_server.sharing.source_changes import SourceChange, SourceState, source_changes
-from fedmtl_server.sharing.source_selection import ALL, OWN
+from fedmtl_server.sharing.source_selection import OWN, SHORTER
 from fedmtl_server.storage.paths import checkpoint_path, checkpoint_rounds
 from fedmtl_server.storage.records import RoundRecord
 from fedmtl_server.storage.stored_reports import StoredReport, StoredVariant
@@ -33,7 +34,7 @@ class Trial:
 
     task: str
     candidate: str
-    """`own`, `all`, `with.TASK` or `without.TASK`."""
+    """`own`, `with.TASK`, `without.TASK`, or `shorter`, the control."""
     chosen: bool
     """Whether the task's model has the candidate's values after the round."""
     num_diverged: int
@@ -46,13 +47,16 @@ class Trial:
     """Mean difference of the losses; below 0 if the candidate is better. None if no client has a finite one."""
     standard_error: float | None
     """Standard error of `loss_difference`; None if it is unknown."""
+    metric_change: float | None = None
+    """Main metric of the candidate's model minus that of the task's model; None if it is unknown."""
 
     @property
     def comparison(self) -> Comparison | None:
         """The comparison as the policy uses it; None if the policy can't use it."""
         if self.num_diverged or self.loss is None or self.loss_difference is None or self.standard_error is None:
             return None
-        return Comparison(self.loss, self.loss_difference, self.standard_error, self.num_examples)
+        numbers = self.loss, self.loss_difference, self.standard_error, self.num_examples
+        return Comparison(*numbers, self.metric_change)
 
     @property
     def has_fewer_sources(self) -> bool:
@@ -62,9 +66,8 @@ class Trial:
     @property
     def name(self) -> str:
         """The candidate in words."""
-        return {OWN: "own updates only", ALL: "all tasks' updates"}.get(
-            self.candidate, self.candidate.replace(".", " ", 1)
-        )
+        names = {OWN: "own updates only", SHORTER: "a shorter update"}
+        return names.get(self.candidate, self.candidate.replace(".", " ", 1))
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class RoundSharing:
             trial: one of the rejected trials.
             rules: the policy's margins; None if they are unknown.
         """
+        if trial.candidate == SHORTER:
+            return "control"
         if trial.num_diverged:
             return "loss not finite"
         if trial.loss_difference is None:
@@ -114,16 +119,27 @@ class RoundSharing:
             return "not significant"
         if rules is not None and compared.gain < rules.min_gain:
             return "gain too small"
+        if not trial.has_fewer_sources and (compared.metric_change or 0) < 0:
+            return "main metric lower"
+        control = next((one for one in self.trials if (one.task, one.candidate) == (trial.task, SHORTER)), None)
+        if rules is not None and not trial.has_fewer_sources and control is not None:
+            if control.comparison is None:
+                return "control not compared"
+            if compared.z_against(control.comparison) > -rules.z_leave:
+                return "a shorter update is as good"
         chosen = next((one.name for one in self.trials if one.task == trial.task and one.chosen), None)
         return f"{chosen} was better" if chosen else "within the margins"
 
 
-def sharing_history(records: Iterable[RoundRecord], tasks: Sequence[str]) -> list[RoundSharing]:
+def sharing_history(
+    records: Iterable[RoundRecord], tasks: Sequence[str], main_metrics: Mapping[str, str] = MappingProxyType({})
+) -> list[RoundSharing]:
     """Return the sharing after each round that has ended, in order.
 
     Args:
         records: the run's rounds, in order.
         tasks: the run's tasks.
+        main_metrics: by task, the name of its main metric.
     """
     state, history = SourceState.start(tasks), []
     for record in records:
@@ -132,7 +148,7 @@ def sharing_history(records: Iterable[RoundRecord], tasks: Sequence[str]) -> lis
         report = record.report
         saved = report.get("stages", {}).get(SOURCES.name)
         after = state if saved is None else SourceState.of(saved, tasks)
-        trials = [] if saved is None else _trials(report)
+        trials = [] if saved is None else _trials(report, main_metrics)
         changes = [DecidedChange(one, _deciding(one, trials)) for one in source_changes(state, after)]
         blocks = {part: blocks_of(one) for part, one in record.sharing.items()}
         is_evaluation = record.purpose == "evaluate"
@@ -168,11 +184,15 @@ def num_encoders(run_dir: Path) -> float | None:
     return kept / sum(sizes.values()) if sizes else None
 
 
-def _trials(report: StoredReport) -> list[Trial]:
-    return [_trial(task["task"], one) for task in report["tasks"] for one in task.get("variants", ())]
+def _trials(report: StoredReport, main_metrics: Mapping[str, str]) -> list[Trial]:
+    return [
+        _trial(task["task"], one, main_metrics.get(task["task"], ""))
+        for task in report["tasks"]
+        for one in task.get("variants", ())
+    ]
 
 
-def _trial(task: str, variant: StoredVariant) -> Trial:
+def _trial(task: str, variant: StoredVariant, main_metric: str) -> Trial:
     return Trial(
         task,
         variant["name"],
@@ -182,6 +202,7 @@ def _trial(task: str, variant: StoredVariant) -> Trial:
         variant["loss"],
         variant["loss_difference"],
         variant["standard_error"],
+        variant.get("metric_changes", {}).get(main_metric),
     )
 
 

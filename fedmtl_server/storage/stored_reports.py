@@ -30,6 +30,7 @@ class StoredVariant(TypedDict):
     chosen: bool
     metrics: Mapping[str, float]
     metric_reports: Mapping[str, StoredMetric]
+    metric_changes: NotRequired[Mapping[str, float]]
 
 
 class StoredTask(TypedDict):

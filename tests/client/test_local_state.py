@@ -18,7 +18,7 @@ from fedmtl_client.trainer import Trainer
 from fedmtl_client.worker import round_seed
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, DataError
-from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.model.modeling import TOY_MODEL, HeadSettings, MultiTaskModel, load_encoder, load_tokenizer
 from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_server.model import MTLServerModel
 from tests.support import TinyEncoder, WireClient, serving, specs
@@ -27,7 +27,7 @@ HEAD = ("heads.sst2.weight", "heads.sst2.bias")
 
 
 def tiny(seed=0):
-    return MultiTaskModel(TinyEncoder(), specs("sst2"), hidden_size=4, seed=seed)
+    return MultiTaskModel(TinyEncoder(), specs("sst2"), hidden_size=4, heads=HeadSettings(seed=seed))
 
 
 def set_head(model, value):
@@ -127,7 +127,7 @@ SHARDS = {"a": (1, 2), "b": (2, 2)}
 def bench_of(client_id, config):
     """A client's model, trainer and rows, without a server."""
     encoder, width = load_encoder(TOY_MODEL, weights=True, seed=42)
-    model = MultiTaskModel(encoder, specs("sst2"), hidden_size=width, dropout=0, seed=42)
+    model = MultiTaskModel(encoder, specs("sst2"), hidden_size=width, heads=HeadSettings(dropout=0))
     data = load_task_data(PRESETS["sst2"], DataConfig(builtin="sst2"), SHARDS[client_id])
     tokenizer = load_tokenizer(TOY_MODEL)
     train, validation = (

@@ -6,7 +6,7 @@ from torch import nn
 
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_core.errors import LayoutMismatchError
-from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.model.modeling import HeadSettings, MultiTaskModel
 from fedmtl_core.wire.layout import Component
 from tests.support import OddEncoder, TinyEncoder, specs, tiny_model
 
@@ -17,7 +17,7 @@ def slice_of(*tasks, encoder=None, task=None):
 
 
 def client_model(*tasks, encoder=None):
-    return MultiTaskModel(encoder or TinyEncoder(), specs(*tasks), hidden_size=4, seed=1)
+    return MultiTaskModel(encoder or TinyEncoder(), specs(*tasks), hidden_size=4, heads=HeadSettings(seed=1))
 
 
 def bits(model):

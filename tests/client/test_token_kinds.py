@@ -13,7 +13,7 @@ from fedmtl_client.data import EncodedRows, load_task_data, survey
 from fedmtl_client.trainer import Trainer
 from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, DataError
-from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.model.modeling import TOY_MODEL, HeadSettings, MultiTaskModel, load_encoder, load_tokenizer
 from fedmtl_core.tasks.kinds import IGNORED
 from fedmtl_core.tasks.spec import TaskSpec
 
@@ -54,7 +54,7 @@ def config(tmp_path, monkeypatch) -> Config:
 def parts(config: Config) -> tuple[TaskSpec, MultiTaskModel, EncodedRows]:
     (spec,) = config.task_specs()
     encoder, width = load_encoder(TOY_MODEL, weights=False)
-    model = MultiTaskModel(encoder, [spec], hidden_size=width, dropout=0.0)
+    model = MultiTaskModel(encoder, [spec], hidden_size=width, heads=HeadSettings(dropout=0))
     rows = load_task_data(spec, config.tasks["tags"].data).train
     return spec, model, EncodedRows(rows, spec, load_tokenizer(TOY_MODEL), 16)
 

@@ -190,6 +190,20 @@ def test_training_starts_from_a_variant_that_is_better_by_its_margin(update):
     assert bits(worker_of().train(far, get_variant=get)) == bits(worker_of().train(slice_of(1, plan)))
 
 
+def test_training_starts_from_a_variant_only_if_it_is_better_than_the_variants_without_a_margin_before_it():
+    get = getting(control=head_of(7), slightly=head_of(1), better=head_of(7))
+    assert losses_of(head_of(7)).mean() < losses_of(head_of(1)).mean() < losses_of({}).mean()
+    for names, started in [
+        (("control", "slightly"), []),
+        (("control", "better"), []),
+        (("better", "control"), ["better"]),
+    ]:
+        margins = {name: 0.0 if name == "control" else 0.1 for name in names}
+        with capture_logs() as logs:
+            worker_of().train(dataclasses.replace(slice_of(), variants=margins), get_variant=get)
+        assert [one["variant"] for one in logs if one["event"] == "training.started"] == started
+
+
 def tensors_of(trained):
     """The tensors of an update by name."""
     return {name: view for one in decoded(trained).values() for name, view in one.views().items()}

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder
+from fedmtl_core.model.modeling import TOY_MODEL, HeadSettings, MultiTaskModel, load_encoder
 from fedmtl_core.randomness import drawing_from, seed_all
 from tests.support import TinyEncoder, specs
 
@@ -26,7 +26,9 @@ def eager_switches():
 def test_threads_that_make_models_at_once_make_the_same(eager_switches):
     def first_values(_):
         encoder, width = load_encoder(TOY_MODEL, weights=True, seed=3)
-        return MultiTaskModel(encoder, specs("sst2", "stsb"), hidden_size=width, seed=3).state_dict()
+        return MultiTaskModel(
+            encoder, specs("sst2", "stsb"), hidden_size=width, heads=HeadSettings(seed=3)
+        ).state_dict()
 
     alone = first_values(0)
     with ThreadPoolExecutor(8) as pool:

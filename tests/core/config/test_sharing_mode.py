@@ -110,6 +110,21 @@ def test_with_one_task_auto_is_plain_and_goes_with_everything_that_plain_goes_wi
     of("auto", one, aggregation={"rule": "mine:Median"})
 
 
+@pytest.mark.parametrize(
+    ("sharing", "model", "expected"),
+    [
+        ("plain", {}, "task"),
+        ("auto", {}, "form"),
+        (VALIDATED, {}, "form"),
+        ({"adaptive": {"policy": "cosine"}}, {}, "task"),
+        ("auto", {"head_init": "task"}, "task"),
+        ("plain", {"head_init": "form"}, "form"),
+    ],
+)
+def test_heads_of_one_form_start_alike_with_auto_unless_the_file_says_otherwise(sharing, model, expected):
+    assert of(sharing, {"qqp": {}, "mrpc": {}}, model=model).head_init() == expected
+
+
 def test_an_auxiliary_task_is_another_task():
     assert of("auto", {"sst2": {}, "qqp": {"auxiliary": True}}).sharing.adaptive.policy == "validated"
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, BertConfig, DistilBertConfig
 
 from fedmtl_core.errors import ConfigError, ModelUnavailableError, UnknownTaskError
-from fedmtl_core.model.modeling import TOY_MODEL, MultiTaskModel, load_encoder, load_tokenizer
+from fedmtl_core.model.modeling import TOY_MODEL, HeadSettings, MultiTaskModel, load_encoder, load_tokenizer
 from tests.support import OddEncoder, specs
 
 
@@ -60,6 +60,23 @@ def test_random_values_depend_on_the_seed_alone(tmp_path):
     weights = [next(encoder.parameters()) for encoder in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def heads_of(init, *tasks):
+    encoder, width = load_encoder(TOY_MODEL, weights=True)
+    model = MultiTaskModel(encoder, specs(*tasks), hidden_size=width, heads=HeadSettings(init=init))
+    return {task: torch.cat([value.flatten() for value in model.heads[task].state_dict().values()]) for task in tasks}
+
+
+def test_heads_of_tasks_of_one_form_start_with_the_same_values_if_asked():
+    """QQP and MRPC are classifications of pairs with two labels, SST-2 is one of single texts."""
+    tasks = ("qqp", "sst2", "mrpc", "stsb")
+    apart, alike = heads_of("task", *tasks), heads_of("form", *tasks)
+    assert not torch.equal(apart["qqp"], apart["mrpc"])
+    assert torch.equal(alike["mrpc"], alike["qqp"])
+    for task in ("qqp", "sst2", "stsb"):  # the first task of a form has the values that it has by itself
+        assert torch.equal(alike[task], apart[task])
+        assert torch.equal(heads_of("task", task)[task], apart[task])
 
 
 def test_loading_leaves_the_global_random_state_alone():
@@ -160,7 +177,7 @@ def test_the_mean_over_tokens_leaves_padding_out():
 
 def test_dropout_before_a_head_acts_in_training_only():
     encoder, width = load_encoder(TOY_MODEL, weights=False)
-    model = MultiTaskModel(encoder, specs("sst2"), hidden_size=width, dropout=0.5)
+    model = MultiTaskModel(encoder, specs("sst2"), hidden_size=width, heads=HeadSettings(dropout=0.5))
     inputs = load_tokenizer(TOY_MODEL)(["the film was great"], return_tensors="pt")
     model.eval()
     assert torch.equal(model("sst2", inputs), model("sst2", inputs))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedmtl_client.api import FederationApi
 from fedmtl_client.synchronizer import ClientModelSynchronizer
-from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.model.modeling import HeadSettings, MultiTaskModel
 from fedmtl_server.storage.history import History
 from fedmtl_server.storage.paths import HISTORY_FILE
 from tests.server.test_model import bert_tiny
@@ -116,7 +116,7 @@ async def test_an_update_of_one_task_never_changes_a_bit_of_another_head(tmp_pat
 async def test_what_a_client_loads_is_what_the_server_holds_bit_for_bit(encoder, width, tmp_path):
     server_model = tiny_model("sst2", "qqp", encoder=encoder()) if width == 4 else _bert_tiny_model()
     held = model_bytes(server_model)
-    client_model = MultiTaskModel(encoder(), specs("qqp"), hidden_size=width, seed=9)
+    client_model = MultiTaskModel(encoder(), specs("qqp"), hidden_size=width, heads=HeadSettings(seed=9))
     with torch.no_grad():
         for parameter in client_model.parameters():
             parameter.fill_(7.0)

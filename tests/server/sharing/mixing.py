@@ -20,6 +20,7 @@ from fedmtl_server.aggregation_rules import AggregationRules
 from fedmtl_server.aggregation_setup import make_pipeline
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.sharing.source_mixing import SourceMixing
+from fedmtl_server.sharing.source_selection import SHORTER
 from tests.server.aggregation.updates import BlocksInMemory
 from tests.server.sharing.test_shared_layers import Layered
 from tests.support import specs
@@ -29,7 +30,8 @@ Deltas = Mapping[str, np.ndarray]
 
 BETTER = PairedLoss(1000, 0.5, -0.5, 0.1)
 WORSE = PairedLoss(1000, 1.5, 0.5, 0.1)
-"""Losses of a variant beside a model with a loss of 1."""
+CONTROL = PairedLoss(1000, 1.1, 0.1, 0.1)
+"""Losses of a variant beside a model with a loss of 1; `CONTROL` is of a control that clients say nothing else of."""
 
 
 def config_of(
@@ -69,6 +71,7 @@ class Rounds:
         assert stage is not None
         self.stage = stage
         self.offered: dict[str, list[str]] = {}
+        self.controls: dict[str, dict[str, np.ndarray]] = {}
 
     def parameters(self, task: str) -> dict[str, np.ndarray]:
         """A task's encoder now, in float64, by parameter name."""
@@ -76,15 +79,17 @@ class Rounds:
         return {name: tensor.double().numpy() for name, tensor in values.items() if name.startswith("encoder.")}
 
     def offer(self, purpose: str = "train") -> dict[str, dict[str, dict[str, np.ndarray]]]:
-        """Open a round; what its variants have, by task, name and parameter."""
+        """Open a round; what its candidates have, by task, name and parameter. `controls` has their controls."""
         offered = self.pipeline.variants(self.model.components, purpose)
         for task, variants in offered.items():
             require_valid(task, variants, self.model.components, self.model.sharing)
         self.offered = {task: [one.name for one in variants if is_finite(one)] for task, variants in offered.items()}
-        return {
+        values = {
             task: {one.name: {name: view.double().numpy() for name, view in one.views().items()} for one in variants}
             for task, variants in offered.items()
         }
+        self.controls = {task: mine.pop(SHORTER) for task, mine in values.items() if SHORTER in mine}
+        return values
 
     def hold(
         self,
@@ -128,6 +133,7 @@ class Rounds:
         return aggregate
 
     def results(self, says: Mapping[tuple[str, str], PairedLoss | None]) -> dict[str, list[VariantResult]]:
+        says = {(task, SHORTER): CONTROL for task in self.offered} | dict(says)
         return {
             task: [
                 VariantResult(

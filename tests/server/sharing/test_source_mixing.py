@@ -119,13 +119,37 @@ def test_a_candidate_is_the_model_with_another_last_update_in_all_but_the_embedd
     run.hold(1, deltas)
     offered = run.offer()
     assert {task: sorted(variants) for task, variants in offered.items()} == {
-        task: sorted(["all", *(f"with.{other}" for other in ABC if other != task)]) for task in ABC
+        task: sorted(f"with.{other}" for other in ABC if other != task) for task in ABC
     }
     for task in ABC:
         for name, tensors in offered[task].items():
-            sources = ABC if name == "all" else (task, name.removeprefix("with."))
-            expected = of_parts(plus(before[task], mean_of(deltas, sources, PARTS)), TRIED)
+            mixed = mean_of(deltas, (task, name.removeprefix("with.")), PARTS)
+            expected = of_parts(plus(before[task], mixed), TRIED)
             close_to(tensors, expected)
+
+
+def test_the_control_is_the_model_with_the_last_update_as_short_as_its_share_in_a_mean():
+    run = Rounds(config_of(ABC))
+    before = {task: run.parameters(task) for task in ABC}
+    rounds = [random_deltas(run.model, ABC, seed=seed) for seed in (1, 2)]
+    run.hold(1, rounds[0])
+    run.offer()
+    for task in ABC:
+        shorter = {name: value / np.sqrt(2) for name, value in rounds[0][task].items()}
+        close_to(run.controls[task], of_parts(plus(before[task], shorter), TRIED))
+    run.hold(2, rounds[1], {("sst2", "with.qqp"): BETTER})
+    now = run.parameters("sst2")
+    run.offer()
+    change = {name: (np.sqrt(2 / 3) - 1) * value for name, value in mean_of(rounds[1], AB, PARTS).items()}
+    close_to(run.controls["sst2"], of_parts(plus(now, change), TRIED))
+
+
+def test_a_candidate_that_is_no_better_than_the_control_changes_nothing():
+    run = Rounds(config_of(AB))
+    run.hold(1, random_deltas(run.model, AB, seed=1))
+    says = {("sst2", "with.qqp"): BETTER, ("sst2", "shorter"): BETTER, ("qqp", "shorter"): BETTER}
+    assert run.hold(2, random_deltas(run.model, AB, seed=2), says).chosen == {}
+    assert run.stage.sources == {"sst2": ("sst2",), "qqp": ("qqp",)}
 
 
 def test_an_accepted_candidate_replaces_the_last_update_too_and_counts_for_all_parts_from_then_on():
@@ -293,12 +317,12 @@ def test_the_last_update_follows_what_the_evaluation_of_the_final_model_says():
     run.hold(2, second, {("qqp", "with.mrpc"): BETTER, ("mrpc", "with.qqp"): BETTER})
     assert run.stage.sources == {"qqp": KIN, "mrpc": KIN, "sst2": ("sst2",)}
     before = {task: run.parameters(task) for task in tasks}
-    aggregate = run.conclude(3, {("qqp", "own"): WORSE, ("mrpc", "own"): BETTER, ("sst2", "all"): BETTER})
-    assert {task: one.name for task, one in aggregate.chosen.items()} == {"mrpc": "own", "sst2": "all"}
+    aggregate = run.conclude(3, {("qqp", "own"): WORSE, ("mrpc", "own"): BETTER, ("sst2", "with.qqp"): BETTER})
+    assert {task: one.name for task, one in aggregate.chosen.items()} == {"mrpc": "own", "sst2": "with.qqp"}
     close_to(run.parameters("qqp"), before["qqp"], atol=0)
     back = of_parts(minus(second["mrpc"], mean_of(second, KIN, PARTS)), TRIED)
     close_to(run.parameters("mrpc"), plus(before["mrpc"], back))
-    more = of_parts(minus(mean_of(second, tasks, PARTS), second["sst2"]), TRIED)
+    more = of_parts(minus(mean_of(second, ("qqp", "sst2"), PARTS), second["sst2"]), TRIED)
     close_to(run.parameters("sst2"), plus(before["sst2"], more))
 
 
@@ -364,15 +388,15 @@ def test_other_settings_of_the_sharing_hold(sharing, mixed, own):
     start = run.parameters("sst2")
     rounds = [random_deltas(run.model, ABC, seed=seed) for seed in (1, 2)]
     run.hold(1, rounds[0])
-    assert set(run.offer()["sst2"]["all"]) == names - set(PARTS["embeddings"])
-    run.hold(2, rounds[1], {("sst2", "all"): BETTER})
+    assert set(run.offer()["sst2"]["with.qqp"]) == names - set(PARTS["embeddings"])
+    run.hold(2, rounds[1], {("sst2", "with.qqp"): BETTER})
     mine = {part: PARTS[part] for part in mixed}
     tried = {part: PARTS[part] for part in mixed - {"embeddings"}}
     expected = plus(
         start,
-        of_parts(mean_of(rounds[0], ABC, mine), tried),
+        of_parts(mean_of(rounds[0], AB, mine), tried),
         of_parts(rounds[0]["sst2"], {"e": PARTS["embeddings"]}),
-        mean_of(rounds[1], ABC, mine),
+        mean_of(rounds[1], AB, mine),
     )
     got = run.parameters("sst2")
     close_to({name: got[name] for name in names}, {name: expected[name] for name in names})

@@ -14,7 +14,7 @@ RULES = SelectionRules(trials=3, error_rate=0.05, min_gain=0.02, num_trials=50) 
 TASKS = ("a", "b", "c")
 
 
-def variant(name, difference=None, error=0.01, *, loss=1.0, diverged=0, chosen=False):
+def variant(name, difference=None, error=0.01, *, loss=1.0, diverged=0, chosen=False, change=None):
     return {
         "name": name,
         "num_clients": 1,
@@ -26,6 +26,7 @@ def variant(name, difference=None, error=0.01, *, loss=1.0, diverged=0, chosen=F
         "chosen": chosen,
         "metrics": {},
         "metric_reports": {},
+        "metric_changes": {} if change is None else {"accuracy": change},
     }
 
 
@@ -49,17 +50,20 @@ def record(round_, *variants, sources=("a",), outcome="committed", purpose="trai
         (variant("own", -0.03), "within the margins"),  # enough for fewer sources
         (variant("without.b", -0.03), "within the margins"),
         (variant("with.b", -0.019, error=0.001), "gain too small"),
+        (variant("with.b", -0.05, change=-0.01), "main metric lower"),
+        (variant("own", -0.05, change=-0.01), "within the margins"),
+        (variant("with.b", -0.05, change=0.0), "within the margins"),
         (variant("with.b", -0.05), "within the margins"),  # as another one that was better, for example
     ],
 )
 def test_the_reason_of_a_rejection_follows_from_the_margins(tried, reason):
-    (one,) = sharing_history([record(1, tried)], TASKS)
+    (one,) = sharing_history([record(1, tried)], TASKS, {"a": "accuracy"})
     (rejected,) = one.rejected()
     assert one.reason(rejected, RULES) == reason
 
 
 def test_without_known_margins_only_the_sign_is_a_reason():
-    (one,) = sharing_history([record(1, variant("with.b", -0.03), variant("all", 0.1))], TASKS)
+    (one,) = sharing_history([record(1, variant("with.b", -0.03), variant("with.c", 0.1))], TASKS)
     assert [one.reason(trial, None) for trial in one.rejected()] == ["within the margins", "not better"]
 
 
