@@ -32,7 +32,7 @@ from fedmtl_experiment.cells import (
     steps_per_round,
 )
 from fedmtl_experiment.central import train_central
-from fedmtl_experiment.config import Experiment, RowCounts, flattened
+from fedmtl_experiment.config import Experiment, RowCounts
 from fedmtl_experiment.evaluation import Candidate, Evaluator, RowEncoder
 from fedmtl_experiment.federated import (
     FederatedRun,
@@ -304,8 +304,8 @@ class Runner:
     def _run(self, cell: Cell, federation: Federation, work: Path) -> FederatedRun:
         run_dir = work / f"run-{federation.name}"
         values = run_values(self._experiment, cell, federation, work, run_dir)
-        num_rounds = flattened(values).get("training.num_rounds")
-        self._progress.run_started(cell, federation.name, num_rounds if isinstance(num_rounds, int) else 0)
+        num_rounds = configuration.validated(values, f"the run {federation.name}").training.num_rounds
+        self._progress.run_started(cell, federation.name, num_rounds)
         return run_federation(values, run_dir, self._progress.round_opened, self._processors)
 
     def _steps(self, cell: Cell, config: Config, rows: Mapping[str, TaskRows]) -> dict[str, int]:

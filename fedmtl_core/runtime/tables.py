@@ -14,7 +14,7 @@ from fedmtl_core.identifiers import name_task
 
 def results_table(results: Mapping[str, Mapping[str, Any]], run_dir: Path, console: Console | None = None) -> None:
     """Print the results of a run, task by task, from the contents of its `results.json`."""
-    table = Table(title="Metric of the shared model on each task's evaluation rows", title_justify="left")
+    table = Table(title="Metric of each task's model on its evaluation rows", title_justify="left")
     table.add_column("task")
     table.add_column("metric")
     for column in ("before round 1", "after the last", "best", "best round"):

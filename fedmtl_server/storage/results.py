@@ -143,7 +143,7 @@ def plot(results: Mapping[str, TaskResult], path: Path) -> None:
         label = f"{task} ({result.metric}{', auxiliary' if result.auxiliary else ''})"
         style = "--" if result.auxiliary else "-"
         axes.plot(rounds, [result.by_round[r] for r in rounds], style, marker="o", label=label)
-    axes.set(xlabel="round (0: before the first)", ylabel="metric of the shared model")
+    axes.set(xlabel="round (0: before the first)", ylabel="metric of the task's model")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
