@@ -59,7 +59,7 @@ class Trials:
         self._get_variant = get_variant
         self._should_stop = should_stop
         self._log = get_logger()
-        self._best_reference = 0.0
+        self._reference: float | None = 0.0
         self.start: Start | None = None
         """The variant from which training starts, after `run`; None to start from the slice."""
 
@@ -111,19 +111,24 @@ class Trials:
         """Keep a variant's tensors if it is the best so far of those from which training may start.
 
         A variant without a margin is a reference: a start must be better than the slice and than the references that
-        came before it.
+        came before it. There is no start after a reference without a loss to compare.
         """
         margin, paired = self._slice.variants[result.name], result.paired
-        if paired is None:
-            return
         if not margin:
-            self._best_reference = min(self._best_reference, paired.difference)
-        if not margin or not paired.standard_error:
+            self._refer_to(paired)
+        if not margin or paired is None or not paired.standard_error or self._reference is None:
             return
-        is_better = paired.difference <= self._best_reference - margin * paired.standard_error
+        is_better = paired.difference <= self._reference - margin * paired.standard_error
         if is_better and (self.start is None or paired.difference < self.start.difference):
             copies = {name: tensor.clone() for name, tensor in tensors.items()}
             self.start = Start(result.name, paired.difference, copies)
+
+    def _refer_to(self, paired: PairedLoss | None) -> None:
+        """Take a variant without a margin, None if it has no loss, into account for later starts."""
+        if paired is None or self._reference is None:
+            self._reference = None
+        else:
+            self._reference = min(self._reference, paired.difference)
 
     def _note_evaluated(self, result: VariantEvaluation, num_bytes: int) -> None:
         paired = result.paired
@@ -147,6 +152,8 @@ class Trials:
         )
 
     def _note_skipped(self, name: str, reason: str) -> None:
+        if not self._slice.variants[name]:
+            self._refer_to(None)
         facts = {"task": self._slice.task, "round": self._slice.round, "variant": shown(name)}
         self._log.warning("variant.skipped", **facts, reason=reason)
 

@@ -121,6 +121,11 @@ class Config(Section):
                 raise ValueError(f"aggregation.task_weights: expected a weight for every task, got none for {task!r}")
 
     def _require_sharing(self) -> None:
+        if self.model.head_init == "form" and self.sharing.head == "local":
+            raise ValueError(
+                "model.head_init: `form` is about heads that the server initializes; with `sharing.head: local` each "
+                "client draws its own. Leave out one of the two"
+            )
         if self.tasks or self.sharing != SharingConfig():
             try:
                 require_rules(tuple(self.tasks), self.sharing.rules())
@@ -205,7 +210,8 @@ class Config(Section):
 
     def head_init(self) -> HeadInit:
         """The tasks whose heads start with the same values."""
-        return self.model.head_init or ("form" if self.sharing.adaptive.policy == VALIDATED else "task")
+        is_default = self.sharing.adaptive.policy == VALIDATED and self.sharing.head == "task"
+        return self.model.head_init or ("form" if is_default else "task")
 
     def auxiliary_tasks(self) -> frozenset[str]:
         """The tasks that count neither for quorums nor for early stopping."""

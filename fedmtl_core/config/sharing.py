@@ -68,7 +68,7 @@ class AdaptiveConfig(Section):
     trials: int = Field(
         2,
         ge=1,
-        le=15,
+        le=16,
         description="Largest number of candidates that each client of `policy: validated` compares with its task's "
         "model in a round. A control comes in addition.",
     )

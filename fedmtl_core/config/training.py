@@ -48,10 +48,10 @@ class ModelConfig(Section):
     head_dropout: float = Field(0.1, ge=0, lt=1, description="Dropout probability before each head, from 0 to below 1.")
     head_init: HeadInit | None = Field(
         None,
-        description="Initial values of the heads. With `task`, each task's head draws values of its own. With `form`, "
-        "tasks of the same type, with as many texts and labels, start with the same values, so that their updates to "
-        "the encoder are more alike. If not given, `form` applies with `sharing.adaptive.policy: validated`, otherwise "
-        "`task`.",
+        description="Random initial values of the heads. With `task`, each task's head draws values of its own. With "
+        "`form`, tasks of the same type, with as many texts and labels, draw the same values, so that their updates to "
+        "the encoder are more alike. If not given, `form` applies with `sharing.adaptive.policy: validated`, unless "
+        "clients keep their heads; otherwise `task`.",
     )
     random_init: Annotated[bool, SERVER_AND_CLIENT] = Field(
         False,

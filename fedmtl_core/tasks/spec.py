@@ -129,8 +129,8 @@ class TaskSpec:
 
     @property
     def form(self) -> tuple[str, int, int]:
-        """The task's type, its number of text columns and its number of labels. Tasks of the same form may be related,
-        and their heads have the same shapes."""
+        """The task's type, its number of text columns and its number of labels. Tasks of the same form may be related.
+        Heads of a built-in type then have the same shapes."""
         return self.kind, len(self.text_columns), len(self.labels)
 
     @property

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from fedmtl_core.errors import AggregationError, InvalidRequestError, NonFiniteError
 from fedmtl_core.identifiers import name_some, require_identifier
 from fedmtl_core.model.sharing import SharingTable
-from fedmtl_core.tasks.evaluation import Evaluation, TaskMetric, task_metrics
+from fedmtl_core.tasks.evaluation import ROUNDING, Evaluation, TaskMetric, task_metrics
 from fedmtl_core.tasks.paired import PairedLoss, VariantEvaluation
 from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.updates import Update
@@ -66,10 +66,14 @@ class VariantResult:
         return sum(one.paired is None for one in self.clients.values())
 
     @property
+    def finite(self) -> Mapping[str, PairedLoss]:
+        """By client with a finite loss, its paired loss."""
+        return {client: one.paired for client, one in self.clients.items() if one.paired is not None}
+
+    @property
     def paired(self) -> PairedLoss | None:
         """The paired loss over all examples of the clients with a finite loss; None if there is no such client."""
-        parts = [one.paired for one in self.clients.values() if one.paired is not None]
-        return PairedLoss.pooled(parts) if parts else None
+        return PairedLoss.pooled(list(self.finite.values())) if self.finite else None
 
     @property
     def difference(self) -> float:
@@ -84,18 +88,25 @@ class VariantResult:
         """The task's metrics of the variant by name, including the plain mean `loss` if clients report it."""
         return task_metrics(one.evaluation for one in self.clients.values() if one.paired is not None)
 
-    @property
-    def metric_changes(self) -> Mapping[str, float]:
-        """By metric, the variant's value minus the model's, over the same clients. Metrics that one of them doesn't
-        have are absent."""
-        compared = [client for client, one in self.clients.items() if one.paired is not None]
-        model = task_metrics(self.models[client] for client in compared if client in self.models)
-        changes = {}
-        for name, metric in self.metrics.items():
-            before = model.get(name)
-            if before is not None and metric.value is not None and before.value is not None:
-                changes[name] = metric.value - before.value
-        return changes
+    def lowers(self, metric: str) -> bool:
+        """Whether a metric is lower for the variant than for the model, or undefined while the model has a value.
+
+        Only clients count that report the metric for both. It is then computed for both in the same way.
+        """
+        pairs = [
+            (self.models[client], one.evaluation)
+            for client, one in self.clients.items()
+            if one.paired is not None and client in self.models
+        ]
+        pairs = [pair for pair in pairs if all(metric in one or metric in one.undefined for one in pair)]
+        if not pairs:
+            return False
+        has_sums = all(one.has_sums_for(metric) for pair in pairs for one in pair)
+        model, variant = (
+            task_metrics(one if has_sums else replace(one, sums=None) for one in side)[metric].value
+            for side in zip(*pairs, strict=True)
+        )
+        return model is not None and (variant is None or variant < model - ROUNDING)
 
 
 Results = Mapping[str, Sequence[VariantResult]]

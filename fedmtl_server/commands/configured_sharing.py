@@ -46,7 +46,7 @@ def policy_text(policy: str | None, rules: SelectionRules | None) -> str:
     return (
         f"{policy}: at most {rules.trials} trials for a task in a round; accepts a calibrated loss that is lower by at "
         f"least {rules.min_gain:.3g} of it and by {rules.z_join:.2f} standard errors, or {rules.z_leave:.2f} with "
-        "fewer sources"
+        "fewer sources. An added task must also do more than a shorter update, and not lower the main metric"
     )
 
 

@@ -110,7 +110,8 @@ def _sources_table(run: RunRecord, history: Sequence[RoundSharing]) -> Table:
     for task, sources in last.state.sources.items():
         others = [one for one in sources if one != task]
         is_auxiliary = task in auxiliary_tasks(run)
-        num_trials = sum(trial.task == task for sharing in history for trial in sharing.trials)
+        tried = [trial for sharing in history for trial in sharing.trials if trial.task == task]
+        num_trials = sum(not trial.is_control for trial in tried)
         text = ", ".join([task, *others]) if others else f"{task} only"
         table.add(name_task(task, auxiliary=is_auxiliary), text, "-" if is_auxiliary else num_trials)
     return table

@@ -34,8 +34,8 @@ class VariantReport:
     """The task's metrics of the variant. Metrics without a value are absent."""
     metric_reports: Mapping[str, MetricReport] = field(default_factory=dict)
     """By name, how each metric was computed, including undefined metrics."""
-    metric_changes: Mapping[str, float] = field(default_factory=dict)
-    """By metric, the variant's value minus the model's, over the same clients; absent where one of them is unknown."""
+    lowered_metrics: Sequence[str] = ()
+    """The metrics that are lower than the model's, or undefined, over the clients that report them for both."""
     clients: Mapping[str, PairedLoss | None] = field(default_factory=dict)
     """By client id, its part of the result; None if the variant diverged."""
 
@@ -72,6 +72,6 @@ def _variant_report(result: VariantResult, *, is_chosen: bool) -> VariantReport:
         chosen=is_chosen,
         metrics=values_of(metrics),
         metric_reports=metric_reports(metrics),
-        metric_changes=result.metric_changes,
+        lowered_metrics=[name for name in metrics if result.lowers(name)],
         clients={client_id: one.paired for client_id, one in result.clients.items()},
     )

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from fedmtl_core.config import Config
+from fedmtl_core.tasks.paired import PairedLoss
+from fedmtl_core.wire.variant_messages import MAX_VARIANTS
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ def selection_rules(config: Config) -> SelectionRules:
     """Return the limits and margins that a configuration sets for its run."""
     section = config.sharing.adaptive
     num_targets = len(config.tasks) - len(config.auxiliary_tasks())
-    num_trials = section.trials * num_targets * config.training.num_rounds
-    return SelectionRules(section.trials, section.error_rate, section.min_gain, num_trials)
+    trials = min(section.trials, MAX_VARIANTS - 1)  # the control is a variant too
+    num_trials = trials * num_targets * config.training.num_rounds
+    return SelectionRules(trials, section.error_rate, section.min_gain, num_trials)
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,11 @@ class Comparison:
     """Mean of the candidate's loss minus the model's; below 0 if the candidate is better, infinite if it diverged."""
     standard_error: float
     num_examples: int
-    metric_change: float | None = None
-    """The main metric of the candidate's model minus that of the task's model; None if it is unknown."""
+    lowers_metric: bool = False
+    """Whether the candidate's model has a lower main metric than the task's model."""
+    beyond_control: Comparison | None = None
+    """The candidate's loss minus the control's, on the rows of the clients that compared both; None if no client did.
+    Its standard error is the sum of both standard errors, the upper bound for the same rows."""
 
     @property
     def z(self) -> float:
@@ -79,18 +86,6 @@ class Comparison:
         grown = 2 * math.log(math.hypot(1, t / math.sqrt(free)))
         return math.copysign((8 * free + 1) / (8 * free + 3) * math.sqrt(free * grown), t)
 
-    def z_against(self, control: Comparison) -> float:
-        """The difference from a control's loss in standard errors, as `z` is from the model's.
-
-        The standard error is the sum of both comparisons' standard errors, the upper bound for the same rows.
-        """
-        return Comparison(
-            self.loss,
-            self.difference - control.difference,
-            self.standard_error + control.standard_error,
-            min(self.num_examples, control.num_examples or self.num_examples),
-        ).z
-
     @property
     def gain(self) -> float:
         """The reduction of the loss as a share of the model's loss; below 0 if the candidate is worse."""
@@ -98,6 +93,26 @@ class Comparison:
             return -self.difference
         model = self.loss - self.difference
         return -self.difference / model if model > 0 else 0.0
+
+
+def beyond_control(candidate: Mapping[str, PairedLoss], control: Mapping[str, PairedLoss]) -> Comparison | None:
+    """Return the comparison of a candidate with the control, over the clients that compared both with the model.
+
+    Args:
+        candidate: by client with a finite loss, its paired loss of the candidate's model.
+        control: the same for the control.
+
+    Returns:
+        None if there is no such client, or a standard error is unknown.
+    """
+    both = [client for client in candidate if client in control]
+    if not both:
+        return None
+    mine, other = (PairedLoss.pooled([losses[client] for client in both]) for losses in (candidate, control))
+    if mine.standard_error is None or other.standard_error is None:
+        return None
+    error = mine.standard_error + other.standard_error
+    return Comparison(mine.loss, mine.difference - other.difference, error, mine.num_examples)
 
 
 DIVERGED = Comparison(math.inf, math.inf, 0.0, 0)

@@ -19,7 +19,7 @@ from fedmtl_server.aggregation.values import Notice, RoundContext, StageState
 from fedmtl_server.aggregation.variants import Variant, VariantResult, is_finite, make_variant
 from fedmtl_server.model_parts import ModelParts
 from fedmtl_server.sharing.last_round import LastRound, wide
-from fedmtl_server.sharing.selection_rules import DIVERGED, Comparison, SelectionRules
+from fedmtl_server.sharing.selection_rules import DIVERGED, Comparison, SelectionRules, beyond_control
 from fedmtl_server.sharing.source_selection import (
     SHORTER,
     Candidate,
@@ -180,13 +180,10 @@ class SourceMixing(Stage):
             if task not in selections or task not in tasks:
                 continue
             offered, by_name = self._candidates(task), {one.name: one for one in results}
-            names = [SHORTER, *(one.name for one in offered)]
-            comparisons = {name: _comparison(by_name.get(name), self._main_metrics[task]) for name in names}
-            control = comparisons.pop(SHORTER)
+            control, metric = by_name.get(SHORTER), self._main_metrics[task]
+            comparisons = {one.name: _comparison(by_name.get(one.name), control, metric) for one in offered}
             compared = {name: one for name, one in comparisons.items() if one is not None}
-            selections[task], candidate = decided(
-                selections[task], offered, compared, control, ending.round, self._rules
-            )
+            selections[task], candidate = decided(selections[task], offered, compared, ending.round, self._rules)
             if candidate is not None:
                 accepted[task] = candidate
         self._selections = selections
@@ -228,11 +225,12 @@ class SourceMixing(Stage):
         return Layout.of(_delta_scope(task), {name: wide(torch.empty_like(one)) for name, one in shapes.items()})
 
 
-def _comparison(result: VariantResult | None, main_metric: str) -> Comparison | None:
+def _comparison(result: VariantResult | None, control: VariantResult | None, main_metric: str) -> Comparison | None:
     """Return a variant's comparison; None if nobody evaluated it, or its standard error is unknown.
 
     Args:
         result: the variant's result; None if the variant was left out of the offer, because it isn't finite.
+        control: the control's result; None without a control.
         main_metric: the name of the task's main metric.
     """
     if result is None or result.num_diverged:
@@ -240,8 +238,14 @@ def _comparison(result: VariantResult | None, main_metric: str) -> Comparison | 
     paired = result.paired
     if paired is None or paired.standard_error is None:
         return None
-    change = result.metric_changes.get(main_metric)
-    return Comparison(paired.loss, paired.difference, paired.standard_error, paired.num_examples, change)
+    return Comparison(
+        paired.loss,
+        paired.difference,
+        paired.standard_error,
+        paired.num_examples,
+        lowers_metric=result.lowers(main_metric),
+        beyond_control=None if control is None else beyond_control(result.finite, control.finite),
+    )
 
 
 def _finite(outcome: Outcome) -> Outcome:

@@ -168,7 +168,6 @@ def decided(
     selection: Selection,
     offered: Sequence[Candidate],
     compared: Mapping[str, Comparison],
-    control: Comparison | None,
     round_: int,
     rules: SelectionRules,
 ) -> tuple[Selection, Candidate | None]:
@@ -179,17 +178,12 @@ def decided(
         offered: the candidates of the round.
         compared: by candidate, its comparison; `DIVERGED` if its loss or parameters aren't finite. A candidate that
             nobody has compared is absent, and can be tried again at once.
-        control: the comparison of the control; None if nobody has compared it. No task is then added.
         round_: the round.
         rules: the margins.
     """
-    noted = _noted(selection, compared, round_)
+    noted = _noted(selection, offered, compared, round_)
     best = min(
-        (
-            one
-            for one in offered
-            if one.name in compared and _is_better(selection, one, compared[one.name], control, rules)
-        ),
+        (one for one in offered if one.name in compared and _is_better(selection, one, compared[one.name], rules)),
         key=lambda one: (len(one.sources), compared[one.name].difference, one.name),
         default=None,
     )
@@ -208,9 +202,7 @@ def _named(change: str, task: str) -> str:
     return f"{name[: _MAX_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _is_better(
-    selection: Selection, candidate: Candidate, compared: Comparison, control: Comparison | None, rules: SelectionRules
-) -> bool:
+def _is_better(selection: Selection, candidate: Candidate, compared: Comparison, rules: SelectionRules) -> bool:
     """Whether a candidate is better than the task's model by the margins.
 
     A task that is added must also be better than the control, and must not lower the main metric: a loss that counts
@@ -220,16 +212,27 @@ def _is_better(
     is_better = compared.z <= -z and compared.gain >= rules.min_gain
     if not is_better or not adds_sources(candidate, selection):
         return is_better
-    if control is None or compared.z_against(control) > -rules.z_leave:
-        return False
-    return (compared.metric_change or 0) >= 0
+    beyond = compared.beyond_control
+    return beyond is not None and beyond.z <= -rules.z_leave and not compared.lowers_metric
 
 
-def _noted(selection: Selection, compared: Mapping[str, Comparison], round_: int) -> Selection:
-    """Return a selection with the results of a round's trials."""
+def _noted(
+    selection: Selection, offered: Sequence[Candidate], compared: Mapping[str, Comparison], round_: int
+) -> Selection:
+    """Return a selection with the results of a round's trials. For an added task, the weaker result counts: beside the
+    model or beside the control."""
     failures, waits, scores = dict(selection.failures), dict(selection.next_round), dict(selection.scores)
-    for name, one in compared.items():
-        failures[name] = failures.get(name, 0) + 1 if one.difference >= 0 else 0
+    for candidate in offered:
+        name = candidate.name
+        if name not in compared:
+            continue
+        results, failed = [compared[name]], False
+        if adds_sources(candidate, selection):
+            beyond = compared[name].beyond_control
+            results += [beyond] if beyond is not None else []
+            failed = compared[name].lowers_metric
+        failed = failed or any(one.difference >= 0 for one in results)
+        failures[name] = failures.get(name, 0) + 1 if failed else 0
         waits[name] = round_ + min(2 ** failures[name], _MAX_WAIT)
-        scores[name] = max(-_MAX_SCORE, min(one.z, _MAX_SCORE))
+        scores[name] = max(-_MAX_SCORE, min(max(one.z for one in results), _MAX_SCORE))
     return replace(selection, failures=failures, next_round=waits, scores=scores)

@@ -9,12 +9,16 @@ from types import MappingProxyType
 
 from fedmtl_core.config.stages import SOURCES
 from fedmtl_core.model.sharing import Partition, blocks_of
-from fedmtl_server.sharing.selection_rules import Comparison, SelectionRules
+from fedmtl_core.tasks.paired import PairedLoss
+from fedmtl_server.sharing.selection_rules import Comparison, SelectionRules, beyond_control
 from fedmtl_server.sharing.source_changes import SourceChange, SourceState, source_changes
 from fedmtl_server.sharing.source_selection import OWN, SHORTER
 from fedmtl_server.storage.paths import checkpoint_path, checkpoint_rounds
 from fedmtl_server.storage.records import RoundRecord
 from fedmtl_server.storage.stored_reports import StoredReport, StoredVariant
+
+_ALL = "all"
+"""A candidate of older runs, with the updates of all tasks."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,10 @@ class Trial:
     """Mean difference of the losses; below 0 if the candidate is better. None if no client has a finite one."""
     standard_error: float | None
     """Standard error of `loss_difference`; None if it is unknown."""
-    metric_change: float | None = None
-    """Main metric of the candidate's model minus that of the task's model; None if it is unknown."""
+    lowers_metric: bool = False
+    """Whether the candidate's model has a lower main metric than the task's model."""
+    clients: Mapping[str, PairedLoss] = field(default_factory=dict)
+    """By client with a finite loss, its part of the comparison."""
 
     @property
     def comparison(self) -> Comparison | None:
@@ -56,7 +62,12 @@ class Trial:
         if self.num_diverged or self.loss is None or self.loss_difference is None or self.standard_error is None:
             return None
         numbers = self.loss, self.loss_difference, self.standard_error, self.num_examples
-        return Comparison(*numbers, self.metric_change)
+        return Comparison(*numbers, lowers_metric=self.lowers_metric)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is the control, which is never accepted."""
+        return self.candidate == SHORTER
 
     @property
     def has_fewer_sources(self) -> bool:
@@ -66,7 +77,7 @@ class Trial:
     @property
     def name(self) -> str:
         """The candidate in words."""
-        names = {OWN: "own updates only", SHORTER: "a shorter update"}
+        names = {OWN: "own updates only", SHORTER: "a shorter update", _ALL: "all tasks' updates"}
         return names.get(self.candidate, self.candidate.replace(".", " ", 1))
 
 
@@ -104,7 +115,7 @@ class RoundSharing:
             trial: one of the rejected trials.
             rules: the policy's margins; None if they are unknown.
         """
-        if trial.candidate == SHORTER:
+        if trial.is_control:
             return "control"
         if trial.num_diverged:
             return "loss not finite"
@@ -119,14 +130,15 @@ class RoundSharing:
             return "not significant"
         if rules is not None and compared.gain < rules.min_gain:
             return "gain too small"
-        if not trial.has_fewer_sources and (compared.metric_change or 0) < 0:
-            return "main metric lower"
-        control = next((one for one in self.trials if (one.task, one.candidate) == (trial.task, SHORTER)), None)
+        control = next((one for one in self.trials if one.task == trial.task and one.is_control), None)
         if rules is not None and not trial.has_fewer_sources and control is not None:
-            if control.comparison is None:
+            beyond = beyond_control(trial.clients, control.clients)
+            if beyond is None:
                 return "control not compared"
-            if compared.z_against(control.comparison) > -rules.z_leave:
+            if beyond.z > -rules.z_leave:
                 return "a shorter update is as good"
+            if compared.lowers_metric:
+                return "main metric lower"
         chosen = next((one.name for one in self.trials if one.task == trial.task and one.chosen), None)
         return f"{chosen} was better" if chosen else "within the margins"
 
@@ -202,7 +214,8 @@ def _trial(task: str, variant: StoredVariant, main_metric: str) -> Trial:
         variant["loss"],
         variant["loss_difference"],
         variant["standard_error"],
-        variant.get("metric_changes", {}).get(main_metric),
+        main_metric in variant.get("lowered_metrics", ()),
+        {client: PairedLoss(**one) for client, one in variant["clients"].items() if one is not None},
     )
 
 

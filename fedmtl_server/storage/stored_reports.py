@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from fedmtl_core.json_types import JsonObject
 
@@ -30,7 +30,8 @@ class StoredVariant(TypedDict):
     chosen: bool
     metrics: Mapping[str, float]
     metric_reports: Mapping[str, StoredMetric]
-    metric_changes: NotRequired[Mapping[str, float]]
+    lowered_metrics: NotRequired[Sequence[str]]
+    clients: Mapping[str, Mapping[str, Any] | None]
 
 
 class StoredTask(TypedDict):

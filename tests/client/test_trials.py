@@ -191,14 +191,18 @@ def test_training_starts_from_a_variant_that_is_better_by_its_margin(update):
 
 
 def test_training_starts_from_a_variant_only_if_it_is_better_than_the_variants_without_a_margin_before_it():
-    get = getting(control=head_of(7), slightly=head_of(1), better=head_of(7))
+    wild = {name: value * math.nan for name, value in head_of(1).items()}
+    broken = RuntimeError("not enough memory")
+    get = getting(control=head_of(7), slightly=head_of(1), better=head_of(7), wild=wild, broken=broken)
     assert losses_of(head_of(7)).mean() < losses_of(head_of(1)).mean() < losses_of({}).mean()
     for names, started in [
         (("control", "slightly"), []),
         (("control", "better"), []),
         (("better", "control"), ["better"]),
+        (("wild", "better"), []),  # nothing is known of the variant without a margin
+        (("broken", "better"), []),
     ]:
-        margins = {name: 0.0 if name == "control" else 0.1 for name in names}
+        margins = {name: 0.0 if name in ("control", "wild", "broken") else 0.1 for name in names}
         with capture_logs() as logs:
             worker_of().train(dataclasses.replace(slice_of(), variants=margins), get_variant=get)
         assert [one["variant"] for one in logs if one["event"] == "training.started"] == started

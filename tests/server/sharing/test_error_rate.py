@@ -10,7 +10,8 @@ from fedmtl_server.sharing.source_selection import Comparison, Selection, Select
 
 TASKS = ("a", "b", "c", "d")
 NUM_RUNS, NUM_ROUNDS, ROWS = 400, 8, 1000
-CONTROL = Comparison(1.7, 1.0, 0.01, ROWS)
+BEYOND = Comparison(0.7, -1.0, 0.01, ROWS)
+"""A control that is never as good."""
 
 
 def accepts(rng: random.Random, rules: SelectionRules) -> bool:
@@ -22,8 +23,8 @@ def accepts(rng: random.Random, rules: SelectionRules) -> bool:
             compared = {}
             for one in offered:
                 difference = rng.gauss(0.0, 0.01)
-                compared[one.name] = Comparison(0.7 + difference, difference, 0.01, ROWS)
-            selection, accepted = decided(selection, offered, compared, CONTROL, round_, rules)
+                compared[one.name] = Comparison(0.7 + difference, difference, 0.01, ROWS, beyond_control=BEYOND)
+            selection, accepted = decided(selection, offered, compared, round_, rules)
             if accepted is not None:
                 return True
     return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -30,19 +29,13 @@ def names(*args, **fields):
     return [name for name, _ in offered(*args, **fields)]
 
 
-def compared(z, *, gain=0.5, error=0.01, rows=100_000):
-    """A comparison with this number of standard errors and this reduction of the loss; below 0 is better."""
+def compared(z, *, gain=0.5, error=0.01, rows=100_000, beyond=-99.0, lowers_metric=False):
+    """A comparison with this number of standard errors and this reduction of the loss; below 0 is better. Compared with
+    the control, it has `beyond` standard errors; None for no control."""
     difference = z * error
     model = -difference / math.copysign(gain, -z)
-    return Comparison(model + difference, difference, error, rows)
-
-
-WORSE = compared(9)
-
-
-def decide(selection, offered, results, round_, rules, *, control=WORSE):
-    """`decided` with a control that is worse than the model, unless another one is given."""
-    return decided(selection, offered, results, control, round_, rules)
+    control = None if beyond is None else Comparison(1.0, beyond * error, error, rows)
+    return Comparison(model + difference, difference, error, rows, lowers_metric, control)
 
 
 # The candidates.
@@ -109,8 +102,8 @@ def test_a_source_without_an_update_in_the_round_stays_and_is_no_reason_for_a_tr
         ("with.c", ("a", "b", "c")),
         ("with.d", ("a", "b", "d")),
     ]
-    assert decide(PAIR, [], {}, 2, RULES) == (PAIR, None)
-    joined, accepted = decide(PAIR, [Candidate("with.c", ("a", "b", "c"))], {"with.c": compared(-50)}, 2, RULES)
+    assert decided(PAIR, [], {}, 2, RULES) == (PAIR, None)
+    joined, accepted = decided(PAIR, [Candidate("with.c", ("a", "b", "c"))], {"with.c": compared(-50)}, 2, RULES)
     assert (joined, accepted.name) == (Selection("a", ("a", "b", "c")), "with.c")
 
 
@@ -119,21 +112,21 @@ def test_a_candidate_that_keeps_failing_is_tried_again_2_4_and_then_8_rounds_lat
     for round_ in range(1, 40):
         if "with.b" in names(selection, round_=round_):
             tried.append(round_)
-            selection, accepted = decide(selection, [WITH_B], {"with.b": compared(0.5)}, round_, RULES)
+            selection, accepted = decided(selection, [WITH_B], {"with.b": compared(0.5)}, round_, RULES)
             assert accepted is None
     assert [later - earlier for earlier, later in itertools.pairwise(tried)] == [2, 4, 8, 8, 8, 8]
 
 
 def test_one_that_is_better_but_not_by_the_margins_is_tried_again_at_once_and_its_failures_are_forgotten():
     selection = Selection("a", ("a",), failures={"with.b": 3}, next_round={"with.b": 5})
-    selection, accepted = decide(selection, [WITH_B], {"with.b": compared(-1)}, 5, RULES)
+    selection, accepted = decided(selection, [WITH_B], {"with.b": compared(-1)}, 5, RULES)
     assert accepted is None
     assert (selection.failures["with.b"], selection.next_round["with.b"]) == (0, 6)
     assert "with.b" in names(selection, round_=6)
 
 
 def test_a_candidate_that_diverged_waits_and_does_not_come_first_for_ever():
-    selection, accepted = decide(ALONE, [WITH_B], {"with.b": DIVERGED}, 2, RULES)
+    selection, accepted = decided(ALONE, [WITH_B], {"with.b": DIVERGED}, 2, RULES)
     assert accepted is None
     assert (selection.failures, selection.next_round) == ({"with.b": 1}, {"with.b": 4})
     assert names(selection, round_=3, rules=SelectionRules(trials=1)) == ["with.c"]
@@ -141,7 +134,7 @@ def test_a_candidate_that_diverged_waits_and_does_not_come_first_for_ever():
 
 
 def test_one_that_nobody_has_compared_is_tried_again_at_once():
-    assert decide(ALONE, [WITH_B], {}, 2, RULES) == (ALONE, None)
+    assert decided(ALONE, [WITH_B], {}, 2, RULES) == (ALONE, None)
     assert names(round_=3)[0] == "with.b"
 
 
@@ -199,82 +192,85 @@ def test_joining_needs_both_margins():
         (0.999, 0.5, False),
         (50, 0.019, False),
     ]:
-        selection, accepted = decide(ALONE, [WITH_B], {"with.b": compared(-z * margin, gain=gain)}, 4, RULES)
+        selection, accepted = decided(ALONE, [WITH_B], {"with.b": compared(-z * margin, gain=gain)}, 4, RULES)
         assert (accepted == WITH_B, selection.sources == ("a", "b")) == (joins, joins)
 
 
-def test_joining_needs_a_main_metric_that_is_not_lower_and_leaving_does_not():
-    for change, joins in [(-1e-9, False), (0.0, True), (0.1, True), (None, True)]:
-        result = {"with.b": replace(compared(-20), metric_change=change)}
-        selection, accepted = decide(ALONE, [WITH_B], result, 4, RULES)
-        assert (accepted == WITH_B, selection.sources == ("a", "b")) == (joins, joins)
-    result = {"own": replace(compared(-20), metric_change=-0.1)}
-    assert decide(PAIR, [OWN], result, 4, RULES)[1] == OWN
+@pytest.mark.parametrize(
+    ("fields", "joins"),
+    [
+        ({"lowers_metric": True}, False),
+        ({"beyond": None}, False),
+        ({"beyond": 0.0}, False),
+        ({"beyond": -RULES.z_leave + 0.01}, False),
+        ({"beyond": -RULES.z_leave - 0.01}, True),
+    ],
+)
+def test_a_task_is_added_only_if_its_update_does_more_than_a_shorter_one_and_keeps_the_metric(fields, joins):
+    selection, accepted = decided(ALONE, [WITH_B], {"with.b": compared(-20, **fields)}, 4, RULES)
+    assert (accepted == WITH_B, selection.sources == ("a", "b")) == (joins, joins)
+    assert decided(PAIR, [OWN], {"own": compared(-20, **fields)}, 4, RULES)[1] == OWN
 
 
-def test_a_task_is_added_only_if_its_update_does_more_than_a_shorter_update_does():
-    result = {"with.b": compared(-20)}
-    for control, joins in [
-        (compared(-20 + RULES.z_leave - 0.01), False),
-        (compared(-20 + 2 * RULES.z_leave - 0.01), False),  # the standard errors of both add up
-        (compared(-20 + 2 * RULES.z_leave + 0.01), True),
-        (compared(-25), False),
-        (compared(50), True),
-        (DIVERGED, True),
-        (None, False),
-    ]:
-        assert (decide(ALONE, [WITH_B], result, 4, RULES, control=control)[1] == WITH_B) == joins
-    assert decide(PAIR, [OWN], {"own": compared(-20)}, 4, RULES, control=compared(-25))[1] == OWN
+def test_a_candidate_that_is_no_better_than_the_control_waits_as_one_that_is_no_better_than_the_model():
+    """Otherwise it would be the best one in every round, and the others would have no trials."""
+    for fields in ({"beyond": 0.5}, {"lowers_metric": True}):
+        selection, _ = decided(ALONE, [WITH_B, WITH_C], {"with.b": compared(-20, **fields)}, 2, RULES)
+        assert (selection.failures, selection.next_round) == ({"with.b": 1}, {"with.b": 4})
+    selection, _ = decided(ALONE, [WITH_B], {"with.b": compared(-20, beyond=-1.0)}, 2, RULES)
+    assert selection.failures == {"with.b": 0}
+    assert selection.scores["with.b"] == pytest.approx(-1, abs=0.01)
 
 
 def test_leaving_needs_the_uncorrected_margin_and_a_gain():
     for margin, gain, leaves in [(1.001, 0.021, True), (0.999, 0.5, False), (50, 0.019, False)]:
         result = {"own": compared(-RULES.z_leave * margin, gain=gain)}
-        selection, accepted = decide(PAIR, [OWN], result, 4, RULES)
+        selection, accepted = decided(PAIR, [OWN], result, 4, RULES)
         assert (accepted == OWN, selection.sources == ("a",)) == (leaves, leaves)
     swap = Candidate("with.c", ("a", "c"))  # neither fewer nor more: the margin of joining
-    assert decide(PAIR, [swap], {"with.c": compared(-RULES.z_leave - 0.1)}, 4, RULES)[1] is None
+    assert decided(PAIR, [swap], {"with.c": compared(-RULES.z_leave - 0.1)}, 4, RULES)[1] is None
 
 
 def test_the_largest_improvement_is_accepted_and_of_equal_ones_the_first_by_name():
     result = {"with.b": compared(-20), "with.c": compared(-20.5), "with.d": compared(-5)}
     everything = [WITH_B, WITH_C, Candidate("with.d", ("a", "d"))]
-    assert decide(ALONE, everything, result, 3, RULES)[1] == WITH_C
+    assert decided(ALONE, everything, result, 3, RULES)[1] == WITH_C
     result["with.b"] = result["with.c"]
-    assert decide(ALONE, everything[::-1], result, 3, RULES)[1] == WITH_B
+    assert decided(ALONE, everything[::-1], result, 3, RULES)[1] == WITH_B
 
 
 def test_an_acceptance_forgets_trials_against_the_old_sources():
     old = Selection("a", ("a",), failures={"with.c": 2}, next_round={"with.c": 9}, scores={"with.c": 1.0})
-    selection, _ = decide(old, [WITH_B, WITH_C], {"with.b": compared(-9), "with.c": compared(2)}, 3, RULES)
+    selection, _ = decided(old, [WITH_B, WITH_C], {"with.b": compared(-9), "with.c": compared(2)}, 3, RULES)
     assert selection == Selection("a", ("a", "b"))
 
 
 def test_what_was_not_offered_is_not_accepted():
-    selection, accepted = decide(ALONE, [WITH_C], {"with.b": compared(-50)}, 3, RULES)
+    selection, accepted = decided(ALONE, [WITH_C], {"with.b": compared(-50)}, 3, RULES)
     assert (selection.sources, accepted) == (("a",), None)
 
 
 def test_a_difference_of_exactly_0_without_an_error_is_no_improvement():
     same = Comparison(0.5, 0.0, 0.0, 40)
     assert (same.z, same.gain) == (0.0, 0.0)
-    selection, accepted = decide(ALONE, [WITH_B], {"with.b": same}, 2, RULES)
+    selection, accepted = decided(ALONE, [WITH_B], {"with.b": same}, 2, RULES)
     assert accepted is None
     assert selection.failures == {"with.b": 1}
 
 
 def test_an_error_of_0_is_certain_but_the_gain_still_counts():
-    sure = Comparison(0.9, -0.1, 0.0, 40)
+    beyond = Comparison(0.9, -0.1, 0.0, 40)
+    sure = Comparison(0.9, -0.1, 0.0, 40, beyond_control=beyond)
     assert (sure.z, sure.gain) == (-math.inf, pytest.approx(0.1))
-    assert decide(ALONE, [WITH_B], {"with.b": sure}, 2, RULES)[1] == WITH_B
+    assert decided(ALONE, [WITH_B], {"with.b": sure}, 2, RULES)[1] == WITH_B
     small = Comparison(0.99, -0.01, 0.0, 40)
-    selection, accepted = decide(ALONE, [WITH_B], {"with.b": small}, 2, RULES)
+    selection, accepted = decided(ALONE, [WITH_B], {"with.b": small}, 2, RULES)
     assert (accepted, selection.scores) == (None, {"with.b": -1e9})
 
 
 def test_a_loss_of_0_cannot_be_improved():
     assert Comparison(0.0, 0.0, 0.0, 9).gain == 0.0
-    assert decide(ALONE, [WITH_B], {"with.b": Comparison(-1.0, -1.0, 0.1, 9)}, 2, RULES)[1] is None
+    assert decided(ALONE, [WITH_B], {"with.b": Comparison(-1.0, -1.0, 0.1, 9)}, 2, RULES)[1] is None
 
 
 @pytest.mark.parametrize(
@@ -289,7 +285,7 @@ def test_a_loss_of_0_cannot_be_improved():
     ids=["nobody compared", "worse", "equal", "not significant", "diverged"],
 )
 def test_a_task_keeps_its_sources_unless_others_are_better(result, failures):
-    selection, accepted = decide(PAIR, [OWN], result, 2, RULES)
+    selection, accepted = decided(PAIR, [OWN], result, 2, RULES)
     assert (selection.sources, accepted) == (("a", "b"), None)
     assert selection.failures == failures
 
@@ -306,7 +302,7 @@ def test_an_auxiliary_task_takes_the_updates_of_those_that_take_its_own():
 @pytest.mark.parametrize("z", [math.inf, -math.inf, 1e300, -1e300, 0.0])
 def test_a_selection_is_restored_from_json_whatever_the_results_were(z):
     one = Comparison(1.0, math.copysign(0.1, z), 0.0, 20) if math.isinf(z) else Comparison(1.0, z, 1.0, 10**9)
-    selection, _ = decide(ALONE, [WITH_B, WITH_C], {"with.b": one, "with.c": DIVERGED}, 3, SelectionRules(min_gain=2))
+    selection, _ = decided(ALONE, [WITH_B, WITH_C], {"with.b": one, "with.c": DIVERGED}, 3, SelectionRules(min_gain=2))
     text = json.dumps(selection.to_json(), allow_nan=False)
     assert Selection.of_json("a", json.loads(text)) == selection
     assert abs(selection.scores["with.b"]) <= 1e9
@@ -316,7 +312,7 @@ def test_a_selection_is_restored_from_json_whatever_the_results_were(z):
 
 def test_after_many_failures_numbers_stay_small():
     selection = Selection("a", ("a",), failures={"with.b": 5000})
-    selection, _ = decide(selection, [WITH_B], {"with.b": compared(1)}, 7, RULES)
+    selection, _ = decided(selection, [WITH_B], {"with.b": compared(1)}, 7, RULES)
     assert selection.next_round == {"with.b": 15}
 
 

@@ -14,7 +14,7 @@ RULES = SelectionRules(trials=3, error_rate=0.05, min_gain=0.02, num_trials=50) 
 TASKS = ("a", "b", "c")
 
 
-def variant(name, difference=None, error=0.01, *, loss=1.0, diverged=0, chosen=False, change=None):
+def variant(name, difference=None, error=0.01, *, loss=1.0, diverged=0, chosen=False, lowered=()):
     return {
         "name": name,
         "num_clients": 1,
@@ -26,8 +26,18 @@ def variant(name, difference=None, error=0.01, *, loss=1.0, diverged=0, chosen=F
         "chosen": chosen,
         "metrics": {},
         "metric_reports": {},
-        "metric_changes": {} if change is None else {"accuracy": change},
+        "lowered_metrics": lowered,
+        "clients": clients_of(difference, error, loss, diverged),
     }
+
+
+def clients_of(difference, error, loss, diverged):
+    """One client with these figures of 100 rows; None if it diverged."""
+    if difference is None:
+        return {}
+    deviations = None if error is None else error**2 * 100 * 99
+    paired = {"num_examples": 100, "loss": loss, "difference": difference, "squared_deviations": deviations}
+    return {"client": None if diverged else paired}
 
 
 def record(round_, *variants, sources=("a",), outcome="committed", purpose="train", **facts):
@@ -50,9 +60,7 @@ def record(round_, *variants, sources=("a",), outcome="committed", purpose="trai
         (variant("own", -0.03), "within the margins"),  # enough for fewer sources
         (variant("without.b", -0.03), "within the margins"),
         (variant("with.b", -0.019, error=0.001), "gain too small"),
-        (variant("with.b", -0.05, change=-0.01), "main metric lower"),
-        (variant("own", -0.05, change=-0.01), "within the margins"),
-        (variant("with.b", -0.05, change=0.0), "within the margins"),
+        (variant("own", -0.05, lowered=["accuracy"]), "within the margins"),
         (variant("with.b", -0.05), "within the margins"),  # as another one that was better, for example
     ],
 )
@@ -60,6 +68,27 @@ def test_the_reason_of_a_rejection_follows_from_the_margins(tried, reason):
     (one,) = sharing_history([record(1, tried)], TASKS, {"a": "accuracy"})
     (rejected,) = one.rejected()
     assert one.reason(rejected, RULES) == reason
+
+
+@pytest.mark.parametrize(
+    ("control", "fields", "reason"),
+    [
+        (variant("shorter", -0.04), {}, "a shorter update is as good"),
+        (variant("shorter", -0.02), {}, "a shorter update is as good"),  # 1.5 of both standard errors
+        (variant("shorter", -0.01), {}, "within the margins"),
+        (variant("shorter"), {}, "control not compared"),
+        (variant("shorter", -0.01, diverged=1), {}, "control not compared"),
+        (variant("shorter", 0.3), {"lowered": ["accuracy"]}, "main metric lower"),
+        (variant("shorter", 0.3), {"lowered": ["f1"]}, "within the margins"),
+    ],
+)
+def test_an_added_task_must_do_more_than_the_control(control, fields, reason):
+    tried = variant("with.b", -0.05, **fields)
+    (one,) = sharing_history([record(1, control, tried)], TASKS, {"a": "accuracy"})
+    assert {trial.candidate: one.reason(trial, RULES) for trial in one.rejected()} == {
+        "shorter": "control",
+        "with.b": reason,
+    }
 
 
 def test_without_known_margins_only_the_sign_is_a_reason():
