@@ -16,17 +16,16 @@ ALONE = {task: (task,) for task in twins.LABELS}
 
 
 def seeds(short, wrong):
-    """Ten seeds; one is in the tests that are not long. With a few the policy decides wrongly on one round's update."""
-    marks = {
-        seed: [pytest.mark.xfail(strict=True, reason="one update's effect counts as the task's")] for seed in wrong
-    }
+    """Ten seeds; one is in the tests that are not long. With a few, a twin misses the other: its gain from one update is
+    too small to be significant."""
+    marks = {seed: [pytest.mark.xfail(strict=True, reason="one update's gain isn't significant")] for seed in wrong}
     return [
         pytest.param(seed, marks=[*marks.get(seed, []), *([] if seed == short else [pytest.mark.long])])
         for seed in range(10)
     ]
 
 
-@pytest.mark.parametrize("seed", seeds(short=1, wrong=(0, 5)))
+@pytest.mark.parametrize("seed", seeds(short=1, wrong=(4, 5)))
 def test_twins_join_and_leave_random_labels_alone(tmp_path, seed):
     reports = twins.run(tmp_path / "validated", seed, related=True, sharing=twins.VALIDATED)
     found = twins.sources_after(reports[-1])
@@ -39,7 +38,7 @@ def test_twins_join_and_leave_random_labels_alone(tmp_path, seed):
     assert sum(joined[task] - apart[task] for task in TWINS) > 0
 
 
-@pytest.mark.parametrize("seed", seeds(short=0, wrong=(4,)))
+@pytest.mark.parametrize("seed", seeds(short=0, wrong=()))
 def test_tasks_with_different_rules_stay_alone(tmp_path, seed):
     reports = twins.run(tmp_path, seed, related=False, sharing=twins.VALIDATED)
     assert twins.sources_after(reports[-1]) == ALONE, twins.comparisons(reports)
