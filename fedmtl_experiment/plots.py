@@ -41,15 +41,22 @@ def difference_points(comparisons: Sequence[Comparison]) -> list[DifferencePoint
     """Return the points of the chart of differences.
 
     Each comparison has those of two methods: the chosen federation of all tasks, and the first one of the
-    configuration. Comparisons without single-task federations have none.
+    configuration. Comparisons without single-task federations have none, nor those with fewer seeds than others.
     """
+    most = max((_num_seeds(comparison) for comparison in comparisons), default=0)
     return [
         DifferencePoint(comparison.setting, comparison.encoder, task, row.method, row is comparison.best, difference)
         for comparison in comparisons
+        if _num_seeds(comparison) == most
         for row in comparison.methods
         if row is comparison.best or row.method == comparison.firsts.get("mtl")
         for task, difference in _differences_of(row).items()
     ]
+
+
+def _num_seeds(comparison: Comparison) -> int:
+    """Return the largest number of seeds of a method."""
+    return max((len(row.seeds) for row in comparison.methods), default=0)
 
 
 def _differences_of(row: MethodRow) -> dict[str, Difference]:

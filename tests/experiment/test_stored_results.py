@@ -1,6 +1,7 @@
 """The stored results in docs/results: the report is made from them, and the chart shows their paired differences."""
 
 import json
+import re
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -19,7 +20,7 @@ def comparisons():
     experiment = config.load(ROOT / "configs" / "experiment.yaml")
     cells = grid.plan(experiment)
     results = Folder(STORED).finished({cell: grid.inputs(experiment, cell) for cell in cells})
-    assert (len(results), len(cells)) == (291, 364)  # `auto` and `mtl_preserve` have few results yet
+    assert (len(results), len(cells)) == (317, 379)  # `auto` and `mtl_preserve` aren't complete yet
     return runner.comparisons_of(experiment, results)
 
 
@@ -34,19 +35,30 @@ def stored_values(setting, encoder, method):
     return {seed: tasks | {"mean": fmean(tasks.values())} for seed, tasks in values.items()}
 
 
-def stored_difference(setting, encoder, method, task):
-    """The mean of the paired differences to `standard`, and its standard error."""
+def stored_difference(setting, encoder, method, task, seeds=None):
+    """The mean of the paired differences to `standard`, and its standard error; None for one seed."""
     ours, theirs = (stored_values(setting, encoder, one) for one in (method, "standard"))
-    differences = [ours[seed][task] - theirs[seed][task] for seed in ours]
-    return fmean(differences), stdev(differences) / len(differences) ** 0.5
+    differences = [ours[seed][task] - theirs[seed][task] for seed in seeds or ours]
+    error = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
+    return fmean(differences), error
+
+
+def shown_difference(text):
+    """The mean and the standard error in a cell such as `+0.053 (SE 0.005), method`; None without an error."""
+    mean, error = re.match(r"([+-][0-9.]+)(?: \(SE ([0-9.]+)\))?", text).groups()
+    return float(mean), None if error is None else float(error)
 
 
 def test_the_chart_shows_the_paired_differences_of_the_stored_cells(comparisons):
-    """Every drawn point and both ends of its bar, for 6 settings, 2 encoders, 3 tasks and their mean."""
+    """Every drawn point and both ends of its bar, for the 6 settings and 2 encoders with three seeds, 3 tasks and
+    their mean."""
     points = plots.difference_points(comparisons)
     assert len(points) == (12 * 2 - 1) * 4  # the chosen method and `mtl`, which are the same once
     assert {(point.setting, point.encoder) for point in points} == {
-        (setting.name, encoder.name) for setting in (STORED / "cells").iterdir() for encoder in setting.iterdir()
+        (setting.name, encoder.name)
+        for setting in (STORED / "cells").iterdir()
+        for encoder in setting.iterdir()
+        if (encoder / "standard-3.json").exists()
     }
     expected, drawn = [], []
     for point in points:
@@ -64,16 +76,35 @@ def test_the_chart_shows_the_paired_differences_of_the_stored_cells(comparisons)
 
 
 def test_the_stored_report_is_the_one_that_the_program_writes(comparisons):
-    counts = {"finished": 291, "planned": 364}
+    counts = {"finished": 317, "planned": 379}
     assert (STORED / "results.md").read_text(encoding="utf-8") == tables.markdown(comparisons, **counts)
     stored = json.loads((STORED / "results.json").read_text())
     assert stored == json.loads(json.dumps(report.to_json(comparisons, **counts)))
 
 
+def test_the_page_opens_with_what_auto_is_worth():
+    """Each difference in the first table of docs/results.md, in the order of the experiment's settings."""
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    lines = [line for line in page[: page.index("## Findings")].splitlines() if line.startswith("| ")]
+    assert lines[0].startswith("| setting, encoder | seeds |")
+    tasks = ["sst2", "qqp", "stsb", "mean"]
+    for line in lines[2:]:
+        place, num_seeds, *differences, by_hand, plain = [cell.strip() for cell in line.strip("|").split("|")]
+        setting, encoder = re.search(r"\(`(\w+)`\), (\w+)$", place).groups()
+        seeds = sorted(stored_values(setting, encoder, "auto_sick"))
+        assert int(num_seeds) == len(seeds)
+        shown = {("auto_sick", task): text for task, text in zip(tasks, differences, strict=True)}
+        shown |= {(re.search(r"`(\w+)`", by_hand)[1], "mean"): by_hand, ("mtl", "mean"): plain}
+        for (method, task), text in shown.items():
+            wanted = stored_difference(setting, encoder, method, task, seeds)
+            assert shown_difference(text) == pytest.approx(wanted, abs=0.00051), (place, method, task)
+    assert len(lines) - 2 == len(list((STORED / "cells").glob("*/*/auto_sick-1.json"))) - 1  # without six layers
+
+
 def test_the_page_has_the_overview_that_the_program_writes():
     """Every row of the overview in docs/results.md is a row of the written report."""
     written = (STORED / "results.md").read_text(encoding="utf-8").splitlines()
-    overview = [line for line in written if line.startswith("|")][:14]
+    overview = [line for line in written if line.startswith("|")][:15]
     assert overview[0].startswith("| setting, encoder | chosen |")
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert "\n".join(overview) in page

@@ -18,7 +18,8 @@ ALONE = {task: (task,) for task in twins.LABELS}
 def seeds(short, wrong):
     """Ten seeds; one is in the tests that are not long. With a few, a twin misses the other: its gain from one update is
     too small to be significant."""
-    marks = {seed: [pytest.mark.xfail(strict=True, reason="one update's gain isn't significant")] for seed in wrong}
+    missed = pytest.mark.xfail(strict=True, reason="one update's gain isn't significant")
+    marks = {seed: [missed] for seed in wrong}
     return [
         pytest.param(seed, marks=[*marks.get(seed, []), *([] if seed == short else [pytest.mark.long])])
         for seed in range(10)
