@@ -16,8 +16,8 @@ ALONE = {task: (task,) for task in twins.LABELS}
 
 
 def seeds(short, wrong):
-    """Ten seeds; one is in the tests that are not long. With a few, a twin misses the other: its gain from one update is
-    too small to be significant."""
+    """Ten seeds; one is in the tests that are not long. With a few, a twin misses the other: its gain from one update
+    is too small to be significant."""
     missed = pytest.mark.xfail(strict=True, reason="one update's gain isn't significant")
     marks = {seed: [missed] for seed in wrong}
     return [
