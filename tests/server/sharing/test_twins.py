@@ -1,5 +1,8 @@
 """Whole federations of tasks whose relations are known: twins join, and nobody joins a task of another rule.
 
+The toy's sizes were chosen among about fifteen by these ten seeds. Ten other seeds, 10 to 19, gave the same counts: no
+task took an unrelated one's updates, and in two seeds a twin missed the other.
+
 What the twins may lose: two models with the same accuracy p differ on n rows by chance with a standard error of at most
 sqrt(2 p (1 - p) / n). With p at 0.8 and 800 rows it is 0.02, and the runs' margin is two of these.
 """
