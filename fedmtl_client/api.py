@@ -5,7 +5,7 @@ Chunk messages bypass protobuf in both directions: `fedmtl_core.wire.chunks` rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
 import grpc
@@ -22,6 +22,7 @@ from fedmtl_client.transfers import Attempts, ChunkSize
 from fedmtl_client.transport import Receipt, RoundEvent
 from fedmtl_client.uploads import Upload
 from fedmtl_core.errors import LimitExceededError, MalformedStreamError, RequestError, UnavailableError
+from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.runtime.tracing import OFF, Tracing
 from fedmtl_core.tasks.plan import TrainingPlan
 from fedmtl_core.wire.chunks import Chunk, read_message
@@ -139,15 +140,7 @@ class FederationApi:
         """
         task = "" if all_tasks else task or self.task
         download = Download(cache or ComponentCache())
-        request = pb.GetSliceRequest(
-            run_id=run_id,
-            client_id=self.client_id,
-            task=task,
-            all_tasks=all_tasks,
-            round=round_,
-            encoding=encoding_to_proto(encoding),
-            compression=compression_to_proto(self._compression),
-        )
+        request = self._slice_request(run_id, task, round_, encoding, all_tasks=all_tasks)
         header, components = self._download(request, download, should_stop)
         return slice_from(header, task, components, download.bytes_received)
 
@@ -167,17 +160,29 @@ class FederationApi:
             RequestError: as for `get_slice`.
         """
         download = Download(ComponentCache(), cache)
-        request = pb.GetSliceRequest(
-            run_id=slice_.run_id,
-            client_id=self.client_id,
-            task=slice_.task,
-            round=slice_.round,
-            variant=name,
-            encoding=encoding_to_proto(encoding),
-            compression=compression_to_proto(self._compression),
-        )
+        request = self._slice_request(slice_.run_id, slice_.task, slice_.round, encoding, variant=name)
         _, components = self._download(request, download, should_stop)
         return SliceVariant(name, components, download.bytes_received)
+
+    def get_base(self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False) -> Component:
+        """Download the base that a slice belongs to; see `Transport.get_base`. A broken download resumes."""
+        request = self._slice_request(slice_.run_id, slice_.task, slice_.round, base=True)
+        _, components = self._download(request, Download(ComponentCache()), should_stop)
+        if list(components) != [FROZEN]:
+            raise MalformedStreamError(f"expected the component {FROZEN}, got {', '.join(components) or 'none'}")
+        return components[FROZEN]
+
+    def get_base_digests(
+        self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False
+    ) -> Mapping[str, bytes]:
+        """Return the SHA-256 of each tensor of the base by name, without downloading it; see `Transport`."""
+        header = self._header(self._slice_request(slice_.run_id, slice_.task, slice_.round, base=True), should_stop)
+        names = [spec.name for component in header.components for spec in component.tensors]
+        if len(names) != len(header.base_tensor_digests):
+            raise MalformedStreamError(
+                f"base_tensor_digests: expected {len(names)} digests, got {len(header.base_tensor_digests)}"
+            )
+        return dict(zip(names, header.base_tensor_digests, strict=True))
 
     def push_update(
         self,
@@ -214,18 +219,8 @@ class FederationApi:
         Raises:
             RequestError: as for `get_slice`.
         """
-        connection = self._connection
         request = pb.GetSliceRequest(client_id=self.client_id, task=task or self.task)
-
-        def attempt() -> TrainingPlan:
-            call = connection.get_slice(request, metadata=connection.metadata)
-            try:
-                header = slice_header(next(connection.answers(call), b""))
-            finally:
-                call.cancel()
-            return plan_from_proto(header.plan)
-
-        return connection.patiently("GetSlice", attempt)
+        return plan_from_proto(self._header(request).plan)
 
     def is_serving(self) -> bool:
         """Whether gRPC's health check reports that the server is serving."""
@@ -252,6 +247,32 @@ class FederationApi:
         if first is None:
             raise UnavailableError("the server ended the stream without an event")
         return stream, first
+
+    def _slice_request(
+        self, run_id: str, task: str, round_: int, encoding: Encoding = "float32", **more: bool | str
+    ) -> pb.GetSliceRequest:
+        return pb.GetSliceRequest(
+            run_id=run_id,
+            client_id=self.client_id,
+            task=task,
+            round=round_,
+            encoding=encoding_to_proto(encoding),
+            compression=compression_to_proto(self._compression),
+            **more,  # type: ignore[arg-type]  # fields of the message
+        )
+
+    def _header(self, request: pb.GetSliceRequest, should_stop: Callable[[], bool] = lambda: False) -> pb.SliceHeader:
+        """Return the header of a slice's stream, without the stream."""
+        connection = self._connection
+
+        def attempt() -> pb.SliceHeader:
+            call = connection.get_slice(request, metadata=connection.metadata)
+            try:
+                return slice_header(next(connection.answers(call), b""))
+            finally:
+                call.cancel()
+
+        return connection.patiently("GetSlice", attempt, should_stop)
 
     def _download(
         self, request: pb.GetSliceRequest, download: Download, should_stop: Callable[[], bool]

@@ -150,6 +150,7 @@ class Client:
             download=config.wire.download,
             topk_density=config.wire.topk_density,
             random_init=config.model.random_init,
+            fetch_base=config.client.fetch_base,
             state_dir=config.client.state_dir,
             trainer=_trainer(config),
         )

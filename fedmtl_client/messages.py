@@ -100,4 +100,6 @@ def slice_from(header: pb.SliceHeader, task: str, components: Mapping[str, Compo
         control_since=header.control_since,
         variants={one.name: max(one.start_margin, 0.0) for one in header.variants[:MAX_VARIANTS]},
         bytes_received=bytes_received,
+        base_digest=header.base_digest,
+        read_only=tuple(one.scope for one in header.components if one.read_only and one.scope in model),
     )

@@ -21,13 +21,15 @@ class ModelFactory:
 
     Args:
         specs: all tasks of the client.
-        random_init: whether local encoder layers start from random values.
+        random_init: whether local encoder layers, and the base of adapters, start from random values.
+        fetch_base: whether the base of adapters is downloaded, so that the encoder's weights aren't loaded for it.
         log: receives the warnings.
     """
 
-    def __init__(self, specs: Sequence[TaskSpec], *, random_init: bool, log: Logger):
+    def __init__(self, specs: Sequence[TaskSpec], *, random_init: bool, fetch_base: bool, log: Logger):
         self._specs = specs
         self._random_init = random_init
+        self._fetch_base = fetch_base
         self._log = log
         self._checked: set[tuple[Use, int]] = set()
 
@@ -46,7 +48,8 @@ class ModelFactory:
         loaded: list[LoadedWeights] = []
         encoder, hidden_size = load_encoder(
             source,
-            weights=any(scope_of(name) == SHARED for name in plan.local),
+            weights=self.has_own_base(plan)
+            or (plan.adapters is None and any(scope_of(name) == SHARED for name in plan.local)),
             num_hidden_layers=plan.num_hidden_layers or None,
             random_init=self._random_init,
             seed=plan.seed,
@@ -62,4 +65,9 @@ class ModelFactory:
             hidden_size=hidden_size,
             pooling=plan.pooling,
             heads=HeadSettings(plan.head_dropout, plan.seed),
+            adapters=plan.adapters,
         )
+
+    def has_own_base(self, plan: TrainingPlan) -> bool:
+        """Return whether the base of a plan's adapters comes from the client's own files."""
+        return plan.adapters is not None and not self._fetch_base

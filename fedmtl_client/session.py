@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fedmtl_client.base import BaseSource
 from fedmtl_client.progress import training_progress
 from fedmtl_client.schedule import TaskSchedule
 from fedmtl_client.slices import Slice, SliceVariant
@@ -203,6 +204,12 @@ class ClientSession:
                 should_stop=lambda: self._has_closed(event),
             )
 
+    def _base(self, slice_: Slice, event: RoundEvent) -> BaseSource:
+        return BaseSource(
+            lambda: self._transport.get_base_digests(slice_, should_stop=lambda: self._has_closed(event)),
+            lambda: self._transport.get_base(slice_, should_stop=lambda: self._has_closed(event)),
+        )
+
     def _work(self, slice_: Slice, event: RoundEvent) -> None:
         try:
             if slice_.purpose == "evaluate":
@@ -216,7 +223,10 @@ class ClientSession:
 
     def _evaluate(self, slice_: Slice, event: RoundEvent) -> None:
         update = self._worker.evaluate(
-            slice_, lambda: self._has_closed(event), lambda name: self._get_variant(slice_, name, event)
+            slice_,
+            lambda: self._has_closed(event),
+            lambda name: self._get_variant(slice_, name, event),
+            self._base(slice_, event),
         )
         self._push(update, (), event)
         self._done[slice_.round] = RoundWork(slice_.round, update.task, "evaluate", update.received.metrics)
@@ -231,6 +241,7 @@ class ClientSession:
                 on_step,
                 lambda: self._has_closed(event),
                 lambda name: self._get_variant(slice_, name, event),
+                self._base(slice_, event),
             )
         result = trained.result
         self._log.info(

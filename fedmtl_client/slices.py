@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from fedmtl_core.tasks.plan import Purpose, TrainingPlan
@@ -33,6 +33,15 @@ class Slice:
     variant whose loss is lower by at least so many standard errors on the client's rows; 0 for never."""
     bytes_received: int = 0
     """Encoded bytes that were received for this slice."""
+    base_digest: bytes = b""
+    """The SHA-256 of the base that the slice belongs to; empty without adapters."""
+    read_only: Collection[str] = ()
+    """The scopes of the components that the round doesn't train, and that an update leaves out."""
+
+    @property
+    def not_trained(self) -> frozenset[str]:
+        """The names of the parameters in the components that the round doesn't train."""
+        return frozenset(spec.name for scope in self.read_only for spec in self.components[scope].layout.tensors)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 
 import torch
 from torch import Tensor
@@ -26,10 +26,18 @@ class ClientModelSynchronizer:
         self.task = task
         self.local = frozenset(local)
         self._received: Mapping[str, Component] = {}
+        self._read_only: Collection[str] = ()
         self._shared: Mapping[str, Component] = {}
         self._shared_with: MultiTaskModel | None = None
 
-    def load(self, model: MultiTaskModel, components: Mapping[str, Component], *, share: bool = False) -> None:
+    def load(
+        self,
+        model: MultiTaskModel,
+        components: Mapping[str, Component],
+        *,
+        share: bool = False,
+        read_only: Collection[str] = (),
+    ) -> None:
         """Copy a slice into a model, bit for bit, on any device.
 
         Args:
@@ -37,13 +45,14 @@ class ClientModelSynchronizer:
             components: the slice, by scope. It is kept for `update`.
             share: let a model on CPU use the components' own memory, so that nothing is copied in either direction.
                 The components then change with the model, and deltas aren't available.
+            read_only: the scopes of the components that `update` leaves out.
 
         Raises:
             LayoutMismatchError: the slice has other tensors than the model; the model is unchanged then.
         """
         own = model.exchanged()
         self._require_fit(model, own, components)
-        self._received = components
+        self._received, self._read_only = components, read_only
         if not share:
             _copy(components, own)
             self._shared, self._shared_with = {}, None
@@ -60,8 +69,8 @@ class ClientModelSynchronizer:
             kind: `parameters` or `delta`.
 
         Returns:
-            Components on CPU in the slice's order and layout. A delta is trained minus received. If the model shares
-            the slice's memory, parameters are the slice's own components.
+            Components on CPU in the slice's order and layout, without the read-only ones. A delta is trained minus
+            received. If the model shares the slice's memory, parameters are the slice's own components.
 
         Raises:
             ValueError: a delta is asked of a model that shares the slice's memory.
@@ -74,10 +83,11 @@ class ClientModelSynchronizer:
         if self._shared_with is model:
             for component in self._shared.values():
                 _take_back(component, own)
-            return list(self._shared.values())
+            return [component for scope, component in self._shared.items() if scope not in self._read_only]
         components = [
             Component.pack(scope, {spec.name: own[spec.name] for spec in received.layout.tensors})
             for scope, received in self._received.items()
+            if scope not in self._read_only
         ]
         if kind == "delta":
             for component in components:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fedmtl_client.base import ModelBase
 from fedmtl_client.data import EncodedRows, TaskData
 from fedmtl_client.feedback import ErrorFeedback
 from fedmtl_client.local_state import LocalParameters
@@ -36,7 +37,9 @@ class WorkerSettings:
     """Encoding of slices."""
     topk_density: float = DEFAULT_DENSITY
     random_init: bool = False
-    """Whether local encoder layers start from random values."""
+    """Whether local encoder layers, and the base of adapters, start from random values."""
+    fetch_base: bool = False
+    """Whether the base of adapters is downloaded, instead of loaded from the client's own files."""
     state_dir: Path | None = None
     """The folder that keeps local parameters between starts; None to keep them in memory only."""
     trainer: Callable[[TaskSpec, TrainingPlan, torch.device], Trainer] = Trainer
@@ -67,6 +70,8 @@ class TaskState:
     feedback: ErrorFeedback | None
     """None if uploads are lossless."""
     local: LocalParameters
+    base: ModelBase | None = None
+    """None if the encoder has no adapters."""
 
     def encoded_update(self, kind: UpdateKind) -> list[EncodedComponent]:
         """Return the encoded components of the present model's update to the slice loaded last.
@@ -110,7 +115,12 @@ class TaskStates:
         self._settings = settings
         self._states: dict[str, TaskState] = {}
         self._log = get_logger()
-        self._models = ModelFactory([task.spec for task in tasks], random_init=settings.random_init, log=self._log)
+        self._models = ModelFactory(
+            [task.spec for task in tasks],
+            random_init=settings.random_init,
+            fetch_base=settings.fetch_base,
+            log=self._log,
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -163,6 +173,9 @@ class TaskStates:
         self._log.info("model.loading", source=source)
         tokenizer = load_tokenizer(source)
         model = self._models.new(spec, source, plan, tokenizer)
+        base = None
+        if plan.adapters is not None:
+            base = ModelBase(model, is_own=self._models.has_own_base(plan), source=source)
         local = LocalParameters(model, plan.local, slice_.run_id, self._path_of_local(spec.name))
         train, validation = (
             EncodedRows(rows.head(count), spec, tokenizer, plan.max_length)
@@ -182,6 +195,7 @@ class TaskStates:
             ClientModelSynchronizer(spec.name, plan.local),
             feedback,
             local,
+            base,
         )
 
     def _path_of_local(self, task: str) -> Path | None:

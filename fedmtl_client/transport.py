@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +11,7 @@ from fedmtl_client.slices import Slice, SliceVariant
 from fedmtl_core.tasks.plan import Purpose, round_title
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.formats import Encoding
+from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.updates import Update
 
 EventKind = Literal["waiting", "opened", "closing", "committed", "finished", "failed", "unknown"]
@@ -124,6 +125,25 @@ class Transport(Protocol):
             InvalidRequestError: the round offers no such variant.
             UnavailableError: the server was unreachable for too long.
         """
+
+    def get_base(self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False) -> Component:
+        """Download the base that a slice belongs to.
+
+        Args:
+            slice_: a slice of a run with adapters.
+            should_stop: called after every failed attempt; True ends the attempts.
+
+        Raises:
+            StaleRoundError: the run has left the slice's round.
+            WrongRunError: the server serves another run.
+            InvalidRequestError: the run has no adapters.
+            UnavailableError: the server was unreachable for too long.
+        """
+
+    def get_base_digests(
+        self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False
+    ) -> Mapping[str, bytes]:
+        """Return the SHA-256 of each tensor of the base by name, without downloading it; raises as `get_base` does."""
 
     def push_update(
         self,

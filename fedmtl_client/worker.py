@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fedmtl_client.base import BaseSource
 from fedmtl_client.component_cache import ComponentCache
 from fedmtl_client.scaffold import ControlVariates
 from fedmtl_client.slices import Slice
@@ -101,6 +102,7 @@ class RoundWorker:
         slice_: Slice,
         should_stop: Callable[[], bool] = lambda: False,
         get_variant: GetVariant | None = None,
+        base: BaseSource | None = None,
     ) -> Update:
         """Evaluate the received model on the task's evaluation rows, and then its variants.
 
@@ -108,16 +110,17 @@ class RoundWorker:
             slice_: the task's slice.
             should_stop: called before every variant; True skips the remaining variants.
             get_variant: downloads a variant of the slice; None to evaluate no variant.
+            base: asks the server for the base of adapters; None if the client has it.
 
         Returns:
             An update with only the metrics.
 
         Raises:
             DamagedModelError: the model gives values that aren't finite.
-            ConfigError: the server's task of this name differs.
+            ConfigError: the server's task of this name differs, or the client's base of the adapters does.
             LayoutMismatchError: the slice doesn't fit the model.
         """
-        state = self._states.state_for(slice_)
+        state = self._state_for(slice_, base)
         self._load(state, slice_, self._kind(state, slice_))
         received = self._evaluate_received(state, slice_)
         return self._with_variants(received, state, slice_, should_stop, get_variant)[0]
@@ -128,6 +131,7 @@ class RoundWorker:
         on_step: Callable[[Step], None] = lambda step: None,
         should_stop: Callable[[], bool] = lambda: False,
         get_variant: GetVariant | None = None,
+        base: BaseSource | None = None,
     ) -> TrainedUpdate:
         """Evaluate the received model and its variants, train the model for one round, and evaluate it again.
 
@@ -139,22 +143,24 @@ class RoundWorker:
             on_step: called after every optimizer step.
             should_stop: called before every variant and every optimizer step; True ends training.
             get_variant: downloads a variant of the slice; None to evaluate no variant.
+            base: asks the server for the base of adapters; None if the client has it.
 
         Raises:
             TrainingStopped: `should_stop` returned True.
             DamagedModelError: the received model gives values that aren't finite.
             DivergedError: the loss, or the trained model, isn't finite.
-            ConfigError: the server's task of this name differs, or the client can't train as the server asks.
+            ConfigError: the server's task of this name differs, the client's base of the adapters does, or the client
+                can't train as the server asks.
             LayoutMismatchError: the slice doesn't fit the model.
             NonFiniteError: a value of a lossy update is NaN or infinite.
         """
-        state = self._states.state_for(slice_)
+        state = self._state_for(slice_, base)
         kind = self._kind(state, slice_)
         is_overwritten = self._load(state, slice_, kind)
         received = self._evaluate_received(state, slice_)
         received, start = self._with_variants(received, state, slice_, should_stop, get_variant)
         if is_overwritten:
-            self.cache.invalidate(slice_.components)
+            self.cache.invalidate(slice_.components.keys() - set(slice_.read_only))
         differences = start.enter(state.model) if start else {}
         result = self._train(state, slice_, on_step, should_stop)
         control_round = self._controls.round
@@ -185,6 +191,13 @@ class RoundWorker:
         self._states.state_of(update.task).counted(update.base_round)
         self._controls.counted()
 
+    def _state_for(self, slice_: Slice, base: BaseSource | None) -> TaskState:
+        """Return the state of a slice's task, whose model has the base that the slice needs."""
+        state = self._states.state_for(slice_)
+        if state.base is not None:
+            state.base.require(slice_, base)
+        return state
+
     def _kind(self, state: TaskState, slice_: Slice) -> UpdateKind:
         # Slices may be rounded, so client and server measure control variates from the slice: deltas are required.
         return "delta" if state.feedback or slice_.controls else slice_.plan.update
@@ -200,7 +213,9 @@ class RoundWorker:
         is_needed = kind != "parameters" or self._settings.download in DELTA_ENCODINGS
         share = not is_needed and self._settings.device.type == "cpu"
         self.evaluation_seconds = 0.0
-        state.synchronizer.load(state.model, slice_.components, share=share)
+        state.synchronizer.load(state.model, slice_.components, share=share, read_only=slice_.read_only)
+        if state.base is not None:
+            state.model.freeze(slice_.not_trained)
         state.local.put(state.model)
         return share
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedmtl_core.config import Config
 from fedmtl_core.config.sharing import VALIDATED
 from fedmtl_server.aggregation.pipeline import Pipeline
+from fedmtl_server.aggregation.stages.adapters import AdapterProducts
 from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks
 from fedmtl_server.aggregation.stages.base import Stage
 from fedmtl_server.aggregation.stages.client_shares import ClientShares
@@ -47,6 +48,8 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
         stages.append(AuxiliaryTasks(auxiliary))
     if config.aggregation.preserves_norm:
         stages.append(PreservedNorm(model.parts.shape.parts))
+    if config.model.adapters is not None and config.model.adapters.aggregation in ("average", "svd"):
+        stages.append(AdapterProducts(config.model.adapters.aggregation))
     if rules.optimizer is not None:
         stages.append(OptimizerSteps(rules.optimizer, layouts))
     if config.sharing.adaptive.policy == VALIDATED:

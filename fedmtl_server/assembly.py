@@ -11,6 +11,7 @@ from pathlib import Path
 from fedmtl_core.config import Config, contradictions, sharing_in_words
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
@@ -112,13 +113,21 @@ class Assembly:
                 self._warn_of_unfinished()
             started_from = self._start.facts() if self._start else None
             store = RunStore.create(
-                config, self.run_id, model.components, model.summary(), self._run_dir, started_from=started_from
+                config,
+                self.run_id,
+                model.components,
+                model.summary(),
+                self._run_dir,
+                started_from=started_from,
+                base=model.base,
             )
             self._pipeline.restore({}, {}, model.layouts_for(None))
             return self._opened(store)
         store = RunStore.resume(config, self.run_id, self._run_dir, finished=self._may_be_over)
         left_off = store.left_off(self._checkpoint_layouts)
         restore(left_off, model, self._pipeline)
+        if model.base is not None:
+            model.install({FROZEN: store.read_base(model.base.layout)})
         opened = self._opened(store)
         opened.federation.resume(left_off, recovered_updates(store, left_off, model, config))
         return opened

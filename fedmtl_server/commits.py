@@ -23,7 +23,7 @@ from fedmtl_server.model import MTLServerModel
 from fedmtl_server.rounds.report import RoundReport, counted_examples
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.offered import NO_VARIANTS, OfferedVariants
-from fedmtl_server.transfer.slices import PublishedModel
+from fedmtl_server.transfer.slices import PublishedComponent, PublishedModel
 from fedmtl_server.transfer.staging import StagingArea
 
 EndRound = Callable[[Mapping[str, bytes] | None], None]
@@ -49,6 +49,7 @@ class Commits:
         self._measures_model = norms is not None and norms.has_limits
         self._writing: asyncio.Task[None] | None = None
         self._log = get_logger()
+        self._base = None if model.base is None else PublishedComponent(model.base, model.base.digest())
         self.model_norms: Mapping[str, float] = {}
         """The model's norm by scope, to compare the norms of updates with (`reference_norm`). Empty without limits."""
         self.model_norms = self._norms_of(model.components)
@@ -271,6 +272,6 @@ class Commits:
         before = self.published if components else None
         sent = self.pipeline.broadcast()
         whole = {**(components or self.model.components), **sent.components}
-        published = PublishedModel.publish(round_, whole, before, self._staging.take_back, sent.since)
+        published = PublishedModel.publish(round_, whole, before, self._staging.take_back, sent.since, self._base)
         published.acquire()
         return published

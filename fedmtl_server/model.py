@@ -14,8 +14,9 @@ from fedmtl_core.logs import get_logger
 from fedmtl_core.model.encoder_check import Use, check_for_server
 from fedmtl_core.model.modeling import DEFAULT_HEADS, HeadSettings, MultiTaskModel, load_encoder
 from fedmtl_core.model.pretrained import LoadedWeights
-from fedmtl_core.model.scopes import SHARED, scope_of, task_scope
+from fedmtl_core.model.scopes import FROZEN, SHARED, is_trained, scope_of, task_scope
 from fedmtl_core.model.sharing import SharingRules, SharingTable
+from fedmtl_core.tasks.adapters import AdapterSettings
 from fedmtl_core.tasks.plan import Pooling
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_core.wire.layout import Component, Layout
@@ -41,9 +42,10 @@ class MTLServerModel:
         heads: the dropout before each head, and the source of its initial values.
         base_model: the source of the encoder, for display.
         sharing: the rules that assign parameters to scopes.
+        adapters: the adapters to add to the encoder; None for none.
 
     Raises:
-        ConfigError: `sharing` names a part that the encoder does not have.
+        ConfigError: `sharing` names a part that the encoder does not have, or the adapters don't fit the encoder.
     """
 
     def __init__(
@@ -56,14 +58,18 @@ class MTLServerModel:
         heads: HeadSettings = DEFAULT_HEADS,
         base_model: str = "",
         sharing: SharingRules = PLAIN,
+        adapters: AdapterSettings | None = None,
     ):
         self.base_model = base_model
         self._specs = {spec.name: spec for spec in tasks}
-        model = MultiTaskModel(encoder, self._specs.values(), hidden_size=hidden_size, pooling=pooling, heads=heads)
+        model = MultiTaskModel(
+            encoder, self._specs.values(), hidden_size=hidden_size, pooling=pooling, heads=heads, adapters=adapters
+        )
         self._skeleton = Skeleton(model)
         self._parts = ModelParts.of(model, sharing)
         table = self._parts.table
         self._components = {scope: self._skeleton.pack(scope, table.tensors(scope)) for scope in table.scopes}
+        self._base = self._skeleton.pack_base() if adapters is not None else None
         self._skeleton.empty()
 
     @classmethod
@@ -101,7 +107,8 @@ class MTLServerModel:
             pooling=config.model.pooling,
             heads=HeadSettings(config.model.head_dropout, config.training.seed, config.head_init()),
             base_model=config.model.server_model,
-            sharing=config.sharing.rules(),
+            sharing=config.sharing_rules(),
+            adapters=config.adapters(),
         )
 
     @property
@@ -186,28 +193,38 @@ class MTLServerModel:
         views = dict(local)
         for scope in scopes:
             views |= self._components[scope].views()
+        if self._base is not None:
+            views |= self._base.views()
         return self._skeleton.filled(views)
+
+    @property
+    def base(self) -> Component | None:
+        """The parameters that no client changes, under the scope `frozen`; None without adapters."""
+        return self._base
 
     @property
     def components(self) -> Mapping[str, Component]:
         """The model's components by scope, the encoder's first."""
         return self._components
 
-    def scopes_for(self, task: str | None) -> tuple[str, ...]:
+    def scopes_for(self, task: str | None, trained_in: int | None = None) -> tuple[str, ...]:
         """Return the scopes of one task's slice, or with None of all tasks. The most widely shared come first.
+
+        Args:
+            task: the task.
+            trained_in: a round, to return only the scopes that it trains: those of the task's updates.
 
         Raises:
             UnknownTaskError: the run has no task of this name.
         """
-        if task is None:
-            return tuple(self._components)
-        if task not in self.tasks:
+        if task is not None and task not in self.tasks:
             raise UnknownTaskError(f"expected one of the tasks {', '.join(self.tasks)}, got {quoted(task)}")
-        return self.sharing.scopes_for(task)
+        scopes = tuple(self._components) if task is None else self.sharing.scopes_for(task)
+        return tuple(scope for scope in scopes if trained_in is None or is_trained(scope, trained_in))
 
-    def layouts_for(self, task: str | None) -> tuple[Layout, ...]:
-        """Return the layouts of one task's slice, or with None the layouts of all components."""
-        return tuple(self._components[scope].layout for scope in self.scopes_for(task))
+    def layouts_for(self, task: str | None, trained_in: int | None = None) -> tuple[Layout, ...]:
+        """Return the layouts of the components that `scopes_for` returns."""
+        return tuple(self._components[scope].layout for scope in self.scopes_for(task, trained_in))
 
     def add_task(self, spec: TaskSpec) -> None:
         """Add a head to an encoder that all tasks share. Every other parameter stays bitwise unchanged.
@@ -288,14 +305,16 @@ class MTLServerModel:
         """Replace whole components without a copy. Components not given stay bitwise unchanged.
 
         Args:
-            components: the new components by scope; the model owns them from now on.
+            components: the new components by scope; the model owns them from now on. `frozen` is the base.
 
         Raises:
             LayoutMismatchError: a layout differs; nothing has changed.
         """
+        present = {**self._components, **({FROZEN: self._base} if self._base is not None else {})}
         for scope, component in components.items():
-            self._components[scope].layout.require_same(component.layout)
-        self._components |= components
+            present[scope].layout.require_same(component.layout)
+        self._components |= {scope: one for scope, one in components.items() if scope != FROZEN}
+        self._base = components.get(FROZEN, self._base)
 
     def summary(self) -> ModelSummary:
         """Return the number of parameters that all tasks share, of each head, and of each scope."""

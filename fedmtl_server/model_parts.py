@@ -76,10 +76,12 @@ class ModelParts:
     def regroupable(self) -> dict[str, tuple[str, ...]]:
         """Return, by encoder part, the parameters that a regrouping of the part moves.
 
-        These are all of its parameters, except norms with a level of their own (`sharing.norms`).
+        These are all of its parameters, except norms and factors with a level of their own (`sharing.norms`,
+        `sharing.adapters`).
         """
-        norms = self.shape.norms if self.rules.norms is not None else ()
-        return {part: tuple(name for name in names if name not in norms) for part, names in self.encoder.items()}
+        fixed = set(self.shape.norms) if self.rules.norms is not None else set()
+        fixed |= {name for name, factor in self.shape.factors.items() if factor in self.rules.factors}
+        return {part: tuple(name for name in names if name not in fixed) for part, names in self.encoder.items()}
 
     def movable(self, layers: Collection[str] | None, scheduled: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
         """Return the parts that adaptive sharing may regroup, with the parameters of each part.

@@ -46,7 +46,7 @@ class RoundUpdates:
             view: the state of the round at its opening.
         """
         model, self._view, self._offered = self._commits.model, view, self._commits.offered.names
-        contributors = {member.client_id: model.scopes_for(member.task) for member in view.cohort.values()}
+        contributors = {member.client_id: model.scopes_for(member.task, view.round) for member in view.cohort.values()}
         self._aggregation = self._pipeline.begin(
             model.components, view.round, None if view.is_asynchronous else contributors
         )

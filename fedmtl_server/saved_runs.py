@@ -18,9 +18,11 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, CorruptCheckpointError, NonFiniteError, StoreError, UserError
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.storage.checkpoint_folder import read_base
 from fedmtl_server.storage.checkpoints import read_metadata, read_safetensors, require_digests
 from fedmtl_server.storage.folders import read_run_id
 from fedmtl_server.storage.history import History
@@ -174,6 +176,9 @@ def load_model(run: SavedRun, round_: int, *, option: str = "--round: ") -> MTLS
         require_digests(path, components, run.digests[round_])
     _require_finite(run, round_, components, option)
     model.rearrange(parts.table, components)
+    if model.base is not None:
+        digests = None if run.digests is None else run.digests[0]
+        model.install({FROZEN: read_base(run.folder, run.run_id, model.base.layout, digests)})
     return model
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.wire.layout import Component
 
 
@@ -33,9 +34,13 @@ class Skeleton:
         values = self.model.exchanged()
         return Component.pack(scope, {name: values[name].detach() for name in names})
 
+    def pack_base(self) -> Component:
+        """Copy the values of the base into a new component. This must happen before `empty`."""
+        return Component.pack(FROZEN, {name: tensor.detach() for name, tensor in self.model.base().items()})
+
     def empty(self) -> None:
         """Free the memory of the tensors' values, and keep their shapes and dtypes."""
-        for tensor in self.model.exchanged().values():
+        for tensor in self._tensors().values():
             tensor.data = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
     def filled(self, views: Mapping[str, Tensor]) -> MultiTaskModel:
@@ -44,7 +49,7 @@ class Skeleton:
         Args:
             views: tensors by name, of the skeleton's shapes and dtypes. Tensors not given stay empty.
         """
-        empty = self.model.exchanged()
+        empty = self._tensors()
         lent: dict[int, object] = {
             id(empty[name]): nn.Parameter(view, requires_grad=empty[name].requires_grad)
             if isinstance(empty[name], nn.Parameter)
@@ -52,3 +57,6 @@ class Skeleton:
             for name, view in views.items()
         }
         return copy.deepcopy(self.model, lent)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return self.model.exchanged() | self.model.base()

@@ -59,6 +59,12 @@ class ClientConfig(Section):
         description="Folder in which a client keeps its local parameters (`sharing`) across restarts. If not given, "
         "they are kept in memory only.",
     )
+    fetch_base: bool = Field(
+        False,
+        description="Whether the client downloads the base of `model.adapters` from the server once, instead of "
+        "loading the encoder's weights itself. Otherwise it compares its weights with the server's before the first "
+        "round.",
+    )
     token_file: Annotated[Path | None, CLIENT_AND_LAUNCHER] = Field(
         None,
         description="File with the client's token. If not given, the token comes from the environment variable "

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pydantic import Field, field_validator, model_validator
 
 from fedmtl_core.config import stages
+from fedmtl_core.config.adapter_limits import PLAIN_AVERAGES, breaches_of_adapters, require_adapters
 from fedmtl_core.config.aggregation import AggregationConfig, RobustnessConfig, ServerOptimizerConfig
 from fedmtl_core.config.clients import ClientConfig, LocalClient, WireConfig, require_one_partition
 from fedmtl_core.config.rounds import EarlyStoppingConfig, RoundsConfig
@@ -19,8 +20,9 @@ from fedmtl_core.config.stages import Breach, Property, StageRule, require_compa
 from fedmtl_core.config.tasks import AuxiliaryConfig, TaskConfig
 from fedmtl_core.config.tracking import TracingConfig, TrackingConfig
 from fedmtl_core.config.training import ModelConfig, TrainingConfig
-from fedmtl_core.model.sharing import movable_parts, require_rules
+from fedmtl_core.model.sharing import SharingRules, movable_parts, require_rules
 from fedmtl_core.model.sharing_schedule import require_schedule, scheduled_parts
+from fedmtl_core.tasks.adapters import AdapterSettings
 from fedmtl_core.tasks.plan import TrainingPlan
 from fedmtl_core.tasks.spec import HeadInit, TaskSpec
 
@@ -98,6 +100,7 @@ class Config(Section):
         self._require_task_weights()
         self._complete("sharing", self.sharing.with_policy_of_mode(len(self.tasks)))
         self._require_sharing()
+        require_adapters(self.model.adapters, self.sharing)
         self._count_rounds()
         require_compatible(self._stages(), self._breaches())
         if self.rounds.mode == "async" and self.rounds.cohort != "all":
@@ -154,6 +157,8 @@ class Config(Section):
         """The configured aggregation stages that have requirements."""
         if self.aggregation.normalization != "none":
             yield stages.NORMALIZATION
+        if self.model.adapters is not None and self.model.adapters.aggregation not in PLAIN_AVERAGES:
+            yield stages.ADAPTERS
         if self.aggregation.rule != "mean":
             yield stages.RULE
         if self.training.control_variates:
@@ -188,6 +193,7 @@ class Config(Section):
         ):
             if got != needed:
                 yield Breach(property_, f"`{key}: {needed}`", repr(got), stage)
+        yield from breaches_of_adapters(self.model.adapters)
         for name, task in self.tasks.items():
             if task.auxiliary is not None and task.auxiliary != AuxiliaryConfig():
                 needs = f"`tasks.{name}.auxiliary` to have a weight and a decay of 1"
@@ -207,6 +213,15 @@ class Config(Section):
     def task_specs(self) -> list[TaskSpec]:
         """The run's tasks, in the file's order."""
         return [task.spec(name) for name, task in self.tasks.items()]
+
+    def adapters(self) -> AdapterSettings | None:
+        """The adapters of the server's model; None without adapters."""
+        return None if self.model.adapters is None else self.model.adapters.settings(self.training.seed)
+
+    def sharing_rules(self) -> SharingRules:
+        """The rules from which the table of scopes follows."""
+        adapters = self.model.adapters
+        return self.sharing.rules(factors_apart=adapters is not None and adapters.aggregation == "alternate")
 
     def head_init(self) -> HeadInit:
         """The tasks whose heads start with the same values."""
@@ -252,6 +267,7 @@ class Config(Section):
             group_by_length=training.train_sampling_strategy == "group_by_length",
             schedule_first_round=first,
             schedule_num_rounds=count,
+            adapters=self.adapters(),
         )
 
 

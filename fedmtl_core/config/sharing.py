@@ -6,10 +6,12 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from fedmtl_core.config.adapters import FactorSharing
 from fedmtl_core.config.schedule import ScheduleEntry, text_keys
 from fedmtl_core.config.section import Section, require_identified, require_known_or_reference
 from fedmtl_core.model.sharing import NAMED_PARTS, SharingRules, parts_in
 from fedmtl_core.model.sharing_schedule import SharingChange
+from fedmtl_core.tasks.adapters import Factor
 
 VALIDATED = "validated"
 """The policy that selects source tasks by clients' paired losses; also the policy of `sharing: auto`."""
@@ -158,6 +160,7 @@ class SharingConfig(Section):
         description="Sharing of the encoder's normalization layers, with the values of `sharing.layers`. If not given, "
         "a normalization layer is shared like the part that contains it.",
     )
+    adapters: FactorSharing = FactorSharing()
     schedule: list[ScheduleEntry] = Field(
         default_factory=list, description="Changes of the sharing after given rounds, in ascending order."
     )
@@ -198,13 +201,19 @@ class SharingConfig(Section):
             return self
         return self.model_copy(update={"adaptive": self.adaptive.model_copy(update={"policy": VALIDATED})})
 
-    def rules(self) -> SharingRules:
-        """The rules from which the table of scopes follows."""
+    def rules(self, *, factors_apart: bool = False) -> SharingRules:
+        """The rules from which the table of scopes follows.
+
+        Args:
+            factors_apart: whether each factor of the adapters has components of its own.
+        """
         own: tuple[str, ...] | None = ()
         if self.adaptive.policy == VALIDATED:
             layers = self.adaptive.layers
             own = None if layers is None else tuple(part for key in layers for part in parts_in(key))
-        return SharingRules(self.groups, self.layers, self.head, self.norms, own)
+        levels: dict[Factor, str | None] = {"a": self.adapters.a, "b": self.adapters.b}
+        factors = {factor: level for factor, level in levels.items() if level is not None}
+        return SharingRules(self.groups, self.layers, self.head, self.norms, own, factors, factors_apart)
 
     def changes(self) -> list[SharingChange]:
         """The changes of the sharing that the schedule plans."""

@@ -48,6 +48,20 @@ NORMALIZATION = StageRule(
     "aggregation.normalization",
     requires=MappingProxyType({Property.MEAN: "fednova averages deltas per step"}),
 )
+ADAPTERS = StageRule(
+    "adapters",
+    "model.adapters.aggregation",
+    requires=MappingProxyType(
+        {
+            Property.SYNCHRONOUS: "all clients must train the same factors from the same model",
+            Property.FIXED_SCOPES: "a factor stays in its component",
+            Property.OWN_UPDATES: "a task's factors are combined by themselves",
+            Property.MEAN: "it combines factors in its own way",
+        }
+    ),
+    breaks=frozenset({Property.SGD_STEPS, Property.WHOLE_STEPS}),
+)
+"""Every aggregation of adapters that isn't an average of the same factors in each round."""
 RULE = StageRule(
     "rule",
     "aggregation.rule",
@@ -119,6 +133,7 @@ STAGES = (
     TASK_WEIGHTING,
     AUXILIARY,
     SCALING,
+    ADAPTERS,
     SERVER_OPTIMIZER,
     SOURCES,
     CONTROL_VARIATES,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from fedmtl_core.config.adapters import AdaptersConfig
 from fedmtl_core.config.section import (
     EVERY_PROGRAM,
     SERVER_AND_CLIENT,
@@ -64,6 +65,11 @@ class ModelConfig(Section):
         description="Run whose encoder and heads a new run starts from: its folder, or its name or id in "
         "`server.runs_dir`. `@` and a round's number, `best` or `last` may follow; without them, `last` applies. If "
         "not given, the encoder's own weights and new heads are used.",
+    )
+    adapters: AdaptersConfig | None = Field(
+        None,
+        description="Low-rank adapters, which clients train instead of the encoder's own parameters. `adapters: {}` "
+        "takes the defaults. If not given, clients train all parameters.",
     )
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from fedmtl_core.errors import ConfigError, UnknownTaskError
+from fedmtl_core.model import adapters as adapting
 from fedmtl_core.model.encoders import TOY_MODEL, load_encoder, load_tokenizer, locate
 from fedmtl_core.model.layers import norms_of, parts_of
 from fedmtl_core.model.pooling import encode_texts, encode_tokens
 from fedmtl_core.model.sharing import ModelShape
 from fedmtl_core.randomness import drawing_from
+from fedmtl_core.tasks.adapters import AdapterSettings
 from fedmtl_core.tasks.kinds import EncoderInfo, TaskKind, new_head, word_embeddings
 from fedmtl_core.tasks.plan import Pooling
 from fedmtl_core.tasks.registry import kind_of
@@ -47,6 +49,10 @@ class MultiTaskModel(nn.Module):
         pooling: the vector of a text that its head sees: `cls` for the encoder's pooled first token, `mean` for the
             mean of all tokens, `last` for the last token.
         heads: the dropout before each head, and the source of its initial values.
+        adapters: the adapters to add to the encoder, whose own parameters are then frozen; None for none.
+
+    Raises:
+        ConfigError: a task's name is taken, or the adapters don't fit the encoder.
     """
 
     def __init__(
@@ -57,8 +63,13 @@ class MultiTaskModel(nn.Module):
         hidden_size: int,
         pooling: Pooling = "cls",
         heads: HeadSettings = DEFAULT_HEADS,
+        adapters: AdapterSettings | None = None,
     ):
         super().__init__()
+        if adapters is not None:
+            adapting.inject(encoder, adapters)
+        self.adapters = adapters
+        """The encoder's adapters; None if its own parameters are trained."""
         self.encoder = encoder
         self.heads = nn.ModuleDict()
         self._encoder_info = EncoderInfo.of(encoder, hidden_size)
@@ -121,10 +132,36 @@ class MultiTaskModel(nn.Module):
 
     def exchanged(self) -> dict[str, Tensor]:
         """Return the tensors that may be exchanged, by name, the encoder's first: every parameter, and every persistent
-        floating-point buffer."""
+        floating-point buffer. With adapters, the encoder's are those of its adapters."""
+        return {name: tensor for name, tensor in self._tensors().items() if not self._is_of_base(name)}
+
+    def base(self) -> dict[str, Tensor]:
+        """Return the encoder's tensors that never change, by name, in the encoder's order; none without adapters.
+
+        Their names are those of the encoder without adapters. Factors A that keep their first values follow them."""
+        base = {name: tensor for name, tensor in self._tensors().items() if self._is_of_base(name)}
+        return dict(sorted(base.items(), key=lambda item: adapting.factor_of(item[0]) is not None))
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Set which exchanged parameters are trained: all but those with the given names. The base never is."""
+        for name, tensor in self._tensors().items():
+            if isinstance(tensor, nn.Parameter):
+                tensor.requires_grad_(not self._is_of_base(name) and name not in names)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return all parameters and persistent floating-point buffers by their names in components."""
         persistent = self.state_dict().keys()
         tensors: dict[str, Tensor] = dict(self.named_parameters())
-        return tensors | {n: b for n, b in self.named_buffers() if n in persistent and b.is_floating_point()}
+        tensors |= {n: b for n, b in self.named_buffers() if n in persistent and b.is_floating_point()}
+        if self.adapters is None:
+            return tensors
+        return {adapting.component_name(name): tensor for name, tensor in tensors.items()}
+
+    def _is_of_base(self, name: str) -> bool:
+        if self.adapters is None or not name.startswith("encoder."):
+            return False
+        factor = adapting.factor_of(name)
+        return factor is None or (factor == "a" and self.adapters.a_is_frozen)
 
     def shape(self) -> ModelShape:
         """Return the exchanged tensors' names, grouped by their part of the model."""
@@ -135,4 +172,7 @@ class MultiTaskModel(nn.Module):
             parts={name: part_of(name.removeprefix("encoder.")) for name in encoder},
             heads={task: [name for name in names if name.startswith(f"heads.{task}.")] for task in self.heads},
             norms=frozenset(name for name in encoder if name.removeprefix("encoder.").rpartition(".")[0] in norms),
+            factors={name: factor for name in encoder if (factor := adapting.factor_of(name)) is not None}
+            if self.adapters is not None
+            else {},
         )

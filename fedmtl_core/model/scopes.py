@@ -1,18 +1,26 @@
 """Scopes: the sets of clients that share parameters. `fedmtl_core.model.sharing` maps parameters to scopes.
 
 A scope is named after the clients that share it: `shared` for all, `group:NAME` for the clients of some tasks,
-`task:NAME` for those of one task. The scope of a client's own parameters is `local`; they are never sent.
+`task:NAME` for those of one task. The scope of a client's own parameters is `local`; they are never sent. With
+adapters, the parameters that a run leaves as they are have the scope `frozen`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedmtl_core.tasks.adapters import Factor, factor_in_turn
 
 SHARED = "shared"
 """The scope of every client."""
 LOCAL = "local"
 """The scope of a single client."""
+FROZEN = "frozen"
+"""The scope of the base: parameters that are the same for every client and never change."""
 
 _TASK_PREFIX = "task:"
 _GROUP_PREFIX = "group:"
+_FACTOR_PREFIXES: Mapping[Factor, str] = {"a": "factor_a:", "b": "factor_b:"}
 
 
 def task_scope(task: str) -> str:
@@ -33,6 +41,32 @@ def group_scope(group: str) -> str:
 def group_of(scope: str) -> str | None:
     """Return the group that a scope belongs to; None for a scope that isn't a group's."""
     return scope.removeprefix(_GROUP_PREFIX) if scope.startswith(_GROUP_PREFIX) else None
+
+
+def factor_scope(factor: Factor, scope: str) -> str:
+    """Return the scope of one factor of the adapters that some clients share, if factors are trained in turn:
+    `factor_a:shared`."""
+    return _FACTOR_PREFIXES[factor] + scope
+
+
+def factor_in(scope: str) -> Factor | None:
+    """Return the factor whose own scope this is; None for any other scope."""
+    return next((factor for factor, prefix in _FACTOR_PREFIXES.items() if scope.startswith(prefix)), None)
+
+
+def is_trained(scope: str, round_: int) -> bool:
+    """Return whether a round trains the parameters of a scope.
+
+    Args:
+        round_: counted from 1.
+    """
+    return factor_in(scope) in (None, factor_in_turn(round_))
+
+
+def is_of_model(scope: str) -> bool:
+    """Return whether a scope is of parameters that clients train, and not of other state such as control variates."""
+    parts = (scope == SHARED, task_of(scope), group_of(scope), factor_in(scope))
+    return any(part not in (False, None) for part in parts)
 
 
 def scope_of(name: str) -> str:

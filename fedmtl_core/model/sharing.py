@@ -16,7 +16,8 @@ from functools import cached_property
 from types import MappingProxyType
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.model.scopes import LOCAL, SHARED, group_scope, scope_of, task_scope
+from fedmtl_core.model.scopes import LOCAL, SHARED, factor_scope, group_scope, scope_of, task_scope
+from fedmtl_core.tasks.adapters import Factor
 
 Block = tuple[str, ...]
 """Tasks whose clients share parameters, in the run's order."""
@@ -38,11 +39,14 @@ class ModelShape:
     """The parameter names of a multi-task model, by their position in the model."""
 
     parts: Mapping[str, str]
-    """The encoder's parameters in its own order, each with its part: a layer's number or one of `NAMED_PARTS`."""
+    """The encoder's parameters that may be shared, in its own order, each with its part: a layer's number or one of
+    `NAMED_PARTS`."""
     heads: Mapping[str, Sequence[str]]
     """By task, the parameters of the task's head."""
     norms: Collection[str] = ()
     """The encoder's parameters that belong to normalization layers."""
+    factors: Mapping[str, Factor] = field(default_factory=dict)
+    """The encoder's parameters that belong to an adapter, each with its factor."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class SharingRules:
     """The level at which all norms of the encoder are shared; None for the level of the part that each norm is in."""
     own: Collection[str] | None = ()
     """The parts of which each task has its own copy, unless `layers` lists them; None for all parts."""
+    factors: Mapping[Factor, str] = field(default_factory=dict)
+    """By factor of the adapters, the level at which it is shared; absent for the level of the part that it is in."""
+    factors_apart: bool = False
+    """Whether each factor has components of its own, since rounds train one factor only."""
 
 
 @dataclass(frozen=True)
@@ -244,12 +252,21 @@ def make_table(
     by_part = {part: tree.scopes(level) for part, level in levels_of(shape, rules).items()}
     by_part |= {part: tree.scopes_of(blocks) for part, blocks in moved.items()}
     of_norms = None if rules.norms is None else tree.scopes(rules.norms)
+    of_factors = {factor: tree.scopes(level) for factor, level in rules.factors.items()}
+
+    def scopes_of(name: str, part: str) -> Mapping[str, str]:
+        if of_norms is not None and name in shape.norms:
+            return of_norms
+        factor = shape.factors.get(name)
+        scopes = by_part[part] if factor is None else of_factors.get(factor, by_part[part])
+        if factor is None or not rules.factors_apart:
+            return scopes
+        return {task: scope if scope == LOCAL else factor_scope(factor, scope) for task, scope in scopes.items()}
+
+    scopes = {name: scopes_of(name, part) for name, part in shape.parts.items()}
     by_task = {}
     for task in tasks:
-        encoder = {
-            name: (by_part[part] if of_norms is None or name not in shape.norms else of_norms)[task]
-            for name, part in shape.parts.items()
-        }
+        encoder = {name: by_name[task] for name, by_name in scopes.items()}
         head = LOCAL if rules.head == "local" else task_scope(task)
         by_task[task] = encoder | dict.fromkeys(shape.heads[task], head)
         if all(scope == LOCAL for scope in by_task[task].values()):
@@ -334,6 +351,8 @@ def require_rules(tasks: Sequence[str], rules: SharingRules) -> None:
             first[part] = key
     if rules.norms is not None:
         _require_level("norms", rules.norms, tree)
+    for factor, factor_level in rules.factors.items():
+        _require_level(f"adapters.{factor}", factor_level, tree)
 
 
 def parts_in(key: str) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fedmtl_core.tasks.adapters import AdapterSettings
+
 LocalOptimizer = Literal["adamw", "sgd"]
 """The optimizer of a client's steps."""
 
@@ -77,6 +79,8 @@ class TrainingPlan:
     """The first round of the learning-rate schedule in progress; 0 if one schedule spans the run."""
     schedule_num_rounds: int = 0
     """Rounds that the learning-rate schedule in progress spans; 0 if one schedule spans the run."""
+    adapters: AdapterSettings | None = None
+    """The adapters of the client's encoder; None if clients train the encoder's own parameters."""
 
     @property
     def rate_schedule(self) -> tuple[int, int]:

@@ -243,6 +243,11 @@ class Component:
         """Return the SHA-256 of the bytes."""
         return hashlib.sha256(self.memory()).digest()
 
+    def tensor_digests(self) -> list[bytes]:
+        """Return the SHA-256 of each tensor's bytes, in their order."""
+        memory = self.memory()
+        return [hashlib.sha256(memory[spec.offset : spec.end]).digest() for spec in self.layout.tensors]
+
     def require_finite(self) -> None:
         """Check that no value is NaN or infinite.
 
@@ -259,6 +264,21 @@ class Component:
                 raise NonFiniteError(f"{self.scope}: {name} has {bad} of {tensor.numel()} values NaN or infinite")
 
 
+def digest_of(parameters: Mapping[str, Tensor]) -> bytes:
+    """Return the digest of the component that tensors from any device would be packed into, without packing them."""
+    digest, end = hashlib.sha256(), 0
+    for spec in Layout.of("", parameters).tensors:
+        digest.update(bytes(spec.offset - end))
+        digest.update(_bytes_of(parameters[spec.name]))
+        end = spec.end
+    return digest.digest()
+
+
+def digests_of(parameters: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """Return the SHA-256 of each tensor's bytes by name, as `Component.tensor_digests` does."""
+    return {name: hashlib.sha256(_bytes_of(tensor)).digest() for name, tensor in parameters.items()}
+
+
 def require_scopes(expected: Iterable[str], got: Iterable[str]) -> None:
     """Check that components have the expected scopes in the expected order.
 
@@ -271,6 +291,11 @@ def require_scopes(expected: Iterable[str], got: Iterable[str]) -> None:
         raise LayoutMismatchError(
             f"expected the components {', '.join(expected) or 'none'}, got {theirs}", field="components"
         )
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # an ndarray is a Buffer
 
 
 def _typed(buffer: Tensor, dtype: torch.dtype, start: int, end: int) -> Tensor:

@@ -11,6 +11,7 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_core.errors import InvalidRequestError, LayoutMismatchError, within
 from fedmtl_core.identifiers import require_identifier, shown
 from fedmtl_core.tasks.plan import LocalOptimizer, Pooling, Purpose, TrainingPlan, UpdateKind
+from fedmtl_core.wire.adapter_messages import adapters_from_proto, adapters_to_proto
 from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import require_encoded_size
 from fedmtl_core.wire.formats import Compression, Encoding
@@ -55,7 +56,7 @@ _TASK_TYPE_TO_PROTO: dict[str | None, pb.TaskType] = {
 }
 _TASK_TYPE_FROM_PROTO = {proto: type_ for type_, proto in _TASK_TYPE_TO_PROTO.items()}
 
-_TRANSLATED = ("update", "pooling", "task_type", "labels", "optimizer", "local")
+_TRANSLATED = ("update", "pooling", "task_type", "labels", "optimizer", "local", "adapters")
 """The fields of a plan that have another form in the message."""
 
 PURPOSE_TO_PROTO: dict[Purpose, pb.RoundPurpose] = {
@@ -81,7 +82,9 @@ _COMPRESSION_TO_PROTO: dict[Compression, pb.Compression] = {
 _COMPRESSION_FROM_PROTO = {proto: compression for compression, proto in _COMPRESSION_TO_PROTO.items()}
 
 
-def component_to_proto(part: EncodedLayout, digest: bytes = b"", base_digest: bytes = b"") -> pb.Component:
+def component_to_proto(
+    part: EncodedLayout, digest: bytes = b"", base_digest: bytes = b"", *, read_only: bool = False
+) -> pb.Component:
     """Return a component's table of contents and encoding as a message."""
     return pb.Component(
         scope=part.scope,
@@ -95,6 +98,7 @@ def component_to_proto(part: EncodedLayout, digest: bytes = b"", base_digest: by
         encoding=_ENCODING_TO_PROTO[part.encoding],
         encoded_bytes=part.num_bytes,
         base_digest=base_digest,
+        read_only=read_only,
     )
 
 
@@ -188,11 +192,13 @@ def layout_from_proto(message: pb.Component) -> Layout:
 def plan_to_proto(plan: TrainingPlan) -> pb.TrainingPlan:
     """Return a training plan as a message."""
     values = asdict(plan)
+    del values["adapters"]
     return pb.TrainingPlan(
         update_kind=UPDATE_KIND_TO_PROTO[values.pop("update")],
         pooling=_POOLING_TO_PROTO[values.pop("pooling")],
         optimizer=_OPTIMIZER_TO_PROTO[values.pop("optimizer")],
         **_kind_to_proto(values.pop("task_type")),
+        adapters=None if plan.adapters is None else adapters_to_proto(plan.adapters),
         **values,
     )
 
@@ -229,6 +235,7 @@ def plan_from_proto(message: pb.TrainingPlan) -> TrainingPlan:
         labels=tuple(message.labels),
         optimizer=optimizer,
         local=tuple(message.local),
+        adapters=adapters_from_proto(message.adapters) if message.HasField("adapters") else None,
         **{name: getattr(message, name) for name in unchanged},
     )
 

@@ -24,6 +24,7 @@ from fedmtl_core.errors import (
 )
 from fedmtl_core.identifiers import quoted, require_identifier, shown
 from fedmtl_core.logs import Logger, get_logger
+from fedmtl_core.model.scopes import FROZEN, is_trained
 from fedmtl_core.wire.chunks import Chunk, chunk_bytes_for, read_message
 from fedmtl_core.wire.controls import is_control
 from fedmtl_core.wire.details import text_of
@@ -45,7 +46,7 @@ from fedmtl_server.rpc.handlers import CallContext, Handler, Q, R
 from fedmtl_server.rpc.messages import event_to_proto, report_to_proto, status_to_proto
 from fedmtl_server.rpc.uploads import Upload
 from fedmtl_server.transfer.offered import require_offered
-from fedmtl_server.transfer.slices import CachedVersion, MessageCache, PublishedModel, SlicePart
+from fedmtl_server.transfer.slices import CachedVersion, MessageCache, PublishedComponent, PublishedModel, SlicePart
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
@@ -116,6 +117,8 @@ class FederatedMtlServicer:
             InvalidRequestError: an entry of `held` has an unknown encoding, or the round doesn't offer the variant.
             StaleRoundError: no round is open that offers variants.
         """
+        if request.base and published.base is not None:
+            return await self._base(request, published, published.base)
         scopes = self._federation.model.scopes_for(request.task or None)
         await self._federation.prepare(published, scopes, encoding)
         offered = await self._federation.variants_for(request.task, published, encoding)
@@ -139,6 +142,19 @@ class FederatedMtlServicer:
                 for name, one in offered.items()
             ]
         return self._header(request, published, parts, variants), parts
+
+    async def _base(
+        self, request: pb.GetSliceRequest, published: PublishedModel, base: PublishedComponent
+    ) -> tuple[pb.SliceHeader, list[SlicePart]]:
+        """Return the header and the only part of a stream that carries the base.
+
+        Raises:
+            InvalidRequestError: an entry of `held` has an unknown encoding.
+        """
+        part = base.part("float32", _held(request).get(FROZEN, ()), chunk_bytes_for(request.max_chunk_bytes))
+        header = self._header(request, published, [part])
+        header.base_tensor_digests.extend(await asyncio.to_thread(base.component.tensor_digests))
+        return header, [part]
 
     async def PushUpdate(
         self, requests: AsyncIterator[pb.PushUpdateRequest | Chunk], context: CallContext
@@ -234,6 +250,10 @@ class FederatedMtlServicer:
             self._federation.require_task(request.task)
         elif request.variant:
             raise InvalidRequestError("variant: expected a task with a variant, got all_tasks", field="variant")
+        if request.base and self._federation.published.base is None:
+            raise InvalidRequestError("base: the run trains all parameters, so it has no base", field="base")
+        if request.base and request.variant:
+            raise InvalidRequestError("base: expected either base or a variant, got both", field="base")
         self._federation.require_round(request.round)
 
     def _header(
@@ -241,7 +261,7 @@ class FederatedMtlServicer:
         request: pb.GetSliceRequest,
         published: PublishedModel,
         parts: Sequence[SlicePart],
-        variants: Sequence[pb.SliceVariant],
+        variants: Sequence[pb.SliceVariant] = (),
     ) -> pb.SliceHeader:
         has_controls = any(is_control(part.layout.scope) for part in parts)
         plan = self._federation.plan(request.task or self._federation.model.tasks[0], published.round)
@@ -251,7 +271,10 @@ class FederatedMtlServicer:
             run_id=self._federation.run_id,
             round=published.round,
             task=request.task,
-            components=[_component_to_proto(part) for part in parts],
+            components=[
+                _component_to_proto(part, read_only=not is_trained(part.layout.scope, published.round))
+                for part in parts
+            ],
             total_bytes=sum(part.layout.layout.num_bytes for part in parts),
             plan=plan_to_proto(plan),
             purpose=PURPOSE_TO_PROTO[self._federation.purpose],
@@ -259,6 +282,7 @@ class FederatedMtlServicer:
             control_since=published.control_since if has_controls else 0,
             variants=variants,
             variant=request.variant,
+            base_digest=published.base.digest if published.base is not None else b"",
         )
 
     def _require_watcher(self, request: pb.WatchRoundsRequest) -> None:
@@ -288,8 +312,8 @@ class FederatedMtlServicer:
             )
 
 
-def _component_to_proto(part: SlicePart) -> pb.Component:
-    return component_to_proto(part.layout, part.digest, part.base_digest)
+def _component_to_proto(part: SlicePart, *, read_only: bool = False) -> pb.Component:
+    return component_to_proto(part.layout, part.digest, part.base_digest, read_only=read_only)
 
 
 def _held(request: pb.GetSliceRequest) -> dict[str, list[CachedVersion]]:

@@ -11,7 +11,7 @@ from fedmtl_core.errors import CorruptCheckpointError, StoreError
 from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.storage.checkpoints import read_safetensors, require_digests, write_safetensors
 from fedmtl_server.storage.files import move_into_place, scratch_path, write_errors
-from fedmtl_server.storage.paths import CHECKPOINTS, checkpoint_path, checkpoint_rounds, state_path
+from fedmtl_server.storage.paths import CHECKPOINTS, base_path, checkpoint_path, checkpoint_rounds, state_path
 from fedmtl_server.storage.records import RoundRecord
 from fedmtl_server.storage.rollback import DAMAGED, set_aside
 
@@ -71,6 +71,22 @@ class CheckpointFolder:
             self._write(state_path(self._run_dir, round_), state, metadata)
         self._write(checkpoint_path(self._run_dir, round_), model, metadata)
 
+    def write_base(self, base: Component) -> None:
+        """Write the parameters that no client changes, once for the whole run."""
+        self._write(base_path(self._run_dir), {base.scope: base}, {"run_id": self._run_id})
+
+    def read_base(self, layout: Layout, digests: Mapping[str, str]) -> Component:
+        """Read the parameters that no client changes.
+
+        Args:
+            layout: their layout.
+            digests: SHA-256 in hexadecimal by scope, of the components that the run began with.
+
+        Raises:
+            CorruptCheckpointError: the file is missing, or differs from what was written.
+        """
+        return read_base(self._run_dir, self._run_id, layout, digests)
+
     def read(
         self, record: RoundRecord, layouts: CheckpointLayouts
     ) -> tuple[dict[str, Component], dict[str, Component]]:
@@ -124,3 +140,28 @@ class CheckpointFolder:
             raise StoreError(f"can't read {path}: {error.strerror or error}") from error
         require_digests(path, components, record.checkpoint or {})
         return components
+
+
+def read_base(run_dir: Path, run_id: str, layout: Layout, digests: Mapping[str, str] | None) -> Component:
+    """Read the parameters of a run that no client changes; see `CheckpointFolder.read_base`.
+
+    Args:
+        run_dir: the run's folder.
+        run_id: the run.
+        layout: their layout.
+        digests: SHA-256 in hexadecimal by scope; None to check no digest.
+
+    Raises:
+        CorruptCheckpointError: the file is missing, or differs from what was written.
+        StoreError: it can't be read.
+    """
+    path = base_path(run_dir)
+    try:
+        components = read_safetensors(path, [layout], {"run_id": run_id})
+    except FileNotFoundError:
+        raise CorruptCheckpointError(f"{path} is missing; the run's adapters can't be used without it") from None
+    except OSError as error:
+        raise StoreError(f"can't read {path}: {error.strerror or error}") from error
+    if digests is not None:
+        require_digests(path, components, digests)
+    return components[layout.scope]

@@ -9,7 +9,8 @@ RUN_DIR/
   history.sqlite           the run's history, unless `store.url` names another database
   checkpoints/             round-0003.safetensors: the model after a round; the newest few, and each task's best.
                            round-0003.state.safetensors: the saved components of the aggregation stages after the round,
-                           if the run has any: the server optimizer's state, control variates, variants
+                           if the run has any: the server optimizer's state, control variates, variants.
+                           base.safetensors: with adapters, the encoder's parameters that no client changes
   staging/                 acknowledged updates of the round in progress
   results.json, metrics.png    written when the run is over
   sharing.png              written when the run is over, unless all tasks shared the whole encoder all the time
@@ -35,6 +36,11 @@ STAGING = "staging"
 def checkpoint_path(run_dir: Path, round_: int) -> Path:
     """Return the path of the model after a round."""
     return run_dir / CHECKPOINTS / f"round-{round_:04}.safetensors"
+
+
+def base_path(run_dir: Path) -> Path:
+    """Return the path of the parameters that no client changes."""
+    return run_dir / CHECKPOINTS / "base.safetensors"
 
 
 def state_path(run_dir: Path, round_: int) -> Path:

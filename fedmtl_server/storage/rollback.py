@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmtl_core.errors import StoreError, UserError
-from fedmtl_core.model.scopes import SHARED, group_of, task_of
+from fedmtl_core.model.scopes import FROZEN, is_of_model
 from fedmtl_server.storage.files import sync_folder
 from fedmtl_server.storage.paths import (
     CHECKPOINTS,
@@ -122,14 +122,10 @@ def _is_kept(place: Place, rounds: Sequence[RoundRecord], round_: int) -> bool:
     made = [one for one in rounds if one.outcome == "committed" and one.checkpoint is not None and one.round <= round_]
     newest = max(made, key=lambda one: one.round)
     paths = [checkpoint_path(place.folder, newest.round)]
-    has_state = any("/" in scope or not _is_of_model(scope) for scope in newest.checkpoint or ())
+    others = (scope for scope in newest.checkpoint or () if scope != FROZEN)
+    has_state = any("/" in scope or not is_of_model(scope) for scope in others)
     paths += [state_path(place.folder, newest.round)] if has_state else []
     return all(_is_whole(one, place.run.run_id, newest.round) for one in paths)
-
-
-def _is_of_model(scope: str) -> bool:
-    """Return whether a component without a `/` in its scope belongs to the model, and not to the stages' state."""
-    return scope == SHARED or task_of(scope) is not None or group_of(scope) is not None
 
 
 def _is_whole(path: Path, run_id: str, round_: int) -> bool:

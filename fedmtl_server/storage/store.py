@@ -20,7 +20,7 @@ from fedmtl_core.errors import StoreError
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.runtime.clock import now_ms
 from fedmtl_core.tasks.plan import Purpose
-from fedmtl_core.wire.layout import Component
+from fedmtl_core.wire.layout import Component, Layout
 from fedmtl_server.model_parts import ModelSummary
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.storage.checkpoint_folder import CheckpointFolder, Sharing
@@ -99,6 +99,7 @@ class RunStore:
         summary: ModelSummary,
         run_dir: Path | None = None,
         started_from: JsonObject | None = None,
+        base: Component | None = None,
     ) -> RunStore:
         """Begin a run in a folder.
 
@@ -109,6 +110,7 @@ class RunStore:
             summary: the summary of that model.
             run_dir: the folder; if None, one in `server.runs_dir` that is named after the time.
             started_from: the facts about the run that the model comes from, if it comes from one.
+            base: the parameters that no client changes; None without adapters.
 
         Raises:
             StoreError: another server is using the folder, it holds a run, or it can't be created.
@@ -117,7 +119,7 @@ class RunStore:
             run_dir = config.server.runs_dir / f"{datetime.now():%Y%m%d-%H%M%S}-{run_id[:8]}"
         store = cls(run_dir, run_id, config, is_new=True)
         try:
-            store._begin(without_secrets(config), components, summary, started_from)
+            store._begin(without_secrets(config), components, summary, started_from, base)
         except BaseException:
             store.close()
             raise
@@ -162,6 +164,16 @@ class RunStore:
             StoreError: no checkpoint can be used.
         """
         return find_left_off(self.run_dir, self.run_id, self._history, self._checkpoints, layouts_of)
+
+    def read_base(self, layout: Layout) -> Component:
+        """Read the parameters that no client changes.
+
+        Raises:
+            CorruptCheckpointError: they are missing, or aren't those that the run began with.
+        """
+        with self._gate.entered():
+            first = next(one for one in self._history.rounds(self.run_id) if one.round == 0)
+            return self._checkpoints.read_base(layout, first.checkpoint or {})
 
     def reports(self) -> list[RoundReport]:
         """Return the reports of the rounds that have ended, in order."""
@@ -269,6 +281,7 @@ class RunStore:
         components: Mapping[str, Component],
         summary: ModelSummary,
         started_from: JsonObject | None,
+        base: Component | None,
     ) -> None:
         """Make the folder hold the run.
 
@@ -281,6 +294,8 @@ class RunStore:
         if beginning.exists():
             self._history.delete_run(read_run_id(beginning))
         write_text(self.run_dir / CONFIG_FILE, configuration.dump(config))
+        if base is not None:
+            self._checkpoints.write_base(base)
         self.write_model(components, 0)
         write_json(beginning, {"run_id": self.run_id} | ({"started_from": started_from} if started_from else {}))
         record = RunRecord(
@@ -292,7 +307,8 @@ class RunStore:
             num_rounds=config.training.num_rounds,
             config=config.model_dump(mode="json"),
         )
-        self._history.begin_run(record, {scope: one.digest().hex() for scope, one in components.items()})
+        written = [*components.values(), *([base] if base is not None else [])]
+        self._history.begin_run(record, {one.scope: one.digest().hex() for one in written})
         with write_errors(self.run_dir / RUN_FILE):
             move_into_place(beginning, self.run_dir / RUN_FILE)
 

@@ -107,7 +107,7 @@ class SliceLayouts(Protocol):
 
     def spec_of(self, task: str) -> TaskSpec: ...
 
-    def layouts_for(self, task: str | None) -> Sequence[Layout]: ...
+    def layouts_for(self, task: str | None, trained_in: int | None = None) -> Sequence[Layout]: ...
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class Intake:
         """Return the update that a header announces, and its components with this stream's start offsets."""
         spec = self._model.spec_of(header.task)
         update = update_from_header(header, spec).limited_to(self._max_examples.get(header.task))
-        expected = () if update.kind == "metrics" else self._model.layouts_for(update.task)
+        expected = () if update.kind == "metrics" else self._model.layouts_for(update.task, update.base_round)
         try:
             parts = components_from_header(header, expected)
         except LayoutMismatchError:

@@ -187,12 +187,20 @@ class PublishedModel:
         round_: the round that trains on this model.
         components: the components by scope.
         control_since: the round in which the control variates among the components began; 0 if there are none.
+        base: the parameters that no client changes, which only a request for them gets; None without adapters.
     """
 
-    def __init__(self, round_: int, components: Mapping[str, PublishedComponent], control_since: int = 0):
+    def __init__(
+        self,
+        round_: int,
+        components: Mapping[str, PublishedComponent],
+        control_since: int = 0,
+        base: PublishedComponent | None = None,
+    ):
         self.round = round_
         self.components = components
         self.control_since = control_since
+        self.base = base
 
     @classmethod
     def publish(
@@ -202,6 +210,7 @@ class PublishedModel:
         before: PublishedModel | None = None,
         on_free: Callable[[Tensor], None] = lambda buffer: None,
         control_since: int = 0,
+        base: PublishedComponent | None = None,
     ) -> PublishedModel:
         """Publish a model: compute its digests, and reuse unchanged components of the model published before.
 
@@ -211,6 +220,7 @@ class PublishedModel:
             before: the model published before.
             on_free: called with the buffer of a component after its last user has released it.
             control_since: see the constructor.
+            base: see the constructor.
         """
         kept = before.components if before else {}
         published = {}
@@ -221,11 +231,11 @@ class PublishedModel:
                 same = scope in kept and kept[scope].layout == component.layout
                 followed = kept[scope].followed if same else {}
                 published[scope] = PublishedComponent(component, component.digest(), followed, on_free)
-        return cls(round_, published, control_since)
+        return cls(round_, published, control_since, base)
 
     def for_round(self, round_: int) -> PublishedModel:
         """Return the same model for another round. It has the same components, and so the same users."""
-        return PublishedModel(round_, self.components, self.control_since)
+        return PublishedModel(round_, self.components, self.control_since, self.base)
 
     def acquire(self) -> None:
         """Add a user of every component's bytes."""

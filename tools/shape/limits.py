@@ -97,7 +97,7 @@ fedmtl_client      tables.py partition.py
 fedmtl_client      reading/
 fedmtl_client      columns.py targets.py proposals.py label_cells.py overlap.py data.py batches.py vocabulary.py
 fedmtl_client      component_cache.py slices.py
-fedmtl_client      models.py proximal.py scaffold.py schedule.py synchronizer.py local_state.py trainer.py
+fedmtl_client      base.py models.py proximal.py scaffold.py schedule.py synchronizer.py local_state.py trainer.py
 fedmtl_client      progress.py feedback.py transport.py task_state.py
 fedmtl_client      overlay.py variant_start.py trials.py worker.py
 fedmtl_client      credentials.py failures.py interrupts.py patience.py transfers.py downloads.py uploads.py

@@ -56,6 +56,13 @@ class LocalOptimizer(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOCAL_OPTIMIZER_ADAMW: _ClassVar[LocalOptimizer]
     LOCAL_OPTIMIZER_SGD: _ClassVar[LocalOptimizer]
 
+class AdapterKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ADAPTER_KIND_UNSPECIFIED: _ClassVar[AdapterKind]
+    ADAPTER_KIND_LORA: _ClassVar[AdapterKind]
+    ADAPTER_KIND_RSLORA: _ClassVar[AdapterKind]
+    ADAPTER_KIND_DORA: _ClassVar[AdapterKind]
+
 class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     POOLING_UNSPECIFIED: _ClassVar[Pooling]
@@ -127,6 +134,10 @@ TASK_TYPE_MASKED_LM: TaskType
 LOCAL_OPTIMIZER_UNSPECIFIED: LocalOptimizer
 LOCAL_OPTIMIZER_ADAMW: LocalOptimizer
 LOCAL_OPTIMIZER_SGD: LocalOptimizer
+ADAPTER_KIND_UNSPECIFIED: AdapterKind
+ADAPTER_KIND_LORA: AdapterKind
+ADAPTER_KIND_RSLORA: AdapterKind
+ADAPTER_KIND_DORA: AdapterKind
 POOLING_UNSPECIFIED: Pooling
 POOLING_CLS: Pooling
 POOLING_MEAN: Pooling
@@ -167,7 +178,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[ElementType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Component(_message.Message):
-    __slots__ = ("scope", "tensors", "num_bytes", "digest", "start_offset", "encoding", "encoded_bytes", "base_digest")
+    __slots__ = ("scope", "tensors", "num_bytes", "digest", "start_offset", "encoding", "encoded_bytes", "base_digest", "read_only")
     SCOPE_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -176,6 +187,7 @@ class Component(_message.Message):
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     ENCODED_BYTES_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
     scope: str
     tensors: _containers.RepeatedCompositeFieldContainer[TensorSpec]
     num_bytes: int
@@ -184,7 +196,8 @@ class Component(_message.Message):
     encoding: Encoding
     encoded_bytes: int
     base_digest: bytes
-    def __init__(self, scope: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., num_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., start_offset: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., encoded_bytes: _Optional[int] = ..., base_digest: _Optional[bytes] = ...) -> None: ...
+    read_only: bool
+    def __init__(self, scope: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., num_bytes: _Optional[int] = ..., digest: _Optional[bytes] = ..., start_offset: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., encoded_bytes: _Optional[int] = ..., base_digest: _Optional[bytes] = ..., read_only: _Optional[bool] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("scope", "offset", "data", "crc32c", "uncompressed_bytes")
@@ -201,7 +214,7 @@ class Chunk(_message.Message):
     def __init__(self, scope: _Optional[str] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ..., crc32c: _Optional[int] = ..., uncompressed_bytes: _Optional[int] = ...) -> None: ...
 
 class TrainingPlan(_message.Message):
-    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds", "pooling", "task_type", "labels", "task_kind", "proximal_mu", "optimizer", "group_by_length", "head_epochs", "local", "schedule_first_round", "schedule_num_rounds")
+    __slots__ = ("local_epochs", "batch_size", "learning_rate", "weight_decay", "warmup_ratio", "max_grad_norm", "max_length", "seed", "client_model", "num_hidden_layers", "head_dropout", "update_kind", "train_samples", "val_samples", "num_rounds", "pooling", "task_type", "labels", "task_kind", "proximal_mu", "optimizer", "group_by_length", "head_epochs", "local", "schedule_first_round", "schedule_num_rounds", "adapters")
     LOCAL_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +241,7 @@ class TrainingPlan(_message.Message):
     LOCAL_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_FIRST_ROUND_FIELD_NUMBER: _ClassVar[int]
     SCHEDULE_NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTERS_FIELD_NUMBER: _ClassVar[int]
     local_epochs: int
     batch_size: int
     learning_rate: float
@@ -254,10 +268,29 @@ class TrainingPlan(_message.Message):
     local: _containers.RepeatedScalarFieldContainer[str]
     schedule_first_round: int
     schedule_num_rounds: int
-    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ..., proximal_mu: _Optional[float] = ..., optimizer: _Optional[_Union[LocalOptimizer, str]] = ..., group_by_length: _Optional[bool] = ..., head_epochs: _Optional[int] = ..., local: _Optional[_Iterable[str]] = ..., schedule_first_round: _Optional[int] = ..., schedule_num_rounds: _Optional[int] = ...) -> None: ...
+    adapters: Adapters
+    def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ..., proximal_mu: _Optional[float] = ..., optimizer: _Optional[_Union[LocalOptimizer, str]] = ..., group_by_length: _Optional[bool] = ..., head_epochs: _Optional[int] = ..., local: _Optional[_Iterable[str]] = ..., schedule_first_round: _Optional[int] = ..., schedule_num_rounds: _Optional[int] = ..., adapters: _Optional[_Union[Adapters, _Mapping]] = ...) -> None: ...
+
+class Adapters(_message.Message):
+    __slots__ = ("kind", "rank", "alpha", "targets", "dropout", "a_is_frozen", "seed")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    DROPOUT_FIELD_NUMBER: _ClassVar[int]
+    A_IS_FROZEN_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    kind: AdapterKind
+    rank: int
+    alpha: float
+    targets: _containers.RepeatedScalarFieldContainer[str]
+    dropout: float
+    a_is_frozen: bool
+    seed: int
+    def __init__(self, kind: _Optional[_Union[AdapterKind, str]] = ..., rank: _Optional[int] = ..., alpha: _Optional[float] = ..., targets: _Optional[_Iterable[str]] = ..., dropout: _Optional[float] = ..., a_is_frozen: _Optional[bool] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class GetSliceRequest(_message.Message):
-    __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held", "encoding", "compression", "max_chunk_bytes", "variant")
+    __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held", "encoding", "compression", "max_chunk_bytes", "variant", "base")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -268,6 +301,7 @@ class GetSliceRequest(_message.Message):
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
     MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     client_id: str
     task: str
@@ -278,7 +312,8 @@ class GetSliceRequest(_message.Message):
     compression: Compression
     max_chunk_bytes: int
     variant: str
-    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., all_tasks: _Optional[bool] = ..., round: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldComponent, _Mapping]]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., max_chunk_bytes: _Optional[int] = ..., variant: _Optional[str] = ...) -> None: ...
+    base: bool
+    def __init__(self, run_id: _Optional[str] = ..., client_id: _Optional[str] = ..., task: _Optional[str] = ..., all_tasks: _Optional[bool] = ..., round: _Optional[int] = ..., held: _Optional[_Iterable[_Union[HeldComponent, _Mapping]]] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., max_chunk_bytes: _Optional[int] = ..., variant: _Optional[str] = ..., base: _Optional[bool] = ...) -> None: ...
 
 class HeldComponent(_message.Message):
     __slots__ = ("scope", "digest", "num_bytes", "encoding")
@@ -311,7 +346,7 @@ class SliceVariant(_message.Message):
     def __init__(self, name: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., start_margin: _Optional[float] = ...) -> None: ...
 
 class SliceHeader(_message.Message):
-    __slots__ = ("run_id", "round", "task", "components", "total_bytes", "plan", "purpose", "compression", "control_since", "variants", "variant")
+    __slots__ = ("run_id", "round", "task", "components", "total_bytes", "plan", "purpose", "compression", "control_since", "variants", "variant", "base_digest", "base_tensor_digests")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -323,6 +358,8 @@ class SliceHeader(_message.Message):
     CONTROL_SINCE_FIELD_NUMBER: _ClassVar[int]
     VARIANTS_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BASE_TENSOR_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     round: int
     task: str
@@ -334,7 +371,9 @@ class SliceHeader(_message.Message):
     control_since: int
     variants: _containers.RepeatedCompositeFieldContainer[SliceVariant]
     variant: str
-    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., task: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., control_since: _Optional[int] = ..., variants: _Optional[_Iterable[_Union[SliceVariant, _Mapping]]] = ..., variant: _Optional[str] = ...) -> None: ...
+    base_digest: bytes
+    base_tensor_digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., task: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., control_since: _Optional[int] = ..., variants: _Optional[_Iterable[_Union[SliceVariant, _Mapping]]] = ..., variant: _Optional[str] = ..., base_digest: _Optional[bytes] = ..., base_tensor_digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class PushUpdateRequest(_message.Message):
     __slots__ = ("header", "chunk")

@@ -195,13 +195,14 @@ class FederatedMtlServiceServicer:
 
         While a round is open, the header of a task's slice MAY list variants of the
         slice. A request with `variant` gets the components of that variant, and no
-        others.
+        others. A request with `base` gets the component of the base, and no others.
 
         Errors:
         * `INVALID_ARGUMENT` (`INVALID_REQUEST`): the request has neither or both
         of `task` and `all_tasks`; `client_id` is malformed; `encoding` or
         `compression` is unknown; the round in progress does not offer `variant`
-        for the task.
+        for the task; the request asks for `base` in a run without adapters, or
+        for `base` and `variant`.
         * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
         * `ABORTED` (`STALE_ROUND`): `round` is not the current round.

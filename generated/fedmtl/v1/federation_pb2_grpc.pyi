@@ -51,6 +51,12 @@ local parameter stays with the client and is never sent. The scope of a
 parameter MAY differ between tasks and MAY change between rounds, so a client
 reads it from the tables of contents of each slice.
 
+With adapters, a run changes only small matrices beside the encoder's weights
+(`TrainingPlan.adapters`). All other parameters of the encoder are the base:
+they have the scope `frozen`, are in no slice and in no update, and stay as
+they are for the whole run. A client that has the encoder compares its digest
+with `SliceHeader.base_digest`; another client downloads the base once.
+
 A component travels in one of several encodings, and its encoded bytes are
 cut into chunks. `docs/wire.md` specifies every encoding to the byte;
 `tests/vectors` has examples of each encoding.
@@ -158,13 +164,14 @@ class FederatedMtlServiceStub:
 
     While a round is open, the header of a task's slice MAY list variants of the
     slice. A request with `variant` gets the components of that variant, and no
-    others.
+    others. A request with `base` gets the component of the base, and no others.
 
     Errors:
     * `INVALID_ARGUMENT` (`INVALID_REQUEST`): the request has neither or both
       of `task` and `all_tasks`; `client_id` is malformed; `encoding` or
       `compression` is unknown; the round in progress does not offer `variant`
-      for the task.
+      for the task; the request asks for `base` in a run without adapters, or
+      for `base` and `variant`.
     * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
     * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
     * `ABORTED` (`STALE_ROUND`): `round` is not the current round.
@@ -363,13 +370,14 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
 
     While a round is open, the header of a task's slice MAY list variants of the
     slice. A request with `variant` gets the components of that variant, and no
-    others.
+    others. A request with `base` gets the component of the base, and no others.
 
     Errors:
     * `INVALID_ARGUMENT` (`INVALID_REQUEST`): the request has neither or both
       of `task` and `all_tasks`; `client_id` is malformed; `encoding` or
       `compression` is unknown; the round in progress does not offer `variant`
-      for the task.
+      for the task; the request asks for `base` in a run without adapters, or
+      for `base` and `variant`.
     * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
     * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
     * `ABORTED` (`STALE_ROUND`): `round` is not the current round.
@@ -571,13 +579,14 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
 
         While a round is open, the header of a task's slice MAY list variants of the
         slice. A request with `variant` gets the components of that variant, and no
-        others.
+        others. A request with `base` gets the component of the base, and no others.
 
         Errors:
         * `INVALID_ARGUMENT` (`INVALID_REQUEST`): the request has neither or both
           of `task` and `all_tasks`; `client_id` is malformed; `encoding` or
           `compression` is unknown; the round in progress does not offer `variant`
-          for the task.
+          for the task; the request asks for `base` in a run without adapters, or
+          for `base` and `variant`.
         * `NOT_FOUND` (`UNKNOWN_TASK`): the server has no such task.
         * `FAILED_PRECONDITION` (`WRONG_RUN`): `run_id` names another run.
         * `ABORTED` (`STALE_ROUND`): `round` is not the current round.

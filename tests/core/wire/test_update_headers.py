@@ -62,7 +62,7 @@ def read(header: pb.UpdateHeader) -> Update:
 def test_an_update_comes_back_whole():
     assert read(update_to_header(WHOLE)).repeats(WHOLE)
     assert update_from_bytes(
-        update_to_header(WHOLE).SerializeToString(), lambda task: [LAYOUT], lambda task: SPEC
+        update_to_header(WHOLE).SerializeToString(), lambda task, round_: [LAYOUT], lambda task: SPEC
     ).repeats(WHOLE)
 
 

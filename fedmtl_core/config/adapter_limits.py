@@ -1,0 +1,59 @@
+"""What adapters can't be combined with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from fedmtl_core.config import stages
+from fedmtl_core.config.adapters import OF_MATRICES, AdaptersConfig
+from fedmtl_core.config.sharing import SharingConfig
+from fedmtl_core.config.stages import Breach, Property
+from fedmtl_core.tasks.adapters import AdapterAggregation
+
+PLAIN_AVERAGES: Collection[AdapterAggregation] = ("freeze_a", "average")
+"""The aggregations that average the same factors in each round, as other parameters are averaged."""
+
+
+def require_adapters(adapters: AdaptersConfig | None, sharing: SharingConfig) -> None:
+    """Check the settings of adapters against each other and against the sharing.
+
+    Raises:
+        ValueError: they contradict each other; the message names the keys.
+    """
+    a, b = sharing.adapters.a, sharing.adapters.b
+    if adapters is None:
+        if (a, b) != (None, None):
+            raise ValueError("sharing.adapters: needs `model.adapters`, for example `model: {adapters: {}}`")
+        return
+    aggregation = adapters.aggregation
+    if a is not None and aggregation == "freeze_a":
+        raise ValueError(
+            "sharing.adapters.a: with `model.adapters.aggregation: freeze_a` the factors A keep their first values and "
+            "are the same everywhere; leave it out, or choose another aggregation"
+        )
+    if sharing.norms is not None:
+        raise ValueError("sharing.norms: with `model.adapters` norms are never trained; leave it out")
+    if adapters.ranks and aggregation not in OF_MATRICES:
+        raise ValueError(
+            f"model.adapters.ranks: factors of different ranks can't be averaged; needs `aggregation: stack` or `svd`, "
+            f"got {aggregation!r}"
+        )
+    if aggregation in OF_MATRICES:
+        if adapters.kind == "dora":
+            raise ValueError(
+                f"model.adapters.kind: `aggregation: {aggregation}` combines products B A, and `dora` isn't linear in "
+                "them; use `lora` or `rslora`"
+            )
+        if a != b:
+            raise ValueError(
+                f"sharing.adapters: `aggregation: {aggregation}` combines products B A, so the same tasks must share A "
+                f"and B, got {a!r} and {b!r}"
+            )
+
+
+def breaches_of_adapters(adapters: AdaptersConfig | None) -> Iterator[Breach]:
+    """The properties that the aggregation of adapters removes from other stages."""
+    if adapters is not None and adapters.aggregation not in PLAIN_AVERAGES:
+        needs, got = "`model.adapters.aggregation: freeze_a` or `average`", repr(adapters.aggregation)
+        for one in (Property.SGD_STEPS, Property.WHOLE_STEPS):
+            yield Breach(one, needs, got, stages.ADAPTERS)
