@@ -306,13 +306,13 @@ def encoder(config: Config, plan: TrainingPlan, source: str, specs: Sequence[Tas
         specs: the client's tasks.
     """
     from fedmtl_core.model.encoder_check import Use, check
-    from fedmtl_core.model.modeling import load_encoder, load_tokenizer
+    from fedmtl_core.model.encoders import load_encoder, load_tokenizer, weights_of
     from fedmtl_core.model.pretrained import LoadedWeights
 
     loaded: list[LoadedWeights] = []
     made, _ = load_encoder(
         source,
-        weights=bool(_own_of_encoder(plan)) and doctor.weights_of(source)[1],
+        weights=bool(_own_of_encoder(plan)) and weights_of(source)[1],
         num_hidden_layers=plan.num_hidden_layers or None,
         random_init=config.model.random_init,
         on_weights=loaded.append,
@@ -330,8 +330,10 @@ def _own_of_encoder(plan: TrainingPlan) -> list[str]:
 
 def own_parameters(config: Config, plan: TrainingPlan, model: str) -> Iterator[Finding]:
     """Check that the client's local parameters have initial values, and a folder that keeps them between starts."""
+    from fedmtl_core.model.encoders import weights_of
+
     of_encoder = _own_of_encoder(plan)
-    has_weights = config.model.random_init or doctor.weights_of(model)[1]
+    has_weights = config.model.random_init or weights_of(model)[1]
     if of_encoder and not has_weights:
         yield fail(
             "own parameters",

@@ -11,6 +11,8 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, UnknownTaskError, UserError
 from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.adapter_check import check_adapters
+from fedmtl_core.model.adapters import require_peft
 from fedmtl_core.model.encoder_check import Use, check_for_server
 from fedmtl_core.model.modeling import DEFAULT_HEADS, HeadSettings, MultiTaskModel, load_encoder
 from fedmtl_core.model.pretrained import LoadedWeights
@@ -61,6 +63,7 @@ class MTLServerModel:
         adapters: AdapterSettings | None = None,
     ):
         self.base_model = base_model
+        self._pooling = pooling
         self._specs = {spec.name: spec for spec in tasks}
         model = MultiTaskModel(
             encoder, self._specs.values(), hidden_size=hidden_size, pooling=pooling, heads=heads, adapters=adapters
@@ -79,19 +82,22 @@ class MTLServerModel:
         Args:
             config: the configuration.
             weights: whether to load the encoder's weights and check the encoder, as a new run needs. If False, only
-                the architecture is built, for the model of an existing run. With `model.from_run`, weights aren't
-                loaded, since another run's follow.
+                the architecture is built, for the model of an existing run. With `model.from_run`, weights are loaded
+                for adapters only: otherwise, another run's follow.
 
         Raises:
             ModelUnavailableError: the encoder can't be loaded.
-            ConfigError: the encoder can't be trained as configured (see `encoder_check`), or a task's name is taken.
+            ConfigError: the encoder or its adapters can't be trained as configured (see `encoder_check` and
+                `adapter_check`), `peft` is missing, or a task's name is taken.
         """
+        if config.model.adapters is not None:
+            require_peft()
         loaded: list[LoadedWeights] = []
         encoder, hidden_size = load_encoder(
             config.model.server_model,
             weights=weights,
             num_hidden_layers=config.model.num_hidden_layers,
-            random_init=config.model.random_init or config.model.from_run is not None,
+            random_init=not config.model.needs_weights,
             seed=config.training.seed,
             on_weights=loaded.append,
         )
@@ -100,7 +106,7 @@ class MTLServerModel:
             use = Use.by_tasks(model.server_model, config.training.max_length, model.pooling, config.task_specs())
             report = check_for_server(use, model.client_model, encoder, loaded[0] if loaded else None)
             report.settle(get_logger())
-        return cls(
+        made = cls(
             encoder,
             config.task_specs(),
             hidden_size=hidden_size,
@@ -110,6 +116,20 @@ class MTLServerModel:
             sharing=config.sharing_rules(),
             adapters=config.adapters(),
         )
+        if weights:
+            made.check_adapters()
+        return made
+
+    def check_adapters(self) -> None:
+        """Check that training changes each adapter, and that each has an effect; without adapters, do nothing.
+
+        Raises:
+            ConfigError: an adapter would not be trained, or not be used; the message names the layers.
+        """
+        if self._base is not None:
+            encoder = self._module(self.scopes_for(self.tasks[0])).encoder
+            pooling = Use.by_tasks("", 1, self._pooling, list(self._specs.values())).pooling
+            check_adapters(encoder, pooling).settle(get_logger())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -169,7 +189,8 @@ class MTLServerModel:
         return module
 
     def encoder_for(self, task: str) -> nn.Module:
-        """Return the current encoder of one task. Its parameters are views into the components.
+        """Return the current encoder of one task, with the adapters merged into its weights. All other parameters are
+        views into the components.
 
         Raises:
             UnknownTaskError: the run has no task of this name.
@@ -181,7 +202,7 @@ class MTLServerModel:
                 f"sharing: the clients of {task} keep parts of the encoder for themselves (`local`), and the server "
                 "does not have the whole encoder"
             )
-        return self._module(scopes).encoder
+        return self._module(scopes).merged().encoder
 
     @property
     def architecture(self) -> str:

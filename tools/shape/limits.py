@@ -65,7 +65,7 @@ fedmtl_core        tasks/
 fedmtl_core        wire/
 fedmtl_core        model/
 fedmtl_core        config/
-fedmtl_core        model/encoder_check.py
+fedmtl_core        model/encoder_check.py model/adapter_check.py
 fedmtl_core        runtime/
 
 fedmtl_server      aggregation/
@@ -75,7 +75,7 @@ fedmtl_server      aggregation_rules.py aggregation_setup.py
 fedmtl_server      rounds/
 fedmtl_server      storage/
 fedmtl_server      saved_runs.py
-fedmtl_server      starting_run.py initial_model.py
+fedmtl_server      starting_adapters.py starting_run.py initial_model.py
 fedmtl_server      transfer/
 fedmtl_server      events.py status.py
 fedmtl_server      commits.py
