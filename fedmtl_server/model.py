@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from fedmtl_core.model.adapters import require_peft
 from fedmtl_core.model.encoder_check import Use, check_for_server
 from fedmtl_core.model.modeling import DEFAULT_HEADS, HeadSettings, MultiTaskModel, load_encoder
 from fedmtl_core.model.pretrained import LoadedWeights
-from fedmtl_core.model.scopes import FROZEN, SHARED, is_trained, scope_of, task_scope
+from fedmtl_core.model.scopes import FROZEN, SHARED, is_shared, is_trained, scope_of, task_scope
 from fedmtl_core.model.sharing import SharingRules, SharingTable
 from fedmtl_core.tasks.adapters import AdapterSettings
 from fedmtl_core.tasks.plan import Pooling
@@ -63,7 +64,6 @@ class MTLServerModel:
         adapters: AdapterSettings | None = None,
     ):
         self.base_model = base_model
-        self._pooling = pooling
         self._specs = {spec.name: spec for spec in tasks}
         model = MultiTaskModel(
             encoder, self._specs.values(), hidden_size=hidden_size, pooling=pooling, heads=heads, adapters=adapters
@@ -128,8 +128,7 @@ class MTLServerModel:
         """
         if self._base is not None:
             encoder = self._module(self.scopes_for(self.tasks[0])).encoder
-            pooling = Use.by_tasks("", 1, self._pooling, list(self._specs.values())).pooling
-            check_adapters(encoder, pooling).settle(get_logger())
+            check_adapters(encoder, self._skeleton.model.pooling).settle(get_logger())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -266,8 +265,8 @@ class MTLServerModel:
         self._skeleton.empty()
 
     def get_shared_parameters(self) -> dict[str, Tensor]:
-        """Return copies of the encoder tensors that all tasks share, by name."""
-        return _copies(one for scope, one in self._components.items() if scope == SHARED)
+        """Return copies of the encoder tensors that all tasks share and train, by name."""
+        return _copies(one for scope, one in self._components.items() if is_shared(scope))
 
     def get_task_head_parameters(self, task: str) -> dict[str, Tensor]:
         """Return copies of one head's tensors by name; empty if the task's clients keep the head for themselves.
@@ -338,8 +337,11 @@ class MTLServerModel:
         self._base = components.get(FROZEN, self._base)
 
     def summary(self) -> ModelSummary:
-        """Return the number of parameters that all tasks share, of each head, and of each scope."""
-        return self._parts.summary(self.base_model)
+        """Return the number of parameters that all tasks share, of each head, of each scope, and of the base."""
+        summary = self._parts.summary(self.base_model)
+        if self._base is None:
+            return summary
+        return replace(summary, frozen_parameters=sum(one.numel() for one in self._base.views().values()))
 
     def _component(self, scope: str) -> Component:
         if scope not in self._components:

@@ -90,6 +90,11 @@ class MultiTaskModel(nn.Module):
         """Width of the encoder's output."""
         return self._encoder_info.hidden_size
 
+    @property
+    def pooling(self) -> Pooling | None:
+        """The pooling of texts for the heads; None if all heads see tokens."""
+        return self._pooling if any(kind.sees == "text" for kind in self._kinds.values()) else None
+
     def add_head(self, spec: TaskSpec) -> None:
         """Add a task's head. Neither other parameters nor the global random state change.
 

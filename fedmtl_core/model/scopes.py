@@ -54,6 +54,11 @@ def factor_in(scope: str) -> Factor | None:
     return next((factor for factor, prefix in _FACTOR_PREFIXES.items() if scope.startswith(prefix)), None)
 
 
+def is_shared(scope: str) -> bool:
+    """Return whether every client shares the parameters of a scope."""
+    return scope == SHARED or scope in [prefix + SHARED for prefix in _FACTOR_PREFIXES.values()]
+
+
 def is_trained(scope: str, round_: int) -> bool:
     """Return whether a round trains the parameters of a scope.
 

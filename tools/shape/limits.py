@@ -106,6 +106,7 @@ fedmtl_client      api.py
 fedmtl_client      session.py
 fedmtl_client      client.py __init__.py
 fedmtl_client      client_file.py row_copies.py task_options.py options.py
+fedmtl_client      adapter_doctor.py
 fedmtl_client      doctor.py server_tasks.py init_sections.py cli.py doctor_cli.py init_cli.py __main__.py
 
 fedmtl_local       *

@@ -255,7 +255,7 @@ class TestDatabase:
 def test_a_disk_that_is_too_small_for_the_models_checkpoints(tmp_path):
     """The numbers are those of the toy model: its encoder, and 130 of each head."""
     config = config_of(tmp_path)
-    sizes = doctor.slice_bytes(config)
+    sizes = doctor.update_bytes(config)
     assert sizes[""] == 4 * (118144 + 130 + 130)
     assert sizes["sst2"] == 4 * (118144 + 130)
     huge = config.model_copy(update={"store": config.store.model_copy(update={"keep_checkpoints": 10**12})})
@@ -270,8 +270,8 @@ def test_the_sizes_before_and_after_each_entry_of_a_schedule(tmp_path):
     found = [one.found for one in look(doctor.sharing, config)]
     assert [one.partition(":")[0] for one in found[1:]] == ["after round 1", "after round 2"]
     assert found[2].partition(": ")[2] == found[0]
-    plain = doctor.slice_bytes(config_of(tmp_path))[""]
-    assert doctor.slice_bytes(config)[""] == plain + 4 * (
+    plain = doctor.update_bytes(config_of(tmp_path))[""]
+    assert doctor.update_bytes(config)[""] == plain + 4 * (
         4 * 65 * 64 + 65 * 256 + 257 * 64 + 4 * 64
     )  # the largest: one copy of the layer more
     bad = [{"after_round": 1, "layers": {"1-2": "task"}}]
