@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, EarlyStoppingConfig
 from fedmtl_core.errors import StoreError, UserError
+from fedmtl_server.commands import run_facts
 from fedmtl_server.commands.runs import runs_app
 from fedmtl_server.rounds.metric_reports import MetricReport
 from fedmtl_server.storage.history import History
@@ -303,6 +304,19 @@ def test_a_run_is_shown_with_its_rounds(runs_dir):
     (row,) = (line for line in text.splitlines() if "1970-01-02 00:00:02" in line)  # round 2, a day and 2 s after 1970
     facts = ["2", "committed", "1970-01-02 00:00:02", "1.5", "2 of 3", "1", "1", "2.0 MB", "3.0 kB"]
     assert cells(row) == [*facts, "0.250 25%", "0.500 75%"]
+
+
+def test_a_run_with_adapters_says_so(tmp_path):
+    """A reader would otherwise take the encoder's share for that of its own weights."""
+    record = run_record("a" * 32, tmp_path / "run")
+    config = record.config | {"model": record.config["model"] | {"adapters": {"rank": 4}}}
+    assert run_facts.adapters_text(record) == ""
+    assert run_facts.encoder_text(record) == "the encoder"
+    adapted = replace(record, config=config)
+    assert run_facts.adapters_text(adapted) == (
+        "lora of rank 4, alpha 16, in all linear layers in the encoder's numbered layers; aggregation: freeze_a"
+    )
+    assert run_facts.encoder_text(adapted) == "the encoder's adapters"
 
 
 def test_nothing_is_cut_off_where_the_terminal_is_narrow(runs_dir, monkeypatch):
