@@ -15,9 +15,9 @@ from grpc_health.v1 import health_pb2
 from fedmtl_client.component_cache import ComponentCache
 from fedmtl_client.connection import SERVICE, Connection, ConnectionSettings
 from fedmtl_client.downloads import Download
-from fedmtl_client.messages import event_from_proto, receipt_from_proto, slice_from, slice_header
+from fedmtl_client.messages import event_from_proto, receipt_from_proto, server_base_from, slice_from, slice_header
 from fedmtl_client.patience import Losses
-from fedmtl_client.slices import Slice, SliceVariant
+from fedmtl_client.slices import ServerBase, Slice, SliceVariant
 from fedmtl_client.transfers import Attempts, ChunkSize
 from fedmtl_client.transport import Receipt, RoundEvent
 from fedmtl_client.uploads import Upload
@@ -176,13 +176,21 @@ class FederationApi:
         self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False
     ) -> Mapping[str, bytes]:
         """Return the SHA-256 of each tensor of the base by name, without downloading it; see `Transport`."""
-        header = self._header(self._slice_request(slice_.run_id, slice_.task, slice_.round, base=True), should_stop)
-        names = [spec.name for component in header.components for spec in component.tensors]
-        if len(names) != len(header.base_tensor_digests):
-            raise MalformedStreamError(
-                f"base_tensor_digests: expected {len(names)} digests, got {len(header.base_tensor_digests)}"
-            )
-        return dict(zip(names, header.base_tensor_digests, strict=True))
+        request = self._slice_request(slice_.run_id, slice_.task, slice_.round, base=True)
+        return server_base_from(self._header(request, should_stop)).tensors
+
+    def describe_base(self, task: str = "") -> ServerBase:
+        """Return the digests and the size of the server's base, without downloading it.
+
+        Args:
+            task: the task; `self.task` if empty.
+
+        Raises:
+            InvalidRequestError: the run has no adapters.
+            RequestError: as for `get_slice`.
+        """
+        request = pb.GetSliceRequest(client_id=self.client_id, task=task or self.task, base=True)
+        return server_base_from(self._header(request))
 
     def push_update(
         self,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from fedmtl_client.api import FederationApi
     from fedmtl_client.data import Survey
+    from fedmtl_client.slices import ServerBase
     from fedmtl_core.tasks.plan import TrainingPlan
 
 Split = Literal["train", "validation"]
@@ -72,10 +73,11 @@ def examine(
             checks[name] = partial(rows, spec, source, split, shard, name, surveys)
     found = [finding for name, check in checks.items() for finding in doctor.findings(name, check)]
     plans: list[TrainingPlan] = []
-    found += doctor.findings("server", lambda: reach(config, client_id, [spec for spec, _ in sources], server, plans))
+    bases: list[ServerBase] = []
+    specs = [spec for spec, _ in sources]
+    found += doctor.findings("server", lambda: reach(config, client_id, specs, server, plans, bases))
     planned = plans[0].client_model if plans else ""
     if source_of_model := model or planned:
-        specs = [spec for spec, _ in sources]
         found += (of_tokenizer := doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model, specs)))
         usable = not doctor.has_failed(of_tokenizer)
         max_length = (plans[0] if plans else config.training).max_length
@@ -83,7 +85,8 @@ def examine(
             if name in surveys:
                 found += doctor.findings(name, partial(lengths, spec, surveys[name], source_of_model, max_length, name))
         if plans and usable:
-            found += doctor.findings("encoder", lambda: encoder(config, plans[0], source_of_model, specs))
+            base = bases[0] if bases else None
+            found += doctor.findings("encoder", lambda: encoder(config, plans[0], source_of_model, specs, base))
     else:
         found.append(
             warn(
@@ -257,12 +260,18 @@ def proxy(server: str) -> Iterator[Finding]:
 
 
 def reach(
-    config: Config, client_id: str, specs: Sequence[TaskSpec], server: str, plans: list[TrainingPlan]
+    config: Config,
+    client_id: str,
+    specs: Sequence[TaskSpec],
+    server: str,
+    plans: list[TrainingPlan],
+    bases: list[ServerBase],
 ) -> Iterator[Finding]:
     """Check that the server answers, accepts this client, and has the same tasks.
 
     Args:
         plans: receives the server's training plans, one for each task that it accepts the client for.
+        bases: receives the server's base if the run has adapters.
     """
     from fedmtl_client.api import ConnectionSettings, FederationApi
     from fedmtl_client.credentials import load
@@ -282,6 +291,8 @@ def reach(
             )
         for spec in specs:
             yield from task(api, client_id, spec, plans)
+        if plans and plans[0].adapters is not None:
+            bases.append(api.describe_base())
 
 
 def task(api: FederationApi, client_id: str, spec: TaskSpec, plans: list[TrainingPlan]) -> Iterator[Finding]:
@@ -298,27 +309,42 @@ def task(api: FederationApi, client_id: str, spec: TaskSpec, plans: list[Trainin
     yield ok("task", f"the server has {spec.name} with the same {same}, and accepts {client_id} for it")
 
 
-def encoder(config: Config, plan: TrainingPlan, source: str, specs: Sequence[TaskSpec]) -> Iterator[Finding]:
+def encoder(
+    config: Config, plan: TrainingPlan, source: str, specs: Sequence[TaskSpec], base: ServerBase | None = None
+) -> Iterator[Finding]:
     """Check that the encoder can be trained as the server plans. Weights are read if the client starts from any.
 
     Args:
         source: name or folder of the client's model.
         specs: the client's tasks.
+        base: the server's base if the plan has adapters.
     """
+    from fedmtl_client.adapter_doctor import adapters
+    from fedmtl_core.model.adapters import require_peft
     from fedmtl_core.model.encoder_check import Use, check
-    from fedmtl_core.model.modeling import load_encoder, load_tokenizer
+    from fedmtl_core.model.encoders import load_encoder, load_tokenizer, weights_of
+    from fedmtl_core.model.modeling import MultiTaskModel
     from fedmtl_core.model.pretrained import LoadedWeights
 
+    if plan.adapters is not None:
+        require_peft()
+    fetches = config.client.fetch_base
+    starts_from_any = bool(_own_of_encoder(plan)) if plan.adapters is None else not fetches
+    has_weights = config.model.random_init or weights_of(source)[1]
     loaded: list[LoadedWeights] = []
-    made, _ = load_encoder(
+    made, hidden_size = load_encoder(
         source,
-        weights=bool(_own_of_encoder(plan)) and doctor.weights_of(source)[1],
+        weights=starts_from_any and has_weights,
         num_hidden_layers=plan.num_hidden_layers or None,
         random_init=config.model.random_init,
+        seed=plan.seed,
         on_weights=loaded.append,
     )
     use = Use.by_tasks(source, plan.max_length, plan.pooling, specs)
     yield from doctor.remarks(check(made, load_tokenizer(source), use, loaded[0] if loaded else None))
+    if plan.adapters is not None and base is not None:
+        model = MultiTaskModel(made, [specs[0]], hidden_size=hidden_size, pooling=plan.pooling, adapters=plan.adapters)
+        yield from adapters(model, plan, base, source=source, has_weights=has_weights, fetches=fetches)
 
 
 def _own_of_encoder(plan: TrainingPlan) -> list[str]:
@@ -330,8 +356,10 @@ def _own_of_encoder(plan: TrainingPlan) -> list[str]:
 
 def own_parameters(config: Config, plan: TrainingPlan, model: str) -> Iterator[Finding]:
     """Check that the client's local parameters have initial values, and a folder that keeps them between starts."""
+    from fedmtl_core.model.encoders import weights_of
+
     of_encoder = _own_of_encoder(plan)
-    has_weights = config.model.random_init or doctor.weights_of(model)[1]
+    has_weights = config.model.random_init or weights_of(model)[1]
     if of_encoder and not has_weights:
         yield fail(
             "own parameters",

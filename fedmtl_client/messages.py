@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_client.slices import Slice
+from fedmtl_client.slices import ServerBase, Slice
 from fedmtl_client.transport import EventKind, Outcome, Receipt, RoundEvent
 from fedmtl_core.errors import InvalidRequestError, MalformedStreamError
 from fedmtl_core.identifiers import quoted
@@ -67,6 +67,21 @@ def slice_header(opening: bytes, variant: str = "") -> pb.SliceHeader:
         )
         raise MalformedStreamError(f"expected {expected}, but the server sends {got}")
     return message.header
+
+
+def server_base_from(header: pb.SliceHeader) -> ServerBase:
+    """Return the server's base as the header of its stream describes it.
+
+    Raises:
+        MalformedStreamError: the header doesn't have one digest for each tensor.
+    """
+    names = [spec.name for component in header.components for spec in component.tensors]
+    if len(names) != len(header.base_tensor_digests):
+        raise MalformedStreamError(
+            f"base_tensor_digests: expected {len(names)} digests, got {len(header.base_tensor_digests)}"
+        )
+    tensors = dict(zip(names, header.base_tensor_digests, strict=True))
+    return ServerBase(header.base_digest, tensors, header.total_bytes)
 
 
 def slice_from(header: pb.SliceHeader, task: str, components: Mapping[str, Component], bytes_received: int) -> Slice:

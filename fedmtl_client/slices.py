@@ -53,3 +53,15 @@ class SliceVariant:
     """By scope; the scopes differ from those of the slice. The tensors have names and shapes of the slice's tensors."""
     bytes_received: int = 0
     """Encoded bytes that were received for this variant."""
+
+
+@dataclass(frozen=True)
+class ServerBase:
+    """The server's base without its values."""
+
+    digest: bytes
+    """The SHA-256 of the base."""
+    tensors: Mapping[str, bytes]
+    """The SHA-256 of each tensor's bytes by name."""
+    num_bytes: int
+    """The size of a download."""

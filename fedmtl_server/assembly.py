@@ -94,6 +94,8 @@ class Assembly:
         if model is None:
             get_logger().info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
+        elif self._held_id is None:
+            model.check_adapters()
         self.model = model
         self._start: Start | None = None
         if source is not None:

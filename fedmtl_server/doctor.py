@@ -18,6 +18,7 @@ from fedmtl_core.runtime.doctor import Finding, fail, ok, warn
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
+    from fedmtl_core.model.modeling import MultiTaskModel
     from fedmtl_server.model_parts import ModelParts
 
 # These addresses may appear in a configuration. This module does not listen on them.
@@ -49,6 +50,10 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
     if doctor.has_failed(one for one in of_model if one.check == "model"):  # the other checks need the model
         return found
     found += doctor.findings("tokenizer", lambda: clients_tokenizer(config))
+    if config.model.adapters is not None:
+        found += (of_adapters := doctor.findings("adapters", lambda: adapters(config)))
+        if doctor.has_failed(of_adapters):
+            return found
     found += (of_sharing := doctor.findings("sharing", lambda: sharing(config)))
     if doctor.has_failed(of_sharing):
         return found
@@ -235,17 +240,38 @@ def clients_tokenizer(config: Config) -> Iterator[Finding]:
         )
 
 
+def adapters(config: Config) -> Iterator[Finding]:
+    """Check that the adapters fit the encoder, that training changes each, and that each has an effect."""
+    from fedmtl_core.config.adapters import adapters_in_words
+    from fedmtl_core.model.adapter_check import check_adapters
+    from fedmtl_core.model.adapters import adapted_layers, require_peft
+
+    assert config.model.adapters is not None
+    require_peft()
+    model = whole_model(config)
+    trained = sum(tensor.numel() for name, tensor in model.exchanged().items() if name.startswith("encoder."))
+    frozen = sum(tensor.numel() for tensor in model.base().values())
+    yield ok(
+        "adapters",
+        f"{adapters_in_words(config.model.adapters)}; {len(adapted_layers(model.encoder))} layers, {trained:,} trained "
+        f"parameters beside {frozen:,} that no round changes",
+    )
+    for remark in check_adapters(model.encoder, model.pooling).remarks:
+        yield (fail if remark.is_error else warn)("adapters", remark.found, remark.advice)
+
+
 def disk(config: Config, place: Path) -> Iterator[Finding]:
     """Check that a folder's disk has room for the run's checkpoints and staged updates."""
-    slices = slice_bytes(config)
-    whole = slices.pop("")
+    updates, base = update_bytes(config), base_bytes(config)
+    whole = updates.pop("")
     kept = config.store.keep_checkpoints + len(config.tasks) + 1  # the best of each task, and the one being written
     staged = 0
     if config.store.durability != "memory":
-        staged = sum(slices[name] * max(task.min_clients, 1) for name, task in config.tasks.items())
-    what = f"{kept} checkpoints of {doctor.megabytes(whole)}"
+        staged = sum(updates[name] * max(task.min_clients, 1) for name, task in config.tasks.items())
+    what = f"{doctor.megabytes(base)} for the base of the adapters, " if base else ""
+    what += f"{kept} checkpoints of {doctor.megabytes(whole)}"
     what += f", and {doctor.megabytes(staged)} for the updates of min_clients clients per task" if staged else ""
-    yield from doctor.room("disk", place, kept * whole + staged, what)
+    yield from doctor.room("disk", place, base + kept * whole + staged, what)
 
 
 def sharing_mode(config: Config) -> Iterator[Finding]:
@@ -258,9 +284,10 @@ def sharing(config: Config) -> Iterator[Finding]:
     """Report the size of each scope, also after each entry of the schedule, and check that the encoder has the layers
     that the configuration names."""
     stages = parts_of(config)
+    of = "the encoder's adapters and the heads: " if config.model.adapters is not None else ""
     for when, parts in stages.items():
         sizes = {layout.scope: layout.num_bytes for layout in parts.layouts()}
-        yield ok("sharing", when + ", ".join(f"{scope} {doctor.megabytes(size)}" for scope, size in sizes.items()))
+        yield ok("sharing", when + of + ", ".join(f"{scope} {doctor.megabytes(size)}" for scope, size in sizes.items()))
     table = next(iter(stages.values())).table
     if local := {task: table.local_for(task) for task in table.tasks if table.local_for(task)}:
         kept = ", ".join(f"{len(names)} tensors of {task}" for task, names in local.items())
@@ -278,15 +305,23 @@ def starting_run(config: Config, run_dir: Path | None = None) -> Iterator[Findin
         yield ok("from_run", examine_start(config, next(iter(parts_of(config).values()))))
 
 
-def slice_bytes(config: Config) -> dict[str, int]:
-    """Return the size of each task's slice in bytes by task, and of the whole model under the empty name.
+def update_bytes(config: Config) -> dict[str, int]:
+    """Return the size of a task's largest update in bytes by task, and that of all components under the empty name.
 
-    With a schedule, the whole model's size is its largest one.
+    With a schedule, the size of all components is the largest one.
     """
+    from fedmtl_core.model.scopes import is_trained
+
     stages = list(parts_of(config).values())
     sizes = {layout.scope: layout.num_bytes for layout in stages[0].layouts()}
-    slices = {task: sum(sizes[scope] for scope in stages[0].table.scopes_for(task)) for task in config.tasks}
-    return {"": max(parts.num_bytes() for parts in stages)} | slices
+    updates = {
+        task: max(
+            sum(sizes[scope] for scope in stages[0].table.scopes_for(task) if is_trained(scope, round_))
+            for round_ in (1, 2)
+        )
+        for task in config.tasks
+    }
+    return {"": max(parts.num_bytes() for parts in stages)} | updates
 
 
 def parts_of(config: Config) -> dict[str, ModelParts]:
@@ -299,19 +334,37 @@ def parts_of(config: Config) -> dict[str, ModelParts]:
     """
     import torch
 
-    from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
     from fedmtl_core.model.sharing_schedule import SharingSchedule
     from fedmtl_server.model_parts import ModelParts
 
-    section = config.sharing
+    rules = config.sharing_rules()
     with torch.device("meta"):
-        encoder, hidden_size = load_encoder(
-            config.model.server_model, weights=False, num_hidden_layers=config.model.num_hidden_layers
-        )
-        model = MultiTaskModel(encoder, config.task_specs(), hidden_size=hidden_size)
-        parts = ModelParts.of(model, section.rules())
-    planned = parts.planned(SharingSchedule.of(parts.shape, section.rules(), section.changes()))
+        parts = ModelParts.of(whole_model(config), rules)
+    planned = parts.planned(SharingSchedule.of(parts.shape, rules, config.sharing.changes()))
     return {"": parts} | {f"after round {round_}: ": one for round_, one in planned.items()}
+
+
+def base_bytes(config: Config) -> int:
+    """Return the size in bytes of the parameters that no round changes; 0 without adapters."""
+    import torch
+
+    if config.model.adapters is None:
+        return 0
+    with torch.device("meta"):
+        return sum(tensor.nbytes for tensor in whole_model(config).base().values())
+
+
+def whole_model(config: Config) -> MultiTaskModel:
+    """Return the server's model with random values."""
+    from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
+
+    section = config.model
+    encoder, hidden_size = load_encoder(
+        section.server_model, weights=False, num_hidden_layers=section.num_hidden_layers
+    )
+    return MultiTaskModel(
+        encoder, config.task_specs(), hidden_size=hidden_size, pooling=section.pooling, adapters=config.adapters()
+    )
 
 
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from torch import Tensor, nn
@@ -11,10 +12,12 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, UnknownTaskError, UserError
 from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.adapter_check import check_adapters
+from fedmtl_core.model.adapters import require_peft
 from fedmtl_core.model.encoder_check import Use, check_for_server
 from fedmtl_core.model.modeling import DEFAULT_HEADS, HeadSettings, MultiTaskModel, load_encoder
 from fedmtl_core.model.pretrained import LoadedWeights
-from fedmtl_core.model.scopes import FROZEN, SHARED, is_trained, scope_of, task_scope
+from fedmtl_core.model.scopes import FROZEN, SHARED, is_shared, is_trained, scope_of, task_scope
 from fedmtl_core.model.sharing import SharingRules, SharingTable
 from fedmtl_core.tasks.adapters import AdapterSettings
 from fedmtl_core.tasks.plan import Pooling
@@ -79,19 +82,22 @@ class MTLServerModel:
         Args:
             config: the configuration.
             weights: whether to load the encoder's weights and check the encoder, as a new run needs. If False, only
-                the architecture is built, for the model of an existing run. With `model.from_run`, weights aren't
-                loaded, since another run's follow.
+                the architecture is built, for the model of an existing run. With `model.from_run`, weights are loaded
+                for adapters only: otherwise, another run's follow.
 
         Raises:
             ModelUnavailableError: the encoder can't be loaded.
-            ConfigError: the encoder can't be trained as configured (see `encoder_check`), or a task's name is taken.
+            ConfigError: the encoder or its adapters can't be trained as configured (see `encoder_check` and
+                `adapter_check`), `peft` is missing, or a task's name is taken.
         """
+        if config.model.adapters is not None:
+            require_peft()
         loaded: list[LoadedWeights] = []
         encoder, hidden_size = load_encoder(
             config.model.server_model,
             weights=weights,
             num_hidden_layers=config.model.num_hidden_layers,
-            random_init=config.model.random_init or config.model.from_run is not None,
+            random_init=not config.model.needs_weights,
             seed=config.training.seed,
             on_weights=loaded.append,
         )
@@ -100,7 +106,7 @@ class MTLServerModel:
             use = Use.by_tasks(model.server_model, config.training.max_length, model.pooling, config.task_specs())
             report = check_for_server(use, model.client_model, encoder, loaded[0] if loaded else None)
             report.settle(get_logger())
-        return cls(
+        made = cls(
             encoder,
             config.task_specs(),
             hidden_size=hidden_size,
@@ -110,6 +116,19 @@ class MTLServerModel:
             sharing=config.sharing_rules(),
             adapters=config.adapters(),
         )
+        if weights:
+            made.check_adapters()
+        return made
+
+    def check_adapters(self) -> None:
+        """Check that training changes each adapter, and that each has an effect; without adapters, do nothing.
+
+        Raises:
+            ConfigError: an adapter would not be trained, or not be used; the message names the layers.
+        """
+        if self._base is not None:
+            encoder = self._module(self.scopes_for(self.tasks[0])).encoder
+            check_adapters(encoder, self._skeleton.model.pooling).settle(get_logger())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -169,7 +188,8 @@ class MTLServerModel:
         return module
 
     def encoder_for(self, task: str) -> nn.Module:
-        """Return the current encoder of one task. Its parameters are views into the components.
+        """Return the current encoder of one task, with the adapters merged into its weights. All other parameters are
+        views into the components.
 
         Raises:
             UnknownTaskError: the run has no task of this name.
@@ -181,7 +201,7 @@ class MTLServerModel:
                 f"sharing: the clients of {task} keep parts of the encoder for themselves (`local`), and the server "
                 "does not have the whole encoder"
             )
-        return self._module(scopes).encoder
+        return self._module(scopes).merged().encoder
 
     @property
     def architecture(self) -> str:
@@ -245,8 +265,8 @@ class MTLServerModel:
         self._skeleton.empty()
 
     def get_shared_parameters(self) -> dict[str, Tensor]:
-        """Return copies of the encoder tensors that all tasks share, by name."""
-        return _copies(one for scope, one in self._components.items() if scope == SHARED)
+        """Return copies of the encoder tensors that all tasks share and train, by name."""
+        return _copies(one for scope, one in self._components.items() if is_shared(scope))
 
     def get_task_head_parameters(self, task: str) -> dict[str, Tensor]:
         """Return copies of one head's tensors by name; empty if the task's clients keep the head for themselves.
@@ -317,8 +337,11 @@ class MTLServerModel:
         self._base = components.get(FROZEN, self._base)
 
     def summary(self) -> ModelSummary:
-        """Return the number of parameters that all tasks share, of each head, and of each scope."""
-        return self._parts.summary(self.base_model)
+        """Return the number of parameters that all tasks share, of each head, of each scope, and of the base."""
+        summary = self._parts.summary(self.base_model)
+        if self._base is None:
+            return summary
+        return replace(summary, frozen_parameters=sum(one.numel() for one in self._base.views().values()))
 
     def _component(self, scope: str) -> Component:
         if scope not in self._components:

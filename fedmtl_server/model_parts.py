@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.modeling import MultiTaskModel
-from fedmtl_core.model.scopes import SHARED, scope_of, task_scope
+from fedmtl_core.model.scopes import SHARED, is_shared, scope_of, task_scope
 from fedmtl_core.model.sharing import ModelShape, Partition, SharingRules, SharingTable, make_table, parts_in
 from fedmtl_core.model.sharing_schedule import SharingSchedule, scheduled_parts
 from fedmtl_core.wire.layout import Layout
@@ -27,8 +27,12 @@ class ModelSummary:
     scope_parameters: Mapping[str, int] = field(default_factory=dict)
     """The number of parameters of each scope, encoder and heads."""
 
+    frozen_parameters: int = 0
+    """The number of the encoder's parameters that no round changes; the other numbers don't count them."""
+
     @property
     def total_parameters(self) -> int:
+        """The number of parameters that the run trains."""
         return sum(self.scope_parameters.values())
 
 
@@ -177,7 +181,7 @@ class ModelParts:
         by_scope = {scope: self.num_elements(mine) for scope, mine in names.items()}
         return ModelSummary(
             base_model=base_model,
-            shared_parameters=by_scope.get(SHARED, 0),
+            shared_parameters=sum(size for scope, size in by_scope.items() if is_shared(scope)),
             head_parameters={task: self.num_elements(mine) for task, mine in heads.items()},
             scope_parameters=by_scope,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -89,6 +90,11 @@ class MultiTaskModel(nn.Module):
         """Width of the encoder's output."""
         return self._encoder_info.hidden_size
 
+    @property
+    def pooling(self) -> Pooling | None:
+        """The pooling of texts for the heads; None if all heads see tokens."""
+        return self._pooling if any(kind.sees == "text" for kind in self._kinds.values()) else None
+
     def add_head(self, spec: TaskSpec) -> None:
         """Add a task's head. Neither other parameters nor the global random state change.
 
@@ -147,6 +153,17 @@ class MultiTaskModel(nn.Module):
         for name, tensor in self._tensors().items():
             if isinstance(tensor, nn.Parameter):
                 tensor.requires_grad_(not self._is_of_base(name) and name not in names)
+
+    def merged(self) -> MultiTaskModel:
+        """Return this model without adapters: an adapted layer's weight is the sum of its own and the adapter's.
+
+        The heads, and all parameters that aren't adapted, are shared with this model. Without adapters, it is this
+        model itself."""
+        if self.adapters is None:
+            return self
+        plain = copy.deepcopy(self, {id(self.encoder): adapting.merged(self.encoder), id(self.heads): self.heads})
+        plain.adapters = None
+        return plain
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return all parameters and persistent floating-point buffers by their names in components."""

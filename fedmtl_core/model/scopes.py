@@ -54,6 +54,18 @@ def factor_in(scope: str) -> Factor | None:
     return next((factor for factor, prefix in _FACTOR_PREFIXES.items() if scope.startswith(prefix)), None)
 
 
+def without_factor(scope: str) -> str:
+    """Return the clients that share one factor of the adapters, as a scope: `shared` for `factor_a:shared`. A scope
+    that isn't one factor's is returned as it is."""
+    factor = factor_in(scope)
+    return scope if factor is None else scope.removeprefix(_FACTOR_PREFIXES[factor])
+
+
+def is_shared(scope: str) -> bool:
+    """Return whether every client shares the parameters of a scope."""
+    return without_factor(scope) == SHARED
+
+
 def is_trained(scope: str, round_: int) -> bool:
     """Return whether a round trains the parameters of a scope.
 

@@ -19,6 +19,12 @@ def export(
     all_: Annotated[
         bool, typer.Option("--all", help="Write the encoder and all heads instead of one task's model.")
     ] = False,
+    adapters: Annotated[
+        bool,
+        typer.Option(
+            "--adapters", help="Write only the task's adapters and head, for PeftModel.from_pretrained, unmerged."
+        ),
+    ] = False,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     run: Annotated[
         str | None,
@@ -40,6 +46,8 @@ def export(
     logs.configure(level="warning")
     if (task is None) == (not all_):
         raise UserError("expected either --task TASK, or --all for the encoder and all heads")
+    if adapters and task is None:
+        raise UserError("--adapters: expected --task TASK with it, since each task has its own head")
     if (run_dir is None) == (run is None):
         raise UserError("expected either --run-dir DIR, or --run with an id from `fedmtl-server runs list`")
     which = _round(round_)
@@ -47,7 +55,7 @@ def export(
 
     from transformers.utils.logging import disable_progress_bar
 
-    from fedmtl_server.export.folders import export_all, export_task  # imports PyTorch
+    from fedmtl_server.export.folders import export_adapters, export_all, export_task  # imports PyTorch
     from fedmtl_server.saved_runs import open_run
 
     disable_progress_bar()
@@ -55,6 +63,15 @@ def export(
     if task is None:
         done = export_all(opened, folder, which, force=force)
         typer.echo(f"wrote {folder}: the model of round {done.round}, encoder ({done.architecture}) and all heads")
+        return
+    if adapters:
+        done = export_adapters(opened, task, folder, which, force=force)
+        source = opened.config.model.server_model
+        untried = "" if done.is_tried else f"; not tried on {source}, whose weights aren't on this machine"
+        typer.echo(
+            f"wrote {folder}: {task}, the adapters and head of round {done.round}, for {done.architecture} with the "
+            f"weights of {source}{untried}"
+        )
         return
     done = export_task(opened, task, folder, which, force=force)
     remote = "" if done.is_native else ", with trust_remote_code=True and its modeling_fedmtl.py"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedmtl_core.json_types import JsonObject
+from fedmtl_core.model.scopes import factor_in
 from fedmtl_core.tasks.evaluation import task_metrics
 from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.updates import Update
@@ -239,7 +240,9 @@ def task_reports(
     updates = [answer for member in cohort for answer in member.answers if isinstance(answer, Update)]
     reports = []
     for task in scopes:
-        encoder = aggregate.contributions.get(scopes[task][0], ())
+        # The widest scope comes first; of factors that are trained in turn, only one has contributions.
+        widest = [one for one in scopes[task] if factor_in(one) is not None] or scopes[task][:1]
+        encoder = [part for scope in widest for part in aggregate.contributions.get(scope, ())]
         mine = [update for update in updates if update.task == task]
         received = task_metrics(update.received for update in mine if update.base_round == round_)
         trained = task_metrics(update.trained for update in mine)

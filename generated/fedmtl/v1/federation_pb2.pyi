@@ -852,7 +852,7 @@ class ClientStatus(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., connected: _Optional[bool] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., tasks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelSummary(_message.Message):
-    __slots__ = ("base_model", "shared_parameters", "head_parameters", "total_parameters", "scope_parameters")
+    __slots__ = ("base_model", "shared_parameters", "head_parameters", "total_parameters", "scope_parameters", "frozen_parameters")
     class HeadParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -872,9 +872,11 @@ class ModelSummary(_message.Message):
     HEAD_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     SCOPE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     shared_parameters: int
     head_parameters: _containers.ScalarMap[str, int]
     total_parameters: int
     scope_parameters: _containers.ScalarMap[str, int]
-    def __init__(self, base_model: _Optional[str] = ..., shared_parameters: _Optional[int] = ..., head_parameters: _Optional[_Mapping[str, int]] = ..., total_parameters: _Optional[int] = ..., scope_parameters: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    frozen_parameters: int
+    def __init__(self, base_model: _Optional[str] = ..., shared_parameters: _Optional[int] = ..., head_parameters: _Optional[_Mapping[str, int]] = ..., total_parameters: _Optional[int] = ..., scope_parameters: _Optional[_Mapping[str, int]] = ..., frozen_parameters: _Optional[int] = ...) -> None: ...

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import sqlite3
+import sys
 
 import pytest
 import structlog
@@ -252,10 +253,50 @@ class TestDatabase:
         assert (found.level, "can't write to" in found.found) == (FAIL, True)
 
 
+class TestAdapters:
+    def found(self, tmp_path, adapters=None, **sections):
+        model = {"server_model": "builtin:toy", "adapters": adapters or {"rank": 2}} | sections.pop("model", {})
+        return doctor.examine(config_of(tmp_path, model=model, **sections))
+
+    def test_what_is_trained_and_how_large_components_and_checkpoints_are(self, tmp_path):
+        found = self.found(tmp_path)
+        assert {one.level for one in found} == {OK}
+        said = {one.check: one.found for one in found}
+        b = 2 * 2 * (4 * 64 + 256 + 64)  # rank 2 in two layers: four matrices of 64 outputs, one of 256, one of 64
+        a = 2 * 2 * (5 * 64 + 256)
+        assert f"12 layers, {b:,} trained parameters beside {118144 + a:,} that no round changes" in said["adapters"]
+        kib = f"{4 * b / 2**10:.1f} KiB"
+        assert said["sharing"].startswith(f"the encoder's adapters and the heads: shared {kib}, task:sst2 0.5 KiB")
+        assert said["disk"].partition("needed: ")[2].startswith("0.5 MiB for the base of the adapters, ")
+
+    def test_an_update_has_the_factor_that_its_round_trains(self, tmp_path):
+        model = {"server_model": "builtin:toy", "adapters": {"rank": 2, "aggregation": "alternate"}}
+        updates = doctor.update_bytes(config_of(tmp_path, model=model))
+        factor = 2 * 2 * (4 * 64 + 256 + 64)  # A and B have as many parameters
+        assert updates["sst2"] == 4 * (factor + 130)
+        assert updates[""] == 4 * (2 * factor + 130 + 130)
+
+    def test_layers_that_are_never_trained_are_named_and_end_the_checks(self, tmp_path):
+        found = self.found(tmp_path, {"targets": ["dense"]}, model={"pooling": "mean"})
+        (failed,) = of_level(found, FAIL)
+        assert (failed.check, "pooler.dense;" in failed.found + ";") == ("adapters", True)
+        assert "disk" not in {one.check for one in found}
+
+    def test_targets_that_the_encoder_hasnt(self, tmp_path):
+        (failed,) = of_level(self.found(tmp_path, {"targets": ["q_proj"]}), FAIL)
+        assert (failed.check, "no linear layer 'q_proj'" in failed.found) == ("adapters", True)
+
+    def test_a_missing_peft_with_the_way_to_install_it(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "peft", None)
+        (failed,) = of_level(self.found(tmp_path), FAIL)
+        assert failed.check == "adapters"
+        assert "pip install 'fedmtl[adapters]'" in failed.found
+
+
 def test_a_disk_that_is_too_small_for_the_models_checkpoints(tmp_path):
     """The numbers are those of the toy model: its encoder, and 130 of each head."""
     config = config_of(tmp_path)
-    sizes = doctor.slice_bytes(config)
+    sizes = doctor.update_bytes(config)
     assert sizes[""] == 4 * (118144 + 130 + 130)
     assert sizes["sst2"] == 4 * (118144 + 130)
     huge = config.model_copy(update={"store": config.store.model_copy(update={"keep_checkpoints": 10**12})})
@@ -270,8 +311,8 @@ def test_the_sizes_before_and_after_each_entry_of_a_schedule(tmp_path):
     found = [one.found for one in look(doctor.sharing, config)]
     assert [one.partition(":")[0] for one in found[1:]] == ["after round 1", "after round 2"]
     assert found[2].partition(": ")[2] == found[0]
-    plain = doctor.slice_bytes(config_of(tmp_path))[""]
-    assert doctor.slice_bytes(config)[""] == plain + 4 * (
+    plain = doctor.update_bytes(config_of(tmp_path))[""]
+    assert doctor.update_bytes(config)[""] == plain + 4 * (
         4 * 65 * 64 + 65 * 256 + 257 * 64 + 4 * 64
     )  # the largest: one copy of the layer more
     bad = [{"after_round": 1, "layers": {"1-2": "task"}}]

@@ -25,7 +25,9 @@ from typer.testing import CliRunner
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, EarlyStoppingConfig
 from fedmtl_core.errors import StoreError, UserError
+from fedmtl_server.commands import run_facts
 from fedmtl_server.commands.runs import runs_app
+from fedmtl_server.commands.updates_shown import updates_table
 from fedmtl_server.rounds.metric_reports import MetricReport
 from fedmtl_server.storage.history import History
 from fedmtl_server.storage.records import RoundRecord, RunRecord, UpdateRecord
@@ -303,6 +305,33 @@ def test_a_run_is_shown_with_its_rounds(runs_dir):
     (row,) = (line for line in text.splitlines() if "1970-01-02 00:00:02" in line)  # round 2, a day and 2 s after 1970
     facts = ["2", "committed", "1970-01-02 00:00:02", "1.5", "2 of 3", "1", "1", "2.0 MB", "3.0 kB"]
     assert cells(row) == [*facts, "0.250 25%", "0.500 75%"]
+
+
+def test_a_run_with_adapters_says_so(tmp_path):
+    """A reader would otherwise take the encoder's share for that of its own weights."""
+    record = run_record("a" * 32, tmp_path / "run")
+    config = record.config | {"model": record.config["model"] | {"adapters": {"rank": 4}}}
+    assert run_facts.adapters_text(record) == ""
+    assert run_facts.encoder_text(record) == "the encoder"
+    adapted = replace(record, config=config)
+    assert run_facts.adapters_text(adapted) == (
+        "lora of rank 4, alpha 16, in all linear layers in the encoder's numbered layers; aggregation: freeze_a"
+    )
+    assert run_facts.encoder_text(adapted) == "the encoder's adapters"
+
+
+def test_factors_that_are_trained_in_turn_are_shown_as_the_encoder_or_by_their_name():
+    part = {"client_id": "a", "task": "sst2", "num_examples": 10, "weight": 0.25}
+    components = [
+        {"scope": scope, "num_tensors": 1, "contributions": [part]}
+        for scope in ("factor_b:shared", "factor_a:task:sst2", "factor_a:group:pairs", "task:sst2")
+    ]
+    update = UpdateRecord(1, "a", "sst2", 1, "u", "delta", 10, 400, {}, {}, "counted")
+    table = updates_table(report(1, components=components), [update])
+    (row,) = table.rows
+    assert "weight in the encoder" in table.columns
+    assert row[table.columns.index("weight in the encoder")] == "0.250"
+    assert "A of sst2 0.250, A of pairs 0.250, sst2 0.250" in row
 
 
 def test_nothing_is_cut_off_where_the_terminal_is_narrow(runs_dir, monkeypatch):

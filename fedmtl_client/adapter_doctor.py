@@ -1,0 +1,73 @@
+"""A client's checks of adapters before the start: `peft`, the adapted layers, and the weights beside the adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from fedmtl_core.runtime import doctor
+from fedmtl_core.runtime.doctor import Finding, fail, ok, warn
+
+if TYPE_CHECKING:
+    from fedmtl_client.slices import ServerBase
+    from fedmtl_core.model.modeling import MultiTaskModel
+    from fedmtl_core.tasks.plan import TrainingPlan
+
+
+def adapters(
+    model: MultiTaskModel, plan: TrainingPlan, server: ServerBase, *, source: str, has_weights: bool, fetches: bool
+) -> Iterator[Finding]:
+    """Check that a client can train a plan's adapters.
+
+    Args:
+        model: a model with the plan's adapters and the head of one of the client's tasks.
+        plan: the server's training plan.
+        server: the server's base.
+        source: name or folder of the client's model.
+        has_weights: whether the model has the weights of `source`.
+        fetches: whether the client downloads the base, as `client.fetch_base` says.
+    """
+    from fedmtl_core.model.adapter_check import check_adapters
+
+    assert plan.adapters is not None
+    sizes = {name: tensor.nbytes for name, tensor in model.exchanged().items() if name not in plan.local}
+    sent = doctor.megabytes(sum(sizes.values()))
+    yield ok(
+        "adapters",
+        f"{plan.adapters.kind} of rank {plan.adapters.rank}: a slice and an update have at most {sent} each, heads "
+        "included and before any encoding",
+    )
+    for remark in check_adapters(model.encoder, model.pooling).remarks:
+        yield (fail if remark.is_error else warn)("adapters", remark.found, remark.advice)
+    yield base(model, server, source=source, has_weights=has_weights, fetches=fetches)
+
+
+def base(model: MultiTaskModel, server: ServerBase, *, source: str, has_weights: bool, fetches: bool) -> Finding:
+    """Compare the base of a client's model with the server's, by digest.
+
+    Args:
+        model: the client's model with adapters.
+        server, source, has_weights, fetches: see `adapters`.
+    """
+    from fedmtl_core.model.encoders import is_on_this_machine
+    from fedmtl_core.wire.layout import digest_of, digests_of
+
+    size = doctor.megabytes(server.num_bytes)
+    if fetches:
+        return ok("base", f"{size} are downloaded from the server when the client starts (client.fetch_base)")
+    fetch = f"set client.fetch_base to true, which downloads {size} from the server once"
+    if not has_weights:
+        found = f"the weights of {source} aren't on this machine, so they weren't compared with the server's"
+        if is_on_this_machine(source):
+            return fail("base", found, f"name a folder that has them (model.client_model), or {fetch}")
+        return warn("base", found, f"they will be downloaded from the hub at the start; or {fetch}")
+    if digest_of(model.base()) == server.digest:
+        return ok("base", f"the weights of {source} are those that the server's adapters were made for")
+    mine = digests_of(model.base())
+    differing = [name for name in dict.fromkeys([*server.tensors, *mine]) if mine.get(name) != server.tensors.get(name)]
+    first = f"{differing[0]} is the first of {len(differing)} tensors that differ" if differing else "the order differs"
+    return fail(
+        "base",
+        f"the weights of {source} aren't those that the server's adapters were made for: {first}",
+        f"name the same model as the server's model.server_model (model.client_model), or {fetch}",
+    )
