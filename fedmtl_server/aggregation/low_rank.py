@@ -7,8 +7,8 @@ All computations are in float64.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,18 @@ class Product:
     a: Tensor
     """`(rank, inputs)`."""
 
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that a matrix of this shape can have: its smaller dimension."""
+        return min(len(self.b), self.a.shape[1])
+
     def norm(self) -> float:
-        """Return the Frobenius norm of the product."""
-        gram = (self.b.T @ self.b) * (self.a @ self.a.T)
-        return math.sqrt(max(float(gram.sum()), 0.0))
+        """Return the Frobenius norm of the product, to float64's precision of the factors' norms."""
+        b, a = self.b.double(), self.a.double()
+        if len(a) >= self.largest_rank:
+            return float(torch.linalg.matrix_norm(b @ a))
+        left, right = torch.linalg.qr(b, mode="r").R, torch.linalg.qr(a.T, mode="r").R
+        return float(torch.linalg.matrix_norm(left @ right.T))
 
 
 def weighted_sum(products: Sequence[Product], weights: Sequence[float]) -> Product:
@@ -50,10 +58,11 @@ def truncated(product: Product, rank: int) -> Product:
 
     Args:
         product: a product of any rank.
-        rank: at most the smaller dimension of the product; beyond the product's own rank, columns of B are 0.
+        rank: at most `product.largest_rank`; beyond the product's own rank, columns of B are 0, and the rows of A are
+            still orthonormal.
     """
-    left, left_rest = torch.linalg.qr(product.b)
-    right, right_rest = torch.linalg.qr(product.a.T)
+    left, left_rest = torch.linalg.qr(product.b.double())
+    right, right_rest = torch.linalg.qr(product.a.double().T)
     u, values, v = torch.linalg.svd(left_rest @ right_rest.T)
     size = min(rank, len(values))
     b, a = left @ (u[:, :size] * values[:size]), (right @ v[:size].T).T
@@ -65,7 +74,12 @@ def truncated(product: Product, rank: int) -> Product:
     return Product(torch.cat([b, b.new_zeros(len(b), more)], dim=1), torch.cat([a, rows]))
 
 
-def inexactness(products: Sequence[Product], weights: Sequence[float], served: Product) -> tuple[float, float]:
-    """Return the norm of served - Σ weight · B A, and the norm of that sum."""
-    wanted = weighted_sum(products, weights)
-    return difference(served, wanted).norm(), wanted.norm()
+@contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Within the context, let this thread compute alone, so that the last bits don't depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
