@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 
 from fedmtl_core.errors import StaleRoundError, UnknownTaskError, WrongRunError
 from fedmtl_core.identifiers import quoted
-from fedmtl_core.tasks.plan import Purpose
+from fedmtl_core.tasks.plan import Purpose, TrainingPlan
 from fedmtl_core.wire.formats import Encoding
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.driver import Driver
@@ -23,6 +24,7 @@ from fedmtl_server.transfer.intake import Intake, Receipt, UploadStream
 from fedmtl_server.transfer.offered import PublishedVariant
 from fedmtl_server.transfer.slices import PublishedModel
 from fedmtl_server.transfer.staging import StagedUpdate
+from fedmtl_server.transfer.update_layouts import UpdateLayouts
 
 
 class Federation:
@@ -36,7 +38,7 @@ class Federation:
     def __init__(self, spec: RunSpec, parts: RunParts):
         self.run_id = spec.run_id
         self.rules = spec.rules
-        self.plan = spec.plan
+        self._plan = spec.plan
         self.staging = parts.staging
         self._topk_density = spec.topk_density
         self._commits = parts.commits
@@ -47,7 +49,7 @@ class Federation:
         self._round = self._driver.open_round
         self._intake = Intake(
             self._round,
-            parts.commits.model,
+            UpdateLayouts(parts.commits.model, parts.commits.ranks),
             parts.staging,
             self._round.transfers,
             self._round.examination,
@@ -161,6 +163,17 @@ class Federation:
         There are none in a slice for all tasks, nor in a round that does not train.
         """
         return self._commits.control_scopes_for(task) if self.purpose == "train" else ()
+
+    def plan(self, client_id: str, task: str, round_: int) -> TrainingPlan:
+        """Return the training plan of a client of a task in a round."""
+        plan, adapters = self._plan(task, round_), self._commits.ranks.settings_of(client_id)
+        return plan if adapters is None else replace(plan, adapters=adapters)
+
+    async def published_for(self, client_id: str, published: PublishedModel) -> PublishedModel:
+        """Return a published model as a client gets it: with the rank of the client's own adapters."""
+        ranks = self._commits.ranks
+        rank = ranks.of(client_id)
+        return published if rank is None else await asyncio.to_thread(published.cut_to, rank, ranks)
 
     async def prepare(self, published: PublishedModel, scopes: Sequence[str], encoding: Encoding) -> None:
         """Encode components for the clients that use an encoding, once for all of them."""

@@ -45,7 +45,11 @@ def components(parameters, scopes=None) -> dict[str, Component]:
 
 def products(parameters) -> dict[str, np.ndarray]:
     """B A by layer, dense, in float64."""
-    layers = [name.removesuffix(".lora_A.weight") for name in parameters if name.endswith(".lora_A.weight")]
+    layers = [
+        name.removesuffix(".lora_A.weight")
+        for name in parameters
+        if name.startswith("encoder.") and name.endswith(".lora_A.weight")
+    ]
     return {
         layer: parameters[f"{layer}.lora_B.weight"].double().numpy()
         @ parameters[f"{layer}.lora_A.weight"].double().numpy()
