@@ -49,29 +49,53 @@ def difference(one: Product, other: Product) -> Product:
     return weighted_sum([one, other], [1.0, -1.0])
 
 
-def truncated(product: Product, rank: int) -> Product:
-    """Return the nearest product of a rank, in float64: B has the left singular vectors times the singular values, and
-    A the right singular vectors, whose rows are orthonormal. The largest come first, so that the first r columns of B
-    and rows of A are the nearest product of rank r.
+def truncated(product: Product, before: Product) -> Product:
+    """Return the nearest product of the rank of another one, in float64. Its error is the norm of the singular values
+    that are left out (Eckart and Young 1936, doi:10.1007/BF02288367).
 
-    The error is the norm of the singular values that are left out (Eckart and Young 1936, doi:10.1007/BF02288367).
+    B has the left singular vectors times the singular values, and A the right singular vectors, whose rows are
+    orthonormal. The largest come first, so that the first r columns of B and rows of A are the nearest product of rank
+    r. Where the product has a smaller rank, columns of B are 0, and rows of A keep directions from before.
 
     Args:
         product: a product of any rank.
-        rank: at most `product.largest_rank`; beyond the product's own rank, columns of B are 0, and the rows of A are
-            still orthonormal.
+        before: the product that the result replaces; its rank is at most `product.largest_rank`. Each pair of vectors
+            has the sign that brings it closer to the pair in its place before.
     """
     left, left_rest = torch.linalg.qr(product.b.double())
     right, right_rest = torch.linalg.qr(product.a.double().T)
-    u, values, v = torch.linalg.svd(left_rest @ right_rest.T)
-    size = min(rank, len(values))
-    b, a = left @ (u[:, :size] * values[:size]), (right @ v[:size].T).T
-    if size == rank:
-        return Product(b, a)
-    more = rank - size
-    complement = torch.linalg.qr(torch.cat([right, torch.eye(a.shape[1], dtype=a.dtype)], dim=1))[0]
-    rows = complement[:, right.shape[1] : right.shape[1] + more].T
-    return Product(torch.cat([b, b.new_zeros(len(b), more)], dim=1), torch.cat([a, rows]))
+    u, values, v = torch.linalg.svd(left_rest @ right_rest.T, full_matrices=False)
+    rank = len(before.a)
+    size = int((values[:rank] > values[0] * _precision(product)).sum())
+    a, b = v[:size] @ right.T, left @ (u[:, :size] * values[:size])
+    if size < rank:
+        a = torch.cat([a, _new_rows(a, before.a.double(), rank - size)])
+        b = torch.cat([b, b.new_zeros(len(b), rank - size)], dim=1)
+    signs = torch.sign((a * before.a).sum(1) + (b * before.b).sum(0))
+    signs[signs == 0] = 1
+    return Product(b * signs, a * signs[:, None])
+
+
+def _precision(product: Product) -> float:
+    """Return the share of the largest singular value that rounding makes of a singular value of 0."""
+    return torch.finfo(torch.float64).eps * max(len(product.b), product.a.shape[1])
+
+
+def _new_rows(rows: Tensor, before: Tensor, count: int) -> Tensor:
+    """Return some orthonormal rows that are orthogonal to other ones: the directions of earlier rows that are least
+    contained in them, or any.
+
+    Args:
+        rows: `(k, inputs)`, orthonormal.
+        before: `(n, inputs)`, the earlier rows.
+        count: the number of rows to return, at most `inputs - k`.
+    """
+    _, values, directions = torch.linalg.svd(before - before @ rows.T @ rows, full_matrices=False)
+    directions = directions[values > torch.finfo(values.dtype).eps ** 0.5 * before.norm()]
+    candidates = torch.cat([rows, directions])
+    if len(directions) < count:
+        candidates = torch.cat([candidates, torch.eye(rows.shape[1], dtype=rows.dtype)])
+    return torch.linalg.qr(candidates.T).Q.T[len(rows) : len(rows) + count]
 
 
 @contextmanager

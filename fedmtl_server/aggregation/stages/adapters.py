@@ -104,9 +104,10 @@ class AdapterProducts(Stage):
         wrong, whole = 0.0, 0.0
         with in_one_thread():
             for a, b in pairs.values():
-                wanted = self._product(base.scope, a, b, Product(before[b], before[a]))
+                own = Product(before[b], before[a])
+                wanted = self._product(base.scope, a, b, own)
                 if self._aggregation == "svd":
-                    nearest = truncated(wanted, len(views[a]))
+                    nearest = truncated(wanted, own)
                     views[a].copy_(nearest.a)
                     views[b].copy_(nearest.b)
                 error = difference(Product(views[b], views[a]), wanted).norm()
