@@ -169,18 +169,22 @@ class Federation:
         plan, adapters = self._plan(task, round_), self._commits.ranks.settings_of(client_id)
         return plan if adapters is None else replace(plan, adapters=adapters)
 
-    async def published_for(self, client_id: str, published: PublishedModel) -> PublishedModel:
-        """Return a published model as a client gets it: with the rank of the client's own adapters."""
+    async def prepare(
+        self, published: PublishedModel, client_id: str, scopes: Sequence[str], encoding: Encoding
+    ) -> PublishedModel:
+        """Return a published model as a client gets it, with the rank of the client's own adapters.
+
+        The components of the given scopes are encoded, once for all clients with the encoding and the rank.
+        """
         ranks = self._commits.ranks
         rank = ranks.of(client_id)
-        return published if rank is None else await asyncio.to_thread(published.cut_to, rank, ranks)
-
-    async def prepare(self, published: PublishedModel, scopes: Sequence[str], encoding: Encoding) -> None:
-        """Encode components for the clients that use an encoding, once for all of them."""
+        if rank is not None:
+            published = await asyncio.to_thread(published.cut_to, rank, ranks)
         for scope in scopes:
             component = published.components[scope]
             if not component.is_ready(encoding):
                 await asyncio.to_thread(component.prepare, encoding, self._topk_density)
+        return published
 
     async def variants_for(
         self, task: str, published: PublishedModel, encoding: Encoding

@@ -95,7 +95,8 @@ def _new_rows(rows: Tensor, before: Tensor, count: int) -> Tensor:
     candidates = torch.cat([rows, directions])
     if len(directions) < count:
         candidates = torch.cat([candidates, torch.eye(rows.shape[1], dtype=rows.dtype)])
-    return torch.linalg.qr(candidates.T).Q.T[len(rows) : len(rows) + count]
+    orthonormal: Tensor = torch.linalg.qr(candidates.T).Q.T
+    return orthonormal[len(rows) : len(rows) + count]
 
 
 @contextmanager

@@ -119,9 +119,8 @@ class FederatedMtlServicer:
         """
         if request.base and published.base is not None:
             return await self._base(request, published, published.base)
-        published = await self._federation.published_for(request.client_id, published)
         scopes = self._federation.model.scopes_for(request.task or None)
-        await self._federation.prepare(published, scopes, encoding)
+        published = await self._federation.prepare(published, request.client_id, scopes, encoding)
         offered = await self._federation.variants_for(request.task, published, encoding)
         held, size = _held(request), chunk_bytes_for(request.max_chunk_bytes)
         whatever = [one for entries in held.values() for one in entries]

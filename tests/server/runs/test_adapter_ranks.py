@@ -1,5 +1,6 @@
 """Clients of unequal ranks over gRPC: products against an independent computation in float64, and restarts."""
 
+import contextlib
 import math
 
 import grpc
@@ -9,10 +10,14 @@ import torch
 from fedmtl.v1 import federation_pb2 as pb
 from torch import nn
 
+from fedmtl_core.config import Config
 from fedmtl_core.tasks.adapters import AdapterSettings
 from fedmtl_core.wire.encodings import decode
 from fedmtl_core.wire.messages import component_from_proto
 from fedmtl_server.model import MTLServerModel
+from fedmtl_server.storage.history import History
+from fedmtl_server.storage.paths import HISTORY_FILE
+from tests.federations import run
 from tests.server.aggregation.adapters import cut, products, relative
 from tests.support import WireClient, model_bytes, reports_of, serving, specs, watching
 
@@ -223,3 +228,35 @@ async def test_after_a_restart_an_acknowledged_update_of_the_smaller_rank_counts
     assert reports[1].stages["adapters"]["inexactness"]["shared"] > 0
     assert [one.components for one in reports_after] == [one.components for one in reports]  # with the norms
     assert np.isfinite([part.norm for part in reports[1].components[0].contributions]).all()
+
+
+# Whole clients.
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"training": {"update": "delta"}, "wire": {"upload": "int8", "download": "int8", "compression": "zstd"}}],
+    ids=["exact", "int8"],
+)
+def test_clients_train_with_the_rank_of_their_plan(overrides, tmp_path):
+    task = {"train_samples": 40, "val_samples": 20, "data": {"builtin": "sst2"}}
+    base = {
+        "model": {"server_model": "builtin:toy", "adapters": {"aggregation": "svd", "rank": 4, "ranks": RANKS}},
+        "training": {"num_rounds": 2, "local_epochs": 1, "max_length": 32},
+        "rounds": {"rejoin_grace_s": 0.5},
+        "server": {"port": 0},
+        "tasks": {"sst2": {"min_clients": 3, **task}},
+        "clients": [{"client_id": name, "task": "sst2"} for name in ("small", "large", "other")],
+    }
+    config = Config.model_validate({**base, **overrides, "training": base["training"] | overrides.get("training", {})})
+    results, clients = run(config, tmp_path)
+    assert list(results["sst2"].by_round) == [0, 1, 2]
+    assert [[work.purpose for work in one.rounds.values()] for one in clients] == [["train", "train", "evaluate"]] * 3
+    with contextlib.closing(History.open(tmp_path / HISTORY_FILE, create=False)) as history:
+        sizes = {
+            one.client_id: one.num_bytes
+            for one in history.updates(history.runs()[0].run_id)
+            if (one.round, one.outcome) == (2, "counted")
+        }
+    assert sizes["other"] == sizes["large"] > 1.4 * sizes["small"]
+    assert 0 < reports_of(tmp_path)[1].inexactness["shared"] < 1
