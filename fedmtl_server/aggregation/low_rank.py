@@ -29,14 +29,6 @@ class Product:
         """The largest rank that a matrix of this shape can have: its smaller dimension."""
         return min(len(self.b), self.a.shape[1])
 
-    def norm(self) -> float:
-        """Return the Frobenius norm of the product, to float64's precision of the factors' norms."""
-        b, a = self.b.double(), self.a.double()
-        if len(a) >= self.largest_rank:
-            return float(torch.linalg.matrix_norm(b @ a))
-        left, right = torch.linalg.qr(b, mode="r").R, torch.linalg.qr(a.T, mode="r").R
-        return float(torch.linalg.matrix_norm(left @ right.T))
-
 
 def weighted_sum(products: Sequence[Product], weights: Sequence[float]) -> Product:
     """Return Σ weight · B A as a product whose rank is the sum of the ranks, in float64."""
@@ -44,14 +36,32 @@ def weighted_sum(products: Sequence[Product], weights: Sequence[float]) -> Produ
     return Product(b, torch.cat([one.a.double() for one in products]))
 
 
-def difference(one: Product, other: Product) -> Product:
-    """Return one product minus another, in float64."""
-    return weighted_sum([one, other], [1.0, -1.0])
+def distance(one: Product, other: Product) -> tuple[float, float]:
+    """Return the Frobenius norms of one product minus another, and of the other, to float64's precision."""
+    b, a = torch.cat([other.b.double(), one.b.double()], dim=1), torch.cat([other.a.double(), one.a.double()])
+    if len(a) < one.largest_rank:  # orthonormal factors don't change a norm
+        b, a = torch.linalg.qr(b, mode="r").R, torch.linalg.qr(a.T, mode="r").R.T
+    rank = len(other.a)
+    subtracted = b[:, :rank] @ a[:rank]
+    norm = torch.linalg.matrix_norm
+    return float(norm(b[:, rank:] @ a[rank:] - subtracted)), float(norm(subtracted))
 
 
-def truncated(product: Product, before: Product) -> Product:
-    """Return the nearest product of the rank of another one, in float64. Its error is the norm of the singular values
-    that are left out (Eckart and Young 1936, doi:10.1007/BF02288367).
+@dataclass(frozen=True)
+class Truncation:
+    """The nearest product of a smaller rank."""
+
+    product: Product
+    """In float64."""
+    lost: float
+    """The Frobenius norm of the difference from the whole product."""
+    norm: float
+    """The Frobenius norm of the whole product."""
+
+
+def truncated(product: Product, before: Product) -> Truncation:
+    """Return the nearest product of the rank of another one. Its error is the norm of the singular values that are left
+    out (Eckart and Young 1936, doi:10.1007/BF02288367).
 
     B has the left singular vectors times the singular values, and A the right singular vectors, whose rows are
     orthonormal. The largest come first, so that the first r columns of B and rows of A are the nearest product of rank
@@ -73,7 +83,7 @@ def truncated(product: Product, before: Product) -> Product:
         b = torch.cat([b, b.new_zeros(len(b), rank - size)], dim=1)
     signs = torch.sign((a * before.a).sum(1) + (b * before.b).sum(0))
     signs[signs == 0] = 1
-    return Product(b * signs, a * signs[:, None])
+    return Truncation(Product(b * signs, a * signs[:, None]), float(values[size:].norm()), float(values.norm()))
 
 
 def _precision(product: Product) -> float:

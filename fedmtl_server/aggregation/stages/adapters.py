@@ -18,7 +18,7 @@ from fedmtl_core.config.stages import ADAPTERS
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.adapters import factor_names
 from fedmtl_core.wire.layout import Component, Layout
-from fedmtl_server.aggregation.low_rank import Product, difference, in_one_thread, truncated, weighted_sum
+from fedmtl_server.aggregation.low_rank import Product, distance, in_one_thread, truncated, weighted_sum
 from fedmtl_server.aggregation.stages.base import Combination, Ending, Group, Outcome, Stage
 from fedmtl_server.aggregation.values import RoundContext, ScreenedUpdate, StageState
 from fedmtl_server.aggregation.wide import counted_values
@@ -104,14 +104,17 @@ class AdapterProducts(Stage):
         wrong, whole = 0.0, 0.0
         with in_one_thread():
             for a, b in pairs.values():
-                own = Product(before[b], before[a])
-                wanted = self._product(base.scope, a, b, own)
+                wanted = self._product(base.scope, a, b, Product(before[b], before[a]))
+                served = Product(views[b], views[a])
                 if self._aggregation == "svd":
-                    nearest = truncated(wanted, own)
-                    views[a].copy_(nearest.a)
-                    views[b].copy_(nearest.b)
-                error = difference(Product(views[b], views[a]), wanted).norm()
-                wrong, whole = math.hypot(wrong, error), math.hypot(whole, wanted.norm())
+                    nearest = truncated(wanted, Product(before[b], before[a]))
+                    served.a.copy_(nearest.product.a)
+                    served.b.copy_(nearest.product.b)
+                    rounded, _ = distance(served, nearest.product)
+                    error, norm = math.hypot(nearest.lost, rounded), nearest.norm
+                else:
+                    error, norm = distance(served, wanted)
+                wrong, whole = math.hypot(wrong, error), math.hypot(whole, norm)
         combined.require_finite()
         self._errors[base.scope] = wrong / whole if whole else 0.0
 
