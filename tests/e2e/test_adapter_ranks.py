@@ -9,9 +9,11 @@ import pytest
 from fedmtl.v1 import federation_pb2 as pb
 
 from tests.e2e.test_processes import Federation
+from tests.server.adapting import mean_of, received, scaled, tensors, update_of
 from tests.server.aggregation.adapters import cut, relative
-from tests.server.runs.test_adapter_ranks import RANKS, mean_of, received, scaled, tensors, update_of
 from tests.support import WireClient
+
+RANKS = {"large": 4, "small": 2}
 
 pytestmark = pytest.mark.e2e
 
@@ -59,7 +61,7 @@ async def test_a_killed_server_keeps_an_acknowledged_update_of_the_smaller_rank(
             await clients["large"].push(large)
             for client in clients.values():
                 await client.until(pb.ROUND_EVENT_KIND_OPENED, 3)
-            wanted = mean_of(parts)
+            wanted = mean_of(parts, RANKS)
             for client_id, rank in RANKS.items():
                 got = scaled(tensors(*await received(clients[client_id], 3)), rank)
                 assert relative(got, {layer: cut(one, rank) for layer, one in wanted.items()}) < 2e-6
