@@ -16,6 +16,7 @@ from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.tls import is_authenticating, require_safe
+from fedmtl_server.aggregation.ranks import Ranks
 from fedmtl_server.aggregation_rules import AggregationRules
 from fedmtl_server.aggregation_setup import make_pipeline
 from fedmtl_server.commits import Commits
@@ -36,6 +37,7 @@ from fedmtl_server.storage.folders import held_run, unfinished_run
 from fedmtl_server.storage.store import RunStore, without_secrets
 from fedmtl_server.transfer.buffers import BufferPool
 from fedmtl_server.transfer.staging import MIN_UPDATES_IN_MEMORY, StagingArea
+from fedmtl_server.transfer.update_layouts import UpdateLayouts
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ class Assembly:
         if model.base is not None:
             model.install({FROZEN: store.read_base(model.base.layout)})
         opened = self._opened(store)
-        opened.federation.resume(left_off, recovered_updates(store, left_off, model, config))
+        layouts = UpdateLayouts(model, Ranks.of_config(config))
+        opened.federation.resume(left_off, recovered_updates(store, left_off, layouts, config))
         return opened
 
     def _checkpoint_layouts(self, report: RoundReport | None) -> CheckpointLayouts:
@@ -159,7 +162,7 @@ class Assembly:
         run = TrackedRun.of(self.run_id, store.run_dir, without_secrets(config))
         tracking = Tracking(self._trackers, run, lambda: [round_point(one) for one in store.reports()])
         staging = self._make_staging(store)
-        commits = Commits(model, self._pipeline, store, staging)
+        commits = Commits(model, self._pipeline, store, staging, Ranks.of_config(config))
         spec = RunSpec(
             run_id=self.run_id,
             specs=config.task_specs(),

@@ -15,6 +15,7 @@ from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.blocks import UpdateBlocks
 from fedmtl_server.aggregation.norms import reference_norm
 from fedmtl_server.aggregation.pipeline import Pipeline, RoundAggregation
+from fedmtl_server.aggregation.ranks import EQUAL_RANKS, Ranks
 from fedmtl_server.aggregation.rearranging import rearranged
 from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.aggregation.values import Aggregate, Regrouping
@@ -38,11 +39,20 @@ class Commits:
         pipeline: the aggregation pipeline.
         store: the storage for commits.
         staging: the owner of the buffers that hold updates.
+        ranks: the ranks of the clients' adapters.
     """
 
-    def __init__(self, model: MTLServerModel, pipeline: Pipeline, store: RunStore, staging: StagingArea):
+    def __init__(
+        self,
+        model: MTLServerModel,
+        pipeline: Pipeline,
+        store: RunStore,
+        staging: StagingArea,
+        ranks: Ranks = EQUAL_RANKS,
+    ):
         self.model = model
         self.pipeline = pipeline
+        self.ranks = ranks
         self._store = store
         self._staging = staging
         norms = pipeline.find(NormScreening)
@@ -63,6 +73,13 @@ class Commits:
     def resume(self, round_: int) -> None:
         """Continue with the given round as the next one. `recovery` has restored the checkpoint before."""
         self.published = self.published.for_round(round_)
+
+    def received_by(self, client_id: str) -> Mapping[str, Component]:
+        """Return the model's components as a client of the round in progress receives them, without rounding."""
+        rank = self.ranks.of(client_id)
+        if rank is None:
+            return self.model.components
+        return {scope: one.component for scope, one in self.published.cut_to(rank, self.ranks).components.items()}
 
     def control_scopes_for(self, task: str) -> Sequence[str]:
         """Return the scopes sent in addition to a task's slice in a training round; none for a slice of all tasks."""

@@ -6,12 +6,16 @@ from collections.abc import Collection, Iterator
 
 from fedmtl_core.config import stages
 from fedmtl_core.config.adapters import OF_MATRICES, AdaptersConfig
+from fedmtl_core.config.aggregation import AggregationConfig, NormsConfig, ServerOptimizerConfig
 from fedmtl_core.config.sharing import SharingConfig
 from fedmtl_core.config.stages import Breach, Property
 from fedmtl_core.tasks.adapters import AdapterAggregation
 
 PLAIN_AVERAGES: Collection[AdapterAggregation] = ("freeze_a", "average")
 """The aggregations that average the same factors in each round, as other parameters are averaged."""
+
+_CONVEX_WEIGHTINGS = ("examples", "uniform", "fixed", "temperature")
+"""The task weightings whose coefficients are at least 0, add up to 1 and don't depend on the tasks' deltas."""
 
 
 def require_adapters(adapters: AdaptersConfig | None, sharing: SharingConfig) -> None:
@@ -48,6 +52,45 @@ def require_adapters(adapters: AdaptersConfig | None, sharing: SharingConfig) ->
             raise ValueError(
                 f"sharing.adapters: `aggregation: {aggregation}` combines products B A, so the same tasks must share A "
                 f"and B, got {a!r} and {b!r}"
+            )
+
+
+def require_products(
+    adapters: AdaptersConfig | None,
+    aggregation: AggregationConfig,
+    norms: NormsConfig,
+    optimizer: ServerOptimizerConfig,
+) -> None:
+    """Check the settings of an aggregation that combines products against the steps that come before and after it.
+
+    Raises:
+        ValueError: they contradict each other; the message names the keys.
+    """
+    if adapters is None or adapters.aggregation not in OF_MATRICES:
+        return
+    if optimizer.name != "fedavg":
+        raise ValueError(
+            f"server_optimizer.name: `model.adapters.aggregation: {adapters.aggregation}` replaces the factors in each "
+            f"round, so that steps of a server optimizer don't add up; needs `fedavg`, got {optimizer.name!r}"
+        )
+    if not adapters.ranks:
+        return
+    weightings = " or ".join(map("`{}`".format, _CONVEX_WEIGHTINGS))
+    for key, fits, needed, got in (
+        ("aggregation.normalization", aggregation.normalization == "none", "`none`", aggregation.normalization),
+        ("aggregation.scaling", aggregation.scaling == 1, "1.0", aggregation.scaling),
+        (
+            "aggregation.task_weighting",
+            aggregation.task_weighting in _CONVEX_WEIGHTINGS,
+            weightings,
+            aggregation.task_weighting,
+        ),
+        ("robustness.norms.action", norms.action != "clip", "`none`, `report` or `refuse`", norms.action),
+    ):
+        if not fits:
+            raise ValueError(
+                f"{key}: needs {needed} with `model.adapters.ranks`, got {got!r}: factors of another rank than the "
+                "model's have no difference from the model's factors"
             )
 
 

@@ -411,24 +411,16 @@ def _reader(group: Group, key: str, blocks: UpdateBlocks | None) -> BlockReader:
 
 def _contributions(group: Group, combination: Combination) -> list[Contribution]:
     """Return the clients' contributions to a component, with their weights."""
-    if group.is_by_task:
-        weights = [
-            combination.shares.get(one.task, 0.0) * one.examples_in(group.scope) / (group.examples[one.task] or 1)
-            for one in group.updates
-        ]
-    else:
-        total = sum(group.weights)
-        weights = [float(weight / total) for weight in group.weights]
     return [
         Contribution(
             update.client_id,
             update.task,
             update.update.claimed_examples or update.num_examples,
-            weight * scale * update.discount,
+            coefficient * update.discount,
             update.staleness,
             update.norms.get(group.scope),
             update.clipped_to.get(group.scope),
             update.cut_examples(group.scope),
         )
-        for update, weight, scale in zip(group.updates, weights, combination.scales, strict=True)
+        for update, coefficient in zip(group.updates, combination.coefficients(group), strict=True)
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedmtl_core.config.stages import ADAPTERS
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.scopes import factor_in
 from fedmtl_core.tasks.evaluation import task_metrics
@@ -128,6 +129,13 @@ class RoundReport:
         """By part of the encoder that has moved in the run, the blocks of tasks that share it after this round."""
         blocks: Mapping[str, Sequence[Sequence[str]]] = self.stages.get("sharing", {}).get("blocks", {})
         return blocks
+
+    @property
+    def inexactness(self) -> Mapping[str, float]:
+        """By scope, the relative error of the adapters' products against the clients' mean products; empty if it wasn't
+        measured."""
+        errors: Mapping[str, float] = self.stages.get(ADAPTERS.name, {}).get("inexactness", {})
+        return errors
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as the history stores it."""

@@ -120,7 +120,7 @@ class FederatedMtlServicer:
         if request.base and published.base is not None:
             return await self._base(request, published, published.base)
         scopes = self._federation.model.scopes_for(request.task or None)
-        await self._federation.prepare(published, scopes, encoding)
+        published = await self._federation.prepare(published, request.client_id, scopes, encoding)
         offered = await self._federation.variants_for(request.task, published, encoding)
         held, size = _held(request), chunk_bytes_for(request.max_chunk_bytes)
         whatever = [one for entries in held.values() for one in entries]
@@ -264,7 +264,8 @@ class FederatedMtlServicer:
         variants: Sequence[pb.SliceVariant] = (),
     ) -> pb.SliceHeader:
         has_controls = any(is_control(part.layout.scope) for part in parts)
-        plan = self._federation.plan(request.task or self._federation.model.tasks[0], published.round)
+        task = request.task or self._federation.model.tasks[0]
+        plan = self._federation.plan(request.client_id, task, published.round)
         if not request.task:  # a slice of all tasks has no single task type
             plan = replace(plan, task_type=None, labels=())
         return pb.SliceHeader(

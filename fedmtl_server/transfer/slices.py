@@ -19,6 +19,7 @@ from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.wire.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Compression, Encoding
 from fedmtl_core.wire.layout import Component, Layout
+from fedmtl_server.aggregation.ranks import Ranks, has_factors
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class PublishedComponent:
     """The version that clients have from the deltas before this commit, by encoding."""
     on_free: Callable[[Tensor], None] = lambda buffer: None
     """Called with the component's buffer after the last user has released it."""
+    cuts_before: Mapping[int, Mapping[Encoding, _Version]] = field(default_factory=dict)
+    """The same as `before` for the clients of smaller ranks, by rank."""
+    _cuts: dict[int, PublishedComponent] = field(default_factory=dict)
     _versions: dict[Encoding, _Version] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _num_users: int = 0
@@ -100,6 +104,25 @@ class PublishedComponent:
     def followed(self) -> dict[Encoding, _Version]:
         """The versions that the next commit's differences can start from."""
         return {encoding: version for encoding, version in self._versions.items() if encoding in DELTA_ENCODINGS}
+
+    @property
+    def followed_cuts(self) -> dict[int, Mapping[Encoding, _Version]]:
+        """The same as `followed` for the clients of smaller ranks, by rank."""
+        with self._lock:
+            return {rank: cut.followed for rank, cut in self._cuts.items()}
+
+    def cut_to(self, rank: int, ranks: Ranks) -> PublishedComponent:
+        """Return the component for the clients of a smaller rank; the component itself if it has no factors.
+
+        It is made once for all clients of the rank. This is slow, and may run in any thread.
+        """
+        if not has_factors(self.layout):
+            return self
+        with self._lock:
+            if rank not in self._cuts:
+                cut = ranks.cut(self.component, rank)
+                self._cuts[rank] = PublishedComponent(cut, cut.digest(), self.cuts_before.get(rank, {}))
+            return self._cuts[rank]
 
     def acquire(self) -> None:
         """Add a user of the component's bytes."""
@@ -229,13 +252,18 @@ class PublishedModel:
                 published[scope] = kept[scope]
             else:
                 same = scope in kept and kept[scope].layout == component.layout
-                followed = kept[scope].followed if same else {}
-                published[scope] = PublishedComponent(component, component.digest(), followed, on_free)
+                followed, cuts = (kept[scope].followed, kept[scope].followed_cuts) if same else ({}, {})
+                published[scope] = PublishedComponent(component, component.digest(), followed, on_free, cuts)
         return cls(round_, published, control_since, base)
 
     def for_round(self, round_: int) -> PublishedModel:
         """Return the same model for another round. It has the same components, and so the same users."""
         return PublishedModel(round_, self.components, self.control_since, self.base)
+
+    def cut_to(self, rank: int, ranks: Ranks) -> PublishedModel:
+        """Return the model for the clients of a smaller rank. The caller must be a user of this model meanwhile."""
+        components = {scope: one.cut_to(rank, ranks) for scope, one in self.components.items()}
+        return PublishedModel(self.round, components, self.control_since, self.base)
 
     def acquire(self) -> None:
         """Add a user of every component's bytes."""

@@ -130,6 +130,18 @@ class Combination:
         """Return a combination that leaves the accumulators unchanged."""
         return cls(dict.fromkeys(group.keys, 1.0), dict.fromkeys(group.keys, 1.0), [1.0] * len(group.updates))
 
+    def coefficients(self, group: Group) -> list[float]:
+        """Return, by update, the coefficient of its own delta in the component, without the factors of parts."""
+        if group.is_by_task:
+            weights = [
+                self.shares.get(one.task, 0.0) * one.examples_in(group.scope) / (group.examples[one.task] or 1)
+                for one in group.updates
+            ]
+        else:
+            total = sum(group.weights)
+            weights = [float(weight / total) for weight in group.weights]
+        return [weight * scale for weight, scale in zip(weights, self.scales, strict=True)]
+
 
 @dataclass(frozen=True)
 class Ending:

@@ -358,6 +358,24 @@ def test_a_round_is_shown_whole(runs_dir):
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize(
+    ("errors", "text"),
+    [
+        (
+            {"shared": 0.1234, "group:x": 3e-8},
+            "shared: 12.34% off the clients' mean product; group:x: less than 0.01% off the clients' mean product",
+        ),
+        ({"shared": 0.0}, "shared: 0.00% off the clients' mean product"),
+    ],
+)
+def test_the_error_of_adapters_is_shown_by_component(errors, text, tmp_path):
+    folder = make_run(tmp_path, "run", "cccc4444" * 4, rounds=0)
+    with contextlib.closing(History.open(folder / "history.sqlite")) as history:
+        end_round(history, "cccc4444" * 4, 1, stages={"adapters": {"inexactness": errors}})
+    lines = shown("show", "cccc", "--round", 1, "--runs-dir", tmp_path).splitlines()
+    assert [cells(line)[1] for line in lines if line.startswith("adapters")] == [text]
+
+
 def task_report(task: str, values: dict[str, float], **reports: tuple[bool, int, int, int]) -> dict[str, Any]:
     """A task's report, with what each metric was taken over."""
     taken = {name: asdict(MetricReport(*report)) for name, report in reports.items()}
