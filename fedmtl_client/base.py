@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedmtl_client.slices import Slice
 from fedmtl_core.errors import ChecksumError, ConfigError, MalformedStreamError
@@ -13,6 +14,7 @@ from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import get_logger
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.model.scopes import FROZEN
+from fedmtl_core.runtime.allocator import give_back_freed_blocks
 from fedmtl_core.wire.layout import Component, Layout, digest_of, digests_of
 
 
@@ -30,7 +32,7 @@ class ModelBase:
     """The base of one model, which must be the server's before the model is used.
 
     Args:
-        model: the model, on CPU. Its base is either the client's own or has no meaning yet.
+        model: the model. Its base is either the client's own, on CPU when this object is made, or has no meaning yet.
         is_own: whether the base was loaded from the client's own files.
         source: the name or folder of these files, for messages.
     """
@@ -60,13 +62,14 @@ class ModelBase:
             return
         if self._is_own or server is None:
             raise self._differs(server)
+        base, self._digest = self._model.base(), b""
+        _empty(base)
         received = server.download()
-        Layout.of(FROZEN, self._model.base()).require_same(received.layout)
+        Layout.of(FROZEN, base).require_same(received.layout)
         if received.digest() != slice_.base_digest:
             raise ChecksumError("the received base isn't the one that the slice's header announced")
-        with torch.no_grad():
-            for name, tensor in self._model.base().items():
-                tensor.copy_(received.views()[name])
+        for name, view in received.views().items():
+            base[name].data = view.to(base[name].device)
         self._digest = slice_.base_digest
         get_logger().info("base.received", task=slice_.task, bytes_received=received.layout.num_bytes)
 
@@ -83,3 +86,10 @@ class ModelBase:
             + ". Name the same model as the server's model.server_model, or set client.fetch_base to true to download "
             "the weights from the server once"
         )
+
+
+def _empty(base: Mapping[str, Tensor]) -> None:
+    """Free the memory of tensors that get other values, so that a base is never in memory twice; keep their shapes."""
+    for tensor in base.values():
+        tensor.data = torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+    give_back_freed_blocks()

@@ -16,6 +16,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from fedmtl_client import batches
 from fedmtl_client.data import EncodedRows
+from fedmtl_client.fused_adapters import fuse_adapters
 from fedmtl_client.proximal import ProximalTerm
 from fedmtl_client.vocabulary import restrict_embeddings
 from fedmtl_core.errors import ConfigError, DataError, DivergedError
@@ -201,7 +202,11 @@ class Trainer:
         model.train()
         step, mean, rates = 0, 0.0, 0.0
         words = rows.vocabulary if self._may_restrict_embeddings(correct is not None) else None
-        with _alternating(model, plan) as begin, restrict_embeddings(model.encoder, words, optimizer):
+        with (
+            _alternating(model, plan) as begin,
+            restrict_embeddings(model.encoder, words, optimizer),
+            fuse_adapters(model),
+        ):
             for epoch in range(1, num_epochs + 1):
                 begin(epoch)
                 for batch, (inputs, labels) in enumerate(loader, 1):

@@ -196,10 +196,12 @@ def _mean(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def parameters_of(run: FederatedRun) -> tuple[int, int]:
     """Return the parameters of one encoder, and those that the server held after the last round.
 
-    Layers may have been regrouped since the first round.
+    Layers may have been regrouped since the first round. With adapters, both numbers include the base, which the server
+    holds once for all tasks.
     """
     model = load_model(open_run(run.folder), run.last_round)
-    return model.parts.encoder_elements(), sum(model.summary().scope_parameters.values())
+    base = 0 if model.base is None else model.base.layout.num_elements
+    return base + model.parts.encoder_elements(), base + model.summary().total_parameters
 
 
 def _state_dir(run_dir: Path) -> Path:

@@ -11,7 +11,6 @@ from pathlib import Path
 from fedmtl_core.config import Config, contradictions, sharing_in_words
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
-from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
@@ -131,7 +130,7 @@ class Assembly:
         left_off = store.left_off(self._checkpoint_layouts)
         restore(left_off, model, self._pipeline)
         if model.base is not None:
-            model.install({FROZEN: store.read_base(model.base.layout)})
+            store.read_base(model.base)
         opened = self._opened(store)
         layouts = UpdateLayouts(model, Ranks.of_config(config))
         opened.federation.resume(left_off, recovered_updates(store, left_off, layouts, config))

@@ -72,7 +72,7 @@ class MTLServerModel:
         self._parts = ModelParts.of(model, sharing)
         table = self._parts.table
         self._components = {scope: self._skeleton.pack(scope, table.tensors(scope)) for scope in table.scopes}
-        self._base = self._skeleton.pack_base() if adapters is not None else None
+        self._base = self._skeleton.take_base() if adapters is not None else None
         self._skeleton.empty()
 
     @classmethod

@@ -18,7 +18,6 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, CorruptCheckpointError, NonFiniteError, StoreError, UserError
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.logs import get_logger
-from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.model import MTLServerModel
@@ -178,7 +177,7 @@ def load_model(run: SavedRun, round_: int, *, option: str = "--round: ") -> MTLS
     model.rearrange(parts.table, components)
     if model.base is not None:
         digests = None if run.digests is None else run.digests[0]
-        model.install({FROZEN: read_base(run.folder, run.run_id, model.base.layout, digests)})
+        read_base(run.folder, run.run_id, model.base, digests)
     return model
 
 

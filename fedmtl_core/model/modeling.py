@@ -80,6 +80,8 @@ class MultiTaskModel(nn.Module):
         self._drawn: dict[tuple[str, int, int], str] = {}
         for spec in tasks:
             self.add_head(spec)
+        if adapters is not None:
+            self.freeze(())
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -75,17 +75,17 @@ class CheckpointFolder:
         """Write the parameters that no client changes, once for the whole run."""
         self._write(base_path(self._run_dir), {base.scope: base}, {"run_id": self._run_id})
 
-    def read_base(self, layout: Layout, digests: Mapping[str, str]) -> Component:
+    def read_base(self, base: Component, digests: Mapping[str, str]) -> None:
         """Read the parameters that no client changes.
 
         Args:
-            layout: their layout.
+            base: the component to overwrite; without meaning after an error.
             digests: SHA-256 in hexadecimal by scope, of the components that the run began with.
 
         Raises:
             CorruptCheckpointError: the file is missing, or differs from what was written.
         """
-        return read_base(self._run_dir, self._run_id, layout, digests)
+        read_base(self._run_dir, self._run_id, base, digests)
 
     def read(
         self, record: RoundRecord, layouts: CheckpointLayouts
@@ -142,13 +142,13 @@ class CheckpointFolder:
         return components
 
 
-def read_base(run_dir: Path, run_id: str, layout: Layout, digests: Mapping[str, str] | None) -> Component:
+def read_base(run_dir: Path, run_id: str, base: Component, digests: Mapping[str, str] | None) -> None:
     """Read the parameters of a run that no client changes; see `CheckpointFolder.read_base`.
 
     Args:
         run_dir: the run's folder.
         run_id: the run.
-        layout: their layout.
+        base: the component to overwrite; without meaning after an error.
         digests: SHA-256 in hexadecimal by scope; None to check no digest.
 
     Raises:
@@ -157,11 +157,10 @@ def read_base(run_dir: Path, run_id: str, layout: Layout, digests: Mapping[str, 
     """
     path = base_path(run_dir)
     try:
-        components = read_safetensors(path, [layout], {"run_id": run_id})
+        components = read_safetensors(path, [base.layout], {"run_id": run_id}, {base.scope: base})
     except FileNotFoundError:
         raise CorruptCheckpointError(f"{path} is missing; the run's adapters can't be used without it") from None
     except OSError as error:
         raise StoreError(f"can't read {path}: {error.strerror or error}") from error
     if digests is not None:
         require_digests(path, components, digests)
-    return components[layout.scope]

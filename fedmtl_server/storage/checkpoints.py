@@ -44,16 +44,19 @@ def _write(file: RawIOBase, data: memoryview) -> None:
         data = data[written or 0 :]
 
 
-def read_safetensors(path: Path, layouts: Iterable[Layout], metadata: Mapping[str, str]) -> dict[str, Component]:
+def read_safetensors(
+    path: Path, layouts: Iterable[Layout], metadata: Mapping[str, str], into: Mapping[str, Component] | None = None
+) -> dict[str, Component]:
     """Read the components that `write_safetensors` wrote.
 
     Args:
         path: the file.
         layouts: of the components, in the order in which they were written.
         metadata: the metadata that it was written with.
+        into: by scope, components of these layouts to overwrite, even if an error follows; new ones if None.
 
     Returns:
-        New components by scope; the padding between their tensors is 0.
+        Components by scope; the padding between the tensors of new ones is 0.
 
     Raises:
         CorruptCheckpointError: the file differs from what `write_safetensors` writes.
@@ -61,7 +64,8 @@ def read_safetensors(path: Path, layouts: Iterable[Layout], metadata: Mapping[st
     """
     layouts = list(layouts)
     expected = _header(layouts, metadata)
-    components = {layout.scope: Component(layout) for layout in layouts}
+    given = into or {}
+    components = {layout.scope: given.get(layout.scope) or Component(layout) for layout in layouts}
     with path.open("rb", buffering=0) as file:
         header = bytearray(len(expected))
         _read(file, memoryview(header), path)

@@ -20,7 +20,7 @@ from fedmtl_core.errors import StoreError
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.runtime.clock import now_ms
 from fedmtl_core.tasks.plan import Purpose
-from fedmtl_core.wire.layout import Component, Layout
+from fedmtl_core.wire.layout import Component
 from fedmtl_server.model_parts import ModelSummary
 from fedmtl_server.rounds.report import RoundReport
 from fedmtl_server.storage.checkpoint_folder import CheckpointFolder, Sharing
@@ -165,15 +165,18 @@ class RunStore:
         """
         return find_left_off(self.run_dir, self.run_id, self._history, self._checkpoints, layouts_of)
 
-    def read_base(self, layout: Layout) -> Component:
+    def read_base(self, base: Component) -> None:
         """Read the parameters that no client changes.
+
+        Args:
+            base: the component to overwrite; without meaning after an error.
 
         Raises:
             CorruptCheckpointError: they are missing, or aren't those that the run began with.
         """
         with self._gate.entered():
             first = next(one for one in self._history.rounds(self.run_id) if one.round == 0)
-            return self._checkpoints.read_base(layout, first.checkpoint or {})
+            self._checkpoints.read_base(base, first.checkpoint or {})
 
     def reports(self) -> list[RoundReport]:
         """Return the reports of the rounds that have ended, in order."""

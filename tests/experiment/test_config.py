@@ -105,7 +105,7 @@ def test_what_is_missing_is_named(tmp_path):
         load(tmp_path / "nowhere.yaml")
 
 
-@pytest.mark.parametrize(("name", "cells"), [("experiment.yaml", 379), ("experiment-small.yaml", 9)])
+@pytest.mark.parametrize(("name", "cells"), [("experiment.yaml", 403), ("experiment-small.yaml", 9)])
 def test_the_projects_own_files_are_right(name, cells):
     assert len(plan(load(CONFIGS / name))) == cells
 

@@ -109,6 +109,38 @@ def test_all_four_methods_run_go_on_after_ctrl_c_and_begin_alike(tmp_path):
     assert cells["pair/toy/mtl"]["bytes_up"] == 4 * (2 * encoder + 65 * 2 + 65)
 
 
+@pytest.mark.long
+def test_adapters_count_and_send_only_their_factors_and_heads(tmp_path):
+    """Of two layers of width 64 and 256, at rank 3: A has 3 (5 · 64 + 256) elements in a layer, B as many."""
+    factor = 2 * 3 * (5 * 64 + 256)
+    adapters = {"model.adapters": {"rank": 3}}
+    methods = {
+        "mtl": {"base": "mtl"},
+        "mtl_lora_b_task": {"base": "mtl", "set": {**adapters, "sharing.adapters": {"b": "task"}}},
+        "standard_lora": {"base": "standard", "set": adapters},
+    }
+    settings = {
+        "pair": {key: value for key, value in SETTINGS["pair"].items() if key not in ("methods", "held_back_rows")}
+    }
+    common = {"training": {**TOY["common"]["training"], "num_rounds": 1}}
+    path = write(tmp_path, seeds=[1], settings=settings, common=common, methods=methods)
+    command = [sys.executable, "-m", "fedmtl_experiment", "--config", str(path), "--results", str(tmp_path / "r")]
+    subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    whole, by_task, standard = (
+        json.loads((tmp_path / f"r/cells/pair/toy/{method}-1.json").read_text()) for method in methods
+    )
+    encoder, heads = whole["encoder_parameters"], 65 * 2 + 65
+    assert by_task["encoder_parameters"] == standard["encoder_parameters"] == encoder + 2 * factor
+    assert by_task["held_parameters"] == encoder + factor + 2 * factor + heads  # the encoder and A once, B by task
+    assert standard["held_parameters"] == 2 * (encoder + 2 * factor) + heads
+    # One round of training, and two downloads: before it, and for the evaluation.
+    sent = 4 * (2 * factor + heads)
+    for one in (by_task, standard):
+        assert one["bytes_up"] == sent
+        assert 0 <= one["bytes_down"] - 2 * sent < 200  # the headers of four chunks
+    assert by_task["tasks"]["sst2"]["report"] == standard["tasks"]["sst2"]["report"]  # nothing is shared by both
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -95,7 +95,8 @@ fedmtl_server      commands/ __main__.py
 
 fedmtl_client      tables.py partition.py
 fedmtl_client      reading/
-fedmtl_client      columns.py targets.py proposals.py label_cells.py overlap.py data.py batches.py vocabulary.py
+fedmtl_client      columns.py targets.py proposals.py label_cells.py overlap.py data.py batches.py
+fedmtl_client      vocabulary.py fused_adapters.py
 fedmtl_client      component_cache.py slices.py
 fedmtl_client      base.py models.py proximal.py scaffold.py schedule.py synchronizer.py local_state.py trainer.py
 fedmtl_client      progress.py feedback.py transport.py task_state.py

@@ -1,0 +1,62 @@
+"""The server's modules without values: the base moves out of them, and is never in memory twice."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.tasks.adapters import AdapterSettings
+from fedmtl_core.wire.layout import Component
+from fedmtl_server.skeleton import Skeleton
+from tests.support import specs
+
+MIB = 2**20
+
+
+def new_model(**settings):
+    size = {"hidden_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 512}
+    adapters = AdapterSettings(rank=2, alpha=4.0, **settings)
+    encoder = BertModel(BertConfig(vocab_size=40_000, **size))
+    return MultiTaskModel(encoder, specs("sst2"), hidden_size=256, adapters=adapters)
+
+
+def resident() -> int:
+    """The resident memory of this process that belongs to no file, in bytes."""
+    line = next(one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+
+def test_the_base_that_is_taken_has_the_values_of_the_model():
+    for settings in ({"a_is_frozen": True}, {}):
+        model = new_model(**settings)
+        expected = Component.pack("frozen", {name: one.detach().clone() for name, one in model.base().items()})
+        taken = Skeleton(model).take_base()
+        assert taken.layout == expected.layout
+        assert torch.equal(taken.buffer, expected.buffer)
+
+
+def test_taking_the_base_needs_no_more_memory_than_one_base():
+    model = new_model()
+    size = sum(one.nbytes for one in model.base().values())
+    assert size > 40 * MIB
+    for one in model.base().values():
+        one.detach().add_(0)  # each page is in memory
+    before = resident()
+    taken = Skeleton(model).take_base()
+    assert resident() - before < size / 4
+    assert taken.layout.num_bytes == size
+
+
+def test_tensors_that_share_memory_keep_their_values_until_both_are_taken():
+    """One parameter is a part of another's memory: returning it to the system would clear the other."""
+    model = new_model()
+    words = model.encoder.embeddings.word_embeddings
+    model.encoder.extra = nn.Linear(256, 1000, bias=False)
+    model.encoder.extra.weight = nn.Parameter(words.weight.data[5:1005], requires_grad=False)
+    expected = {name: one.detach().clone() for name, one in model.base().items()}
+    taken = Skeleton(model).take_base().views()
+    assert taken.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(taken[name], value), name
