@@ -266,7 +266,8 @@ class MTLServerModel:
         Raises:
             LayoutMismatchError: a tensor is missing or unknown, or has another shape or dtype.
         """
-        self._component(SHARED).copy_from(parameters)
+        shared = [one for scope, one in self._components.items() if is_shared(scope)]
+        _copy_into(shared or [self._component(SHARED)], parameters)
 
     def set_task_head_parameters(self, task: str, parameters: Mapping[str, Tensor]) -> None:
         """Overwrite one head. The task's own encoder layers stay unchanged. On an error, nothing changes.
@@ -326,6 +327,22 @@ class MTLServerModel:
 
 def _copies(components: Iterable[Component]) -> dict[str, Tensor]:
     return {name: view.clone() for component in components for name, view in component.views().items()}
+
+
+def _copy_into(components: Sequence[Component], parameters: Mapping[str, Tensor]) -> None:
+    """Overwrite components that have all the given parameters together. On an error, nothing changes."""
+    if len(components) == 1:
+        components[0].copy_from(parameters)
+        return
+    known = {name for one in components for name in one.views()}
+    copies = []
+    for one in components:
+        copies.append(copy := Component(one.layout))
+        copy.copy_from(
+            {name: tensor for name, tensor in parameters.items() if name in one.views() or name not in known}
+        )
+    for one, copy in zip(components, copies, strict=True):
+        one.copy_from(copy.views())
 
 
 def check_model_adapters(model: MTLServerModel) -> None:

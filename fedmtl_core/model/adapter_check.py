@@ -91,9 +91,7 @@ def _tried(encoder: nn.Module, layers: Mapping[str, LoraLayer], pooling: Pooling
     def seen() -> Tensor:
         return encode_tokens(encoder, inputs) if pooling is None else encode_texts(encoder, inputs, pooling)
 
-    factors: dict[str, Tensor] = {
-        name: layer.lora_B["default"].get_parameter("weight") for name, layer in layers.items()
-    }
+    factors = {name: layer.lora_B["default"].get_parameter("weight") for name, layer in layers.items()}
     for factor in factors.values():
         factor.requires_grad_(True)
     try:

@@ -1,4 +1,4 @@
-"""The model that the readers of a folder of `peft` load first: its weights, compared with those that a run started from."""
+"""The model that readers of a folder of `peft` load first, compared with the one that the run started from."""
 
 from __future__ import annotations
 
