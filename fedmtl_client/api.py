@@ -5,7 +5,7 @@ Chunk messages bypass protobuf in both directions: `fedmtl_core.wire.chunks` rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 
 import grpc
@@ -172,25 +172,12 @@ class FederationApi:
             raise MalformedStreamError(f"expected the component {FROZEN}, got {', '.join(components) or 'none'}")
         return components[FROZEN]
 
-    def get_base_digests(
-        self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False
-    ) -> Mapping[str, bytes]:
-        """Return the SHA-256 of each tensor of the base by name, without downloading it; see `Transport`."""
-        request = self._slice_request(slice_.run_id, slice_.task, slice_.round, base=True)
-        return server_base_from(self._header(request, should_stop)).tensors
-
-    def describe_base(self, task: str = "") -> ServerBase:
-        """Return the digests and the size of the server's base, without downloading it.
-
-        Args:
-            task: the task; `self.task` if empty.
-
-        Raises:
-            InvalidRequestError: the run has no adapters.
-            RequestError: as for `get_slice`.
-        """
-        request = pb.GetSliceRequest(client_id=self.client_id, task=task or self.task, base=True)
-        return server_base_from(self._header(request))
+    def describe_base(
+        self, slice_: Slice | None = None, *, should_stop: Callable[[], bool] = lambda: False
+    ) -> ServerBase:
+        """Return the digests and the size of the base, without downloading it; see `Transport.describe_base`."""
+        run_id, task, round_ = (slice_.run_id, slice_.task, slice_.round) if slice_ else ("", self.task, 0)
+        return server_base_from(self._header(self._slice_request(run_id, task, round_, base=True), should_stop))
 
     def push_update(
         self,

@@ -10,6 +10,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from fedmtl_client.model_doctor import encoder, own_parameters
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, RequestError
 from fedmtl_core.runtime import doctor
@@ -81,12 +82,11 @@ def examine(
         found += (of_tokenizer := doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model, specs)))
         usable = not doctor.has_failed(of_tokenizer)
         max_length = (plans[0] if plans else config.training).max_length
-        for (spec, _), name in names.items() if usable else ():
-            if name in surveys:
+        for (spec, _), name in names.items():
+            if usable and name in surveys:
                 found += doctor.findings(name, partial(lengths, spec, surveys[name], source_of_model, max_length, name))
         if plans and usable:
-            base = bases[0] if bases else None
-            found += doctor.findings("encoder", lambda: encoder(config, plans[0], source_of_model, specs, base))
+            found += doctor.findings("encoder", partial(encoder, config, plans[0], source_of_model, specs, *bases))
     else:
         found.append(
             warn(
@@ -96,7 +96,7 @@ def examine(
             )
         )
     if plans and plans[0].local:
-        found += doctor.findings("own parameters", lambda: own_parameters(config, plans[0], source_of_model))
+        found += doctor.findings("own parameters", partial(own_parameters, config, plans[0], source_of_model))
     return found
 
 
@@ -307,70 +307,6 @@ def task(api: FederationApi, client_id: str, spec: TaskSpec, plans: list[Trainin
         return
     same = "labels" if spec.labels else "type"
     yield ok("task", f"the server has {spec.name} with the same {same}, and accepts {client_id} for it")
-
-
-def encoder(
-    config: Config, plan: TrainingPlan, source: str, specs: Sequence[TaskSpec], base: ServerBase | None = None
-) -> Iterator[Finding]:
-    """Check that the encoder can be trained as the server plans. Weights are read if the client starts from any.
-
-    Args:
-        source: name or folder of the client's model.
-        specs: the client's tasks.
-        base: the server's base if the plan has adapters.
-    """
-    from fedmtl_client.adapter_doctor import adapters
-    from fedmtl_core.model.adapters import require_peft
-    from fedmtl_core.model.encoder_check import Use, check
-    from fedmtl_core.model.encoders import load_encoder, load_tokenizer, weights_of
-    from fedmtl_core.model.modeling import MultiTaskModel
-    from fedmtl_core.model.pretrained import LoadedWeights
-
-    if plan.adapters is not None:
-        require_peft()
-    fetches = config.client.fetch_base
-    starts_from_any = bool(_own_of_encoder(plan)) if plan.adapters is None else not fetches
-    has_weights = config.model.random_init or weights_of(source)[1]
-    loaded: list[LoadedWeights] = []
-    made, hidden_size = load_encoder(
-        source,
-        weights=starts_from_any and has_weights,
-        num_hidden_layers=plan.num_hidden_layers or None,
-        random_init=config.model.random_init,
-        seed=plan.seed,
-        on_weights=loaded.append,
-    )
-    use = Use.by_tasks(source, plan.max_length, plan.pooling, specs)
-    yield from doctor.remarks(check(made, load_tokenizer(source), use, loaded[0] if loaded else None))
-    if plan.adapters is not None and base is not None:
-        model = MultiTaskModel(made, [specs[0]], hidden_size=hidden_size, pooling=plan.pooling, adapters=plan.adapters)
-        yield from adapters(model, plan, base, source=source, has_weights=has_weights, fetches=fetches)
-
-
-def _own_of_encoder(plan: TrainingPlan) -> list[str]:
-    """Return the names of the encoder's parameters that the client keeps local."""
-    from fedmtl_core.model.scopes import SHARED, scope_of
-
-    return [name for name in plan.local if scope_of(name) == SHARED]
-
-
-def own_parameters(config: Config, plan: TrainingPlan, model: str) -> Iterator[Finding]:
-    """Check that the client's local parameters have initial values, and a folder that keeps them between starts."""
-    from fedmtl_core.model.encoders import weights_of
-
-    of_encoder = _own_of_encoder(plan)
-    has_weights = config.model.random_init or weights_of(model)[1]
-    if of_encoder and not has_weights:
-        yield fail(
-            "own parameters",
-            f"{len(of_encoder)} local tensors of the encoder start from the weights of {model}, which aren't on this "
-            "machine",
-            "name a model with weights (model.client_model), or set model.random_init to true",
-        )
-    elif config.client.state_dir is None:
-        yield ok("own parameters", f"{len(plan.local)} tensors, in memory only; client.state_dir would keep them")
-    else:
-        yield from doctor.writable("own parameters", config.client.state_dir)
 
 
 def health(api: FederationApi) -> Iterator[Finding]:

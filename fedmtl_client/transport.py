@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from fedmtl_client.component_cache import ComponentCache
-from fedmtl_client.slices import Slice, SliceVariant
+from fedmtl_client.slices import ServerBase, Slice, SliceVariant
 from fedmtl_core.tasks.plan import Purpose, round_title
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.formats import Encoding
@@ -140,10 +140,15 @@ class Transport(Protocol):
             UnavailableError: the server was unreachable for too long.
         """
 
-    def get_base_digests(
-        self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False
-    ) -> Mapping[str, bytes]:
-        """Return the SHA-256 of each tensor of the base by name, without downloading it; raises as `get_base` does."""
+    def describe_base(
+        self, slice_: Slice | None = None, *, should_stop: Callable[[], bool] = lambda: False
+    ) -> ServerBase:
+        """Return the digests and the size of a slice's base, without downloading it; raises as `get_base` does.
+
+        Args:
+            slice_: the slice; None for the run's next one.
+            should_stop: called after every failed attempt; True ends the attempts.
+        """
 
     def push_update(
         self,

@@ -21,7 +21,7 @@ from fedmtl_server.aggregation_setup import make_pipeline
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.initial_model import Start, start_from
-from fedmtl_server.model import MTLServerModel
+from fedmtl_server.model import MTLServerModel, check_model_adapters
 from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.trackers import trackers_for
 from fedmtl_server.monitoring.tracking import TrackedRun, Tracking, round_point
@@ -96,7 +96,7 @@ class Assembly:
             get_logger().info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
         elif self._held_id is None:
-            model.check_adapters()
+            check_model_adapters(model)
         self.model = model
         self._start: Start | None = None
         if source is not None:

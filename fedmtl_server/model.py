@@ -90,22 +90,7 @@ class MTLServerModel:
             ConfigError: the encoder or its adapters can't be trained as configured (see `encoder_check` and
                 `adapter_check`), `peft` is missing, or a task's name is taken.
         """
-        if config.model.adapters is not None:
-            require_peft()
-        loaded: list[LoadedWeights] = []
-        encoder, hidden_size = load_encoder(
-            config.model.server_model,
-            weights=weights,
-            num_hidden_layers=config.model.num_hidden_layers,
-            random_init=not config.model.needs_weights,
-            seed=config.training.seed,
-            on_weights=loaded.append,
-        )
-        if weights:
-            model = config.model
-            use = Use.by_tasks(model.server_model, config.training.max_length, model.pooling, config.task_specs())
-            report = check_for_server(use, model.client_model, encoder, loaded[0] if loaded else None)
-            report.settle(get_logger())
+        encoder, hidden_size = _load_encoder(config, weights=weights)
         made = cls(
             encoder,
             config.task_specs(),
@@ -117,18 +102,8 @@ class MTLServerModel:
             adapters=config.adapters(),
         )
         if weights:
-            made.check_adapters()
+            check_model_adapters(made)
         return made
-
-    def check_adapters(self) -> None:
-        """Check that training changes each adapter, and that each has an effect; without adapters, do nothing.
-
-        Raises:
-            ConfigError: an adapter would not be trained, or not be used; the message names the layers.
-        """
-        if self._base is not None:
-            encoder = self._module(self.scopes_for(self.tasks[0])).encoder
-            check_adapters(encoder, self._skeleton.model.pooling).settle(get_logger())
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -291,7 +266,8 @@ class MTLServerModel:
         Raises:
             LayoutMismatchError: a tensor is missing or unknown, or has another shape or dtype.
         """
-        self._component(SHARED).copy_from(parameters)
+        shared = [one for scope, one in self._components.items() if is_shared(scope)]
+        _copy_into(shared or [self._component(SHARED)], parameters)
 
     def set_task_head_parameters(self, task: str, parameters: Mapping[str, Tensor]) -> None:
         """Overwrite one head. The task's own encoder layers stay unchanged. On an error, nothing changes.
@@ -351,3 +327,50 @@ class MTLServerModel:
 
 def _copies(components: Iterable[Component]) -> dict[str, Tensor]:
     return {name: view.clone() for component in components for name, view in component.views().items()}
+
+
+def _copy_into(components: Sequence[Component], parameters: Mapping[str, Tensor]) -> None:
+    """Overwrite components that have all the given parameters together. On an error, nothing changes."""
+    if len(components) == 1:
+        components[0].copy_from(parameters)
+        return
+    known = {name for one in components for name in one.views()}
+    copies = []
+    for one in components:
+        copies.append(copy := Component(one.layout))
+        copy.copy_from(
+            {name: tensor for name, tensor in parameters.items() if name in one.views() or name not in known}
+        )
+    for one, copy in zip(components, copies, strict=True):
+        one.copy_from(copy.views())
+
+
+def check_model_adapters(model: MTLServerModel) -> None:
+    """Check that training changes each adapter of a model, and that each has an effect; do nothing without adapters.
+
+    Raises:
+        ConfigError: an adapter would not be trained, or not be used; the message names the layers.
+    """
+    if model.base is not None:
+        module = model.module_for(model.tasks[0], model.parts.tensors)  # parameters that clients keep have no values
+        check_adapters(module.encoder, module.pooling).settle(get_logger())
+
+
+def _load_encoder(config: Config, *, weights: bool) -> tuple[nn.Module, int]:
+    """Load the encoder that a configuration names, and check it if it gets its weights; see `from_config`."""
+    model = config.model
+    if model.adapters is not None:
+        require_peft()
+    loaded: list[LoadedWeights] = []
+    encoder, hidden_size = load_encoder(
+        model.server_model,
+        weights=weights,
+        num_hidden_layers=model.num_hidden_layers,
+        random_init=not model.needs_weights,
+        seed=config.training.seed,
+        on_weights=loaded.append,
+    )
+    if weights:
+        use = Use.by_tasks(model.server_model, config.training.max_length, model.pooling, config.task_specs())
+        check_for_server(use, model.client_model, encoder, loaded[0] if loaded else None).settle(get_logger())
+    return encoder, hidden_size

@@ -68,7 +68,7 @@ def _tied(encoder: nn.Module, layers: Mapping[str, LoraLayer]) -> Iterator[Remar
     for path, module in encoder.named_modules():
         for name, one in (*module.named_children(), *module.named_parameters(recurse=False)):
             places.setdefault(id(one), []).append(f"{path}.{name}".lstrip("."))
-    tied = {}
+    tied: dict[str, str] = {}
     for name, layer in layers.items():
         base = layer.get_base_layer()
         for one, own in ((base, f"{name}.base_layer"), (base.weight, f"{name}.base_layer.weight")):
@@ -91,7 +91,7 @@ def _tried(encoder: nn.Module, layers: Mapping[str, LoraLayer], pooling: Pooling
     def seen() -> Tensor:
         return encode_tokens(encoder, inputs) if pooling is None else encode_texts(encoder, inputs, pooling)
 
-    factors = {name: layer.lora_B["default"].weight for name, layer in layers.items()}
+    factors = {name: layer.lora_B["default"].get_parameter("weight") for name, layer in layers.items()}
     for factor in factors.values():
         factor.requires_grad_(True)
     try:
@@ -147,7 +147,7 @@ def _called(layers: Mapping[str, LoraLayer], encode: Callable[[], object]) -> se
     """
     called: set[str] = set()
     for name, layer in layers.items():
-        layer.forward = partial(_noting, called, name, layer.forward)  # type: ignore[method-assign]
+        layer.forward = partial(_noting, called, name, layer.forward)  # type: ignore[attr-defined]
     encode()
     return called
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ from fedmtl_core import logs
 from fedmtl_core.errors import UserError
 from fedmtl_server.commands.runs import RunsDir, Url
 from fedmtl_server.storage.runs import find_run
+
+if TYPE_CHECKING:
+    from fedmtl_server.export.folders import Exported
 
 
 def export(
@@ -21,9 +24,7 @@ def export(
     ] = False,
     adapters: Annotated[
         bool,
-        typer.Option(
-            "--adapters", help="Write only the task's adapters and head, for PeftModel.from_pretrained, unmerged."
-        ),
+        typer.Option("--adapters", help="Write only the task's adapters and head, for PeftModel.from_pretrained."),
     ] = False,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     run: Annotated[
@@ -65,17 +66,20 @@ def export(
         typer.echo(f"wrote {folder}: the model of round {done.round}, encoder ({done.architecture}) and all heads")
         return
     if adapters:
-        done = export_adapters(opened, task, folder, which, force=force)
-        source = opened.config.model.server_model
-        untried = "" if done.is_tried else f"; not tried on {source}, whose weights aren't on this machine"
-        typer.echo(
-            f"wrote {folder}: {task}, the adapters and head of round {done.round}, for {done.architecture} with the "
-            f"weights of {source}{untried}"
-        )
+        done, source = export_adapters(opened, task, folder, which, force=force), opened.config.model.server_model
+        typer.echo(f"wrote {folder}: {_adapters_text(task, done, source)}")
         return
     done = export_task(opened, task, folder, which, force=force)
     remote = "" if done.is_native else ", with trust_remote_code=True and its modeling_fedmtl.py"
     typer.echo(f"wrote {folder}: {task}, the model of round {done.round}, for {done.architecture}{remote}")
+
+
+def _adapters_text(task: str, done: Exported, source: str) -> str:
+    untried = "" if done.is_tried else f"; not tried on {source}, whose weights aren't on this machine"
+    return (
+        f"{task}, the adapters and head of round {done.round}, for {done.architecture} with the weights of "
+        f"{source}{untried}"
+    )
 
 
 def _round(text: str) -> int | Literal["best", "last"]:

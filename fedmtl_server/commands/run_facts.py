@@ -48,7 +48,8 @@ def _given(values: JsonObject) -> dict[str, object]:
 
 def adapters_text(run: RunRecord) -> str:
     """Return a run's adapters in words; empty if it has none."""
-    from fedmtl_core.config.adapters import AdaptersConfig, adapters_in_words
+    from fedmtl_core.config.adapter_texts import adapters_in_words
+    from fedmtl_core.config.adapters import AdaptersConfig
 
     section = (run.config.get("model") or {}).get("adapters")
     try:

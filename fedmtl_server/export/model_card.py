@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedmtl_core.config import Config
-from fedmtl_core.config.adapters import AdaptersConfig, layers_in_words
+from fedmtl_core.config.adapter_texts import layers_in_words
+from fedmtl_core.config.adapters import AdaptersConfig
 from fedmtl_core.identifiers import name_task
 from fedmtl_core.model.encoders import is_on_this_machine
 from fedmtl_core.tasks.plan import Pooling
@@ -234,7 +236,7 @@ def card_with(
         is_merged: whether the run's adapters, if it has any, are merged into the weights.
     """
     is_on_hub = is_hub_name(metadata.base_model)
-    relation = {} if is_merged or not is_on_hub else {"base_model_relation": "adapter"}
+    relation: dict[str, Any] = {} if is_merged or not is_on_hub else {"base_model_relation": "adapter"}
     front_matter = ModelCardData(
         library_name="transformers" if is_merged else "peft",
         base_model=metadata.base_model if is_on_hub else None,

@@ -43,7 +43,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 folder = "."  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
-base = AutoModelForSequenceClassification.from_pretrained({base}{arguments})  # {architecture}
+source = {base}
+base = AutoModelForSequenceClassification.from_pretrained(source{arguments})  # {architecture}
 model = PeftModel.from_pretrained(base, folder).eval()
 logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logits
 ```

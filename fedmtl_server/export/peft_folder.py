@@ -16,22 +16,29 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedmtl_core.config import Config
-from fedmtl_core.errors import FedMTLError, ModelUnavailableError, UserError, first_line
+from fedmtl_core.errors import FedMTLError, UserError
 from fedmtl_core.model.adapters import adapted_layers, is_conv1d
-from fedmtl_core.model.encoders import TOY_MODEL, locate, weights_of
+from fedmtl_core.model.encoders import TOY_MODEL, weights_of
 from fedmtl_core.model.modeling import MultiTaskModel
 from fedmtl_core.randomness import drawing_from
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_server.export.conversion import have_same_logits, native_model, native_names
+from fedmtl_server.export.peft_base import (
+    INSTEAD,
+    OPTION,
+    differing_tensors,
+    is_in,
+    load_base,
+    poolers,
+    require_unique,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-_OPTION = "--adapters"
-_INSTEAD = f"export without {_OPTION}, which writes a model with the adapters merged into its weights"
 _PREFIX = "base_model.model."
 """The prefix of `peft` on the names of the model that it wraps."""
 _FACTORS = ("lora_A", "lora_B")
@@ -117,8 +124,8 @@ def peft_folder(
     native = native_model(merged, spec, config)
     if native is None or not have_same_logits(module, spec, native, tokenizer):
         raise UserError(
-            f"{_OPTION}: {spec.name}: no class of transformers computes the same with {type(module.encoder).__name__} "
-            f"and a linear head, so there is nothing to load the adapters onto; {_INSTEAD}"
+            f"{OPTION}: {spec.name}: no class of transformers computes the same with {type(module.encoder).__name__} "
+            f"and a linear head, so there is nothing to load the adapters onto; {INSTEAD}"
         )
     names = native_names(merged, spec.name, native)
     assert names is not None  # as native_model found
@@ -129,12 +136,12 @@ def peft_folder(
     base, is_tried = native, weights_of(config.model.server_model)[1]
     targets = _targets(module, names)
     if is_tried:
-        base, missing = _load_base(config, options)
-        saved |= _poolers(_differing(base, ours, saved), missing, config)
-    _require_unique(base, saved)
-    kept = {target: layer for target, layer in targets.items() if not _is_in(target, saved)}
+        base, missing = load_base(config.model.server_model, options)
+        saved |= poolers(differing_tensors(base, ours, saved), missing, config.model.server_model)
+    require_unique(base, saved)
+    kept = {target: layer for target, layer in targets.items() if not is_in(target, saved)}
     tensors = _factors(module, kept) | {
-        _PREFIX + name: tensor for name, tensor in native.state_dict().items() if _is_in(name, saved)
+        _PREFIX + name: tensor for name, tensor in native.state_dict().items() if is_in(name, saved)
     }
     tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}  # native may become the base
     if not is_tried:
@@ -157,7 +164,7 @@ def _require_exportable(module: MultiTaskModel, spec: TaskSpec, config: Config) 
     """
     section, source = config.model, config.model.server_model
     if module.adapters is None or section.adapters is None:
-        raise UserError(f"{_OPTION}: the run has no adapters (`model.adapters`); export without {_OPTION}")
+        raise UserError(f"{OPTION}: the run has no adapters (`model.adapters`); export without {OPTION}")
     reason = None
     if section.adapters.aggregation == "stack":
         reason = (
@@ -175,7 +182,7 @@ def _require_exportable(module: MultiTaskModel, spec: TaskSpec, config: Config) 
             else f"{source} is a part of FedMTL, so `transformers` can't load it"
         )
     if reason is not None:
-        raise UserError(f"{_OPTION}: {reason}; {_INSTEAD}")
+        raise UserError(f"{OPTION}: {reason}; {INSTEAD}")
 
 
 def _options(spec: TaskSpec, config: Config) -> dict[str, int]:
@@ -200,64 +207,6 @@ def _factors(module: MultiTaskModel, targets: Mapping[str, str]) -> dict[str, Te
         if (norms := f"{layer}.{_NORMS}.default.weight") in state:
             tensors[f"{_PREFIX}{target}.{_NORMS}"] = state[norms]
     return tensors
-
-
-def _load_base(config: Config, options: Mapping[str, int]) -> tuple[PreTrainedModel, frozenset[str]]:
-    """Load the model that readers load first, and return it with the names that its files don't have."""
-    source = config.model.server_model
-    try:
-        with drawing_from(0):
-            base, info = AutoModelForSequenceClassification.from_pretrained(
-                locate(source), dtype=torch.float32, output_loading_info=True, local_files_only=True, **options
-            )
-    except ModelUnavailableError:
-        raise
-    except Exception as error:  # each of hundreds of model families raises its own errors
-        raise ModelUnavailableError(
-            f"{_OPTION}: AutoModelForSequenceClassification can't load {source}: {first_line(error)}; {_INSTEAD}"
-        ) from None
-    return base.eval(), frozenset(info["missing_keys"])
-
-
-def _differing(base: PreTrainedModel, ours: Mapping[str, Tensor], saved: Iterable[str]) -> list[str]:
-    """Return the names of the tensors that aren't in the folder and differ from the run's."""
-    theirs = base.state_dict()
-    names = [name for name in dict.fromkeys([*ours, *theirs]) if not _is_in(name, saved)]
-    return [one for one in names if one not in ours or one not in theirs or not torch.equal(ours[one], theirs[one])]
-
-
-def _poolers(differing: Sequence[str], missing: Iterable[str], config: Config) -> set[str]:
-    """Return the modules to save beside the head: a pooler that the base's files don't have.
-
-    Raises:
-        UserError: other weights of the base differ from those that the run started from.
-    """
-    absent, saved = set(missing), set()
-    for name in differing:
-        path = name.split(".")
-        if name not in absent or "pooler" not in path:
-            raise UserError(
-                f"{_OPTION}: the weights of {config.model.server_model} aren't those that the run started from: {name} "
-                f"is the first of {len(differing)} tensors that differ; {_INSTEAD}"
-            )
-        saved.add(".".join(path[: path.index("pooler") + 1]))
-    return saved
-
-
-def _require_unique(base: PreTrainedModel, saved: Iterable[str]) -> None:
-    """Check that each saved module is the only one that `peft` finds by its name.
-
-    Raises:
-        UserError: another module's name ends like it.
-    """
-    modules = [name for name, _ in base.named_modules()]
-    for name in saved:
-        if others := [one for one in modules if one.endswith(f".{name}")]:
-            raise UserError(f"{_OPTION}: peft would confuse {name} with {others[0]}; {_INSTEAD}")
-
-
-def _is_in(name: str, modules: Iterable[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _lora_config(module: MultiTaskModel, targets: Sequence[str], saved: Iterable[str], config: Config) -> LoraConfig:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig
 
 from fedmtl_client import __main__ as command
-from fedmtl_client import doctor
+from fedmtl_client import doctor, model_doctor
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.runtime.doctor import Level, findings
 from fedmtl_core.tasks.glue import PRESETS
@@ -39,6 +39,11 @@ def logs_as_before():
 def look(check, *arguments):
     """A check's findings as the command has them."""
     return findings("check", lambda: check(*arguments))
+
+
+def tried(*arguments):
+    """What is found about an encoder."""
+    return look(model_doctor.encoder, *arguments)
 
 
 def of_level(found, level):
@@ -199,29 +204,31 @@ def test_what_a_client_is_to_keep_needs_values_to_begin_with_and_may_outlast_it(
     plan = Config.model_validate({"tasks": {"sst2": {}}}).plan("sst2")
     norms, head = replace(plan, local=("encoder.norm.weight",)), replace(plan, local=("heads.sst2.bias",))
     bare = str(tmp_path / "bare")
-    (found,) = look(doctor.own_parameters, Config(), norms, bare)
+    (found,) = look(model_doctor.own_parameters, Config(), norms, bare)
     assert found.level is FAIL
     assert found.found.startswith("1 local tensors of the encoder start from the weights of")
-    assert [one.level for one in look(doctor.own_parameters, Config(), norms, "builtin:toy")] == [OK]
-    (found,) = look(doctor.own_parameters, Config(), head, bare)
+    assert [one.level for one in look(model_doctor.own_parameters, Config(), norms, "builtin:toy")] == [OK]
+    (found,) = look(model_doctor.own_parameters, Config(), head, bare)
     assert (found.level, found.found) == (OK, "1 tensors, in memory only; client.state_dir would keep them")
     (tmp_path / "file").touch()
     kept = Config.model_validate({"client": {"state_dir": str(tmp_path / "file" / "state")}})
-    assert [one.level for one in look(doctor.own_parameters, kept, head, bare)] == [FAIL]
+    assert [one.level for one in look(model_doctor.own_parameters, kept, head, bare)] == [FAIL]
 
 
 def test_an_encoder_is_tried_as_the_servers_plan_says(tmp_path):
     source = save(tmp_path, "gpt2", "left")
     plan = Config.model_validate({"training": {"max_length": 64}, "tasks": {"sst2": {}}}).plan("sst2")
-    (found,) = look(doctor.encoder, Config(), plan, source, [PRESETS["sst2"]])
+    (found,) = tried(Config(), plan, source, [PRESETS["sst2"]])
     assert (found.level, found.check, "the model is causal" in found.found) == (FAIL, "encoder", True)
-    (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
+    (found,) = tried(Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
     assert found.level is OK
-    (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last", max_length=65), source, [PRESETS["sst2"]])
+    (found,) = look(
+        model_doctor.encoder, Config(), replace(plan, pooling="last", max_length=65), source, [PRESETS["sst2"]]
+    )
     assert (found.level, "takes at most 64 tokens" in found.found) == (FAIL, True)
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(b"")  # a client that takes all values from the server has no use for weights
-    (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
+    (found,) = tried(Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
     assert found.level is OK
 
 

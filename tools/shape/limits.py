@@ -90,7 +90,8 @@ fedmtl_server      monitoring/
 fedmtl_server      assembly.py
 fedmtl_server      server.py
 fedmtl_server      api.py __init__.py
-fedmtl_server      export/ doctor.py
+fedmtl_server      export/ model_doctor.py
+fedmtl_server      doctor.py
 fedmtl_server      commands/ __main__.py
 
 fedmtl_client      tables.py partition.py
@@ -107,7 +108,7 @@ fedmtl_client      api.py
 fedmtl_client      session.py
 fedmtl_client      client.py __init__.py
 fedmtl_client      client_file.py row_copies.py task_options.py options.py
-fedmtl_client      adapter_doctor.py
+fedmtl_client      model_doctor.py
 fedmtl_client      doctor.py server_tasks.py init_sections.py cli.py doctor_cli.py init_cli.py __main__.py
 
 fedmtl_local       *

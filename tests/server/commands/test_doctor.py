@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fedmtl_core.config import Config
 from fedmtl_core.runtime.doctor import Level, findings
-from fedmtl_server import doctor
+from fedmtl_server import doctor, model_doctor
 from fedmtl_server.access.certs import make_authority, make_client, make_server
 from fedmtl_server.access.clients import ClientRegistry
 from fedmtl_server.commands.app import app
@@ -271,7 +271,7 @@ class TestAdapters:
 
     def test_an_update_has_the_factor_that_its_round_trains(self, tmp_path):
         model = {"server_model": "builtin:toy", "adapters": {"rank": 2, "aggregation": "alternate"}}
-        updates = doctor.update_bytes(config_of(tmp_path, model=model))
+        updates = model_doctor.update_bytes(config_of(tmp_path, model=model))
         factor = 2 * 2 * (4 * 64 + 256 + 64)  # A and B have as many parameters
         assert updates["sst2"] == 4 * (factor + 130)
         assert updates[""] == 4 * (2 * factor + 130 + 130)
@@ -296,11 +296,11 @@ class TestAdapters:
 def test_a_disk_that_is_too_small_for_the_models_checkpoints(tmp_path):
     """The numbers are those of the toy model: its encoder, and 130 of each head."""
     config = config_of(tmp_path)
-    sizes = doctor.update_bytes(config)
+    sizes = model_doctor.update_bytes(config)
     assert sizes[""] == 4 * (118144 + 130 + 130)
     assert sizes["sst2"] == 4 * (118144 + 130)
     huge = config.model_copy(update={"store": config.store.model_copy(update={"keep_checkpoints": 10**12})})
-    (found,) = look(doctor.disk, huge, tmp_path)
+    (found,) = look(model_doctor.disk, huge, tmp_path)
     assert (found.level, "1000000000003 checkpoints of 0.5 MiB" in found.found) == (FAIL, True)
 
 
@@ -308,21 +308,21 @@ def test_the_sizes_before_and_after_each_entry_of_a_schedule(tmp_path):
     """A layer of the toy model, 64 wide: four maps 64 x 64, two of 64 x 256, all with biases, and two norms."""
     entries = [{"after_round": 1, "layers": {"1": "task"}}, {"after_round": 2, "layers": {"1": "shared"}}]
     config = config_of(tmp_path, sharing={"schedule": entries})
-    found = [one.found for one in look(doctor.sharing, config)]
+    found = [one.found for one in look(model_doctor.sharing, config)]
     assert [one.partition(":")[0] for one in found[1:]] == ["after round 1", "after round 2"]
     assert found[2].partition(": ")[2] == found[0]
-    plain = doctor.update_bytes(config_of(tmp_path))[""]
-    assert doctor.update_bytes(config)[""] == plain + 4 * (
+    plain = model_doctor.update_bytes(config_of(tmp_path))[""]
+    assert model_doctor.update_bytes(config)[""] == plain + 4 * (
         4 * 65 * 64 + 65 * 256 + 257 * 64 + 4 * 64
     )  # the largest: one copy of the layer more
     bad = [{"after_round": 1, "layers": {"1-2": "task"}}]
-    (fails,) = of_level(look(doctor.sharing, config_of(tmp_path, sharing={"schedule": bad})), FAIL)
+    (fails,) = of_level(look(model_doctor.sharing, config_of(tmp_path, sharing={"schedule": bad})), FAIL)
     assert "sharing.schedule[0].layers: the encoder has no layer 2; it has 0, 1, embeddings, pooler" in fails.found
 
 
 def test_layers_that_the_encoder_has_not_and_what_there_is_of_those_it_has(tmp_path):
     shared = {"groups": {"pairs": ["qqp"]}, "layers": {"1": "task"}, "norms": "local"}
-    (found, kept) = look(doctor.sharing, config_of(tmp_path, sharing=shared))
+    (found, kept) = look(model_doctor.sharing, config_of(tmp_path, sharing=shared))
     assert [part.split()[0] for part in found.found.split(", ")] == ["shared", "task:sst2", "task:qqp"]
     assert "10 tensors of sst2, 10 tensors of qqp" in kept.found  # two of each of five norms
     found = doctor.examine(config_of(tmp_path, sharing={"layers": {"2": "task"}}))

@@ -320,18 +320,19 @@ def test_a_run_with_adapters_says_so(tmp_path):
     assert run_facts.encoder_text(adapted) == "the encoder's adapters"
 
 
-def test_factors_that_are_trained_in_turn_are_shown_as_the_encoder_or_by_their_name():
+def test_factors_that_are_trained_in_turn_are_shown_as_the_encoder_or_by_their_name(capsys):
     part = {"client_id": "a", "task": "sst2", "num_examples": 10, "weight": 0.25}
     components = [
         {"scope": scope, "num_tensors": 1, "contributions": [part]}
         for scope in ("factor_b:shared", "factor_a:task:sst2", "factor_a:group:pairs", "task:sst2")
     ]
     update = UpdateRecord(1, "a", "sst2", 1, "u", "delta", 10, 400, {}, {}, "counted")
-    table = updates_table(report(1, components=components), [update])
-    (row,) = table.rows
-    assert "weight in the encoder" in table.columns
-    assert row[table.columns.index("weight in the encoder")] == "0.250"
-    assert "A of sst2 0.250, A of pairs 0.250, sst2 0.250" in row
+    updates_table(report(1, components=components), [update]).show()
+    lines = capsys.readouterr().out.splitlines()
+    head, row = (cells(next(line for line in lines if first in line)) for first in ("client", "sst2"))
+    shown_as = dict(zip(head, row, strict=True))
+    assert shown_as["weight in the encoder"] == "0.250"
+    assert shown_as["in its groups and heads"] == "A of sst2 0.250, A of pairs 0.250, sst2 0.250"
 
 
 def test_nothing_is_cut_off_where_the_terminal_is_narrow(runs_dir, monkeypatch):

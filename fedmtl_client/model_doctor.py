@@ -1,10 +1,11 @@
-"""A client's checks of adapters before the start: `peft`, the adapted layers, and the weights beside the adapters."""
+"""A client's checks of its model before the start: encoder, adapters, the weights beside them, and own parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from fedmtl_core.config import Config
 from fedmtl_core.runtime import doctor
 from fedmtl_core.runtime.doctor import Finding, fail, ok, warn
 
@@ -12,6 +13,44 @@ if TYPE_CHECKING:
     from fedmtl_client.slices import ServerBase
     from fedmtl_core.model.modeling import MultiTaskModel
     from fedmtl_core.tasks.plan import TrainingPlan
+    from fedmtl_core.tasks.spec import TaskSpec
+
+
+def encoder(
+    config: Config, plan: TrainingPlan, source: str, specs: Sequence[TaskSpec], base: ServerBase | None = None
+) -> Iterator[Finding]:
+    """Check that the encoder can be trained as the server plans. Weights are read if the client starts from any.
+
+    Args:
+        source: name or folder of the client's model.
+        specs: the client's tasks.
+        base: the server's base if the plan has adapters.
+    """
+    from fedmtl_core.model.adapters import require_peft
+    from fedmtl_core.model.encoder_check import Use, check
+    from fedmtl_core.model.encoders import load_encoder, load_tokenizer, weights_of
+    from fedmtl_core.model.modeling import MultiTaskModel
+    from fedmtl_core.model.pretrained import LoadedWeights
+
+    if plan.adapters is not None:
+        require_peft()
+    fetches = config.client.fetch_base
+    starts_from_any = bool(_own_of_encoder(plan)) if plan.adapters is None else not fetches
+    has_weights = config.model.random_init or weights_of(source)[1]
+    loaded: list[LoadedWeights] = []
+    made, hidden_size = load_encoder(
+        source,
+        weights=starts_from_any and has_weights,
+        num_hidden_layers=plan.num_hidden_layers or None,
+        random_init=config.model.random_init,
+        seed=plan.seed,
+        on_weights=loaded.append,
+    )
+    use = Use.by_tasks(source, plan.max_length, plan.pooling, specs)
+    yield from doctor.remarks(check(made, load_tokenizer(source), use, loaded[0] if loaded else None))
+    if plan.adapters is not None and base is not None:
+        model = MultiTaskModel(made, [specs[0]], hidden_size=hidden_size, pooling=plan.pooling, adapters=plan.adapters)
+        yield from adapters(model, plan, base, source=source, has_weights=has_weights, fetches=fetches)
 
 
 def adapters(
@@ -71,3 +110,29 @@ def base(model: MultiTaskModel, server: ServerBase, *, source: str, has_weights:
         f"the weights of {source} aren't those that the server's adapters were made for: {first}",
         f"name the same model as the server's model.server_model (model.client_model), or {fetch}",
     )
+
+
+def own_parameters(config: Config, plan: TrainingPlan, model: str) -> Iterator[Finding]:
+    """Check that the client's local parameters have initial values, and a folder that keeps them between starts."""
+    from fedmtl_core.model.encoders import weights_of
+
+    of_encoder = _own_of_encoder(plan)
+    has_weights = config.model.random_init or weights_of(model)[1]
+    if of_encoder and not has_weights:
+        yield fail(
+            "own parameters",
+            f"{len(of_encoder)} local tensors of the encoder start from the weights of {model}, which aren't on this "
+            "machine",
+            "name a model with weights (model.client_model), or set model.random_init to true",
+        )
+    elif config.client.state_dir is None:
+        yield ok("own parameters", f"{len(plan.local)} tensors, in memory only; client.state_dir would keep them")
+    else:
+        yield from doctor.writable("own parameters", config.client.state_dir)
+
+
+def _own_of_encoder(plan: TrainingPlan) -> list[str]:
+    """Return the names of the encoder's parameters that the client keeps local."""
+    from fedmtl_core.model.scopes import SHARED, scope_of
+
+    return [name for name in plan.local if scope_of(name) == SHARED]
