@@ -11,6 +11,7 @@ from torch import nn
 from fedmtl_core.config import AggregationConfig, Config, NormsConfig
 from fedmtl_core.model.scopes import factor_scope, group_scope, task_scope
 from fedmtl_core.tasks.adapters import AdapterSettings
+from fedmtl_server.aggregation.low_rank import Product, weighted_sum
 from fedmtl_server.aggregation.pipeline import Pipeline
 from fedmtl_server.aggregation.stages.adapters import AdapterProducts
 from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks
@@ -171,8 +172,9 @@ def test_svd_equals_pefts_own_combination_in_float64(kind):
         stacked = dense.get_delta_weight("all") / (dense.scaling["all"] if kind == "rslora" else 1)
         model.base_model.add_weighted_adapter(list(CLIENTS), BY_EXAMPLES, "best", combination_type="svd", svd_rank=6)
         best = dense.get_delta_weight("best") / (dense.scaling["best"] if kind == "rslora" else 1)
-    wanted = mean_products(list(CLIENTS.values()), BY_EXAMPLES)
-    assert relative({layer: stacked.numpy()}, {layer: settings.scale * wanted[layer]}) < 1e-12
+    pairs = [Product(one[f"{layer}.lora_B.weight"], one[f"{layer}.lora_A.weight"]) for one in CLIENTS.values()]
+    total = weighted_sum(pairs, BY_EXAMPLES)
+    assert relative({layer: settings.scale * (total.b @ total.a).numpy()}, {layer: stacked.numpy()}) < 1e-12
     got = settings.scale * products(served(aggregate))[layer]
     assert relative({layer: got}, {layer: best.numpy()}) < EXACT
 
