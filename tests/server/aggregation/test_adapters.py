@@ -132,6 +132,14 @@ def test_the_error_of_average_is_that_of_the_dense_products(base):
     assert inexactness(pipeline)["shared"] > 0.1
 
 
+def test_the_error_of_average_is_measured_for_ranks_above_a_dimension_too():
+    base, parts = factors(0, 20), {"a": factors(1, 20), "b": factors(2, 20)}
+    pipeline = Pipeline([AdapterProducts("average")])
+    got = served(closed(pipeline, updates_of(parts), components(base)))
+    wanted = mean_products(list(parts.values()), [3 / 4, 1 / 4])
+    assert inexactness(pipeline) == {"shared": pytest.approx(relative(products(got), wanted), rel=1e-5)}
+
+
 def test_one_client_is_served_its_own_product_by_either():
     for aggregation in ("average", "svd"):
         pipeline = Pipeline([AdapterProducts(aggregation)])
