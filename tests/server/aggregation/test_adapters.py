@@ -11,6 +11,7 @@ from torch import nn
 from fedmtl_core.config import AggregationConfig, Config, NormsConfig
 from fedmtl_core.model.scopes import factor_scope, group_scope, task_scope
 from fedmtl_core.tasks.adapters import AdapterSettings
+from fedmtl_server.aggregation.low_rank import Product, weighted_sum
 from fedmtl_server.aggregation.pipeline import Pipeline
 from fedmtl_server.aggregation.stages.adapters import AdapterProducts
 from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks
@@ -131,6 +132,14 @@ def test_the_error_of_average_is_that_of_the_dense_products(base):
     assert inexactness(pipeline)["shared"] > 0.1
 
 
+def test_the_error_of_average_is_measured_for_ranks_above_a_dimension_too():
+    base, parts = factors(0, 20), {"a": factors(1, 20), "b": factors(2, 20)}
+    pipeline = Pipeline([AdapterProducts("average")])
+    got = served(closed(pipeline, updates_of(parts), components(base)))
+    wanted = mean_products(list(parts.values()), [3 / 4, 1 / 4])
+    assert inexactness(pipeline) == {"shared": pytest.approx(relative(products(got), wanted), rel=1e-5)}
+
+
 def test_one_client_is_served_its_own_product_by_either():
     for aggregation in ("average", "svd"):
         pipeline = Pipeline([AdapterProducts(aggregation)])
@@ -171,8 +180,9 @@ def test_svd_equals_pefts_own_combination_in_float64(kind):
         stacked = dense.get_delta_weight("all") / (dense.scaling["all"] if kind == "rslora" else 1)
         model.base_model.add_weighted_adapter(list(CLIENTS), BY_EXAMPLES, "best", combination_type="svd", svd_rank=6)
         best = dense.get_delta_weight("best") / (dense.scaling["best"] if kind == "rslora" else 1)
-    wanted = mean_products(list(CLIENTS.values()), BY_EXAMPLES)
-    assert relative({layer: stacked.numpy()}, {layer: settings.scale * wanted[layer]}) < 1e-12
+    pairs = [Product(one[f"{layer}.lora_B.weight"], one[f"{layer}.lora_A.weight"]) for one in CLIENTS.values()]
+    total = weighted_sum(pairs, BY_EXAMPLES)
+    assert relative({layer: settings.scale * (total.b @ total.a).numpy()}, {layer: stacked.numpy()}) < 1e-12
     got = settings.scale * products(served(aggregate))[layer]
     assert relative({layer: got}, {layer: best.numpy()}) < EXACT
 

@@ -19,7 +19,7 @@ from tests.server.aggregation.adapters import cut, relative
 from tests.support import WireClient, reports_of, watching
 
 RANKS = {"large": 4, "small": 2}
-UNEQUAL = {"aggregation": "svd", "ranks": {"small": 2}}
+UNEQUAL = {"aggregation": "svd", "ranks": {"small": 2, "absent": 3}}
 
 
 @pytest.mark.parametrize("kind", ["parameters", "delta"])
