@@ -136,6 +136,9 @@ bench-scale: $(STAMP) ## Measure rounds of one server with 1,000 small or 200 la
 bench-training: $(STAMP) ## Compare a client's training round with a plain training loop, on the rows of configs/real.yaml.
 	$(BIN)/python -m benchmarks.training
 
+bench-adapters: $(STAMP) ## Compare adapters with full fine-tuning: a client's time and memory, rounds, the server's memory.
+	$(BIN)/python -m benchmarks.adapters
+
 bench-hostile: $(STAMP) ## Measure rounds of honest clients with and without 50 hostile clients.
 	$(BIN)/python -m benchmarks.hostile
 

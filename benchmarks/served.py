@@ -34,7 +34,8 @@ class Served:
         folder: folder for temporary files.
         model: architecture of the encoder.
         tasks: the task of each client.
-        settings: configuration keys that differ from the defaults, by section.
+        settings: configuration keys that differ from the defaults, by section. Keys of `model` add to those of the
+            architecture, or replace them.
         per_process: number of clients in a process. If it is not 1, clients have no model, and upload what they
             downloaded.
     """
@@ -49,8 +50,11 @@ class Served:
     ):
         folder.mkdir(parents=True)
         model.save_pretrained(folder / "model")
+        settings = dict(settings or {})
+        of_model = settings.pop("model", {})
+        assert isinstance(of_model, dict)
         config = {
-            "model": {"server_model": str(folder / "model"), "random_init": True},
+            "model": {"server_model": str(folder / "model"), "random_init": True, **of_model},
             "training": {"num_rounds": 1_000_000},
             "rounds": {"deadline_s": 600, "rejoin_grace_s": 60},
             # These figures measure transfers. The costs of syncing every update to disk, and of measuring how far it
@@ -58,7 +62,7 @@ class Served:
             "store": {"durability": "memory"},
             "robustness": {"norms": {"action": "none"}},
             "tasks": {task: {"min_clients": tasks.count(task)} for task in dict.fromkeys(tasks)},
-            **(settings or {}),
+            **settings,
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         self._log = (folder / "server.log").open("wb")

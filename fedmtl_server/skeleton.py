@@ -47,13 +47,15 @@ class Skeleton:
         to the system piece by piece.
         """
         tensors = {name: tensor.detach() for name, tensor in self.model.base().items()}
-        component = Component(Layout.of(FROZEN, tensors))
+        layout = Layout.of(FROZEN, tensors)
+        component = Component(layout, torch.empty(layout.num_bytes, dtype=torch.uint8))  # takes no memory yet
         alone = _without_overlap(self._tensors())
         for name, view in component.views().items():
             if name in alone and view.nbytes >= _SMALLEST_MOVED:
                 _move(tensors[name], view)
             else:
                 view.copy_(tensors[name])
+        component.clear_padding()
         return component
 
     def empty(self) -> None:
