@@ -15,6 +15,7 @@ from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.aggregation.stages.preserved_norm import PreservedNorm
 from fedmtl_server.aggregation.stages.rule import RuleInsteadOfMean
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
+from fedmtl_server.aggregation.stages.stacking import StackedAdapters
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation_rules import AggregationRules
 from fedmtl_server.model import MTLServerModel
@@ -50,6 +51,8 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
         stages.append(PreservedNorm(model.parts.shape.parts))
     if config.model.adapters is not None and config.model.adapters.aggregation in ("average", "svd"):
         stages.append(AdapterProducts(config.model.adapters.aggregation))
+    if (adapters := config.adapters()) is not None and adapters.is_stacked:
+        stages.append(StackedAdapters(adapters))
     if rules.optimizer is not None:
         stages.append(OptimizerSteps(rules.optimizer, layouts))
     if config.sharing.adaptive.policy == VALIDATED:

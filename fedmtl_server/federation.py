@@ -155,12 +155,9 @@ class Federation:
                 got=round_,
             )
 
-    def control_scopes_for(self, task: str) -> Sequence[str]:
-        """Return the scopes of the control variates in a task's slice.
-
-        There are none in a slice for all tasks, nor in a round that does not train.
-        """
-        return self._commits.control_scopes_for(task) if self.purpose == "train" else ()
+    def scopes_beside(self, task: str, published: PublishedModel) -> Sequence[str]:
+        """Return the scopes sent in addition to the model's in a task's slice; see `Commits.scopes_beside`."""
+        return self._commits.scopes_beside(task, published, self.purpose)
 
     async def prepare(self, published: PublishedModel, scopes: Sequence[str], encoding: Encoding) -> None:
         """Encode components for the clients that use an encoding, once for all of them."""

@@ -167,7 +167,7 @@ def load_model(run: SavedRun, round_: int, *, option: str = "--round: ") -> MTLS
             metadata["sharing"] = sharing
         moved = {part: blocks_of(blocks) for part, blocks in json.loads(sharing or "{}").items()}
         parts = model.parts.moved(moved)
-        components = read_safetensors(path, parts.layouts(), metadata)
+        components = read_safetensors(path, parts.checkpoint_layouts(), metadata)
     except (ValueError, AttributeError, KeyError) as error:
         raise CorruptCheckpointError(f"{path}: the metadata about regrouped layers can't be read: {error}") from None
     except OSError as error:
@@ -176,9 +176,9 @@ def load_model(run: SavedRun, round_: int, *, option: str = "--round: ") -> MTLS
         require_digests(path, components, run.digests[round_])
     _require_finite(run, round_, components, option)
     model.rearrange(parts.table, components)
-    if model.base is not None:
+    if FROZEN in model.base:
         digests = None if run.digests is None else run.digests[0]
-        model.install({FROZEN: read_base(run.folder, run.run_id, model.base.layout, digests)})
+        model.install({FROZEN: read_base(run.folder, run.run_id, model.base[FROZEN].layout, digests)})
     return model
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fedmtl_core.model.modeling import MultiTaskModel
-from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.wire.layout import Component
 
 
@@ -34,9 +33,12 @@ class Skeleton:
         values = self.model.exchanged()
         return Component.pack(scope, {name: values[name].detach() for name in names})
 
-    def pack_base(self) -> Component:
-        """Copy the values of the base into a new component. This must happen before `empty`."""
-        return Component.pack(FROZEN, {name: tensor.detach() for name, tensor in self.model.base().items()})
+    def pack_base(self) -> dict[str, Component]:
+        """Copy the values of the base into new components, by scope. This must happen before `empty`."""
+        return {
+            scope: Component.pack(scope, {name: tensor.detach() for name, tensor in tensors.items()})
+            for scope, tensors in self.model.base().items()
+        }
 
     def empty(self) -> None:
         """Free the memory of the tensors' values, and keep their shapes and dtypes."""
@@ -59,4 +61,5 @@ class Skeleton:
         return copy.deepcopy(self.model, lent)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return self.model.exchanged() | self.model.base()
+        base = (tensors for tensors in self.model.base().values())
+        return {name: one for tensors in (self.model.exchanged(), *base) for name, one in tensors.items()}
