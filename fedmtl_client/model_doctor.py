@@ -89,7 +89,7 @@ def base(model: MultiTaskModel, server: ServerBase, *, source: str, has_weights:
         server, source, has_weights, fetches: see `adapters`.
     """
     from fedmtl_core.model.encoders import is_on_this_machine
-    from fedmtl_core.wire.layout import digest_of, digests_of
+    from fedmtl_core.wire.layout import digest_of, digests_of, joint_digest
 
     size = doctor.megabytes(server.num_bytes)
     if fetches:
@@ -100,9 +100,10 @@ def base(model: MultiTaskModel, server: ServerBase, *, source: str, has_weights:
         if is_on_this_machine(source):
             return fail("base", found, f"name a folder that has them (model.client_model), or {fetch}")
         return warn("base", found, f"they will be downloaded from the hub at the start; or {fetch}")
-    if digest_of(model.base()) == server.digest:
+    parts = model.base().values()
+    if joint_digest(map(digest_of, parts)) == server.digest:
         return ok("base", f"the weights of {source} are those that the server's adapters were made for")
-    mine = digests_of(model.base())
+    mine = {name: digest for tensors in parts for name, digest in digests_of(tensors).items()}
     differing = [name for name in dict.fromkeys([*server.tensors, *mine]) if mine.get(name) != server.tensors.get(name)]
     first = f"{differing[0]} is the first of {len(differing)} tensors that differ" if differing else "the order differs"
     return fail(

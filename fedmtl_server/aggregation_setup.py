@@ -16,6 +16,7 @@ from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.aggregation.stages.preserved_norm import PreservedNorm
 from fedmtl_server.aggregation.stages.rule import RuleInsteadOfMean
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
+from fedmtl_server.aggregation.stages.stacking import StackedAdapters
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation_rules import AggregationRules
 from fedmtl_server.model import MTLServerModel
@@ -54,6 +55,8 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
         if config.model.adapters.aggregation == "svd":
             require_fitting(config.model.adapters, layouts)
         stages.append(AdapterProducts(config.model.adapters.aggregation))
+    if (adapters := config.adapters()) is not None and adapters.is_stacked:
+        stages.append(StackedAdapters(adapters))
     if rules.optimizer is not None:
         stages.append(OptimizerSteps(rules.optimizer, layouts))
     if config.sharing.adaptive.policy == VALIDATED:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,8 +10,8 @@ from pathlib import Path
 from fedmtl_core.config import Config, contradictions, sharing_in_words
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.model.sharing import blocks_of
-from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.tls import is_authenticating, require_safe
 from fedmtl_server.aggregation.ranks import Ranks
@@ -21,7 +20,7 @@ from fedmtl_server.aggregation_setup import make_pipeline
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.initial_model import Start, start_from
-from fedmtl_server.model import MTLServerModel, check_model_adapters
+from fedmtl_server.model import MTLServerModel, changing, check_model_adapters
 from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.trackers import trackers_for
 from fedmtl_server.monitoring.tracking import TrackedRun, Tracking, round_point
@@ -118,19 +117,19 @@ class Assembly:
             store = RunStore.create(
                 config,
                 self.run_id,
-                model.components,
+                changing(model.components, model.base),
                 model.summary(),
                 self._run_dir,
                 started_from=started_from,
-                base=model.base,
+                base=model.base.get(FROZEN),
             )
             self._pipeline.restore({}, {}, model.layouts_for(None))
             return self._opened(store)
         store = RunStore.resume(config, self.run_id, self._run_dir, finished=self._may_be_over)
         left_off = store.left_off(self._checkpoint_layouts)
         restore(left_off, model, self._pipeline)
-        if model.base is not None:
-            store.read_base(model.base)
+        if FROZEN in model.base:
+            store.read_base(model.base[FROZEN])
         opened = self._opened(store)
         layouts = UpdateLayouts(model, Ranks.of_config(config))
         opened.federation.resume(left_off, recovered_updates(store, left_off, layouts, config))
@@ -138,12 +137,12 @@ class Assembly:
 
     def _checkpoint_layouts(self, report: RoundReport | None) -> CheckpointLayouts:
         """Return the checkpoint layouts of the round that a report describes; None stands for round 0."""
-        layouts: Sequence[Layout] = self.model.layouts_for(None)
+        parts = self.model.parts
         if report is not None and report.sharing:  # layers were regrouped
-            moved = {part: blocks_of(blocks) for part, blocks in report.sharing.items()}
-            layouts = self.model.parts.moved(moved).layouts()
+            parts = parts.moved({part: blocks_of(blocks) for part, blocks in report.sharing.items()})
         metadata = report.stages if report is not None else {}
-        return CheckpointLayouts(layouts, self._pipeline.state_layouts(layouts, metadata))
+        state = self._pipeline.state_layouts(parts.layouts(), metadata)
+        return CheckpointLayouts(parts.checkpoint_layouts(), state)
 
     def _warn_of_unfinished(self) -> None:
         """Log a warning if an earlier, unfinished run of the same configuration could be resumed instead."""

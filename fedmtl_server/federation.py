@@ -157,12 +157,9 @@ class Federation:
                 got=round_,
             )
 
-    def control_scopes_for(self, task: str) -> Sequence[str]:
-        """Return the scopes of the control variates in a task's slice.
-
-        There are none in a slice for all tasks, nor in a round that does not train.
-        """
-        return self._commits.control_scopes_for(task) if self.purpose == "train" else ()
+    def scopes_beside(self, task: str, published: PublishedModel) -> Sequence[str]:
+        """Return the scopes sent in addition to the model's in a task's slice; see `Commits.scopes_beside`."""
+        return self._commits.scopes_beside(task, published, self.purpose)
 
     def plan(self, client_id: str, task: str, round_: int) -> TrainingPlan:
         """Return the training plan of a client of a task in a round."""

@@ -72,7 +72,7 @@ class MTLServerModel:
         self._parts = ModelParts.of(model, sharing)
         table = self._parts.table
         self._components = {scope: self._skeleton.pack(scope, table.tensors(scope)) for scope in table.scopes}
-        self._base = self._skeleton.take_base() if adapters is not None else None
+        self._base = self._skeleton.take_base()
         self._skeleton.empty()
 
     @classmethod
@@ -188,19 +188,19 @@ class MTLServerModel:
         views = dict(local)
         for scope in scopes:
             views |= self._components[scope].views()
-        if self._base is not None:
-            views |= self._base.views()
+        for component in self._base.values():
+            views |= component.views()
         return self._skeleton.filled(views)
 
     @property
-    def base(self) -> Component | None:
-        """The parameters that no client changes, under the scope `frozen`; None without adapters."""
-        return self._base
+    def components(self) -> Mapping[str, Component]:
+        """The components of slices by scope, the encoder's first."""
+        return self._components
 
     @property
-    def components(self) -> Mapping[str, Component]:
-        """The model's components by scope, the encoder's first."""
-        return self._components
+    def base(self) -> Mapping[str, Component]:
+        """The parameters beside adapters by scope: `frozen` and, if adapters are stacked, `merged`; none otherwise."""
+        return self._base
 
     def scopes_for(self, task: str | None, trained_in: int | None = None) -> tuple[str, ...]:
         """Return the scopes of one task's slice, or with None of all tasks. The most widely shared come first.
@@ -286,43 +286,49 @@ class MTLServerModel:
 
         Args:
             table: the new table.
-            components: all components of the new table by scope; the model owns them from now on.
+            components: all components of the new table by scope, and possibly of the base; the model owns them from now
+                on.
 
         Raises:
             LayoutMismatchError: a layout differs; nothing has changed.
         """
         parts = self._parts.shared_by(table)
-        for layout in parts.layouts():
-            layout.require_same(components[layout.scope].layout)
-        self._parts = parts
+        base = {scope: components.get(scope, component) for scope, component in self._base.items()}
+        for layout in [*parts.layouts(), *(component.layout for component in self._base.values())]:
+            layout.require_same({**base, **components}[layout.scope].layout)
+        self._parts, self._base = parts, base
         self._components = {scope: components[scope] for scope in table.scopes}
 
     def install(self, components: Mapping[str, Component]) -> None:
         """Replace whole components without a copy. Components not given stay bitwise unchanged.
 
         Args:
-            components: the new components by scope; the model owns them from now on. `frozen` is the base.
+            components: new components by scope, of slices or of the base; the model owns them from now on.
 
         Raises:
             LayoutMismatchError: a layout differs; nothing has changed.
         """
-        present = {**self._components, **({FROZEN: self._base} if self._base is not None else {})}
+        present = {**self._components, **self._base}
         for scope, component in components.items():
             present[scope].layout.require_same(component.layout)
-        self._components |= {scope: one for scope, one in components.items() if scope != FROZEN}
-        self._base = components.get(FROZEN, self._base)
+        self._components |= {scope: one for scope, one in components.items() if scope not in self._base}
+        self._base |= {scope: one for scope, one in components.items() if scope in self._base}
 
     def summary(self) -> ModelSummary:
         """Return the number of parameters that all tasks share, of each head, of each scope, and of the base."""
-        summary = self._parts.summary(self.base_model)
-        if self._base is None:
-            return summary
-        return replace(summary, frozen_parameters=sum(one.numel() for one in self._base.views().values()))
+        frozen = sum(component.layout.num_elements for component in self._base.values())
+        return replace(self._parts.summary(self.base_model), frozen_parameters=frozen)
 
     def _component(self, scope: str) -> Component:
         if scope not in self._components:
             raise UserError(f"sharing: the run has no scope {scope!r}; it has {', '.join(self._components)}")
         return self._components[scope]
+
+
+def changing(components: Mapping[str, Component], base: Mapping[str, Component]) -> dict[str, Component]:
+    """Return the components that rounds change: those of slices, and the base without `frozen`. A checkpoint has
+    these, in the order of `ModelParts.checkpoint_layouts`."""
+    return {**components, **{scope: one for scope, one in base.items() if scope != FROZEN}}
 
 
 def _copies(components: Iterable[Component]) -> dict[str, Tensor]:
@@ -351,7 +357,7 @@ def check_model_adapters(model: MTLServerModel) -> None:
     Raises:
         ConfigError: an adapter would not be trained, or not be used; the message names the layers.
     """
-    if model.base is not None:
+    if model.base:
         module = model.module_for(model.tasks[0], model.parts.tensors)  # parameters that clients keep have no values
         check_adapters(module.encoder, module.pooling).settle(get_logger())
 

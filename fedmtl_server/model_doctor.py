@@ -25,7 +25,7 @@ def adapters(config: Config) -> Iterator[Finding]:
     require_peft()
     model = whole_model(config)
     trained = sum(tensor.numel() for name, tensor in model.exchanged().items() if name.startswith("encoder."))
-    frozen = sum(tensor.numel() for tensor in model.base().values())
+    frozen = sum(tensor.numel() for tensors in model.base().values() for tensor in tensors.values())
     yield ok(
         "adapters",
         f"{adapters_in_words(config.model.adapters)}; {len(adapted_layers(model.encoder))} layers, {trained:,} trained "
@@ -120,7 +120,7 @@ def base_bytes(config: Config) -> int:
     if config.model.adapters is None:
         return 0
     with torch.device("meta"):
-        return sum(tensor.nbytes for tensor in whole_model(config).base().values())
+        return sum(one.nbytes for tensors in whole_model(config).base().values() for one in tensors.values())
 
 
 def whole_model(config: Config) -> MultiTaskModel:

@@ -15,6 +15,7 @@ from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.aggregation.values import Aggregate, ScreenedUpdate
 from fedmtl_server.aggregation.variants import Results, results_of
 from fedmtl_server.commits import Commits
+from fedmtl_server.model import changing
 from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.transfer.incoming import Transfer
 from fedmtl_server.transfer.staged_blocks import StagedBlocks
@@ -51,7 +52,7 @@ class RoundUpdates:
         model, self._view, self._offered = self._commits.model, view, self._commits.offered.names
         contributors = {member.client_id: model.scopes_for(member.task, view.round) for member in view.cohort.values()}
         self._aggregation = self._pipeline.begin(
-            model.components, view.round, None if view.is_asynchronous else contributors
+            changing(model.components, model.base), view.round, None if view.is_asynchronous else contributors
         )
         self._order = CohortOrder(list(view.cohort), self._pipeline.is_settled)
 

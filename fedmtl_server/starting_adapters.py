@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -53,15 +54,15 @@ def require_same_adapters(key: str, folder: Path, theirs: Config, mine: Config) 
         raise ConfigError(f"{key}: the run in {folder} has other model.adapters: {'; '.join(found)}. {instead}")
 
 
-def require_same_base(key: str, folder: Path, theirs: Component | None, mine: Component | None) -> None:
-    """Check that the parameters that no client changes are bitwise the same in two runs.
+def require_same_base(key: str, folder: Path, theirs: Mapping[str, Component], mine: Mapping[str, Component]) -> None:
+    """Check that the parameters beside the adapters are bitwise the same in two runs.
 
     Raises:
         ConfigError: they differ; the message names the first tensor that does.
     """
-    if theirs is None or mine is None:
-        return
-    values, own = theirs.views(), mine.views()
+    values, own = (
+        {name: view for one in base.values() for name, view in one.views().items()} for base in (theirs, mine)
+    )
     names = [name for name in values if name not in own or not torch.equal(values[name], own[name])]
     if names:
         raise ConfigError(

@@ -81,6 +81,7 @@ class AdaptersConfig(Section):
             dropout=self.dropout,
             a_is_frozen=self.aggregation == "freeze_a",
             seed=seed,
+            is_stacked=self.aggregation == "stack",
         )
 
 

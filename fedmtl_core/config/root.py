@@ -8,7 +8,13 @@ from collections.abc import Iterator, Mapping
 from pydantic import Field, field_validator, model_validator
 
 from fedmtl_core.config import stages
-from fedmtl_core.config.adapter_limits import PLAIN_AVERAGES, breaches_of_adapters, require_adapters, require_products
+from fedmtl_core.config.adapter_limits import (
+    PLAIN_AVERAGES,
+    breaches_of_adapters,
+    require_adapters,
+    require_products,
+    require_stackable,
+)
 from fedmtl_core.config.aggregation import AggregationConfig, RobustnessConfig, ServerOptimizerConfig
 from fedmtl_core.config.clients import ClientConfig, LocalClient, WireConfig, require_one_partition
 from fedmtl_core.config.rounds import EarlyStoppingConfig, RoundsConfig
@@ -102,6 +108,7 @@ class Config(Section):
         self._require_sharing()
         require_adapters(self.model.adapters, self.sharing)
         require_products(self.model.adapters, self.aggregation, self.robustness.norms, self.server_optimizer)
+        require_stackable(self.model.adapters, self.sharing, self.aggregation, self.server_optimizer)
         self._count_rounds()
         require_compatible(self._stages(), self._breaches())
         if self.rounds.mode == "async" and self.rounds.cohort != "all":

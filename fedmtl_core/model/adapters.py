@@ -62,7 +62,7 @@ def inject(encoder: nn.Module, settings: AdapterSettings) -> None:
     encoder.train(is_training)  # injected modules are in training mode
     for name, parameter in encoder.named_parameters():
         if factor_of(name) == "a":
-            parameter.data = _first_values(component_name(name), parameter, settings.seed)
+            parameter.data = first_values(component_name(name), parameter.shape, settings.seed)
         elif factor_of(name) is not None:
             parameter.data = parameter.data.float()
     if (adapted := list(adapted_layers(encoder))) != list(targets):
@@ -140,6 +140,21 @@ def factor_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     layers = [name.removesuffix(".lora_B.weight") for name in names if name.endswith(".lora_B.weight")]
     pairs = {layer: (f"{layer}.lora_A.weight", f"{layer}.lora_B.weight") for layer in layers}
     return {layer: pair for layer, pair in pairs.items() if pair[0] in there}
+
+
+def first_values(name: str, shape: Sequence[int], seed: int, round_: int = 0) -> Tensor:
+    """Return the first values of a factor A: uniform between plus and minus the inverse square root of its inputs.
+
+    Args:
+        name: the factor's name.
+        shape: `(rank, inputs)`.
+        seed: the run's seed.
+        round_: the round after which the adapter starts; 0 for the adapters that the run starts with.
+    """
+    drawn = hashlib.sha256((f"{seed}:{round_}:{name}" if round_ else f"{seed}:{name}").encode()).digest()[:8]
+    generator = torch.Generator().manual_seed(int.from_bytes(drawn, "little", signed=True))
+    bound = 1 / math.sqrt(shape[-1])
+    return torch.empty(tuple(shape), dtype=torch.float32).uniform_(-bound, bound, generator=generator)
 
 
 def merged(encoder: nn.Module) -> nn.Module:

@@ -152,7 +152,8 @@ class Pipeline:
         """Return the components that clients receive in addition to the model."""
         sent = [stage.broadcast() for stage in self.stages]
         components = {scope: component for one in sent for scope, component in one.components.items()}
-        return Broadcast(components, max((one.since for one in sent), default=0))
+        stack_base = next((one.stack_base for one in sent if one.stack_base), b"")
+        return Broadcast(components, max((one.since for one in sent), default=0), stack_base)
 
     def variants(self, model: Mapping[str, Component], purpose: Purpose) -> dict[str, list[Variant]]:
         """Return, by task, the variants to offer in the round that begins; see `Stage.variants`.

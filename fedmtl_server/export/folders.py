@@ -206,10 +206,10 @@ def _metadata(run: SavedRun, round_: int, model: MTLServerModel) -> CardMetadata
 
 def _adapter_metadata(run: SavedRun, model: MTLServerModel) -> AdapterMetadata | None:
     section = run.config.model.adapters
-    if section is None or model.base is None:
+    if section is None:
         return None
     first = {} if run.digests is None else run.digests[0]
-    return AdapterMetadata(section, first.get(FROZEN) or model.base.digest().hex())
+    return AdapterMetadata(section, first.get(FROZEN) or model.base[FROZEN].digest().hex())
 
 
 def _sharing_metadata(model: MTLServerModel) -> SharingMetadata | None:

@@ -169,6 +169,8 @@ class Outcome:
     then share these tensors with no other task."""
     adjusted: Mapping[str, Variant] = field(default_factory=dict)
     """By task, tensors that replace the model's as those of `chosen` do, but that clients didn't compare with it."""
+    base: Mapping[str, Component] = field(default_factory=dict)
+    """By scope, new components of the base beside adapters."""
     must_save: bool = False
     """Whether the stage's saved components have changed. They are then saved even if the model hasn't changed; without
     it, a round that doesn't change the model saves only the stage's metadata."""
