@@ -129,8 +129,8 @@ def peft_folder(
         )
     names = native_names(merged, spec.name, native)
     assert names is not None  # as native_model found
-    own = {native_name: own_name for native_name, own_name in names.items() if own_name in module.base()}
-    ours = native.state_dict() | {name: module.base()[own_name] for name, own_name in own.items()}
+    frozen = {name: tensor for tensors in module.base().values() for name, tensor in tensors.items()}
+    ours = native.state_dict() | {name: frozen[own_name] for name, own_name in names.items() if own_name in frozen}
     options = _options(spec, config)
     saved = {name.partition(".")[0] for name in ours if not name.startswith(f"{native.base_model_prefix}.")}
     base, is_tried = native, weights_of(config.model.server_model)[1]

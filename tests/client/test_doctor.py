@@ -309,7 +309,8 @@ class TestCommand:
             "encoder.encoder.layer.0.output.dense.bias is the first of 1 tensors that differ" in found["base"]["found"]
         )
         assert (
-            f"downloads {model.base.layout.num_bytes / 2**10:.1f} KiB from the server once" in found["base"]["advice"]
+            f"downloads {model.base['frozen'].layout.num_bytes / 2**10:.1f} KiB from the server once"
+            in found["base"]["advice"]
         )
 
     async def test_weights_that_arent_here_or_are_to_be_downloaded(self, tmp_path, monkeypatch, capsys):
@@ -323,7 +324,7 @@ class TestCommand:
             tmp_path / "again", monkeypatch, capsys, tmp_path / "bare", "--set", "client.fetch_base=true"
         )
         assert (code, found["base"]["level"]) == (0, "ok")
-        assert f"{model.base.layout.num_bytes / 2**10:.1f} KiB are downloaded" in found["base"]["found"]
+        assert f"{model.base['frozen'].layout.num_bytes / 2**10:.1f} KiB are downloaded" in found["base"]["found"]
 
     def test_a_server_that_isnt_there_is_an_exit_code(self, tmp_path, monkeypatch, capsys):
         (tmp_path / "c.yaml").write_text("tasks: {sst2: {data: {builtin: sst2}}}\n")

@@ -48,7 +48,9 @@ def saved(tmp_path: Path, adapters: dict[str, Any] | None, **named: Any) -> MTLS
     for component in model.components.values():
         for view in component.views().values():
             view.add_(torch.randn(view.shape, generator=generator), alpha=0.1)
-    RunStore.create(given, "0" * 32, model.components, model.summary(), tmp_path / "first", base=model.base).close()
+    RunStore.create(
+        given, "0" * 32, model.components, model.summary(), tmp_path / "first", base=model.base.get("frozen")
+    ).close()
     return model
 
 
@@ -80,12 +82,10 @@ def test_adapters_heads_and_base_are_taken(tmp_path, theirs, mine):
         assert got.keys() == expected.keys()
         assert all(torch.equal(got[name], expected[name]) for name in got)
         assert any("lora_B" in name for name in got)
-    assert model.base is not None
-    assert first.base is not None
-    assert model.base.digest() == first.base.digest()
+    assert model.base["frozen"].digest() == first.base["frozen"].digest()
     opened = assembly.open()
     try:
-        assert opened.federation.published.base.digest == first.base.digest()
+        assert opened.federation.published.base_digest == first.base["frozen"].digest()
     finally:
         opened.store.close()
 

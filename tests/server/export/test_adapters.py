@@ -72,7 +72,7 @@ def begun(folder: Path, source: str, adapters: dict[str, Any], tasks: Any = TASK
     for component in model.components.values():
         for view in component.views().values():
             view.add_(torch.randn(view.shape, generator=generator), alpha=0.1)
-    RunStore.create(config, "0" * 32, model.components, model.summary(), folder, base=model.base).close()
+    RunStore.create(config, "0" * 32, model.components, model.summary(), folder, base=model.base.get("frozen")).close()
     return model
 
 
@@ -99,7 +99,7 @@ def loaded_elsewhere(*folders: Path, source: str, **options: int) -> list[torch.
 def scaled_products(model: MTLServerModel, kind: str, rank: int, alpha: float) -> dict[str, torch.Tensor]:
     """By layer, the scale times B A in float64, from the components."""
     values = {name: view for component in model.components.values() for name, view in component.views().items()}
-    values |= {} if model.base is None else model.base.views()
+    values |= {name: view for one in model.base.values() for name, view in one.views().items()}
     scale = alpha / rank**0.5 if kind == "rslora" else alpha / rank
     return {
         layer: scale * values[b].double() @ values[a].double() for layer, (a, b) in factor_names(list(values)).items()
@@ -215,7 +215,9 @@ def test_each_tensor_of_the_run_is_in_the_file_under_pefts_name(tmp_path):
     model = begun(tmp_path / "run", source, {"kind": "dora"})
     export_adapters(open_run(tmp_path / "run"), "sst2", tmp_path / "out")
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    ours = {name: view for one in (*model.components.values(), model.base) if one for name, view in one.views().items()}
+    ours = {
+        name: view for one in (*model.components.values(), *model.base.values()) for name, view in one.views().items()
+    }
     expected = {
         "base_model.model.bert." + re.sub(r"(vector)\.weight$", r"\1", name.removeprefix("encoder.")): value
         for name, value in ours.items()
@@ -341,7 +343,6 @@ def test_factors_that_clients_keep_are_refused(tmp_path):
 def test_cards_say_which_adapters_the_run_had_and_where_they_are(tmp_path):
     source = save(tmp_path / "source", "bert")
     model = begun(tmp_path / "run", source, {"kind": "rslora", "targets": ["query", "value"]})
-    assert model.base is not None
     run = open_run(tmp_path / "run")
     export_task(run, "qqp", tmp_path / "merged")
     export_adapters(run, "qqp", tmp_path / "alone")
@@ -351,7 +352,7 @@ def test_cards_say_which_adapters_the_run_had_and_where_they_are(tmp_path):
         assert "`rslora` of rank 3 and alpha 16 in the layers named query, value" in said
         assert "`aggregation: freeze_a`" in said
         assert f"`{source}`" in said
-        assert model.base.digest().hex() in said
+        assert model.base["frozen"].digest().hex() in said
         assert ("are merged into the weights" in said) is (folder == "merged")
     card = ModelCard.load(tmp_path / "alone" / "README.md")
     assert (card.data.library_name, "lora" in card.data.tags) == ("peft", True)
