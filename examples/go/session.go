@@ -151,7 +151,7 @@ func (s *session) takePart(ctx context.Context, event *pb.WatchRoundsResponse) e
 
 // work does a round's work on a slice, and returns the update.
 func (s *session) work(header *pb.SliceHeader, received []component) (*work, error) {
-	model, controls := split(received)
+	model, controls := split(written(header, received))
 	before, where, err := s.findHead(model, header.Plan)
 	if err != nil {
 		return nil, err
@@ -196,6 +196,16 @@ func (s *session) work(header *pb.SliceHeader, received []component) (*work, err
 		done.kept.variates = own.following(header.Round, corrections, done.components, t.rateSum)
 	}
 	return done, nil
+}
+
+// written returns the components of a slice that the round doesn't leave as they are. They are in the header's order.
+func written(header *pb.SliceHeader, received []component) (writable []component) {
+	for i, c := range received {
+		if !header.Components[i].ReadOnly {
+			writable = append(writable, c)
+		}
+	}
+	return writable
 }
 
 // training is the result of a training.

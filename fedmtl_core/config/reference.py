@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pydantic.fields import FieldInfo
 
+from fedmtl_core.config.adapters import AdaptersConfig
 from fedmtl_core.config.clients import LocalClient, PartitionConfig
 from fedmtl_core.config.root import Config
 from fedmtl_core.config.schedule import ScheduleEntry
@@ -45,7 +46,12 @@ def section_purposes() -> dict[str, str]:
     }
 
 
-_NESTED: Mapping[str, type[Section]] = {"data": DataConfig, "auxiliary": AuxiliaryConfig, "partition": PartitionConfig}
+_NESTED: Mapping[str, type[Section]] = {
+    "adapters": AdaptersConfig,
+    "data": DataConfig,
+    "auxiliary": AuxiliaryConfig,
+    "partition": PartitionConfig,
+}
 _LISTED: Mapping[str, tuple[str, type[Section]]] = {
     "tasks": ("tasks.NAME.", TaskConfig),
     "clients": ("clients[].", LocalClient),

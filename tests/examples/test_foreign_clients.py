@@ -30,7 +30,7 @@ TASK_OF = {"node": "sst2", "go": "qqp", "cpp": "stsb", "python-0": "sst2", "pyth
 """By client id. The clients in Python have rows of their own."""
 
 CONFIG = """
-model: {{server_model: "builtin:toy"}}
+model: {model}
 training: {{num_rounds: {num_rounds}, local_epochs: 1, learning_rate: 1e-3, max_length: 48}}
 rounds: {{deadline_s: 120, quorum_timeout_s: 120, rejoin_grace_s: 20}}
 tasks: {tasks}
@@ -101,13 +101,19 @@ def stack() -> Iterator[contextlib.ExitStack]:
 
 @pytest.mark.e2e
 @pytest.mark.long
-async def test_clients_in_all_languages_train_one_model(languages, tmp_path, stack):
+@pytest.mark.parametrize("adapters", [None, "freeze_a", "alternate"])
+async def test_clients_in_all_languages_train_one_model(languages, tmp_path, stack, adapters):
+    """With adapters, a client that trains only its head sees other components, and leaves out what a round does."""
+    model = {"server_model": "builtin:toy"} | ({"adapters": {"aggregation": adapters}} if adapters else {})
+    encoder_in = {"alternate": ["factor_b:shared", "factor_a:shared", "factor_b:shared"]}
     task_of = {client: task for client, task in TASK_OF.items() if client not in LANGUAGES.keys() - languages.keys()}
     tasks = {
         task: {"min_clients": number, "train_samples": 60, "val_samples": 30, "data": {"builtin": task}}
         for task, number in Counter(task_of.values()).items()
     }
-    run = Processes(tmp_path, stack, CONFIG.format(num_rounds=NUM_ROUNDS, tasks=json.dumps(tasks)))
+    run = Processes(
+        tmp_path, stack, CONFIG.format(num_rounds=NUM_ROUNDS, tasks=json.dumps(tasks), model=json.dumps(model))
+    )
     address = await run.address()
     python = {
         name: run.start(name, "fedmtl_client", "--client-id", name, "--task", task, "--server", address)
@@ -135,15 +141,17 @@ async def test_clients_in_all_languages_train_one_model(languages, tmp_path, sta
         (round_, client, task, "counted") for round_ in (1, 2, 3, 4) for client, task in task_of.items()
     }
     assert [report["num_refused"] for report in reports] == [0, 0, 0, 0]
-    for report in reports[:NUM_ROUNDS]:
+    scopes = encoder_in.get(adapters, ["shared"] * NUM_ROUNDS)
+    for report, encoder in zip(reports[:NUM_ROUNDS], scopes, strict=True):
         moved = {
             component["scope"]: {part["client_id"]: part["norm"] for part in component["contributions"]}
             for component in report["components"]
         }
-        assert moved["shared"].keys() == task_of.keys()
+        assert moved.keys() == {encoder, *(f"task:{task}" for task in tasks)}
+        assert moved[encoder].keys() == task_of.keys()
         for client, task in task_of.items():
             assert moved[f"task:{task}"][client] > 0, "a client trains its head"
-            assert (moved["shared"][client] == 0) == (client in LANGUAGES), "the examples send the encoder as it came"
+            assert (moved[encoder][client] == 0) == (client in LANGUAGES), "the examples send the encoder as it came"
         assert report["unchanged_tasks"] == []
     for task in (report for report in reports[NUM_ROUNDS]["tasks"]):
         assert task["num_updates"] == tasks[task["task"]]["min_clients"]

@@ -151,9 +151,24 @@ void Session::take_part(const pb::WatchRoundsResponse& event) {
            done.loss + (before ? ", accepted before" : ", accepted"));
 }
 
+namespace {
+
+// Returns the components of a slice that the round doesn't leave as they are.
+std::vector<Component> written(const Slice& slice) {
+  std::vector<Component> writable;
+  for (std::size_t i = 0; i < slice.components.size(); ++i) {
+    if (!slice.header.components(static_cast<int>(i)).read_only()) {
+      writable.push_back(slice.components[i]);
+    }
+  }
+  return writable;
+}
+
+}  // namespace
+
 Session::Work Session::work(const Slice& slice) const {
   const pb::TrainingPlan& plan = slice.header.plan();
-  const Parted parted = split(slice.components);
+  const Parted parted = split(written(slice));
   const auto [head, where] = find_head(parted.model, plan);
   const std::vector<Example> rows = examples_for(head);
   const Metrics before = measure(head, rows);

@@ -8,8 +8,12 @@ const PREFIX = "control:";
 /** By scope, a number for each element of the component. */
 export type Vectors = Map<string, Float32Array>;
 
-/** Split a slice: the model's components, which an update has too, and the server's variates by their component's scope. */
-export function split(received: WholeComponent[]): { model: WholeComponent[]; controls: Vectors } {
+/**
+ * Split a slice: the model's components, which an update has too, and the server's variates by their component's scope.
+ * Components that the round leaves as they are belong to neither.
+ */
+export function split(slice: WholeComponent[]): { model: WholeComponent[]; controls: Vectors } {
+  const received = slice.filter(({ layout }) => !layout.readOnly);
   const isControl = ({ layout }: WholeComponent) => layout.scope.startsWith(PREFIX);
   const controls = received.filter(isControl).map(({ layout, bytes }): [string, Float32Array] => {
     return [layout.scope.slice(PREFIX.length), float32s(bytes)];
