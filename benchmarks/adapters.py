@@ -247,11 +247,8 @@ class Bench:
                 empty.time_round()
             after_rounds -= peak_rss(empty.pid)
         base = MTLServerModel.from_config(self._encoders[1].config(adapters)).base
-        assert base is not None
-        size, title = (
-            base.layout.num_bytes,
-            "server's peak RSS without an empty model's, BERT-base, freeze_a / the base",
-        )
+        size = sum(component.layout.num_bytes for component in base.values())
+        title = "server's peak RSS without an empty model's, BERT-base, freeze_a / the base"
         self._add_memory(f"{title}, before the first round", at_start, size, 1.05)
         self._add_memory(f"{title}, after rounds of 8 clients", after_rounds, size, None)
 

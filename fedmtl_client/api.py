@@ -12,17 +12,16 @@ import grpc
 from fedmtl.v1 import federation_pb2 as pb
 from grpc_health.v1 import health_pb2
 
-from fedmtl_client.component_cache import ComponentCache
+from fedmtl_client.component_cache import ComponentCache, OwnVersion
 from fedmtl_client.connection import SERVICE, Connection, ConnectionSettings
 from fedmtl_client.downloads import Download
-from fedmtl_client.messages import event_from_proto, receipt_from_proto, slice_from, slice_header
+from fedmtl_client.messages import event_from_proto, receipt_from_proto, server_base_from, slice_from, slice_header
 from fedmtl_client.patience import Losses
-from fedmtl_client.slices import Slice, SliceVariant
+from fedmtl_client.slices import ServerBase, Slice, SliceVariant
 from fedmtl_client.transfers import Attempts, ChunkSize
 from fedmtl_client.transport import Receipt, RoundEvent
 from fedmtl_client.uploads import Upload
 from fedmtl_core.errors import LimitExceededError, MalformedStreamError, RequestError, UnavailableError
-from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.runtime.tracing import OFF, Tracing
 from fedmtl_core.tasks.plan import TrainingPlan
 from fedmtl_core.wire.chunks import Chunk, read_message
@@ -164,25 +163,19 @@ class FederationApi:
         _, components = self._download(request, download, should_stop)
         return SliceVariant(name, components, download.bytes_received)
 
-    def get_base(self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False) -> Component:
+    def get_base(
+        self, slice_: Slice, own: Mapping[str, OwnVersion], *, should_stop: Callable[[], bool] = lambda: False
+    ) -> Mapping[str, Component]:
         """Download the base that a slice belongs to; see `Transport.get_base`. A broken download resumes."""
         request = self._slice_request(slice_.run_id, slice_.task, slice_.round, base=True)
-        _, components = self._download(request, Download(ComponentCache()), should_stop)
-        if list(components) != [FROZEN]:
-            raise MalformedStreamError(f"expected the component {FROZEN}, got {', '.join(components) or 'none'}")
-        return components[FROZEN]
+        return self._download(request, Download(ComponentCache(), own=own), should_stop)[1]
 
-    def get_base_digests(
-        self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False
-    ) -> Mapping[str, bytes]:
-        """Return the SHA-256 of each tensor of the base by name, without downloading it; see `Transport`."""
-        header = self._header(self._slice_request(slice_.run_id, slice_.task, slice_.round, base=True), should_stop)
-        names = [spec.name for component in header.components for spec in component.tensors]
-        if len(names) != len(header.base_tensor_digests):
-            raise MalformedStreamError(
-                f"base_tensor_digests: expected {len(names)} digests, got {len(header.base_tensor_digests)}"
-            )
-        return dict(zip(names, header.base_tensor_digests, strict=True))
+    def describe_base(
+        self, slice_: Slice | None = None, *, should_stop: Callable[[], bool] = lambda: False
+    ) -> ServerBase:
+        """Return the digests and the size of the base, without downloading it; see `Transport.describe_base`."""
+        run_id, task, round_ = (slice_.run_id, slice_.task, slice_.round) if slice_ else ("", self.task, 0)
+        return server_base_from(self._header(self._slice_request(run_id, task, round_, base=True), should_stop))
 
     def push_update(
         self,

@@ -1,21 +1,23 @@
-"""The base of a client's model with adapters: the encoder's parameters that a run leaves as they are."""
+"""The base of a client's model with adapters: the encoder's parameters that clients don't train."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fedmtl_client.component_cache import OwnVersion
 from fedmtl_client.slices import Slice
 from fedmtl_core.errors import ChecksumError, ConfigError, MalformedStreamError
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.merging import merge
 from fedmtl_core.model.modeling import MultiTaskModel
-from fedmtl_core.model.scopes import FROZEN
+from fedmtl_core.model.scopes import FROZEN, MERGED
 from fedmtl_core.runtime.allocator import give_back_freed_blocks
-from fedmtl_core.wire.layout import Component, Layout, digest_of, digests_of
+from fedmtl_core.wire.layout import Component, Layout, digest_of, digests_of, joint_digest, require_scopes
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class BaseSource:
 
     digests: Callable[[], Mapping[str, bytes]]
     """Returns the SHA-256 of each tensor's bytes by name, without the tensors."""
-    download: Callable[[], Component]
-    """Returns the whole base."""
+    download: Callable[[Mapping[str, OwnVersion]], Mapping[str, Component]]
+    """Returns the components of the base by scope, without those of the given versions."""
 
 
 class ModelBase:
@@ -39,12 +41,16 @@ class ModelBase:
 
     def __init__(self, model: MultiTaskModel, *, is_own: bool, source: str):
         self._model = model
-        self._is_own = is_own
+        self._is_own = is_own  # until it becomes the server's
         self._source = source
-        self._digest = digest_of(model.base()) if is_own else b""
+        self._digests = {scope: digest_of(tensors) for scope, tensors in model.base().items()} if is_own else {}
 
     def require(self, slice_: Slice, server: BaseSource | None) -> None:
-        """Make sure that the model has the base that a slice needs: compare the client's own, or download the server's.
+        """Make sure that the model has the base that a slice needs.
+
+        If the server has added adapters to the base that the model has, they are added here too. A client whose base
+        was never the server's compares its own or downloads the server's. A client that missed a change of the base
+        downloads the component that changes.
 
         Args:
             slice_: a slice of a run with adapters.
@@ -58,24 +64,65 @@ class ModelBase:
         """
         if len(slice_.base_digest) == 0:
             raise MalformedStreamError("the plan has adapters, but the slice's header has no base_digest")
-        if self._digest == slice_.base_digest:
+        if self._is_needed(slice_):
             return
-        if self._is_own or server is None:
+        if slice_.stacks and self._digests.get(MERGED) == slice_.stack_base_digest:
+            self._add(slice_)
+            if self._is_needed(slice_):
+                return
+            get_logger().warning("base.differs", task=slice_.task, reason="the sum isn't the server's; downloading it")
+        if server is None or (self._is_own and self._is_other(slice_, server)):
             raise self._differs(server)
-        base, self._digest = self._model.base(), b""
-        _empty(base)
-        received = server.download()
-        Layout.of(FROZEN, base).require_same(received.layout)
-        if received.digest() != slice_.base_digest:
+        self._download(slice_, server)
+
+    def _is_needed(self, slice_: Slice) -> bool:
+        """Return whether the model has the base that a slice needs."""
+        digests = [self._digests.get(scope, b"") for scope in self._model.base()]
+        return all(digests) and joint_digest(digests) == slice_.base_digest
+
+    def _add(self, slice_: Slice) -> None:
+        """Add a slice's stacks to the base."""
+        weights = self._model.base()[MERGED]
+        self._is_own = False
+        self._digests.pop(MERGED)
+        for stacked in slice_.stacks.values():
+            merge(weights, stacked)
+        self._digests[MERGED] = digest_of(weights)
+
+    def _is_other(self, slice_: Slice, server: BaseSource) -> bool:
+        """Return whether the client's own files have another encoder than the server.
+
+        Once the server has added adapters, only the component that never changes can be compared.
+        """
+        if not slice_.stacks:
+            return True
+        theirs = server.digests()
+        return any(theirs.get(name) != digest for name, digest in digests_of(self._model.base()[FROZEN]).items())
+
+    def _download(self, slice_: Slice, server: BaseSource) -> None:
+        """Download the components of the base that differ from the server's, or that the client never had."""
+        base = self._model.base()
+        layouts = {scope: Layout.of(scope, tensors) for scope, tensors in base.items()}
+        own = {scope: OwnVersion(digest, layouts[scope].num_bytes) for scope, digest in self._digests.items()}
+        if not own:
+            _empty(tensor for tensors in base.values() for tensor in tensors.values())
+        received = server.download(own)
+        require_scopes([scope for scope in base if scope in received or scope not in own], received)
+        for scope, component in received.items():
+            layouts[scope].require_same(component.layout)
+        digests = {**self._digests, **{scope: component.digest() for scope, component in received.items()}}
+        if joint_digest(digests[scope] for scope in base) != slice_.base_digest:
             raise ChecksumError("the received base isn't the one that the slice's header announced")
-        for name, view in received.views().items():
-            base[name].data = view.to(base[name].device)
-        self._digest = slice_.base_digest
-        get_logger().info("base.received", task=slice_.task, bytes_received=received.layout.num_bytes)
+        for scope, component in received.items():
+            for name, view in component.views().items():
+                base[scope][name].data = view.to(base[scope][name].device)
+        self._digests, self._is_own = digests, False
+        num_bytes = sum(component.layout.num_bytes for component in received.values())
+        get_logger().info("base.received", task=slice_.task, scopes=list(received), bytes_received=num_bytes)
 
     def _differs(self, server: BaseSource | None) -> ConfigError:
         theirs = server.digests() if server is not None else {}
-        mine = digests_of(self._model.base())
+        mine = {name: digest for tensors in self._model.base().values() for name, digest in digests_of(tensors).items()}
         differing = [name for name in dict.fromkeys([*mine, *theirs]) if mine.get(name) != theirs.get(name)]
         where = f"{differing[0]} is the first of {len(differing)} tensors that differ" if differing and theirs else ""
         if missing := [name for name in theirs if name not in mine]:
@@ -88,8 +135,8 @@ class ModelBase:
         )
 
 
-def _empty(base: Mapping[str, Tensor]) -> None:
+def _empty(tensors: Iterable[Tensor]) -> None:
     """Free the memory of tensors that get other values, so that a base is never in memory twice; keep their shapes."""
-    for tensor in base.values():
+    for tensor in tensors:
         tensor.data = torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
     give_back_freed_blocks()

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from fedmtl_core.wire.layout import Component, Layout
+
+
+@dataclass(frozen=True)
+class OwnVersion:
+    """A version of a component that a client has outside any cache."""
+
+    digest: bytes
+    num_bytes: int
 
 
 class ComponentCache:

@@ -10,6 +10,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from fedmtl_client.model_doctor import encoder, own_parameters
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.errors import ConfigError, RequestError
 from fedmtl_core.runtime import doctor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from fedmtl_client.api import FederationApi
     from fedmtl_client.data import Survey
+    from fedmtl_client.slices import ServerBase
     from fedmtl_core.tasks.plan import TrainingPlan
 
 Split = Literal["train", "validation"]
@@ -72,18 +74,19 @@ def examine(
             checks[name] = partial(rows, spec, source, split, shard, name, surveys)
     found = [finding for name, check in checks.items() for finding in doctor.findings(name, check)]
     plans: list[TrainingPlan] = []
-    found += doctor.findings("server", lambda: reach(config, client_id, [spec for spec, _ in sources], server, plans))
+    bases: list[ServerBase] = []
+    specs = [spec for spec, _ in sources]
+    found += doctor.findings("server", lambda: reach(config, client_id, specs, server, plans, bases))
     planned = plans[0].client_model if plans else ""
     if source_of_model := model or planned:
-        specs = [spec for spec, _ in sources]
         found += (of_tokenizer := doctor.findings("tokenizer", lambda: doctor.tokenizer(source_of_model, specs)))
         usable = not doctor.has_failed(of_tokenizer)
         max_length = (plans[0] if plans else config.training).max_length
-        for (spec, _), name in names.items() if usable else ():
-            if name in surveys:
+        for (spec, _), name in names.items():
+            if usable and name in surveys:
                 found += doctor.findings(name, partial(lengths, spec, surveys[name], source_of_model, max_length, name))
         if plans and usable:
-            found += doctor.findings("encoder", lambda: encoder(config, plans[0], source_of_model, specs))
+            found += doctor.findings("encoder", partial(encoder, config, plans[0], source_of_model, specs, *bases))
     else:
         found.append(
             warn(
@@ -93,7 +96,7 @@ def examine(
             )
         )
     if plans and plans[0].local:
-        found += doctor.findings("own parameters", lambda: own_parameters(config, plans[0], source_of_model))
+        found += doctor.findings("own parameters", partial(own_parameters, config, plans[0], source_of_model))
     return found
 
 
@@ -257,12 +260,18 @@ def proxy(server: str) -> Iterator[Finding]:
 
 
 def reach(
-    config: Config, client_id: str, specs: Sequence[TaskSpec], server: str, plans: list[TrainingPlan]
+    config: Config,
+    client_id: str,
+    specs: Sequence[TaskSpec],
+    server: str,
+    plans: list[TrainingPlan],
+    bases: list[ServerBase],
 ) -> Iterator[Finding]:
     """Check that the server answers, accepts this client, and has the same tasks.
 
     Args:
         plans: receives the server's training plans, one for each task that it accepts the client for.
+        bases: receives the server's base if the run has adapters.
     """
     from fedmtl_client.api import ConnectionSettings, FederationApi
     from fedmtl_client.credentials import load
@@ -282,6 +291,8 @@ def reach(
             )
         for spec in specs:
             yield from task(api, client_id, spec, plans)
+        if plans and plans[0].adapters is not None:
+            bases.append(api.describe_base())
 
 
 def task(api: FederationApi, client_id: str, spec: TaskSpec, plans: list[TrainingPlan]) -> Iterator[Finding]:
@@ -296,53 +307,6 @@ def task(api: FederationApi, client_id: str, spec: TaskSpec, plans: list[Trainin
         return
     same = "labels" if spec.labels else "type"
     yield ok("task", f"the server has {spec.name} with the same {same}, and accepts {client_id} for it")
-
-
-def encoder(config: Config, plan: TrainingPlan, source: str, specs: Sequence[TaskSpec]) -> Iterator[Finding]:
-    """Check that the encoder can be trained as the server plans. Weights are read if the client starts from any.
-
-    Args:
-        source: name or folder of the client's model.
-        specs: the client's tasks.
-    """
-    from fedmtl_core.model.encoder_check import Use, check
-    from fedmtl_core.model.modeling import load_encoder, load_tokenizer
-    from fedmtl_core.model.pretrained import LoadedWeights
-
-    loaded: list[LoadedWeights] = []
-    made, _ = load_encoder(
-        source,
-        weights=bool(_own_of_encoder(plan)) and doctor.weights_of(source)[1],
-        num_hidden_layers=plan.num_hidden_layers or None,
-        random_init=config.model.random_init,
-        on_weights=loaded.append,
-    )
-    use = Use.by_tasks(source, plan.max_length, plan.pooling, specs)
-    yield from doctor.remarks(check(made, load_tokenizer(source), use, loaded[0] if loaded else None))
-
-
-def _own_of_encoder(plan: TrainingPlan) -> list[str]:
-    """Return the names of the encoder's parameters that the client keeps local."""
-    from fedmtl_core.model.scopes import SHARED, scope_of
-
-    return [name for name in plan.local if scope_of(name) == SHARED]
-
-
-def own_parameters(config: Config, plan: TrainingPlan, model: str) -> Iterator[Finding]:
-    """Check that the client's local parameters have initial values, and a folder that keeps them between starts."""
-    of_encoder = _own_of_encoder(plan)
-    has_weights = config.model.random_init or doctor.weights_of(model)[1]
-    if of_encoder and not has_weights:
-        yield fail(
-            "own parameters",
-            f"{len(of_encoder)} local tensors of the encoder start from the weights of {model}, which aren't on this "
-            "machine",
-            "name a model with weights (model.client_model), or set model.random_init to true",
-        )
-    elif config.client.state_dir is None:
-        yield ok("own parameters", f"{len(plan.local)} tensors, in memory only; client.state_dir would keep them")
-    else:
-        yield from doctor.writable("own parameters", config.client.state_dir)
 
 
 def health(api: FederationApi) -> Iterator[Finding]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from fedmtl.v1 import federation_pb2 as pb
 from torch import Tensor
 
-from fedmtl_client.component_cache import ComponentCache
+from fedmtl_client.component_cache import ComponentCache, OwnVersion
 from fedmtl_core.errors import ChecksumError, MalformedStreamError
 from fedmtl_core.wire.chunks import Assembler
 from fedmtl_core.wire.encoded import EncodedLayout
@@ -43,10 +44,17 @@ class Download:
     Args:
         cache: stores the components.
         others: further components that the client has, whose bytes are copied instead of downloaded; None for none.
+        own: by scope, versions that the client has and doesn't need. The result leaves out a component of one of them.
     """
 
-    def __init__(self, cache: ComponentCache, others: ComponentCache | None = None):
+    def __init__(
+        self,
+        cache: ComponentCache,
+        others: ComponentCache | None = None,
+        own: Mapping[str, OwnVersion] = MappingProxyType({}),
+    ):
         self._cache = cache
+        self._own = own
         self._others = others or ComponentCache()
         self._arriving: dict[str, _Arriving] = {}
         self._assembler: Assembler | None = None
@@ -86,7 +94,11 @@ class Download:
             for cache in (self._cache, self._others)
             for scope, digest in cache.versions().items()
         ]
-        return partly + whole
+        own = [
+            pb.HeldComponent(scope=scope, digest=one.digest, num_bytes=one.num_bytes, encoding=pb.ENCODING_FLOAT32)
+            for scope, one in self._own.items()
+        ]
+        return partly + whole + own
 
     def begin(self, header: pb.SliceHeader) -> Assembler:
         """Prepare for the components that a stream's header announces; bytes received before are kept.
@@ -100,7 +112,7 @@ class Download:
         """
         arrived = dict(self._assembler.offsets) if self._assembler else {}
         self._received_before = self.bytes_received
-        parts = [(component_from_proto(component), component) for component in header.components]
+        parts = [(component_from_proto(one), one) for one in header.components if not self._is_own(one)]
         for layout, component in parts:
             self._expect(layout, component, arrived)
         self._scopes = [layout.scope for layout, _ in parts]
@@ -115,7 +127,7 @@ class Download:
         """Decode the received bytes.
 
         Returns:
-            The slice's components, in the header's order. They are the cache's own components.
+            The slice's components without the client's own, in the header's order. They are the cache's components.
 
         Raises:
             MalformedStreamError: bytes are missing.
@@ -124,6 +136,11 @@ class Download:
         assert self._assembler is not None
         self._assembler.finish()
         return {scope: self._decoded(scope, self._arriving[scope]) for scope in self._scopes}
+
+    def _is_own(self, component: pb.Component) -> bool:
+        """Return whether a component has a version that the client doesn't need, so that no bytes of it follow."""
+        own = self._own.get(component.scope)
+        return own is not None and own == OwnVersion(component.digest, component.start_offset)
 
     def _expect(self, layout: EncodedLayout, component: pb.Component, arrived: Mapping[str, int]) -> None:
         scope, digest, base_digest = layout.scope, component.digest, component.base_digest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fedmtl_core.wire.encoded import EncodedComponent, EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode
@@ -47,9 +47,15 @@ class ErrorFeedback:
         self._residuals |= self._next
         self._next = {}
 
-    def forget(self) -> None:
-        """Discard the accumulated error, since another run has begun."""
-        self._residuals, self._next = {}, {}
+    def forget(self, scopes: Iterable[str] | None = None) -> None:
+        """Discard accumulated errors, since later deltas are of other parameters.
+
+        Args:
+            scopes: the components' scopes; None for all components, as at the start of another run.
+        """
+        for scope in list(self._residuals) if scopes is None else scopes:
+            self._residuals.pop(scope, None)
+        self._next = {}
 
     def _encode(self, delta: Component) -> EncodedComponent:
         owed = self._residuals.get(delta.scope)

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from fedmtl.v1 import federation_pb2 as pb
 
-from fedmtl_client.slices import Slice
+from fedmtl_client.slices import ServerBase, Slice
 from fedmtl_client.transport import EventKind, Outcome, Receipt, RoundEvent
 from fedmtl_core.errors import InvalidRequestError, MalformedStreamError
 from fedmtl_core.identifiers import quoted
+from fedmtl_core.model.scopes import is_stack
 from fedmtl_core.wire.chunks import Chunk, read_message
 from fedmtl_core.wire.controls import without_controls
 from fedmtl_core.wire.layout import Component
@@ -69,6 +70,21 @@ def slice_header(opening: bytes, variant: str = "") -> pb.SliceHeader:
     return message.header
 
 
+def server_base_from(header: pb.SliceHeader) -> ServerBase:
+    """Return the server's base as the header of its stream describes it.
+
+    Raises:
+        MalformedStreamError: the header doesn't have one digest for each tensor.
+    """
+    names = [spec.name for component in header.components for spec in component.tensors]
+    if len(names) != len(header.base_tensor_digests):
+        raise MalformedStreamError(
+            f"base_tensor_digests: expected {len(names)} digests, got {len(header.base_tensor_digests)}"
+        )
+    tensors = dict(zip(names, header.base_tensor_digests, strict=True))
+    return ServerBase(header.base_digest, tensors, header.total_bytes)
+
+
 def slice_from(header: pb.SliceHeader, task: str, components: Mapping[str, Component], bytes_received: int) -> Slice:
     """Return the slice of a complete download.
 
@@ -81,7 +97,7 @@ def slice_from(header: pb.SliceHeader, task: str, components: Mapping[str, Compo
     Raises:
         InvalidRequestError: a value of the training plan is out of range.
     """
-    model, controls = without_controls(components)
+    model, controls = without_controls({scope: one for scope, one in components.items() if not is_stack(scope)})
     plan = plan_from_proto(header.plan)
     if plan.schedule_first_round > header.round:
         raise InvalidRequestError(
@@ -101,5 +117,7 @@ def slice_from(header: pb.SliceHeader, task: str, components: Mapping[str, Compo
         variants={one.name: max(one.start_margin, 0.0) for one in header.variants[:MAX_VARIANTS]},
         bytes_received=bytes_received,
         base_digest=header.base_digest,
+        stacks={scope: one for scope, one in components.items() if is_stack(scope)},
+        stack_base_digest=header.stack_base_digest,
         read_only=tuple(one.scope for one in header.components if one.read_only and one.scope in model),
     )

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fedmtl_core.logs import Logger
 from fedmtl_core.model import encoder_check
+from fedmtl_core.model.adapters import require_peft
 from fedmtl_core.model.encoder_check import Use
 from fedmtl_core.model.modeling import HeadSettings, MultiTaskModel, load_encoder
 from fedmtl_core.model.pretrained import LoadedWeights
@@ -43,8 +44,10 @@ class ModelFactory:
 
         Raises:
             ModelUnavailableError: the encoder can't be loaded.
-            ConfigError: the encoder can't be trained as the plan asks.
+            ConfigError: the encoder can't be trained as the plan asks, or `peft` is missing for the plan's adapters.
         """
+        if plan.adapters is not None:
+            require_peft()
         loaded: list[LoadedWeights] = []
         encoder, hidden_size = load_encoder(
             source,

@@ -206,8 +206,8 @@ class ClientSession:
 
     def _base(self, slice_: Slice, event: RoundEvent) -> BaseSource:
         return BaseSource(
-            lambda: self._transport.get_base_digests(slice_, should_stop=lambda: self._has_closed(event)),
-            lambda: self._transport.get_base(slice_, should_stop=lambda: self._has_closed(event)),
+            lambda: self._transport.describe_base(slice_, should_stop=lambda: self._has_closed(event)).tensors,
+            lambda own: self._transport.get_base(slice_, own, should_stop=lambda: self._has_closed(event)),
         )
 
     def _work(self, slice_: Slice, event: RoundEvent) -> None:

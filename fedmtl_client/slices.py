@@ -34,7 +34,11 @@ class Slice:
     bytes_received: int = 0
     """Encoded bytes that were received for this slice."""
     base_digest: bytes = b""
-    """The SHA-256 of the base that the slice belongs to; empty without adapters."""
+    """The digest of the base that the slice belongs to; empty without adapters."""
+    stacks: Mapping[str, Component] = field(default_factory=dict)
+    """By scope, the adapters that the server added to the base last; empty if it never did."""
+    stack_base_digest: bytes = b""
+    """The digest of the component `merged` that the stacks are added to; empty without stacks."""
     read_only: Collection[str] = ()
     """The scopes of the components that the round doesn't train, and that an update leaves out."""
 
@@ -53,3 +57,15 @@ class SliceVariant:
     """By scope; the scopes differ from those of the slice. The tensors have names and shapes of the slice's tensors."""
     bytes_received: int = 0
     """Encoded bytes that were received for this variant."""
+
+
+@dataclass(frozen=True)
+class ServerBase:
+    """The server's base without its values."""
+
+    digest: bytes
+    """The SHA-256 of the base."""
+    tensors: Mapping[str, bytes]
+    """The SHA-256 of each tensor's bytes by name."""
+    num_bytes: int
+    """The size of a download."""

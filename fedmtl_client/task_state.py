@@ -17,6 +17,7 @@ from fedmtl_client.slices import Slice
 from fedmtl_client.synchronizer import ClientModelSynchronizer
 from fedmtl_client.trainer import Trainer
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.adapters import factor_names
 from fedmtl_core.model.modeling import MultiTaskModel, load_tokenizer
 from fedmtl_core.tasks.plan import TrainingPlan, UpdateKind
 from fedmtl_core.tasks.spec import TaskSpec
@@ -73,6 +74,11 @@ class TaskState:
     base: ModelBase | None = None
     """None if the encoder has no adapters."""
 
+    @property
+    def belongs_to_run(self) -> bool:
+        """Whether the model has parameters that only one run has: local ones, or a base with that run's adapters."""
+        return bool(self.plan.local) or (self.plan.adapters is not None and self.plan.adapters.is_stacked)
+
     def encoded_update(self, kind: UpdateKind) -> list[EncodedComponent]:
         """Return the encoded components of the present model's update to the slice loaded last.
 
@@ -84,6 +90,8 @@ class TaskState:
         """
         components = self.synchronizer.update(self.model, kind)
         if self.feedback:
+            if self.plan.adapters is not None and self.plan.adapters.is_stacked:  # a round's adapters are new ones
+                self.feedback.forget([one.scope for one in components if factor_names(one.views())])
             return self.feedback.encode(components)
         return [EncodedComponent.exact(component) for component in components]
 
@@ -128,8 +136,8 @@ class TaskStates:
         return tuple(self._tasks)
 
     def forget(self) -> None:
-        """Reset local parameters and error feedback, since another run has begun."""
-        self._states = {task: state for task, state in self._states.items() if not state.plan.local}
+        """Reset local parameters, error feedback and changed bases, since another run has begun."""
+        self._states = {task: state for task, state in self._states.items() if not state.belongs_to_run}
         for state in self._states.values():
             if state.feedback:
                 state.feedback.forget()

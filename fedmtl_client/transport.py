@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from fedmtl_client.component_cache import ComponentCache
-from fedmtl_client.slices import Slice, SliceVariant
+from fedmtl_client.component_cache import ComponentCache, OwnVersion
+from fedmtl_client.slices import ServerBase, Slice, SliceVariant
 from fedmtl_core.tasks.plan import Purpose, round_title
 from fedmtl_core.wire.encoded import EncodedComponent
 from fedmtl_core.wire.formats import Encoding
@@ -126,12 +126,18 @@ class Transport(Protocol):
             UnavailableError: the server was unreachable for too long.
         """
 
-    def get_base(self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False) -> Component:
+    def get_base(
+        self, slice_: Slice, own: Mapping[str, OwnVersion], *, should_stop: Callable[[], bool] = lambda: False
+    ) -> Mapping[str, Component]:
         """Download the base that a slice belongs to.
 
         Args:
             slice_: a slice of a run with adapters.
+            own: by scope, the components of the base that the client has; they are neither sent nor returned.
             should_stop: called after every failed attempt; True ends the attempts.
+
+        Returns:
+            The other components by scope.
 
         Raises:
             StaleRoundError: the run has left the slice's round.
@@ -140,10 +146,15 @@ class Transport(Protocol):
             UnavailableError: the server was unreachable for too long.
         """
 
-    def get_base_digests(
-        self, slice_: Slice, *, should_stop: Callable[[], bool] = lambda: False
-    ) -> Mapping[str, bytes]:
-        """Return the SHA-256 of each tensor of the base by name, without downloading it; raises as `get_base` does."""
+    def describe_base(
+        self, slice_: Slice | None = None, *, should_stop: Callable[[], bool] = lambda: False
+    ) -> ServerBase:
+        """Return the digests and the size of a slice's base, without downloading it; raises as `get_base` does.
+
+        Args:
+            slice_: the slice; None for the run's next one.
+            should_stop: called after every failed attempt; True ends the attempts.
+        """
 
     def push_update(
         self,

@@ -200,7 +200,7 @@ def parameters_of(run: FederatedRun) -> tuple[int, int]:
     holds once for all tasks.
     """
     model = load_model(open_run(run.folder), run.last_round)
-    base = 0 if model.base is None else model.base.layout.num_elements
+    base = sum(component.layout.num_elements for component in model.base.values())
     return base + model.parts.encoder_elements(), base + model.summary().total_parameters
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedmtl_core.config import Config
 from fedmtl_core.config.sharing import VALIDATED
 from fedmtl_server.aggregation.pipeline import Pipeline
+from fedmtl_server.aggregation.ranks import require_fitting
 from fedmtl_server.aggregation.stages.adapters import AdapterProducts
 from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks
 from fedmtl_server.aggregation.stages.base import Stage
@@ -15,6 +16,7 @@ from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.aggregation.stages.preserved_norm import PreservedNorm
 from fedmtl_server.aggregation.stages.rule import RuleInsteadOfMean
 from fedmtl_server.aggregation.stages.server_optimizer import OptimizerSteps
+from fedmtl_server.aggregation.stages.stacking import StackedAdapters
 from fedmtl_server.aggregation.stages.task_weighting import TaskWeights
 from fedmtl_server.aggregation_rules import AggregationRules
 from fedmtl_server.model import MTLServerModel
@@ -31,7 +33,8 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
         rules: the rules from `AggregationRules.of`.
 
     Raises:
-        ConfigError: `sharing.schedule` or `sharing.adaptive.layers` names a layer that the encoder does not have.
+        ConfigError: `sharing.schedule` or `sharing.adaptive.layers` names a layer that the encoder does not have, or
+            a rank of adapters is above a layer's inputs or outputs.
     """
     layouts = model.layouts_for(None)
     stages: list[Stage] = [NormScreening(config.robustness.norms)]
@@ -49,7 +52,11 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
     if config.aggregation.preserves_norm:
         stages.append(PreservedNorm(model.parts.shape.parts))
     if config.model.adapters is not None and config.model.adapters.aggregation in ("average", "svd"):
+        if config.model.adapters.aggregation == "svd":
+            require_fitting(config.model.adapters, layouts)
         stages.append(AdapterProducts(config.model.adapters.aggregation))
+    if (adapters := config.adapters()) is not None and adapters.is_stacked:
+        stages.append(StackedAdapters(adapters))
     if rules.optimizer is not None:
         stages.append(OptimizerSteps(rules.optimizer, layouts))
     if config.sharing.adaptive.policy == VALIDATED:

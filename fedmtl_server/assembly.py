@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,16 +10,17 @@ from pathlib import Path
 from fedmtl_core.config import Config, contradictions, sharing_in_words
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.model.sharing import blocks_of
-from fedmtl_core.wire.layout import Layout
 from fedmtl_server.access.gate import Gate
 from fedmtl_server.access.tls import is_authenticating, require_safe
+from fedmtl_server.aggregation.ranks import Ranks
 from fedmtl_server.aggregation_rules import AggregationRules
 from fedmtl_server.aggregation_setup import make_pipeline
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
 from fedmtl_server.initial_model import Start, start_from
-from fedmtl_server.model import MTLServerModel
+from fedmtl_server.model import MTLServerModel, changing, check_model_adapters
 from fedmtl_server.monitoring.setup import Monitoring
 from fedmtl_server.monitoring.trackers import trackers_for
 from fedmtl_server.monitoring.tracking import TrackedRun, Tracking, round_point
@@ -35,6 +35,7 @@ from fedmtl_server.storage.folders import held_run, unfinished_run
 from fedmtl_server.storage.store import RunStore, without_secrets
 from fedmtl_server.transfer.buffers import BufferPool
 from fedmtl_server.transfer.staging import MIN_UPDATES_IN_MEMORY, StagingArea
+from fedmtl_server.transfer.update_layouts import UpdateLayouts
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Assembly:
         if model is None:
             get_logger().info("model.loading", source=config.model.server_model)
             model = MTLServerModel.from_config(config, weights=self._held_id is None)
+        elif self._held_id is None:
+            check_model_adapters(model)
         self.model = model
         self._start: Start | None = None
         if source is not None:
@@ -114,31 +117,32 @@ class Assembly:
             store = RunStore.create(
                 config,
                 self.run_id,
-                model.components,
+                changing(model.components, model.base),
                 model.summary(),
                 self._run_dir,
                 started_from=started_from,
-                base=model.base,
+                base=model.base.get(FROZEN),
             )
             self._pipeline.restore({}, {}, model.layouts_for(None))
             return self._opened(store)
         store = RunStore.resume(config, self.run_id, self._run_dir, finished=self._may_be_over)
         left_off = store.left_off(self._checkpoint_layouts)
         restore(left_off, model, self._pipeline)
-        if model.base is not None:
-            store.read_base(model.base)
+        if FROZEN in model.base:
+            store.read_base(model.base[FROZEN])
         opened = self._opened(store)
-        opened.federation.resume(left_off, recovered_updates(store, left_off, model, config))
+        layouts = UpdateLayouts(model, Ranks.of_config(config))
+        opened.federation.resume(left_off, recovered_updates(store, left_off, layouts, config))
         return opened
 
     def _checkpoint_layouts(self, report: RoundReport | None) -> CheckpointLayouts:
         """Return the checkpoint layouts of the round that a report describes; None stands for round 0."""
-        layouts: Sequence[Layout] = self.model.layouts_for(None)
+        parts = self.model.parts
         if report is not None and report.sharing:  # layers were regrouped
-            moved = {part: blocks_of(blocks) for part, blocks in report.sharing.items()}
-            layouts = self.model.parts.moved(moved).layouts()
+            parts = parts.moved({part: blocks_of(blocks) for part, blocks in report.sharing.items()})
         metadata = report.stages if report is not None else {}
-        return CheckpointLayouts(layouts, self._pipeline.state_layouts(layouts, metadata))
+        state = self._pipeline.state_layouts(parts.layouts(), metadata)
+        return CheckpointLayouts(parts.checkpoint_layouts(), state)
 
     def _warn_of_unfinished(self) -> None:
         """Log a warning if an earlier, unfinished run of the same configuration could be resumed instead."""
@@ -156,7 +160,7 @@ class Assembly:
         run = TrackedRun.of(self.run_id, store.run_dir, without_secrets(config))
         tracking = Tracking(self._trackers, run, lambda: [round_point(one) for one in store.reports()])
         staging = self._make_staging(store)
-        commits = Commits(model, self._pipeline, store, staging)
+        commits = Commits(model, self._pipeline, store, staging, Ranks.of_config(config))
         spec = RunSpec(
             run_id=self.run_id,
             specs=config.task_specs(),

@@ -8,6 +8,7 @@ from functools import partial
 
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.scopes import stack_scope
 from fedmtl_core.model.sharing import SharingTable
 from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.controls import control_scope
@@ -15,15 +16,16 @@ from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.blocks import UpdateBlocks
 from fedmtl_server.aggregation.norms import reference_norm
 from fedmtl_server.aggregation.pipeline import Pipeline, RoundAggregation
+from fedmtl_server.aggregation.ranks import EQUAL_RANKS, Ranks
 from fedmtl_server.aggregation.rearranging import rearranged
 from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.aggregation.values import Aggregate, Regrouping
 from fedmtl_server.aggregation.variants import Results, is_finite, require_valid, with_chosen
-from fedmtl_server.model import MTLServerModel
+from fedmtl_server.model import MTLServerModel, changing
 from fedmtl_server.rounds.report import RoundReport, counted_examples
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.offered import NO_VARIANTS, OfferedVariants
-from fedmtl_server.transfer.slices import PublishedComponent, PublishedModel
+from fedmtl_server.transfer.slices import PublishedModel
 from fedmtl_server.transfer.staging import StagingArea
 
 EndRound = Callable[[Mapping[str, bytes] | None], None]
@@ -38,18 +40,26 @@ class Commits:
         pipeline: the aggregation pipeline.
         store: the storage for commits.
         staging: the owner of the buffers that hold updates.
+        ranks: the ranks of the clients' adapters.
     """
 
-    def __init__(self, model: MTLServerModel, pipeline: Pipeline, store: RunStore, staging: StagingArea):
+    def __init__(
+        self,
+        model: MTLServerModel,
+        pipeline: Pipeline,
+        store: RunStore,
+        staging: StagingArea,
+        ranks: Ranks = EQUAL_RANKS,
+    ):
         self.model = model
         self.pipeline = pipeline
+        self.ranks = ranks
         self._store = store
         self._staging = staging
         norms = pipeline.find(NormScreening)
         self._measures_model = norms is not None and norms.has_limits
         self._writing: asyncio.Task[None] | None = None
         self._log = get_logger()
-        self._base = None if model.base is None else PublishedComponent(model.base, model.base.digest())
         self.model_norms: Mapping[str, float] = {}
         """The model's norm by scope, to compare the norms of updates with (`reference_norm`). Empty without limits."""
         self.model_norms = self._norms_of(model.components)
@@ -64,12 +74,26 @@ class Commits:
         """Continue with the given round as the next one. `recovery` has restored the checkpoint before."""
         self.published = self.published.for_round(round_)
 
-    def control_scopes_for(self, task: str) -> Sequence[str]:
-        """Return the scopes sent in addition to a task's slice in a training round; none for a slice of all tasks."""
-        sent = self.pipeline.broadcast().components
-        if not sent or not task:
-            return ()
-        return tuple(map(control_scope, self.model.scopes_for(task)))
+    def received_by(self, client_id: str) -> Mapping[str, Component]:
+        """Return the model's components as a client of the round in progress receives them, without rounding."""
+        rank = self.ranks.of(client_id)
+        if rank is None:
+            return self.model.components
+        return {scope: one.component for scope, one in self.published.cut_to(rank, self.ranks).components.items()}
+
+    def scopes_beside(self, task: str, published: PublishedModel, purpose: Purpose) -> Sequence[str]:
+        """Return the scopes sent in addition to the model's in a task's slice; none for a slice of all tasks.
+
+        These are control variates, which only training needs, and the stack of adapters that the base contains.
+
+        Args:
+            task: the task; empty for all tasks.
+            published: the model that the slice is of.
+            purpose: the purpose of the round.
+        """
+        scopes = self.model.scopes_for(task) if task else ()
+        beside = [*map(control_scope, scopes if purpose == "train" else ()), *map(stack_scope, scopes)]
+        return [scope for scope in beside if scope in published.components]
 
     def offer(self, purpose: Purpose) -> None:
         """Publish the variants of the round that opens. This is slow, and may run in any thread.
@@ -165,17 +189,18 @@ class Commits:
             await self._republish(report)
             return
         components, table = {**self.model.components, **aggregate.components}, self.model.sharing
+        base = {**self.model.base, **aggregate.base}
         if report.moved:
             components, table = await asyncio.to_thread(self._regrouped, components, report)
         if replaced:
             components = await asyncio.to_thread(with_chosen, components, table, replaced)
-        published, norms = await self._begin_writing(components, report, end_round, best)
+        published, norms = await self._begin_writing(components, base, report, end_round, best)
         if not self._store.writes_behind:
             await self.until_written()
         if report.moved:
             self.model.rearrange(table, components)
         else:
-            self.model.install(components)
+            self.model.install({**components, **base})
         self.model_norms = norms
         self._replace(published)
 
@@ -212,22 +237,29 @@ class Commits:
             self.published = self.published.for_round(report.round + 1)
 
     async def _begin_writing(
-        self, components: Mapping[str, Component], report: RoundReport, end_round: EndRound, best: Collection[int]
+        self,
+        components: Mapping[str, Component],
+        base: Mapping[str, Component],
+        report: RoundReport,
+        end_round: EndRound,
+        best: Collection[int],
     ) -> tuple[PublishedModel, Mapping[str, float]]:
-        """Start writing a model, and prepare it for publication meanwhile.
+        """Start writing a model, without the part of its base that never changes, and prepare it for publication.
 
         Returns:
             The published model, and the model's norms.
         """
         state = self.pipeline.components()
+        written = changing(components, base)
         model = asyncio.create_task(
-            asyncio.to_thread(self._store.write_model, components, report.round, state, report.sharing)
+            asyncio.to_thread(self._store.write_model, written, report.round, state, report.sharing)
         )
         published, norms = await asyncio.gather(
-            asyncio.to_thread(self._publish, report.round + (report.purpose == "train"), components),
+            asyncio.to_thread(self._publish, report.round + (report.purpose == "train"), components, base),
             asyncio.to_thread(self._norms_of, components),
         )
         digests = {scope: one.digest for scope, one in published.components.items()}
+        digests |= {scope: one.digest for scope, one in published.base.items() if scope in written}
         if state:
             others = {scope: one for scope, one in state.items() if scope not in digests}
             digests |= await asyncio.to_thread(lambda: {scope: one.digest() for scope, one in others.items()})
@@ -268,10 +300,20 @@ class Commits:
         before, self.published = self.published, published
         before.release()
 
-    def _publish(self, round_: int, components: Mapping[str, Component] | None = None) -> PublishedModel:
+    def _publish(
+        self,
+        round_: int,
+        components: Mapping[str, Component] | None = None,
+        base: Mapping[str, Component] | None = None,
+    ) -> PublishedModel:
         before = self.published if components else None
-        sent = self.pipeline.broadcast()
-        whole = {**(components or self.model.components), **sent.components}
-        published = PublishedModel.publish(round_, whole, before, self._staging.take_back, sent.since, self._base)
+        published = PublishedModel.publish(
+            round_,
+            components or self.model.components,
+            base or self.model.base,
+            self.pipeline.broadcast(),
+            before,
+            self._staging.take_back,
+        )
         published.acquire()
         return published

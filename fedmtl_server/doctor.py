@@ -14,11 +14,11 @@ from fedmtl_core.config import Config, sharing_in_words
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.runtime import doctor
 from fedmtl_core.runtime.doctor import Finding, fail, ok, warn
+from fedmtl_server import model_doctor
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-    from fedmtl_server.model_parts import ModelParts
 
 # These addresses may appear in a configuration. This module does not listen on them.
 _EVERYWHERE = ("0.0.0.0", "::")  # nosec B104
@@ -49,12 +49,16 @@ def examine(config: Config, run_dir: Path | None = None) -> list[Finding]:
     if doctor.has_failed(one for one in of_model if one.check == "model"):  # the other checks need the model
         return found
     found += doctor.findings("tokenizer", lambda: clients_tokenizer(config))
-    found += (of_sharing := doctor.findings("sharing", lambda: sharing(config)))
+    if config.model.adapters is not None:
+        found += (of_adapters := doctor.findings("adapters", lambda: model_doctor.adapters(config)))
+        if doctor.has_failed(of_adapters):
+            return found
+    found += (of_sharing := doctor.findings("sharing", lambda: model_doctor.sharing(config)))
     if doctor.has_failed(of_sharing):
         return found
     if config.model.from_run is not None:
-        found += doctor.findings("from_run", lambda: starting_run(config, run_dir))
-    found += doctor.findings("disk", lambda: disk(config, place))
+        found += doctor.findings("from_run", lambda: model_doctor.starting_run(config, run_dir))
+    found += doctor.findings("disk", lambda: model_doctor.disk(config, place))
     return found
 
 
@@ -235,83 +239,10 @@ def clients_tokenizer(config: Config) -> Iterator[Finding]:
         )
 
 
-def disk(config: Config, place: Path) -> Iterator[Finding]:
-    """Check that a folder's disk has room for the run's checkpoints and staged updates."""
-    slices = slice_bytes(config)
-    whole = slices.pop("")
-    kept = config.store.keep_checkpoints + len(config.tasks) + 1  # the best of each task, and the one being written
-    staged = 0
-    if config.store.durability != "memory":
-        staged = sum(slices[name] * max(task.min_clients, 1) for name, task in config.tasks.items())
-    what = f"{kept} checkpoints of {doctor.megabytes(whole)}"
-    what += f", and {doctor.megabytes(staged)} for the updates of min_clients clients per task" if staged else ""
-    yield from doctor.room("disk", place, kept * whole + staged, what)
-
-
 def sharing_mode(config: Config) -> Iterator[Finding]:
     """Report what the configuration's sharing does, and what the other modes would do."""
     words = sharing_in_words(config)
     yield ok("sharing", "; ".join([f"{words.pop('mode')}: {words.pop('meaning')}", *words.values()]))
-
-
-def sharing(config: Config) -> Iterator[Finding]:
-    """Report the size of each scope, also after each entry of the schedule, and check that the encoder has the layers
-    that the configuration names."""
-    stages = parts_of(config)
-    for when, parts in stages.items():
-        sizes = {layout.scope: layout.num_bytes for layout in parts.layouts()}
-        yield ok("sharing", when + ", ".join(f"{scope} {doctor.megabytes(size)}" for scope, size in sizes.items()))
-    table = next(iter(stages.values())).table
-    if local := {task: table.local_for(task) for task in table.tasks if table.local_for(task)}:
-        kept = ", ".join(f"{len(names)} tensors of {task}" for task, names in local.items())
-        yield ok("sharing", f"each client keeps {kept} for itself, and needs weights for those of the encoder")
-
-
-def starting_run(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:
-    """Check that a new run can start from the run that `model.from_run` names. A run in the folder needs no other."""
-    from fedmtl_server.initial_model import examine_start
-    from fedmtl_server.storage.paths import RUN_FILE
-
-    if run_dir is not None and (run_dir / RUN_FILE).is_file():
-        yield ok("from_run", f"not used: {run_dir} has a run, which continues from its own checkpoint")
-    else:
-        yield ok("from_run", examine_start(config, next(iter(parts_of(config).values()))))
-
-
-def slice_bytes(config: Config) -> dict[str, int]:
-    """Return the size of each task's slice in bytes by task, and of the whole model under the empty name.
-
-    With a schedule, the whole model's size is its largest one.
-    """
-    stages = list(parts_of(config).values())
-    sizes = {layout.scope: layout.num_bytes for layout in stages[0].layouts()}
-    slices = {task: sum(sizes[scope] for scope in stages[0].table.scopes_for(task)) for task in config.tasks}
-    return {"": max(parts.num_bytes() for parts in stages)} | slices
-
-
-def parts_of(config: Config) -> dict[str, ModelParts]:
-    """Return the model's parts before the first round, and after each entry of the schedule by a text that says when.
-
-    The model is built without memory.
-
-    Raises:
-        ConfigError: `sharing` names a part that the encoder does not have.
-    """
-    import torch
-
-    from fedmtl_core.model.modeling import MultiTaskModel, load_encoder
-    from fedmtl_core.model.sharing_schedule import SharingSchedule
-    from fedmtl_server.model_parts import ModelParts
-
-    section = config.sharing
-    with torch.device("meta"):
-        encoder, hidden_size = load_encoder(
-            config.model.server_model, weights=False, num_hidden_layers=config.model.num_hidden_layers
-        )
-        model = MultiTaskModel(encoder, config.task_specs(), hidden_size=hidden_size)
-        parts = ModelParts.of(model, section.rules())
-    planned = parts.planned(SharingSchedule.of(parts.shape, section.rules(), section.changes()))
-    return {"": parts} | {f"after round {round_}: ": one for round_, one in planned.items()}
 
 
 def database(config: Config, run_dir: Path | None = None) -> Iterator[Finding]:

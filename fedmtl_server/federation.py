@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 
 from fedmtl_core.errors import StaleRoundError, UnknownTaskError, WrongRunError
 from fedmtl_core.identifiers import quoted
-from fedmtl_core.tasks.plan import Purpose
+from fedmtl_core.tasks.plan import Purpose, TrainingPlan
 from fedmtl_core.wire.formats import Encoding
 from fedmtl_core.wire.updates import Update
 from fedmtl_server.driver import Driver
@@ -23,6 +24,7 @@ from fedmtl_server.transfer.intake import Intake, Receipt, UploadStream
 from fedmtl_server.transfer.offered import PublishedVariant
 from fedmtl_server.transfer.slices import PublishedModel
 from fedmtl_server.transfer.staging import StagedUpdate
+from fedmtl_server.transfer.update_layouts import UpdateLayouts
 
 
 class Federation:
@@ -36,7 +38,7 @@ class Federation:
     def __init__(self, spec: RunSpec, parts: RunParts):
         self.run_id = spec.run_id
         self.rules = spec.rules
-        self.plan = spec.plan
+        self._plan = spec.plan
         self.staging = parts.staging
         self._topk_density = spec.topk_density
         self._commits = parts.commits
@@ -47,7 +49,7 @@ class Federation:
         self._round = self._driver.open_round
         self._intake = Intake(
             self._round,
-            parts.commits.model,
+            UpdateLayouts(parts.commits.model, parts.commits.ranks),
             parts.staging,
             self._round.transfers,
             self._round.examination,
@@ -155,19 +157,31 @@ class Federation:
                 got=round_,
             )
 
-    def control_scopes_for(self, task: str) -> Sequence[str]:
-        """Return the scopes of the control variates in a task's slice.
+    def scopes_beside(self, task: str, published: PublishedModel) -> Sequence[str]:
+        """Return the scopes sent in addition to the model's in a task's slice; see `Commits.scopes_beside`."""
+        return self._commits.scopes_beside(task, published, self.purpose)
 
-        There are none in a slice for all tasks, nor in a round that does not train.
+    def plan(self, client_id: str, task: str, round_: int) -> TrainingPlan:
+        """Return the training plan of a client of a task in a round."""
+        plan, adapters = self._plan(task, round_), self._commits.ranks.settings_of(client_id)
+        return plan if adapters is None else replace(plan, adapters=adapters)
+
+    async def prepare(
+        self, published: PublishedModel, client_id: str, scopes: Sequence[str], encoding: Encoding
+    ) -> PublishedModel:
+        """Return a published model as a client gets it, with the rank of the client's own adapters.
+
+        The components of the given scopes are encoded, once for all clients with the encoding and the rank.
         """
-        return self._commits.control_scopes_for(task) if self.purpose == "train" else ()
-
-    async def prepare(self, published: PublishedModel, scopes: Sequence[str], encoding: Encoding) -> None:
-        """Encode components for the clients that use an encoding, once for all of them."""
+        ranks = self._commits.ranks
+        rank = ranks.of(client_id)
+        if rank is not None:
+            published = await asyncio.to_thread(published.cut_to, rank, ranks)
         for scope in scopes:
             component = published.components[scope]
             if not component.is_ready(encoding):
                 await asyncio.to_thread(component.prepare, encoding, self._topk_density)
+        return published
 
     async def variants_for(
         self, task: str, published: PublishedModel, encoding: Encoding

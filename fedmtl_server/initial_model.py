@@ -19,6 +19,7 @@ from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.rearranging import weighted_mean
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.model_parts import ModelParts
+from fedmtl_server.starting_adapters import require_same_base
 from fedmtl_server.starting_run import KEY, Source, find_source
 
 
@@ -75,13 +76,15 @@ def start_from(source: Source, model: MTLServerModel) -> Start:
     a part are new, the mean is over all tasks of the other run.
 
     Raises:
-        ConfigError: the other run has another encoder, or its clients kept a part of the encoder for themselves.
+        ConfigError: the other run has another encoder, or its clients kept a part of the encoder for themselves; or
+            its adapters were made for other weights.
         StoreError: its checkpoint is damaged or can't be read.
         UserError: a parameter of it is NaN or infinite.
         ModelUnavailableError: its encoder's architecture can't be loaded.
     """
     other = source.load()
     require_same_encoder(source, other.parts, model.parts)
+    require_same_base(KEY, source.run.folder, other.base, model.base)
     heads = [task for task in model.tasks if _has_same_head(task, model, other)]
     averaged: dict[str, tuple[str, ...]] = {}
     views = {scope: component.views() for scope, component in other.components.items()}
@@ -132,9 +135,12 @@ def require_same_encoder(source: Source, other: ModelParts, mine: ModelParts) ->
     if differing := [name for name in names if _kind(wanted.get(name)) != _kind(theirs.get(name))]:
         first = [f"{name}: expected {_kind(wanted.get(name))}, got {_kind(theirs.get(name))}" for name in differing[:3]]
         more = f"; {len(differing) - 3} more differ" if len(differing) > 3 else ""
+        what = "has another encoder than model.server_model"
+        if mine.shape.factors:
+            what = "has adapters at other layers, or another encoder than model.server_model"
         raise ConfigError(
-            f"{KEY}: the run in {source.run.folder} ({source.run.config.model.server_model}) has another encoder than "
-            f"model.server_model: {'; '.join(first)}{more}"
+            f"{KEY}: the run in {source.run.folder} ({source.run.config.model.server_model}) {what}: "
+            f"{'; '.join(first)}{more}"
         )
     kept = {name for scopes in other.table.by_task.values() for name, scope in scopes.items() if scope == LOCAL}
     needed = {name for scope in mine.table.scopes for name in mine.table.tensors(scope) if scope_of(name) == SHARED}

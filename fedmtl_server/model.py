@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from torch import Tensor, nn
@@ -11,10 +12,12 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, UnknownTaskError, UserError
 from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.adapter_check import check_adapters
+from fedmtl_core.model.adapters import require_peft
 from fedmtl_core.model.encoder_check import Use, check_for_server
 from fedmtl_core.model.modeling import DEFAULT_HEADS, HeadSettings, MultiTaskModel, load_encoder
 from fedmtl_core.model.pretrained import LoadedWeights
-from fedmtl_core.model.scopes import FROZEN, SHARED, is_trained, scope_of, task_scope
+from fedmtl_core.model.scopes import FROZEN, SHARED, is_shared, is_trained, scope_of, task_scope
 from fedmtl_core.model.sharing import SharingRules, SharingTable
 from fedmtl_core.tasks.adapters import AdapterSettings
 from fedmtl_core.tasks.plan import Pooling
@@ -69,7 +72,7 @@ class MTLServerModel:
         self._parts = ModelParts.of(model, sharing)
         table = self._parts.table
         self._components = {scope: self._skeleton.pack(scope, table.tensors(scope)) for scope in table.scopes}
-        self._base = self._skeleton.take_base() if adapters is not None else None
+        self._base = self._skeleton.take_base()
         self._skeleton.empty()
 
     @classmethod
@@ -79,28 +82,16 @@ class MTLServerModel:
         Args:
             config: the configuration.
             weights: whether to load the encoder's weights and check the encoder, as a new run needs. If False, only
-                the architecture is built, for the model of an existing run. With `model.from_run`, weights aren't
-                loaded, since another run's follow.
+                the architecture is built, for the model of an existing run. With `model.from_run`, weights are loaded
+                for adapters only: otherwise, another run's follow.
 
         Raises:
             ModelUnavailableError: the encoder can't be loaded.
-            ConfigError: the encoder can't be trained as configured (see `encoder_check`), or a task's name is taken.
+            ConfigError: the encoder or its adapters can't be trained as configured (see `encoder_check` and
+                `adapter_check`), `peft` is missing, or a task's name is taken.
         """
-        loaded: list[LoadedWeights] = []
-        encoder, hidden_size = load_encoder(
-            config.model.server_model,
-            weights=weights,
-            num_hidden_layers=config.model.num_hidden_layers,
-            random_init=config.model.random_init or config.model.from_run is not None,
-            seed=config.training.seed,
-            on_weights=loaded.append,
-        )
-        if weights:
-            model = config.model
-            use = Use.by_tasks(model.server_model, config.training.max_length, model.pooling, config.task_specs())
-            report = check_for_server(use, model.client_model, encoder, loaded[0] if loaded else None)
-            report.settle(get_logger())
-        return cls(
+        encoder, hidden_size = _load_encoder(config, weights=weights)
+        made = cls(
             encoder,
             config.task_specs(),
             hidden_size=hidden_size,
@@ -110,6 +101,9 @@ class MTLServerModel:
             sharing=config.sharing_rules(),
             adapters=config.adapters(),
         )
+        if weights:
+            check_model_adapters(made)
+        return made
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -169,7 +163,8 @@ class MTLServerModel:
         return module
 
     def encoder_for(self, task: str) -> nn.Module:
-        """Return the current encoder of one task. Its parameters are views into the components.
+        """Return the current encoder of one task, with the adapters merged into its weights. All other parameters are
+        views into the components.
 
         Raises:
             UnknownTaskError: the run has no task of this name.
@@ -181,7 +176,7 @@ class MTLServerModel:
                 f"sharing: the clients of {task} keep parts of the encoder for themselves (`local`), and the server "
                 "does not have the whole encoder"
             )
-        return self._module(scopes).encoder
+        return self._module(scopes).merged().encoder
 
     @property
     def architecture(self) -> str:
@@ -193,19 +188,19 @@ class MTLServerModel:
         views = dict(local)
         for scope in scopes:
             views |= self._components[scope].views()
-        if self._base is not None:
-            views |= self._base.views()
+        for component in self._base.values():
+            views |= component.views()
         return self._skeleton.filled(views)
 
     @property
-    def base(self) -> Component | None:
-        """The parameters that no client changes, under the scope `frozen`; None without adapters."""
-        return self._base
+    def components(self) -> Mapping[str, Component]:
+        """The components of slices by scope, the encoder's first."""
+        return self._components
 
     @property
-    def components(self) -> Mapping[str, Component]:
-        """The model's components by scope, the encoder's first."""
-        return self._components
+    def base(self) -> Mapping[str, Component]:
+        """The parameters beside adapters by scope: `frozen` and, if adapters are stacked, `merged`; none otherwise."""
+        return self._base
 
     def scopes_for(self, task: str | None, trained_in: int | None = None) -> tuple[str, ...]:
         """Return the scopes of one task's slice, or with None of all tasks. The most widely shared come first.
@@ -245,8 +240,8 @@ class MTLServerModel:
         self._skeleton.empty()
 
     def get_shared_parameters(self) -> dict[str, Tensor]:
-        """Return copies of the encoder tensors that all tasks share, by name."""
-        return _copies(one for scope, one in self._components.items() if scope == SHARED)
+        """Return copies of the encoder tensors that all tasks share and train, by name."""
+        return _copies(one for scope, one in self._components.items() if is_shared(scope))
 
     def get_task_head_parameters(self, task: str) -> dict[str, Tensor]:
         """Return copies of one head's tensors by name; empty if the task's clients keep the head for themselves.
@@ -271,7 +266,8 @@ class MTLServerModel:
         Raises:
             LayoutMismatchError: a tensor is missing or unknown, or has another shape or dtype.
         """
-        self._component(SHARED).copy_from(parameters)
+        shared = [one for scope, one in self._components.items() if is_shared(scope)]
+        _copy_into(shared or [self._component(SHARED)], parameters)
 
     def set_task_head_parameters(self, task: str, parameters: Mapping[str, Tensor]) -> None:
         """Overwrite one head. The task's own encoder layers stay unchanged. On an error, nothing changes.
@@ -290,35 +286,38 @@ class MTLServerModel:
 
         Args:
             table: the new table.
-            components: all components of the new table by scope; the model owns them from now on.
+            components: all components of the new table by scope, and possibly of the base; the model owns them from now
+                on.
 
         Raises:
             LayoutMismatchError: a layout differs; nothing has changed.
         """
         parts = self._parts.shared_by(table)
-        for layout in parts.layouts():
-            layout.require_same(components[layout.scope].layout)
-        self._parts = parts
+        base = {scope: components.get(scope, component) for scope, component in self._base.items()}
+        for layout in [*parts.layouts(), *(component.layout for component in self._base.values())]:
+            layout.require_same({**base, **components}[layout.scope].layout)
+        self._parts, self._base = parts, base
         self._components = {scope: components[scope] for scope in table.scopes}
 
     def install(self, components: Mapping[str, Component]) -> None:
         """Replace whole components without a copy. Components not given stay bitwise unchanged.
 
         Args:
-            components: the new components by scope; the model owns them from now on. `frozen` is the base.
+            components: new components by scope, of slices or of the base; the model owns them from now on.
 
         Raises:
             LayoutMismatchError: a layout differs; nothing has changed.
         """
-        present = {**self._components, **({FROZEN: self._base} if self._base is not None else {})}
+        present = {**self._components, **self._base}
         for scope, component in components.items():
             present[scope].layout.require_same(component.layout)
-        self._components |= {scope: one for scope, one in components.items() if scope != FROZEN}
-        self._base = components.get(FROZEN, self._base)
+        self._components |= {scope: one for scope, one in components.items() if scope not in self._base}
+        self._base |= {scope: one for scope, one in components.items() if scope in self._base}
 
     def summary(self) -> ModelSummary:
-        """Return the number of parameters that all tasks share, of each head, and of each scope."""
-        return self._parts.summary(self.base_model)
+        """Return the number of parameters that all tasks share, of each head, of each scope, and of the base."""
+        frozen = sum(component.layout.num_elements for component in self._base.values())
+        return replace(self._parts.summary(self.base_model), frozen_parameters=frozen)
 
     def _component(self, scope: str) -> Component:
         if scope not in self._components:
@@ -326,5 +325,58 @@ class MTLServerModel:
         return self._components[scope]
 
 
+def changing(components: Mapping[str, Component], base: Mapping[str, Component]) -> dict[str, Component]:
+    """Return the components that rounds change: those of slices, and the base without `frozen`. A checkpoint has
+    these, in the order of `ModelParts.checkpoint_layouts`."""
+    return {**components, **{scope: one for scope, one in base.items() if scope != FROZEN}}
+
+
 def _copies(components: Iterable[Component]) -> dict[str, Tensor]:
     return {name: view.clone() for component in components for name, view in component.views().items()}
+
+
+def _copy_into(components: Sequence[Component], parameters: Mapping[str, Tensor]) -> None:
+    """Overwrite components that have all the given parameters together. On an error, nothing changes."""
+    if len(components) == 1:
+        components[0].copy_from(parameters)
+        return
+    known = {name for one in components for name in one.views()}
+    copies = []
+    for one in components:
+        copies.append(copy := Component(one.layout))
+        copy.copy_from(
+            {name: tensor for name, tensor in parameters.items() if name in one.views() or name not in known}
+        )
+    for one, copy in zip(components, copies, strict=True):
+        one.copy_from(copy.views())
+
+
+def check_model_adapters(model: MTLServerModel) -> None:
+    """Check that training changes each adapter of a model, and that each has an effect; do nothing without adapters.
+
+    Raises:
+        ConfigError: an adapter would not be trained, or not be used; the message names the layers.
+    """
+    if model.base:
+        module = model.module_for(model.tasks[0], model.parts.tensors)  # parameters that clients keep have no values
+        check_adapters(module.encoder, module.pooling).settle(get_logger())
+
+
+def _load_encoder(config: Config, *, weights: bool) -> tuple[nn.Module, int]:
+    """Load the encoder that a configuration names, and check it if it gets its weights; see `from_config`."""
+    model = config.model
+    if model.adapters is not None:
+        require_peft()
+    loaded: list[LoadedWeights] = []
+    encoder, hidden_size = load_encoder(
+        model.server_model,
+        weights=weights,
+        num_hidden_layers=model.num_hidden_layers,
+        random_init=not model.needs_weights,
+        seed=config.training.seed,
+        on_weights=loaded.append,
+    )
+    if weights:
+        use = Use.by_tasks(model.server_model, config.training.max_length, model.pooling, config.task_specs())
+        check_for_server(use, model.client_model, encoder, loaded[0] if loaded else None).settle(get_logger())
+    return encoder, hidden_size

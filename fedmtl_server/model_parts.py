@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.model.modeling import MultiTaskModel
-from fedmtl_core.model.scopes import SHARED, scope_of, task_scope
+from fedmtl_core.model.scopes import MERGED, SHARED, is_shared, scope_of, task_scope
 from fedmtl_core.model.sharing import ModelShape, Partition, SharingRules, SharingTable, make_table, parts_in
 from fedmtl_core.model.sharing_schedule import SharingSchedule, scheduled_parts
 from fedmtl_core.wire.layout import Layout
@@ -27,8 +27,12 @@ class ModelSummary:
     scope_parameters: Mapping[str, int] = field(default_factory=dict)
     """The number of parameters of each scope, encoder and heads."""
 
+    frozen_parameters: int = 0
+    """The number of the encoder's parameters that no round changes; the other numbers don't count them."""
+
     @property
     def total_parameters(self) -> int:
+        """The number of parameters that the run trains."""
         return sum(self.scope_parameters.values())
 
 
@@ -47,6 +51,8 @@ class ModelParts:
     """The sharing rules of the configuration."""
     table: SharingTable
     """The assignment of each task's parameters to scopes."""
+    merged: Sequence[Layout] = ()
+    """The layout of the weights that no client trains, but that rounds change; see the scope `merged`."""
 
     @classmethod
     def of(cls, model: MultiTaskModel, rules: SharingRules) -> ModelParts:
@@ -56,7 +62,9 @@ class ModelParts:
             ConfigError: the rules name a part that the encoder does not have, or leave a task nothing to send.
         """
         shape = model.shape()
-        return cls(shape, model.exchanged(), rules, make_table(model.tasks, shape, rules))
+        base = model.base()
+        merged = [Layout.of(MERGED, base[MERGED])] if MERGED in base else []
+        return cls(shape, model.exchanged(), rules, make_table(model.tasks, shape, rules), merged)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -139,11 +147,15 @@ class ModelParts:
         )
 
     def layouts(self) -> list[Layout]:
-        """Return the layout of each component, in the order of the table's scopes."""
+        """Return the layout of each component of slices, in the order of the table's scopes."""
         return [
             Layout.of(scope, {name: self.tensors[name] for name in self.table.tensors(scope)})
             for scope in self.table.scopes
         ]
+
+    def checkpoint_layouts(self) -> list[Layout]:
+        """Return the layout of each component in the model's file of a checkpoint, in their order."""
+        return [*self.layouts(), *self.merged]
 
     def num_bytes(self) -> int:
         """Return the number of bytes of all components."""
@@ -177,7 +189,7 @@ class ModelParts:
         by_scope = {scope: self.num_elements(mine) for scope, mine in names.items()}
         return ModelSummary(
             base_model=base_model,
-            shared_parameters=by_scope.get(SHARED, 0),
+            shared_parameters=sum(size for scope, size in by_scope.items() if is_shared(scope)),
             head_parameters={task: self.num_elements(mine) for task, mine in heads.items()},
             scope_parameters=by_scope,
         )

@@ -89,9 +89,9 @@ class OpenRound:
         """Record that a client's upload makes progress, so that its round keeps waiting for it."""
         self.engine.progress(client_id, self._clock())
 
-    def norm_reference(self) -> NormReference:
-        """Return the reference values for the norms of the round's updates."""
-        base, norms = self._commits.model.components, self._commits.model_norms
+    def norm_reference(self, client_id: str) -> NormReference:
+        """Return the reference values for the norms of a client's update in the round."""
+        base, norms = self._commits.received_by(client_id), self._commits.model_norms
         return NormReference(base, norms, self._norms.refusal_bounds, self._norms.limits(norms))
 
     async def until_open(self, update: Update) -> None:

@@ -13,6 +13,7 @@ from fedmtl_server.rounds.report import round_record
 from fedmtl_server.storage.resume import LeftOff
 from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer.staging import StagedUpdate
+from fedmtl_server.transfer.update_layouts import UpdateLayouts
 
 
 def restore(left_off: LeftOff, model: MTLServerModel, pipeline: Pipeline) -> None:
@@ -29,14 +30,14 @@ def restore(left_off: LeftOff, model: MTLServerModel, pipeline: Pipeline) -> Non
 
 
 def recovered_updates(
-    store: RunStore, left_off: LeftOff, model: MTLServerModel, config: Config
+    store: RunStore, left_off: LeftOff, layouts: UpdateLayouts, config: Config
 ) -> list[tuple[Update, StagedUpdate]]:
     """Return the staged updates of the open round, one per client, and discard every other file.
 
     Args:
         store: the store with the files.
         left_off: the state of the run at its last commit.
-        model: the model whose layouts the updates have.
+        layouts: the layouts that the updates must have.
         config: the current configuration of the run.
 
     Raises:
@@ -47,7 +48,7 @@ def recovered_updates(
     updates: dict[str, tuple[Update, StagedUpdate]] = {}
     for file in store.spool.scan():
         try:
-            update = update_from_bytes(file.header, model.layouts_for, model.spec_of)
+            update = update_from_bytes(file.header, layouts.layouts_of, layouts.spec_of)
         except RequestError as error:
             get_logger().error("update.unreadable", path=str(file.path), reason=str(error))
             store.spool.discard(file.path)

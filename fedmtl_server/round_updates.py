@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.updates import Update
+from fedmtl_server.aggregation.norms import update_norms
 from fedmtl_server.aggregation.order import CohortOrder
 from fedmtl_server.aggregation.pipeline import RoundAggregation
+from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.aggregation.values import Aggregate, ScreenedUpdate
 from fedmtl_server.aggregation.variants import Results, results_of
 from fedmtl_server.commits import Commits
+from fedmtl_server.model import changing
 from fedmtl_server.rounds.view import RoundView
 from fedmtl_server.transfer.incoming import Transfer
 from fedmtl_server.transfer.staged_blocks import StagedBlocks
@@ -48,7 +52,7 @@ class RoundUpdates:
         model, self._view, self._offered = self._commits.model, view, self._commits.offered.names
         contributors = {member.client_id: model.scopes_for(member.task, view.round) for member in view.cohort.values()}
         self._aggregation = self._pipeline.begin(
-            model.components, view.round, None if view.is_asynchronous else contributors
+            changing(model.components, model.base), view.round, None if view.is_asynchronous else contributors
         )
         self._order = CohortOrder(list(view.cohort), self._pipeline.is_settled)
 
@@ -136,7 +140,10 @@ class RoundUpdates:
             transfer = self._complete.pop(client_id)
             components = await self._staging.load(transfer.staged)
             update = self._with_tensors(transfer, components)
+            if self._commits.ranks.of(client_id) is not None:
+                update = await asyncio.to_thread(self._widened, update)
             kept_scopes = await asyncio.to_thread(self._aggregation.add, update, may_keep=True)
+            kept_scopes = {scope for scope in kept_scopes if update.components[scope] is components[scope]}
             if self._aggregation.reads_again(update):
                 self._retained[client_id] = transfer.staged
                 self._staging.retain(transfer.staged, components)
@@ -156,3 +163,11 @@ class RoundUpdates:
         assert self._view is not None
         staleness, discount = self._view.staleness(transfer.update), self._view.discount(transfer.update)
         return ScreenedUpdate(transfer.update, components, staleness, discount, transfer.norms)
+
+    def _widened(self, update: ScreenedUpdate) -> ScreenedUpdate:
+        """Return an update of a smaller rank in the model's layouts. Its norms are those of its own factors."""
+        received = self._commits.received_by(update.client_id)
+        norms = self._pipeline.find(NormScreening)
+        if norms is not None and norms.measures and not update.norms:  # an update from before a restart
+            update = replace(update, norms=update_norms(update.kind, update.components, received))
+        return self._commits.ranks.widened(update, received, self._commits.model.components)

@@ -113,7 +113,7 @@ class RunLog:
         """
         names = title(view)
         for component in report.components:
-            self._component(names, component)
+            self._component(names, component, report.inexactness.get(component.scope))
         for task in report.tasks:
             self._task(names, task)
             for variant in task.variants:
@@ -140,7 +140,7 @@ class RunLog:
             **({"discarded": [one.scope for one in report.discarded]} if report.discarded else {}),
         )
 
-    def _component(self, names: Mapping[str, str], component: ComponentReport) -> None:
+    def _component(self, names: Mapping[str, str], component: ComponentReport, inexactness: float | None) -> None:
         self._log.info(
             "component.averaged",
             **names,
@@ -149,6 +149,7 @@ class RunLog:
             clients=len(component.contributions),
             **_norm_fields(component),
             **({"scaling": dict(component.scaling)} if component.scaling else {}),
+            **({} if inexactness is None else {"inexactness": inexactness}),
         )
         for part in component.contributions:
             if part.clipped_to is not None:

@@ -18,6 +18,7 @@ from fedmtl_core.config import Config
 from fedmtl_core.errors import ConfigError, CorruptCheckpointError, NonFiniteError, StoreError, UserError
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.logs import get_logger
+from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.model.sharing import blocks_of
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.model import MTLServerModel
@@ -166,7 +167,7 @@ def load_model(run: SavedRun, round_: int, *, option: str = "--round: ") -> MTLS
             metadata["sharing"] = sharing
         moved = {part: blocks_of(blocks) for part, blocks in json.loads(sharing or "{}").items()}
         parts = model.parts.moved(moved)
-        components = read_safetensors(path, parts.layouts(), metadata)
+        components = read_safetensors(path, parts.checkpoint_layouts(), metadata)
     except (ValueError, AttributeError, KeyError) as error:
         raise CorruptCheckpointError(f"{path}: the metadata about regrouped layers can't be read: {error}") from None
     except OSError as error:
@@ -175,9 +176,9 @@ def load_model(run: SavedRun, round_: int, *, option: str = "--round: ") -> MTLS
         require_digests(path, components, run.digests[round_])
     _require_finite(run, round_, components, option)
     model.rearrange(parts.table, components)
-    if model.base is not None:
+    if FROZEN in model.base:
         digests = None if run.digests is None else run.digests[0]
-        read_base(run.folder, run.run_id, model.base, digests)
+        read_base(run.folder, run.run_id, model.base[FROZEN], digests)
     return model
 
 

@@ -171,6 +171,7 @@ class Server:
             head_parameters=dict(summary.head_parameters),
             **({} if model.sharing.is_one_model else {"scope_parameters": dict(summary.scope_parameters)}),
             total_parameters=summary.total_parameters,
+            **({"frozen_parameters": summary.frozen_parameters} if summary.frozen_parameters else {}),
         )
 
     def _log_security(self) -> None:

@@ -12,6 +12,7 @@ from fedmtl_core.errors import ConfigError, ModelUnavailableError, StoreError, U
 from fedmtl_core.identifiers import name_some
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.saved_runs import SavedRun, Which, best_round, choose_round, load_model, open_run
+from fedmtl_server.starting_adapters import require_same_adapters
 from fedmtl_server.storage.folders import read_run_id
 from fedmtl_server.storage.paths import RUN_FILE
 
@@ -44,7 +45,7 @@ def find_source(config: Config) -> Source | None:
     `best` is the best round for the tasks of both runs, or for all tasks of that run, without auxiliary tasks.
 
     Raises:
-        ConfigError: there is no such run or round, or several.
+        ConfigError: there is no such run or round, or several; or its adapters differ from those of this run.
         StoreError: the run can't be read.
     """
     text = config.model.from_run
@@ -54,6 +55,8 @@ def find_source(config: Config) -> Source | None:
         is_name = _folder_named(text, config.server.runs_dir) is not None  # with an @ in it
         name, which = (text, "last") if is_name else _parted(text)
         run = open_run(_folder(name, config.server.runs_dir))
+    require_same_adapters(KEY, run.folder, run.config, config)
+    with _attributed():
         if which == "best":
             theirs = [task for task in run.config.tasks if task not in run.config.auxiliary_tasks()]
             return Source(run, best_round(run, [task for task in theirs if task in config.tasks] or theirs))

@@ -6,12 +6,19 @@ from collections.abc import Collection, Iterator
 
 from fedmtl_core.config import stages
 from fedmtl_core.config.adapters import OF_MATRICES, AdaptersConfig
+from fedmtl_core.config.aggregation import AggregationConfig, NormsConfig, ServerOptimizerConfig
 from fedmtl_core.config.sharing import SharingConfig
 from fedmtl_core.config.stages import Breach, Property
+from fedmtl_core.identifiers import shown
+from fedmtl_core.model.scopes import SHARED
 from fedmtl_core.tasks.adapters import AdapterAggregation
 
+_ONE_BASE = "the adapters of all tasks are added to one base"
 PLAIN_AVERAGES: Collection[AdapterAggregation] = ("freeze_a", "average")
 """The aggregations that average the same factors in each round, as other parameters are averaged."""
+
+_CONVEX_WEIGHTINGS = ("examples", "uniform", "fixed", "temperature")
+"""The task weightings whose coefficients are at least 0, add up to 1 and don't depend on the tasks' deltas."""
 
 
 def require_adapters(adapters: AdaptersConfig | None, sharing: SharingConfig) -> None:
@@ -49,6 +56,79 @@ def require_adapters(adapters: AdaptersConfig | None, sharing: SharingConfig) ->
                 f"sharing.adapters: `aggregation: {aggregation}` combines products B A, so the same tasks must share A "
                 f"and B, got {a!r} and {b!r}"
             )
+
+
+def require_products(
+    adapters: AdaptersConfig | None,
+    aggregation: AggregationConfig,
+    norms: NormsConfig,
+    optimizer: ServerOptimizerConfig,
+) -> None:
+    """Check the settings of an aggregation that combines products against the steps that come before and after it.
+
+    Raises:
+        ValueError: they contradict each other; the message names the keys.
+    """
+    if adapters is None or adapters.aggregation not in OF_MATRICES:
+        return
+    if optimizer.name != "fedavg":
+        raise ValueError(
+            f"server_optimizer.name: `model.adapters.aggregation: {adapters.aggregation}` replaces the factors in each "
+            f"round, so that steps of a server optimizer don't add up; needs `fedavg`, got {optimizer.name!r}"
+        )
+    if not adapters.ranks:
+        return
+    weightings = " or ".join(map("`{}`".format, _CONVEX_WEIGHTINGS))
+    for key, fits, needed, got in (
+        ("aggregation.normalization", aggregation.normalization == "none", "`none`", aggregation.normalization),
+        ("aggregation.scaling", aggregation.scaling == 1, "1.0", aggregation.scaling),
+        (
+            "aggregation.task_weighting",
+            aggregation.task_weighting in _CONVEX_WEIGHTINGS,
+            weightings,
+            aggregation.task_weighting,
+        ),
+        ("robustness.norms.action", norms.action != "clip", "`none`, `report` or `refuse`", norms.action),
+    ):
+        if not fits:
+            raise ValueError(
+                f"{key}: needs {needed} with `model.adapters.ranks`, got {got!r}: factors of another rank than the "
+                "model's have no difference from the model's factors"
+            )
+
+
+def require_stackable(
+    adapters: AdaptersConfig | None,
+    sharing: SharingConfig,
+    aggregation: AggregationConfig,
+    optimizer: ServerOptimizerConfig,
+) -> None:
+    """Check that adapters can be added to one base after each round, if the configuration says so.
+
+    Raises:
+        ValueError: a setting contradicts it; the message names the key.
+    """
+    if adapters is None or adapters.aggregation != "stack":
+        return
+    levels = {f"sharing.layers.{part}": level for part, level in sharing.layers.items()}
+    levels |= {"sharing.adapters.a": sharing.adapters.a or SHARED, "sharing.adapters.b": sharing.adapters.b or SHARED}
+    for key, needed, got, why in (
+        *((key, SHARED, "shared" if level == "all" else level, _ONE_BASE) for key, level in levels.items()),
+        ("sharing", "plain", "auto" if sharing.is_auto else "plain", _ONE_BASE),
+        ("sharing.adaptive.policy", None, sharing.adaptive.policy, _ONE_BASE),
+        ("aggregation.scaling", 1.0, aggregation.scaling, "the base becomes the mean of the clients' weights"),
+        ("server_optimizer.name", "fedavg", optimizer.name, "an optimizer's steps need the same factors in each round"),
+    ):
+        if got != needed:
+            raise ValueError(
+                f"model.adapters.aggregation: `stack` needs `{key}: {'null' if needed is None else needed}`, got "
+                f"{shown(str(got))}: {why}"
+            )
+    if adapters.ranks:
+        raise ValueError(
+            "model.adapters.ranks: with `aggregation: stack` all clients have the same rank; leave it out, or use "
+            "`aggregation: svd`"
+        )
 
 
 def breaches_of_adapters(adapters: AdaptersConfig | None) -> Iterator[Breach]:

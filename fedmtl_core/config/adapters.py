@@ -41,7 +41,8 @@ class AdaptersConfig(Section):
     )
     ranks: dict[str, int] = Field(
         {},
-        description="Ranks of single clients by client id, instead of `rank`; requires `aggregation: stack` or `svd`.",
+        description="Ranks of single clients by client id, instead of `rank`; requires `aggregation: stack` or `svd`. "
+        "The server's model has the largest rank, and a client gets the first rows of A and columns of B.",
     )
 
     @field_validator("targets")
@@ -80,6 +81,7 @@ class AdaptersConfig(Section):
             dropout=self.dropout,
             a_is_frozen=self.aggregation == "freeze_a",
             seed=seed,
+            is_stacked=self.aggregation == "stack",
         )
 
 

@@ -8,7 +8,13 @@ from collections.abc import Iterator, Mapping
 from pydantic import Field, field_validator, model_validator
 
 from fedmtl_core.config import stages
-from fedmtl_core.config.adapter_limits import PLAIN_AVERAGES, breaches_of_adapters, require_adapters
+from fedmtl_core.config.adapter_limits import (
+    PLAIN_AVERAGES,
+    breaches_of_adapters,
+    require_adapters,
+    require_products,
+    require_stackable,
+)
 from fedmtl_core.config.aggregation import AggregationConfig, RobustnessConfig, ServerOptimizerConfig
 from fedmtl_core.config.clients import ClientConfig, LocalClient, WireConfig, require_one_partition
 from fedmtl_core.config.rounds import EarlyStoppingConfig, RoundsConfig
@@ -101,6 +107,8 @@ class Config(Section):
         self._complete("sharing", self.sharing.with_policy_of_mode(len(self.tasks)))
         self._require_sharing()
         require_adapters(self.model.adapters, self.sharing)
+        require_products(self.model.adapters, self.aggregation, self.robustness.norms, self.server_optimizer)
+        require_stackable(self.model.adapters, self.sharing, self.aggregation, self.server_optimizer)
         self._count_rounds()
         require_compatible(self._stages(), self._breaches())
         if self.rounds.mode == "async" and self.rounds.cohort != "all":
@@ -215,8 +223,9 @@ class Config(Section):
         return [task.spec(name) for name, task in self.tasks.items()]
 
     def adapters(self) -> AdapterSettings | None:
-        """The adapters of the server's model; None without adapters."""
-        return None if self.model.adapters is None else self.model.adapters.settings(self.training.seed)
+        """The adapters of the server's model, which have the largest rank of any client; None without adapters."""
+        section = self.model.adapters
+        return None if section is None else section.settings(self.training.seed, section.largest_rank)
 
     def sharing_rules(self) -> SharingRules:
         """The rules from which the table of scopes follows."""
@@ -237,7 +246,7 @@ class Config(Section):
         return {name: task.max_examples for name, task in self.tasks.items() if task.max_examples is not None}
 
     def plan(self, task: str, round_: int = 1) -> TrainingPlan:
-        """The training plan for clients of a task in a round, counted from 1."""
+        """The training plan for clients of a task in a round, counted from 1, without ranks of single clients."""
         training, section, schedule = self.training, self.tasks[task], self.sharing.schedule
         spec = section.spec(task)
         restarts = any(entry.restart_schedule for entry in schedule)
@@ -267,7 +276,7 @@ class Config(Section):
             group_by_length=training.train_sampling_strategy == "group_by_length",
             schedule_first_round=first,
             schedule_num_rounds=count,
-            adapters=self.adapters(),
+            adapters=None if self.model.adapters is None else self.model.adapters.settings(training.seed),
         )
 
 

@@ -63,14 +63,20 @@ class ModelConfig(Section):
         None,
         min_length=1,
         description="Run whose encoder and heads a new run starts from: its folder, or its name or id in "
-        "`server.runs_dir`. `@` and a round's number, `best` or `last` may follow; without them, `last` applies. If "
-        "not given, the encoder's own weights and new heads are used.",
+        "`server.runs_dir`. `@` and a round's number, `best` or `last` may follow; without them, `last` applies. "
+        "With `adapters`, that run must have had the same ones. If not given, the encoder's own weights and new heads "
+        "are used.",
     )
     adapters: AdaptersConfig | None = Field(
         None,
         description="Low-rank adapters, which clients train instead of the encoder's own parameters. `adapters: {}` "
         "takes the defaults. If not given, clients train all parameters.",
     )
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether a new run needs the encoder's pretrained weights. From a run without adapters come all values."""
+        return not self.random_init and (self.from_run is None or self.adapters is not None)
 
 
 class TrainingConfig(Section):

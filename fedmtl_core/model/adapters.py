@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from fedmtl_core.errors import ConfigError
 from fedmtl_core.identifiers import name_some
@@ -39,12 +41,9 @@ def inject(encoder: nn.Module, settings: AdapterSettings) -> None:
     Raises:
         ConfigError: the encoder has no layer of a target's name, or has adapters already; or `peft` isn't installed.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError(
-            f"{_KEY}: peft can't be imported: {error}. Install it: pip install 'fedmtl[adapters]'"
-        ) from None
+    require_peft()
+    import peft
+
     if hasattr(encoder, "peft_config") or any("lora_" in name for name, _ in encoder.named_parameters()):
         raise ConfigError(f"{_KEY}: the encoder has adapters already")
     targets = target_layers(encoder, settings.targets)
@@ -57,16 +56,31 @@ def inject(encoder: nn.Module, settings: AdapterSettings) -> None:
         use_dora=settings.kind == "dora",
     )
     is_training = encoder.training
-    with drawing_from(settings.seed):
+    with drawing_from(settings.seed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to")  # peft sets it by the layer's class
         peft.inject_adapter_in_model(config, encoder, adapter_name=_ADAPTER)
     encoder.train(is_training)  # injected modules are in training mode
     for name, parameter in encoder.named_parameters():
         if factor_of(name) == "a":
-            parameter.data = _first_values(component_name(name), parameter, settings.seed)
+            parameter.data = first_values(component_name(name), parameter.shape, settings.seed)
         elif factor_of(name) is not None:
             parameter.data = parameter.data.float()
     if (adapted := list(adapted_layers(encoder))) != list(targets):
         raise ConfigError(f"{_KEY}: expected adapters at {name_some(targets)}, got {name_some(adapted)}")
+
+
+def require_peft() -> None:
+    """Check that `peft` can be imported, which this doesn't need the encoder for.
+
+    Raises:
+        ConfigError: it can't; the message says how to install it.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"{_KEY}: peft can't be imported: {error}. Install it: pip install 'fedmtl[adapters]'"
+        ) from None
 
 
 def target_layers(encoder: nn.Module, targets: Sequence[str]) -> tuple[str, ...]:
@@ -128,6 +142,21 @@ def factor_names(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {layer: pair for layer, pair in pairs.items() if pair[0] in there}
 
 
+def first_values(name: str, shape: Sequence[int], seed: int, round_: int = 0) -> Tensor:
+    """Return the first values of a factor A: uniform between plus and minus the inverse square root of its inputs.
+
+    Args:
+        name: the factor's name.
+        shape: `(rank, inputs)`.
+        seed: the run's seed.
+        round_: the round after which the adapter starts; 0 for the adapters that the run starts with.
+    """
+    drawn = hashlib.sha256((f"{seed}:{round_}:{name}" if round_ else f"{seed}:{name}").encode()).digest()[:8]
+    generator = torch.Generator().manual_seed(int.from_bytes(drawn, "little", signed=True))
+    bound = 1 / math.sqrt(shape[-1])
+    return torch.empty(tuple(shape), dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+
+
 def merged(encoder: nn.Module) -> nn.Module:
     """Return a copy of an encoder in which each adapted layer is a plain linear layer with the sum as its weight.
 
@@ -154,7 +183,12 @@ def _is_wrapped(parts: Sequence[str]) -> bool:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is a linear layer of GPT-2 and related models, whose weight is `(inputs, outputs)`."""
+    return isinstance(module, Conv1D)
 
 
 def _first_values(name: str, like: Tensor, seed: int) -> Tensor:
@@ -162,4 +196,6 @@ def _first_values(name: str, like: Tensor, seed: int) -> Tensor:
     drawn = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
     generator = torch.Generator().manual_seed(int.from_bytes(drawn, "little", signed=True))
     bound = 1 / math.sqrt(like.shape[-1])
+    if like.is_meta:  # a model without values
+        return like.float()
     return torch.empty(like.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)

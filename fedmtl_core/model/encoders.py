@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
@@ -30,6 +31,8 @@ from fedmtl_core.model.probe import output_width
 from fedmtl_core.randomness import drawing_from
 
 TOY_MODEL = "builtin:toy"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Names of the files with a model's weights, or with their names."""
 _PACKAGE_PREFIX = "python:"
 _MASK = "attention_mask"
 
@@ -199,6 +202,21 @@ def locate(source: str) -> str:
 def is_on_this_machine(source: str) -> bool:
     """Whether a model is built in, or in a folder or package; any other name refers to the hub."""
     return source.startswith(("builtin:", _PACKAGE_PREFIX)) or Path(source).is_dir()
+
+
+def weights_of(source: str) -> tuple[str, bool]:
+    """Return a model's location in words, and whether its weights are on this machine.
+
+    Args:
+        source: as for `load_encoder`; the model must exist.
+    """
+    if source == TOY_MODEL:
+        return "built in, random at first", True
+    location = locate(source)
+    if Path(location).is_dir():
+        return f"in {location}", any((Path(location) / name).is_file() for name in _WEIGHTS)
+    cached = any(isinstance(try_to_load_from_cache(location, name), str) for name in _WEIGHTS)
+    return "on the hub" + (", cached here" if cached else ""), cached
 
 
 def _unavailable(source: str, what: str, error: Exception) -> ModelUnavailableError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from fedmtl_core.model import adapters as adapting
 from fedmtl_core.model.encoders import TOY_MODEL, load_encoder, load_tokenizer, locate
 from fedmtl_core.model.layers import norms_of, parts_of
 from fedmtl_core.model.pooling import encode_texts, encode_tokens
+from fedmtl_core.model.scopes import FROZEN, MERGED
 from fedmtl_core.model.sharing import ModelShape
 from fedmtl_core.randomness import drawing_from
 from fedmtl_core.tasks.adapters import AdapterSettings
@@ -91,6 +93,11 @@ class MultiTaskModel(nn.Module):
         """Width of the encoder's output."""
         return self._encoder_info.hidden_size
 
+    @property
+    def pooling(self) -> Pooling | None:
+        """The pooling of texts for the heads; None if all heads see tokens."""
+        return self._pooling if any(kind.sees == "text" for kind in self._kinds.values()) else None
+
     def add_head(self, spec: TaskSpec) -> None:
         """Add a task's head. Neither other parameters nor the global random state change.
 
@@ -137,18 +144,41 @@ class MultiTaskModel(nn.Module):
         floating-point buffer. With adapters, the encoder's are those of its adapters."""
         return {name: tensor for name, tensor in self._tensors().items() if not self._is_of_base(name)}
 
-    def base(self) -> dict[str, Tensor]:
-        """Return the encoder's tensors that never change, by name, in the encoder's order; none without adapters.
+    def base(self) -> dict[str, dict[str, Tensor]]:
+        """Return the encoder's tensors that clients don't train, by scope and name; empty without adapters.
 
-        Their names are those of the encoder without adapters. Factors A that keep their first values follow them."""
+        Their names are those of the encoder without adapters. The scope `frozen` has those that never change, in the
+        encoder's order; factors A that keep their first values follow them. If rounds add their adapters to the adapted
+        weights, the scope `merged` has these weights, in the encoder's order.
+        """
+        if self.adapters is None:
+            return {}
         base = {name: tensor for name, tensor in self._tensors().items() if self._is_of_base(name)}
-        return dict(sorted(base.items(), key=lambda item: adapting.factor_of(item[0]) is not None))
+        in_order = dict(sorted(base.items(), key=lambda item: adapting.factor_of(item[0]) is not None))
+        if not self.adapters.is_stacked:
+            return {FROZEN: in_order}
+        merged = {f"encoder.{layer}.weight" for layer in adapting.adapted_layers(self.encoder)}
+        return {
+            FROZEN: {name: tensor for name, tensor in in_order.items() if name not in merged},
+            MERGED: {name: tensor for name, tensor in in_order.items() if name in merged},
+        }
 
     def freeze(self, names: Collection[str]) -> None:
         """Set which exchanged parameters are trained: all but those with the given names. The base never is."""
         for name, tensor in self._tensors().items():
             if isinstance(tensor, nn.Parameter):
                 tensor.requires_grad_(not self._is_of_base(name) and name not in names)
+
+    def merged(self) -> MultiTaskModel:
+        """Return this model without adapters: an adapted layer's weight is the sum of its own and the adapter's.
+
+        The heads, and all parameters that aren't adapted, are shared with this model. Without adapters, it is this
+        model itself."""
+        if self.adapters is None:
+            return self
+        plain = copy.deepcopy(self, {id(self.encoder): adapting.merged(self.encoder), id(self.heads): self.heads})
+        plain.adapters = None
+        return plain
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return all parameters and persistent floating-point buffers by their names in components."""

@@ -66,7 +66,7 @@ def output_width(encoder: PreTrainedModel, source: str) -> int:
 
 
 def _run(encoder: PreTrainedModel, what: str, *, is_training: bool) -> BaseModelOutput:
-    ids = _two_texts(encoder)
+    ids = two_texts(encoder)
     try:
         return encoder.train(is_training)(input_ids=ids, attention_mask=torch.ones_like(ids))
     except Exception as error:  # each of hundreds of model families raises its own errors
@@ -76,10 +76,10 @@ def _run(encoder: PreTrainedModel, what: str, *, is_training: bool) -> BaseModel
         ) from None
 
 
-def _two_texts(encoder: PreTrainedModel) -> Tensor:
-    """Return the token ids of two texts, `(2, _TOKENS)`, which differ only in the first token."""
-    words = word_embeddings(encoder)
-    rows = len(words) if words is not None else getattr(encoder.config, "vocab_size", None) or 2 * _TOKENS
+def two_texts(encoder: nn.Module) -> Tensor:
+    """Return the token ids of two texts, `(2, 7)`, which differ only in the first token."""
+    words, config = word_embeddings(encoder), getattr(encoder, "config", None)
+    rows = len(words) if words is not None else getattr(config, "vocab_size", None) or 2 * _TOKENS
     ids = torch.arange(rows - _TOKENS, rows) % rows
     texts = torch.stack([ids, ids])
     texts[1, 0] = ids[1]

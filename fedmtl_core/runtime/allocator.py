@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import mmap
 import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # <malloc.h>
@@ -45,22 +44,6 @@ def give_back_freed_blocks() -> None:
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if malloc_trim is not None:
         malloc_trim(0)
-
-
-def give_back_pages(address: int, num_bytes: int) -> None:
-    """Return the memory of a range of addresses to the system at once; its contents are lost.
-
-    Only whole pages are returned. The range stays allocated, and freeing its block later is correct as ever. Nothing
-    happens on systems other than Linux.
-
-    Args:
-        address: the first byte of the range, whose contents nobody may need any longer.
-        num_bytes: the size of the range.
-    """
-    madvise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
-    start, end = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE, (address + num_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if madvise is not None and start < end:
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def keep_what_is_there() -> None:

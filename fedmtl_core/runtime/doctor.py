@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "fedmtl"
 GENERATED = ("fedmtl.v1.federation_pb2", "fedmtl.v1.federation_pb2_grpc")
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class Level(StrEnum):
@@ -231,7 +230,10 @@ def nearest(folder: Path) -> Path:
 
 
 def megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.1f} MiB"
+    """Return a size in GiB, MiB, or KiB for people."""
+    if num_bytes >= 2**30:
+        return f"{num_bytes / 2**30:.1f} GiB"
+    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes >= 2**20 / 10 else f"{num_bytes / 2**10:.1f} KiB"
 
 
 # Models.
@@ -243,11 +245,11 @@ def model(config: Config) -> Iterator[Finding]:
     Weights on this machine are read. From the hub, only the encoder's configuration is downloaded.
     """
     from fedmtl_core.model.encoder_check import Use, check_for_server
-    from fedmtl_core.model.modeling import load_encoder
+    from fedmtl_core.model.encoders import load_encoder, weights_of
     from fedmtl_core.model.pretrained import LoadedWeights
 
     source, layers = config.model.server_model, config.model.num_hidden_layers
-    needs_weights = not config.model.random_init and config.model.from_run is None
+    needs_weights = config.model.needs_weights
     loaded: list[LoadedWeights] = []
     where, has_weights = weights_of(source)
     encoder, _ = load_encoder(
@@ -277,25 +279,6 @@ def remarks(report: EncoderReport) -> Iterator[Finding]:
         yield ok("encoder", "it encodes texts of every length up to training.max_length, alone and padded")
     elif not report.remarks:
         yield ok("encoder", "not tried on texts, since its tokenizer isn't on this machine")
-
-
-def weights_of(source: str) -> tuple[str, bool]:
-    """Return a model's location in words, and whether its weights are on this machine.
-
-    Args:
-        source: as for `load_encoder`; the model must exist.
-    """
-    from fedmtl_core.model.modeling import TOY_MODEL, locate
-
-    if source == TOY_MODEL:
-        return "built in, random at first", True
-    location = locate(source)
-    if Path(location).is_dir():
-        return f"in {location}", any((Path(location) / name).is_file() for name in _WEIGHTS)
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = any(isinstance(try_to_load_from_cache(location, name), str) for name in _WEIGHTS)
-    return "on the hub" + (", cached here" if cached else ""), cached
 
 
 def tokenizer(source: str, specs: Iterable[TaskSpec] = ()) -> Iterator[Finding]:

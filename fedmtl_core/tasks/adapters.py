@@ -43,6 +43,8 @@ class AdapterSettings:
     """Whether the factors A keep their first values, and belong to the base."""
     seed: int = 42
     """The seed of the first values of A."""
+    is_stacked: bool = False
+    """Whether the server adds each round's products B A to the adapted weights, and then starts new adapters."""
 
     @property
     def scale(self) -> float:

@@ -25,6 +25,7 @@ def adapters_to_proto(adapters: AdapterSettings) -> pb.Adapters:
         dropout=adapters.dropout,
         a_is_frozen=adapters.a_is_frozen,
         seed=adapters.seed,
+        is_stacked=adapters.is_stacked,
     )
 
 
@@ -51,6 +52,7 @@ def adapters_from_proto(message: pb.Adapters) -> AdapterSettings:
         dropout=message.dropout,
         a_is_frozen=message.a_is_frozen,
         seed=message.seed,
+        is_stacked=message.is_stacked,
     )
 
 

@@ -274,6 +274,12 @@ def digest_of(parameters: Mapping[str, Tensor]) -> bytes:
     return digest.digest()
 
 
+def joint_digest(digests: Iterable[bytes]) -> bytes:
+    """Return one digest of several components: the SHA-256 of their digests in order, or the digest of a single one."""
+    in_order = list(digests)
+    return in_order[0] if len(in_order) == 1 else hashlib.sha256(b"".join(in_order)).digest()
+
+
 def digests_of(parameters: Mapping[str, Tensor]) -> dict[str, bytes]:
     """Return the SHA-256 of each tensor's bytes by name, as `Component.tensor_digests` does."""
     return {name: hashlib.sha256(_bytes_of(tensor)).digest() for name, tensor in parameters.items()}

@@ -204,13 +204,13 @@ def with_components(update: Update, header: pb.UpdateHeader, parts: Sequence[Enc
 
 
 def update_from_bytes(
-    data: bytes, layouts_for: Callable[[str, int], Sequence[Layout]], spec_of: Callable[[str], TaskSpec]
+    data: bytes, layouts_of: Callable[[Update], Sequence[Layout]], spec_of: Callable[[str], TaskSpec]
 ) -> Update:
     """Return a complete update from the serialized header in its file.
 
     Args:
         data: the serialized header.
-        layouts_for: returns the layouts of an update's components by its task and the round of its base model.
+        layouts_of: returns the layouts of an update's components.
         spec_of: returns a task by its name.
 
     Raises:
@@ -232,5 +232,5 @@ def update_from_bytes(
         update = update_from_header(header, spec)
     for component in header.components:
         component.start_offset = 0  # the file has the whole component, even if it took several uploads
-    expected = () if update.kind == "metrics" else layouts_for(update.task, update.base_round)
+    expected = () if update.kind == "metrics" else layouts_of(update)
     return with_components(update, header, components_from_header(header, expected))

@@ -107,7 +107,7 @@ def _batch(spec: TaskSpec, seen: Survey, tokenizer: Any, max_length: int, check:
 
 def _encoder(server: Config) -> Iterator[Finding]:
     """Check the architecture of an encoder on this machine with the training plan. Weights aren't read."""
-    from fedmtl_client import doctor as client_doctor
+    from fedmtl_client import model_doctor
 
     specs = server.task_specs()
-    yield from client_doctor.encoder(server, server.plan(specs[0].name), server.model.server_model, specs)
+    yield from model_doctor.encoder(server, server.plan(specs[0].name), server.model.server_model, specs)

@@ -7,8 +7,8 @@ All computations are in float64.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +24,10 @@ class Product:
     a: Tensor
     """`(rank, inputs)`."""
 
-    def norm(self) -> float:
-        """Return the Frobenius norm of the product."""
-        gram = (self.b.T @ self.b) * (self.a @ self.a.T)
-        return math.sqrt(max(float(gram.sum()), 0.0))
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that a matrix of this shape can have: its smaller dimension."""
+        return min(len(self.b), self.a.shape[1])
 
 
 def weighted_sum(products: Sequence[Product], weights: Sequence[float]) -> Product:
@@ -36,36 +36,85 @@ def weighted_sum(products: Sequence[Product], weights: Sequence[float]) -> Produ
     return Product(b, torch.cat([one.a.double() for one in products]))
 
 
-def difference(one: Product, other: Product) -> Product:
-    """Return one product minus another, in float64."""
-    return weighted_sum([one, other], [1.0, -1.0])
+def distance(one: Product, other: Product) -> tuple[float, float]:
+    """Return the Frobenius norms of one product minus another, and of the other, to float64's precision."""
+    b, a = torch.cat([other.b.double(), one.b.double()], dim=1), torch.cat([other.a.double(), one.a.double()])
+    if len(a) < one.largest_rank:  # orthonormal factors don't change a norm
+        b, a = torch.linalg.qr(b, mode="r").R, torch.linalg.qr(a.T, mode="r").R.T
+    rank = len(other.a)
+    subtracted = b[:, :rank] @ a[:rank]
+    norm = torch.linalg.matrix_norm
+    return float(norm(b[:, rank:] @ a[rank:] - subtracted)), float(norm(subtracted))
 
 
-def truncated(product: Product, rank: int) -> Product:
-    """Return the nearest product of a rank, in float64: B has the left singular vectors times the singular values, and
-    A the right singular vectors, whose rows are orthonormal. The largest come first, so that the first r columns of B
-    and rows of A are the nearest product of rank r.
+@dataclass(frozen=True)
+class Truncation:
+    """The nearest product of a smaller rank."""
 
-    The error is the norm of the singular values that are left out (Eckart and Young 1936, doi:10.1007/BF02288367).
+    product: Product
+    """In float64."""
+    lost: float
+    """The Frobenius norm of the difference from the whole product."""
+    norm: float
+    """The Frobenius norm of the whole product."""
+
+
+def truncated(product: Product, before: Product) -> Truncation:
+    """Return the nearest product of the rank of another one. Its error is the norm of the singular values that are left
+    out (Eckart and Young 1936, doi:10.1007/BF02288367).
+
+    B has the left singular vectors times the singular values, and A the right singular vectors, whose rows are
+    orthonormal. The largest come first, so that the first r columns of B and rows of A are the nearest product of rank
+    r. Where the product has a smaller rank, columns of B are 0, and rows of A keep directions from before.
 
     Args:
         product: a product of any rank.
-        rank: at most the smaller dimension of the product; beyond the product's own rank, columns of B are 0.
+        before: the product that the result replaces; its rank is at most `product.largest_rank`. Each pair of vectors
+            has the sign that brings it closer to the pair in its place before.
     """
-    left, left_rest = torch.linalg.qr(product.b)
-    right, right_rest = torch.linalg.qr(product.a.T)
-    u, values, v = torch.linalg.svd(left_rest @ right_rest.T)
-    size = min(rank, len(values))
-    b, a = left @ (u[:, :size] * values[:size]), (right @ v[:size].T).T
-    if size == rank:
-        return Product(b, a)
-    more = rank - size
-    complement = torch.linalg.qr(torch.cat([right, torch.eye(a.shape[1], dtype=a.dtype)], dim=1))[0]
-    rows = complement[:, right.shape[1] : right.shape[1] + more].T
-    return Product(torch.cat([b, b.new_zeros(len(b), more)], dim=1), torch.cat([a, rows]))
+    left, left_rest = torch.linalg.qr(product.b.double())
+    right, right_rest = torch.linalg.qr(product.a.double().T)
+    u, values, v = torch.linalg.svd(left_rest @ right_rest.T, full_matrices=False)
+    rank = len(before.a)
+    size = int((values[:rank] > values[0] * _precision(product)).sum())
+    a, b = v[:size] @ right.T, left @ (u[:, :size] * values[:size])
+    if size < rank:
+        a = torch.cat([a, _new_rows(a, before.a.double(), rank - size)])
+        b = torch.cat([b, b.new_zeros(len(b), rank - size)], dim=1)
+    signs = torch.sign((a * before.a).sum(1) + (b * before.b).sum(0))
+    signs[signs == 0] = 1
+    return Truncation(Product(b * signs, a * signs[:, None]), float(values[size:].norm()), float(values.norm()))
 
 
-def inexactness(products: Sequence[Product], weights: Sequence[float], served: Product) -> tuple[float, float]:
-    """Return the norm of served - Σ weight · B A, and the norm of that sum."""
-    wanted = weighted_sum(products, weights)
-    return difference(served, wanted).norm(), wanted.norm()
+def _precision(product: Product) -> float:
+    """Return the share of the largest singular value that rounding makes of a singular value of 0."""
+    return torch.finfo(torch.float64).eps * max(len(product.b), product.a.shape[1])
+
+
+def _new_rows(rows: Tensor, before: Tensor, count: int) -> Tensor:
+    """Return some orthonormal rows that are orthogonal to other ones: the directions of earlier rows that are least
+    contained in them, or any.
+
+    Args:
+        rows: `(k, inputs)`, orthonormal.
+        before: `(n, inputs)`, the earlier rows.
+        count: the number of rows to return, at most `inputs - k`.
+    """
+    _, values, directions = torch.linalg.svd(before - before @ rows.T @ rows, full_matrices=False)
+    directions = directions[values > torch.finfo(values.dtype).eps ** 0.5 * before.norm()]
+    candidates = torch.cat([rows, directions])
+    if len(directions) < count:
+        candidates = torch.cat([candidates, torch.eye(rows.shape[1], dtype=rows.dtype)])
+    orthonormal: Tensor = torch.linalg.qr(candidates.T).Q.T
+    return orthonormal[len(rows) : len(rows) + count]
+
+
+@contextmanager
+def in_one_thread() -> Iterator[None]:
+    """Within the context, let this thread compute alone, so that the last bits don't depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -43,6 +43,7 @@ def merged_outcomes(stages: Sequence[Stage], outcomes: Sequence[Outcome], varian
         variants=variants,
         chosen={task: one for outcome in outcomes for task, one in outcome.chosen.items()},
         adjusted={task: one for outcome in outcomes for task, one in outcome.adjusted.items()},
+        base={scope: component for one in outcomes for scope, component in one.base.items()},
         must_save=any(one.must_save for one in outcomes),
         notices=[one.notice for one in outcomes if one.notice],
     )

@@ -152,7 +152,8 @@ class Pipeline:
         """Return the components that clients receive in addition to the model."""
         sent = [stage.broadcast() for stage in self.stages]
         components = {scope: component for one in sent for scope, component in one.components.items()}
-        return Broadcast(components, max((one.since for one in sent), default=0))
+        stack_base = next((one.stack_base for one in sent if one.stack_base), b"")
+        return Broadcast(components, max((one.since for one in sent), default=0), stack_base)
 
     def variants(self, model: Mapping[str, Component], purpose: Purpose) -> dict[str, list[Variant]]:
         """Return, by task, the variants to offer in the round that begins; see `Stage.variants`.
@@ -411,24 +412,16 @@ def _reader(group: Group, key: str, blocks: UpdateBlocks | None) -> BlockReader:
 
 def _contributions(group: Group, combination: Combination) -> list[Contribution]:
     """Return the clients' contributions to a component, with their weights."""
-    if group.is_by_task:
-        weights = [
-            combination.shares.get(one.task, 0.0) * one.examples_in(group.scope) / (group.examples[one.task] or 1)
-            for one in group.updates
-        ]
-    else:
-        total = sum(group.weights)
-        weights = [float(weight / total) for weight in group.weights]
     return [
         Contribution(
             update.client_id,
             update.task,
             update.update.claimed_examples or update.num_examples,
-            weight * scale * update.discount,
+            coefficient * update.discount,
             update.staleness,
             update.norms.get(group.scope),
             update.clipped_to.get(group.scope),
             update.cut_examples(group.scope),
         )
-        for update, weight, scale in zip(group.updates, weights, combination.scales, strict=True)
+        for update, coefficient in zip(group.updates, combination.coefficients(group), strict=True)
     ]

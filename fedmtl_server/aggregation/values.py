@@ -95,7 +95,7 @@ class RoundContext:
 
     round: int = 1
     base: Mapping[str, Component] = field(default_factory=dict)
-    """By scope, the model to which the round's deltas are added."""
+    """By scope, the model to which the round's deltas are added, and the part of adapters' base that rounds change."""
     factors: TaskFactors = field(default_factory=TaskFactors)
     contributors: Mapping[str, Collection[str]] | None = None
     """By client id, the scopes to which the client may contribute; None if any client may."""
@@ -186,6 +186,8 @@ class Aggregate:
     """By task, a variant whose tensors replace the model's, after `moved`."""
     adjusted: Mapping[str, Variant] = field(default_factory=dict)
     """By task, tensors that replace the model's as those of `chosen` do; the report doesn't list them."""
+    base: Mapping[str, Component] = field(default_factory=dict)
+    """By scope, new components of the base beside adapters."""
     must_save: bool = False
     """Whether the stages' components are saved even if the model doesn't change."""
     notices: Sequence[Notice] = ()
@@ -223,7 +225,9 @@ class Broadcast:
     components: Mapping[str, Component] = field(default_factory=dict)
     """By scope; the scopes differ from the model's."""
     since: int = 0
-    """The first round whose updates the components include; 0 without components."""
+    """The first round whose updates the control variates among the components include; 0 if there are none."""
+    stack_base: bytes = b""
+    """The digest of the component `merged` that the stack among the components is added to; empty without a stack."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,12 +12,19 @@ from fedmtl_core.errors import UserError
 from fedmtl_server.commands.runs import RunsDir, Url
 from fedmtl_server.storage.runs import find_run
 
+if TYPE_CHECKING:
+    from fedmtl_server.export.folders import Exported
+
 
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.", show_default=False)],
     task: Annotated[str | None, typer.Option(help="Task whose model is written.")] = None,
     all_: Annotated[
         bool, typer.Option("--all", help="Write the encoder and all heads instead of one task's model.")
+    ] = False,
+    adapters: Annotated[
+        bool,
+        typer.Option("--adapters", help="Write only the task's adapters and head, for PeftModel.from_pretrained."),
     ] = False,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run.")] = None,
     run: Annotated[
@@ -40,6 +47,8 @@ def export(
     logs.configure(level="warning")
     if (task is None) == (not all_):
         raise UserError("expected either --task TASK, or --all for the encoder and all heads")
+    if adapters and task is None:
+        raise UserError("--adapters: expected --task TASK with it, since each task has its own head")
     if (run_dir is None) == (run is None):
         raise UserError("expected either --run-dir DIR, or --run with an id from `fedmtl-server runs list`")
     which = _round(round_)
@@ -47,7 +56,7 @@ def export(
 
     from transformers.utils.logging import disable_progress_bar
 
-    from fedmtl_server.export.folders import export_all, export_task  # imports PyTorch
+    from fedmtl_server.export.folders import export_adapters, export_all, export_task  # imports PyTorch
     from fedmtl_server.saved_runs import open_run
 
     disable_progress_bar()
@@ -56,9 +65,21 @@ def export(
         done = export_all(opened, folder, which, force=force)
         typer.echo(f"wrote {folder}: the model of round {done.round}, encoder ({done.architecture}) and all heads")
         return
+    if adapters:
+        done, source = export_adapters(opened, task, folder, which, force=force), opened.config.model.server_model
+        typer.echo(f"wrote {folder}: {_adapters_text(task, done, source)}")
+        return
     done = export_task(opened, task, folder, which, force=force)
     remote = "" if done.is_native else ", with trust_remote_code=True and its modeling_fedmtl.py"
     typer.echo(f"wrote {folder}: {task}, the model of round {done.round}, for {done.architecture}{remote}")
+
+
+def _adapters_text(task: str, done: Exported, source: str) -> str:
+    untried = "" if done.is_tried else f"; not tried on {source}, whose weights aren't on this machine"
+    return (
+        f"{task}, the adapters and head of round {done.round}, for {done.architecture} with the weights of "
+        f"{source}{untried}"
+    )
 
 
 def _round(text: str) -> int | Literal["best", "last"]:

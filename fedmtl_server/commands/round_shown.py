@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fedmtl_core.config.stages import ADAPTERS
 from fedmtl_core.model.sharing import blocks_text
 from fedmtl_server.commands.printing import Table, bytes_text, print_facts, print_json, time_text
 from fedmtl_server.commands.run_facts import round_summary
@@ -41,6 +42,7 @@ def show_round(record: RoundRecord, updates: Sequence[UpdateRecord], as_json: bo
         missing=", ".join(report["missing_clients"]) or "no client",
         unchanged=", ".join(f"head {task}" for task in report["unchanged_tasks"]) or "no head",
         **_scaling(report),
+        **_inexactness(report),
         **_moves(report),
         **_variants(report),
         **_discarded(report),
@@ -59,6 +61,18 @@ def _scaling(report: StoredReport) -> dict[str, str]:
         if (factors := component.get("scaling"))
     ]
     return {"scaling": "; ".join(texts)} if texts else {}
+
+
+def _inexactness(report: StoredReport) -> dict[str, str]:
+    """Return how far the adapters' products are from their mean, by component; empty if it wasn't measured."""
+    errors = report.get("stages", {}).get(ADAPTERS.name, {}).get("inexactness", {})
+    texts = [f"{scope}: {_share_text(error)} off the clients' mean product" for scope, error in errors.items()]
+    return {"adapters": "; ".join(texts)} if texts else {}
+
+
+def _share_text(share: float) -> str:
+    """Return a share in percent; shares that would show as 0.00 % without being 0 have a bound instead."""
+    return "less than 0.01%" if 0 < share < 1e-4 else f"{share:.2%}"
 
 
 def _moves(report: StoredReport) -> dict[str, str]:

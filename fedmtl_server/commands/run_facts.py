@@ -46,6 +46,23 @@ def _given(values: JsonObject) -> dict[str, object]:
     }
 
 
+def adapters_text(run: RunRecord) -> str:
+    """Return a run's adapters in words; empty if it has none."""
+    from fedmtl_core.config.adapter_texts import adapters_in_words
+    from fedmtl_core.config.adapters import AdaptersConfig
+
+    section = (run.config.get("model") or {}).get("adapters")
+    try:
+        return "" if section is None else adapters_in_words(AdaptersConfig.model_validate(section))
+    except ValueError:  # another version wrote it
+        return "of another version of FedMTL"
+
+
+def encoder_text(run: RunRecord) -> str:
+    """Return the part of the encoder that a run trains, in words."""
+    return "the encoder's adapters" if (run.config.get("model") or {}).get("adapters") is not None else "the encoder"
+
+
 def main_metrics(run: RunRecord) -> dict[str, str]:
     """Return the main metric by task from the run's configuration; empty if this version can't read it."""
     config = read_config(run)

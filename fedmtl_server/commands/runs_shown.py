@@ -10,7 +10,9 @@ import typer
 from fedmtl_core.identifiers import name_task
 from fedmtl_server.commands.printing import Table, bytes_text, print_facts, print_json, time_text
 from fedmtl_server.commands.run_facts import (
+    adapters_text,
     auxiliary_tasks,
+    encoder_text,
     main_metrics,
     round_summary,
     shown_config,
@@ -41,6 +43,7 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
         state=f"{place.state}, {done} of {run.num_rounds} rounds{why_early(place)}",
         created=time_text(run.created_at_unix_ms) + finished,
         model=run.base_model + _started_from(place),
+        **({"adapters": text} if (text := adapters_text(run)) else {}),
         tasks=tasks_text(run),
         folder=place.folder,
     )
@@ -50,7 +53,7 @@ def show_run(place: Place, rounds: Sequence[RoundRecord], updates: Sequence[Upda
     main = main_metrics(run)
     columns = ["round", "outcome", "opened", "seconds", "counted", "refused", "missing", "in", "out"]
     table = Table(
-        "Each task's metric of the model that the round began with, and the task's share of the encoder",
+        f"Each task's metric of the model that the round began with, and the task's share of {encoder_text(run)}",
         *columns,
         *(f"{name_task(task, auxiliary=task in auxiliary_tasks(run))}\n{main.get(task, '')}" for task in run.tasks),
     )

@@ -12,7 +12,14 @@ from fedmtl_core.identifiers import name_task
 from fedmtl_core.model.sharing import blocks_text, parts_text
 from fedmtl_server.commands.configured_sharing import configured_text, policy_of, policy_text
 from fedmtl_server.commands.printing import Table, print_facts, print_json
-from fedmtl_server.commands.run_facts import auxiliary_tasks, main_metrics, read_config, summary, tasks_text
+from fedmtl_server.commands.run_facts import (
+    adapters_text,
+    auxiliary_tasks,
+    main_metrics,
+    read_config,
+    summary,
+    tasks_text,
+)
 from fedmtl_server.commands.sharing_texts import change_text, difference_and_error, move_text, rounds_text
 
 if TYPE_CHECKING:
@@ -34,6 +41,7 @@ def show_sharing(place: Place, records: Sequence[RoundRecord], as_json: bool) ->
     rules = selection_rules(config) if config is not None and validates else None
     history = sharing_history(records, run.tasks, main_metrics(run))
     encoders = num_encoders(place.folder)
+    counted = "trained encoder parameters" if adapters_text(run) else "encoder parameters"
     if as_json:
         done = sum(not one.is_evaluation for one in history)
         rounds = [_round_values(one, rules, with_sources=validates) for one in history]
@@ -47,7 +55,7 @@ def show_sharing(place: Place, records: Sequence[RoundRecord], as_json: bool) ->
         policy=policy_text(policy, rules),
         encoders="unknown: the run folder has no checkpoint with encoder parameters"
         if encoders is None
-        else f"{encoders:.3g} (encoder parameters of all copies on the server, divided by those of one encoder)",
+        else f"{encoders:.3g} ({counted} of all copies on the server, divided by those of one encoder)",
     )
     if not history:
         typer.echo("No round has ended yet.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fedmtl_core.model.scopes import SHARED, group_of, task_of
+from fedmtl_core.model.scopes import factor_in, group_of, is_shared, task_of, without_factor
 from fedmtl_server.commands.printing import Table, bytes_text
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ def updates_table(report: StoredReport, updates: Sequence[UpdateRecord]) -> Tabl
             weights.setdefault(part["client_id"], {})[component["scope"]] = part["weight"]
     norms = {part["client_id"]: _norm_text(part) for part in _encoder_parts(report)}
     counted = _counted_examples(report)
-    has_groups = any(group_of(component["scope"]) for component in report["components"])
+    has_groups = any(group_of(without_factor(component["scope"])) for component in report["components"])
     elsewhere = "in its groups and heads" if has_groups else "in its heads"
     of_the_encoder = ("weight in the encoder", "norm there")
     columns = ("client", "task", "became", "examples", "began in", *of_the_encoder, elsewhere, "bytes")
     table = Table("Updates", *columns, wrapped=["became"])
     for one in (one for one in updates if one.outcome != "refused"):
         mine = dict(weights.get(one.client_id, {}))
-        encoder = f"{mine.pop(SHARED):.3f}" if SHARED in mine else "-"
-        heads = ", ".join(f"{task_of(scope) or group_of(scope)} {weight:.3f}" for scope, weight in mine.items()) or "-"
+        encoder = next((f"{mine.pop(scope):.3f}" for scope in list(mine) if is_shared(scope)), "-")
+        heads = ", ".join(f"{_name_of(scope)} {weight:.3f}" for scope, weight in mine.items()) or "-"
         became = one.outcome.replace("_", " ") + (f": {one.reason or one.code}" if one.reason or one.code else "")
         base = f"round {one.base_round}"
         norm = norms.get(one.client_id, "-")
@@ -49,6 +49,13 @@ def refusals_table(report: StoredReport) -> Table:
     return table
 
 
+def _name_of(scope: str) -> str:
+    """Return the task or group of a scope, with the factor if the scope is one factor's."""
+    factor, rest = factor_in(scope), without_factor(scope)
+    name = task_of(rest) or group_of(rest) or rest
+    return name if factor is None else f"{factor.upper()} of {name}"
+
+
 def _counted_examples(report: StoredReport) -> dict[str, str]:
     """Return by client, if fewer examples count than it reported, the smallest number; older reports lack it."""
     least: dict[str, float] = {}
@@ -60,7 +67,7 @@ def _counted_examples(report: StoredReport) -> dict[str, str]:
 
 
 def _encoder_parts(report: StoredReport) -> list[StoredContribution]:
-    encoder = (component for component in report["components"] if component["scope"] == SHARED)
+    encoder = (component for component in report["components"] if is_shared(component["scope"]))
     return [part for component in encoder for part in component["contributions"]]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
 from transformers import (
     AutoModelForSequenceClassification,
     PretrainedConfig,
@@ -32,7 +31,7 @@ def native_model(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreT
     """Return the model as the class of `transformers` with the same parameters; None if no class has them.
 
     Args:
-        module: the task's model.
+        module: the task's model, without adapters.
         spec: the task.
         config: the configuration of the run.
     """
@@ -45,32 +44,31 @@ def native_model(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreT
             model = AutoModelForSequenceClassification.from_config(settings)
     except (ValueError, AttributeError):  # the encoder has no class for classification
         return None
-    state = _native_state(module, spec.name, model)
-    if state is None:
+    names = native_names(module, spec.name, model)
+    if names is None:
         return None
-    model.load_state_dict(state)
+    state = module.state_dict()
+    model.load_state_dict({name: state[own] for name, own in names.items()})
     return model.eval()
 
 
-def _native_state(module: MultiTaskModel, task: str, model: PreTrainedModel) -> dict[str, Tensor] | None:
-    """Return the parameters under the names of a class of `transformers`; None if the class has other parameters.
+def native_names(module: MultiTaskModel, task: str, model: PreTrainedModel) -> dict[str, str] | None:
+    """Return the module's name of each tensor of a class of `transformers`; None if the class has other tensors.
 
     BERT and similar models put a linear layer on the encoder's pooler. RoBERTa and similar models have no pooler; their
     classifier contains the same two layers.
     """
-    encoder = {f"{model.base_model_prefix}.{name}": value for name, value in module.encoder.state_dict().items()}
-    head = module.heads[task].state_dict()
-    pooled = encoder | {f"classifier.{name}": value for name, value in head.items()}
+    encoder = {f"{model.base_model_prefix}.{name}": f"encoder.{name}" for name in module.encoder.state_dict()}
+    head = {name: f"heads.{task}.{name}" for name in module.heads[task].state_dict()}
+    pooled = encoder | {f"classifier.{name}": own for name, own in head.items()}
     if pooled.keys() == model.state_dict().keys():
         return pooled
     pooler = f"{model.base_model_prefix}.pooler.dense."
-    moved = {name: value for name, value in encoder.items() if not name.startswith(pooler)}
-    moved |= {
-        f"classifier.dense.{name.removeprefix(pooler)}": value
-        for name, value in encoder.items()
-        if name.startswith(pooler)
+    moved = {
+        f"classifier.dense.{name.removeprefix(pooler)}" if name.startswith(pooler) else name: own
+        for name, own in encoder.items()
     }
-    moved |= {f"classifier.out_proj.{name}": value for name, value in head.items()}
+    moved |= {f"classifier.out_proj.{name}": own for name, own in head.items()}
     return moved if moved.keys() == model.state_dict().keys() else None
 
 
@@ -78,7 +76,7 @@ def fedmtl_model(module: MultiTaskModel, spec: TaskSpec, config: Config) -> PreT
     """Return the model as the class in `modeling_fedmtl.py`; `save_pretrained` copies that file into the folder.
 
     Args:
-        module: the task's model.
+        module: the task's model, without adapters.
         spec: the task.
         config: the configuration of the run.
     """

@@ -2,6 +2,7 @@
 
 A task's model becomes a class of `transformers` if one computes the same logits. Otherwise it becomes the class in
 `modeling_fedmtl.py`, and that file is copied into the folder. The logits are compared before anything is written.
+Adapters are merged into the weights, or written alone for `peft`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from fedmtl_core.config.stages import SOURCES
 from fedmtl_core.errors import FedMTLError, StoreError, UserError
 from fedmtl_core.model.encoders import is_of_encoder_decoder, save_encoder
 from fedmtl_core.model.modeling import load_tokenizer
+from fedmtl_core.model.scopes import FROZEN
 from fedmtl_core.tasks.spec import METRICS_OF, TaskSpec
 from fedmtl_server.export.conversion import fedmtl_model, have_same_logits, native_model
 from fedmtl_server.export.masked_lm import masked_lm
-from fedmtl_server.export.model_card import CardMetadata, SharingMetadata, card_of_all, card_of_task
+from fedmtl_server.export.model_card import AdapterMetadata, CardMetadata, SharingMetadata, card_of_all, card_of_task
+from fedmtl_server.export.peft_card import card_of_adapters
+from fedmtl_server.export.peft_folder import peft_folder
 from fedmtl_server.model import MTLServerModel
 from fedmtl_server.saved_runs import SavedRun, Which, choose_round, load_model
 from fedmtl_server.sharing.source_selection import taken
@@ -39,6 +43,8 @@ class Exported:
     """The class that loads the model."""
     is_native: bool
     """Whether `architecture` is a class of `transformers`; FedMTL's own class needs `trust_remote_code=True`."""
+    is_tried: bool = True
+    """Whether the exported model was run; False for adapters whose base has no weights on this machine."""
 
 
 def export_task(run: SavedRun, task: str, folder: Path, which: Which = "last", *, force: bool = False) -> Exported:
@@ -66,7 +72,8 @@ def export_task(run: SavedRun, task: str, folder: Path, which: Which = "last", *
     server_model = load_model(run, round_)
     module = server_model.module_for(task).eval()
     tokenizer = _tokenizer(run)
-    model = masked_lm(module, task) if spec.type == "masked_lm" else native_model(module, spec, run.config)
+    plain = module.merged().eval()
+    model = masked_lm(plain, task) if spec.type == "masked_lm" else native_model(plain, spec, run.config)
     is_native = model is not None and have_same_logits(module, spec, model, tokenizer)
     if spec.type == "masked_lm" and not is_native:
         raise UserError(
@@ -74,7 +81,7 @@ def export_task(run: SavedRun, task: str, folder: Path, which: Which = "last", *
             f"encoder ({type(module.encoder).__name__}); --all writes the head as it is"
         )
     if model is None or not is_native:
-        model = fedmtl_model(module, spec, run.config)
+        model = fedmtl_model(plain, spec, run.config)
         if not have_same_logits(module, spec, model, tokenizer):
             raise FedMTLError(
                 f"{task}: the exported model doesn't compute the same as the run's model; nothing is written"
@@ -91,11 +98,43 @@ def export_task(run: SavedRun, task: str, folder: Path, which: Which = "last", *
     return Exported(folder, round_, architecture, is_native)
 
 
+def export_adapters(run: SavedRun, task: str, folder: Path, which: Which = "last", *, force: bool = False) -> Exported:
+    """Write one task's adapters and head for `PeftModel.from_pretrained`, onto the model that the run started from.
+
+    Arguments are those of `export_task`.
+
+    Raises:
+        UserError: as for `export_task`; also if the run has no adapters, or they can't be loaded onto a class of
+            `transformers` with weights that the reader can have. The message says what to do.
+        CorruptCheckpointError: the checkpoint's bytes have changed since they were written.
+        ModelUnavailableError: the encoder's architecture, its weights or its tokenizer can't be loaded.
+        FedMTLError: `peft` loads other tensors than those written, or computes other logits with them.
+    """
+    spec = _spec(run, task)
+    round_ = choose_round(run, which, task)
+    _require_free(folder, force)
+    server_model = load_model(run, round_)
+    module = server_model.module_for(task).eval()
+    tokenizer = _tokenizer(run)
+    content = peft_folder(module, spec, run.config, tokenizer)
+    card = card_of_adapters(_metadata(run, round_, server_model), spec, content.architecture, content.options)
+
+    def write(scratch: Path) -> None:
+        content.write(scratch)
+        content.try_on_base(scratch, module, spec, tokenizer)
+        tokenizer.save_pretrained(scratch)
+        (scratch / "README.md").write_text(card, encoding="utf-8")
+
+    _fill(folder, write)
+    return Exported(folder, round_, content.architecture, is_native=True, is_tried=content.is_tried)
+
+
 def export_all(run: SavedRun, folder: Path, which: Which = "last", *, force: bool = False) -> Exported:
-    """Write the server's whole model to `fedmtl.safetensors`, and its encoders for `AutoModel.from_pretrained`.
+    """Write the parameters that the run trained to `fedmtl.safetensors`, and the encoders for
+    `AutoModel.from_pretrained`.
 
     The encoder is written to `encoder/`, or to `encoders/TASK/` for each task if the tasks don't share one encoder. An
-    encoder is left out if clients keep parts of it for themselves.
+    encoder is left out if clients keep parts of it for themselves. Adapters are merged into it.
 
     Arguments and errors are those of `export_task`.
     """
@@ -152,6 +191,7 @@ def _metadata(run: SavedRun, round_: int, model: MTLServerModel) -> CardMetadata
         base_model=run.config.model.server_model,
         round=round_,
         num_rounds=run.config.training.num_rounds,
+        adapters=_adapter_metadata(run, model),
         tasks=run.config.task_specs(),
         pooling=run.config.model.pooling,
         max_length=run.config.training.max_length,
@@ -162,6 +202,14 @@ def _metadata(run: SavedRun, round_: int, model: MTLServerModel) -> CardMetadata
         sources=_sources(run, round_),
         started_from=None if run.started_from is None else (run.started_from["run_id"], run.started_from["round"]),
     )
+
+
+def _adapter_metadata(run: SavedRun, model: MTLServerModel) -> AdapterMetadata | None:
+    section = run.config.model.adapters
+    if section is None:
+        return None
+    first = {} if run.digests is None else run.digests[0]
+    return AdapterMetadata(section, first.get(FROZEN) or model.base[FROZEN].digest().hex())
 
 
 def _sharing_metadata(model: MTLServerModel) -> SharingMetadata | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from fedmtl_core.config import Config
+from fedmtl_core.config.adapter_texts import layers_in_words
+from fedmtl_core.config.adapters import AdaptersConfig
 from fedmtl_core.identifiers import name_task
 from fedmtl_core.model.encoders import is_on_this_machine
 from fedmtl_core.tasks.plan import Pooling
@@ -36,6 +39,15 @@ class SharingMetadata:
 
 
 @dataclass(frozen=True)
+class AdapterMetadata:
+    """The adapters of a run."""
+
+    section: AdaptersConfig
+    base_digest: str
+    """The SHA-256, in hexadecimal, of the parameters that training left as they were."""
+
+
+@dataclass(frozen=True)
 class CardMetadata:
     """The facts about a run on its model cards. Clients are counted, not named."""
 
@@ -60,6 +72,8 @@ class CardMetadata:
     """By task, the other tasks whose updates its own layers took, with the rounds; None if unknown."""
     started_from: tuple[str, int] | None = None
     """The id of the run and its round whose model this run started from; None if it started from the base model."""
+    adapters: AdapterMetadata | None = None
+    """None if training changed the encoder's own parameters."""
 
 
 def card_of_task(metadata: CardMetadata, spec: TaskSpec, architecture: str, *, is_native: bool) -> str:
@@ -80,7 +94,7 @@ def card_of_task(metadata: CardMetadata, spec: TaskSpec, architecture: str, *, i
         else "\nNo class of `transformers` computes this model. `trust_remote_code=True` therefore runs the file "
         "`modeling_fedmtl.py` in this folder. Read the file before you trust it.\n"
     )
-    return _card(
+    return card_with(
         metadata,
         f"{spec.name}, trained with FedMTL",
         [spec],
@@ -105,7 +119,7 @@ logits = model(**tokenizer({texts}, truncation=True, return_tensors="pt")).logit
 
 
 def _card_of_masked_lm(metadata: CardMetadata, spec: TaskSpec, architecture: str) -> str:
-    return _card(
+    return card_with(
         metadata,
         f"{spec.name}, trained with FedMTL",
         [spec],
@@ -143,19 +157,21 @@ def card_of_all(
     opening = (
         "This folder contains the shared encoder of a federated multi-task training run and the heads of all its tasks."
     )
-    names = "the parameters of the encoder (`encoder.…`) and of each task's head (`heads.TASK.…`)"
+    of = "the encoder" if metadata.adapters is None else "the encoder's adapters"
+    names = f"the parameters of {of} (`encoder.…`) and of each task's head (`heads.TASK.…`)"
     if metadata.sharing is not None:
         opening = (
             "This folder contains the parameters of a federated multi-task training run that its server has. The tasks "
             "share only parts of the model; the table under Training lists them."
         )
-        names = "parameters as `encoder.…` and `heads.TASK.…`, or as `SCOPE/encoder.…` if several scopes have one"
+        what = "parameters" if metadata.adapters is None else "parameters of the adapters and heads"
+        names = f"{what} as `encoder.…` and `heads.TASK.…`, or as `SCOPE/encoder.…` if several scopes have one"
     folders = "".join(
         f"| `{name}/` | the encoder{'' if name == 'encoder' else ' of ' + name.rpartition('/')[2]} with its tokenizer, "
         "for `AutoModel.from_pretrained` |\n"
         for name in encoders
     )
-    return _card(
+    return card_with(
         metadata,
         "A multi-task model trained with FedMTL",
         metadata.tasks,
@@ -200,15 +216,35 @@ def is_hub_name(source: str) -> bool:
     return _HUB_NAME.fullmatch(source) is not None and not is_on_this_machine(source)
 
 
-def _card(metadata: CardMetadata, title: str, specs: Sequence[TaskSpec], text: str, *, pipeline_tag: str) -> str:
-    """Return a card of front matter, title, the given text, and the sections of every card."""
+def card_with(
+    metadata: CardMetadata,
+    title: str,
+    specs: Sequence[TaskSpec],
+    text: str,
+    *,
+    pipeline_tag: str,
+    is_merged: bool = True,
+) -> str:
+    """Return a card of front matter, title, the given text, and the sections of every card.
+
+    Args:
+        metadata: the facts about the run.
+        title: the title.
+        specs: the tasks whose metrics are the model's results.
+        text: the part between the title and the section about training.
+        pipeline_tag: the hub's name of what the model does.
+        is_merged: whether the run's adapters, if it has any, are merged into the weights.
+    """
+    is_on_hub = is_hub_name(metadata.base_model)
+    relation: dict[str, Any] = {} if is_merged or not is_on_hub else {"base_model_relation": "adapter"}
     front_matter = ModelCardData(
-        library_name="transformers",
-        base_model=metadata.base_model if is_hub_name(metadata.base_model) else None,
-        tags=["federated-learning", "multi-task-learning", "fedmtl"],
+        library_name="transformers" if is_merged else "peft",
+        base_model=metadata.base_model if is_on_hub else None,
+        tags=["federated-learning", "multi-task-learning", "fedmtl", *([] if is_merged else ["lora"])],
         model_name=title,
         eval_results=[result for spec in specs for result in _eval_results(metadata, spec)] or None,
         pipeline_tag=pipeline_tag,
+        **relation,
     )
     return f"""---
 {front_matter.to_yaml()}
@@ -220,8 +256,8 @@ def _card(metadata: CardMetadata, title: str, specs: Sequence[TaskSpec], text: s
 ## Training
 
 The model is from round {metadata.round} of {metadata.num_rounds} of the run `{metadata.run_id}`. Training started
-from {_start(metadata)}. {_sharing(metadata.sharing)}
-{_sources(metadata, specs)}
+from {_start(metadata)}. {_sharing(metadata)}
+{_adapters(metadata.adapters, is_merged=is_merged)}{_sources(metadata, specs)}
 {_table(metadata)}
 
 The clients measured the metrics of this model on their own evaluation data. The metrics of a task cover the data of
@@ -246,11 +282,15 @@ def _start(metadata: CardMetadata) -> str:
     )
 
 
-def _sharing(sharing: SharingMetadata | None) -> str:
+def _sharing(metadata: CardMetadata) -> str:
     """Return the sentences that explain which clients' models were averaged."""
-    opening = "In each round, clients trained the encoder and\ntheir task's head on their own data."
+    sharing, adapters = metadata.sharing, metadata.adapters
+    trained = "the encoder" if adapters is None else "the encoder's adapters"
+    opening = f"In each round, clients trained {trained} and\ntheir task's head on their own data."
     if sharing is None:
-        return f"""{opening} The encoder is the average over the clients of all tasks.
+        average = "encoder is the average" if adapters is None else "adapters combine those"
+        of = "over" if adapters is None else "of"
+        return f"""{opening} The {average} {of} the clients of all tasks.
 Each head is the average over the clients of its task."""
     lines = [
         f"{opening} Each part of the model (scope) is the average over the clients of\nthe tasks that share it:",
@@ -263,6 +303,22 @@ Each head is the average over the clients of its task."""
         of = ", ".join(f"{count} tensors of {task}'s model" for task, count in sharing.local.items())
         lines += ["", f"This folder doesn't contain {of}: each client keeps its own copy."]
     return "\n".join(lines)
+
+
+def _adapters(adapters: AdapterMetadata | None, *, is_merged: bool) -> str:
+    """Return the paragraph about the run's adapters; empty if it has none."""
+    if adapters is None:
+        return ""
+    section = adapters.section
+    a = " and the adapters' factors A" if section.aggregation == "freeze_a" else ""
+    merged = "The adapters are merged into the weights of this model, which needs no `peft`."
+    return f"""
+Training left the encoder's own weights as they were, and changed low-rank adapters beside them: `{section.kind}` of
+rank {section.rank} and alpha {section.alpha:g} in {layers_in_words(section)}, combined with
+`aggregation: {section.aggregation}`. The SHA-256 of the unchanged parameters (the encoder's own{a}) is
+`{adapters.base_digest}`.
+{merged if is_merged else "This folder has the adapters and the head, without the encoder."}
+"""
 
 
 def _sources(metadata: CardMetadata, specs: Sequence[TaskSpec]) -> str:

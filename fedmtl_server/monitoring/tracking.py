@@ -119,6 +119,8 @@ def _of_training(report: RoundReport) -> dict[str, float]:
             metrics[f"auxiliary_weight/{task.task}"] = task.auxiliary_weight
     for component in report.components:
         metrics |= _norms(component)
+    for scope, error in report.inexactness.items():
+        metrics[f"adapters/{scope.replace(':', '/')}/inexactness"] = error
     metrics |= {f"blocks/{part}": len(blocks) for part, blocks in report.sharing.items()}
     return metrics | {
         "round/failed": int(report.failed),

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedmtl_core.config.stages import ADAPTERS
 from fedmtl_core.json_types import JsonObject
+from fedmtl_core.model.scopes import factor_in
 from fedmtl_core.tasks.evaluation import task_metrics
 from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.updates import Update
@@ -128,6 +130,13 @@ class RoundReport:
         blocks: Mapping[str, Sequence[Sequence[str]]] = self.stages.get("sharing", {}).get("blocks", {})
         return blocks
 
+    @property
+    def inexactness(self) -> Mapping[str, float]:
+        """By scope, the relative error of the adapters' products against the clients' mean products; empty if it wasn't
+        measured."""
+        errors: Mapping[str, float] = self.stages.get(ADAPTERS.name, {}).get("inexactness", {})
+        return errors
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as the history stores it."""
         values = asdict(self)
@@ -239,7 +248,9 @@ def task_reports(
     updates = [answer for member in cohort for answer in member.answers if isinstance(answer, Update)]
     reports = []
     for task in scopes:
-        encoder = aggregate.contributions.get(scopes[task][0], ())
+        # The widest scope comes first; of factors that are trained in turn, only one has contributions.
+        widest = [one for one in scopes[task] if factor_in(one) is not None] or scopes[task][:1]
+        encoder = [part for scope in widest for part in aggregate.contributions.get(scope, ())]
         mine = [update for update in updates if update.task == task]
         received = task_metrics(update.received for update in mine if update.base_round == round_)
         trained = task_metrics(update.trained for update in mine)

@@ -161,6 +161,7 @@ def status_to_proto(status: Status) -> pb.GetStatusResponse:
             head_parameters=status.model.head_parameters,
             total_parameters=status.model.total_parameters,
             scope_parameters=status.model.scope_parameters,
+            frozen_parameters=status.model.frozen_parameters,
         ),
         uptime_seconds=status.uptime_s,
         warnings=[_warning_to_proto(one) for one in status.warnings],

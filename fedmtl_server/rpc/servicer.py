@@ -24,7 +24,7 @@ from fedmtl_core.errors import (
 )
 from fedmtl_core.identifiers import quoted, require_identifier, shown
 from fedmtl_core.logs import Logger, get_logger
-from fedmtl_core.model.scopes import FROZEN, is_trained
+from fedmtl_core.model.scopes import MERGED, SHARED, is_stack, is_trained
 from fedmtl_core.wire.chunks import Chunk, chunk_bytes_for, read_message
 from fedmtl_core.wire.controls import is_control
 from fedmtl_core.wire.details import text_of
@@ -46,7 +46,7 @@ from fedmtl_server.rpc.handlers import CallContext, Handler, Q, R
 from fedmtl_server.rpc.messages import event_to_proto, report_to_proto, status_to_proto
 from fedmtl_server.rpc.uploads import Upload
 from fedmtl_server.transfer.offered import require_offered
-from fedmtl_server.transfer.slices import CachedVersion, MessageCache, PublishedComponent, PublishedModel, SlicePart
+from fedmtl_server.transfer.slices import CachedVersion, MessageCache, PublishedModel, SlicePart
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["FederatedMtlService"].full_name
 
@@ -117,10 +117,10 @@ class FederatedMtlServicer:
             InvalidRequestError: an entry of `held` has an unknown encoding, or the round doesn't offer the variant.
             StaleRoundError: no round is open that offers variants.
         """
-        if request.base and published.base is not None:
-            return await self._base(request, published, published.base)
+        if request.base and published.base:
+            return await self._base(request, published)
         scopes = self._federation.model.scopes_for(request.task or None)
-        await self._federation.prepare(published, scopes, encoding)
+        published = await self._federation.prepare(published, request.client_id, scopes, encoding)
         offered = await self._federation.variants_for(request.task, published, encoding)
         held, size = _held(request), chunk_bytes_for(request.max_chunk_bytes)
         whatever = [one for entries in held.values() for one in entries]
@@ -130,7 +130,9 @@ class FederatedMtlServicer:
             parts = offered[request.variant].parts(encoding, whatever, size)
         else:
             forms: dict[str, Encoding] = dict.fromkeys(scopes, encoding)
-            for scope in self._federation.control_scopes_for(request.task):
+            if MERGED in published.base:
+                forms[SHARED] = "float32"  # adapters that start anew have B = 0, and not almost 0
+            for scope in self._federation.scopes_beside(request.task, published):
                 forms[scope] = "float32"  # both sides must compute with the same numbers
             parts = [published.components[scope].part(form, held.get(scope, ()), size) for scope, form in forms.items()]
             variants = [
@@ -144,17 +146,19 @@ class FederatedMtlServicer:
         return self._header(request, published, parts, variants), parts
 
     async def _base(
-        self, request: pb.GetSliceRequest, published: PublishedModel, base: PublishedComponent
+        self, request: pb.GetSliceRequest, published: PublishedModel
     ) -> tuple[pb.SliceHeader, list[SlicePart]]:
-        """Return the header and the only part of a stream that carries the base.
+        """Return the header and the parts of a stream that carries the base.
 
         Raises:
             InvalidRequestError: an entry of `held` has an unknown encoding.
         """
-        part = base.part("float32", _held(request).get(FROZEN, ()), chunk_bytes_for(request.max_chunk_bytes))
-        header = self._header(request, published, [part])
-        header.base_tensor_digests.extend(await asyncio.to_thread(base.component.tensor_digests))
-        return header, [part]
+        held, size = _held(request), chunk_bytes_for(request.max_chunk_bytes)
+        parts = [one.part("float32", held.get(scope, ()), size) for scope, one in published.base.items()]
+        header = self._header(request, published, parts)
+        for one in published.base.values():
+            header.base_tensor_digests.extend(await asyncio.to_thread(one.tensor_digests))
+        return header, parts
 
     async def PushUpdate(
         self, requests: AsyncIterator[pb.PushUpdateRequest | Chunk], context: CallContext
@@ -250,7 +254,7 @@ class FederatedMtlServicer:
             self._federation.require_task(request.task)
         elif request.variant:
             raise InvalidRequestError("variant: expected a task with a variant, got all_tasks", field="variant")
-        if request.base and self._federation.published.base is None:
+        if request.base and not self._federation.published.base:
             raise InvalidRequestError("base: the run trains all parameters, so it has no base", field="base")
         if request.base and request.variant:
             raise InvalidRequestError("base: expected either base or a variant, got both", field="base")
@@ -264,7 +268,8 @@ class FederatedMtlServicer:
         variants: Sequence[pb.SliceVariant] = (),
     ) -> pb.SliceHeader:
         has_controls = any(is_control(part.layout.scope) for part in parts)
-        plan = self._federation.plan(request.task or self._federation.model.tasks[0], published.round)
+        task = request.task or self._federation.model.tasks[0]
+        plan = self._federation.plan(request.client_id, task, published.round)
         if not request.task:  # a slice of all tasks has no single task type
             plan = replace(plan, task_type=None, labels=())
         return pb.SliceHeader(
@@ -282,7 +287,10 @@ class FederatedMtlServicer:
             control_since=published.control_since if has_controls else 0,
             variants=variants,
             variant=request.variant,
-            base_digest=published.base.digest if published.base is not None else b"",
+            base_digest=published.base_digest,
+            stack_base_digest=published.stack_base_digest
+            if any(is_stack(part.layout.scope) for part in parts)
+            else b"",
         )
 
     def _require_watcher(self, request: pb.WatchRoundsRequest) -> None:

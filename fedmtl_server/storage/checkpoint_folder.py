@@ -72,11 +72,11 @@ class CheckpointFolder:
         self._write(checkpoint_path(self._run_dir, round_), model, metadata)
 
     def write_base(self, base: Component) -> None:
-        """Write the parameters that no client changes, once for the whole run."""
+        """Write the parameters that never change, once for the whole run."""
         self._write(base_path(self._run_dir), {base.scope: base}, {"run_id": self._run_id})
 
     def read_base(self, base: Component, digests: Mapping[str, str]) -> None:
-        """Read the parameters that no client changes.
+        """Read the parameters that never change.
 
         Args:
             base: the component to overwrite; without meaning after an error.
@@ -143,7 +143,7 @@ class CheckpointFolder:
 
 
 def read_base(run_dir: Path, run_id: str, base: Component, digests: Mapping[str, str] | None) -> None:
-    """Read the parameters of a run that no client changes; see `CheckpointFolder.read_base`.
+    """Read the parameters of a run that never change; see `CheckpointFolder.read_base`.
 
     Args:
         run_dir: the run's folder.

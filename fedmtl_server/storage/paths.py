@@ -10,7 +10,7 @@ RUN_DIR/
   checkpoints/             round-0003.safetensors: the model after a round; the newest few, and each task's best.
                            round-0003.state.safetensors: the saved components of the aggregation stages after the round,
                            if the run has any: the server optimizer's state, control variates, variants.
-                           base.safetensors: with adapters, the encoder's parameters that no client changes
+                           base.safetensors: with adapters, the encoder's parameters that never change
   staging/                 acknowledged updates of the round in progress
   results.json, metrics.png    written when the run is over
   sharing.png              written when the run is over, unless all tasks shared the whole encoder all the time
@@ -39,7 +39,7 @@ def checkpoint_path(run_dir: Path, round_: int) -> Path:
 
 
 def base_path(run_dir: Path) -> Path:
-    """Return the path of the parameters that no client changes."""
+    """Return the path of the parameters that never change."""
     return run_dir / CHECKPOINTS / "base.safetensors"
 
 

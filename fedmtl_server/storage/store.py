@@ -106,11 +106,11 @@ class RunStore:
         Args:
             config: the configuration of the run.
             run_id: the id of the run, globally unique.
-            components: the model before the first round, by scope.
+            components: the model before the first round, by scope, without `base`.
             summary: the summary of that model.
             run_dir: the folder; if None, one in `server.runs_dir` that is named after the time.
             started_from: the facts about the run that the model comes from, if it comes from one.
-            base: the parameters that no client changes; None without adapters.
+            base: the parameters that never change; None without adapters.
 
         Raises:
             StoreError: another server is using the folder, it holds a run, or it can't be created.
@@ -166,7 +166,7 @@ class RunStore:
         return find_left_off(self.run_dir, self.run_id, self._history, self._checkpoints, layouts_of)
 
     def read_base(self, base: Component) -> None:
-        """Read the parameters that no client changes.
+        """Read the parameters that never change.
 
         Args:
             base: the component to overwrite; without meaning after an error.

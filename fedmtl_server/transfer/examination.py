@@ -16,10 +16,10 @@ from fedmtl_server.transfer.staging import StagingArea
 
 @dataclass(frozen=True)
 class NormReference:
-    """The reference values for the norms of a round's updates."""
+    """The reference values for the norms of a client's update in a round."""
 
     base: Mapping[str, Component]
-    """The model's components by scope."""
+    """The components that the client received, by scope."""
     model_norms: Mapping[str, float]
     """The norms of the model's components by scope; empty if no update is compared with them."""
     refusal_bounds: Mapping[str, float]

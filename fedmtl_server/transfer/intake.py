@@ -81,8 +81,8 @@ class RoundsInProgress(Protocol):
     def progress(self, client_id: str) -> None:
         """Record that a client's upload makes progress, so that its round keeps waiting for it."""
 
-    def norm_reference(self) -> NormReference:
-        """Return the reference values for the norms of the round's updates."""
+    def norm_reference(self, client_id: str) -> NormReference:
+        """Return the reference values for the norms of a client's update in the round."""
 
     async def until_open(self, update: Update) -> None:
         """Wait until the round accepts updates, or refuses this one."""
@@ -102,12 +102,12 @@ class CountedUpdates(Protocol):
         """
 
 
-class SliceLayouts(Protocol):
-    """The interface of the model that an intake uses."""
+class ExpectedLayouts(Protocol):
+    """The layouts that updates must have; see `UpdateLayouts`."""
 
     def spec_of(self, task: str) -> TaskSpec: ...
 
-    def layouts_for(self, task: str | None, trained_in: int | None = None) -> Sequence[Layout]: ...
+    def layouts_of(self, update: Update) -> Sequence[Layout]: ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Intake:
 
     Args:
         rounds: the run's rounds.
-        model: the model whose layouts the updates have.
+        layouts: the layouts that the updates must have.
         staging: the storage of the updates' bytes.
         transfers: the uploads in progress.
         examination: the checks of complete updates.
@@ -143,7 +143,7 @@ class Intake:
     def __init__(
         self,
         rounds: RoundsInProgress,
-        model: SliceLayouts,
+        layouts: ExpectedLayouts,
         staging: StagingArea,
         transfers: Transfers,
         examination: Examination,
@@ -151,7 +151,7 @@ class Intake:
         max_examples: Mapping[str, int],
     ):
         self._rounds = rounds
-        self._model = model
+        self._layouts = layouts
         self._staging = staging
         self._transfers = transfers
         self._examination = examination
@@ -181,7 +181,7 @@ class Intake:
             num_bytes = await self._receive_rest(transfer, stream)
             await self._require_new(transfer)
             self._require_wanted(transfer, stream, whole=True)
-            reference = self._rounds.norm_reference()
+            reference = self._rounds.norm_reference(update.client_id)
             await self._examination.measure(transfer, reference)
             self._require_wanted(transfer, stream, whole=True)
             self._examination.require_within(transfer, reference)
@@ -223,9 +223,9 @@ class Intake:
 
     def _opened(self, header: pb.UpdateHeader) -> tuple[Update, Sequence[EncodedLayout]]:
         """Return the update that a header announces, and its components with this stream's start offsets."""
-        spec = self._model.spec_of(header.task)
+        spec = self._layouts.spec_of(header.task)
         update = update_from_header(header, spec).limited_to(self._max_examples.get(header.task))
-        expected = () if update.kind == "metrics" else self._model.layouts_for(update.task, update.base_round)
+        expected = () if update.kind == "metrics" else self._layouts.layouts_of(update)
         try:
             parts = components_from_header(header, expected)
         except LayoutMismatchError:

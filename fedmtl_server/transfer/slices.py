@@ -18,7 +18,9 @@ from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, ChunkedBytes
 from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.wire.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Compression, Encoding
-from fedmtl_core.wire.layout import Component, Layout
+from fedmtl_core.wire.layout import Component, Layout, joint_digest
+from fedmtl_server.aggregation.ranks import Ranks, has_factors
+from fedmtl_server.aggregation.values import Broadcast
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,12 @@ class PublishedComponent:
     """The version that clients have from the deltas before this commit, by encoding."""
     on_free: Callable[[Tensor], None] = lambda buffer: None
     """Called with the component's buffer after the last user has released it."""
+    cuts_before: Mapping[int, Mapping[Encoding, _Version]] = field(default_factory=dict)
+    """The same as `before` for the clients of smaller ranks, by rank."""
+    _cuts: dict[int, PublishedComponent] = field(default_factory=dict)
     _versions: dict[Encoding, _Version] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _tensor_digests: Sequence[bytes] = ()
     _num_users: int = 0
 
     def __post_init__(self) -> None:
@@ -100,6 +106,25 @@ class PublishedComponent:
     def followed(self) -> dict[Encoding, _Version]:
         """The versions that the next commit's differences can start from."""
         return {encoding: version for encoding, version in self._versions.items() if encoding in DELTA_ENCODINGS}
+
+    @property
+    def followed_cuts(self) -> dict[int, Mapping[Encoding, _Version]]:
+        """The same as `followed` for the clients of smaller ranks, by rank."""
+        with self._lock:
+            return {rank: cut.followed for rank, cut in self._cuts.items()}
+
+    def cut_to(self, rank: int, ranks: Ranks) -> PublishedComponent:
+        """Return the component for the clients of a smaller rank; the component itself if it has no factors.
+
+        It is made once for all clients of the rank. This is slow, and may run in any thread.
+        """
+        if not has_factors(self.layout):
+            return self
+        with self._lock:
+            if rank not in self._cuts:
+                cut = ranks.cut(self.component, rank)
+                self._cuts[rank] = PublishedComponent(cut, cut.digest(), self.cuts_before.get(rank, {}))
+            return self._cuts[rank]
 
     def acquire(self) -> None:
         """Add a user of the component's bytes."""
@@ -118,6 +143,13 @@ class PublishedComponent:
     def version(self, encoding: Encoding) -> Component:
         """Return the component that clients have after they received an encoding; `prepare` must have been called."""
         return self._versions[encoding].component
+
+    def tensor_digests(self) -> Sequence[bytes]:
+        """Return the SHA-256 of each tensor's bytes, in their order. The first call is slow."""
+        with self._lock:
+            if not self._tensor_digests:
+                self._tensor_digests = self.component.tensor_digests()
+        return self._tensor_digests
 
     def prepare(self, encoding: Encoding, density: float = DEFAULT_DENSITY) -> None:
         """Encode the component for the clients that use an encoding. This is slow, and may run in any thread."""
@@ -185,57 +217,78 @@ class PublishedModel:
 
     Args:
         round_: the round that trains on this model.
-        components: the components by scope.
+        components: the components by scope, with those that are sent in addition to the model.
+        base: by scope, the parameters beside adapters, which only a request for them gets; empty without adapters.
         control_since: the round in which the control variates among the components began; 0 if there are none.
-        base: the parameters that no client changes, which only a request for them gets; None without adapters.
+        stack_base_digest: the digest of the component `merged` that the stack among the components is added to; empty
+            without a stack.
     """
 
     def __init__(
         self,
         round_: int,
         components: Mapping[str, PublishedComponent],
-        control_since: int = 0,
-        base: PublishedComponent | None = None,
+        base: Mapping[str, PublishedComponent],
+        control_since: int,
+        stack_base_digest: bytes,
     ):
         self.round = round_
         self.components = components
-        self.control_since = control_since
         self.base = base
+        self.control_since = control_since
+        self.stack_base_digest = stack_base_digest
 
     @classmethod
     def publish(
         cls,
         round_: int,
         components: Mapping[str, Component],
+        base: Mapping[str, Component],
+        beside: Broadcast,
         before: PublishedModel | None = None,
         on_free: Callable[[Tensor], None] = lambda buffer: None,
-        control_since: int = 0,
-        base: PublishedComponent | None = None,
     ) -> PublishedModel:
         """Publish a model: compute its digests, and reuse unchanged components of the model published before.
 
         Args:
             round_: the round that trains on this model.
             components: the whole model by scope. Components must stay unchanged until their last user releases them.
+            base: the parameters beside adapters by scope; their bytes never change.
+            beside: the components that are sent in addition to the model.
             before: the model published before.
             on_free: called with the buffer of a component after its last user has released it.
-            control_since: see the constructor.
-            base: see the constructor.
         """
         kept = before.components if before else {}
         published = {}
-        for scope, component in components.items():
+        for scope, component in {**components, **beside.components}.items():
             if scope in kept and kept[scope].component is component:
                 published[scope] = kept[scope]
             else:
                 same = scope in kept and kept[scope].layout == component.layout
-                followed = kept[scope].followed if same else {}
-                published[scope] = PublishedComponent(component, component.digest(), followed, on_free)
-        return cls(round_, published, control_since, base)
+                followed, cuts = (kept[scope].followed, kept[scope].followed_cuts) if same else ({}, {})
+                published[scope] = PublishedComponent(component, component.digest(), followed, on_free, cuts)
+        earlier = before.base if before else {}
+        published_base = {
+            scope: earlier[scope]
+            if scope in earlier and earlier[scope].component is component
+            else PublishedComponent(component, component.digest())
+            for scope, component in base.items()
+        }
+        return cls(round_, published, published_base, beside.since, beside.stack_base)
+
+    @property
+    def base_digest(self) -> bytes:
+        """The digest of the base; empty without adapters."""
+        return joint_digest(one.digest for one in self.base.values()) if self.base else b""
 
     def for_round(self, round_: int) -> PublishedModel:
         """Return the same model for another round. It has the same components, and so the same users."""
-        return PublishedModel(round_, self.components, self.control_since, self.base)
+        return PublishedModel(round_, self.components, self.base, self.control_since, self.stack_base_digest)
+
+    def cut_to(self, rank: int, ranks: Ranks) -> PublishedModel:
+        """Return the model for the clients of a smaller rank. The caller must be a user of this model meanwhile."""
+        components = {scope: one.cut_to(rank, ranks) for scope, one in self.components.items()}
+        return PublishedModel(self.round, components, self.base, self.control_since, self.stack_base_digest)
 
     def acquire(self) -> None:
         """Add a user of every component's bytes."""

@@ -12,11 +12,13 @@ from fedmtl.v1 import federation_pb2 as pb
 from structlog.testing import capture_logs
 
 from fedmtl_client.api import FederationApi
+from fedmtl_core.config import Config
 from fedmtl_core.errors import InvalidRequestError, StaleRoundError, StoreError, UnavailableError, UnknownTaskError
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES
 from fedmtl_core.wire.encoded import EncodedComponent, EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.wire.updates import Update
+from fedmtl_server.model import MTLServerModel
 from tests.support import (
     CuttingProxy,
     OddEncoder,
@@ -253,3 +255,24 @@ def _bytes(slice_):
 def _ignoring_errors(events):
     with contextlib.suppress(UnavailableError):
         yield from events
+
+
+async def test_a_base_is_described_with_or_without_a_slice_and_not_downloaded(tmp_path):
+    given = {"model": {"server_model": "builtin:toy", "adapters": {"rank": 2}}, "tasks": {"sst2": {}}}
+    model = MTLServerModel.from_config(Config.model_validate(given))
+    async with serving(tmp_path, model, sections=given) as server:
+        with api_of(server.address) as api:
+            slice_ = await asyncio.to_thread(api.get_slice, 0)
+            described = [await asyncio.to_thread(api.describe_base, one) for one in (None, slice_)]
+    assert model.base is not None
+    digests = dict(zip(model.base.views(), model.base.tensor_digests(), strict=True))
+    for one in described:
+        assert one.digest == slice_.base_digest == model.base.digest()
+        assert one.tensors == digests
+        assert one.num_bytes == model.base.layout.num_bytes
+
+
+async def test_a_run_without_adapters_has_no_base_to_describe(tmp_path):
+    async with serving(tmp_path, tiny_model("sst2")) as server:
+        with api_of(server.address) as api, pytest.raises(InvalidRequestError, match="so it has no base"):
+            await asyncio.to_thread(api.describe_base)

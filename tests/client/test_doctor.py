@@ -10,15 +10,17 @@ from dataclasses import replace
 import pytest
 import structlog
 from fedmtl.v1 import federation_pb2 as pb
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig
 
 from fedmtl_client import __main__ as command
-from fedmtl_client import doctor
+from fedmtl_client import doctor, model_doctor
 from fedmtl_core.config import Config, DataConfig
 from fedmtl_core.runtime.doctor import Level, findings
 from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.tasks.spec import TaskSpec
 from fedmtl_server.access.certs import make_authority, make_client, make_server
+from fedmtl_server.model import MTLServerModel
 from tests.support import serving, tiny_model, watching
 from tests.tiny_encoders import save
 
@@ -37,6 +39,11 @@ def logs_as_before():
 def look(check, *arguments):
     """A check's findings as the command has them."""
     return findings("check", lambda: check(*arguments))
+
+
+def tried(*arguments):
+    """What is found about an encoder."""
+    return look(model_doctor.encoder, *arguments)
 
 
 def of_level(found, level):
@@ -132,7 +139,7 @@ class TestServer:
     async def reach(self, server, spec=PRESETS["sst2"], client_id="a", config=None):
         plans = []
         address = server if isinstance(server, str) else server.address
-        found = await asyncio.to_thread(look, doctor.reach, config or Config(), client_id, [spec], address, plans)
+        found = await asyncio.to_thread(look, doctor.reach, config or Config(), client_id, [spec], address, plans, [])
         return found, plans
 
     async def test_a_server_that_takes_this_client(self, tmp_path):
@@ -197,29 +204,31 @@ def test_what_a_client_is_to_keep_needs_values_to_begin_with_and_may_outlast_it(
     plan = Config.model_validate({"tasks": {"sst2": {}}}).plan("sst2")
     norms, head = replace(plan, local=("encoder.norm.weight",)), replace(plan, local=("heads.sst2.bias",))
     bare = str(tmp_path / "bare")
-    (found,) = look(doctor.own_parameters, Config(), norms, bare)
+    (found,) = look(model_doctor.own_parameters, Config(), norms, bare)
     assert found.level is FAIL
     assert found.found.startswith("1 local tensors of the encoder start from the weights of")
-    assert [one.level for one in look(doctor.own_parameters, Config(), norms, "builtin:toy")] == [OK]
-    (found,) = look(doctor.own_parameters, Config(), head, bare)
+    assert [one.level for one in look(model_doctor.own_parameters, Config(), norms, "builtin:toy")] == [OK]
+    (found,) = look(model_doctor.own_parameters, Config(), head, bare)
     assert (found.level, found.found) == (OK, "1 tensors, in memory only; client.state_dir would keep them")
     (tmp_path / "file").touch()
     kept = Config.model_validate({"client": {"state_dir": str(tmp_path / "file" / "state")}})
-    assert [one.level for one in look(doctor.own_parameters, kept, head, bare)] == [FAIL]
+    assert [one.level for one in look(model_doctor.own_parameters, kept, head, bare)] == [FAIL]
 
 
 def test_an_encoder_is_tried_as_the_servers_plan_says(tmp_path):
     source = save(tmp_path, "gpt2", "left")
     plan = Config.model_validate({"training": {"max_length": 64}, "tasks": {"sst2": {}}}).plan("sst2")
-    (found,) = look(doctor.encoder, Config(), plan, source, [PRESETS["sst2"]])
+    (found,) = tried(Config(), plan, source, [PRESETS["sst2"]])
     assert (found.level, found.check, "the model is causal" in found.found) == (FAIL, "encoder", True)
-    (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
+    (found,) = tried(Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
     assert found.level is OK
-    (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last", max_length=65), source, [PRESETS["sst2"]])
+    (found,) = look(
+        model_doctor.encoder, Config(), replace(plan, pooling="last", max_length=65), source, [PRESETS["sst2"]]
+    )
     assert (found.level, "takes at most 64 tokens" in found.found) == (FAIL, True)
     for path in tmp_path.glob("*.safetensors"):
         path.write_bytes(b"")  # a client that takes all values from the server has no use for weights
-    (found,) = look(doctor.encoder, Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
+    (found,) = tried(Config(), replace(plan, pooling="last"), source, [PRESETS["sst2"]])
     assert found.level is OK
 
 
@@ -254,6 +263,68 @@ class TestCommand:
             "tokenizer",
             "encoder",
         }
+
+    async def with_adapters(self, tmp_path, monkeypatch, capsys, mine, *options, adapters=None):
+        """The exit code and findings about adapters and base, against a server with adapters on `source`."""
+        given = {
+            "model": {"server_model": str(tmp_path / "source"), "adapters": adapters or {"rank": 2}},
+            "training": {"max_length": 20},
+            "tasks": {"sst2": {}},
+        }
+        if not (tmp_path / "source").exists():
+            save(tmp_path / "source", "bert")
+        model = MTLServerModel.from_config(Config.model_validate(given))
+        (tmp_path / "c.yaml").write_text(
+            f"tasks: {{sst2: {{data: {{builtin: sst2}}}}}}\nmodel: {{client_model: '{mine}'}}\n"
+        )
+        async with serving(tmp_path / "run", model, sections=given) as server:
+            address = ("--server", server.address, "--config", str(tmp_path / "c.yaml"))
+            code, out = await asyncio.to_thread(
+                self.run, monkeypatch, capsys, "--task", "sst2", *address, "--json", *options
+            )
+        found = {one["check"]: one for one in json.loads(out)}
+        return code, found, model
+
+    async def test_the_servers_weights_and_the_size_of_an_update(self, tmp_path, monkeypatch, capsys):
+        code, found, model = await self.with_adapters(tmp_path, monkeypatch, capsys, tmp_path / "source")
+        assert code == 0, found
+        size = sum(one.layout.num_bytes for one in model.components.values())
+        assert size == 4 * (2 * 2 * (4 * 32 + 64 + 32) + 2 * 32 + 2)  # B of six layers in two, and the head
+        assert (
+            f"lora of rank 2: a slice and an update have at most {size / 2**10:.1f} KiB each"
+            in found["adapters"]["found"]
+        )
+        assert found["base"]["found"].endswith("are those that the server's adapters were made for")
+
+    async def test_other_weights_by_the_first_tensor_and_what_a_download_would_take(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        other = save(tmp_path / "other", "bert")
+        weights = load_file(tmp_path / "other" / "model.safetensors")
+        weights["encoder.layer.0.output.dense.bias"][3] += 1
+        save_file(weights, tmp_path / "other" / "model.safetensors", {"format": "pt"})
+        code, found, model = await self.with_adapters(tmp_path, monkeypatch, capsys, other)
+        assert (code, found["base"]["level"]) == (1, "fail")
+        assert (
+            "encoder.encoder.layer.0.output.dense.bias is the first of 1 tensors that differ" in found["base"]["found"]
+        )
+        assert (
+            f"downloads {model.base['frozen'].layout.num_bytes / 2**10:.1f} KiB from the server once"
+            in found["base"]["advice"]
+        )
+
+    async def test_weights_that_arent_here_or_are_to_be_downloaded(self, tmp_path, monkeypatch, capsys):
+        save(tmp_path / "bare", "bert")
+        (tmp_path / "bare" / "model.safetensors").unlink()
+        code, found, _ = await self.with_adapters(tmp_path, monkeypatch, capsys, tmp_path / "bare")
+        assert (code, found["base"]["level"]) == (1, "fail")
+        assert "aren't on this machine" in found["base"]["found"]
+        (tmp_path / "again").mkdir()
+        code, found, model = await self.with_adapters(
+            tmp_path / "again", monkeypatch, capsys, tmp_path / "bare", "--set", "client.fetch_base=true"
+        )
+        assert (code, found["base"]["level"]) == (0, "ok")
+        assert f"{model.base['frozen'].layout.num_bytes / 2**10:.1f} KiB are downloaded" in found["base"]["found"]
 
     def test_a_server_that_isnt_there_is_an_exit_code(self, tmp_path, monkeypatch, capsys):
         (tmp_path / "c.yaml").write_text("tasks: {sst2: {data: {builtin: sst2}}}\n")

@@ -329,7 +329,7 @@ def fuzz_header(data: bytes) -> None:
                 assert all(math.isfinite(number) for number in _numbers_of_variants(update))
                 assert sum(part.num_bytes for part in parts) <= 2 * sum(one.num_bytes for one in _expected())
         try:
-            update_from_bytes(data, lambda task: _expected(), _spec_of)
+            update_from_bytes(data, lambda update: _expected(), _spec_of)
         except RequestError:
             assert not accepted  # whatever a stream lets in can be read again after a restart
 

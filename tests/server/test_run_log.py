@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from structlog.testing import capture_logs
 
 from fedmtl_server.model_parts import ModelSummary
-from fedmtl_server.rounds.report import RoundReport, TaskReport
+from fedmtl_server.rounds.report import ComponentReport, RoundReport, TaskReport
 from fedmtl_server.rounds.variant_reports import VariantReport
 from fedmtl_server.rounds.warnings import RoundWarning
 from fedmtl_server.run_log import RunLog, title
@@ -115,3 +117,15 @@ def test_changed_sources_are_logged_against_the_round_before_beside_moved_layers
         "examples": 9,
     }
     assert [one["event"] for one in logs].count("layer.moved") == 2
+
+
+def test_the_error_of_adapters_is_logged_with_its_component():
+    report = replace(
+        report_of(1, ["sst2"]),
+        components=[ComponentReport("shared", 4, []), ComponentReport("task:sst2", 2, [])],
+        stages={"adapters": {"inexactness": {"shared": 0.125}}},
+    )
+    with capture_logs() as logs:
+        RunLog().committed(opened().view, report)
+    shown = {line["scope"]: line.get("inexactness") for line in logs if line["event"] == "component.averaged"}
+    assert shown == {"shared": 0.125, "task:sst2": None}

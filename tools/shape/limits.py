@@ -65,7 +65,7 @@ fedmtl_core        tasks/
 fedmtl_core        wire/
 fedmtl_core        model/
 fedmtl_core        config/
-fedmtl_core        model/encoder_check.py
+fedmtl_core        model/encoder_check.py model/adapter_check.py
 fedmtl_core        runtime/
 
 fedmtl_server      aggregation/
@@ -75,7 +75,7 @@ fedmtl_server      aggregation_rules.py aggregation_setup.py
 fedmtl_server      rounds/
 fedmtl_server      storage/
 fedmtl_server      saved_runs.py
-fedmtl_server      starting_run.py initial_model.py
+fedmtl_server      starting_adapters.py starting_run.py initial_model.py
 fedmtl_server      transfer/
 fedmtl_server      events.py status.py
 fedmtl_server      commits.py
@@ -90,7 +90,8 @@ fedmtl_server      monitoring/
 fedmtl_server      assembly.py
 fedmtl_server      server.py
 fedmtl_server      api.py __init__.py
-fedmtl_server      export/ doctor.py
+fedmtl_server      export/ model_doctor.py
+fedmtl_server      doctor.py
 fedmtl_server      commands/ __main__.py
 
 fedmtl_client      tables.py partition.py
@@ -107,6 +108,7 @@ fedmtl_client      api.py
 fedmtl_client      session.py
 fedmtl_client      client.py __init__.py
 fedmtl_client      client_file.py row_copies.py task_options.py options.py
+fedmtl_client      model_doctor.py
 fedmtl_client      doctor.py server_tasks.py init_sections.py cli.py doctor_cli.py init_cli.py __main__.py
 
 fedmtl_local       *

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
@@ -17,16 +18,33 @@ from fedmtl_core.config.stages import ADAPTERS
 from fedmtl_core.json_types import JsonObject
 from fedmtl_core.model.adapters import factor_names
 from fedmtl_core.wire.layout import Component, Layout
-from fedmtl_server.aggregation.low_rank import Product, inexactness, truncated, weighted_sum
+from fedmtl_server.aggregation.low_rank import Product, distance, in_one_thread, truncated, weighted_sum
 from fedmtl_server.aggregation.stages.base import Combination, Ending, Group, Outcome, Stage
 from fedmtl_server.aggregation.values import RoundContext, ScreenedUpdate, StageState
 from fedmtl_server.aggregation.wide import counted_values
+
+_LEAST_COEFFICIENT = 1e-12
+"""The coefficient of the model's own product below which it is a rounding error of coefficients that add up to 1."""
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The coefficients with which the changes of the clients' products count in a component."""
+
+    clients: Mapping[str, float]
+    """By client id, without those of 0."""
+    parts: Mapping[str, float]
+    """By tensor, the factor on its part's combined change; empty if there are no such factors."""
 
 
 class AdapterProducts(Stage):
     """Keeps the factors of a round's updates, and compares or replaces their means by their mean product.
 
-    Only adapters whose two factors lie in the same component have a mean product.
+    Like any parameter, a product changes by the weighted sum of the clients' changes: P + Σ c (B A - P), where P is the
+    model's own product. If the coefficients c add up to 1, this is the weighted mean Σ c B A.
+
+    Only adapters whose two factors lie in the same component have a mean product. The factors of all updates stay in
+    memory until the round ends.
 
     Args:
         aggregation: `average` to measure the error of the means, `svd` to replace the means.
@@ -38,13 +56,13 @@ class AdapterProducts(Stage):
         self._aggregation = aggregation
         self._base: Mapping[str, Component] = {}
         self._factors: dict[str, dict[str, Mapping[str, Tensor]]] = {}
-        self._weights: dict[str, dict[str, float]] = {}
+        self._weights: dict[str, _Weights] = {}
         self._errors: dict[str, float] = {}
         self._inexactness: dict[str, float] = {}
 
     def begin(self, context: RoundContext) -> None:
         self._base = context.base
-        self._factors, self._weights, self._errors = {}, {}, {}
+        self._factors, self._weights, self._errors, self._inexactness = {}, {}, {}, {}
 
     def screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
         for scope, component in update.components.items():
@@ -67,41 +85,68 @@ class AdapterProducts(Stage):
         return update
 
     def combine(self, group: Group, combination: Combination) -> Combination:
-        if group.is_by_task:
-            shares = [
-                combination.shares.get(one.task, 0.0) * one.examples_in(group.scope) / (group.examples[one.task] or 1)
-                for one in group.updates
-            ]
-        else:
-            shares = [float(weight) for weight in group.weights]
-        total = math.fsum(shares)
-        self._weights[group.scope] = {
-            one.client_id: float(share) / total for one, share in zip(group.updates, shares, strict=True) if share
-        }
+        clients = [one.client_id for one in group.updates]
+        coefficients = zip(clients, combination.coefficients(group), strict=True)
+        parts = {name: part.factor for part in combination.scaled_parts for name in part.names}
+        self._weights[group.scope] = _Weights({client: one for client, one in coefficients if one}, parts)
         return combination
 
     def release(self, base: Component, combined: Component) -> None:
-        kept, weights = self._factors.get(base.scope, {}), self._weights.get(base.scope, {})
-        views = combined.views()
+        """Measure the error of the component's products; with `svd`, replace the products' factors before.
+
+        Raises:
+            NonFiniteError: a factor from the decomposition is beyond the range of its dtype.
+        """
+        pairs = _pairs(combined.layout)
+        if not pairs or base.scope not in self._factors:
+            return
+        views, before = combined.views(), base.views()
         wrong, whole = 0.0, 0.0
-        for a, b in _pairs(combined.layout).values():
-            products = [Product(kept[client][b], kept[client][a]) for client in weights]
-            if self._aggregation == "svd":
-                nearest = truncated(weighted_sum(products, list(weights.values())), len(views[a]))
-                views[a].copy_(nearest.a)
-                views[b].copy_(nearest.b)
-            error, norm = inexactness(products, list(weights.values()), Product(views[b], views[a]))
-            wrong, whole = math.hypot(wrong, error), math.hypot(whole, norm)
-        if kept:
-            self._errors[base.scope] = wrong / whole if whole else 0.0
+        with in_one_thread():
+            for a, b in pairs.values():
+                wanted = self._product(base.scope, a, b, Product(before[b], before[a]))
+                served = Product(views[b], views[a])
+                if self._aggregation == "svd":
+                    nearest = truncated(wanted, Product(before[b], before[a]))
+                    served.a.copy_(nearest.product.a)
+                    served.b.copy_(nearest.product.b)
+                    rounded, _ = distance(served, nearest.product)
+                    error, norm = math.hypot(nearest.lost, rounded), nearest.norm
+                else:
+                    error, norm = distance(served, wanted)
+                wrong, whole = math.hypot(wrong, error), math.hypot(whole, norm)
+        combined.require_finite()
+        self._errors[base.scope] = wrong / whole if whole else 0.0
+
+    def _product(self, scope: str, a: str, b: str, before: Product) -> Product:
+        """Return the product that an adapter should have after the round, in float64.
+
+        Args:
+            scope: the component's scope.
+            a: the name of the adapter's factor A.
+            b: the name of the adapter's factor B.
+            before: the model's product in the round.
+        """
+        kept, weights = self._factors[scope], self._weights[scope]
+        factor = weights.parts.get(b, 1.0)
+        products = [Product(kept[client][b], kept[client][a]) for client in weights.clients]
+        coefficients = [factor * one for one in weights.clients.values()]
+        rest = 1 - math.fsum(coefficients)
+        if abs(rest) > _LEAST_COEFFICIENT:
+            products, coefficients = [before, *products], [rest, *coefficients]
+        return weighted_sum(products, coefficients)
 
     def end(self, ending: Ending) -> Outcome:
-        if ending.committed:
-            self._inexactness = {scope: error for scope, error in self._errors.items() if scope in ending.committed}
+        self._inexactness = {scope: error for scope, error in self._errors.items() if scope in ending.committed}
         self._factors = {}
         return Outcome()
 
     def state(self) -> StageState:
+        """Return, as metadata, the relative error of the round's products by scope; empty before the round's end.
+
+        The error is the Frobenius norm of served minus wanted products over that of the wanted ones, over all adapters
+        of a component. The server optimizer's step isn't part of it.
+        """
         metadata: JsonObject = {"inexactness": dict(self._inexactness)} if self._inexactness else {}
         return StageState(metadata=metadata)
 

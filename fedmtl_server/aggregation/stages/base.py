@@ -130,6 +130,18 @@ class Combination:
         """Return a combination that leaves the accumulators unchanged."""
         return cls(dict.fromkeys(group.keys, 1.0), dict.fromkeys(group.keys, 1.0), [1.0] * len(group.updates))
 
+    def coefficients(self, group: Group) -> list[float]:
+        """Return, by update, the coefficient of its own delta in the component, without the factors of parts."""
+        if group.is_by_task:
+            weights = [
+                self.shares.get(one.task, 0.0) * one.examples_in(group.scope) / (group.examples[one.task] or 1)
+                for one in group.updates
+            ]
+        else:
+            total = sum(group.weights)
+            weights = [float(weight / total) for weight in group.weights]
+        return [weight * scale for weight, scale in zip(weights, self.scales, strict=True)]
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -157,6 +169,8 @@ class Outcome:
     then share these tensors with no other task."""
     adjusted: Mapping[str, Variant] = field(default_factory=dict)
     """By task, tensors that replace the model's as those of `chosen` do, but that clients didn't compare with it."""
+    base: Mapping[str, Component] = field(default_factory=dict)
+    """By scope, new components of the base beside adapters."""
     must_save: bool = False
     """Whether the stage's saved components have changed. They are then saved even if the model hasn't changed; without
     it, a round that doesn't change the model saves only the stage's metadata."""

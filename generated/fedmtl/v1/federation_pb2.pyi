@@ -272,7 +272,7 @@ class TrainingPlan(_message.Message):
     def __init__(self, local_epochs: _Optional[int] = ..., batch_size: _Optional[int] = ..., learning_rate: _Optional[float] = ..., weight_decay: _Optional[float] = ..., warmup_ratio: _Optional[float] = ..., max_grad_norm: _Optional[float] = ..., max_length: _Optional[int] = ..., seed: _Optional[int] = ..., client_model: _Optional[str] = ..., num_hidden_layers: _Optional[int] = ..., head_dropout: _Optional[float] = ..., update_kind: _Optional[_Union[UpdateKind, str]] = ..., train_samples: _Optional[int] = ..., val_samples: _Optional[int] = ..., num_rounds: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., task_type: _Optional[_Union[TaskType, str]] = ..., labels: _Optional[_Iterable[str]] = ..., task_kind: _Optional[str] = ..., proximal_mu: _Optional[float] = ..., optimizer: _Optional[_Union[LocalOptimizer, str]] = ..., group_by_length: _Optional[bool] = ..., head_epochs: _Optional[int] = ..., local: _Optional[_Iterable[str]] = ..., schedule_first_round: _Optional[int] = ..., schedule_num_rounds: _Optional[int] = ..., adapters: _Optional[_Union[Adapters, _Mapping]] = ...) -> None: ...
 
 class Adapters(_message.Message):
-    __slots__ = ("kind", "rank", "alpha", "targets", "dropout", "a_is_frozen", "seed")
+    __slots__ = ("kind", "rank", "alpha", "targets", "dropout", "a_is_frozen", "seed", "is_stacked")
     KIND_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     ALPHA_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +280,7 @@ class Adapters(_message.Message):
     DROPOUT_FIELD_NUMBER: _ClassVar[int]
     A_IS_FROZEN_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    IS_STACKED_FIELD_NUMBER: _ClassVar[int]
     kind: AdapterKind
     rank: int
     alpha: float
@@ -287,7 +288,8 @@ class Adapters(_message.Message):
     dropout: float
     a_is_frozen: bool
     seed: int
-    def __init__(self, kind: _Optional[_Union[AdapterKind, str]] = ..., rank: _Optional[int] = ..., alpha: _Optional[float] = ..., targets: _Optional[_Iterable[str]] = ..., dropout: _Optional[float] = ..., a_is_frozen: _Optional[bool] = ..., seed: _Optional[int] = ...) -> None: ...
+    is_stacked: bool
+    def __init__(self, kind: _Optional[_Union[AdapterKind, str]] = ..., rank: _Optional[int] = ..., alpha: _Optional[float] = ..., targets: _Optional[_Iterable[str]] = ..., dropout: _Optional[float] = ..., a_is_frozen: _Optional[bool] = ..., seed: _Optional[int] = ..., is_stacked: _Optional[bool] = ...) -> None: ...
 
 class GetSliceRequest(_message.Message):
     __slots__ = ("run_id", "client_id", "task", "all_tasks", "round", "held", "encoding", "compression", "max_chunk_bytes", "variant", "base")
@@ -346,7 +348,7 @@ class SliceVariant(_message.Message):
     def __init__(self, name: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., start_margin: _Optional[float] = ...) -> None: ...
 
 class SliceHeader(_message.Message):
-    __slots__ = ("run_id", "round", "task", "components", "total_bytes", "plan", "purpose", "compression", "control_since", "variants", "variant", "base_digest", "base_tensor_digests")
+    __slots__ = ("run_id", "round", "task", "components", "total_bytes", "plan", "purpose", "compression", "control_since", "variants", "variant", "base_digest", "base_tensor_digests", "stack_base_digest")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -360,6 +362,7 @@ class SliceHeader(_message.Message):
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BASE_TENSOR_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    STACK_BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     round: int
     task: str
@@ -373,7 +376,8 @@ class SliceHeader(_message.Message):
     variant: str
     base_digest: bytes
     base_tensor_digests: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., task: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., control_since: _Optional[int] = ..., variants: _Optional[_Iterable[_Union[SliceVariant, _Mapping]]] = ..., variant: _Optional[str] = ..., base_digest: _Optional[bytes] = ..., base_tensor_digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    stack_base_digest: bytes
+    def __init__(self, run_id: _Optional[str] = ..., round: _Optional[int] = ..., task: _Optional[str] = ..., components: _Optional[_Iterable[_Union[Component, _Mapping]]] = ..., total_bytes: _Optional[int] = ..., plan: _Optional[_Union[TrainingPlan, _Mapping]] = ..., purpose: _Optional[_Union[RoundPurpose, str]] = ..., compression: _Optional[_Union[Compression, str]] = ..., control_since: _Optional[int] = ..., variants: _Optional[_Iterable[_Union[SliceVariant, _Mapping]]] = ..., variant: _Optional[str] = ..., base_digest: _Optional[bytes] = ..., base_tensor_digests: _Optional[_Iterable[bytes]] = ..., stack_base_digest: _Optional[bytes] = ...) -> None: ...
 
 class PushUpdateRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -852,7 +856,7 @@ class ClientStatus(_message.Message):
     def __init__(self, client_id: _Optional[str] = ..., task: _Optional[str] = ..., connected: _Optional[bool] = ..., in_cohort: _Optional[bool] = ..., reported: _Optional[bool] = ..., tasks: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelSummary(_message.Message):
-    __slots__ = ("base_model", "shared_parameters", "head_parameters", "total_parameters", "scope_parameters")
+    __slots__ = ("base_model", "shared_parameters", "head_parameters", "total_parameters", "scope_parameters", "frozen_parameters")
     class HeadParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -872,9 +876,11 @@ class ModelSummary(_message.Message):
     HEAD_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     SCOPE_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     base_model: str
     shared_parameters: int
     head_parameters: _containers.ScalarMap[str, int]
     total_parameters: int
     scope_parameters: _containers.ScalarMap[str, int]
-    def __init__(self, base_model: _Optional[str] = ..., shared_parameters: _Optional[int] = ..., head_parameters: _Optional[_Mapping[str, int]] = ..., total_parameters: _Optional[int] = ..., scope_parameters: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    frozen_parameters: int
+    def __init__(self, base_model: _Optional[str] = ..., shared_parameters: _Optional[int] = ..., head_parameters: _Optional[_Mapping[str, int]] = ..., total_parameters: _Optional[int] = ..., scope_parameters: _Optional[_Mapping[str, int]] = ..., frozen_parameters: _Optional[int] = ...) -> None: ...

@@ -195,7 +195,7 @@ class FederatedMtlServiceServicer:
 
         While a round is open, the header of a task's slice MAY list variants of the
         slice. A request with `variant` gets the components of that variant, and no
-        others. A request with `base` gets the component of the base, and no others.
+        others. A request with `base` gets the components of the base, and no others.
 
         Errors:
         * `INVALID_ARGUMENT` (`INVALID_REQUEST`): the request has neither or both

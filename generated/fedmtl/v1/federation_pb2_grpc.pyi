@@ -57,6 +57,14 @@ they have the scope `frozen`, are in no slice and in no update, and stay as
 they are for the whole run. A client that has the encoder compares its digest
 with `SliceHeader.base_digest`; another client downloads the base once.
 
+If `Adapters.is_stacked` is set, the server adds each round's adapters to the
+weights beside them. These weights are then a second component of the base,
+with the scope `merged`. They are in no slice and in no update either. A slice
+has the adapters that were added last, as the component `stack:SCOPE`: a
+client that has the base of the round before adds them to its own weights.
+`docs/wire.md` specifies the sum to the last bit. Another client downloads
+`merged`.
+
 A component travels in one of several encodings, and its encoded bytes are
 cut into chunks. `docs/wire.md` specifies every encoding to the byte;
 `tests/vectors` has examples of each encoding.
@@ -164,7 +172,7 @@ class FederatedMtlServiceStub:
 
     While a round is open, the header of a task's slice MAY list variants of the
     slice. A request with `variant` gets the components of that variant, and no
-    others. A request with `base` gets the component of the base, and no others.
+    others. A request with `base` gets the components of the base, and no others.
 
     Errors:
     * `INVALID_ARGUMENT` (`INVALID_REQUEST`): the request has neither or both
@@ -370,7 +378,7 @@ class FederatedMtlServiceAsyncStub(FederatedMtlServiceStub):
 
     While a round is open, the header of a task's slice MAY list variants of the
     slice. A request with `variant` gets the components of that variant, and no
-    others. A request with `base` gets the component of the base, and no others.
+    others. A request with `base` gets the components of the base, and no others.
 
     Errors:
     * `INVALID_ARGUMENT` (`INVALID_REQUEST`): the request has neither or both
@@ -579,7 +587,7 @@ class FederatedMtlServiceServicer(metaclass=_abc_1.ABCMeta):
 
         While a round is open, the header of a task's slice MAY list variants of the
         slice. A request with `variant` gets the components of that variant, and no
-        others. A request with `base` gets the component of the base, and no others.
+        others. A request with `base` gets the components of the base, and no others.
 
         Errors:
         * `INVALID_ARGUMENT` (`INVALID_REQUEST`): the request has neither or both

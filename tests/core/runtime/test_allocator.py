@@ -1,13 +1,9 @@
 """The allocator's settings."""
 
-import mmap
 import subprocess
 import sys
 
 import pytest
-import torch
-
-from fedmtl_core.runtime.allocator import give_back_pages
 
 SCRIPT = """
 import resource, sys
@@ -59,19 +55,3 @@ def test_what_is_there_is_not_looked_at_again():
     )
     command = [sys.executable, "-c", script]
     assert int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) > 1000
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the system has no madvise")
-def test_pages_that_are_given_back_are_empty_and_their_neighbors_are_not():
-    values = torch.ones(64 * 1024, dtype=torch.uint8)
-    start = -values.data_ptr() % mmap.PAGESIZE
-    give_back_pages(values.data_ptr() + start + 10, 3 * mmap.PAGESIZE)
-    first = start + mmap.PAGESIZE
-    assert values[first : first + 2 * mmap.PAGESIZE].sum() == 0  # the whole pages of the range
-    assert values.sum() == len(values) - 2 * mmap.PAGESIZE
-
-
-def test_a_range_without_a_whole_page_stays_as_it_is():
-    values = torch.ones(mmap.PAGESIZE, dtype=torch.uint8)
-    give_back_pages(values.data_ptr() + 1, 100)
-    assert values.sum() == len(values)

@@ -62,7 +62,7 @@ def read(header: pb.UpdateHeader) -> Update:
 def test_an_update_comes_back_whole():
     assert read(update_to_header(WHOLE)).repeats(WHOLE)
     assert update_from_bytes(
-        update_to_header(WHOLE).SerializeToString(), lambda task, round_: [LAYOUT], lambda task: SPEC
+        update_to_header(WHOLE).SerializeToString(), lambda update: [LAYOUT], lambda task: SPEC
     ).repeats(WHOLE)
 
 
@@ -113,7 +113,7 @@ def test_variants_count_for_metrics_alone_too_and_need_rows():
 def test_variants_that_an_older_server_did_not_look_at_are_left_out_of_an_update_from_its_file():
     header = update_to_header(WHOLE)
     header.variants[0].loss = float("nan")
-    update = update_from_bytes(header.SerializeToString(), lambda task: [LAYOUT], lambda task: SPEC)
+    update = update_from_bytes(header.SerializeToString(), lambda update: [LAYOUT], lambda task: SPEC)
     assert (update.variants, update.num_examples) == ((), 40)
 
 

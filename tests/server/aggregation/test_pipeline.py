@@ -14,6 +14,7 @@ from fedmtl_server.aggregation import pipeline as page
 from fedmtl_server.aggregation.accumulators import Accumulator
 from fedmtl_server.aggregation.optimizers import make_optimizer
 from fedmtl_server.aggregation.pipeline import STEPS, Pipeline
+from fedmtl_server.aggregation.stages.adapters import AdapterProducts
 from fedmtl_server.aggregation.stages.auxiliary import AuxiliaryTasks
 from fedmtl_server.aggregation.stages.base import Outcome, Stage
 from fedmtl_server.aggregation.stages.client_shares import ClientShares
@@ -37,6 +38,7 @@ CLASSES = (
     TaskWeights,
     AuxiliaryTasks,
     PreservedNorm,
+    AdapterProducts,
     OptimizerSteps,
     SourceMixing,
     ControlVariates,

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import sqlite3
+import sys
 
 import pytest
 import structlog
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from fedmtl_core.config import Config
 from fedmtl_core.runtime.doctor import Level, findings
-from fedmtl_server import doctor
+from fedmtl_server import doctor, model_doctor
 from fedmtl_server.access.certs import make_authority, make_client, make_server
 from fedmtl_server.access.clients import ClientRegistry
 from fedmtl_server.commands.app import app
@@ -252,14 +253,54 @@ class TestDatabase:
         assert (found.level, "can't write to" in found.found) == (FAIL, True)
 
 
+class TestAdapters:
+    def found(self, tmp_path, adapters=None, **sections):
+        model = {"server_model": "builtin:toy", "adapters": adapters or {"rank": 2}} | sections.pop("model", {})
+        return doctor.examine(config_of(tmp_path, model=model, **sections))
+
+    def test_what_is_trained_and_how_large_components_and_checkpoints_are(self, tmp_path):
+        found = self.found(tmp_path)
+        assert {one.level for one in found} == {OK}
+        said = {one.check: one.found for one in found}
+        b = 2 * 2 * (4 * 64 + 256 + 64)  # rank 2 in two layers: four matrices of 64 outputs, one of 256, one of 64
+        a = 2 * 2 * (5 * 64 + 256)
+        assert f"12 layers, {b:,} trained parameters beside {118144 + a:,} that no round changes" in said["adapters"]
+        kib = f"{4 * b / 2**10:.1f} KiB"
+        assert said["sharing"].startswith(f"the encoder's adapters and the heads: shared {kib}, task:sst2 0.5 KiB")
+        assert said["disk"].partition("needed: ")[2].startswith("0.5 MiB for the base of the adapters, ")
+
+    def test_an_update_has_the_factor_that_its_round_trains(self, tmp_path):
+        model = {"server_model": "builtin:toy", "adapters": {"rank": 2, "aggregation": "alternate"}}
+        updates = model_doctor.update_bytes(config_of(tmp_path, model=model))
+        factor = 2 * 2 * (4 * 64 + 256 + 64)  # A and B have as many parameters
+        assert updates["sst2"] == 4 * (factor + 130)
+        assert updates[""] == 4 * (2 * factor + 130 + 130)
+
+    def test_layers_that_are_never_trained_are_named_and_end_the_checks(self, tmp_path):
+        found = self.found(tmp_path, {"targets": ["dense"]}, model={"pooling": "mean"})
+        (failed,) = of_level(found, FAIL)
+        assert (failed.check, "pooler.dense;" in failed.found + ";") == ("adapters", True)
+        assert "disk" not in {one.check for one in found}
+
+    def test_targets_that_the_encoder_hasnt(self, tmp_path):
+        (failed,) = of_level(self.found(tmp_path, {"targets": ["q_proj"]}), FAIL)
+        assert (failed.check, "no linear layer 'q_proj'" in failed.found) == ("adapters", True)
+
+    def test_a_missing_peft_with_the_way_to_install_it(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "peft", None)
+        (failed,) = of_level(self.found(tmp_path), FAIL)
+        assert failed.check == "adapters"
+        assert "pip install 'fedmtl[adapters]'" in failed.found
+
+
 def test_a_disk_that_is_too_small_for_the_models_checkpoints(tmp_path):
     """The numbers are those of the toy model: its encoder, and 130 of each head."""
     config = config_of(tmp_path)
-    sizes = doctor.slice_bytes(config)
+    sizes = model_doctor.update_bytes(config)
     assert sizes[""] == 4 * (118144 + 130 + 130)
     assert sizes["sst2"] == 4 * (118144 + 130)
     huge = config.model_copy(update={"store": config.store.model_copy(update={"keep_checkpoints": 10**12})})
-    (found,) = look(doctor.disk, huge, tmp_path)
+    (found,) = look(model_doctor.disk, huge, tmp_path)
     assert (found.level, "1000000000003 checkpoints of 0.5 MiB" in found.found) == (FAIL, True)
 
 
@@ -267,21 +308,21 @@ def test_the_sizes_before_and_after_each_entry_of_a_schedule(tmp_path):
     """A layer of the toy model, 64 wide: four maps 64 x 64, two of 64 x 256, all with biases, and two norms."""
     entries = [{"after_round": 1, "layers": {"1": "task"}}, {"after_round": 2, "layers": {"1": "shared"}}]
     config = config_of(tmp_path, sharing={"schedule": entries})
-    found = [one.found for one in look(doctor.sharing, config)]
+    found = [one.found for one in look(model_doctor.sharing, config)]
     assert [one.partition(":")[0] for one in found[1:]] == ["after round 1", "after round 2"]
     assert found[2].partition(": ")[2] == found[0]
-    plain = doctor.slice_bytes(config_of(tmp_path))[""]
-    assert doctor.slice_bytes(config)[""] == plain + 4 * (
+    plain = model_doctor.update_bytes(config_of(tmp_path))[""]
+    assert model_doctor.update_bytes(config)[""] == plain + 4 * (
         4 * 65 * 64 + 65 * 256 + 257 * 64 + 4 * 64
     )  # the largest: one copy of the layer more
     bad = [{"after_round": 1, "layers": {"1-2": "task"}}]
-    (fails,) = of_level(look(doctor.sharing, config_of(tmp_path, sharing={"schedule": bad})), FAIL)
+    (fails,) = of_level(look(model_doctor.sharing, config_of(tmp_path, sharing={"schedule": bad})), FAIL)
     assert "sharing.schedule[0].layers: the encoder has no layer 2; it has 0, 1, embeddings, pooler" in fails.found
 
 
 def test_layers_that_the_encoder_has_not_and_what_there_is_of_those_it_has(tmp_path):
     shared = {"groups": {"pairs": ["qqp"]}, "layers": {"1": "task"}, "norms": "local"}
-    (found, kept) = look(doctor.sharing, config_of(tmp_path, sharing=shared))
+    (found, kept) = look(model_doctor.sharing, config_of(tmp_path, sharing=shared))
     assert [part.split()[0] for part in found.found.split(", ")] == ["shared", "task:sst2", "task:qqp"]
     assert "10 tensors of sst2, 10 tensors of qqp" in kept.found  # two of each of five norms
     found = doctor.examine(config_of(tmp_path, sharing={"layers": {"2": "task"}}))

@@ -25,7 +25,9 @@ from typer.testing import CliRunner
 from fedmtl_core import config as configuration
 from fedmtl_core.config import Config, EarlyStoppingConfig
 from fedmtl_core.errors import StoreError, UserError
+from fedmtl_server.commands import run_facts
 from fedmtl_server.commands.runs import runs_app
+from fedmtl_server.commands.updates_shown import updates_table
 from fedmtl_server.rounds.metric_reports import MetricReport
 from fedmtl_server.storage.history import History
 from fedmtl_server.storage.records import RoundRecord, RunRecord, UpdateRecord
@@ -305,6 +307,34 @@ def test_a_run_is_shown_with_its_rounds(runs_dir):
     assert cells(row) == [*facts, "0.250 25%", "0.500 75%"]
 
 
+def test_a_run_with_adapters_says_so(tmp_path):
+    """A reader would otherwise take the encoder's share for that of its own weights."""
+    record = run_record("a" * 32, tmp_path / "run")
+    config = record.config | {"model": record.config["model"] | {"adapters": {"rank": 4}}}
+    assert run_facts.adapters_text(record) == ""
+    assert run_facts.encoder_text(record) == "the encoder"
+    adapted = replace(record, config=config)
+    assert run_facts.adapters_text(adapted) == (
+        "lora of rank 4, alpha 16, in all linear layers in the encoder's numbered layers; aggregation: freeze_a"
+    )
+    assert run_facts.encoder_text(adapted) == "the encoder's adapters"
+
+
+def test_factors_that_are_trained_in_turn_are_shown_as_the_encoder_or_by_their_name(capsys):
+    part = {"client_id": "a", "task": "sst2", "num_examples": 10, "weight": 0.25}
+    components = [
+        {"scope": scope, "num_tensors": 1, "contributions": [part]}
+        for scope in ("factor_b:shared", "factor_a:task:sst2", "factor_a:group:pairs", "task:sst2")
+    ]
+    update = UpdateRecord(1, "a", "sst2", 1, "u", "delta", 10, 400, {}, {}, "counted")
+    updates_table(report(1, components=components), [update]).show()
+    lines = capsys.readouterr().out.splitlines()
+    head, row = (cells(next(line for line in lines if first in line)) for first in ("client", "sst2"))
+    shown_as = dict(zip(head, row, strict=True))
+    assert shown_as["weight in the encoder"] == "0.250"
+    assert shown_as["in its groups and heads"] == "A of sst2 0.250, A of pairs 0.250, sst2 0.250"
+
+
 def test_nothing_is_cut_off_where_the_terminal_is_narrow(runs_dir, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     listed = shown("list", "--runs-dir", runs_dir)
@@ -327,6 +357,24 @@ def test_a_round_is_shown_whole(runs_dir):
     (row,) = (line for line in text.splitlines() if "ABORTED" in line)
     assert cells(row) == ["\\x1b[31mred", "qqp", "ABORTED", "expected [1], got [2]"]  # no colours of a client's choice
     assert "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    ("errors", "text"),
+    [
+        (
+            {"shared": 0.1234, "group:x": 3e-8},
+            "shared: 12.34% off the clients' mean product; group:x: less than 0.01% off the clients' mean product",
+        ),
+        ({"shared": 0.0}, "shared: 0.00% off the clients' mean product"),
+    ],
+)
+def test_the_error_of_adapters_is_shown_by_component(errors, text, tmp_path):
+    folder = make_run(tmp_path, "run", "cccc4444" * 4, rounds=0)
+    with contextlib.closing(History.open(folder / "history.sqlite")) as history:
+        end_round(history, "cccc4444" * 4, 1, stages={"adapters": {"inexactness": errors}})
+    lines = shown("show", "cccc", "--round", 1, "--runs-dir", tmp_path).splitlines()
+    assert [cells(line)[1] for line in lines if line.startswith("adapters")] == [text]
 
 
 def task_report(task: str, values: dict[str, float], **reports: tuple[bool, int, int, int]) -> dict[str, Any]:

@@ -169,6 +169,13 @@ def test_a_metric_that_is_undefined_is_no_point_of_a_curve():
     assert not [name for name in point.metrics if name.startswith(("received/", "trained/"))]
 
 
+def test_the_error_of_adapters_is_a_curve_for_each_component():
+    stages = {"adapters": {"inexactness": {"shared": 0.25, "task:sst2": 0.0}}}
+    point = round_point(replace(a_report(3, sst2=0.5), stages=stages))
+    found = {name: value for name, value in point.metrics.items() if name.startswith("adapters/")}
+    assert found == {"adapters/shared/inexactness": 0.25, "adapters/task/sst2/inexactness": 0.0}
+
+
 def points_to(last: int, ended_at: int = 1_700_000_000_000) -> list[RoundPoint]:
     return [
         RoundPoint(number, ended_at + number, {"received/sst2/accuracy": number / 10, "round/seconds": 1.0})

@@ -67,6 +67,14 @@ def test_a_tasks_share_of_the_encoder_is_the_sum_of_its_clients():
     assert shares == {"sst2": pytest.approx(0.4), "qqp": 0.6}
 
 
+def test_the_encoder_of_factors_that_are_trained_in_turn_is_the_factor_of_the_round():
+    scopes = {"sst2": ("factor_a:shared", "factor_b:task:sst2", "task:sst2")}
+    parts = [Contribution("a", "sst2", 1, 0.25)]
+    for trained, others in (("factor_a:shared", {}), ("factor_b:task:sst2", {"task:sst2": parts * 2})):
+        (sst2,) = task_reports(scopes, [], Aggregate({}, {trained: parts, **others}), 1)
+        assert sst2.encoder_share == 0.25
+
+
 def test_results_are_before_the_first_after_the_last_and_the_best():
     reports = [report(1, sst2=0.5, qqp=0.4), report(2, sst2=0.9, qqp=0.6), report(3, sst2=0.8, qqp=0.7)]
     measurements = measured(*reports)

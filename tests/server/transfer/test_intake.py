@@ -76,7 +76,7 @@ class Rounds:
     def progress(self, client_id: str) -> None:
         assert not self.is_closed
 
-    def norm_reference(self) -> NormReference:
+    def norm_reference(self, client_id: str) -> NormReference:
         return NormReference({"shared": BASE}, {}, {}, {})
 
     async def until_open(self, update: Update) -> None:
@@ -140,11 +140,11 @@ class Examining(Examination):
         self.rounds.reached("measure")
 
 
-class Model:
+class Layouts:
     def spec_of(self, task):
         return PRESETS[task]
 
-    def layouts_for(self, task):
+    def layouts_of(self, update):
         return (SENT.layout,)
 
 
@@ -166,7 +166,7 @@ def made(tmp_path, rounds: Rounds, **history) -> tuple[Intake, Staging]:
     examination = Examining(NormScreening(NormsConfig()), staging)
     examination.rounds = rounds
     rounds.transfers = Transfers(staging, 10.0, lambda _: None)
-    return Intake(rounds, Model(), staging, rounds.transfers, examination, History(rounds, **history), {}), staging
+    return Intake(rounds, Layouts(), staging, rounds.transfers, examination, History(rounds, **history), {}), staging
 
 
 async def receive(intake: Intake, rounds: Rounds):
