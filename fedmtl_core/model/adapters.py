@@ -47,6 +47,11 @@ def inject(encoder: nn.Module, settings: AdapterSettings) -> None:
     if hasattr(encoder, "peft_config") or any("lora_" in name for name, _ in encoder.named_parameters()):
         raise ConfigError(f"{_KEY}: the encoder has adapters already")
     targets = target_layers(encoder, settings.targets)
+    if settings.is_stacked and (turned := [name for name in targets if is_conv1d(encoder.get_submodule(name))]):
+        raise ConfigError(
+            f"{_KEY}.aggregation: `stack` adds adapters to weights of (outputs, inputs), and {name_some(turned, 2)} "
+            "have (inputs, outputs), as in GPT-2; use another aggregation"
+        )
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # only the annotation asks for an integer
