@@ -24,7 +24,7 @@ from rich.console import Console
 from transformers import BertConfig
 
 from benchmarks.figures import Figure, show
-from benchmarks.processes import peak_rss
+from benchmarks.processes import peak_rss, rss
 from benchmarks.served import Served
 from fedmtl_client.data import EncodedRows, load_task_data
 from fedmtl_client.trainer import Trainer
@@ -232,7 +232,7 @@ class Bench:
         shapes = BertConfig.from_pretrained(self._shapes.model.server_model)
         adapters = self._shapes.model.model_dump(mode="json", exclude_unset=True)["adapters"]
         with self._served(shapes, tasks) as full, self._served(shapes, tasks, {"adapters": adapters}) as adapted:
-            at_start = peak_rss(adapted.pid)
+            at_start, resident = peak_rss(adapted.pid), rss(adapted.pid)
             ours, bound = [], []
             for number in range(self._pairs + 2):
                 seconds = adapted.time_round(), full.time_round()
@@ -243,14 +243,16 @@ class Bench:
             after_rounds = peak_rss(adapted.pid)
         with self._served(EMPTY, tasks, {"adapters": adapters}) as empty:
             at_start -= peak_rss(empty.pid)
+            resident -= rss(empty.pid)
             for _ in range(self._pairs + 2):
                 empty.time_round()
             after_rounds -= peak_rss(empty.pid)
         base = MTLServerModel.from_config(self._encoders[1].config(adapters)).base
         size = sum(component.layout.num_bytes for component in base.values())
-        title = "server's peak RSS without an empty model's, BERT-base, freeze_a / the base"
-        self._add_memory(f"{title}, before the first round", at_start, size, 1.05)
-        self._add_memory(f"{title}, after rounds of 8 clients", after_rounds, size, None)
+        title = "RSS without an empty model's, BERT-base, freeze_a / the base"
+        self._add_memory(f"server's peak {title}, until the first round", at_start, size, 1.05)
+        self._add_memory(f"server's {title}, before the first round", resident, size, 1.05)
+        self._add_memory(f"server's peak {title}, after rounds of 8 clients", after_rounds, size, None)
 
     # Helpers of the parts.
 
