@@ -8,10 +8,8 @@ from functools import partial
 
 from fedmtl_core.identifiers import name_some
 from fedmtl_core.logs import get_logger
-from fedmtl_core.model.scopes import stack_scope
 from fedmtl_core.model.sharing import SharingTable
 from fedmtl_core.tasks.plan import Purpose
-from fedmtl_core.wire.controls import control_scope
 from fedmtl_core.wire.layout import Component
 from fedmtl_server.aggregation.blocks import UpdateBlocks
 from fedmtl_server.aggregation.norms import reference_norm
@@ -80,20 +78,6 @@ class Commits:
         if rank is None:
             return self.model.components
         return {scope: one.component for scope, one in self.published.cut_to(rank, self.ranks).components.items()}
-
-    def scopes_beside(self, task: str, published: PublishedModel, purpose: Purpose) -> Sequence[str]:
-        """Return the scopes sent in addition to the model's in a task's slice; none for a slice of all tasks.
-
-        These are control variates, which only training needs, and the stack of adapters that the base contains.
-
-        Args:
-            task: the task; empty for all tasks.
-            published: the model that the slice is of.
-            purpose: the purpose of the round.
-        """
-        scopes = self.model.scopes_for(task) if task else ()
-        beside = [*map(control_scope, scopes if purpose == "train" else ()), *map(stack_scope, scopes)]
-        return [scope for scope in beside if scope in published.components]
 
     def offer(self, purpose: Purpose) -> None:
         """Publish the variants of the round that opens. This is slow, and may run in any thread.

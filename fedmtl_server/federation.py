@@ -158,8 +158,8 @@ class Federation:
             )
 
     def scopes_beside(self, task: str, published: PublishedModel) -> Sequence[str]:
-        """Return the scopes sent in addition to the model's in a task's slice; see `Commits.scopes_beside`."""
-        return self._commits.scopes_beside(task, published, self.purpose)
+        """Return the scopes sent in addition to the model's in a task's slice; none for a slice of all tasks."""
+        return published.scopes_beside(self.model.scopes_for(task) if task else (), self.purpose)
 
     def plan(self, client_id: str, task: str, round_: int) -> TrainingPlan:
         """Return the training plan of a client of a task in a round."""

@@ -131,7 +131,7 @@ class FederatedMtlServicer:
         else:
             forms: dict[str, Encoding] = dict.fromkeys(scopes, encoding)
             if MERGED in published.base:
-                forms[SHARED] = "float32"  # adapters that start anew have B = 0, and not almost 0
+                forms[SHARED] = "float32"  # new adapters have B = 0, and not almost 0
             for scope in self._federation.scopes_beside(request.task, published):
                 forms[scope] = "float32"  # both sides must compute with the same numbers
             parts = [published.components[scope].part(form, held.get(scope, ()), size) for scope, form in forms.items()]

@@ -14,7 +14,10 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from fedmtl_core.errors import NonFiniteError
+from fedmtl_core.model.scopes import stack_scope
+from fedmtl_core.tasks.plan import Purpose
 from fedmtl_core.wire.chunks import MAX_CHUNK_BYTES, ChunkedBytes
+from fedmtl_core.wire.controls import control_scope
 from fedmtl_core.wire.encoded import EncodedLayout
 from fedmtl_core.wire.encodings import decode, encode
 from fedmtl_core.wire.formats import DEFAULT_DENSITY, DELTA_ENCODINGS, Compression, Encoding
@@ -280,6 +283,18 @@ class PublishedModel:
     def base_digest(self) -> bytes:
         """The digest of the base; empty without adapters."""
         return joint_digest(one.digest for one in self.base.values()) if self.base else b""
+
+    def scopes_beside(self, scopes: Sequence[str], purpose: Purpose) -> list[str]:
+        """Return the scopes that are sent in addition to some of the model's.
+
+        These are control variates, which only training needs, and the stack of adapters that the base contains.
+
+        Args:
+            scopes: the scopes of a task's slice.
+            purpose: the purpose of the round.
+        """
+        beside = [*map(control_scope, scopes if purpose == "train" else ()), *map(stack_scope, scopes)]
+        return [scope for scope in beside if scope in self.components]
 
     def for_round(self, round_: int) -> PublishedModel:
         """Return the same model for another round. It has the same components, and so the same users."""
