@@ -48,6 +48,7 @@ class Point(nn.Module):
 
     def __init__(self, w: Sequence[float]):
         super().__init__()
+        self.adapters = None
         self.encoder = nn.Module()
         self.encoder.w = nn.Parameter(torch.tensor(list(w)))
 

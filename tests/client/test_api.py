@@ -264,12 +264,12 @@ async def test_a_base_is_described_with_or_without_a_slice_and_not_downloaded(tm
         with api_of(server.address) as api:
             slice_ = await asyncio.to_thread(api.get_slice, 0)
             described = [await asyncio.to_thread(api.describe_base, one) for one in (None, slice_)]
-    assert model.base is not None
-    digests = dict(zip(model.base.views(), model.base.tensor_digests(), strict=True))
+    base = model.base["frozen"]
+    digests = dict(zip(base.views(), base.tensor_digests(), strict=True))
     for one in described:
-        assert one.digest == slice_.base_digest == model.base.digest()
+        assert one.digest == slice_.base_digest == base.digest()
         assert one.tensors == digests
-        assert one.num_bytes == model.base.layout.num_bytes
+        assert one.num_bytes == base.layout.num_bytes
 
 
 async def test_a_run_without_adapters_has_no_base_to_describe(tmp_path):

@@ -77,5 +77,5 @@ def test_doctor_names_the_proxy_between(monkeypatch):
     assert found.level == "warn"
     assert "http_proxy is set, so gRPC connects through the proxy http://127.0.0.1:9" in found.found
     config = Config.model_validate({"security": {"insecure": True}})
-    reached = doctor.doctor.findings("server", lambda: doctor.reach(config, "a", [SPEC], REMOTE, []))
+    reached = doctor.doctor.findings("server", lambda: doctor.reach(config, "a", [SPEC], REMOTE, [], []))
     assert "http_proxy is set" in reached[-1].found

@@ -20,6 +20,7 @@ from fedmtl.v1 import federation_pb2 as pb
 from fedmtl_core.config import Config
 from fedmtl_core.wire.chunks import Chunk, read_message
 from fedmtl_server.aggregation.pipeline import Pipeline
+from fedmtl_server.aggregation.ranks import EQUAL_RANKS
 from fedmtl_server.aggregation.stages.norms import NormScreening
 from fedmtl_server.commits import Commits
 from fedmtl_server.federation import Federation
@@ -35,6 +36,7 @@ from fedmtl_server.storage.store import RunStore
 from fedmtl_server.transfer import streams
 from fedmtl_server.transfer.buffers import BufferPool
 from fedmtl_server.transfer.staging import StagingArea
+from fedmtl_server.transfer.update_layouts import UpdateLayouts
 
 LIMIT_S = 20.0
 """Real seconds in which everything has to have become calm."""
@@ -204,7 +206,9 @@ class Driver:
         pipeline = self._pipeline()
         restore(left_off, model, pipeline)
         self._serve(store, pipeline)
-        self.federation.resume(left_off, recovered_updates(store, left_off, model, self._config))
+        self.federation.resume(
+            left_off, recovered_updates(store, left_off, UpdateLayouts(model, EQUAL_RANKS), self._config)
+        )
         self.start()
 
     def close(self) -> list[UpdateRecord]:

@@ -137,7 +137,8 @@ def test_a_reader_of_a_key_has_code_that_reads_an_attribute_of_this_name(reader)
     """Directly, or through a method of the configuration that combines keys, such as `Config.plan`."""
     own = {text.rpartition(".")[2] for text in attributes(reader)}
     for path in (
-        CORE / "config" / name for name in ("root.py", "tasks.py", "sharing.py", "aggregation.py", "clients.py")
+        CORE / "config" / name
+        for name in ("root.py", "adapters.py", "tasks.py", "sharing.py", "aggregation.py", "clients.py")
     ):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name in own:
