@@ -25,8 +25,9 @@ from fedmtl_core.model.adapters import factor_names
 from fedmtl_core.model.scopes import stack_scope
 from fedmtl_core.wire.layout import Component, Layout
 
-_BLOCK = 2**17
-"""Number of elements per block of a weight, whose sums stay in the cache."""
+_BLOCK = 2**15 - 1
+"""Number of elements per block of a weight. The sums of a block stay in the cache, and PyTorch computes so few elements
+in one thread. With more, the threads wait for one another at each rank, which a busy machine makes slow."""
 _NAME_PREFIX = "stack/"
 
 
