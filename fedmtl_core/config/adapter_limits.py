@@ -101,7 +101,6 @@ def require_stackable(
     adapters: AdaptersConfig | None,
     sharing: SharingConfig,
     aggregation: AggregationConfig,
-    optimizer: ServerOptimizerConfig,
 ) -> None:
     """Check that adapters can be added to one base after each round, if the configuration says so.
 
@@ -117,7 +116,6 @@ def require_stackable(
         ("sharing", "plain", "auto" if sharing.is_auto else "plain", _ONE_BASE),
         ("sharing.adaptive.policy", None, sharing.adaptive.policy, _ONE_BASE),
         ("aggregation.scaling", 1.0, aggregation.scaling, "the base becomes the mean of the clients' weights"),
-        ("server_optimizer.name", "fedavg", optimizer.name, "an optimizer's steps need the same factors in each round"),
     ):
         if got != needed:
             raise ValueError(

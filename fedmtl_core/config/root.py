@@ -108,7 +108,7 @@ class Config(Section):
         self._require_sharing()
         require_adapters(self.model.adapters, self.sharing)
         require_products(self.model.adapters, self.aggregation, self.robustness.norms, self.server_optimizer)
-        require_stackable(self.model.adapters, self.sharing, self.aggregation, self.server_optimizer)
+        require_stackable(self.model.adapters, self.sharing, self.aggregation)
         self._count_rounds()
         require_compatible(self._stages(), self._breaches())
         if self.rounds.mode == "async" and self.rounds.cohort != "all":
