@@ -40,9 +40,9 @@ def require_adapters(adapters: AdaptersConfig | None, sharing: SharingConfig) ->
         )
     if sharing.norms is not None:
         raise ValueError("sharing.norms: with `model.adapters` norms are never trained; leave it out")
-    if adapters.ranks and aggregation not in OF_MATRICES:
+    if adapters.ranks and aggregation != "svd":
         raise ValueError(
-            f"model.adapters.ranks: factors of different ranks can't be averaged; needs `aggregation: stack` or `svd`, "
+            f"model.adapters.ranks: factors of different ranks can't be averaged; needs `aggregation: svd`, "
             f"got {aggregation!r}"
         )
     if aggregation in OF_MATRICES:
@@ -122,11 +122,6 @@ def require_stackable(
                 f"model.adapters.aggregation: `stack` needs `{key}: {'null' if needed is None else needed}`, got "
                 f"{shown(str(got))}: {why}"
             )
-    if adapters.ranks:
-        raise ValueError(
-            "model.adapters.ranks: with `aggregation: stack` all clients have the same rank; leave it out, or use "
-            "`aggregation: svd`"
-        )
 
 
 def breaches_of_adapters(adapters: AdaptersConfig | None) -> Iterator[Breach]:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from pydantic import Field, field_validator
 
-from fedmtl_core.config.section import UINT32, Section, require_identified
+from fedmtl_core.config.section import UINT32, Section, require_identified, shown
 from fedmtl_core.tasks.adapters import AdapterAggregation, AdapterKind, AdapterSettings
 
 OF_MATRICES: Collection[AdapterAggregation] = ("stack", "svd")
@@ -41,7 +41,7 @@ class AdaptersConfig(Section):
     )
     ranks: dict[str, int] = Field(
         {},
-        description="Ranks of single clients by client id, instead of `rank`; requires `aggregation: stack` or `svd`. "
+        description="Ranks of single clients by client id, instead of `rank`; requires `aggregation: svd`. "
         "The server's model has the largest rank, and a client gets the first rows of A and columns of B.",
     )
 
@@ -49,7 +49,7 @@ class AdaptersConfig(Section):
     @classmethod
     def _named(cls, targets: list[str] | None) -> list[str] | None:
         if targets is not None and (empty := [target for target in targets if not target.strip(". ")]):
-            raise ValueError(f"expected the name of a linear layer, got {empty[0]!r}")
+            raise ValueError(f"expected the name of a linear layer, got {shown(empty[0])}")
         return targets
 
     @field_validator("ranks")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.identifiers import name_some
+from fedmtl_core.identifiers import name_some, quoted
 from fedmtl_core.model.layers import layers_of
 from fedmtl_core.randomness import drawing_from
 from fedmtl_core.tasks.adapters import AdapterSettings, Factor
@@ -114,7 +114,7 @@ def target_layers(encoder: nn.Module, targets: Sequence[str]) -> tuple[str, ...]
         if not matches:
             ends = dict.fromkeys(name.rpartition(".")[2] for name in linear)
             raise ConfigError(
-                f"{_KEY}.targets: the encoder has no linear layer {target!r}; its linear layers end in "
+                f"{_KEY}.targets: the encoder has no linear layer {quoted(target)}; its linear layers end in "
                 f"{name_some(list(ends), 8)}"
             )
         chosen |= matches

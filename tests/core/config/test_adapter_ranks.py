@@ -13,9 +13,13 @@ def config(adapters, **sections):
     return Config.model_validate({"tasks": {"a": {}, "b": {}}, "model": {"adapters": adapters}, **sections})
 
 
-@pytest.mark.parametrize("aggregation", ["freeze_a", "alternate", "average"])
-def test_ranks_need_an_aggregation_of_products(aggregation):
-    with pytest.raises(ValueError, match=r"model\.adapters\.ranks: factors of different ranks"):
+@pytest.mark.parametrize("aggregation", ["freeze_a", "alternate", "average", "stack"])
+def test_ranks_need_svd(aggregation):
+    error = (
+        "model.adapters.ranks: factors of different ranks can't be averaged; needs `aggregation: svd`, got "
+        f"'{aggregation}'"
+    )
+    with pytest.raises(ValueError, match=re.escape(error)):
         config({"aggregation": aggregation, "ranks": RANKS})
 
 
