@@ -51,12 +51,14 @@ def make_pipeline(config: Config, model: MTLServerModel, rules: AggregationRules
         stages.append(AuxiliaryTasks(auxiliary))
     if config.aggregation.preserves_norm:
         stages.append(PreservedNorm(model.parts.shape.parts))
-    if config.model.adapters is not None and config.model.adapters.aggregation in ("average", "svd"):
-        if config.model.adapters.aggregation == "svd":
-            require_fitting(config.model.adapters, layouts)
-        stages.append(AdapterProducts(config.model.adapters.aggregation))
-    if (adapters := config.adapters()) is not None and adapters.is_stacked:
-        stages.append(StackedAdapters(adapters))
+    adapters = config.model.adapters
+    if adapters is not None and adapters.aggregation == "svd":
+        require_fitting(adapters, layouts)
+        stages.append(AdapterProducts("svd"))
+    if adapters is not None and adapters.aggregation == "average" and rules.rule is None:  # a rule serves no mean
+        stages.append(AdapterProducts("average"))
+    if (settings := config.adapters()) is not None and settings.is_stacked:
+        stages.append(StackedAdapters(settings))
     if rules.optimizer is not None:
         stages.append(OptimizerSteps(rules.optimizer, layouts))
     if config.sharing.adaptive.policy == VALIDATED:

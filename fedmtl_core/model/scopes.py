@@ -35,8 +35,10 @@ def task_scope(task: str) -> str:
 
 
 def task_of(scope: str) -> str | None:
-    """Return the task that a scope belongs to; None for a scope that isn't one task's."""
-    return scope.removeprefix(_TASK_PREFIX) if scope.startswith(_TASK_PREFIX) else None
+    """Return the task that a scope belongs to, `sst2` for `task:sst2` and for `factor_b:task:sst2`; None for a scope
+    that isn't one task's."""
+    clients = without_factor(scope)
+    return clients.removeprefix(_TASK_PREFIX) if clients.startswith(_TASK_PREFIX) else None
 
 
 def group_scope(group: str) -> str:
@@ -45,8 +47,10 @@ def group_scope(group: str) -> str:
 
 
 def group_of(scope: str) -> str | None:
-    """Return the group that a scope belongs to; None for a scope that isn't a group's."""
-    return scope.removeprefix(_GROUP_PREFIX) if scope.startswith(_GROUP_PREFIX) else None
+    """Return the group that a scope belongs to, `pairs` for `group:pairs` and for `factor_b:group:pairs`; None for a
+    scope that isn't a group's."""
+    clients = without_factor(scope)
+    return clients.removeprefix(_GROUP_PREFIX) if clients.startswith(_GROUP_PREFIX) else None
 
 
 def factor_scope(factor: Factor, scope: str) -> str:

@@ -16,8 +16,8 @@ from functools import cached_property
 from types import MappingProxyType
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.model.scopes import LOCAL, SHARED, factor_scope, group_scope, scope_of, task_scope
-from fedmtl_core.tasks.adapters import Factor
+from fedmtl_core.model.scopes import LOCAL, SHARED, factor_in, factor_scope, group_scope, scope_of, task_scope
+from fedmtl_core.tasks.adapters import FACTORS, Factor
 
 Block = tuple[str, ...]
 """Tasks whose clients share parameters, in the run's order."""
@@ -274,7 +274,25 @@ def make_table(
                 f"sharing: all parameters of {task}'s model are local, so its clients would have nothing to send; "
                 f"share the head or a part of the encoder"
             )
+        if rules.factors_apart:
+            _require_something_to_send(task, by_task[task].values())
     return SharingTable(tuple(tasks), by_task)
+
+
+def _require_something_to_send(task: str, scopes: Collection[str]) -> None:
+    """Check that a task's clients have parameters to send in each round, if factors of adapters are trained in turn.
+
+    Raises:
+        ConfigError: in some rounds, all parameters that they train and share are of the other factor.
+    """
+    sent = {factor_in(scope) for scope in scopes if scope != LOCAL}
+    for factor in FACTORS:
+        if sent.isdisjoint({None, factor}):
+            raise ConfigError(
+                f"sharing: `model.adapters.aggregation: alternate` trains one factor in each round, and clients of "
+                f"{task} would have nothing to send in the rounds of {factor.upper()}; with `sharing.head: local`, "
+                f"share factors {factor.upper()} too, or take another aggregation"
+            )
 
 
 def tree_of(tasks: Sequence[str], rules: SharingRules) -> GroupTree:

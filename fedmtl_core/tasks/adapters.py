@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 AdapterKind = Literal["lora", "rslora", "dora"]
 """LoRA (Hu et al. 2021, arXiv:2106.09685), rsLoRA (Kalajdzievski 2023, arXiv:2312.03732), or DoRA (Liu et al. 2024,
@@ -15,6 +15,7 @@ AdapterAggregation = Literal["freeze_a", "alternate", "average", "stack", "svd"]
 
 Factor = Literal["a", "b"]
 """A factor of an adapter. DoRA's norms count as part of B."""
+FACTORS: tuple[Factor, ...] = get_args(Factor)
 
 
 def factor_in_turn(round_: int) -> Factor:

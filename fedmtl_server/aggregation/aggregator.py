@@ -9,7 +9,7 @@ from typing import TypedDict
 from torch import Tensor
 
 from fedmtl_core.config import AuxiliaryConfig, Normalization, NormsConfig
-from fedmtl_core.model.scopes import SHARED, group_of, scope_of, task_of
+from fedmtl_core.model.scopes import group_of, is_shared, scope_of, task_of
 from fedmtl_core.tasks.plan import UpdateKind
 from fedmtl_core.wire.layout import Component
 from fedmtl_core.wire.updates import Extras, Update
@@ -161,8 +161,12 @@ class MTLAggregator:
 
 def named_tensors(components: Mapping[str, Component]) -> NamedTensors:
     """Return the components' tensors as `MTLAggregator.aggregate_mtl_updates` returns them."""
-    return {
-        "shared": components[SHARED].views() if SHARED in components else {},
-        "groups": {group: component.views() for scope, component in components.items() if (group := group_of(scope))},
-        "task_heads": {task: component.views() for scope, component in components.items() if (task := task_of(scope))},
-    }
+    named = NamedTensors(shared={}, groups={}, task_heads={})
+    for scope, component in components.items():
+        if is_shared(scope):
+            named["shared"] |= component.views()
+        elif (group := group_of(scope)) is not None:
+            named["groups"].setdefault(group, {}).update(component.views())
+        elif (task := task_of(scope)) is not None:
+            named["task_heads"].setdefault(task, {}).update(component.views())
+    return named

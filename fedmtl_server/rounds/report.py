@@ -248,9 +248,7 @@ def task_reports(
     updates = [answer for member in cohort for answer in member.answers if isinstance(answer, Update)]
     reports = []
     for task in scopes:
-        # The widest scope comes first; of factors that are trained in turn, only one has contributions.
-        widest = [one for one in scopes[task] if factor_in(one) is not None] or scopes[task][:1]
-        encoder = [part for scope in widest for part in aggregate.contributions.get(scope, ())]
+        encoder = [part for scope in _widest(scopes[task]) for part in aggregate.contributions.get(scope, ())]
         mine = [update for update in updates if update.task == task]
         received = task_metrics(update.received for update in mine if update.base_round == round_)
         trained = task_metrics(update.trained for update in mine)
@@ -269,3 +267,10 @@ def task_reports(
             )
         )
     return reports
+
+
+def _widest(scopes: Sequence[str]) -> list[str]:
+    """Return the scope of a slice that most clients share, which comes first. If factors of adapters are trained in
+    turn, return one scope for each factor, of which a round trains only one."""
+    firsts = {factor: scope for scope in reversed(scopes) if (factor := factor_in(scope)) is not None}
+    return list(firsts.values()) or list(scopes[:1])

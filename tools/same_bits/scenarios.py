@@ -76,6 +76,22 @@ _VALIDATED: Settings = {
     "server_optimizer.name": "fedadam",
     "wire.upload": "int8",
 }
+_IN_TURN: Settings = {
+    "training.num_rounds": 4,
+    "model.adapters": {"aggregation": "alternate", "rank": 4},
+    "robustness.norms": {"action": "clip", "median_factor": 1.1},
+    "sharing.layers": {"1": "task"},
+    "server_optimizer.name": "fedavgm",
+    "wire.upload": "topk",
+}
+"""Each factor has state of its own between its rounds: norms, moments, compression errors and held versions."""
+_STACKED: Settings = {
+    "training.num_rounds": 3,
+    "model.adapters": {"aggregation": "stack", "rank": 4},
+    "aggregation.task_weighting": "gradnorm",
+    "wire.upload": "int8",
+}
+_OF_ADAPTERS = ("model.adapters.aggregation",)
 _MORE_ROWS: Mapping[str, Settings] = {"b": {"tasks.sst2.train_samples": 320}}
 
 SCENARIOS = (
@@ -327,5 +343,51 @@ SCENARIOS = (
         script="b1? c1? d1? b1 kill c1 d1 c2? b2 d2 kill c2 b3? d3? c3 kill b3 d3",
         same_as="validated",
         needs=("sharing.adaptive.trials",),
+    ),
+    Scenario(
+        "adapters-scaffold",
+        {**_SCAFFOLD, "model.adapters": {"rank": 4}, "sharing.adapters.b": "task"},
+        TWO_OF_SST2,
+        needs=_OF_ADAPTERS,
+    ),
+    Scenario(
+        "adapters-average-validated",
+        {
+            **_VALIDATED,
+            "sharing.layers": {"0": "shared"},
+            "model.adapters": {"aggregation": "average", "kind": "dora", "rank": 4},
+        },
+        WITH_A_TWIN,
+        needs=_OF_ADAPTERS,
+    ),
+    Scenario(
+        "adapters-svd-ranks",
+        {
+            "training.num_rounds": 3,
+            "model.adapters": {"aggregation": "svd", "kind": "rslora", "rank": 4, "ranks": {"b": 2, "c": 8}},
+            "aggregation.task_weighting": "temperature",
+            "client.fetch_base": True,
+            "wire.download": "topk",
+        },
+        TWO_OF_SST2,
+        needs=_OF_ADAPTERS,
+    ),
+    Scenario("adapters-in-turn", _IN_TURN, TWO_OF_SST2, needs=_OF_ADAPTERS),
+    Scenario(
+        "adapters-in-turn-killed",
+        _IN_TURN,
+        TWO_OF_SST2,
+        script="c2? a2 b2 kill c2 a3? b3? c3? kill a3 b3 c3",
+        same_as="adapters-in-turn",
+        needs=_OF_ADAPTERS,
+    ),
+    Scenario("adapters-stacked", _STACKED, TWO_OF_SST2, needs=_OF_ADAPTERS),
+    Scenario(
+        "adapters-stacked-killed",
+        _STACKED,
+        TWO_OF_SST2,
+        script="c2? a2 b2 kill c2 a3? b3? c3? kill a3 b3 c3",
+        same_as="adapters-stacked",
+        needs=_OF_ADAPTERS,
     ),
 )

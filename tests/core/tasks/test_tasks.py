@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from fedmtl_core.errors import ConfigError
-from fedmtl_core.model.scopes import SHARED, scope_of, task_of, task_scope
+from fedmtl_core.model.scopes import SHARED, factor_scope, group_of, group_scope, scope_of, task_of, task_scope
 from fedmtl_core.tasks.glue import PRESETS
 from fedmtl_core.tasks.spec import TaskSpec, Traits
 
@@ -75,6 +75,12 @@ def test_a_parameter_belongs_to_its_head_or_to_everybody():
     assert scope_of("encoder.heads.sst2.weight") == SHARED
     assert task_of("task:sst2") == "sst2"
     assert task_of(SHARED) is None
+
+
+def test_one_factor_of_a_tasks_or_groups_adapters_belongs_to_the_task_or_group():
+    assert task_of(factor_scope("b", task_scope("sst2"))) == "sst2"
+    assert group_of(factor_scope("a", group_scope("pairs"))) == "pairs"
+    assert (task_of("factor_b:shared"), group_of("factor_b:task:sst2")) == (None, None)
 
 
 def tickets(*labels: str) -> TaskSpec:

@@ -378,3 +378,18 @@ def _fold(updates, arrivals):
 
 def _bytes(result):
     return {scope: component.buffer.numpy().tobytes() for scope, component in result.components.items()}
+
+
+def test_factors_that_are_trained_in_turn_are_named_with_the_tasks_that_share_them():
+    """Each factor has a component of its own; the tensors of both are those of the same tasks."""
+    scopes = {
+        "encoder.0.b": "factor_b:shared",
+        "encoder.1.b": "factor_b:task:sst2",
+        "encoder.2.b": "factor_b:group:pairs",
+        "heads.sst2.weight": "task:sst2",
+    }
+    parameters = {name: torch.tensor([float(number)]) for number, name in enumerate(scopes)}
+    result = aggregate(update_of("a", "sst2", 1, parameters, scopes=scopes))
+    assert list(result["shared"]) == ["encoder.0.b"]
+    assert list(result["groups"]["pairs"]) == ["encoder.2.b"]
+    assert sorted(result["task_heads"]["sst2"]) == ["encoder.1.b", "heads.sst2.weight"]

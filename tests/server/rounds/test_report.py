@@ -75,6 +75,15 @@ def test_the_encoder_of_factors_that_are_trained_in_turn_is_the_factor_of_the_ro
         assert sst2.encoder_share == 0.25
 
 
+def test_of_factors_in_several_components_the_one_that_most_clients_share_counts():
+    scopes = {"sst2": ("factor_a:shared", "factor_b:shared", "factor_a:task:sst2", "factor_b:task:sst2", "task:sst2")}
+    whole, part = [Contribution("a", "sst2", 1, 1.0)], [Contribution("a", "sst2", 1, 0.25)]
+    for factor in "ab":
+        aggregate = Aggregate({}, {f"factor_{factor}:shared": part, f"factor_{factor}:task:sst2": whole})
+        (sst2,) = task_reports(scopes, [], aggregate, 1)
+        assert sst2.encoder_share == 0.25
+
+
 def test_results_are_before_the_first_after_the_last_and_the_best():
     reports = [report(1, sst2=0.5, qqp=0.4), report(2, sst2=0.9, qqp=0.6), report(3, sst2=0.8, qqp=0.7)]
     measurements = measured(*reports)

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from fedmtl_core.config import Config
+from fedmtl_core.errors import ConfigError
+from fedmtl_server import Server
 from fedmtl_server.saved_runs import load_model, open_run
 from tests.federations import run
+from tests.support import reports_of
 
 AGGREGATIONS = ("freeze_a", "alternate", "average", "svd", "stack")
 TASKS = ("sst2", "qqp", "stsb")
@@ -30,6 +33,8 @@ REFUSED = {
     "auto": ("alternate", "svd", "stack"),
     "auto_a_shared": ("freeze_a", "alternate", "svd", "stack"),
     "asynchronous": ("alternate", "svd", "stack"),
+    "auxiliary_with_own_layers": ("stack",),
+    "rule": ("alternate", "svd", "stack"),
 }
 """By option, the aggregations that can't be combined with it."""
 
@@ -67,12 +72,25 @@ OPTIONS = {
     "auto_a_shared": {"sharing": {"mode": "auto", "adapters": {"a": "shared"}}},
     "asynchronous": {"rounds": {"mode": "async", "buffer_size": 2}},
     "auxiliary": {"tasks": {"stsb": {"auxiliary": {"weight": 0.5, "decay": 0.9}}}},
+    "auxiliary_with_own_layers": {
+        "tasks": {"stsb": {"auxiliary": {"weight": 0.0}}},
+        "sharing": {"layers": {"1": "task"}},
+        "rounds": {"await_clients_s": 20},  # threads share one generator: no client may train while another one loads
+    },
+    "rule": {"aggregation": {"rule": "examples.own_aggregation.median:Median"}},
+    "early_stopping": {"early_stopping": {"patience": 3}},
+    "fetched_base": {"client": {"fetch_base": True}, "wire": {"download": "topk", "compression": "zstd"}},
 }
 
 
 def values(aggregation: str, option: str) -> dict[str, object]:
+    """Without dropout: the clients' threads share PyTorch's generator, from which another client's base is drawn."""
     config: dict[str, object] = {
-        "model": {"server_model": "builtin:toy", "adapters": {"aggregation": aggregation, "rank": 4}},
+        "model": {
+            "server_model": "builtin:toy",
+            "head_dropout": 0,
+            "adapters": {"aggregation": aggregation, "rank": 4},
+        },
         "training": {"num_rounds": 3, "local_epochs": 1, "learning_rate": 0.01, "max_length": 32},
         "rounds": {"rejoin_grace_s": 0.5},
         "server": {"port": 0},
@@ -134,6 +152,8 @@ KEYS = {
     "control_variates": ("training.control_variates",),
     "layers_local": ("sharing.layers.1",),
     "layers_task": ("sharing.layers.1",),
+    "auxiliary_with_own_layers": ("sharing.layers.1",),
+    "rule": ("aggregation.rule",),
     "schedule": ("sharing.schedule",),
     "cosine": ("sharing.adaptive.policy",),
     "auto": ("sharing: plain",),
@@ -150,3 +170,19 @@ def test_what_cannot_go_together_is_refused_by_both_keys(option, aggregation):
         Config.model_validate(values(aggregation, option))
     assert any(key in str(error.value) for key in KEYS.get(option, ("sharing.adapters",)))
     assert "aggregation" in str(error.value)
+
+
+@pytest.mark.parametrize("adapters", [{"a": "local"}, {"b": "local"}])
+def test_factors_in_turn_are_refused_if_a_round_would_leave_a_client_nothing_to_send(adapters, tmp_path):
+    config = values("alternate", "local_head")
+    config["sharing"] |= {"adapters": adapters}
+    with pytest.raises(ConfigError, match=r"alternate.*nothing to send.*sharing\.head: local"):
+        Server(Config.model_validate(config), tmp_path / "run")
+
+
+@pytest.mark.parametrize(("rule", "has_figure"), [("mean", True), ("examples.own_aggregation.median:Median", False)])
+def test_only_averages_are_compared_with_the_average_product(rule, has_figure, tmp_path):
+    config = values("average", "none") | {"aggregation": {"rule": rule}}
+    run(Config.model_validate(config), tmp_path / "run")
+    trained = [one for one in reports_of(tmp_path / "run") if one.purpose == "train"]
+    assert [bool(one.inexactness) for one in trained] == [has_figure] * 3

@@ -117,7 +117,11 @@ async def test_after_a_restart_an_acknowledged_update_counts_to_the_same_bits(tm
 def toy(**more):
     return Config.model_validate(
         {
-            "model": {"server_model": "builtin:toy", "adapters": {"aggregation": "stack", "rank": 4}},
+            "model": {
+                "server_model": "builtin:toy",
+                "head_dropout": 0,
+                "adapters": {"aggregation": "stack", "rank": 4},
+            },
             "training": {"num_rounds": 3, "local_epochs": 1, "learning_rate": 0.01, "max_length": 32},
             "rounds": {"rejoin_grace_s": 0.5},
             "server": {"port": 0},
