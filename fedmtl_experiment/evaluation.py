@@ -8,9 +8,8 @@ makes the result independent of the number of processors.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from fedmtl_client.trainer import Trainer, choose_device
 from fedmtl_core.config import Config
 from fedmtl_core.errors import FedMTLError
 from fedmtl_core.model.modeling import MultiTaskModel, load_tokenizer
+from fedmtl_core.runtime.threads import in_one_thread
 from fedmtl_core.tasks.kinds import Row
 from fedmtl_core.tasks.spec import TaskSpec
 
@@ -138,7 +138,7 @@ class Evaluator:
         num_threads = processors if self._device.type == "cpu" else 1
         running: dict[Future[Metrics], CandidateKey] = {}
         measured: dict[CandidateKey, Metrics] = {}
-        with _one_thread_each(), ThreadPoolExecutor(num_threads, "evaluation", torch.set_num_threads, (1,)) as pool:
+        with in_one_thread(), ThreadPoolExecutor(num_threads, "evaluation", torch.set_num_threads, (1,)) as pool:
             try:
                 for candidate in candidates:
                     on_start(candidate)
@@ -168,14 +168,3 @@ def _collect(running: dict[Future[Metrics], CandidateKey], measured: dict[Candid
     """Wait for an evaluation to end, and move the results of those that have ended."""
     for done in wait(running, return_when=FIRST_COMPLETED).done:
         measured[running.pop(done)] = done.result()
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Have PyTorch use one thread in each new Python thread; this thread's number is restored at the end."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -194,13 +194,3 @@ def _is_linear(module: nn.Module) -> bool:
 def is_conv1d(module: nn.Module) -> bool:
     """Whether a module is a linear layer of GPT-2 and related models, whose weight is `(inputs, outputs)`."""
     return isinstance(module, Conv1D)
-
-
-def _first_values(name: str, like: Tensor, seed: int) -> Tensor:
-    """Return a factor's first values: uniform between plus and minus the inverse square root of its inputs."""
-    drawn = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
-    generator = torch.Generator().manual_seed(int.from_bytes(drawn, "little", signed=True))
-    bound = 1 / math.sqrt(like.shape[-1])
-    if like.is_meta:  # a model without values
-        return like.float()
-    return torch.empty(like.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)

@@ -7,8 +7,7 @@ All computations are in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,14 +106,3 @@ def _new_rows(rows: Tensor, before: Tensor, count: int) -> Tensor:
         candidates = torch.cat([candidates, torch.eye(rows.shape[1], dtype=rows.dtype)])
     orthonormal: Tensor = torch.linalg.qr(candidates.T).Q.T
     return orthonormal[len(rows) : len(rows) + count]
-
-
-@contextmanager
-def in_one_thread() -> Iterator[None]:
-    """Within the context, let this thread compute alone, so that the last bits don't depend on the number of cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fedmtl_core.config.stages import ADAPTERS
 from fedmtl_core.json_types import JsonObject
-from fedmtl_core.model.adapters import factor_names
-from fedmtl_core.wire.layout import Component, Layout
-from fedmtl_server.aggregation.low_rank import Product, distance, in_one_thread, truncated, weighted_sum
+from fedmtl_core.runtime.threads import in_one_thread
+from fedmtl_core.wire.layout import Component
+from fedmtl_server.aggregation.factors import counted_factors, factor_pairs
+from fedmtl_server.aggregation.low_rank import Product, distance, truncated, weighted_sum
 from fedmtl_server.aggregation.stages.base import Combination, Ending, Group, Outcome, Stage
 from fedmtl_server.aggregation.values import RoundContext, ScreenedUpdate, StageState
-from fedmtl_server.aggregation.wide import counted_values
 
 _LEAST_COEFFICIENT = 1e-12
 """The coefficient of the model's own product below which it is a rounding error of coefficients that add up to 1."""
@@ -66,22 +66,9 @@ class AdapterProducts(Stage):
 
     def screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
         for scope, component in update.components.items():
-            names = [name for pair in _pairs(component.layout).values() for name in pair]
-            if not names:
-                continue
-            views = component.views()
-            origins = self._base[scope].views() if update.needs_base_in(scope) else {}
-            self._factors.setdefault(scope, {})[update.client_id] = {
-                name: counted_values(
-                    views[name].flatten(),
-                    origins[name].flatten() if name in origins else None,
-                    update.scale_in(scope),
-                    update.kind == "delta",
-                )
-                .view(views[name].shape)
-                .clone()
-                for name in names
-            }
+            if factor_pairs(component.layout):
+                factors = counted_factors(update, scope, self._base[scope])
+                self._factors.setdefault(scope, {})[update.client_id] = factors
         return update
 
     def combine(self, group: Group, combination: Combination) -> Combination:
@@ -97,7 +84,7 @@ class AdapterProducts(Stage):
         Raises:
             NonFiniteError: a factor from the decomposition is beyond the range of its dtype.
         """
-        pairs = _pairs(combined.layout)
+        pairs = factor_pairs(combined.layout)
         if not pairs or base.scope not in self._factors:
             return
         views, before = combined.views(), base.views()
@@ -149,8 +136,3 @@ class AdapterProducts(Stage):
         """
         metadata: JsonObject = {"inexactness": dict(self._inexactness)} if self._inexactness else {}
         return StageState(metadata=metadata)
-
-
-def _pairs(layout: Layout) -> dict[str, tuple[str, str]]:
-    """Return, by adapted layer, the names of its factors A and B, if a component has both."""
-    return factor_names([spec.name for spec in layout.tensors])

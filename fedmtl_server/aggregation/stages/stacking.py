@@ -14,14 +14,14 @@ from torch import Tensor
 
 from fedmtl_core.config.stages import ADAPTERS
 from fedmtl_core.json_types import JsonObject
-from fedmtl_core.model.adapters import factor_names, first_values
+from fedmtl_core.model.adapters import first_values
 from fedmtl_core.model.merging import merge, rank_of, stack, stack_layout
 from fedmtl_core.model.scopes import MERGED, SHARED, stack_scope
 from fedmtl_core.tasks.adapters import AdapterSettings
 from fedmtl_core.wire.layout import Component, Layout
+from fedmtl_server.aggregation.factors import counted_factors, factor_pairs
 from fedmtl_server.aggregation.stages.base import Combination, Ending, Group, Outcome, Stage
 from fedmtl_server.aggregation.values import Broadcast, RoundContext, ScreenedUpdate, StageState
-from fedmtl_server.aggregation.wide import counted_values
 
 
 @dataclass(frozen=True)
@@ -60,22 +60,8 @@ class StackedAdapters(Stage):
         self._factors, self._coefficients, self._next = {}, {}, None
 
     def screen(self, update: ScreenedUpdate) -> ScreenedUpdate:
-        if (component := update.components.get(SHARED)) is None:
-            return update
-        views = component.views()
-        origins = self._context.base[SHARED].views() if update.needs_base_in(SHARED) else {}
-        self._factors[update.client_id] = {
-            name: counted_values(
-                views[name].flatten(),
-                origins[name].flatten() if name in origins else None,
-                update.scale_in(SHARED),
-                update.kind == "delta",
-            )
-            .view(views[name].shape)
-            .clone()
-            for pair in _pairs(component.layout).values()
-            for name in pair
-        }
+        if SHARED in update.components:
+            self._factors[update.client_id] = counted_factors(update, SHARED, self._context.base[SHARED])
         return update
 
     def combine(self, group: Group, combination: Combination) -> Combination:
@@ -99,7 +85,7 @@ class StackedAdapters(Stage):
         merge(after.views(), stacked)
         after.require_finite()
         views = combined.views()
-        for a, b in _pairs(combined.layout).values():
+        for a, b in factor_pairs(combined.layout).values():
             views[a].copy_(first_values(a, views[a].shape, self._settings.seed, self._context.round))
             views[b].zero_()
         self._next = _Merge(stacked, before.digest(), after)
@@ -132,8 +118,3 @@ class StackedAdapters(Stage):
         if state.metadata:
             stacked = state.components[stack_scope(SHARED)]
             self._last = _Merge(stacked, bytes.fromhex(state.metadata["base"]))
-
-
-def _pairs(layout: Layout) -> dict[str, tuple[str, str]]:
-    """Return, by adapted layer, the names of its factors A and B."""
-    return factor_names([spec.name for spec in layout.tensors])

@@ -56,7 +56,8 @@ def test_ranks_do_not_go_with_what_compares_updates_with_the_models_factors(sect
     ],
 )
 def test_ranks_go_with_what_takes_factors_as_they_are(sections):
-    config({"aggregation": "svd", "ranks": RANKS}, **sections)
+    made = config({"aggregation": "svd", "ranks": RANKS}, **sections)
+    assert made.model.adapters.ranks == RANKS
 
 
 def test_the_servers_model_has_the_largest_rank_and_a_plan_the_rank_of_clients_without_their_own():

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmtl_server.aggregation.low_rank import Product, distance, in_one_thread, truncated, weighted_sum
+from fedmtl_core.runtime.threads import in_one_thread
+from fedmtl_server.aggregation.low_rank import Product, distance, truncated, weighted_sum
 from tests.server.aggregation.adapters import cut
 
 
